@@ -1,0 +1,1 @@
+"""The REST face of sealsvc: an unprivileged client of the control socket."""

@@ -1,0 +1,106 @@
+"""One example of each thing the API takes and gives: typed here, shown in openapi.json."""
+
+from __future__ import annotations
+
+import msgspec
+
+from api.schemas import AuditBody, GrantBody, Health, RecallBody
+from sealsvc.messages import (
+    AuditReport,
+    Drift,
+    EnforcerInfo,
+    Event,
+    Extent,
+    ExtentPage,
+    FilesystemInfo,
+    FilesystemList,
+    Gap,
+    Holder,
+    RecallOutcome,
+    RecallReport,
+    Requirements,
+    SealInfo,
+    SealPage,
+    ServiceStatus,
+)
+from sealsvc.model import ByteRange, Conflict, Fence, FileId, IoMode, Kind, State
+
+ID = "65f0c0ffee5ea15e00000001"
+PATH = "/srv/pmem/volume-7.img"
+MIB = 1024 * 1024
+
+SEAL = SealInfo(
+    id=ID,
+    seqid=2,
+    state=State.ACTIVE,
+    file=FileId(device=66304, inode=4711, generation=1),
+    path=PATH,
+    filesystem="/srv/pmem",
+    range=ByteRange(0, 64 * MIB),
+    effective=ByteRange(0, 64 * MIB),
+    iomode=IoMode.RW,
+    kind=Kind.EXCLUSIVE,
+    conflict=Conflict.WAIT,
+    fence=Fence.NONE,
+    grace=10.0,
+    ttl=0.0,
+    tag="nic-0",
+    require=Requirements(),
+    enforcers=["fanotify", "lease"],
+    accepted_risks=[],
+    holder=Holder(pid=4242, start_time=98765, uid=1000, comm="rdma-target"),
+    extents=1,
+    granted_at=1767225600.0,
+    state_since=1767225600.5,
+)
+RETURNED = msgspec.structs.replace(SEAL, state=State.RETURNED, seqid=3)
+PAGE = SealPage(seals=[SEAL], next=ID)
+EXTENTS = ExtentPage(
+    extents=[Extent(logical=0, physical=8 * MIB, length=64 * MIB, flags=["last"])], total=1
+)
+RECALLS = RecallReport(recalled=[RecallOutcome(seal=ID, state=State.RETURNED)])
+DRIFT = Drift(seal=ID, path=PATH, logical=MIB, expected="9437184+4096", found="hole")
+AUDIT = AuditReport(checked=1, drifted=[DRIFT], unreadable=[])
+FILESYSTEM = FilesystemInfo(
+    mount="/srv/pmem",
+    type="xfs",
+    device="/dev/pmem0",
+    block_size=4096,
+    reflink=False,
+    dax=True,
+    enforcers=["fanotify", "lease"],
+    supported=True,
+    reason="",
+    gaps=[Gap(risk="open-before-mark", kinds=[Kind.SHARED], why="opened before the mark")],
+    seals=1,
+)
+FILESYSTEMS = FilesystemList(filesystems=[FILESYSTEM])
+STATUS = ServiceStatus(
+    version="0.1.0",
+    protocol=1,
+    pid=812,
+    uptime=3600.0,
+    simulated=False,
+    kernel="6.14.0",
+    roots=["/srv/pmem"],
+    enforcers=[EnforcerInfo(name="bpf", available=False, reason="the kernel has no BPF LSM")],
+    seals={"active": 1},
+    conflicts_waiting=0,
+    connections=2,
+    counters={"grants": 1},
+)
+EVENT = Event(
+    seq=17,
+    time=1767225610.0,
+    name="state",
+    seal=ID,
+    data={"from": "active", "to": "recalled", "reason": "maintenance", "seqid": 3},
+)
+ALIVE = Health(status="alive")
+READY = Health(status="ready")
+
+GRANT_BODY = msgspec.convert(
+    {"path": PATH, "length": 64 * MIB, "tag": "nic-0", "holder": {"pid": 4242}}, GrantBody
+)
+RECALL_BODY = msgspec.convert({"seal": ID, "wait": True, "reason": "maintenance"}, RecallBody)
+AUDIT_BODY = msgspec.convert({"seal": ID}, AuditBody)

@@ -1,0 +1,66 @@
+/* Files: opening them safely, who they are, and what else has hold of them. */
+#ifndef SEALSVC_FILES_H
+#define SEALSVC_FILES_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+/* openat2(2) of `path`, relative to the directory dirfd, with RESOLVE_BENEATH |
+ * RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS. `flags` as for open(2); O_CLOEXEC is added.
+ * Returns a descriptor or -errno. */
+int seal_open_beneath(int dirfd, const char *path, int flags);
+
+/* fallocate(2) with all its modes (FALLOC_FL_*), begun anew when a signal interrupts it. 0 or -errno. */
+int seal_fallocate(int fd, int mode, uint64_t offset, uint64_t length);
+
+/* FS_IOC_GETVERSION: the inode's generation into *out. 0 or -errno (-ENOTTY: none). */
+int seal_generation(int fd, uint32_t *out);
+
+/* FS_IOC_FSGETXATTR; extsize and cowextsize in bytes. 0 or -errno. */
+struct seal_xattr {
+	uint32_t xflags, extsize, nextents, projid, cowextsize;
+};
+int seal_fsxattr(int fd, struct seal_xattr *out);
+/* FS_IOC_FSSETXATTR of FS_XFLAG_EXTSIZE with `bytes`, a multiple of the block size; all else stays.
+ * 0 or -errno (-EINVAL: XFS takes it only while the file has no extents). ext4 takes it and forgets
+ * it: extsize stays 0. */
+int seal_set_extsize(int fd, uint32_t bytes);
+
+/* XFS_IOC_FSGEOMETRY: is `fd` on XFS, and with which geometry? 0, or -errno (-ENOTTY: not XFS). */
+struct seal_xfs_geometry {
+	uint32_t block_size;
+	uint32_t rt_extent_blocks;
+	int reflink; /* XFS_FSOP_GEOM_FLAGS_REFLINK */
+};
+int seal_xfs_geometry(int fd, struct seal_xfs_geometry *out);
+
+/* statx(2): the STATX_ATTR_* that the file system knows and that are set. 0 or -errno. */
+int seal_statx_attributes(int fd, uint64_t *attributes);
+
+/* pidfd_open(2), pidfd_getfd(2): a descriptor or -errno. */
+int seal_pidfd_open(int pid);
+int seal_pidfd_getfd(int pidfd, int fd);
+
+/* A momentary F_SETLEASE of `type` (F_RDLCK or F_WRLCK) on fd. 1: the kernel granted it (and it is
+ * dropped again), 0: it refused because of other openers (EAGAIN), or -errno. With F_WRLCK a 1
+ * proves that no description of the inode other than fd's own exists: no descriptor, in no process
+ * and in no socket, and no mapping (fs/locks.c check_conflicting_open). SIGIO must be ignored by the
+ * process: an opener that comes within the moment breaks the lease. A lease that the description of
+ * fd held before is lost. */
+int seal_lease_probe(int fd, int type);
+
+/* The token: an OFD lock of one byte at SEAL_TOKEN_BASE + id on the description of `fd`. It lives
+ * as long as that description does, in any process, as a descriptor, in flight or mapped, so that
+ * another description of the file can ask in O(1) whether anything of it is left.
+ * 0 or -errno (-EINVAL: id is not below SEAL_TOKEN_BASE); held: 1, 0 or -errno. What the description
+ * of fd holds itself is not seen. */
+#define SEAL_TOKEN_BASE (UINT64_C(1) << 62)
+int seal_token_set(int fd, uint64_t id);
+int seal_token_clear(int fd, uint64_t id);
+int seal_token_held(int fd, uint64_t id);
+
+/* kcmp(2) KCMP_FILE: 1 when the two descriptors share one description, 0 when not, -errno. */
+int seal_same_description(int pid_a, int fd_a, int pid_b, int fd_b);
+
+#endif

@@ -1,0 +1,15 @@
+/* Everything the Python binding sees. */
+#ifndef SEALSVC_NATIVE_H
+#define SEALSVC_NATIVE_H
+
+#include "sealsvc/extents.h"
+#include "sealsvc/files.h"
+#include "sealsvc/gate.h"
+#include "sealsvc/lease.h"
+#include "sealsvc/mappings.h"
+#include "sealsvc/operation.h"
+#include "sealsvc/populate.h"
+#include "sealsvc/procfs.h"
+#include "sealsvc/verdict.h"
+
+#endif

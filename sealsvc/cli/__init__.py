@@ -1,0 +1,1 @@
+"""sealctl: the command line of sealsvc."""

@@ -1,0 +1,99 @@
+"""sealctl doctor: measure what can be kept still on a file system, here and now."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+
+from sealsvc.cli.options import Settings, pass_settings, shared_options
+from sealsvc.cli.output import emit, printable, table
+from sealsvc.cli.parameters import Words
+from sealsvc.model import Conflict, Kind
+
+if TYPE_CHECKING:
+    from sealsvc.doctor.report import Report, Row
+
+EXAMPLES = """\b
+Examples:
+  sealctl doctor /pmem
+  sealctl doctor /pmem --enforcer bpf,fanotify --kind exclusive --conflict refuse
+  sealctl doctor /pmem -o json | jq '.coverage[] | select(.result == "not-covered")'
+"""
+
+_STYLES = {"waits": "green", "refused": "green", "not-covered": "bold red", "not-applicable": "dim"}
+_CLEAR_LINE = "\r\x1b[K"
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("path", type=click.Path(exists=True))
+@click.option(
+    "--enforcer", "enforcers", multiple=True, metavar="NAME,...", help="Only with these (all)."
+)
+@click.option("--kind", "kinds", type=Words(Kind), multiple=True, help="Only these kinds.")
+@click.option(
+    "--conflict", "conflicts", type=Words(Conflict), multiple=True, help="Only these policies."
+)
+@click.option(
+    "--operation", "operations", multiple=True, metavar="NAME,...", help="Only these (all)."
+)
+@click.option("--disruptive", is_flag=True, help="Also what disturbs the whole file system.")
+@shared_options
+@pass_settings
+def doctor(settings: Settings, /, path: str, **only: Any) -> None:
+    """Measure the coverage on the file system of PATH, in scratch files there.
+
+    Every operation that could change an extent map is tried against a sealed file: it waits, is
+    refused, passes without harm, or is not covered. It asks the running service; for root, with
+    --enforcer or when none runs, a private one.
+    """
+    # The measuring code loads the native module, which almost nothing else here needs.
+    from sealsvc.doctor.report import measure
+
+    report = measure(
+        path,
+        socket=settings.socket,
+        enforcers=_split(only["enforcers"]) or None,
+        kinds=[Kind(word) for word in _flat(only["kinds"])] or list(Kind),
+        conflicts=[Conflict(word) for word in _flat(only["conflicts"])] or list(Conflict),
+        operations=_split(only["operations"]) or None,
+        disruptive=only["disruptive"],
+        progress=_progress if sys.stderr.isatty() else None,
+    )
+    if sys.stderr.isatty():
+        click.echo(_CLEAR_LINE, err=True, nl=False)
+    emit(settings, report, lambda console: _print(console, report))
+
+
+def _flat(lists: tuple[tuple[str, ...], ...]) -> list[str]:
+    return [word for words in lists for word in words]
+
+
+def _split(lists: tuple[str, ...]) -> list[str]:
+    return [word.strip() for words in lists for word in words.split(",")]
+
+
+def _progress(row: Row) -> None:
+    told = printable(f"{row.operation} {row.kind} {row.conflict}: {row.result}")
+    click.echo(_CLEAR_LINE + told, err=True, nl=False)
+
+
+def _print(console: Console, report: Report) -> None:
+    enforcers = ", ".join(report.enforcers) or "none"
+    console.print(f"{report.filesystem} on Linux {report.kernel}, enforcers: {enforcers}")
+    made = table("OPERATION", "KIND", "CONFLICT", "ENFORCER", "RESULT", "ERRNO", "MAP", "NOTE")
+    for row in report.coverage:
+        made.add_row(
+            row.operation,
+            row.kind,
+            row.conflict,
+            row.enforcer or "-",
+            row.result,
+            row.errno or "-",
+            "changed" if row.map_changed else "kept",
+            printable(row.note),
+            style=_STYLES.get(row.result, ""),
+        )
+    console.print(made)

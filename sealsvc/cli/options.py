@@ -1,0 +1,103 @@
+"""The options every command takes, before or behind the command's name, and what they set."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import click
+
+from sealsvc.cli.parameters import TIMEOUT
+from sealsvc.client import Client
+
+F = TypeVar("F", bound=Callable[..., Any])
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# Shared by a context and its children, and filled during shell completion too: see _remember.
+_META = "sealsvc.cli."
+
+# How long a command waits for an answer that the service gives at once.
+_PROMPT = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """`socket` None: SEALSVC_SOCKET or the default. `timeout` None: the command's own."""
+
+    socket: str | None = None
+    output: str = "human"
+    color: str = "auto"
+    timeout: float | None = None
+
+    @property
+    def json(self) -> bool:
+        return self.output == "json"
+
+    def connect(self, *, patient: bool = False) -> Client:
+        """`patient`: the answer may rightly take long (a preparation, a recall that is waited
+        for), so that only --timeout bounds it."""
+        return Client(self.socket, self.timeout or (None if patient else _PROMPT))
+
+    @classmethod
+    def of(cls, ctx: click.Context) -> Settings:
+        names = ("socket", "output", "color", "timeout")
+        return cls(**{n: ctx.meta[_META + n] for n in names if _META + n in ctx.meta})
+
+
+def _remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+    # The group's options are processed first, so that what stands nearer to the command wins.
+    if value is not None:
+        ctx.meta[_META + str(param.name)] = value
+
+
+_SHARED = (
+    click.option(
+        "--socket",
+        metavar="PATH",
+        help="Control socket of the service [env: SEALSVC_SOCKET].",
+        type=click.Path(),
+        expose_value=False,
+        callback=_remember,
+    ),
+    click.option(
+        "-o",
+        "--output",
+        type=click.Choice(["human", "json"]),
+        help="Output format (human).",
+        expose_value=False,
+        callback=_remember,
+    ),
+    click.option(
+        "--color",
+        type=click.Choice(["auto", "always", "never"]),
+        help="When to use colour (auto).",
+        expose_value=False,
+        callback=_remember,
+    ),
+    click.option(
+        "--timeout",
+        type=TIMEOUT,
+        help="Longest wait for the service's answer.",
+        expose_value=False,
+        callback=_remember,
+    ),
+)
+
+
+def shared_options(function: F) -> F:
+    for option in reversed(_SHARED):
+        function = option(function)
+    return function
+
+
+def pass_settings(function: Callable[Concatenate[Settings, P], R]) -> Callable[P, R]:
+    """Call a command with the Settings of its context as the first argument."""
+
+    @functools.wraps(function)
+    def with_settings(*args: P.args, **kwargs: P.kwargs) -> R:
+        return function(Settings.of(click.get_current_context()), *args, **kwargs)
+
+    return with_settings

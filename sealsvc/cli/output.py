@@ -1,0 +1,95 @@
+"""Both forms of output: the message itself as JSON, or a table for people."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+
+import click
+import msgspec
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sealsvc.cli.options import Settings
+from sealsvc.model import State
+
+# A pipe has no width; cutting rows there would break `sealctl ls | grep`.
+_UNBOUNDED = 100_000
+
+STATE_STYLES = {
+    State.GRANTED: "cyan",
+    State.ACTIVE: "green",
+    State.RECALLED: "yellow",
+    State.FENCING: "bold yellow",
+    State.FENCE_FAILED: "bold red",
+    State.LOST: "bold red",
+    State.REFUSED: "red",
+}
+
+
+def printable(text: str) -> str:
+    """Other users choose paths, tags and process names: none may steer the terminal."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode()
+        for c in text
+    )
+
+
+def note(message: str) -> None:
+    """A line for people beside the output proper."""
+    click.echo(f"sealctl: {printable(message)}", err=True)
+
+
+def console(settings: Settings) -> Console:
+    forced = {"always": True, "never": False}.get(settings.color)
+    # Markup, highlighting and emoji codes would misread paths such as "/data/[bold]:bug:".
+    made = Console(
+        force_terminal=forced,
+        no_color=True if forced is False else None,
+        markup=False,
+        highlight=False,
+        emoji=False,
+    )
+    if not sys.stdout.isatty():
+        made.width = _UNBOUNDED
+    return made
+
+
+def json_line(value: object) -> None:
+    click.echo(msgspec.json.encode(value))
+
+
+def emit(settings: Settings, value: object, human: Callable[[Console], None]) -> None:
+    if settings.json:
+        click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
+    else:
+        human(console(settings))
+
+
+def table(*headers: str, right: Iterable[str] = ()) -> Table:
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    numeric = set(right)
+    for header in headers:
+        # Only paths and reasons are long; folding keeps all of them on a narrow terminal.
+        made.add_column(
+            header,
+            justify="right" if header in numeric else "left",
+            no_wrap=header not in ("PATH", "REASON", "NOTE", "WHY"),
+            overflow="fold",
+        )
+    return made
+
+
+def fields(rows: Iterable[tuple[str, str | Text]]) -> Table:
+    """One thing in full: its fields, one a line."""
+    made = Table(box=None, pad_edge=False, show_header=False)
+    made.add_column(no_wrap=True, style="bold")
+    made.add_column(overflow="fold")
+    for name, value in rows:
+        made.add_row(name, value if isinstance(value, Text) else printable(value))
+    return made
+
+
+def state_text(state: State) -> Text:
+    return Text(state.value, style=STATE_STYLES.get(state, ""))

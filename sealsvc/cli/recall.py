@@ -1,0 +1,105 @@
+"""sealctl recall: ask for seals back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from rich.console import Console
+
+from sealsvc.cli.answers import ask
+from sealsvc.cli.options import Settings, pass_settings, shared_options
+from sealsvc.cli.output import emit, note, state_text, table
+from sealsvc.cli.parameters import DURATION, RANGE
+from sealsvc.cli.paths import absolute
+from sealsvc.cli.seals import complete_seal, find_seal
+from sealsvc.messages import RecallOutcome, RecallReport, RecallSeals
+from sealsvc.model import ByteRange, State
+
+EXAMPLES = """\b
+Examples:
+  sealctl recall 5f1e 60aa --reason "defragmentation"
+  sealctl recall --path /pmem/db --range 0:2M --wait
+  sealctl recall --filesystem /pmem --grace 30s --wait --timeout 1m   # before umount
+  sealctl recall --all
+"""
+
+_NOT_ENDED = {State.FENCE_FAILED, State.LOST}
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("seals", metavar="[ID]...", nargs=-1, shell_complete=complete_seal)
+@click.option("--path", type=click.Path(), help="Every seal of this file.")
+@click.option("--range", "span", type=RANGE, help="With --path: only those that overlap it.")
+@click.option("--filesystem", type=click.Path(), help="Every seal on this path's file system.")
+@click.option("--pid", type=click.IntRange(1), help="Every seal that this process holds.")
+@click.option("--all", "everything", is_flag=True, help="Every seal.")
+@click.option("--grace", type=DURATION, help="Time to leave the holders (each seal's own).")
+@click.option("--wait", is_flag=True, help="Until the recalls have ended (bound it by --timeout).")
+@click.option("--reason", default="", help="Told to the holders and kept in the audit log.")
+@shared_options
+@pass_settings
+def recall(
+    settings: Settings,
+    /,
+    seals: tuple[str, ...],
+    path: str | None,
+    span: ByteRange | None,
+    filesystem: str | None,
+    pid: int | None,
+    everything: bool,
+    **manner: Any,
+) -> int:
+    """Recall seals by ID, one after the other, or all in one scope at once.
+
+    With --wait the exit status is 1 when a recall ended without the seal's return or revocation
+    (fence-failed, lost).
+    """
+    scope = _scope(path, span, filesystem, pid, everything)
+    if bool(seals) + len(scope.keys() - {"range"}) != 1:
+        raise click.UsageError("name ids, or one of --path, --filesystem, --pid and --all")
+    if span is not None and path is None:
+        raise click.UsageError("--range belongs to --path")
+    report = _recall(settings, seals, scope, manner)
+    emit(settings, report, lambda console: _print(console, report))
+    return int(manner["wait"] and any(o.state in _NOT_ENDED for o in report.recalled))
+
+
+def _scope(
+    path: str | None,
+    span: ByteRange | None,
+    filesystem: str | None,
+    pid: int | None,
+    everything: bool,
+) -> dict[str, Any]:
+    scope = {
+        "path": None if path is None else absolute(path),
+        "range": span,
+        "filesystem": None if filesystem is None else absolute(filesystem),
+        "pid": pid,
+        "all": everything or None,
+    }
+    return {name: value for name, value in scope.items() if value is not None}
+
+
+def _recall(
+    settings: Settings, seals: tuple[str, ...], scope: dict[str, Any], manner: dict[str, Any]
+) -> RecallReport:
+    with settings.connect(patient=manner["wait"]) as client:
+        if not seals:
+            return ask(client, RecallSeals, RecallReport, **scope, **manner)
+        ids = [find_seal(client, seal) for seal in seals]
+        outcomes: list[RecallOutcome] = []
+        for seal in ids:
+            outcomes += ask(client, RecallSeals, RecallReport, seal=seal, **manner).recalled
+        return RecallReport(recalled=outcomes)
+
+
+def _print(console: Console, report: RecallReport) -> None:
+    if not report.recalled:
+        note("nothing to recall")
+        return
+    made = table("ID", "STATE")
+    for outcome in report.recalled:
+        made.add_row(outcome.seal, state_text(outcome.state))
+    console.print(made)

@@ -1,0 +1,129 @@
+"""sealctl: the commands, and how what goes wrong becomes a message and an exit status."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Sequence
+
+import click
+import msgspec
+
+from sealsvc import __version__
+from sealsvc.cli.audit import audit
+from sealsvc.cli.completion import VARIABLE, completion
+from sealsvc.cli.doctor import doctor
+from sealsvc.cli.filesystems import filesystems
+from sealsvc.cli.hold import hold
+from sealsvc.cli.ls import ls
+from sealsvc.cli.map import map_command
+from sealsvc.cli.options import Settings, shared_options
+from sealsvc.cli.output import note
+from sealsvc.cli.recall import recall
+from sealsvc.cli.show import show
+from sealsvc.cli.status import status
+from sealsvc.cli.units import duration
+from sealsvc.cli.watch import watch
+from sealsvc.errors import Refusal
+from sealsvc.messages import Failure
+
+EXAMPLES = """\b
+Examples:
+  sealctl hold /pmem/db -- ./server
+  sealctl ls
+  sealctl map /pmem/db
+
+\b
+Exit status: 0 done, 1 failure, 2 usage, 3 denied, 4 not found, 5 unsuitable file, 6 conflict
+(try again), 7 service unavailable, 8 drift found; that of `hold` is its command's.
+"""
+
+COMMANDS = (
+    hold,
+    ls,
+    show,
+    map_command,
+    recall,
+    watch,
+    audit,
+    status,
+    filesystems,
+    doctor,
+    completion,
+)
+
+INTERRUPTED = 130
+
+# Of what the system itself refuses us (map, doctor): the exit of the row it resembles.
+_SYSTEM_EXITS = {
+    errno.ENOENT: 4,
+    errno.ENOTDIR: 4,
+    errno.EACCES: 3,
+    errno.EPERM: 3,
+    errno.EOPNOTSUPP: 5,
+    errno.ENOTTY: 5,
+}
+
+
+class ReportingGroup(click.Group):
+    """Turns what the service or the system refuses into a message and an exit status, here and
+    nowhere else: the one place that still knows the command's options."""
+
+    def invoke(self, ctx: click.Context) -> int:
+        try:
+            result = super().invoke(ctx)
+        except Refusal as refusal:
+            return _report(ctx, refusal)
+        except TimeoutError as error:
+            return _report(ctx, Refusal("service-unavailable", str(error)))
+        except BrokenPipeError:
+            raise  # whoever read our output has seen enough; click leaves quietly
+        except OSError as error:
+            note(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+            return _SYSTEM_EXITS.get(error.errno or 0, 1)
+        return result if isinstance(result, int) else 0
+
+
+def _report(ctx: click.Context, refusal: Refusal) -> int:
+    row = refusal.row
+    if Settings.of(ctx).json:
+        failure = Failure(
+            id=None,
+            code=refusal.code,
+            message=refusal.message,
+            details=refusal.details,
+            retry_after=refusal.retry_after,
+        )
+        click.echo(msgspec.json.encode(failure), err=True)
+        return row.exit
+    note(str(refusal))
+    after = "" if refusal.retry_after is None else f" Retry in {duration(refusal.retry_after)}."
+    click.echo(f"  {row.advice}{after}", err=True)
+    return row.exit
+
+
+@click.group(
+    cls=ReportingGroup,
+    epilog=EXAMPLES,
+    commands=COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(__version__, prog_name="sealctl")
+@shared_options
+def sealctl() -> None:
+    """Hold, watch and recall extent-map seals."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit status."""
+    try:
+        return int(sealctl.main(arguments, "sealctl", VARIABLE, standalone_mode=False))
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.Abort:
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

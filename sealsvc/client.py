@@ -1,0 +1,325 @@
+"""Python clients of the control socket: `Client` blocks, `AsyncClient` lives in an event loop.
+
+Both raise `Refusal` for the service's answers of "no", and `service-unavailable` when it is not
+there. Descriptors that come with an answer belong to the caller.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import itertools
+import os
+import select
+import socket
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import msgspec
+
+from sealsvc.errors import TABLE, Refusal
+from sealsvc.messages import (
+    DEFAULT_SOCKET,
+    MAX_FDS,
+    MAX_MESSAGE,
+    Answer,
+    AnyRequest,
+    Event,
+    Failure,
+    FromService,
+    Grant,
+    Push,
+    Result,
+    SealInfo,
+    decode_from_service,
+    encode,
+)
+
+
+def socket_path() -> str:
+    """Where the service listens: SEALSVC_SOCKET, else its default."""
+    return os.environ.get("SEALSVC_SOCKET", DEFAULT_SOCKET)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer and the descriptors that came with it."""
+
+    result: Result
+    fds: tuple[int, ...] = ()
+
+    @property
+    def seal(self) -> SealInfo:
+        if not isinstance(self.result, SealInfo):
+            raise TypeError(f"the answer is {type(self.result).__name__}, not a seal")
+        return self.result
+
+
+def _unavailable(path: str, error: OSError) -> Refusal:
+    return Refusal(
+        "service-unavailable",
+        f"no service answers on {path}: {error.strerror or error}",
+        {"socket": path},
+    )
+
+
+def _raised(failure: Failure) -> Refusal:
+    # A newer service may know codes that this client does not.
+    code = failure.code if failure.code in TABLE else "internal"
+    return Refusal(code, failure.message, failure.details, failure.retry_after)
+
+
+def _send(sock: socket.socket, request: AnyRequest, fds: Sequence[int]) -> None:
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    sock.sendmsg([encode(request)], ancillary)
+
+
+def _receive(sock: socket.socket) -> tuple[FromService, tuple[int, ...]] | None:
+    """One message, or None when the service has closed the connection."""
+    # Not socket.recv_fds: Python 3.11's drops the flags, and the descriptors would survive exec.
+    data, ancillary, flags, _ = sock.recvmsg(
+        MAX_MESSAGE, socket.CMSG_SPACE(MAX_FDS * 4), socket.MSG_CMSG_CLOEXEC
+    )
+    if not data:
+        return None
+    fds = array.array("i")
+    for level, kind, payload in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.frombytes(payload[: len(payload) // 4 * 4])
+    if flags & socket.MSG_TRUNC:
+        raise Refusal("internal", "the service sent a message above the protocol's limit")
+    return decode_from_service(data), tuple(fds)
+
+
+class Client:
+    """A blocking connection. Pushes that arrive while an answer is awaited are kept for `pushes`.
+    Not thread-safe: one thread, one client."""
+
+    def __init__(self, path: str | None = None, timeout: float | None = 60.0) -> None:
+        self.path = path or socket_path()
+        self.timeout = timeout
+        self._ids = itertools.count(1)
+        self._pushes: deque[Push] = deque()
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        try:
+            self._sock.connect(self.path)
+        except OSError as error:
+            self._sock.close()
+            raise _unavailable(self.path, error) from None
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def close(self) -> None:
+        self._sock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def send(self, kind: type[AnyRequest], /, fds: Sequence[int] = (), **fields: Any) -> int:
+        """Send a request without waiting; returns its id."""
+        request = kind(id=next(self._ids), **fields)
+        try:
+            _send(self._sock, request, fds)
+        except OSError as error:
+            raise _unavailable(self.path, error) from None
+        return request.id
+
+    def call(
+        self,
+        kind: type[AnyRequest],
+        /,
+        fds: Sequence[int] = (),
+        timeout: float | None = None,
+        **fields: Any,
+    ) -> Reply:
+        """Send a request and wait for its answer (`timeout` seconds; default: the client's)."""
+        wanted = self.send(kind, fds, **fields)
+        limit = self.timeout if timeout is None else timeout
+        deadline = None if limit is None else time.monotonic() + limit
+        while True:
+            message, received = self._next(deadline)
+            if isinstance(message, Push):
+                self._pushes.append(message)
+                continue
+            if message.id is not None and message.id != wanted:
+                for fd in received:
+                    os.close(fd)
+                continue
+            if isinstance(message, Failure):
+                raise _raised(message)
+            return Reply(message.result, received)
+
+    def grant(self, fds: Sequence[int] = (), **fields: Any) -> Reply:
+        return self.call(Grant, fds, **fields)
+
+    def pushes(self, timeout: float | None = None) -> Iterator[Push]:
+        """Recalls and events as they arrive; ends after `timeout` seconds without one, or when
+        the service goes away."""
+        while True:
+            if self._pushes:
+                yield self._pushes.popleft()
+                continue
+            try:
+                deadline = None if timeout is None else time.monotonic() + timeout
+                message, _ = self._next(deadline)
+            except TimeoutError:
+                return
+            except Refusal as refusal:
+                if refusal.code == "service-unavailable":
+                    return
+                raise
+            if isinstance(message, Push):
+                yield message
+
+    def _next(self, deadline: float | None) -> tuple[FromService, tuple[int, ...]]:
+        remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
+        poller = select.poll()
+        poller.register(self._sock, select.POLLIN)
+        if not poller.poll(None if remaining is None else remaining * 1000):
+            raise TimeoutError(f"no answer from {self.path} in time")
+        try:
+            received = _receive(self._sock)
+        except OSError as error:
+            raise _unavailable(self.path, error) from None
+        except msgspec.DecodeError as error:
+            raise Refusal("internal", f"unreadable message from the service: {error}") from None
+        if received is None:
+            raise Refusal("service-unavailable", f"the service on {self.path} closed the connection")
+        return received
+
+
+class AsyncClient:
+    """A connection owned by one event loop; many requests may be in flight.
+
+    `async with AsyncClient() as client: reply = await client.call(Show, seal=...)`.
+    """
+
+    def __init__(self, path: str | None = None) -> None:
+        self.path = path or socket_path()
+        self._ids = itertools.count(1)
+        self._sock: socket.socket | None = None
+        self._waiting: dict[int, asyncio.Future[Reply]] = {}
+        self._watchers: set[asyncio.Queue[Push | None]] = set()
+
+    @property
+    def connected(self) -> bool:
+        return self._sock is not None
+
+    async def connect(self) -> None:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        sock.setblocking(False)
+        try:
+            await asyncio.get_running_loop().sock_connect(sock, self.path)
+        except OSError as error:
+            sock.close()
+            raise _unavailable(self.path, error) from None
+        self._sock = sock
+        asyncio.get_running_loop().add_reader(sock, self._readable)
+
+    async def close(self) -> None:
+        self._lost("the client closed the connection")
+
+    async def __aenter__(self) -> Self:
+        await self.connect()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def call(
+        self,
+        kind: type[AnyRequest],
+        /,
+        fds: Sequence[int] = (),
+        timeout: float | None = 60.0,
+        **fields: Any,
+    ) -> Reply:
+        if self._sock is None:
+            raise Refusal("service-unavailable", f"not connected to {self.path}")
+        request = kind(id=next(self._ids), **fields)
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._waiting[request.id] = future
+        try:
+            # A request is far smaller than the socket's buffer, and the service reads promptly;
+            # when it does not, that is the answer.
+            _send(self._sock, request, fds)
+            async with asyncio.timeout(timeout):
+                return await future
+        except OSError as error:
+            if isinstance(error, TimeoutError):
+                raise
+            raise _unavailable(self.path, error) from None
+        finally:
+            self._waiting.pop(request.id, None)
+
+    async def pushes(self, limit: int = 1024) -> AsyncIterator[Push]:
+        """Recalls and events from now on, until the connection ends. A reader that falls `limit`
+        messages behind is ended, so that it can start afresh with Watch.since."""
+        queue: asyncio.Queue[Push | None] = asyncio.Queue(limit)
+        self._watchers.add(queue)
+        try:
+            while (push := await queue.get()) is not None:
+                yield push
+        finally:
+            self._watchers.discard(queue)
+
+    def _readable(self) -> None:
+        assert self._sock is not None
+        try:
+            received = _receive(self._sock)
+        except (BlockingIOError, InterruptedError):
+            return
+        except (OSError, Refusal, msgspec.DecodeError) as error:
+            self._lost(str(error))
+            return
+        if received is None:
+            self._lost("the service closed the connection")
+            return
+        message, fds = received
+        if isinstance(message, Push):
+            self._push(message)
+        else:
+            self._answer(message, fds)
+
+    def _answer(self, message: Answer | Failure, fds: tuple[int, ...]) -> None:
+        future = self._waiting.get(message.id) if message.id is not None else None
+        if future is None or future.done():
+            for fd in fds:
+                os.close(fd)
+        elif isinstance(message, Failure):
+            future.set_exception(_raised(message))
+        else:
+            future.set_result(Reply(message.result, fds))
+
+    def _push(self, push: Push) -> None:
+        for queue in tuple(self._watchers):
+            if queue.full():
+                self._watchers.discard(queue)
+                queue.get_nowait()
+                queue.put_nowait(None)
+            else:
+                queue.put_nowait(push)
+
+    def _lost(self, why: str) -> None:
+        if self._sock is None:
+            return
+        asyncio.get_running_loop().remove_reader(self._sock)
+        self._sock.close()
+        self._sock = None
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(Refusal("service-unavailable", why))
+        for queue in self._watchers:
+            if queue.full():
+                queue.get_nowait()
+            queue.put_nowait(None)
+
+
+__all__ = ["AsyncClient", "Client", "Event", "Reply", "socket_path"]

@@ -1,0 +1,84 @@
+"""sealsvc.toml -> Config. Every key is documented in deploy/sealsvc.toml; unknown keys fail."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from sealsvc.messages import DEFAULT_SOCKET
+
+Seconds = Annotated[float, Meta(gt=0)]
+Count = Annotated[int, Meta(ge=1)]
+
+
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    pass
+
+
+class ServiceSection(Section, frozen=True):
+    socket: str = DEFAULT_SOCKET
+    socket_mode: Annotated[str, Meta(pattern="^0[0-7]{3}$")] = "0666"
+    audit_interval: Annotated[float, Meta(ge=0)] = 60.0
+    event_history: Count = 4096
+    workers: Count = 8
+    log_level: str = "info"
+
+
+class PolicySection(Section, frozen=True):
+    roots: list[str] = []
+    operators: list[int] = [0]
+    accept_risks: list[str] = []
+    max_grace: Seconds = 300.0
+    max_seals: Count = 100_000
+    max_seals_per_file: Count = 4096
+
+
+class EnforcersSection(Section, frozen=True):
+    use: list[str] = ["fanotify", "lease"]
+    linger: Annotated[float, Meta(ge=0)] = 2.0
+    drain_timeout: Seconds = 0.5
+
+
+class FenceSection(Section, frozen=True):
+    signal_grace: Seconds = 5.0
+    proof_timeout: Seconds = 5.0
+
+
+class Config(Section, frozen=True):
+    service: ServiceSection = ServiceSection()
+    policy: PolicySection = PolicySection()
+    enforcers: EnforcersSection = EnforcersSection()
+    fence: FenceSection = FenceSection()
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the text names the key."""
+
+
+def load(path: Path | None) -> Config:
+    """Read `path` (None: defaults). SEALSVC_SOCKET overrides service.socket."""
+    try:
+        data = path.read_bytes() if path else b""
+        config = msgspec.toml.decode(data, type=Config)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except msgspec.DecodeError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    for root in config.policy.roots:
+        if not os.path.isabs(root):
+            raise ConfigError(f"{path}: policy.roots: {root!r} is not an absolute path")
+    unknown = set(config.enforcers.use) - {"fanotify", "lease"}
+    if unknown:
+        raise ConfigError(
+            f"{path}: enforcers.use: unknown {', '.join(sorted(unknown))};"
+            " choose from fanotify, lease"
+        )
+    if override := os.environ.get("SEALSVC_SOCKET"):
+        config = msgspec.structs.replace(
+            config, service=msgspec.structs.replace(config.service, socket=override)
+        )
+    return config

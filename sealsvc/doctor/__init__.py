@@ -1,0 +1,1 @@
+"""Measures on the spot what the enforcers cover: every operation against a real sealed file."""

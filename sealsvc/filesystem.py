@@ -1,0 +1,147 @@
+"""What lies under a file: its file system, and what makes a seal there impossible to keep."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from sealsvc.errors import Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Filesystem:
+    """`block_size` in bytes; `reflink` is true where files may share blocks."""
+
+    mount: str
+    type: str
+    source: str
+    options: str
+    device: int
+    block_size: int = 4096
+    reflink: bool = False
+
+    @property
+    def dax(self) -> bool:
+        return bool(re.search(r"\bdax(=always)?(,|$)", self.options))
+
+    @property
+    def unsupported(self) -> str:
+        """Why no seal can be kept here; empty when one can."""
+        if self.type in SUPPORTED:
+            return ""
+        return UNSUPPORTED.get(
+            self.type, f"{self.type} has not been measured: no coverage is known for it"
+        )
+
+
+SUPPORTED = frozenset({"xfs", "ext4"})
+
+UNSUPPORTED = {
+    "btrfs": "btrfs is copy-on-write: overwriting data moves its blocks, and balance and snapshots"
+    " move or share extents without any event",
+    "tmpfs": "tmpfs has no block map: its pages live in memory and move under reclaim",
+    "ramfs": "ramfs has no block map",
+    "overlay": "overlay files change their inode at copy-up; seal the file in the upper or lower"
+    " file system itself",
+    "nfs": "an NFS server changes the extent map out of this machine's sight",
+    "nfs4": "an NFS server changes the extent map out of this machine's sight",
+    "cifs": "an SMB server changes the extent map out of this machine's sight",
+    "fuse": "a FUSE server changes the extent map out of the kernel's sight",
+    "fuseblk": "a FUSE server changes the extent map out of the kernel's sight",
+    "ext2": "ext2 has not been measured: convert it to ext4",
+    "ext3": "ext3 has not been measured: convert it to ext4",
+    "squashfs": "squashfs is compressed: its extents have no place that can be addressed",
+    "erofs": "erofs may be compressed: its extents have no place that can be addressed",
+    "f2fs": "f2fs is log-structured: overwriting data moves its blocks",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """One line of mountinfo (proc_pid_mountinfo(5))."""
+
+    id: int
+    device: int
+    root: str
+    point: str
+    type: str
+    source: str
+    options: str
+
+
+def _unescape(text: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), text)
+
+
+def parse_mountinfo(text: str) -> list[Mount]:
+    mounts = []
+    for line in text.splitlines():
+        fields = line.split(" ")
+        dash = fields.index("-", 6)
+        major, minor = fields[2].split(":")
+        mounts.append(
+            Mount(
+                int(fields[0]),
+                os.makedev(int(major), int(minor)),
+                _unescape(fields[3]),
+                _unescape(fields[4]),
+                fields[dash + 1].split(".")[0],
+                _unescape(fields[dash + 2]),
+                fields[dash + 3] + "," + fields[5],
+            )
+        )
+    return mounts
+
+
+def mounts() -> list[Mount]:
+    return parse_mountinfo(Path("/proc/self/mountinfo").read_text())
+
+
+def mount_of(fd: int) -> Mount:
+    """The mount that `fd` was opened on, by the mount id of its fdinfo."""
+    info = Path(f"/proc/self/fdinfo/{fd}").read_text()
+    found = re.search(r"^mnt_id:\s*(\d+)", info, re.M)
+    wanted = int(found[1]) if found else -1
+    for mount in mounts():
+        if mount.id == wanted:
+            return mount
+    raise Refusal(
+        "filesystem-unsupported",
+        "the file's mount is not in this mount namespace, so its file system cannot be told",
+    )
+
+
+def refuse_if_loop_backed(device: int, inode: int, path: str) -> None:
+    """A loop device writes and discards below every hook: nothing would hold it."""
+    for loop in Path("/sys/block").glob("loop*/loop/backing_file"):
+        backing = loop.read_text().rstrip("\n")
+        try:
+            st = os.stat(backing)
+        except OSError:
+            continue
+        if (st.st_dev, st.st_ino) == (device, inode):
+            name = loop.parent.parent.name
+            raise Refusal(
+                "backs-loop-device",
+                f"{path} backs /dev/{name}; detach it first (losetup -d /dev/{name})",
+                {"path": path, "loop": f"/dev/{name}"},
+            )
+
+
+def refuse_if_overlay_upper(path: str, table: list[Mount] | None = None) -> None:
+    """truncate(2) through an overlay reaches its upper file past fanotify and past leases."""
+    real = os.path.realpath(path)
+    for mount in table if table is not None else mounts():
+        if mount.type != "overlay":
+            continue
+        for option in mount.options.split(","):
+            name, _, value = option.partition("=")
+            directory = os.path.realpath(_unescape(value)) if name == "upperdir" else ""
+            if directory and os.path.commonpath([real, directory]) == directory:
+                raise Refusal(
+                    "overlay-upper",
+                    f"{path} lies in the upper directory of the overlay on {mount.point}",
+                    {"path": path, "overlay": mount.point},
+                )

@@ -1,0 +1,96 @@
+"""What the service needs of the system beneath it. `kernel` is the real one, `sim` lives in memory.
+
+Everything here may block and is called from worker threads, never from the event loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sealsvc.filesystem import Filesystem
+from sealsvc.model import ByteRange, FileId, Preparation
+from sealsvc.processes import Process
+
+ExtentMap = NDArray[np.uint64]
+Progress = Callable[[str, float], None]
+
+
+@dataclass(slots=True)
+class Target:
+    """A file to be sealed, and the one description of it that its holder uses. `fd` is owned by
+    whoever holds the Target."""
+
+    file: FileId
+    fd: int
+    path: str
+    size: int
+    filesystem: Filesystem
+    writable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Remnant:
+    """Something that still maps a range that was to be given back."""
+
+    pid: int
+    range: ByteRange
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseQuestion:
+    """Is anything left of a holder's hold on a range? `anchor` is a descriptor of the service's own
+    (-1: it has none apart from the holder's), `token` marks the holder's description, `holder` is
+    its pid (0: gone), and the pids in `others` hold seals of their own and do not count."""
+
+    file: FileId
+    range: ByteRange
+    anchor: int
+    token: int
+    holder: int
+    others: frozenset[int]
+
+
+class Host(Protocol):
+    simulated: bool
+
+    def open_path(self, path: str, roots: Sequence[str], *, writable: bool) -> Target: ...
+
+    def adopt(self, fd: int, *, writable: bool) -> Target:
+        """Take over a descriptor that a client opened. Closes it when it cannot be used."""
+        ...
+
+    def identify(self, path: str) -> FileId: ...
+
+    def filesystems(self, roots: Sequence[str]) -> list[Filesystem]: ...
+
+    def refuse_if_unkeepable(self, target: Target) -> None: ...
+
+    def prepare(
+        self,
+        target: Target,
+        sealed: ByteRange,
+        steps: Sequence[Preparation],
+        progress: Progress,
+    ) -> None: ...
+
+    def settle(self, target: Target) -> None:
+        """Bring what is pending on the file to the device, so that its map can be read."""
+        ...
+
+    def read_map(self, fd: int, sealed: ByteRange | None) -> ExtentMap: ...
+
+    def mark(self, fd: int, token: int) -> None:
+        """Mark the description of `fd`, so that `remnants` can tell whether it is gone."""
+        ...
+
+    def remnants(self, question: ReleaseQuestion) -> list[Remnant]:
+        """What still maps the range through the marked description, or in the process `holder`.
+        Empty is a proof that nothing does."""
+        ...
+
+    def process(self, pid: int) -> Process: ...

@@ -1,0 +1,243 @@
+"""The real system: Linux files and processes."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+from sealsvc import filesystem, native, processes
+from sealsvc.errors import Refusal
+from sealsvc.filesystem import Filesystem
+from sealsvc.host import ExtentMap, Progress, ReleaseQuestion, Remnant, Target
+from sealsvc.host.prepare import prepare
+from sealsvc.model import ByteRange, FileId, Preparation
+from sealsvc.processes import Process
+
+FALLOC_FL_UNSHARE_RANGE = 0x40
+
+
+class KernelHost:
+    simulated = False
+
+    def open_path(self, path: str, roots: Sequence[str], *, writable: bool) -> Target:
+        root = _root_of(path, roots)
+        flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_NONBLOCK | os.O_NOCTTY
+        directory = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fd = native.open_beneath(directory, os.path.relpath(path, root), flags)
+        except OSError as error:
+            raise _open_refusal(error, path) from None
+        finally:
+            os.close(directory)
+        # O_NONBLOCK kept a FIFO or a lease from stopping us; regular files do not want it.
+        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_NONBLOCK)
+        return self._target(fd, path, writable=writable)
+
+    def adopt(self, fd: int, *, writable: bool) -> Target:
+        flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+        mode = flags & os.O_ACCMODE
+        if flags & os.O_PATH or mode == os.O_WRONLY or (writable and mode != os.O_RDWR):
+            os.close(fd)
+            raise Refusal(
+                "bad-request",
+                "the descriptor must be open for reading and writing (O_RDWR) for iomode rw,"
+                " and at least for reading for iomode read",
+            )
+        path = os.readlink(f"/proc/self/fd/{fd}")
+        return self._target(fd, path, writable=mode == os.O_RDWR)
+
+    def identify(self, path: str) -> FileId:
+        try:
+            fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            raise _open_refusal(error, path) from None
+        try:
+            st = os.fstat(fd)
+            return FileId(st.st_dev, st.st_ino)
+        finally:
+            os.close(fd)
+
+    def filesystems(self, roots: Sequence[str]) -> list[Filesystem]:
+        found: dict[int, Filesystem] = {}
+        for mount in filesystem.mounts():
+            if any(_is_under(mount.point, root) for root in roots):
+                self._add(found, mount.point)
+        for root in roots:
+            if os.path.isdir(root):
+                self._add(found, root)
+        return list(found.values())
+
+    def refuse_if_unkeepable(self, target: Target) -> None:
+        if reason := target.filesystem.unsupported:
+            raise Refusal(
+                "filesystem-unsupported",
+                f"{target.path}: {reason}",
+                {"path": target.path, "filesystem": target.filesystem.type},
+            )
+        filesystem.refuse_if_loop_backed(target.file.device, target.file.inode, target.path)
+        filesystem.refuse_if_overlay_upper(target.path)
+
+    def prepare(
+        self,
+        target: Target,
+        sealed: ByteRange,
+        steps: Sequence[Preparation],
+        progress: Progress,
+    ) -> None:
+        prepare(target, sealed, steps, progress)
+
+    def settle(self, target: Target) -> None:
+        try:
+            os.fsync(target.fd)
+            if target.filesystem.reflink:
+                self._drop_cow_preallocation(target)
+        except OSError as error:
+            raise Refusal(
+                "io-error", f"fsync of {target.path}: {error.strerror}", {"errno": error.errno}
+            ) from error
+
+    def read_map(self, fd: int, sealed: ByteRange | None) -> ExtentMap:
+        try:
+            return native.read_extents(fd, sealed)
+        except OSError as error:
+            raise Refusal("io-error", f"FIEMAP: {error.strerror}", {"errno": error.errno}) from error
+
+    def mark(self, fd: int, token: int) -> None:
+        native.token_set(fd, token)
+
+    def remnants(self, question: ReleaseQuestion) -> list[Remnant]:
+        q = question
+        # Nobody but the service has the file open or mapped: the cheapest proof there is.
+        if q.anchor >= 0 and native.lease_probe(q.anchor, fcntl.F_WRLCK):
+            return []
+        found = self._mappings(q, q.holder) if q.holder else []
+        if q.anchor >= 0 and not native.token_held(q.anchor, q.token):
+            # The sealed description is gone everywhere. The holder may map the file by another.
+            return found
+        # It is still open somewhere, perhaps only as a descriptor. A mapping does not tell which
+        # description it came from, so every one that no other seal explains counts as its own.
+        return [r for r in self._mappings(q, 0) if r.pid not in q.others or r.pid == q.holder]
+
+    def process(self, pid: int) -> Process:
+        return processes.by_pid(pid)
+
+    def _mappings(self, question: ReleaseQuestion, pid: int) -> list[Remnant]:
+        file = question.file
+        try:
+            found = native.mappings(pid, file.device, file.inode, question.range)
+        except ProcessLookupError:
+            return []
+        return [Remnant(m.pid, ByteRange(m.offset, m.length)) for m in found]
+
+    def _drop_cow_preallocation(self, target: Target) -> None:
+        """Blocks that a file shared in the past may leave preallocations behind, by which unshared
+        neighbours move on the next write; user space cannot see them. On a file that shares
+        nothing, unsharing it as a whole moves no block and drops them. It waits for direct I/O in
+        flight as well, and updates the file's mtime."""
+        shares = native.read_extents(target.fd, None)[:, 3] & native.EXTENT_SHARED
+        if shares.any():
+            raise Refusal(
+                "reflink-neighbours",
+                f"{target.path} shares {int((shares != 0).sum())} extents with other files;"
+                " on reflink XFS its unshared blocks can still move while it does:"
+                " ask for prepare=unshare",
+                {"path": target.path, "shared_extents": int((shares != 0).sum())},
+            )
+        with _writable(target) as fd:
+            native.fallocate(fd, FALLOC_FL_UNSHARE_RANGE, 0, max(target.size, 1))
+
+    def _add(self, found: dict[int, Filesystem], path: str) -> None:
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return
+        try:
+            described = _filesystem_of(fd)
+            found.setdefault(described.device, described)
+        except Refusal:
+            return
+        finally:
+            os.close(fd)
+
+    def _target(self, fd: int, path: str, *, writable: bool) -> Target:
+        try:
+            st = os.fstat(fd)
+            if not stat.S_ISREG(st.st_mode):
+                raise Refusal("not-a-regular-file", f"{path} is not a regular file", {"path": path})
+            described = _filesystem_of(fd)
+            file = FileId(st.st_dev, st.st_ino, native.generation(fd) or 0)
+            return Target(file, fd, path, st.st_size, described, writable)
+        except BaseException:
+            os.close(fd)
+            raise
+
+
+class _writable:
+    """A writable descriptor of the target, for maintenance that its own may not do."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.fd = -1
+
+    def __enter__(self) -> int:
+        if self.target.writable:
+            return self.target.fd
+        self.fd = os.open(f"/proc/self/fd/{self.target.fd}", os.O_RDWR | os.O_CLOEXEC)
+        return self.fd
+
+    def __exit__(self, *_: object) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+
+
+def _filesystem_of(fd: int) -> Filesystem:
+    mount = filesystem.mount_of(fd)
+    st = os.fstat(fd)
+    geometry = native.xfs_geometry(fd) if mount.type == "xfs" else None
+    return Filesystem(
+        mount=mount.point,
+        type=mount.type,
+        source=mount.source,
+        options=mount.options,
+        device=st.st_dev,
+        block_size=os.fstatvfs(fd).f_bsize,
+        reflink=bool(geometry and geometry.reflink),
+    )
+
+
+def _is_under(path: str, root: str) -> bool:
+    return os.path.commonpath([path, root]) == root
+
+
+def _root_of(path: str, roots: Sequence[str]) -> str:
+    if not os.path.isabs(path):
+        raise Refusal("bad-request", f"the path {path!r} is not absolute", {"path": path})
+    for root in roots:
+        if os.path.normpath(path) != root and _is_under(os.path.normpath(path), root):
+            return root
+    raise Refusal(
+        "outside-roots", f"{path} is not below an allowed root", {"path": path, "roots": list(roots)}
+    )
+
+
+def _open_refusal(error: OSError, path: str) -> Refusal:
+    name = error.errno
+    if name in (errno.ELOOP, errno.EXDEV):
+        return Refusal(
+            "outside-roots",
+            f"{path} is reached through a symbolic link or leaves its root",
+            {"path": path},
+        )
+    if name in (errno.ENOENT, errno.ENOTDIR):
+        return Refusal("no-such-file", f"{path} does not exist", {"path": path})
+    if name == errno.EISDIR:
+        return Refusal("not-a-regular-file", f"{path} is a directory", {"path": path})
+    return Refusal("io-error", f"open of {path}: {error.strerror}", {"path": path, "errno": name})
+
+
+def kernel_release() -> str:
+    return Path("/proc/sys/kernel/osrelease").read_text().strip()

@@ -1,0 +1,96 @@
+"""Preparing a file for a seal: give every block of the range a written place of its own.
+
+None of the steps changes a byte of data, and none changes the map of a range that is already fit to
+be sealed, so that other holders of the same file are not disturbed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from sealsvc import extents, native
+from sealsvc.errors import Refusal
+from sealsvc.host import Progress, Target
+from sealsvc.model import ByteRange, Preparation
+
+WINDOW = 32 << 20  # bytes between two reports of progress
+HUGE = 2 << 20  # a PMD, bytes
+FALLOC_FL_UNSHARE_RANGE = 0x40
+FS_XFLAG_EXTSIZE = 0x800
+
+
+def prepare(
+    target: Target, sealed: ByteRange, steps: Sequence[Preparation], progress: Progress
+) -> None:
+    """Run the steps that were asked for, in the order in which they build on each other."""
+    if steps and not target.writable:
+        raise Refusal(
+            "bad-request",
+            "preparing a file needs a writable descriptor: ask with iomode rw",
+            {"prepare": [str(step) for step in steps]},
+        )
+    if Preparation.ALIGN in steps:
+        _ask_for_alignment(target)
+    if Preparation.ALLOCATE in steps:
+        _call("fallocate", lambda: os.posix_fallocate(target.fd, sealed.offset, sealed.length))
+    if Preparation.UNSHARE in steps and target.filesystem.reflink:
+        _unshare(target, progress)
+    if Preparation.CONVERT in steps:
+        _convert(target, sealed, progress)
+    if steps:
+        _call("fsync", lambda: os.fsync(target.fd))
+
+
+def _call(name: str, function: object) -> None:
+    try:
+        function()  # type: ignore[operator]
+    except OSError as error:
+        raise Refusal(
+            "io-error", f"{name}: {error.strerror}", {"call": name, "errno": error.errno}
+        ) from error
+
+
+def _windows(sealed: ByteRange) -> list[ByteRange]:
+    return [
+        ByteRange(at, min(WINDOW, sealed.end - at))
+        for at in range(sealed.offset, sealed.end, WINDOW)
+    ]
+
+
+def _ask_for_alignment(target: Target) -> None:
+    """Only an empty file can be given an extent size hint (xfs_ioctl_setattr_check_extsize)."""
+    if len(native.read_extents(target.fd, None)) == 0:
+        native.set_extsize(target.fd, HUGE)
+
+
+def _unshare(target: Target, progress: Progress) -> None:
+    """The whole file: overwriting one shared block of reflink XFS leaves a CoW preallocation over
+    its neighbours, which then move although FIEMAP calls them unshared. Only unsharing everything
+    clears that (xfs_reflink_clear_inode_flag)."""
+    whole = ByteRange(0, max(target.size, 1))
+    for window in _windows(whole):
+        _call("fallocate(UNSHARE_RANGE)", lambda w=window: _fallocate(target.fd, w))
+        progress("unshare", window.end / whole.length)
+
+
+def _fallocate(fd: int, window: ByteRange) -> None:
+    native.fallocate(fd, FALLOC_FL_UNSHARE_RANGE, window.offset, window.length)
+
+
+def _convert(target: Target, sealed: ByteRange, progress: Progress) -> None:
+    """Dirty what is unwritten (and what is delayed) so that writeback converts it."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    _call("fsync", lambda: os.fsync(target.fd))
+    found = extents.unsuitable(native.read_extents(target.fd, sealed), sealed)
+    for piece in found:
+        if piece.reason not in ("unwritten", "delalloc", "hole"):
+            continue
+        if piece.reason == "hole":
+            continue  # `allocate` was not asked for: the check after the map is read says so
+        for window in _windows(piece.range.rounded(page)):
+            _call(
+                "madvise(MADV_POPULATE_WRITE)",
+                lambda w=window: native.populate_write(target.fd, w.offset, w.length),
+            )
+            progress("convert", (window.end - sealed.offset) / sealed.length)

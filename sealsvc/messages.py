@@ -1,0 +1,425 @@
+"""The control protocol, version 1: every message, once.
+
+A message is one SOCK_SEQPACKET datagram of JSON (at most MAX_MESSAGE bytes, at most MAX_FDS
+descriptors beside it). A client sends requests, tagged by `op`, with an `id` of its choosing; the
+service answers each with an Answer or a Failure that carries the same id, in any order, and
+pushes Recall and Event messages, which have no id. A union member is told by its tag.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from sealsvc.model import (
+    ByteRange,
+    Conflict,
+    Fence,
+    FileId,
+    IoMode,
+    Kind,
+    Operation,
+    Preparation,
+    State,
+)
+
+VERSION = 1
+MAX_MESSAGE = 64 * 1024
+MAX_FDS = 2
+DEFAULT_SOCKET = "/run/sealsvc/control.sock"
+
+Offset = Annotated[int, Meta(ge=0, le=2**62)]
+Length = Annotated[int, Meta(ge=1, le=2**62)]
+SealId = Annotated[str, Meta(pattern="^[0-9a-f]{24}$")]
+Seconds = Annotated[float, Meta(ge=0, le=86400 * 365)]
+RequestId = Annotated[int, Meta(ge=0, le=2**53)]
+Name = Annotated[str, Meta(min_length=1, max_length=4096)]
+Limit = Annotated[int, Meta(ge=1, le=1000)]
+
+
+class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="op"):
+    id: RequestId
+    v: int = VERSION
+
+
+class Requirements(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the holder's mapping must be; checked when it is validated (fsdax only)."""
+
+    map_sync: bool = False
+    populate: bool = False
+    pmd: bool = False
+
+
+class HolderSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A holder other than the caller. By `pid` (policy decides who may name whom), optionally with
+    the number `fd` of that process's own descriptor of the file; or, with `pidfd` true, by a
+    pidfd that is the last descriptor sent with the request (a child of the caller's user)."""
+
+    pid: Annotated[int, Meta(ge=1)] | None = None
+    fd: Annotated[int, Meta(ge=0)] | None = None
+    pidfd: bool = False
+
+
+class Grant(Request, frozen=True, tag="grant"):
+    """Ask for a seal, by `path` or by the descriptor sent with the request.
+
+    Without offset and length the range is the whole file. `grace` is the time a recall leaves the
+    holder, `ttl` the life of the seal (0: unlimited); seconds. Answer: SealInfo, with the sealed
+    descriptor beside it when the request was by path and the caller itself (or its pidfd child)
+    holds it.
+    """
+
+    path: Name | None = None
+    offset: Offset = 0
+    length: Length | None = None
+    iomode: IoMode = IoMode.RW
+    kind: Kind = Kind.EXCLUSIVE
+    conflict: Conflict = Conflict.WAIT
+    fence: Fence = Fence.NONE
+    grace: Seconds = 10.0
+    ttl: Seconds = 0.0
+    tag: Annotated[str, Meta(max_length=256)] = ""
+    require: Requirements = Requirements()
+    prepare: list[Preparation] = []
+    holder: HolderSpec = HolderSpec()
+
+
+class Return(Request, frozen=True, tag="return"):
+    """Give a seal back (LAYOUTRETURN): close and unmap first. Refused with `still-mapped` while
+    any mapping of the range is left. Answer: SealInfo in state returned."""
+
+    seal: SealId
+    seqid: int | None = None
+
+
+class Show(Request, frozen=True, tag="show"):
+    """Answer: SealInfo."""
+
+    seal: SealId
+
+
+class List(Request, frozen=True, tag="list"):
+    """Live seals in order of id, after `after`. Answer: SealPage."""
+
+    path: Name | None = None
+    state: State | None = None
+    pid: int | None = None
+    after: SealId | None = None
+    limit: Limit = 100
+
+
+class Extents(Request, frozen=True, tag="extents"):
+    """The extent map recorded at grant, extents [start, start + limit). Answer: ExtentPage."""
+
+    seal: SealId
+    start: Annotated[int, Meta(ge=0)] = 0
+    limit: Limit = 500
+
+
+class RecallSeals(Request, frozen=True, tag="recall"):
+    """Recall every live seal in exactly one scope: `seal`, `path` (with an optional range),
+    `filesystem` (a path on it), `pid` (a holder), or `all`. With `wait` the answer comes when the
+    recalls have ended. Answer: RecallReport."""
+
+    seal: SealId | None = None
+    path: Name | None = None
+    range: ByteRange | None = None
+    filesystem: Name | None = None
+    pid: int | None = None
+    all: bool = False
+    grace: Seconds | None = None
+    wait: bool = False
+    reason: Annotated[str, Meta(max_length=256)] = ""
+
+
+class Watch(Request, frozen=True, tag="watch"):
+    """Push events to this connection from now on, after replaying what the service still keeps of
+    those after `since` (an Event.seq). Answer: Watching."""
+
+    since: int | None = None
+
+
+class Audit(Request, frozen=True, tag="audit"):
+    """Compare the present extent map of every live seal (or of one) with the recorded one; a
+    drifted seal becomes `lost`. Answer: AuditReport."""
+
+    seal: SealId | None = None
+
+
+class Filesystems(Request, frozen=True, tag="filesystems"):
+    """Answer: FilesystemList: the file systems under the allowed roots."""
+
+
+class Status(Request, frozen=True, tag="status"):
+    """Answer: ServiceStatus."""
+
+
+class Cancel(Request, frozen=True, tag="cancel"):
+    """Cancel the request `request` of this connection, if it is still in flight. Answer: Done."""
+
+    request: RequestId
+
+
+class Simulate(Request, frozen=True, tag="simulate"):
+    """Only under `serve --sim`: make something happen in the simulated kernel. `action` is one of
+    create (path, size), conflict (path, operation, offset, length, pid; answered when it ends),
+    fail (step, errno, times), drift (path), map and unmap (path, pid), exit (pid).
+    Answer: Simulated."""
+
+    action: str
+    path: Name | None = None
+    size: int = 0
+    operation: str = "fallocate-punch-hole"
+    offset: int = 0
+    length: int = 0
+    pid: int = 0
+    step: str = ""
+    errno: int = 0
+    times: int = 1
+
+
+AnyRequest = (
+    Grant
+    | Return
+    | Show
+    | List
+    | Extents
+    | RecallSeals
+    | Watch
+    | Audit
+    | Filesystems
+    | Status
+    | Cancel
+    | Simulate
+)
+
+
+class Holder(msgspec.Struct, frozen=True, kw_only=True):
+    """`start_time` is field 22 of /proc/PID/stat, in clock ticks since boot: with the pid it names
+    one process of this boot."""
+
+    pid: int
+    start_time: int
+    uid: int
+    comm: str
+
+
+class SealInfo(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="seal"):
+    """A seal as it stands. `effective` is the range rounded out to whole blocks: what is truly
+    held still. Times are seconds: `granted_at` and `state_since` of the Unix epoch, `deadline_in`
+    and `expires_in` from now (null: none)."""
+
+    id: str
+    seqid: int
+    state: State
+    file: FileId
+    path: str
+    filesystem: str
+    range: ByteRange
+    effective: ByteRange
+    iomode: IoMode
+    kind: Kind
+    conflict: Conflict
+    fence: Fence
+    grace: float
+    ttl: float
+    tag: str
+    require: Requirements
+    enforcers: list[str]
+    accepted_risks: list[str]
+    holder: Holder
+    extents: int
+    granted_at: float
+    state_since: float
+    deadline_in: float | None = None
+    expires_in: float | None = None
+    reason: str = ""
+
+
+class SealPage(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="seal-page"):
+    """`next` is the `after` of the next page (null: this was the last)."""
+
+    seals: list[SealInfo]
+    next: str | None = None
+
+
+class Extent(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes; `physical` is an offset on the file system's device. `flags` are names of FIEMAP
+    extent flags."""
+
+    logical: int
+    physical: int
+    length: int
+    flags: list[str]
+
+
+class ExtentPage(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="extent-page"):
+    extents: list[Extent]
+    total: int
+    next: int | None = None
+
+
+class RecallOutcome(msgspec.Struct, frozen=True, kw_only=True):
+    seal: str
+    state: State
+
+
+class RecallReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="recalls"):
+    recalled: list[RecallOutcome]
+
+
+class Drift(msgspec.Struct, frozen=True, kw_only=True):
+    """The first place at which a seal's map is not as recorded."""
+
+    seal: str
+    path: str
+    logical: int
+    expected: str
+    found: str
+
+
+class AuditReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="audit-report"):
+    checked: int
+    drifted: list[Drift]
+    unreadable: list[str]
+
+
+class Gap(msgspec.Struct, frozen=True, kw_only=True):
+    """A known hole in coverage: `risk` is the name policy.accept_risks takes."""
+
+    risk: str
+    kinds: list[Kind]
+    why: str
+
+
+class FilesystemInfo(msgspec.Struct, frozen=True, kw_only=True):
+    mount: str
+    type: str
+    device: str
+    block_size: int
+    reflink: bool
+    dax: bool
+    enforcers: list[str]
+    supported: bool
+    reason: str
+    gaps: list[Gap]
+    seals: int
+
+
+class FilesystemList(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="filesystems"):
+    filesystems: list[FilesystemInfo]
+
+
+class EnforcerInfo(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    available: bool
+    reason: str
+
+
+class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="status"):
+    version: str
+    protocol: int
+    pid: int
+    uptime: float
+    simulated: bool
+    kernel: str
+    roots: list[str]
+    enforcers: list[EnforcerInfo]
+    seals: dict[str, int]
+    conflicts_waiting: int
+    connections: int
+    counters: dict[str, int]
+
+
+class Watching(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="watching"):
+    """`seq` is that of the newest event; `gap` is true when some after `since` are gone."""
+
+    seq: int
+    gap: bool
+
+
+class Simulated(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="simulated"):
+    result: dict[str, Any]
+
+
+class Done(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="done"):
+    pass
+
+
+Result = (
+    SealInfo
+    | SealPage
+    | ExtentPage
+    | RecallReport
+    | AuditReport
+    | FilesystemList
+    | ServiceStatus
+    | Watching
+    | Simulated
+    | Done
+)
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True, tag_field="reply", tag="answer"):
+    id: int
+    result: Result
+    v: int = VERSION
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True, tag_field="reply", tag="failure"):
+    """`code` is a row of sealsvc.errors.TABLE. `id` is null when the request's could not be read."""
+
+    id: int | None
+    code: str
+    message: str
+    details: dict[str, Any] = {}
+    retry_after: float | None = None
+    v: int = VERSION
+
+
+class Recall(msgspec.Struct, frozen=True, kw_only=True, tag_field="reply", tag="recall"):
+    """CB_LAYOUTRECALL: give `seal` back within `grace` seconds. `operation` is the conflict that
+    caused it (null: an operator's request)."""
+
+    seal: str
+    seqid: int
+    tag: str
+    range: ByteRange
+    grace: float
+    reason: str
+    operation: Operation | None = None
+    v: int = VERSION
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="reply", tag="event"):
+    """Something that happened. `seq` counts from 1 in each run of the service; `time` is seconds
+    of the Unix epoch. `name` is one of EVENTS; `data` depends on it."""
+
+    seq: int
+    time: float
+    name: str
+    seal: str | None = None
+    data: dict[str, Any] = {}
+    v: int = VERSION
+
+
+EVENTS = {
+    "granted": "a seal was granted (data: the SealInfo)",
+    "refused": "a grant was refused (data: code, message, details, path)",
+    "state": "a seal changed state (data: from, to, reason, seqid)",
+    "conflict": "an operation met a seal (data: operation, seals, verdict)",
+    "conflict-ended": "a waiting operation went on or was refused (data: operation, result,"
+    " waited seconds)",
+    "drift": "a sealed extent map changed: a broken promise (data: the Drift)",
+    "alarm": "an operator should look (data: reason)",
+    "gap": "events were dropped because this watcher reads too slowly (data: dropped)",
+}
+
+Push = Recall | Event
+FromService = Answer | Failure | Recall | Event
+
+encode = msgspec.json.Encoder().encode
+decode_request = msgspec.json.Decoder(AnyRequest).decode
+decode_from_service = msgspec.json.Decoder(FromService).decode

@@ -1,0 +1,114 @@
+"""The values everything speaks about: ranges, kinds, states. Frozen, and free of I/O."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+
+class Kind(StrEnum):
+    """shared: many holders, anyone may read and write data in place.
+    exclusive: nobody but the holder may open the file."""
+
+    SHARED = "shared"
+    EXCLUSIVE = "exclusive"
+
+
+class IoMode(StrEnum):
+    """layoutiomode4 of RFC 8881 section 3.3.20."""
+
+    READ = "read"
+    RW = "rw"
+
+
+class Conflict(StrEnum):
+    """What a conflicting operation meets: it waits while the seal is recalled, or gets ETXTBSY."""
+
+    WAIT = "wait"
+    REFUSE = "refuse"
+
+
+class Fence(StrEnum):
+    """What is done to a holder that misses the recall's deadline."""
+
+    NONE = "none"
+    SIGNAL = "signal"
+    KILL = "kill"
+
+
+class Preparation(StrEnum):
+    """What the service may do to the file before it is sealed."""
+
+    ALLOCATE = "allocate"
+    CONVERT = "convert"
+    UNSHARE = "unshare"
+    ALIGN = "align"
+
+
+class State(StrEnum):
+    REQUESTED = "requested"
+    GRANTED = "granted"
+    ACTIVE = "active"
+    RECALLED = "recalled"
+    FENCING = "fencing"
+    FENCE_FAILED = "fence-failed"
+    ORPHANED = "orphaned"
+    LOST = "lost"
+    RETURNED = "returned"
+    REVOKED = "revoked"
+    EXPIRED = "expired"
+    REFUSED = "refused"
+
+
+class ByteRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """[offset, offset + length) in bytes; never empty."""
+
+    offset: int
+    length: int
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.length
+
+    def overlaps(self, other: ByteRange) -> bool:
+        return self.offset < other.end and other.offset < self.end
+
+    def contains(self, other: ByteRange) -> bool:
+        return self.offset <= other.offset and other.end <= self.end
+
+    def rounded(self, granule: int) -> ByteRange:
+        """The smallest range of whole granules (bytes, a power of two) that contains this one."""
+        start = self.offset & -granule
+        end = (self.end + granule - 1) & -granule
+        return ByteRange(start, end - start)
+
+    def __str__(self) -> str:
+        return f"{self.offset}:{self.length}"
+
+
+class FileId(msgspec.Struct, frozen=True, forbid_unknown_fields=True, order=True):
+    """Who a file is while the service keeps a descriptor of it open: the inode cannot be reused
+    meanwhile, so device and inode number name one file. `generation` (FS_IOC_GETVERSION) tells a
+    reused inode number apart in records that outlive the descriptor."""
+
+    device: int
+    inode: int
+    generation: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.device >> 8 & 0xFFF}:{self.device & 0xFF}/{self.inode}.{self.generation}"
+
+
+class Operation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A conflicting operation, as its caller is stopped in it. `length` 0 means up to the end of
+    the file; for truncate `offset` is the new size."""
+
+    name: str
+    offset: int
+    length: int
+    pid: int
+    tid: int = 0
+    comm: str = ""
+    uid: int = -1
+    detail: str = ""

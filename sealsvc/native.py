@@ -1,0 +1,223 @@
+"""The C core, typed: the only importer of the cffi module.
+
+Failures are OSErrors with the kernel's errno and text, and the call that failed as `filename`.
+cffi releases the GIL around every call.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from _sealsvc_native import ffi, lib
+
+from sealsvc.extents import EXTENT_SHARED as EXTENT_SHARED
+from sealsvc.extents import ExtentMap
+from sealsvc.model import ByteRange
+
+WHOLE = ByteRange(0, 2**64 - 1)
+
+
+def _check(result: int, call: str) -> int:
+    if result < 0:
+        raise OSError(-result, os.strerror(-result), call)
+    return result
+
+
+# Extent maps
+
+
+def read_extents(fd: int, span: ByteRange | None, *, sync: bool = False) -> ExtentMap:
+    """The extents that overlap the span (None: the whole file), whole: rows of sealsvc.extents.
+    `sync` writes dirty data back first."""
+    span = span or WHOLE
+    out = ffi.new("struct seal_extent **")
+    count = _check(lib.seal_extents_read(fd, span.offset, span.length, sync, out), "FS_IOC_FIEMAP")
+    try:
+        rows = np.frombuffer(bytearray(ffi.buffer(out[0], 32 * count)), dtype=np.uint64)
+    finally:
+        lib.seal_extents_free(out[0])
+    return rows.reshape(-1, 4)
+
+
+# Files
+
+
+@dataclass(frozen=True, slots=True)
+class FsXattr:
+    """FS_IOC_FSGETXATTR; `extsize` and `cowextsize` in bytes."""
+
+    xflags: int
+    extsize: int
+    nextents: int
+    projid: int
+    cowextsize: int
+
+
+@dataclass(frozen=True, slots=True)
+class XfsGeometry:
+    """`block_size` in bytes, `rt_extent_blocks` in blocks."""
+
+    block_size: int
+    rt_extent_blocks: int
+    reflink: bool
+
+
+def open_beneath(directory: int, path: str, flags: int) -> int:
+    """A descriptor of `path` below `directory`, by no symbolic link (ELOOP) and no way out
+    (EXDEV)."""
+    fd: int = lib.seal_open_beneath(directory, os.fsencode(path), flags)
+    return _check(fd, path)
+
+
+def generation(fd: int) -> int | None:
+    """None where inodes have none."""
+    out = ffi.new("uint32_t *")
+    result: int = lib.seal_generation(fd, out)
+    if result == -errno.ENOTTY:
+        return None
+    _check(result, "FS_IOC_GETVERSION")
+    return int(out[0])
+
+
+def fsxattr(fd: int) -> FsXattr:
+    out = ffi.new("struct seal_xattr *")
+    _check(lib.seal_fsxattr(fd, out), "FS_IOC_FSGETXATTR")
+    return FsXattr(out.xflags, out.extsize, out.nextents, out.projid, out.cowextsize)
+
+
+def xfs_geometry(fd: int) -> XfsGeometry | None:
+    """None when the file is not on XFS."""
+    out = ffi.new("struct seal_xfs_geometry *")
+    result: int = lib.seal_xfs_geometry(fd, out)
+    if result == -errno.ENOTTY:
+        return None
+    _check(result, "XFS_IOC_FSGEOMETRY")
+    return XfsGeometry(out.block_size, out.rt_extent_blocks, bool(out.reflink))
+
+
+def statx_attributes(fd: int) -> int:
+    """STATX_ATTR_* that are set."""
+    out = ffi.new("uint64_t *")
+    _check(lib.seal_statx_attributes(fd, out), "statx")
+    return int(out[0])
+
+
+# Changing files
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """With the modes that os.posix_fallocate does not have: FALLOC_FL_*."""
+    _check(lib.seal_fallocate(fd, mode, offset, length), "fallocate")
+
+
+def set_extsize(fd: int, size: int) -> None:
+    """The extent size hint in bytes. XFS takes it while the file has no extents; ext4 takes it
+    and forgets it."""
+    _check(lib.seal_set_extsize(fd, size), "FS_IOC_FSSETXATTR")
+
+
+def populate_write(fd: int, offset: int, length: int) -> None:
+    """Have every page of the range written back without changing it; offset in whole pages."""
+    _check(lib.seal_populate_write(fd, offset, length), "madvise(MADV_POPULATE_WRITE)")
+
+
+# Who else has hold of a file
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """`offset` and `length` are bytes of the file, cut to the range that was asked for; `address`
+    is where they are mapped in the process."""
+
+    pid: int
+    shared: bool
+    address: int
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Opener:
+    """`fd` is -1 for a process that maps the file and has no descriptor of it left; `flags` are
+    those of open(2)."""
+
+    pid: int
+    fd: int
+    flags: int
+
+
+def lease_probe(fd: int, type: int) -> bool:
+    """Take a lease of `type` (fcntl.F_RDLCK or F_WRLCK) for a moment: False when other openers
+    stand against it. SIGIO must be ignored."""
+    return bool(_check(lib.seal_lease_probe(fd, type), "F_SETLEASE"))
+
+
+def token_set(fd: int, token: int) -> None:
+    """Mark the description of `fd`; token < 2**62. The mark ends with the description."""
+    _check(lib.seal_token_set(fd, token), "F_OFD_SETLK")
+
+
+def token_clear(fd: int, token: int) -> None:
+    _check(lib.seal_token_clear(fd, token), "F_OFD_SETLK")
+
+
+def token_held(fd: int, token: int) -> bool:
+    """Does a description of the file, other than that of `fd`, have the mark?"""
+    return bool(_check(lib.seal_token_held(fd, token), "F_OFD_GETLK"))
+
+
+def mappings(pid: int, device: int, inode: int, span: ByteRange) -> list[Mapping]:
+    """Mappings of the span in the process (ProcessLookupError: there is none, PermissionError: it
+    may not be looked into), or, with pid 0, in every process that may be looked into."""
+
+    def call(out: Any, room: int) -> int:
+        return int(lib.seal_mappings(pid, device, inode, span.offset, span.length, out, room))
+
+    return [
+        Mapping(row.pid, bool(row.shared), row.address, row.offset, row.length)
+        for row in _listed("struct seal_mapping[]", call, f"/proc/{pid or '*'}/maps")
+    ]
+
+
+def openers(device: int, inode: int, except_pid: int = 0) -> list[Opener]:
+    """Who has the file open or mapped, as far as it can be named: no proof that nobody does."""
+
+    def call(out: Any, room: int) -> int:
+        return int(lib.seal_openers(device, inode, except_pid, out, room))
+
+    return [
+        Opener(row.pid, row.fd, row.flags)
+        for row in _listed("struct seal_opener[]", call, "/proc/*/fd")
+    ]
+
+
+def _listed(kind: str, call: Callable[[Any, int], int], name: str) -> list[Any]:
+    """The rows of a call that stores as many as fit and tells how many there are."""
+    room = 64
+    while True:
+        out = ffi.new(kind, room)
+        count = _check(call(out, room), name)
+        if count <= room:
+            return list(out[0:count])
+        room = count + count // 4
+
+
+def same_description(pid_a: int, fd_a: int, pid_b: int, fd_b: int) -> bool:
+    return bool(_check(lib.seal_same_description(pid_a, fd_a, pid_b, fd_b), "kcmp"))
+
+
+# Processes
+
+
+def pidfd_open(pid: int) -> int:
+    return _check(lib.seal_pidfd_open(pid), "pidfd_open")
+
+
+def pidfd_getfd(pidfd: int, fd: int) -> int:
+    """A duplicate of the other process's descriptor, on the same description."""
+    return _check(lib.seal_pidfd_getfd(pidfd, fd), "pidfd_getfd")

@@ -1,0 +1,103 @@
+"""Processes as holders: a pidfd, and the identity that outlives a reused pid."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from sealsvc import native
+from sealsvc.errors import Refusal
+from sealsvc.messages import Holder
+
+SO_PEERPIDFD = 77  # since v6.5 (asm-generic/socket.h); Python 3.11 has no name for it
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who is at the other end of a control connection, as the kernel vouches for it."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+@dataclass(slots=True)
+class Process:
+    """A process that cannot be mistaken for another: `pidfd` is owned by this object."""
+
+    holder: Holder
+    pidfd: int
+
+    def signal(self, number: signal.Signals) -> bool:
+        """False when the process is gone."""
+        try:
+            signal.pidfd_send_signal(self.pidfd, number)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def close(self) -> None:
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+
+
+def peer_of(sock: socket.socket) -> Peer:
+    pid, uid, gid = struct.unpack(
+        "3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    )
+    return Peer(pid, uid, gid)
+
+
+def _describe(pid: int) -> Holder:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+        uid = Path(f"/proc/{pid}").stat().st_uid
+    except OSError:
+        raise Refusal("no-such-holder", f"process {pid} does not exist", {"pid": pid}) from None
+    comm = stat[stat.index("(") + 1 : stat.rindex(")")]
+    return Holder(pid=pid, start_time=int(stat[stat.rindex(")") + 2 :].split()[19]), uid=uid, comm=comm)
+
+
+def by_pid(pid: int) -> Process:
+    """The process that has `pid` now."""
+    try:
+        pidfd = native.pidfd_open(pid)
+    except OSError:
+        raise Refusal("no-such-holder", f"process {pid} does not exist", {"pid": pid}) from None
+    return by_pidfd(pidfd)
+
+
+def by_pidfd(pidfd: int) -> Process:
+    """Takes `pidfd` over, also when it fails."""
+    try:
+        info = Path(f"/proc/self/fdinfo/{pidfd}").read_text()
+        found = re.search(r"^Pid:\s*(-?\d+)", info, re.M)
+        if not found:
+            raise Refusal("bad-request", "the descriptor sent as a pidfd is not one")
+        if int(found[1]) <= 0:
+            raise Refusal("no-such-holder", "the process of the pidfd has exited")
+        # The pid is the pidfd's while the process lives, and only then can it be signalled.
+        holder = _describe(int(found[1]))
+        signal.pidfd_send_signal(pidfd, 0)
+    except ProcessLookupError:
+        os.close(pidfd)
+        raise Refusal("no-such-holder", "the process of the pidfd has exited") from None
+    except BaseException:
+        os.close(pidfd)
+        raise
+    return Process(holder, pidfd)
+
+
+def of_socket(sock: socket.socket) -> Process:
+    """The process that opened the connection; exact where the kernel has SO_PEERPIDFD."""
+    try:
+        pidfd = sock.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD)
+    except OSError:
+        return by_pid(peer_of(sock).pid)
+    return by_pidfd(pidfd)

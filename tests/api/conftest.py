@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from hashlib import sha256
+from pathlib import Path
+
+import httpx
+import pytest
+import uvicorn
+
+from api.app import build_app
+from api.settings import Settings
+from tests.api.fake_daemon import FakeDaemon
+
+TOKEN = "correct horse"
+PATIENCE = 10.0
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that another thread brings about."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.005)
+
+
+class Api:
+    """The API under a real uvicorn, in a thread."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.app = build_app(settings)
+        self._sock = socket.create_server((settings.host, 0))
+        self.port: int = self._sock.getsockname()[1]
+        self.base = f"http://127.0.0.1:{self.port}"
+        config = uvicorn.Config(
+            self.app, ws="none", log_level="warning", timeout_graceful_shutdown=1
+        )
+        self.server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self.server.run, args=([self._sock],), daemon=True)
+        self._thread.start()
+        until(lambda: self.server.started)
+
+    def close(self) -> None:
+        self.server.should_exit = True
+        self._thread.join(PATIENCE)
+        self._sock.close()
+        assert not self._thread.is_alive()
+
+    def client(self, token: str | None = TOKEN, **headers: str) -> httpx.Client:
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
+        return httpx.Client(base_url=self.base, headers=headers, timeout=PATIENCE)
+
+    def ready(self) -> None:
+        with self.client(None) as http:
+            until(lambda: http.get("/readyz").status_code == 200)
+        until(lambda: self.app.state.feed.position is not None)
+
+
+@pytest.fixture
+def token_file(tmp_path: Path) -> Path:
+    path = tmp_path / "tokens"
+    other, right = (sha256(t.encode()).hexdigest() for t in ("another", TOKEN))
+    path.write_text(f"# two people\n\nsha256:{other}\nsha256:{right}\n")
+    path.chmod(0o600)
+    return path
+
+
+@pytest.fixture
+def control(tmp_path: Path) -> Path:
+    return tmp_path / "control.sock"
+
+
+@pytest.fixture
+def settings(control: Path, token_file: Path) -> Settings:
+    return Settings(
+        socket=str(control),
+        token_file=token_file,
+        heartbeat=0.2,
+        shortest_backoff=0.01,
+        longest_backoff=0.05,
+        events_queue=16,
+        events_clients=3,
+        send_timeout=0.5,
+    )
+
+
+@pytest.fixture
+def daemon(control: Path) -> Iterator[FakeDaemon]:
+    fake = FakeDaemon(control)
+    yield fake
+    fake.close()
+
+
+@pytest.fixture
+def lonely(settings: Settings) -> Iterator[Api]:
+    """The API with no daemon yet."""
+    server = Api(settings)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def api(daemon: FakeDaemon, lonely: Api) -> Api:
+    lonely.ready()
+    return lonely
+
+
+@pytest.fixture
+def http(api: Api) -> Iterator[httpx.Client]:
+    with api.client() as client:
+        yield client

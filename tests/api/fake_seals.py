@@ -1,0 +1,50 @@
+"""The seals of the fake daemon: granted, returned and listed with no file behind them."""
+
+from __future__ import annotations
+
+import msgspec
+
+from api import examples
+from sealsvc import messages as m
+from sealsvc.errors import TABLE, Refusal
+from sealsvc.model import State
+
+
+class Seals:
+    def __init__(self) -> None:
+        self.held: dict[str, m.SealInfo] = {}
+
+    def find(self, seal: str) -> m.SealInfo:
+        if seal not in self.held:
+            raise Refusal("no-such-seal", f"no seal {seal}", {"seal": seal})
+        return self.held[seal]
+
+    def grant(self, request: m.Grant) -> m.SealInfo:
+        if request.path and request.path.startswith("/refuse/"):
+            code = request.path.removeprefix("/refuse/")
+            later = 1.5 if TABLE[code].retryable else None
+            raise Refusal(code, f"refused with {code}", {"path": request.path}, later)
+        seal = f"{len(self.held) + 1:024x}"
+        made = {"id": seal, "path": request.path or "", "seqid": 1, "tag": request.tag}
+        self.held[seal] = msgspec.structs.replace(examples.SEAL, **made)
+        return self.held[seal]
+
+    def give_back(self, request: m.Return) -> m.SealInfo:
+        seal = self.find(request.seal)
+        if request.seqid not in (None, seal.seqid):
+            raise Refusal("stale-seqid", f"it is {seal.seqid}", {"seqid": seal.seqid})
+        del self.held[request.seal]
+        return msgspec.structs.replace(seal, seqid=seal.seqid + 1, state=State.RETURNED)
+
+    def page(self, request: m.List) -> m.SealPage:
+        after = request.after or ""
+        found = [
+            seal
+            for seal in sorted(self.held.values(), key=lambda seal: seal.id)
+            if seal.id > after
+            and request.path in (None, seal.path)
+            and request.state in (None, seal.state)
+            and request.pid in (None, seal.holder.pid)
+        ]
+        page = found[: request.limit]
+        return m.SealPage(seals=page, next=page[-1].id if len(found) > len(page) else None)

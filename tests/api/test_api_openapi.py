@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+from fastapi.routing import APIRoute
+
+import api
+from api.app import build_app
+from api.openapi import DOCUMENTED, Application, rendered
+from api.settings import Settings
+from sealsvc.errors import TABLE
+
+METHODS = {"get", "post", "delete"}
+NAMED = {kind.__name__: kind for kind in DOCUMENTED}
+
+
+@pytest.fixture(scope="module")
+def app() -> Application:
+    built = build_app(Settings())
+    assert isinstance(built, Application)
+    return built
+
+
+@pytest.fixture(scope="module")
+def document(app: Application) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads(rendered(app))
+    return loaded
+
+
+def operations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for path, methods in document["paths"].items():
+        assert set(methods) <= METHODS
+        for method, operation in methods.items():
+            yield f"{method} {path}", operation
+
+
+def nodes(value: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(value, dict):
+        yield value
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from nodes(item)
+
+
+EXPECTED = {
+    "get /healthz",
+    "get /readyz",
+    "get /v1/events",
+    "get /v1/filesystems",
+    "get /v1/seals",
+    "get /v1/seals/{seal}",
+    "get /v1/seals/{seal}/extents",
+    "get /v1/status",
+    "post /v1/audits",
+    "post /v1/recalls",
+    "post /v1/seals",
+    "delete /v1/seals/{seal}",
+}
+
+
+def test_every_route_is_documented(app: Application, document: dict[str, Any]) -> None:
+    assert document["openapi"].startswith("3.1.")
+    assert {name for name, _ in operations(document)} == EXPECTED
+    assert all(route.include_in_schema for route in app.routes if isinstance(route, APIRoute))
+
+
+def test_operations_are_named_apart(document: dict[str, Any]) -> None:
+    ids = [operation["operationId"] for _, operation in operations(document)]
+    assert len(set(ids)) == len(ids)
+    assert all(operation["summary"] for _, operation in operations(document))
+
+
+def test_references_resolve(document: dict[str, Any]) -> None:
+    refs = [node["$ref"] for node in nodes(document) if isinstance(node.get("$ref"), str)]
+    assert refs
+    for ref in refs:
+        assert ref.removeprefix("#/components/schemas/") in document["components"]["schemas"]
+
+
+def test_paths_declare_their_parameters_once(document: dict[str, Any]) -> None:
+    for name, operation in operations(document):
+        declared = [(p["in"], p["name"]) for p in operation.get("parameters", [])]
+        assert len(set(declared)) == len(declared), name
+        assert (("path", "seal") in declared) is ("{seal}" in name)
+
+
+def examples(media: dict[str, Any]) -> list[Any]:
+    if "examples" in media:
+        return [example["value"] for example in media["examples"].values()]
+    return [media["example"]]
+
+
+def test_examples_are_of_their_schema(document: dict[str, Any]) -> None:
+    checked = 0
+    for name, operation in operations(document):
+        contents = [operation["requestBody"]] if "requestBody" in operation else []
+        contents += operation["responses"].values()
+        for content in contents:
+            for kind, media in content.get("content", {}).items():
+                if kind == "text/event-stream":
+                    continue
+                schema = NAMED[media["schema"]["$ref"].rpartition("/")[2]]
+                for example in examples(media):
+                    msgspec.convert(example, schema)
+                    checked += 1
+        assert contents, name
+    assert checked > 50
+
+
+def test_the_event_example_is_an_event(document: dict[str, Any]) -> None:
+    success = document["paths"]["/v1/events"]["get"]["responses"]["200"]["content"]
+    lines = success["text/event-stream"]["example"].splitlines()
+    data = next(line.removeprefix("data: ") for line in lines if line.startswith("data: "))
+    assert msgspec.json.decode(data.encode(), type=NAMED["Event"])
+
+
+def test_errors_are_problems(document: dict[str, Any]) -> None:
+    for name, operation in operations(document):
+        refused = {s: r for s, r in operation["responses"].items() if s >= "400"}
+        assert {"400", "500"} <= set(refused), name
+        for status, response in refused.items():
+            assert set(response["content"]) == {"application/problem+json"}, name
+            codes = response["content"]["application/problem+json"]["examples"]
+            assert {TABLE[code].status for code in codes} == {int(status)}
+
+
+def test_security_follows_the_method(document: dict[str, Any]) -> None:
+    for name, operation in operations(document):
+        method, path = name.split()
+        wanted: list[dict[str, Any]] = [{}, {"bearer": []}] if method == "get" else [{"bearer": []}]
+        assert operation["security"] == (wanted if path.startswith("/v1") else [])
+        assert ("401" in operation["responses"]) is path.startswith("/v1")
+
+
+def test_requests_reject_unknown_fields(document: dict[str, Any]) -> None:
+    for name in ("GrantBody", "RestHolder", "RecallBody", "AuditBody"):
+        assert document["components"]["schemas"][name]["additionalProperties"] is False
+    assert document["components"]["schemas"]["GrantBody"]["required"] == ["holder"]
+
+
+def test_the_served_document_is_this_one(http: httpx.Client, document: dict[str, Any]) -> None:
+    assert http.get("/v1/openapi.json").json() == document
+
+
+def test_the_file_in_the_tree_is_this_one(app: Application) -> None:
+    path = Path(api.__file__).with_name("openapi.json")
+    assert path.read_text() == rendered(app), "run: python -m api.openapi > api/openapi.json"
+
+
+def test_the_api_imports_only_the_client_side_of_sealsvc() -> None:
+    allowed = {f"sealsvc.{name}" for name in ("client", "messages", "errors", "model")}
+    for path in Path(api.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("sealsvc"):
+                names = {f"sealsvc.{alias.name}" for alias in node.names}
+                assert node.module in allowed or names <= allowed, path
+            elif isinstance(node, ast.Import):
+                assert not any(alias.name.startswith("sealsvc") for alias in node.names), path

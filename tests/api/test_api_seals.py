@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import httpx
+import msgspec
+import pytest
+
+from api.etags import none_match, required_seqids
+from sealsvc.errors import Refusal
+from sealsvc.messages import Extents, Grant, HolderSpec, List, RecallSeals, Requirements, Return
+from sealsvc.model import Preparation
+from tests.api.fake_daemon import FakeDaemon
+
+BODY = {"path": "/srv/a", "holder": {"pid": 7}}
+NOBODY = "f" * 24
+
+
+@pytest.fixture
+def seal(http: httpx.Client) -> str:
+    return str(http.post("/v1/seals", json=BODY).json()["id"])
+
+
+def test_grant(http: httpx.Client, daemon: FakeDaemon) -> None:
+    answer = http.post("/v1/seals", json=BODY)
+    seal = answer.json()
+    assert answer.status_code == 201
+    assert answer.headers["location"] == f"/v1/seals/{seal['id']}"
+    assert answer.headers["etag"] == '"1"'
+    assert http.get(answer.headers["location"]).json() == seal
+    (asked,) = daemon.asked(Grant)
+    assert asked == Grant(id=asked.id, path="/srv/a", holder=HolderSpec(pid=7))
+
+
+def test_every_field_of_a_grant_arrives(http: httpx.Client, daemon: FakeDaemon) -> None:
+    fields = {
+        "path": "/srv/b",
+        "offset": 4096,
+        "length": 8192,
+        "iomode": "read",
+        "kind": "shared",
+        "conflict": "refuse",
+        "fence": "signal",
+        "grace": 2.5,
+        "ttl": 60.0,
+        "tag": "t",
+        "require": {"map_sync": True, "populate": False, "pmd": False},
+        "prepare": ["unshare"],
+        "holder": {"pid": 7, "fd": 3, "pidfd": False},
+    }
+    body = {**fields, "holder": {"pid": 7, "fd": 3}}
+    assert http.post("/v1/seals", json=body).status_code == 201
+    (asked,) = daemon.asked(Grant)
+    sent = msgspec.to_builtins(asked)
+    assert {name: sent[name] for name in sent if name not in ("id", "v", "op")} == fields
+    assert asked.require == Requirements(map_sync=True)
+    assert asked.prepare == [Preparation.UNSHARE]
+
+
+def test_the_holders_descriptor_may_stand_for_the_path(http: httpx.Client) -> None:
+    assert http.post("/v1/seals", json={"holder": {"pid": 7, "fd": 3}}).status_code == 201
+
+
+def test_pages(http: httpx.Client) -> None:
+    ids = [http.post("/v1/seals", json=BODY).json()["id"] for _ in range(5)]
+    seen: list[str] = []
+    after: dict[str, str] = {}
+    for _ in range(3):
+        page = http.get("/v1/seals", params={"limit": 2, **after}).json()
+        seen += [seal["id"] for seal in page["seals"]]
+        after = {"after": page["next"]}
+    assert seen == ids
+    assert page["next"] is None
+
+
+def test_filters(http: httpx.Client, daemon: FakeDaemon, seal: str) -> None:
+    query = {"path": "/srv/a", "state": "active", "pid": "4242"}
+    assert [s["id"] for s in http.get("/v1/seals", params=query).json()["seals"]] == [seal]
+    assert http.get("/v1/seals", params={"path": "/srv/other"}).json()["seals"] == []
+    assert daemon.asked(List)[0].pid == 4242
+
+
+def test_a_path_of_digits_or_null_stays_text(http: httpx.Client, daemon: FakeDaemon) -> None:
+    for path in ("1234", "null", "true"):
+        assert http.get("/v1/seals", params={"path": path}).status_code == 200
+        assert daemon.asked(List)[-1].path == path
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [('"1"', 304), ('W/"1"', 304), ("*", 304), ('"8", "1"', 304), ('"2"', 200), ('"x"', 200)],
+)
+def test_if_none_match(http: httpx.Client, seal: str, header: str, status: int) -> None:
+    answer = http.get(f"/v1/seals/{seal}", headers={"If-None-Match": header})
+    assert answer.status_code == status
+    assert answer.headers["etag"] == '"1"'
+    assert (answer.content == b"") is (status == 304)
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [
+        (None, 200),
+        ("*", 200),
+        ('"1"', 200),
+        ('"4", "1"', 200),
+        ('"2"', 412),
+        ('W/"1"', 412),
+        ('"other"', 412),
+        ('"4", "5"', 412),
+        ("1", 400),
+    ],
+)
+def test_if_match(
+    http: httpx.Client, daemon: FakeDaemon, seal: str, header: str | None, status: int
+) -> None:
+    headers = {} if header is None else {"If-Match": header}
+    answer = http.delete(f"/v1/seals/{seal}", headers=headers)
+    assert answer.status_code == status
+    assert (seal in daemon.seals) is (status != 200)
+    if status == 200:
+        assert answer.json()["state"] == "returned"
+        assert answer.headers["etag"] == '"2"'
+    if header == '"1"':
+        assert daemon.asked(Return)[0].seqid == 1
+
+
+def test_entity_tags() -> None:
+    assert none_match(None, 1)
+    assert required_seqids('"1","2"') == frozenset({1, 2})
+    assert required_seqids('W/"1"') == frozenset()
+    for bad in ('"1" "2"', "x", '"1'):
+        with pytest.raises(Refusal, match="entity tags"):
+            required_seqids(bad)
+
+
+def test_extents(http: httpx.Client, daemon: FakeDaemon, seal: str) -> None:
+    answer = http.get(f"/v1/seals/{seal}/extents", params={"start": 2, "limit": 3})
+    assert answer.json()["total"] == 1
+    (asked,) = daemon.asked(Extents)
+    assert (asked.start, asked.limit) == (2, 3)
+
+
+@pytest.mark.parametrize("path", ["", "/extents"])
+def test_a_seal_that_is_not_there(http: httpx.Client, path: str) -> None:
+    assert http.get(f"/v1/seals/{NOBODY}{path}").json()["code"] == "no-such-seal"
+    assert http.delete(f"/v1/seals/{NOBODY}").status_code == 404
+
+
+@pytest.mark.parametrize(("wait", "status"), [(True, 200), (False, 202)])
+def test_recalls(http: httpx.Client, daemon: FakeDaemon, wait: bool, status: int) -> None:
+    body = {"path": "/srv/a", "range": {"offset": 0, "length": 4096}, "wait": wait, "grace": 1.0}
+    answer = http.post("/v1/recalls", json=body)
+    assert answer.status_code == status
+    assert answer.json()["recalled"]
+    (asked,) = daemon.asked(RecallSeals)
+    assert (asked.wait, asked.range.length, asked.grace) == (wait, 4096, 1.0)
+
+
+def test_audits_filesystems_status(http: httpx.Client) -> None:
+    assert http.post("/v1/audits").json()["checked"] == 1
+    assert http.get("/v1/filesystems").json()["filesystems"][0]["type"] == "xfs"
+    assert http.get("/v1/status").json()["protocol"] == 1
