@@ -191,7 +191,9 @@ class Client:
         except msgspec.DecodeError as error:
             raise Refusal("internal", f"unreadable message from the service: {error}") from None
         if received is None:
-            raise Refusal("service-unavailable", f"the service on {self.path} closed the connection")
+            raise Refusal(
+                "service-unavailable", f"the service on {self.path} closed the connection"
+            )
         return received
 
 

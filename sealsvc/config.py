@@ -30,7 +30,7 @@ class ServiceSection(Section, frozen=True):
 
 class PolicySection(Section, frozen=True):
     roots: list[str] = []
-    operators: list[int] = [0]
+    operators: list[int] = msgspec.field(default_factory=lambda: [0])
     accept_risks: list[str] = []
     max_grace: Seconds = 300.0
     max_seals: Count = 100_000
@@ -38,7 +38,7 @@ class PolicySection(Section, frozen=True):
 
 
 class EnforcersSection(Section, frozen=True):
-    use: list[str] = ["fanotify", "lease"]
+    use: list[str] = msgspec.field(default_factory=lambda: ["fanotify", "lease"])
     linger: Annotated[float, Meta(ge=0)] = 2.0
     drain_timeout: Seconds = 0.5
 

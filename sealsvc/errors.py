@@ -1,4 +1,4 @@
-"""Every error a user can meet: one table feeds the wire, the HTTP status, the exit code and the docs.
+"""Every error a user can meet: one table feeds wire, HTTP status, exit code and docs.
 
 `Refusal` is the only exception that crosses a boundary (socket, REST, CLI). Everything else is a
 bug and is reported as `internal` by the one task supervisor that catches it.

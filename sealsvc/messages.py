@@ -39,7 +39,9 @@ Name = Annotated[str, Meta(min_length=1, max_length=4096)]
 Limit = Annotated[int, Meta(ge=1, le=1000)]
 
 
-class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="op"):
+class Request(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="op"
+):
     id: RequestId
     v: int = VERSION
 
@@ -308,7 +310,9 @@ class FilesystemInfo(msgspec.Struct, frozen=True, kw_only=True):
     seals: int
 
 
-class FilesystemList(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="filesystems"):
+class FilesystemList(
+    msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="filesystems"
+):
     filesystems: list[FilesystemInfo]
 
 
@@ -369,7 +373,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, tag_field="reply", tag="
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True, tag_field="reply", tag="failure"):
-    """`code` is a row of sealsvc.errors.TABLE. `id` is null when the request's could not be read."""
+    """`code` is a row of sealsvc.errors.TABLE. `id` is null when the request's was unreadable."""
 
     id: int | None
     code: str

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from _sealsvc_native import ffi, lib
+from _sealsvc_native import ffi as ffi
+from _sealsvc_native import lib as lib
 
 from sealsvc.extents import EXTENT_SHARED as EXTENT_SHARED
 from sealsvc.extents import ExtentMap

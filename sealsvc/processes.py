@@ -61,7 +61,9 @@ def _describe(pid: int) -> Holder:
     except OSError:
         raise Refusal("no-such-holder", f"process {pid} does not exist", {"pid": pid}) from None
     comm = stat[stat.index("(") + 1 : stat.rindex(")")]
-    return Holder(pid=pid, start_time=int(stat[stat.rindex(")") + 2 :].split()[19]), uid=uid, comm=comm)
+    return Holder(
+        pid=pid, start_time=int(stat[stat.rindex(")") + 2 :].split()[19]), uid=uid, comm=comm
+    )
 
 
 def by_pid(pid: int) -> Process:

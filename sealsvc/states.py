@@ -66,7 +66,7 @@ SETTLING = frozenset({State.RECALLED, State.FENCING, State.FENCE_FAILED, State.O
 
 
 def after(state: State, step: Step) -> State:
-    """The state that `step` leads to. KeyError for an illegal transition: a defect of the caller."""
+    """The state that `step` leads to. KeyError for an illegal transition: the caller's defect."""
     return TRANSITIONS[state, step]
 
 

@@ -1,6 +1,6 @@
 """Write the C source of the _sealsvc_native extension module.
 
-usage: build_ffi.py OUTPUT PREAMBLE DECLARATIONS...
+usage: build_ffi.py OUTPUT DECLARATIONS...
 """
 
 import sys
@@ -12,11 +12,11 @@ MODULE = "_sealsvc_native"
 
 
 def main() -> None:
-    output, preamble, *declarations = map(Path, sys.argv[1:])
+    output, *declarations = map(Path, sys.argv[1:])
     ffi = FFI()
     for path in declarations:
         ffi.cdef(path.read_text(encoding="utf-8"))
-    ffi.set_source(MODULE, preamble.read_text(encoding="utf-8"))
+    ffi.set_source(MODULE, '#include "sealsvc/native.h"')
     ffi.emit_c_code(str(output))
 
 

@@ -61,7 +61,8 @@ class Hold(Protocol):
     """A guard in force on one file. `anchor` is a descriptor of the file that the enforcer owns,
     apart from the holder's, or -1."""
 
-    anchor: int
+    @property
+    def anchor(self) -> int: ...
 
     def change(self, verdict: Verdict) -> None: ...
 
@@ -120,7 +121,7 @@ class EnforcerSet:
 
     def choose(self, filesystem: Filesystem, request: Grant) -> tuple[Enforcer | None, list[str]]:
         """The first enforcer that can keep such a seal, and why the ones before it cannot."""
-        why = []
+        why: list[str] = []
         for enforcer in self.enforcers:
             reason = self.reasons[enforcer.name] or enforcer.unable(filesystem, request)
             if not reason:

@@ -104,7 +104,9 @@ class KernelHost:
         try:
             return native.read_extents(fd, sealed)
         except OSError as error:
-            raise Refusal("io-error", f"FIEMAP: {error.strerror}", {"errno": error.errno}) from error
+            raise Refusal(
+                "io-error", f"FIEMAP: {error.strerror}", {"errno": error.errno}
+            ) from error
 
     def mark(self, fd: int, token: int) -> None:
         native.token_set(fd, token)
@@ -220,7 +222,9 @@ def _root_of(path: str, roots: Sequence[str]) -> str:
         if os.path.normpath(path) != root and _is_under(os.path.normpath(path), root):
             return root
     raise Refusal(
-        "outside-roots", f"{path} is not below an allowed root", {"path": path, "roots": list(roots)}
+        "outside-roots",
+        f"{path} is not below an allowed root",
+        {"path": path, "roots": list(roots)},
     )
 
 

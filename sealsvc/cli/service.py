@@ -1,0 +1,71 @@
+"""sealsvc: the daemon's command line."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from pathlib import Path
+
+import click
+import msgspec
+
+from sealsvc import __version__, config
+from sealsvc.errors import Refusal
+
+
+@click.group()
+@click.version_option(__version__)
+def main() -> None:
+    """sealsvc grants revocable extent-map seals on files."""
+
+
+@main.command()
+@click.option(
+    "--config",
+    "file",
+    type=click.Path(path_type=Path),
+    help="The configuration (TOML); deploy/sealsvc.toml documents every key.",
+)
+@click.option("--socket", help="Listen here, whatever the configuration says.")
+@click.option("--root", "roots", multiple=True, help="Allow paths below DIR, too (repeatable).")
+def serve(file: Path | None, socket: str | None, roots: tuple[str, ...]) -> None:
+    """Serve until stopped.
+
+    \b
+    Example:
+      sealsvc serve --config /etc/sealsvc/sealsvc.toml
+      sealsvc serve --socket /tmp/seal.sock --root /mnt/pmem
+    """
+    try:
+        chosen = _override(config.load(file), socket, roots)
+        logging.basicConfig(
+            level=chosen.service.log_level.upper(), format="%(levelname)s %(name)s: %(message)s"
+        )
+        _serve(chosen)
+    except (config.ConfigError, Refusal, ValueError) as error:
+        click.echo(f"sealsvc: {error}", err=True)
+        sys.exit(1)
+
+
+def _override(loaded: config.Config, socket: str | None, roots: tuple[str, ...]) -> config.Config:
+    replace = msgspec.structs.replace
+    if socket:
+        loaded = replace(loaded, service=replace(loaded.service, socket=socket))
+    if roots:
+        wanted = [*loaded.policy.roots, *map(os.path.abspath, roots)]
+        loaded = replace(loaded, policy=replace(loaded.policy, roots=wanted))
+    return loaded
+
+
+def _serve(chosen: config.Config) -> None:
+    from sealsvc.daemon import kernel_daemon
+
+    if os.geteuid() != 0:
+        raise Refusal("denied", "sealing files of the real system needs root")
+    asyncio.run(kernel_daemon(chosen).run())
+
+
+if __name__ == "__main__":
+    main()

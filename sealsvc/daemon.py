@@ -1,0 +1,142 @@
+"""The composition root: everything is built here, passed on, started, and stopped in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import os
+import resource
+import signal
+import socket
+from collections.abc import Callable
+from contextlib import AsyncExitStack, suppress
+
+from sealsvc.audit import audit
+from sealsvc.config import Config
+from sealsvc.control import ControlServer
+from sealsvc.enforce import Enforcer, EnforcerSet
+from sealsvc.enforce.fanotify import FanotifyEnforcer
+from sealsvc.enforce.lease import LeaseEnforcer
+from sealsvc.errors import Refusal
+from sealsvc.events import EventLog
+from sealsvc.grants import Grants, Workers
+from sealsvc.host import Host
+from sealsvc.host.kernel import KernelHost, kernel_release
+from sealsvc.policy import Policy
+from sealsvc.recall import Recaller
+from sealsvc.seals import SealTable
+from sealsvc.service import Service, push
+from sealsvc.tasks import Tasks
+
+log = logging.getLogger(__name__)
+
+
+class Daemon:
+    def __init__(self, config: Config, host: Host, enforcers: list[Enforcer]) -> None:
+        self.config, self.host = config, host
+        self.events = EventLog(config.service.event_history)
+        self.tasks = Tasks(lambda reason: self.events.publish("alarm", reason=reason))
+        self.table = SealTable()
+        self.workers = Workers(config.service.workers)
+        self.enforcers = EnforcerSet(enforcers)
+        policy = Policy(config.policy)
+        self.grants = Grants(host, self.enforcers, policy, self.table, self.events, self.workers)
+        self.recaller = Recaller(
+            self.grants, self.table, self.events, self.tasks, config.fence, push
+        )
+        self.service = Service(
+            self.grants, self.recaller, self.table, policy, self.enforcers, kernel_release()
+        )
+        self.server = ControlServer(
+            config.service.socket,
+            int(config.service.socket_mode, 8),
+            self.service.handle,
+            self.events,
+            self.tasks,
+            policy.is_operator,
+        )
+        self.service.connections = lambda: len(self.server.connections)
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT."""
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        async with AsyncExitStack() as stack:
+            stack.callback(self.workers.stop)
+            for enforcer in self.enforcers.enforcers:
+                self._start(enforcer, stack)
+            stack.push_async_callback(self.tasks.stop)
+            await self.workers.run(self._arm)
+            self.server.start()
+            stack.callback(self.server.stop)
+            self.tasks.spawn("housekeeping", self._housekeeping())
+            if self.config.service.audit_interval:
+                self.tasks.spawn("audit", self._audit())
+            log.info("serving on %s", self.config.service.socket)
+            notify("READY=1")
+            await stop.wait()
+            notify("STOPPING=1")
+
+    def _start(self, enforcer: Enforcer, stack: AsyncExitStack) -> None:
+        if reason := self.enforcers.reasons[enforcer.name]:
+            log.info("enforcer %s is not available: %s", enforcer.name, reason)
+            return
+        stack.callback(enforcer.stop)
+        fd = enforcer.start(functools.partial(self.recaller.conflict, enforcer.name))
+        loop = asyncio.get_running_loop()
+        loop.add_reader(fd, enforcer.drain)
+        stack.callback(loop.remove_reader, fd)
+
+    def _arm(self) -> None:
+        """Watch the file systems under the roots from the start: descriptors opened from now on are
+        seen by every later seal."""
+        for filesystem in self.host.filesystems(self.config.policy.roots):
+            if filesystem.unsupported:
+                continue
+            fd = os.open(filesystem.mount, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                for enforcer in self.enforcers.available:
+                    enforcer.arm(filesystem, fd)
+            except Refusal as refusal:
+                log.warning("%s is armed at its first grant: %s", filesystem.mount, refusal)
+            finally:
+                os.close(fd)
+
+    async def _housekeeping(self) -> None:
+        while True:
+            await asyncio.sleep(0.5)
+            self.recaller.expire()
+            for enforcer in self.enforcers.available:
+                enforcer.forget()
+
+    async def _audit(self) -> None:
+        while True:
+            await asyncio.sleep(self.config.service.audit_interval)
+            await audit(self.grants, self.table)
+
+
+def notify(message: str) -> None:
+    """sd_notify(3), when systemd asks for it."""
+    if address := os.environ.get("NOTIFY_SOCKET"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock, suppress(OSError):
+            sock.connect("\0" + address[1:] if address.startswith("@") else address)
+            sock.sendall(message.encode())
+
+
+def kernel_daemon(config: Config) -> Daemon:
+    """The daemon on the real system."""
+    # Each held operation, file and holder is a descriptor.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    # A lease that breaks within a momentary probe signals the process: nobody needs to hear it.
+    signal.signal(signal.SIGIO, signal.SIG_IGN)
+    known: dict[str, Callable[[], Enforcer]] = {
+        "fanotify": lambda: FanotifyEnforcer(
+            config.enforcers.linger, config.enforcers.drain_timeout
+        ),
+        "lease": LeaseEnforcer,
+    }
+    return Daemon(config, KernelHost(), [known[name]() for name in config.enforcers.use])

@@ -1,0 +1,423 @@
+"""The fanotify enforcer: pre-content events (Linux 6.14+), answered by native/kernel/gate.c.
+
+It sees what goes through a watched descriptor or a path. A descriptor is watched when it was opened
+after its file system was armed; `hold` proves for each file that no other is about.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+
+from sealsvc import native
+from sealsvc.enforce import Guard, Outcome, Report, Verdict
+from sealsvc.errors import Refusal
+from sealsvc.filesystem import Filesystem
+from sealsvc.host import Target
+from sealsvc.messages import Gap, Grant
+from sealsvc.model import FileId, Kind, Operation
+from sealsvc.native import ffi, lib
+
+_POLICIES = {
+    Verdict.ARMING: lib.SEAL_POLICY_ARMING,
+    Verdict.WAIT: lib.SEAL_POLICY_WAIT,
+    Verdict.REFUSE: lib.SEAL_POLICY_REFUSE,
+    Verdict.BUSY: lib.SEAL_POLICY_BUSY,
+}
+_OUTCOMES = {
+    lib.SEAL_REPORT_HELD: Outcome.HELD,
+    lib.SEAL_REPORT_REFUSED: Outcome.REFUSED,
+    lib.SEAL_REPORT_ENDED: Outcome.ENDED,
+}
+_BATCH = 64
+
+_SHARED = [Kind.SHARED]
+_GAPS = {
+    "ext4": Gap(
+        risk="ext4-move-ext",
+        kinds=_SHARED,
+        why="EXT4_IOC_MOVE_EXT (e4defrag) on a writable descriptor raises no event",
+    ),
+    "xfs": Gap(
+        risk="xfs-swapext",
+        kinds=_SHARED,
+        why="XFS_IOC_SWAPEXT (xfs_fsr) on a writable descriptor raises no event",
+    ),
+}
+_GAPS_EVERYWHERE = (
+    Gap(
+        risk="overlay-truncate",
+        kinds=_SHARED,
+        why="truncate(2) through an overlay mounted over the file later raises no event",
+    ),
+    Gap(
+        risk="loop-device",
+        kinds=_SHARED,
+        why="a loop device set up on the file later writes and discards below every event",
+    ),
+)
+
+
+@dataclass(slots=True)
+class _Watched:
+    """A file with a mark. `whole` is true once every descriptor of it is known to be watched."""
+
+    file: FileId
+    filesystem: Filesystem
+    traits: Any
+    anchor: int = -1
+    whole: bool = False
+    guards: dict[int, Guard] = field(default_factory=dict)
+    idle_since: float = 0.0
+
+
+class _Hold:
+    def __init__(self, enforcer: FanotifyEnforcer, watched: _Watched, guard: Guard) -> None:
+        self._enforcer, self._watched, self._guard = enforcer, watched, guard
+        self._released = False
+
+    @property
+    def anchor(self) -> int:
+        return self._watched.anchor
+
+    def change(self, verdict: Verdict) -> None:
+        if not self._released:
+            self._guard = Guard(
+                self._guard.token,
+                self._guard.range,
+                self._guard.holder,
+                self._guard.exclusive,
+                verdict,
+            )
+            self._enforcer.put(self._watched, self._guard)
+
+    def release(self) -> None:
+        if not self._released:
+            self._released = True
+            self._enforcer.take_away(self._watched, self._guard.token)
+
+
+class FanotifyEnforcer:
+    name = "fanotify"
+
+    def __init__(self, linger: float = 2.0, drain_timeout: float = 0.5) -> None:
+        """`linger` seconds a file stays watched after its last seal, so that the next grant knows
+        what is under way on it; `drain_timeout` seconds a grant waits for that to end."""
+        self.linger, self.drain_timeout = linger, drain_timeout
+        self._gate: Any = None
+        self._watched: dict[tuple[int, int], _Watched] = {}
+        self._armed: set[int] = set()
+        self._deliver: Callable[[Report], None] = _nobody
+        self._reports = ffi.new("struct seal_report[]", _BATCH)
+
+    def probe(self) -> str:
+        if self._gate is not None:
+            return ""
+        out = ffi.new("struct seal_gate **")
+        result: int = lib.seal_gate_open(out)
+        if result < 0:
+            return f"fanotify_init(FAN_CLASS_PRE_CONTENT): {os.strerror(-result)}"
+        self._gate = out[0]
+        reason = self._probe_mark()
+        if reason:
+            self.stop()
+        return reason
+
+    def _probe_mark(self) -> str:
+        """FAN_PRE_ACCESS came with v6.14; older kernels refuse the mask."""
+        fd = os.memfd_create("sealsvc-probe")
+        try:
+            traits = ffi.new("struct seal_traits *", {"block_size": 4096})
+            result: int = lib.seal_gate_watch(self._gate, fd, traits)
+            if result == 0:
+                lib.seal_gate_unwatch(self._gate, fd)
+            elif result == -errno.EINVAL:
+                return "the kernel has no FAN_PRE_ACCESS (Linux 6.14 or newer is needed)"
+            return "" if result in (0, -errno.EOPNOTSUPP) else os.strerror(-result)
+        finally:
+            os.close(fd)
+
+    def unable(self, filesystem: Filesystem, request: Grant) -> str:  # noqa: ARG002 (the interface)
+        return filesystem.unsupported
+
+    def gaps(self, filesystem: Filesystem, kind: Kind) -> tuple[Gap, ...]:
+        own = [_GAPS[filesystem.type]] if filesystem.type in _GAPS else []
+        return tuple(gap for gap in (*own, *_GAPS_EVERYWHERE) if kind in gap.kinds)
+
+    def start(self, deliver: Callable[[Report], None]) -> int:
+        self._deliver = deliver
+        return int(lib.seal_gate_fd(self._gate))
+
+    def stop(self) -> None:
+        if self._gate is None:
+            return
+        gate, self._gate = self._gate, None
+        lib.seal_gate_close(gate)
+        for watched in self._watched.values():
+            if watched.anchor >= 0:
+                os.close(watched.anchor)
+        self._watched.clear()
+
+    def arm(self, filesystem: Filesystem, fd: int) -> None:
+        if filesystem.device not in self._armed:
+            _check(lib.seal_gate_arm(self._gate, fd), "fanotify_mark of the file system")
+            self._armed.add(filesystem.device)
+
+    # Holds
+
+    def hold(self, target: Target, guard: Guard) -> _Hold:
+        with ExitStack() as undo:
+            watched = self._watch(target, undo)
+            self.put(watched, guard)
+            undo.callback(self.take_away, watched, guard.token)
+            try:
+                self._prove(target, watched, guard)
+            finally:
+                if watched.anchor < 0:
+                    path = f"/proc/self/fd/{target.fd}"
+                    watched.anchor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            undo.pop_all()
+        return _Hold(self, watched, guard)
+
+    def _watch(self, target: Target, undo: ExitStack) -> _Watched:
+        self.arm(target.filesystem, target.fd)
+        key = (target.file.device, target.file.inode)
+        if found := self._watched.get(key):
+            return found
+        traits = ffi.new(
+            "struct seal_traits *",
+            {
+                "block_size": target.filesystem.block_size,
+                "reflink": int(target.filesystem.reflink),
+            },
+        )
+        _check(lib.seal_gate_watch(self._gate, target.fd, traits), "fanotify_mark")
+        watched = self._watched[key] = _Watched(target.file, target.filesystem, traits)
+        undo.callback(self._unwatch, watched, target.fd)
+        return watched
+
+    def put(self, watched: _Watched, guard: Guard) -> None:
+        struct = _guard_struct(guard)
+        file = watched.file
+        # Python's copy first: reports of the guard may come before the call returns.
+        watched.guards[guard.token] = guard
+        _check(lib.seal_gate_guard(self._gate, file.device, file.inode, struct), "guard")
+
+    def take_away(self, watched: _Watched, token: int) -> None:
+        if watched.guards.pop(token, None) is None or self._gate is None:
+            return
+        lib.seal_gate_unguard(self._gate, watched.file.device, watched.file.inode, token)
+        if not watched.guards:
+            watched.idle_since = time.monotonic()
+
+    def _unwatch(self, watched: _Watched, fd: int) -> None:
+        self._watched.pop((watched.file.device, watched.file.inode), None)
+        lib.seal_gate_unwatch(self._gate, fd)
+        if watched.anchor >= 0:
+            os.close(watched.anchor)
+            watched.anchor = -1
+
+    # Proofs: nobody can get around the watch, and nothing from before it is under way.
+
+    def _prove(self, target: Target, watched: _Watched, guard: Guard) -> None:
+        others = [g for g in watched.guards.values() if g.token != guard.token]
+        if guard.exclusive:
+            # Beside another exclusive guard (of the same holder) nobody could open it since.
+            if not any(g.exclusive for g in others):
+                self._prove_sole(target, watched)
+        elif not watched.whole:
+            self._prove_watched(target, watched)
+        watched.whole = True
+        limit = int(self.drain_timeout * 1e6)
+        file = target.file
+        if not _check(lib.seal_gate_drain(self._gate, file.device, file.inode, limit), "drain"):
+            raise Refusal(
+                "try-later",
+                f"an operation that may change the extent map of {target.path} is under way",
+                {"path": target.path},
+                retry_after=0.1,
+            )
+
+    def _prove_sole(self, target: Target, watched: _Watched) -> None:
+        if watched.anchor >= 0:
+            os.close(watched.anchor)
+            watched.anchor = -1
+        if native.lease_probe(target.fd, fcntl.F_WRLCK):
+            return
+        openers = self._foreign(target)
+        raise _in_use(
+            target, sorted({o.pid for o in openers}), "an exclusive seal has no other opener"
+        )
+
+    def _prove_watched(self, target: Target, watched: _Watched) -> None:
+        """Each descriptor that others have is asked, by an access of no bytes, whether it is seen.
+        One that was opened before its file system was armed and now lives only in a socket's queue
+        or an io_uring's file table cannot be found this way."""
+        if watched.anchor < 0 and native.lease_probe(target.fd, fcntl.F_WRLCK):
+            return
+        openers = self._foreign(target)
+        blind = sorted({o.pid for o in openers if not self._is_seen(o, target)})
+        if blind:
+            raise _in_use(
+                target, blind, "their descriptors were opened before the file was watched"
+            )
+        for pid in {o.pid for o in openers}:
+            if not lib.seal_gate_drain_process(self._gate, pid, int(self.drain_timeout * 1e6)):
+                raise Refusal(
+                    "try-later",
+                    f"process {pid} may be changing {target.path}",
+                    {"path": target.path, "pids": [pid]},
+                    retry_after=0.1,
+                )
+
+    def _foreign(self, target: Target) -> list[native.Opener]:
+        """Who has the file open by another description than the holder's."""
+        found = native.openers(target.file.device, target.file.inode, os.getpid())
+        return [o for o in found if o.fd < 0 or not _same(o, target.fd)]
+
+    def _is_seen(self, opener: native.Opener, target: Target) -> bool:
+        if not target.filesystem.reflink and opener.flags & os.O_ACCMODE == os.O_RDONLY:
+            return opener.fd >= 0  # without reflink a reader cannot change a map
+        if opener.fd < 0:
+            return False
+        try:
+            pidfd = native.pidfd_open(opener.pid)
+        except OSError:
+            return True  # gone
+        try:
+            fd = native.pidfd_getfd(pidfd, opener.fd)
+        except OSError as error:
+            return error.errno in (errno.EBADF, errno.ESRCH)  # closed, or gone, meanwhile
+        finally:
+            os.close(pidfd)
+        try:
+            return bool(_check(lib.seal_gate_sees(self._gate, fd), "watch probe"))
+        finally:
+            os.close(fd)
+
+    # Reports
+
+    def drain(self) -> None:
+        while self._gate is not None:
+            count: int = lib.seal_gate_reports(self._gate, self._reports, _BATCH)
+            for i in range(count):
+                self._deliver(self._report(self._reports[i]))
+            if count < _BATCH:
+                return
+
+    def _report(self, raw: Any) -> Report:
+        watched = self._watched.get((raw.device, raw.inode))
+        return Report(
+            outcome=_OUTCOMES[raw.kind],
+            waiter=raw.waiter,
+            file=watched.file if watched else FileId(raw.device, raw.inode),
+            operation=_operation(raw),
+            tokens=self._tokens(raw, watched) if watched else (),
+            error=raw.result,
+            waited=raw.waited_us / 1e6,
+        )
+
+    def _tokens(self, raw: Any, watched: _Watched) -> tuple[int, ...]:
+        operation = ffi.addressof(raw, "operation")
+        return tuple(
+            token
+            for token, guard in watched.guards.items()
+            if lib.seal_conflicts(
+                operation,
+                _guard_struct(guard),
+                watched.traits,
+                int(bool(guard.holder) and guard.holder == raw.tgid),
+            )
+        )
+
+    # Idle files
+
+    def forget(self, filesystem: Filesystem | None = None) -> None:
+        now = time.monotonic()
+        for watched in list(self._watched.values()):
+            due = filesystem == watched.filesystem or now - watched.idle_since >= self.linger
+            if not watched.guards and due and watched.anchor >= 0:
+                anchor, watched.anchor = watched.anchor, -1
+                self._unwatch(watched, anchor)
+                os.close(anchor)
+
+    def counters(self) -> dict[str, int]:
+        if self._gate is None:
+            return {}
+        out = ffi.new("struct seal_gate_counters *")
+        lib.seal_gate_count(self._gate, out)
+        names = ("events", "own", "passed", "held", "refused", "dropped_reports", "failed_answers")
+        return {name: int(getattr(out, name)) for name in names}
+
+
+def _nobody(report: Report) -> None:
+    raise RuntimeError(f"a report before start: {report}")
+
+
+def _check(result: int, call: str) -> int:
+    if result < 0:
+        raise Refusal(
+            "io-error", f"{call}: {os.strerror(-result)}", {"call": call, "errno": -result}
+        )
+    return result
+
+
+def _guard_struct(guard: Guard) -> Any:
+    return ffi.new(
+        "struct seal_guard *",
+        {
+            "id": guard.token,
+            "start": guard.range.offset,
+            "end": guard.range.end,
+            "holder": guard.holder,
+            "exclusive": int(guard.exclusive),
+            "policy": _POLICIES[guard.verdict],
+        },
+    )
+
+
+def _operation(raw: Any) -> Operation:
+    hidden = raw.operation.op in (lib.SEAL_OP_HIDDEN, lib.SEAL_OP_OPEN_HIDDEN)
+    return Operation(
+        name=ffi.string(lib.seal_op_name(raw.operation.op)).decode(),
+        offset=raw.operation.offset,
+        length=raw.operation.length,
+        pid=raw.tgid,
+        tid=raw.operation.tid,
+        comm=ffi.string(raw.comm).decode(errors="replace"),
+        uid=raw.uid,
+        detail=f"system call {raw.operation.syscall}: judged by its range" if hidden else "",
+    )
+
+
+def _same(opener: native.Opener, fd: int) -> bool:
+    try:
+        return native.same_description(opener.pid, opener.fd, os.getpid(), fd)
+    except OSError:
+        return True  # closed, or gone, meanwhile
+
+
+def _in_use(target: Target, pids: list[int], why: str) -> Refusal:
+    names = []
+    for pid in pids:
+        try:
+            names.append(f"{pid} ({psutil.Process(pid).name()})")
+        except psutil.Error:
+            names.append(str(pid))
+    who = (
+        ", ".join(names) or "somebody who is in no process table (a socket's queue, or the kernel)"
+    )
+    return Refusal(
+        "file-in-use",
+        f"{target.path} is open in {who}: {why}",
+        {"path": target.path, "pids": pids},
+        retry_after=1.0,
+    )

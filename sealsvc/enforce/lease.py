@@ -1,0 +1,161 @@
+"""The lease enforcer: F_WRLCK leases (fcntl(2)), on any kernel.
+
+It keeps exclusive seals only. The lease sits on the description that the holder uses, since it can
+be taken while no other exists; every open(2) and truncate(2) by others then waits in the kernel.
+It cannot refuse, it does not tell who waits, and after fs.lease-break-time the kernel lets
+everybody in.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sealsvc import native
+from sealsvc.enforce import Guard, Outcome, Report, Verdict
+from sealsvc.errors import Refusal
+from sealsvc.filesystem import Filesystem
+from sealsvc.host import Target
+from sealsvc.messages import Gap, Grant
+from sealsvc.model import Conflict, Fence, FileId, Kind, Operation
+from sealsvc.native import ffi, lib
+
+_BREAK_TIME = Path("/proc/sys/fs/lease-break-time")
+_MARGIN = 10.0  # seconds a fence and its proof may take
+_BATCH = 64
+
+
+class _Lease:
+    """Owns a duplicate of the holder's descriptor, and with it the lease."""
+
+    anchor: int
+
+    def __init__(self, enforcer: LeaseEnforcer, target: Target, guard: Guard) -> None:
+        self.anchor = os.dup(target.fd)
+        self.enforcer, self.file, self.token = enforcer, target.file, guard.token
+        self.waiter = 0
+
+    def change(self, verdict: Verdict) -> None:
+        """Leases make everybody wait, whatever the verdict."""
+        if verdict is Verdict.WAIT:
+            self.enforcer.look(self)
+
+    def release(self) -> None:
+        if self.anchor >= 0:
+            self.enforcer.drop(self)
+
+
+class LeaseEnforcer:
+    name = "lease"
+
+    def __init__(self) -> None:
+        self._leases: Any = None
+        self._held: dict[int, _Lease] = {}
+        self._waiters = itertools.count(1)
+        self._deliver: Callable[[Report], None] = _nobody
+
+    def probe(self) -> str:
+        if self._leases is None:
+            out = ffi.new("struct seal_leases **")
+            result: int = lib.seal_leases_open(out)
+            if result < 0:
+                return f"cannot listen for lease breaks: {os.strerror(-result)}"
+            self._leases = out[0]
+        return ""
+
+    def unable(self, filesystem: Filesystem, request: Grant) -> str:
+        if filesystem.unsupported:
+            return filesystem.unsupported
+        if request.kind is not Kind.EXCLUSIVE:
+            return "leases keep exclusive seals only"
+        if request.conflict is not Conflict.WAIT:
+            return "leases make conflicts wait; they cannot refuse"
+        if request.fence is Fence.NONE:
+            return "a lease cannot go on refusing after its break time: choose fence signal or kill"
+        limit = float(_BREAK_TIME.read_text())
+        if limit and request.grace + _MARGIN > limit:
+            return (
+                f"grace {request.grace:g} s and the fence do not fit into fs.lease-break-time"
+                f" ({limit:g} s)"
+            )
+        return ""
+
+    def gaps(self, filesystem: Filesystem, kind: Kind) -> tuple[Gap, ...]:  # noqa: ARG002 (interface)
+        return (
+            Gap(
+                risk="holder-operations",
+                kinds=[Kind.EXCLUSIVE],
+                why="a lease does not stop the holder's own descriptor, whoever uses it",
+            ),
+        )
+
+    def start(self, deliver: Callable[[Report], None]) -> int:
+        self._deliver = deliver
+        return int(lib.seal_leases_fd(self._leases))
+
+    def stop(self) -> None:
+        for lease in list(self._held.values()):
+            self.drop(lease)
+        if self._leases is not None:
+            lib.seal_leases_close(self._leases)
+            self._leases = None
+
+    def arm(self, filesystem: Filesystem, fd: int) -> None:
+        """Nothing to do: leases count descriptors whenever they were opened."""
+
+    def forget(self, filesystem: Filesystem | None = None) -> None:
+        """Nothing is kept."""
+
+    def hold(self, target: Target, guard: Guard) -> _Lease:
+        lease = _Lease(self, target, guard)
+        result: int = lib.seal_lease_take(self._leases, lease.anchor)
+        if result < 0:
+            os.close(lease.anchor)
+            pids = sorted(
+                {o.pid for o in native.openers(target.file.device, target.file.inode, os.getpid())}
+            )
+            raise Refusal(
+                "file-in-use",
+                f"{target.path}: a lease needs the only descriptor of the file"
+                f" ({os.strerror(-result)})",
+                {"path": target.path, "pids": pids},
+                retry_after=1.0,
+            )
+        self._held[lease.anchor] = lease
+        return lease
+
+    def drop(self, lease: _Lease) -> None:
+        self._held.pop(lease.anchor, None)
+        lib.seal_lease_drop(lease.anchor)
+        os.close(lease.anchor)
+        lease.anchor = -1
+        if lease.waiter:
+            self._deliver(self._report(Outcome.ENDED, lease))
+
+    def drain(self) -> None:
+        out = ffi.new("int[]", _BATCH)
+        count: int = lib.seal_leases_broken(self._leases, out, _BATCH)
+        for fd in out[0:count]:
+            chosen = list(self._held.values()) if fd < 0 else [self._held.get(fd)]
+            for lease in chosen:
+                if lease is not None:
+                    self.look(lease)
+
+    def look(self, lease: _Lease) -> None:
+        if not lease.waiter and lib.seal_lease_whole(lease.anchor) != 1:
+            lease.waiter = next(self._waiters)
+            self._deliver(self._report(Outcome.HELD, lease))
+
+    def _report(self, outcome: Outcome, lease: _Lease) -> Report:
+        file = FileId(lease.file.device, lease.file.inode, lease.file.generation)
+        operation = Operation(
+            name="open", offset=0, length=0, pid=0, detail="leases do not tell who waits"
+        )
+        return Report(outcome, lease.waiter, file, operation, (lease.token,))
+
+
+def _nobody(report: Report) -> None:
+    raise RuntimeError(f"a report before start: {report}")

@@ -1,0 +1,47 @@
+"""What happened, for whoever watches. Events never call back into the grant path."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from sealsvc.messages import EVENTS, Event
+
+log = logging.getLogger(__name__)
+
+
+class EventLog:
+    """Numbers events, keeps the newest `history`, and hands each to its watchers at once. A watcher
+    must not block and must not raise."""
+
+    def __init__(self, history: int) -> None:
+        self._kept: deque[Event] = deque(maxlen=history)
+        self._watchers: set[Callable[[Event], None]] = set()
+        self.seq = 0
+
+    def publish(self, name: str, seal: str | None = None, /, **data: Any) -> None:
+        if name not in EVENTS:
+            raise ValueError(f"event {name!r} is not in sealsvc.messages.EVENTS")
+        self.seq += 1
+        event = Event(seq=self.seq, time=time.time(), name=name, seal=seal, data=data)
+        self._kept.append(event)
+        if name in ("alarm", "drift"):
+            log.error("%s: seal %s: %s", name, seal, data)
+        for watcher in tuple(self._watchers):
+            watcher(event)
+
+    def since(self, seq: int) -> tuple[list[Event], bool]:
+        """The events after `seq` that are still kept, and whether some are not (or `seq` is of
+        another run)."""
+        kept = [event for event in self._kept if event.seq > seq]
+        oldest = self._kept[0].seq if self._kept else self.seq + 1
+        return kept, seq > self.seq or seq + 1 < oldest
+
+    def watch(self, watcher: Callable[[Event], None]) -> None:
+        self._watchers.add(watcher)
+
+    def unwatch(self, watcher: Callable[[Event], None]) -> None:
+        self._watchers.discard(watcher)

@@ -1,0 +1,107 @@
+"""Who may do what. Pure: a request and the facts in, silence or a Refusal out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sealsvc import states
+from sealsvc.config import PolicySection
+from sealsvc.errors import Refusal
+from sealsvc.messages import Gap, Grant
+from sealsvc.model import ByteRange, IoMode, Kind
+from sealsvc.processes import Peer
+from sealsvc.seals import Seal
+
+
+class Policy:
+    def __init__(self, section: PolicySection) -> None:
+        self.section = section
+
+    @property
+    def roots(self) -> list[str]:
+        return self.section.roots
+
+    def is_operator(self, peer: Peer) -> bool:
+        return peer.uid in self.section.operators
+
+    def may_see(self, peer: Peer, seal: Seal) -> bool:
+        return self.is_operator(peer) or seal.process.holder.uid == peer.uid
+
+    def authorise_grant(self, peer: Peer, request: Grant, descriptors: int) -> None:
+        """A path is opened with the service's rights, so only operators may name one; anybody may
+        pass a descriptor, which proves that its sender could open the file."""
+        by_descriptor = descriptors - int(request.holder.pidfd) > 0 or request.holder.fd is not None
+        if (request.path is None) == (not by_descriptor):
+            raise Refusal("bad-request", "name the file by `path` or by one descriptor, not both")
+        if request.path is not None and not self.is_operator(peer):
+            raise Refusal(
+                "denied",
+                f"uid {peer.uid} may not name files by path: open the file and pass its descriptor",
+                {"uid": peer.uid},
+            )
+        if request.holder.pid is not None and not self.is_operator(peer):
+            raise Refusal(
+                "denied", f"uid {peer.uid} may not name a holder by pid", {"uid": peer.uid}
+            )
+        if request.grace > self.section.max_grace:
+            raise Refusal(
+                "denied",
+                f"grace {request.grace:g} s is above policy.max_grace {self.section.max_grace:g} s",
+                {"max_grace": self.section.max_grace},
+            )
+        reader = request.iomode is IoMode.READ and request.path is None
+        if request.kind is Kind.EXCLUSIVE and reader and not self.is_operator(peer):
+            raise Refusal(
+                "denied", "an exclusive seal by a read-only descriptor would shut writers out"
+            )
+
+    def admit(
+        self, request: Grant, wanted: ByteRange, pid: int, held: list[Seal], total: int
+    ) -> None:
+        """May this seal stand beside those of the same file?"""
+        if total >= self.section.max_seals:
+            raise Refusal("limit-reached", f"policy.max_seals is {self.section.max_seals}")
+        if len(held) >= self.section.max_seals_per_file:
+            raise Refusal(
+                "limit-reached", f"policy.max_seals_per_file is {self.section.max_seals_per_file}"
+            )
+        settling = [seal for seal in held if seal.state in states.SETTLING]
+        if settling:
+            waits = [i.deadline_in for i in (s.info() for s in settling) if i.deadline_in]
+            raise Refusal(
+                "try-later",
+                "the file's seals are being recalled",
+                {"seals": [seal.id for seal in settling]},
+                retry_after=max(waits, default=1.0),
+            )
+        blocking = [seal for seal in held if _excludes(seal, request, pid)]
+        if blocking:
+            raise Refusal(
+                "seal-conflict",
+                f"seal {blocking[0].id} of process {blocking[0].process.holder.pid} is"
+                f" {blocking[0].request.kind}; the request is for {request.kind} {wanted}",
+                {"seals": [seal.id for seal in blocking]},
+                retry_after=1.0,
+            )
+
+    def accept(self, gaps: Iterable[Gap]) -> list[str]:
+        """The risks that a seal with these gaps takes; refused unless each is accepted by name."""
+        risks = [gap.risk for gap in gaps]
+        accepted = self.section.accept_risks
+        missing = [] if "all" in accepted else [r for r in risks if r not in accepted]
+        if missing:
+            why = "; ".join(f"{gap.risk}: {gap.why}" for gap in gaps if gap.risk in missing)
+            raise Refusal(
+                "risk-not-accepted",
+                f"not covered here: {why}. Ask for kind exclusive, or accept by name in"
+                f" policy.accept_risks",
+                {"risks": missing},
+            )
+        return risks
+
+
+def _excludes(seal: Seal, request: Grant, pid: int) -> bool:
+    """An exclusive seal shuts every other holder out of the file, whatever the ranges."""
+    if Kind.EXCLUSIVE not in (seal.request.kind, request.kind):
+        return False
+    return seal.process.holder.pid != pid or seal.request.kind is not request.kind

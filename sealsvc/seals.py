@@ -1,0 +1,165 @@
+"""The seals of this run: the records, and the table that finds them."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from sealsvc import states
+from sealsvc.enforce import Enforcer, Guard, Hold, Verdict
+from sealsvc.filesystem import Filesystem
+from sealsvc.host import ExtentMap, ReleaseQuestion
+from sealsvc.messages import Grant, SealInfo
+from sealsvc.model import ByteRange, Conflict, FileId, Kind, State
+from sealsvc.processes import Process
+from sealsvc.states import Step
+
+_INSTANCE = secrets.token_hex(4)
+_TOKENS = itertools.count(secrets.randbelow(1 << 40) + 1)
+
+
+def new_token() -> int:
+    """Names a guard and marks a description; unique in this boot for all practical purposes."""
+    return next(_TOKENS)
+
+
+def boottime() -> float:
+    """Seconds; goes on through suspend, unlike the event loop's clock."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+@dataclass(slots=True, eq=False)
+class Seal:
+    """A seal. Changed by grants.py and recall.py alone, on the event loop alone."""
+
+    token: int
+    request: Grant
+    file: FileId
+    path: str
+    filesystem: Filesystem
+    range: ByteRange
+    effective: ByteRange
+    map: ExtentMap
+    enforcer: Enforcer
+    hold: Hold
+    process: Process
+    accepted_risks: list[str]
+    client: object | None  # the connection that recalls go to
+    marked: bool
+    state: State = State.REQUESTED
+    seqid: int = 0
+    reason: str = ""
+    granted_at: float = field(default_factory=time.time)
+    state_since: float = field(default_factory=time.time)
+    deadline: float | None = None
+    expires: float | None = None
+    released: asyncio.Event = field(default_factory=asyncio.Event)
+    exited: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def id(self) -> str:
+        """24 hex digits: the 12 bytes of an NFSv4 stateid's `other`."""
+        return f"{_INSTANCE}{self.token:016x}"
+
+    @property
+    def live(self) -> bool:
+        return self.state in states.LIVE
+
+    @property
+    def verdict(self) -> Verdict:
+        return Verdict.WAIT if self.request.conflict is Conflict.WAIT else Verdict.REFUSE
+
+    @property
+    def guard(self) -> Guard:
+        return Guard(
+            self.token,
+            self.effective,
+            self.process.holder.pid,
+            self.request.kind is Kind.EXCLUSIVE,
+            self.verdict,
+        )
+
+    def move(self, step: Step, reason: str = "") -> None:
+        self.state = states.after(self.state, step)
+        self.seqid = self.seqid % 0xFFFFFFFF + 1
+        self.reason = reason
+        self.state_since = time.time()
+
+    def question(self, others: frozenset[int]) -> ReleaseQuestion:
+        return ReleaseQuestion(
+            file=self.file,
+            range=self.effective,
+            anchor=self.hold.anchor if self.marked else -1,
+            token=self.token,
+            holder=0 if self.exited.is_set() else self.process.holder.pid,
+            others=others,
+        )
+
+    def info(self) -> SealInfo:
+        request, now = self.request, boottime()
+        return SealInfo(
+            id=self.id,
+            seqid=self.seqid,
+            state=self.state,
+            file=self.file,
+            path=self.path,
+            filesystem=self.filesystem.type,
+            range=self.range,
+            effective=self.effective,
+            iomode=request.iomode,
+            kind=request.kind,
+            conflict=request.conflict,
+            fence=request.fence,
+            grace=request.grace,
+            ttl=request.ttl,
+            tag=request.tag,
+            require=request.require,
+            enforcers=[self.enforcer.name],
+            accepted_risks=self.accepted_risks,
+            holder=self.process.holder,
+            extents=len(self.map),
+            granted_at=self.granted_at,
+            state_since=self.state_since,
+            deadline_in=None if self.deadline is None else max(0.0, self.deadline - now),
+            expires_in=None if self.expires is None else max(0.0, self.expires - now),
+            reason=self.reason,
+        )
+
+
+class SealTable:
+    """Live seals, by id, by token and by file."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[str, Seal] = {}
+        self._by_token: dict[int, Seal] = {}
+        self._by_file: dict[tuple[int, int], dict[str, Seal]] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __iter__(self) -> Iterator[Seal]:
+        return iter(list(self._by_id.values()))
+
+    def add(self, seal: Seal) -> None:
+        self._by_id[seal.id] = self._by_token[seal.token] = seal
+        self._by_file.setdefault((seal.file.device, seal.file.inode), {})[seal.id] = seal
+
+    def remove(self, seal: Seal) -> None:
+        del self._by_id[seal.id], self._by_token[seal.token]
+        key = (seal.file.device, seal.file.inode)
+        del self._by_file[key][seal.id]
+        if not self._by_file[key]:
+            del self._by_file[key]
+
+    def get(self, seal_id: str) -> Seal | None:
+        return self._by_id.get(seal_id)
+
+    def of_token(self, token: int) -> Seal | None:
+        return self._by_token.get(token)
+
+    def of_file(self, file: FileId) -> list[Seal]:
+        return list(self._by_file.get((file.device, file.inode), {}).values())

@@ -1,0 +1,305 @@
+"""What each request does: from a message to an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from importlib.metadata import version
+
+from sealsvc import extents, native, processes, seals
+from sealsvc.audit import audit
+from sealsvc.control import Connection, Reply
+from sealsvc.enforce import Enforcer, EnforcerSet
+from sealsvc.errors import Refusal
+from sealsvc.filesystem import Filesystem
+from sealsvc.grants import Asker, Grants, close_all
+from sealsvc.messages import (
+    VERSION,
+    AnyRequest,
+    Audit,
+    EnforcerInfo,
+    Extent,
+    ExtentPage,
+    Extents,
+    FilesystemInfo,
+    FilesystemList,
+    Filesystems,
+    Grant,
+    List,
+    Recall,
+    RecallOutcome,
+    RecallReport,
+    RecallSeals,
+    Return,
+    SealPage,
+    ServiceStatus,
+    Show,
+    Status,
+)
+from sealsvc.model import Kind
+from sealsvc.policy import Policy
+from sealsvc.processes import Peer, Process
+from sealsvc.recall import Recaller
+from sealsvc.seals import Seal, SealTable
+
+
+class Service:
+    def __init__(
+        self,
+        grants: Grants,
+        recaller: Recaller,
+        table: SealTable,
+        policy: Policy,
+        enforcers: EnforcerSet,
+        kernel: str,
+    ) -> None:
+        self.grants, self.recaller, self.table = grants, recaller, table
+        self.policy, self.enforcers, self.kernel = policy, enforcers, kernel
+        self.started = seals.boottime()
+        self.connections: Callable[[], int] = lambda: 0
+
+    async def handle(self, connection: Connection, request: AnyRequest, fds: list[int]) -> Reply:
+        if isinstance(request, Grant):
+            return await self._grant(connection, request, fds)
+        close_all(fds)
+        peer = connection.peer
+        match request:
+            case Return():
+                return await self._return(peer, request)
+            case Show():
+                return Reply(self._seal(peer, request.seal).info())
+            case List():
+                return Reply(await self._list(peer, request))
+            case Extents():
+                return Reply(self._extents(peer, request))
+            case RecallSeals():
+                return Reply(await self._recall(peer, request))
+            case Audit():
+                chosen = [self._seal(peer, request.seal)] if request.seal else self._seen(peer)
+                return Reply(await audit(self.grants, chosen))
+            case Filesystems():
+                return Reply(await self._filesystems())
+            case Status():
+                return Reply(self._status())
+        raise Refusal("unknown-operation", "the service does not serve this operation")
+
+    # Grants and returns
+
+    async def _grant(self, connection: Connection, request: Grant, fds: list[int]) -> Reply:
+        try:
+            self.policy.authorise_grant(connection.peer, request, len(fds))
+            process = self._holder(connection, request, fds)
+        except BaseException:
+            close_all(fds)
+            raise
+        try:
+            descriptor = fds.pop() if fds else _descriptor_of(process, request)
+        except BaseException:
+            process.close()
+            raise
+        asker = Asker(connection.peer, process, connection)
+        seal, fd = await self.grants.grant(request, asker, descriptor)
+        self.watch_holder(seal)
+        if request.path is not None and request.holder.pid is None:
+            return Reply(seal.info(), [fd])
+        os.close(fd)
+        return Reply(seal.info())
+
+    def _holder(self, connection: Connection, request: Grant, fds: list[int]) -> Process:
+        spec = request.holder
+        if spec.pidfd:
+            if not fds:
+                raise Refusal("bad-request", "holder.pidfd is true, but no descriptor was sent")
+            process = processes.by_pidfd(fds.pop())
+            if process.holder.uid != connection.peer.uid and not self.policy.is_operator(
+                connection.peer
+            ):
+                process.close()
+                raise Refusal("denied", "the holder belongs to another user")
+            return process
+        if spec.pid is not None:
+            return self.grants.host.process(spec.pid)
+        return Process(connection.process.holder, os.dup(connection.process.pidfd))
+
+    def watch_holder(self, seal: Seal) -> None:
+        loop = asyncio.get_running_loop()
+        pidfd = seal.process.pidfd
+
+        def exited() -> None:
+            loop.remove_reader(pidfd)
+            self.recaller.tasks.spawn(f"exit of {seal.id}", self.recaller.holder_exited(seal))
+
+        async def until_over() -> None:
+            await seal.released.wait()
+            loop.remove_reader(pidfd)
+            seal.process.close()
+
+        loop.add_reader(pidfd, exited)
+        self.recaller.tasks.spawn(f"end of {seal.id}", until_over())
+
+    async def _return(self, peer: Peer, request: Return) -> Reply:
+        seal = self._seal(peer, request.seal)
+        if request.seqid is not None and request.seqid != seal.seqid:
+            raise Refusal(
+                "stale-seqid",
+                f"seal {seal.id} has seqid {seal.seqid}, the request {request.seqid}",
+                {"seqid": seal.seqid},
+            )
+        await self.grants.give_back(seal)
+        return Reply(seal.info())
+
+    # Looking
+
+    def _seal(self, peer: Peer, seal_id: str) -> Seal:
+        seal = self.table.get(seal_id)
+        if seal is None or not self.policy.may_see(peer, seal):
+            raise Refusal("no-such-seal", f"there is no seal {seal_id}", {"seal": seal_id})
+        return seal
+
+    def _seen(self, peer: Peer) -> list[Seal]:
+        return [seal for seal in self.table if self.policy.may_see(peer, seal)]
+
+    async def _list(self, peer: Peer, request: List) -> SealPage:
+        chosen = self._seen(peer)
+        if request.path is not None:
+            file = await self.grants.workers.run(self.grants.host.identify, request.path)
+            here = {seal.id for seal in self.table.of_file(file)}
+            chosen = [seal for seal in chosen if seal.id in here]
+        if request.state is not None:
+            chosen = [seal for seal in chosen if seal.state is request.state]
+        if request.pid is not None:
+            chosen = [seal for seal in chosen if seal.process.holder.pid == request.pid]
+        chosen = sorted(chosen, key=lambda seal: seal.id)
+        if request.after is not None:
+            chosen = [seal for seal in chosen if seal.id > request.after]
+        page = chosen[: min(request.limit, 40)]
+        more = len(chosen) > len(page)
+        return SealPage(seals=[seal.info() for seal in page], next=page[-1].id if more else None)
+
+    def _extents(self, peer: Peer, request: Extents) -> ExtentPage:
+        seal = self._seal(peer, request.seal)
+        end = request.start + min(request.limit, 400)
+        rows = seal.map[request.start : end]
+        return ExtentPage(
+            extents=[
+                Extent(
+                    logical=int(logical),
+                    physical=int(physical),
+                    length=int(length),
+                    flags=extents.flag_names(int(flags)),
+                )
+                for logical, physical, length, flags in rows
+            ],
+            total=len(seal.map),
+            next=end if end < len(seal.map) else None,
+        )
+
+    # Recalls
+
+    async def _recall(self, peer: Peer, request: RecallSeals) -> RecallReport:
+        scopes = (request.seal, request.path, request.filesystem, request.pid, request.all or None)
+        if sum(scope is not None for scope in scopes) != 1:
+            raise Refusal(
+                "bad-request", "name exactly one scope: seal, path, filesystem, pid or all"
+            )
+        if not self.policy.is_operator(peer):
+            raise Refusal("denied", f"uid {peer.uid} may not recall seals")
+        chosen = await self._scope(peer, request)
+        self.recaller.recall_all(chosen, request.reason or "operator", request.grace)
+        if request.wait:
+            for seal in chosen:
+                await seal.released.wait()
+        if request.filesystem is not None or request.all:
+            self._forget(chosen)
+        return RecallReport(
+            recalled=[RecallOutcome(seal=seal.id, state=seal.state) for seal in chosen]
+        )
+
+    async def _scope(self, peer: Peer, request: RecallSeals) -> list[Seal]:
+        if request.seal is not None:
+            return [self._seal(peer, request.seal)]
+        if request.path is not None:
+            file = await self.grants.workers.run(self.grants.host.identify, request.path)
+            here = self.table.of_file(file)
+            return [s for s in here if not request.range or s.effective.overlaps(request.range)]
+        if request.filesystem is not None:
+            where = await self.grants.workers.run(self.grants.host.identify, request.filesystem)
+            return [seal for seal in self.table if seal.file.device == where.device]
+        if request.pid is not None:
+            return [s for s in self.table if s.process.holder.pid == request.pid]
+        return list(self.table)
+
+    def _forget(self, recalled: list[Seal]) -> None:
+        """So that a file system whose seals are gone can be unmounted at once."""
+        for filesystem in {seal.filesystem for seal in recalled}:
+            for enforcer in self.enforcers.available:
+                enforcer.forget(filesystem)
+
+    # The service itself
+
+    async def _filesystems(self) -> FilesystemList:
+        found = await self.grants.workers.run(self.grants.host.filesystems, self.policy.roots)
+        return FilesystemList(filesystems=[self._filesystem(f) for f in found])
+
+    def _filesystem(self, filesystem: Filesystem) -> FilesystemInfo:
+        able = [] if filesystem.unsupported else self.enforcers.available
+        gaps = {}
+        if able:
+            for kind in Kind:
+                gaps.update({gap.risk: gap for gap in able[0].gaps(filesystem, kind)})
+        return FilesystemInfo(
+            mount=filesystem.mount,
+            type=filesystem.type,
+            device=filesystem.source,
+            block_size=filesystem.block_size,
+            reflink=filesystem.reflink,
+            dax=filesystem.dax,
+            enforcers=[enforcer.name for enforcer in able],
+            supported=bool(able),
+            reason=filesystem.unsupported or ("" if able else "no enforcer is available"),
+            gaps=list(gaps.values()),
+            seals=sum(seal.file.device == filesystem.device for seal in self.table),
+        )
+
+    def _status(self) -> ServiceStatus:
+        counts: dict[str, int] = {}
+        for seal in self.table:
+            counts[seal.state] = counts.get(seal.state, 0) + 1
+        return ServiceStatus(
+            version=version("sealsvc"),
+            protocol=VERSION,
+            pid=os.getpid(),
+            uptime=seals.boottime() - self.started,
+            simulated=self.grants.host.simulated,
+            kernel=self.kernel,
+            roots=self.policy.roots,
+            enforcers=[self._enforcer(enforcer) for enforcer in self.enforcers.enforcers],
+            seals=counts,
+            conflicts_waiting=len(self.recaller.waiting),
+            connections=self.connections(),
+            counters={**self.grants.counters, **self.recaller.counters},
+        )
+
+    def _enforcer(self, enforcer: Enforcer) -> EnforcerInfo:
+        reason = self.enforcers.reasons[enforcer.name]
+        return EnforcerInfo(name=enforcer.name, available=not reason, reason=reason)
+
+
+def push(seal: Seal, message: Recall) -> bool:
+    """Deliver a recall to the connection that asked for the seal."""
+    client = seal.client
+    return isinstance(client, Connection) and client.send(message)
+
+
+def _descriptor_of(process: Process, request: Grant) -> int | None:
+    """The holder's own descriptor, by its number there."""
+    if request.holder.fd is None:
+        return None
+    try:
+        return native.pidfd_getfd(process.pidfd, request.holder.fd)
+    except OSError as error:
+        raise Refusal(
+            "bad-request",
+            f"descriptor {request.holder.fd} of process {process.holder.pid}: {error.strerror}",
+        ) from None
