@@ -1,0 +1,62 @@
+"""Shared by every test: real file systems, and the check that nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from scratch import mounted
+
+
+@pytest.fixture(scope="session")
+def xfs() -> Iterator[Path]:
+    with mounted("xfs", mkfs_args=["-m", "reflink=1"]) as point:
+        yield point
+
+
+@pytest.fixture(scope="session")
+def xfs_noreflink() -> Iterator[Path]:
+    with mounted("xfs", mkfs_args=["-m", "reflink=0"]) as point:
+        yield point
+
+
+@pytest.fixture(scope="session")
+def ext4() -> Iterator[Path]:
+    with mounted("ext4") as point:
+        yield point
+
+
+def _mounts() -> set[str]:
+    return {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """The whole run's mounts, loop devices and processes are gone at its end."""
+    mounts = _mounts()
+    yield
+    assert not psutil.Process().children(recursive=True), "processes are left"
+    ours = {m for m in _mounts() - mounts if "sealsvc" in m}
+    assert not ours, f"mounts are left: {ours}"
+
+
+@pytest.fixture(autouse=True)
+def no_descriptor_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Each test gives back the descriptors and children it took, but for session fixtures."""
+    wanted = request.node.get_closest_marker("kernel") is not None
+    process = psutil.Process()
+    before = set(os.listdir("/proc/self/fd")) if wanted else set()
+    children = {child.pid for child in process.children(recursive=True)} if wanted else set()
+    yield
+    if wanted:
+        left = {child.pid for child in process.children(recursive=True)} - children
+        assert not left, f"children are left: {left}"
+        after = set(os.listdir("/proc/self/fd"))
+        assert len(after) <= len(before) + 1, f"descriptors are left: {after - before}"
