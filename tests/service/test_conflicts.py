@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
 from sealsvc.client import Client
 from sealsvc.messages import Recall, Return, Show
 from sealsvc.native import read_extents
