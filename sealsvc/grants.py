@@ -191,7 +191,8 @@ class Grants:
             _check_map(found, sealed, target)
             # 5. Mark the holder's description, so that its end can be proven.
             host.mark(target.fd, token)
-            # 6. Nothing may have moved meanwhile.
+            # 6. Take away what could still move blocks; nothing may have moved meanwhile.
+            host.steady(target, sealed)
             _check_still(found, host.read_map(target.fd, sealed), sealed, target)
             progress("arming", 1.0)
             seal = Seal(

@@ -139,8 +139,9 @@ int seal_lease_probe(int fd, int type)
 		return 0;
 	if (result < 0)
 		return result;
+	/* EAGAIN: another thread's probe of the same description has dropped it already. */
 	result = set_lease(fd, F_UNLCK);
-	return result < 0 ? result : 1;
+	return result < 0 && result != -EAGAIN ? result : 1;
 }
 
 /* Fills in the lock of the token `id`; l_pid must be 0 (fs/locks.c fcntl_setlk). */

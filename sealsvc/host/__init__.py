@@ -82,6 +82,10 @@ class Host(Protocol):
         """Bring what is pending on the file to the device, so that its map can be read."""
         ...
 
+    def steady(self, target: Target, sealed: ByteRange) -> None:
+        """Take away what could still move the blocks of a range whose map is fit to be sealed."""
+        ...
+
     def read_map(self, fd: int, sealed: ByteRange | None) -> ExtentMap: ...
 
     def mark(self, fd: int, token: int) -> None:

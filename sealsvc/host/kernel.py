@@ -93,11 +93,34 @@ class KernelHost:
     def settle(self, target: Target) -> None:
         try:
             os.fsync(target.fd)
-            if target.filesystem.reflink:
-                self._drop_cow_preallocation(target)
         except OSError as error:
             raise Refusal(
                 "io-error", f"fsync of {target.path}: {error.strerror}", {"errno": error.errno}
+            ) from error
+
+    def steady(self, target: Target, sealed: ByteRange) -> None:
+        """Blocks that a file shared in the past may leave CoW preallocations behind, by which
+        unshared neighbours move on the next write; user space cannot see them. Where nothing is
+        shared, FALLOC_FL_UNSHARE_RANGE of one block that is there has XFS look through the whole
+        inode and drop them (xfs_reflink_try_clear_inode_flag). It moves nothing, allocates nothing,
+        waits for direct I/O in flight, and updates the file's mtime."""
+        if not target.filesystem.reflink:
+            return
+        shared = native.read_extents(target.fd, None)[:, 3] & native.EXTENT_SHARED != 0
+        if shared.any():
+            raise Refusal(
+                "reflink-neighbours",
+                f"{target.path} shares {int(shared.sum())} extents with other files;"
+                " on reflink XFS its unshared blocks can still move while it does:"
+                " ask for prepare=unshare",
+                {"path": target.path, "shared_extents": int(shared.sum())},
+            )
+        try:
+            with _writable(target) as fd:
+                native.fallocate(fd, FALLOC_FL_UNSHARE_RANGE, sealed.offset, 1)
+        except OSError as error:
+            raise Refusal(
+                "io-error", f"fallocate(UNSHARE_RANGE): {error.strerror}", {"errno": error.errno}
             ) from error
 
     def read_map(self, fd: int, sealed: ByteRange | None) -> ExtentMap:
@@ -134,23 +157,6 @@ class KernelHost:
         except ProcessLookupError:
             return []
         return [Remnant(m.pid, ByteRange(m.offset, m.length)) for m in found]
-
-    def _drop_cow_preallocation(self, target: Target) -> None:
-        """Blocks that a file shared in the past may leave preallocations behind, by which unshared
-        neighbours move on the next write; user space cannot see them. On a file that shares
-        nothing, unsharing it as a whole moves no block and drops them. It waits for direct I/O in
-        flight as well, and updates the file's mtime."""
-        shares = native.read_extents(target.fd, None)[:, 3] & native.EXTENT_SHARED
-        if shares.any():
-            raise Refusal(
-                "reflink-neighbours",
-                f"{target.path} shares {int((shares != 0).sum())} extents with other files;"
-                " on reflink XFS its unshared blocks can still move while it does:"
-                " ask for prepare=unshare",
-                {"path": target.path, "shared_extents": int((shares != 0).sum())},
-            )
-        with _writable(target) as fd:
-            native.fallocate(fd, FALLOC_FL_UNSHARE_RANGE, 0, max(target.size, 1))
 
     def _add(self, found: dict[int, Filesystem], path: str) -> None:
         try:

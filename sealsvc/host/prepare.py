@@ -7,7 +7,8 @@ be sealed, so that other holders of the same file are not disturbed.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from sealsvc import extents, native
 from sealsvc.errors import Refusal
@@ -17,7 +18,6 @@ from sealsvc.model import ByteRange, Preparation
 WINDOW = 32 << 20  # bytes between two reports of progress
 HUGE = 2 << 20  # a PMD, bytes
 FALLOC_FL_UNSHARE_RANGE = 0x40
-FS_XFLAG_EXTSIZE = 0x800
 
 
 def prepare(
@@ -42,9 +42,9 @@ def prepare(
         _call("fsync", lambda: os.fsync(target.fd))
 
 
-def _call(name: str, function: object) -> None:
+def _call(name: str, function: Callable[[], object]) -> None:
     try:
-        function()  # type: ignore[operator]
+        function()
     except OSError as error:
         raise Refusal(
             "io-error", f"{name}: {error.strerror}", {"call": name, "errno": error.errno}
@@ -65,16 +65,23 @@ def _ask_for_alignment(target: Target) -> None:
 
 
 def _unshare(target: Target, progress: Progress) -> None:
-    """The whole file: overwriting one shared block of reflink XFS leaves a CoW preallocation over
-    its neighbours, which then move although FIEMAP calls them unshared. Only unsharing everything
-    clears that (xfs_reflink_clear_inode_flag)."""
-    whole = ByteRange(0, max(target.size, 1))
-    for window in _windows(whole):
-        _call("fallocate(UNSHARE_RANGE)", lambda w=window: _fallocate(target.fd, w))
-        progress("unshare", window.end / whole.length)
+    """Everything the file shares, also outside the range: overwriting one shared block of reflink
+    XFS leaves a CoW preallocation over its neighbours, which then move although FIEMAP calls them
+    unshared. Only what is shared is touched: UNSHARE_RANGE would fill holes."""
+    _call("fsync", lambda: os.fsync(target.fd))
+    rows = native.read_extents(target.fd, None)
+    shared = [
+        ByteRange(int(logical), int(length))
+        for logical, _, length, flags in rows
+        if int(flags) & native.EXTENT_SHARED
+    ]
+    for done, extent in enumerate(shared):
+        for window in _windows(extent):
+            _call("fallocate(UNSHARE_RANGE)", partial(_unshare_range, target.fd, window))
+            progress("unshare", done / len(shared))
 
 
-def _fallocate(fd: int, window: ByteRange) -> None:
+def _unshare_range(fd: int, window: ByteRange) -> None:
     native.fallocate(fd, FALLOC_FL_UNSHARE_RANGE, window.offset, window.length)
 
 
@@ -84,13 +91,11 @@ def _convert(target: Target, sealed: ByteRange, progress: Progress) -> None:
     _call("fsync", lambda: os.fsync(target.fd))
     found = extents.unsuitable(native.read_extents(target.fd, sealed), sealed)
     for piece in found:
-        if piece.reason not in ("unwritten", "delalloc", "hole"):
-            continue
-        if piece.reason == "hole":
-            continue  # `allocate` was not asked for: the check after the map is read says so
+        if piece.reason not in ("unwritten", "delalloc"):
+            continue  # holes are for `allocate`, which was not asked for or has been here
         for window in _windows(piece.range.rounded(page)):
             _call(
                 "madvise(MADV_POPULATE_WRITE)",
-                lambda w=window: native.populate_write(target.fd, w.offset, w.length),
+                partial(native.populate_write, target.fd, window.offset, window.length),
             )
             progress("convert", (window.end - sealed.offset) / sealed.length)
