@@ -74,9 +74,6 @@ class ByteRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def overlaps(self, other: ByteRange) -> bool:
         return self.offset < other.end and other.offset < self.end
 
-    def contains(self, other: ByteRange) -> bool:
-        return self.offset <= other.offset and other.end <= self.end
-
     def rounded(self, granule: int) -> ByteRange:
         """The smallest range of whole granules (bytes, a power of two) that contains this one."""
         start = self.offset & -granule

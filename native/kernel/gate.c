@@ -31,10 +31,10 @@
 
 #define WATCH_MASK (FAN_PRE_ACCESS | FAN_OPEN_PERM)
 #define BUCKETS 4096
-#define REPORTS_LIMIT 4096	   /* of refusals; held operations are always reported */
-#define LOOKS_AT_ONCE 50	   /* at a task that is still on its way to sleep */
-#define LOOKS_LATER_US 200	   /* between further ones */
-#define LOOKS_LIMIT_US 200000	   /* then it is judged without being seen */
+#define REPORTS_LIMIT 4096    /* of refusals; held operations are always reported */
+#define LOOKS_AT_ONCE 50      /* at a task that is still on its way to sleep */
+#define LOOKS_LATER_US 200    /* between further ones */
+#define LOOKS_LIMIT_US 200000 /* then it is judged without being seen */
 
 struct range_info { /* struct fanotify_event_info_range, since v6.14 */
 	struct fanotify_event_info_header header;
@@ -757,8 +757,7 @@ int seal_gate_arm(struct seal_gate *gate, int fd)
 	if (fanotify_mark(gate->arming, FAN_MARK_ADD | FAN_MARK_FILESYSTEM, FAN_PRE_ACCESS,
 			  AT_FDCWD, path) < 0)
 		return -errno;
-	if (fanotify_mark(gate->arming,
-			  FAN_MARK_ADD | FAN_MARK_FILESYSTEM | FAN_MARK_IGNORE_SURV,
+	if (fanotify_mark(gate->arming, FAN_MARK_ADD | FAN_MARK_FILESYSTEM | FAN_MARK_IGNORE_SURV,
 			  FAN_PRE_ACCESS, AT_FDCWD, path) < 0)
 		return -errno;
 	return 0;

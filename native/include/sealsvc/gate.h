@@ -78,7 +78,8 @@ size_t seal_gate_reports(struct seal_gate *gate, struct seal_report *out, size_t
 int seal_gate_answer(struct seal_gate *gate, uint64_t waiter, int error);
 
 struct seal_gate_counters {
-	uint64_t events, own, passed, held, refused, dropped_reports, failed_answers, files, waiters;
+	uint64_t events, own, passed, held, refused, dropped_reports, failed_answers, files,
+		waiters;
 };
 void seal_gate_count(struct seal_gate *gate, struct seal_gate_counters *out);
 

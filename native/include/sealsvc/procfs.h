@@ -8,7 +8,7 @@
 struct seal_task {
 	int32_t tgid;
 	uint32_t uid;
-	char state;	/* R, S, D, T, Z, ... */
+	char state; /* R, S, D, T, Z, ... */
 	char comm[16];
 	uint64_t start_time; /* field 22 of stat: clock ticks since boot */
 };

@@ -43,7 +43,7 @@ struct seal_operation {
 	int32_t op;
 	int32_t tid;
 	uint64_t offset, length;
-	int64_t syscall;  /* its number, -1 when it could not be seen */
+	int64_t syscall;   /* its number, -1 when it could not be seen */
 	uint64_t argument; /* the one that tells the kind: mode, ioctl command, flags, advice */
 };
 

@@ -1,0 +1,245 @@
+"""A system in memory: files are memfds, their extent maps are made up, processes are real."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sealsvc import processes
+from sealsvc.errors import Refusal
+from sealsvc.extents import EXTENT_LAST
+from sealsvc.filesystem import Filesystem
+from sealsvc.host import ExtentMap, Progress, ReleaseQuestion, Remnant, Target
+from sealsvc.model import ByteRange, FileId, Preparation
+from sealsvc.processes import Process
+
+DEVICE = 0xFF00
+ROOT_INODE = 1
+DEFAULT_SIZE = 64 << 20
+EXTENT = 16 << 20
+STEPS = frozenset({"open", "prepare", "settle", "read-map", "mark", "arm"})
+FILESYSTEM = Filesystem(
+    mount="/sim", type="xfs", source="/dev/sim", options="rw", device=DEVICE, reflink=True
+)
+
+
+@dataclass(slots=True)
+class _File:
+    id: FileId
+    fd: int  # the memfd; open as long as the host lives
+    moved: dict[int, int] = field(default_factory=dict)  # extent index -> times it moved
+    mappers: set[int] = field(default_factory=set)
+
+
+class SimHost:
+    simulated = True
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._files: dict[str, _File] = {}
+        self._inodes: dict[tuple[int, int], _File] = {}  # by the memfd's st_dev and st_ino
+        self._failures: dict[str, tuple[int, int]] = {}  # step -> errno, times
+
+    # The Host protocol
+
+    def open_path(self, path: str, roots: Sequence[str], *, writable: bool) -> Target:
+        path = _beneath(path, roots)
+        self.check("open")
+        with self._lock:
+            if self._is_directory(path):
+                raise Refusal("not-a-regular-file", f"{path} is a directory", {"path": path})
+            file = self._file(path)
+        mode = os.O_RDWR if writable else os.O_RDONLY
+        fd = os.open(f"/proc/self/fd/{file.fd}", mode | os.O_CLOEXEC)
+        return self._target(file, fd, path, writable=writable)
+
+    def adopt(self, fd: int, *, writable: bool) -> Target:
+        try:
+            self.check("open")
+            mode = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
+            if mode == os.O_WRONLY or (writable and mode != os.O_RDWR):
+                raise Refusal("bad-request", "the descriptor's mode does not allow the iomode")
+            file = self._of_fd(fd)
+            with self._lock:
+                path = next(path for path, other in self._files.items() if other is file)
+            return self._target(file, fd, path, writable=mode == os.O_RDWR)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def identify(self, path: str) -> FileId:
+        path = os.path.normpath(path)
+        with self._lock:
+            if file := self._files.get(path):
+                return file.id
+            if path == FILESYSTEM.mount or self._is_directory(path):
+                return FileId(DEVICE, ROOT_INODE)
+        raise Refusal("no-such-file", f"{path} does not exist", {"path": path})
+
+    def filesystems(self, roots: Sequence[str]) -> list[Filesystem]:
+        return [FILESYSTEM] if roots else []
+
+    def refuse_if_unkeepable(self, target: Target) -> None:
+        """Everything can be kept here."""
+
+    def prepare(
+        self,
+        target: Target,  # noqa: ARG002 (the interface)
+        sealed: ByteRange,  # noqa: ARG002
+        steps: Sequence[Preparation],
+        progress: Progress,
+    ) -> None:
+        self.check("prepare")
+        for step in steps:
+            progress(str(step), 1.0)
+
+    def settle(self, target: Target) -> None:  # noqa: ARG002 (the interface)
+        self.check("settle")
+
+    def steady(self, target: Target, sealed: ByteRange) -> None:
+        """Nothing moves here but by drift()."""
+
+    def read_map(self, fd: int, sealed: ByteRange | None) -> ExtentMap:
+        self.check("read-map")
+        file = self._of_fd(fd)
+        size = os.fstat(file.fd).st_size
+        block = FILESYSTEM.block_size
+        end = -(-size // block) * block
+        starts = range(0, end, EXTENT)
+        with self._lock:
+            rows = [
+                (
+                    start,
+                    # A gap behind each extent leaves it somewhere to move to.
+                    (file.id.inode << 44) + start * 2 + file.moved.get(index, 0) % 2 * EXTENT,
+                    min(EXTENT, end - start),
+                    EXTENT_LAST if start == starts[-1] else 0,
+                )
+                for index, start in enumerate(starts)
+            ]
+        if sealed is not None:
+            rows = [r for r in rows if r[0] < sealed.end and sealed.offset < r[0] + r[2]]
+        return np.array(rows, dtype=np.uint64).reshape(-1, 4)
+
+    def mark(self, fd: int, token: int) -> None:  # noqa: ARG002 (the interface)
+        self.check("mark")
+
+    def remnants(self, question: ReleaseQuestion) -> list[Remnant]:
+        q = question
+        with self._lock:
+            found = [f for f in self._files.values() if f.id == q.file]
+            pids = sorted(pid for f in found for pid in f.mappers)
+        return [Remnant(pid, q.range) for pid in pids if pid == q.holder or pid not in q.others]
+
+    def process(self, pid: int) -> Process:
+        return processes.by_pid(pid)
+
+    # The script
+
+    def create(self, path: str, size: int = DEFAULT_SIZE) -> FileId:
+        """A new file of `size` bytes; one that is there gets that size."""
+        with self._lock:
+            file = self._file(os.path.normpath(path))
+            os.ftruncate(file.fd, size)
+            return file.id
+
+    def drift(self, path: str, offset: int = 0) -> None:
+        """Move the extent at `offset`: what a seal promises not to happen."""
+        with self._lock:
+            file = self._known(path)
+            if not 0 <= offset < os.fstat(file.fd).st_size:
+                raise Refusal("beyond-eof", f"{path} has no extent at {offset}")
+            index = offset // EXTENT
+            file.moved[index] = file.moved.get(index, 0) + 1
+
+    def map(self, path: str, pid: int) -> None:
+        with self._lock:
+            self._known(path).mappers.add(pid)
+
+    def unmap(self, path: str, pid: int) -> None:
+        with self._lock:
+            self._known(path).mappers.discard(pid)
+
+    def fail(self, step: str, error: int, times: int = 1) -> None:
+        """Have the next `times` calls of `step` fail with the errno."""
+        if step not in STEPS or error not in errno.errorcode or times < 0:
+            raise Refusal(
+                "bad-request", f"fail: step is one of {', '.join(sorted(STEPS))}; errno is known"
+            )
+        with self._lock:
+            self._failures[step] = (error, times)
+
+    def check(self, step: str) -> None:
+        """Raise the failure that the script has for this step."""
+        with self._lock:
+            error, times = self._failures.get(step, (0, 0))
+            if times <= 0:
+                return
+            self._failures[step] = (error, times - 1)
+        raise Refusal(
+            "io-error",
+            f"simulated failure of {step}: {os.strerror(error)}",
+            {"step": step, "errno": error},
+        )
+
+    def anchor(self, file: FileId) -> int:
+        """The host's own descriptor of a file; it stays open until close()."""
+        with self._lock:
+            return next(f.fd for f in self._files.values() if f.id == file)
+
+    def close(self) -> None:
+        with self._lock:
+            for file in self._files.values():
+                os.close(file.fd)
+            self._files.clear()
+            self._inodes.clear()
+
+    def _file(self, path: str) -> _File:
+        if found := self._files.get(path):
+            return found
+        fd = os.memfd_create(os.path.basename(path)[:200] or "sim")
+        os.ftruncate(fd, DEFAULT_SIZE)
+        st = os.fstat(fd)
+        file = _File(FileId(DEVICE, ROOT_INODE + 1 + len(self._files)), fd)
+        self._files[path] = self._inodes[st.st_dev, st.st_ino] = file
+        return file
+
+    def _known(self, path: str) -> _File:
+        file = self._files.get(os.path.normpath(path))
+        if file is None:
+            raise Refusal("no-such-file", f"{path} does not exist", {"path": path})
+        return file
+
+    def _is_directory(self, path: str) -> bool:
+        return any(known.startswith(path.rstrip("/") + "/") for known in self._files)
+
+    def _of_fd(self, fd: int) -> _File:
+        st = os.fstat(fd)
+        with self._lock:
+            file = self._inodes.get((st.st_dev, st.st_ino))
+        if file is None:
+            raise Refusal("filesystem-unsupported", "the descriptor is not of a simulated file")
+        return file
+
+    def _target(self, file: _File, fd: int, path: str, *, writable: bool) -> Target:
+        return Target(file.id, fd, path, os.fstat(fd).st_size, FILESYSTEM, writable)
+
+
+def _beneath(path: str, roots: Sequence[str]) -> str:
+    if not os.path.isabs(path):
+        raise Refusal("bad-request", f"the path {path!r} is not absolute", {"path": path})
+    path = os.path.normpath(path)
+    for root in roots:
+        if path != root and os.path.commonpath([path, root]) == root:
+            return path
+    raise Refusal(
+        "outside-roots",
+        f"{path} is not below an allowed root",
+        {"path": path, "roots": list(roots)},
+    )

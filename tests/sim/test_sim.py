@@ -1,0 +1,153 @@
+"""The whole service on the simulated system: no root, no file system."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sealsvc.client import Client, Reply
+from sealsvc.config import Config, PolicySection, ServiceSection
+from sealsvc.daemon import Daemon
+from sealsvc.enforce.sim import SimEnforcer, simulate
+from sealsvc.errors import Refusal
+from sealsvc.host.sim import SimHost
+from sealsvc.messages import Audit, List, Recall, RecallSeals, Return, Show, Simulate
+from sealsvc.model import Conflict, Kind, State
+
+PATH = "/sim/a"
+STRANGER = 2**22 + 1  # above any pid
+
+
+class SimDaemon(Daemon):
+    def _arm(self) -> None:
+        """There is no mount to open."""
+
+
+class Scene:
+    def __init__(self, host: SimHost, enforcer: SimEnforcer, client: Client) -> None:
+        self.host, self.enforcer, self.client = host, enforcer, client
+
+    async def call(self, kind: Any, **fields: Any) -> Reply:
+        return await asyncio.to_thread(self.client.call, kind, **fields)
+
+    async def grant(self, **fields: Any) -> Reply:
+        return await asyncio.to_thread(lambda: self.client.grant(path=PATH, **fields))
+
+    async def do(self, action: str, **fields: Any) -> dict[str, Any]:
+        return await simulate(
+            self.host, self.enforcer, Simulate(id=1, action=action, path=PATH, **fields)
+        )
+
+
+@pytest.fixture
+def play(tmp_path: Path) -> Callable[[Callable[[Scene], Awaitable[None]]], None]:
+    async def stage(act: Callable[[Scene], Awaitable[None]]) -> None:
+        socket = tmp_path / "s"
+        config = Config(
+            service=ServiceSection(socket=str(socket), audit_interval=0),
+            policy=PolicySection(roots=["/sim"], operators=[os.getuid()]),
+        )
+        host = SimHost()
+        enforcer = SimEnforcer(host)
+        serving = asyncio.create_task(SimDaemon(config, host, [enforcer]).run())
+        try:
+            while not socket.exists():
+                if serving.done():
+                    serving.result()
+                await asyncio.sleep(0.01)
+            with Client(str(socket), timeout=10) as client:
+                await asyncio.wait_for(act(Scene(host, enforcer, client)), 20)
+        finally:
+            serving.cancel()
+            with suppress(asyncio.CancelledError):
+                await serving
+            host.close()
+
+    return lambda act: asyncio.run(stage(act))
+
+
+def test_a_conflict_waits_until_the_recalled_seal_is_returned(play):
+    async def act(scene: Scene) -> None:
+        reply = await scene.grant()
+        assert reply.seal.extents == 4
+        punch = asyncio.create_task(scene.do("conflict", length=4096, pid=STRANGER))
+        push = await asyncio.to_thread(lambda: next(scene.client.pushes(5)))
+        assert isinstance(push, Recall)
+        assert push.seal == reply.seal.id
+        assert not punch.done()
+        os.close(reply.fds[0])
+        returned = await scene.call(Return, seal=reply.seal.id)
+        assert returned.seal.state is State.RETURNED
+        ended = await punch
+        assert (ended["result"], ended["errno"]) == ("passed", None)
+        assert ended["waited"] > 0
+
+    play(act)
+
+
+def test_a_refusing_seal_gives_etxtbsy_and_lets_writes_pass(play):
+    async def act(scene: Scene) -> None:
+        reply = await scene.grant(conflict=Conflict.REFUSE, kind=Kind.SHARED)
+        ended = await scene.do("conflict", length=4096, pid=STRANGER)
+        assert (ended["result"], ended["errno"]) == ("refused", "ETXTBSY")
+        write = await scene.do("conflict", operation="write", length=4096, pid=STRANGER)
+        assert write["result"] == "passed"
+        os.close(reply.fds[0])
+
+    play(act)
+
+
+def test_an_audit_finds_what_drifted(play):
+    async def act(scene: Scene) -> None:
+        reply = await scene.grant()
+        assert (await scene.call(Audit)).result.drifted == []
+        await scene.do("drift", offset=20 << 20)
+        report = (await scene.call(Audit)).result
+        assert [d.logical for d in report.drifted] == [16 << 20]
+        assert (await scene.call(Show, seal=reply.seal.id)).seal.state is State.LOST
+        os.close(reply.fds[0])
+
+    play(act)
+
+
+def test_a_mapping_keeps_a_seal_from_being_returned(play):
+    async def act(scene: Scene) -> None:
+        reply = await scene.grant()
+        os.close(reply.fds[0])
+        await scene.do("map", pid=os.getpid())
+        with pytest.raises(Refusal, match="still-mapped"):
+            await scene.call(Return, seal=reply.seal.id)
+        await scene.do("unmap", pid=os.getpid())
+        await scene.call(RecallSeals, seal=reply.seal.id, grace=5.0)
+        await scene.call(Return, seal=reply.seal.id)
+
+    play(act)
+
+
+@pytest.mark.parametrize("step", ["open", "prepare", "settle", "read-map", "mark", "arm"])
+def test_a_failed_step_leaves_nothing_armed(play, step: str):
+    async def act(scene: Scene) -> None:
+        await scene.do("create", size=1 << 20)
+        await scene.do("fail", step=step, errno=errno.EIO)
+        with pytest.raises(Refusal, match="io-error"):
+            await scene.grant()
+        assert (await scene.call(List)).result.seals == []
+        ended = await scene.do("conflict", length=4096, pid=STRANGER)
+        assert ended["result"] == "passed"
+
+    play(act)
+
+
+def test_an_unknown_action_is_refused(play):
+    async def act(scene: Scene) -> None:
+        with pytest.raises(Refusal, match="bad-request"):
+            await scene.do("exit", pid=1)
+
+    play(act)
