@@ -12,17 +12,21 @@ import socket
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 
+import msgspec
+
 from sealsvc.audit import audit
 from sealsvc.config import Config
 from sealsvc.control import ControlServer
 from sealsvc.enforce import Enforcer, EnforcerSet
 from sealsvc.enforce.fanotify import FanotifyEnforcer
 from sealsvc.enforce.lease import LeaseEnforcer
+from sealsvc.enforce.sim import SimEnforcer, simulate
 from sealsvc.errors import Refusal
 from sealsvc.events import EventLog
 from sealsvc.grants import Grants, Workers
 from sealsvc.host import Host
 from sealsvc.host.kernel import KernelHost, kernel_release
+from sealsvc.host.sim import SimHost
 from sealsvc.policy import Policy
 from sealsvc.recall import Recaller
 from sealsvc.seals import SealTable
@@ -93,6 +97,8 @@ class Daemon:
     def _arm(self) -> None:
         """Watch the file systems under the roots from the start: descriptors opened from now on are
         seen by every later seal."""
+        if self.host.simulated:
+            return  # there is no mount to open
         for filesystem in self.host.filesystems(self.config.policy.roots):
             if filesystem.unsupported:
                 continue
@@ -140,3 +146,18 @@ def kernel_daemon(config: Config) -> Daemon:
         "lease": LeaseEnforcer,
     }
     return Daemon(config, KernelHost(), [known[name]() for name in config.enforcers.use])
+
+
+def sim_daemon(config: Config) -> Daemon:
+    """The same daemon on a simulated system, for development and for tests: needs no root."""
+    replace = msgspec.structs.replace
+    policy = replace(
+        config.policy,
+        roots=config.policy.roots or ["/sim"],
+        operators=[*config.policy.operators, os.getuid()],
+    )
+    host = SimHost()
+    enforcer = SimEnforcer(host)
+    daemon = Daemon(replace(config, policy=policy), host, [enforcer])
+    daemon.service.simulate = functools.partial(simulate, host, enforcer)
+    return daemon

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from importlib.metadata import version
+from typing import Any
 
 from sealsvc import extents, native, processes, seals
 from sealsvc.audit import audit
@@ -35,6 +36,8 @@ from sealsvc.messages import (
     SealPage,
     ServiceStatus,
     Show,
+    Simulate,
+    Simulated,
     Status,
 )
 from sealsvc.model import Kind
@@ -58,6 +61,7 @@ class Service:
         self.policy, self.enforcers, self.kernel = policy, enforcers, kernel
         self.started = seals.boottime()
         self.connections: Callable[[], int] = lambda: 0
+        self.simulate: Callable[[Simulate], Awaitable[dict[str, Any]]] | None = None
 
     async def handle(self, connection: Connection, request: AnyRequest, fds: list[int]) -> Reply:
         if isinstance(request, Grant):
@@ -82,6 +86,10 @@ class Service:
                 return Reply(await self._filesystems())
             case Status():
                 return Reply(self._status())
+            case Simulate() if self.simulate is not None:
+                if not self.policy.is_operator(peer):
+                    raise Refusal("denied", f"uid {peer.uid} may not simulate")
+                return Reply(Simulated(result=await self.simulate(request)))
         raise Refusal("unknown-operation", "the service does not serve this operation")
 
     # Grants and returns

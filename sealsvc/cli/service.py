@@ -30,20 +30,22 @@ def main() -> None:
 )
 @click.option("--socket", help="Listen here, whatever the configuration says.")
 @click.option("--root", "roots", multiple=True, help="Allow paths below DIR, too (repeatable).")
-def serve(file: Path | None, socket: str | None, roots: tuple[str, ...]) -> None:
+@click.option("--sim", is_flag=True, help="On a simulated system: needs no root, seals nothing.")
+def serve(file: Path | None, socket: str | None, roots: tuple[str, ...], sim: bool) -> None:
     """Serve until stopped.
 
     \b
     Example:
       sealsvc serve --config /etc/sealsvc/sealsvc.toml
       sealsvc serve --socket /tmp/seal.sock --root /mnt/pmem
+      sealsvc serve --socket /tmp/seal.sock --sim
     """
     try:
         chosen = _override(config.load(file), socket, roots)
         logging.basicConfig(
             level=chosen.service.log_level.upper(), format="%(levelname)s %(name)s: %(message)s"
         )
-        _serve(chosen)
+        _serve(chosen, sim)
     except (config.ConfigError, Refusal, ValueError) as error:
         click.echo(f"sealsvc: {error}", err=True)
         sys.exit(1)
@@ -59,12 +61,12 @@ def _override(loaded: config.Config, socket: str | None, roots: tuple[str, ...])
     return loaded
 
 
-def _serve(chosen: config.Config) -> None:
-    from sealsvc.daemon import kernel_daemon
+def _serve(chosen: config.Config, sim: bool) -> None:
+    from sealsvc.daemon import kernel_daemon, sim_daemon
 
-    if os.geteuid() != 0:
-        raise Refusal("denied", "sealing files of the real system needs root")
-    asyncio.run(kernel_daemon(chosen).run())
+    if os.geteuid() != 0 and not sim:
+        raise Refusal("denied", "sealing files of the real system needs root: or try --sim")
+    asyncio.run((sim_daemon if sim else kernel_daemon)(chosen).run())
 
 
 if __name__ == "__main__":

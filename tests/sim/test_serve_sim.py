@@ -1,0 +1,61 @@
+"""`sealsvc serve --sim`: the whole daemon, as a process, for a user who is not root."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sealsvc.client import Client
+from sealsvc.messages import Recall, Return, ServiceStatus, Simulate, Simulated, Status
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def socket(tmp_path: Path) -> Iterator[str]:
+    path = tmp_path / "control.sock"
+    command = [sys.executable, "-m", "sealsvc.cli.service", "serve", "--sim", "--socket", str(path)]
+    process = subprocess.Popen(command, cwd=ROOT)
+    try:
+        deadline = time.monotonic() + 20
+        while not path.exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        yield str(path)
+    finally:
+        process.terminate()
+        assert process.wait(20) == 0
+
+
+def test_a_simulated_conflict_waits_for_the_return(socket: str) -> None:
+    with Client(socket, timeout=20) as client, Client(socket, timeout=20) as script:
+        status = client.call(Status).result
+        assert isinstance(status, ServiceStatus)
+        assert status.simulated
+        reply = client.grant(path="/sim/file", length=1 << 20)
+        results: list[dict[str, object]] = []
+
+        def intrude() -> None:
+            answer = script.call(
+                Simulate, action="conflict", path="/sim/file", offset=0, length=4096, pid=1
+            ).result
+            assert isinstance(answer, Simulated)
+            results.append(answer.result)
+
+        intruder = threading.Thread(target=intrude)
+        intruder.start()
+        recall = next(push for push in client.pushes(10) if isinstance(push, Recall))
+        assert recall.seal == reply.seal.id
+        assert not results
+        os.close(reply.fds[0])
+        client.call(Return, seal=reply.seal.id)
+        intruder.join(20)
+        assert results[0]["result"] == "passed"
