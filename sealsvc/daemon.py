@@ -27,6 +27,7 @@ from sealsvc.grants import Grants, Workers
 from sealsvc.host import Host
 from sealsvc.host.kernel import KernelHost, kernel_release
 from sealsvc.host.sim import SimHost
+from sealsvc.mounts import MountWatch
 from sealsvc.policy import Policy
 from sealsvc.recall import Recaller
 from sealsvc.seals import SealTable
@@ -74,6 +75,9 @@ class Daemon:
                 self._start(enforcer, stack)
             stack.push_async_callback(self.tasks.stop)
             await self.workers.run(self._arm)
+            mounts = MountWatch(self.recaller.mounts_changed)
+            mounts.start()
+            stack.callback(mounts.stop)
             self.server.start()
             stack.callback(self.server.stop)
             self.tasks.spawn("housekeeping", self._housekeeping())

@@ -7,7 +7,7 @@ import logging
 import signal
 from collections.abc import Callable, Iterable
 
-from sealsvc import seals, states
+from sealsvc import filesystem, seals, states
 from sealsvc.config import FenceSection
 from sealsvc.enforce import Outcome, Report, Verdict
 from sealsvc.errors import Refusal
@@ -180,6 +180,18 @@ class Recaller:
             return await self.grants.remnants(seal)
         except (Refusal, OSError) as error:
             return [f"the proof failed: {error}"]
+
+    def mounts_changed(self) -> None:
+        """An overlay over a sealed file, mounted after its grant, is beyond every enforcer: the
+        seal is asked back, and an operator told."""
+        table = filesystem.mounts()
+        for seal in self.table:
+            try:
+                filesystem.refuse_if_overlay_upper(seal.path, table)
+            except Refusal as refusal:
+                if states.allowed(seal.state, Step.RECALL):
+                    self.events.publish("alarm", seal.id, reason=refusal.message)
+                    self.recall(seal, refusal.message)
 
     def expire(self) -> None:
         """End the seals whose time is up: the promise was for that long."""
