@@ -12,7 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from scratch import mounted
+from scratch import leftovers, mounted
 
 
 @pytest.fixture(scope="session")
@@ -33,18 +33,12 @@ def ext4() -> Iterator[Path]:
         yield point
 
 
-def _mounts() -> set[str]:
-    return {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
-
-
 @pytest.fixture(scope="session", autouse=True)
 def nothing_left_behind() -> Iterator[None]:
     """The whole run's mounts, loop devices and processes are gone at its end."""
-    mounts = _mounts()
     yield
     assert not psutil.Process().children(recursive=True), "processes are left"
-    ours = {m for m in _mounts() - mounts if "sealsvc" in m}
-    assert not ours, f"mounts are left: {ours}"
+    assert not leftovers()
 
 
 @pytest.fixture(autouse=True)

@@ -9,23 +9,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from scratch import MiB, leftovers, mounted
 
-sys.path.insert(0, str(Path(__file__).parent))
+from sealsvc.doctor.actor import Subject
+from sealsvc.doctor.bench import Bench
 
-import standin
-
-standin.install()
-
-from sealsvc.doctor.actor import Subject  # noqa: E402
-from sealsvc.doctor.bench import Bench  # noqa: E402
-
-
-def mounts() -> list[str]:
-    return sorted(line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
-
-
-def loops() -> list[str]:
-    return sorted(path.parent.name for path in Path("/sys/block").glob("loop*/loop"))
+sys.path.insert(0, str(Path(__file__).parent))  # its tests import each other's files
 
 
 @pytest.fixture(scope="session", params=["xfs", "ext4", "btrfs"])
@@ -33,11 +22,11 @@ def scratch(request: pytest.FixtureRequest) -> Iterator[Path]:
     """A mounted file system; at the end no mount and no loop device more than before."""
     if os.geteuid():
         pytest.skip("mounting needs root")
-    before = mounts(), loops()
-    with standin.mounted(request.param, 768 * 1024 * 1024) as path:
+    before = leftovers()
+    with mounted(request.param, 768 * MiB) as path:
         yield path
         assert list(path.glob(".sealsvc-doctor-*")) == []
-    assert (mounts(), loops()) == before
+    assert leftovers() == before
 
 
 @pytest.fixture

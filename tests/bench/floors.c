@@ -1,0 +1,222 @@
+/* The bare kernel mechanisms that the service is measured against. Each subcommand prints one sample
+ * in microseconds per line. */
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <linux/fiemap.h>
+#include <linux/fs.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/fanotify.h>
+#include <sys/ioctl.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#ifndef FAN_PRE_ACCESS
+#define FAN_PRE_ACCESS 0x00100000
+#endif
+
+static double now_us(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (double)t.tv_sec * 1e6 + (double)t.tv_nsec / 1e3;
+}
+
+static void die(const char *what)
+{
+	perror(what);
+	exit(1);
+}
+
+/* A SOCK_SEQPACKET round trip between two processes. */
+static int socket_floor(int rounds)
+{
+	char message[64] = {0};
+	int pair[2];
+	pid_t child;
+
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pair) < 0)
+		die("socketpair");
+	child = fork();
+	if (child == 0) {
+		close(pair[0]);
+		while (read(pair[1], message, sizeof(message)) > 0)
+			if (write(pair[1], message, sizeof(message)) < 0)
+				break;
+		_exit(0);
+	}
+	close(pair[1]);
+	for (int i = 0; i < rounds; i++) {
+		double begun = now_us();
+
+		if (write(pair[0], message, sizeof(message)) < 0 ||
+		    read(pair[0], message, sizeof(message)) < 0)
+			die("round trip");
+		printf("%.3f\n", now_us() - begun);
+	}
+	close(pair[0]);
+	waitpid(child, NULL, 0);
+	return 0;
+}
+
+/* From just before another process's open(2) to the lease holder's read of its signalfd. */
+static int lease_floor(const char *path, int rounds)
+{
+	struct signalfd_siginfo info;
+	sigset_t set;
+	int fd = open(path, O_RDWR), signals;
+
+	if (fd < 0)
+		die(path);
+	sigemptyset(&set);
+	sigaddset(&set, SIGRTMIN);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+	signals = signalfd(-1, &set, 0);
+	for (int i = 0; i < rounds; i++) {
+		int pipes[2];
+		double begun, seen;
+		pid_t child;
+
+		if (pipe(pipes) < 0 || fcntl(fd, F_SETLEASE, F_WRLCK) < 0)
+			die("F_SETLEASE");
+		fcntl(fd, F_SETSIG, SIGRTMIN);
+		fcntl(fd, F_SETOWN, getpid());
+		child = fork();
+		if (child == 0) {
+			begun = now_us();
+			if (write(pipes[1], &begun, sizeof(begun)) < 0)
+				_exit(1);
+			_exit(open(path, O_RDONLY) < 0);
+		}
+		if (read(signals, &info, sizeof(info)) < 0)
+			die("signalfd");
+		seen = now_us();
+		if (read(pipes[0], &begun, sizeof(begun)) < 0)
+			die("pipe");
+		fcntl(fd, F_SETLEASE, F_UNLCK);
+		waitpid(child, NULL, 0);
+		/* The child's inherited descriptor is gone with it: the next lease can be taken. */
+		close(pipes[0]);
+		close(pipes[1]);
+		printf("%.3f\n", seen - begun);
+	}
+	return 0;
+}
+
+static int group;
+
+static void *respond(void *argument)
+{
+	char buffer[4096] __attribute__((aligned(8)));
+	ssize_t n;
+
+	while ((n = read(group, buffer, sizeof(buffer))) > 0) {
+		struct fanotify_event_metadata *meta = (void *)buffer;
+
+		for (; FAN_EVENT_OK(meta, n); meta = FAN_EVENT_NEXT(meta, n)) {
+			struct fanotify_response answer = {meta->fd, FAN_ALLOW};
+
+			if (write(group, &answer, sizeof(answer)) < 0)
+				perror("answer");
+			close(meta->fd);
+		}
+	}
+	return argument;
+}
+
+/* In-place pwrite(2) of 4 KiB; with `watch` under a responder that allows everything, which lives in
+ * another process as ours does. */
+static int pwrite_floor(const char *path, int rounds, int watch)
+{
+	char block[4096];
+	pid_t child = 0;
+	int fd;
+
+	memset(block, 'x', sizeof(block));
+	if (watch) {
+		group = fanotify_init(FAN_CLASS_PRE_CONTENT, O_RDONLY);
+		if (group < 0 ||
+		    fanotify_mark(group, FAN_MARK_ADD, FAN_PRE_ACCESS, AT_FDCWD, path) < 0)
+			die("fanotify");
+		child = fork();
+		if (child == 0) {
+			respond(NULL);
+			_exit(0);
+		}
+		close(group);
+	}
+	fd = open(path, O_RDWR);
+	if (fd < 0)
+		die(path);
+	for (int i = 0; i < rounds; i++) {
+		double begun = now_us();
+
+		if (pwrite(fd, block, sizeof(block), 4096) < 0)
+			die("pwrite");
+		printf("%.3f\n", now_us() - begun);
+	}
+	if (child) {
+		kill(child, SIGKILL);
+		waitpid(child, NULL, 0);
+	}
+	return 0;
+}
+
+/* Every extent of a file, in batches of 512; microseconds per extent. */
+static int fiemap_floor(const char *path, int rounds)
+{
+	size_t size = sizeof(struct fiemap) + 512 * sizeof(struct fiemap_extent);
+	struct fiemap *map = malloc(size);
+	int fd = open(path, O_RDONLY);
+
+	if (fd < 0 || !map)
+		die(path);
+	for (int i = 0; i < rounds; i++) {
+		unsigned long total = 0, at = 0;
+		double begun = now_us();
+		int last = 0;
+
+		while (!last) {
+			memset(map, 0, sizeof(*map));
+			map->fm_start = at;
+			map->fm_length = ~0UL - at;
+			map->fm_extent_count = 512;
+			if (ioctl(fd, FS_IOC_FIEMAP, map) < 0)
+				die("FIEMAP");
+			if (map->fm_mapped_extents == 0)
+				break;
+			total += map->fm_mapped_extents;
+			struct fiemap_extent *end = &map->fm_extents[map->fm_mapped_extents - 1];
+
+			at = end->fe_logical + end->fe_length;
+			last = (end->fe_flags & FIEMAP_EXTENT_LAST) != 0;
+		}
+		printf("%.5f\n", (now_us() - begun) / (double)(total ? total : 1));
+	}
+	return 0;
+}
+
+int main(int argc, char **argv)
+{
+	int rounds = argc > 2 ? atoi(argv[2]) : 0;
+
+	if (argc > 2 && !strcmp(argv[1], "socket"))
+		return socket_floor(rounds);
+	if (argc > 3 && !strcmp(argv[1], "lease"))
+		return lease_floor(argv[3], rounds);
+	if (argc > 3 && !strcmp(argv[1], "pwrite"))
+		return pwrite_floor(argv[3], rounds, 0);
+	if (argc > 3 && !strcmp(argv[1], "pwrite-watched"))
+		return pwrite_floor(argv[3], rounds, 1);
+	if (argc > 3 && !strcmp(argv[1], "fiemap"))
+		return fiemap_floor(argv[3], rounds);
+	fprintf(stderr, "usage: floors socket|lease|pwrite|pwrite-watched|fiemap ROUNDS [FILE]\n");
+	return 2;
+}
