@@ -56,7 +56,7 @@ def mounted(
 
 
 def _allow_exchange(image: str) -> None:
-    """XFS_IOC_EXCHANGE_RANGE: mkfs.xfs of 6.1 knows nothing of it; the kernel needs only the bit."""
+    """For XFS_IOC_EXCHANGE_RANGE, which mkfs.xfs 6.1 does not know; the kernel wants the bit."""
     found = _run("xfs_db", "-r", "-c", "sb 0", "-c", "print features_incompat", image)
     bits = int(found.split("=")[1], 16) | EXCHRANGE
     _run("xfs_db", "-x", "-c", "sb 0", "-c", f"write -d features_incompat {bits:#x}", image)
