@@ -1,0 +1,62 @@
+"""Who had the file open before: found, proven to be seen, or named in the refusal."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from scratch import MiB, mounted
+
+from sealsvc.client import Client
+from sealsvc.errors import Refusal
+from sealsvc.messages import Return
+from tests.service.conftest import RISKS, serving
+
+pytestmark = pytest.mark.kernel
+
+
+@pytest.fixture
+def fresh() -> Iterator[Path]:
+    """A file system that no service has armed yet."""
+    with mounted("ext4", 128 * MiB) as point:
+        yield point
+
+
+def test_a_writer_from_before_the_service_is_named(fresh: Path, tmp_path: Path) -> None:
+    file = fresh / "file"
+    file.write_bytes(os.urandom(MiB))
+    with file.open("r+b"), serving(tmp_path, [fresh], RISKS) as socket, Client(socket) as client:
+        for kind in ("shared", "exclusive"):
+            with pytest.raises(Refusal) as caught:
+                client.grant(path=str(file), kind=kind)
+            assert caught.value.code == "file-in-use"
+            assert caught.value.details["pids"] == [os.getpid()]
+
+
+def test_a_writer_from_after_the_service_started_is_seen(fresh: Path, tmp_path: Path) -> None:
+    file = fresh / "file"
+    file.write_bytes(os.urandom(MiB))
+    with serving(tmp_path, [fresh], RISKS) as socket, Client(socket) as client, file.open("r+b"):
+        reply = client.grant(path=str(file), kind="shared")
+        os.close(reply.fds[0])
+        client.call(Return, seal=reply.seal.id)
+
+
+def test_a_file_that_backs_a_loop_device_is_refused(client: Client, root: Path) -> None:
+    file = root / "backing"
+    file.write_bytes(os.urandom(MiB))
+    done = subprocess.run(
+        ["losetup", "--find", "--show", file], capture_output=True, text=True, check=True
+    )
+    loop = done.stdout.strip()
+    try:
+        with pytest.raises(Refusal) as caught:
+            client.grant(path=str(file), kind="shared")
+        assert caught.value.code == "backs-loop-device"
+        assert loop in caught.value.message
+    finally:
+        subprocess.run(["losetup", "--detach", loop], check=True)
+        file.unlink()
