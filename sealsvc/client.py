@@ -94,6 +94,16 @@ def _receive(sock: socket.socket) -> tuple[FromService, tuple[int, ...]] | None:
     return decode_from_service(data), tuple(fds)
 
 
+def _connect(path: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    try:
+        sock.connect(path)
+    except OSError as error:
+        sock.close()
+        raise _unavailable(path, error) from None
+    return sock
+
+
 class Client:
     """A blocking connection. Pushes that arrive while an answer is awaited are kept for `pushes`.
     Not thread-safe: one thread, one client."""
@@ -103,12 +113,21 @@ class Client:
         self.timeout = timeout
         self._ids = itertools.count(1)
         self._pushes: deque[Push] = deque()
-        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
-        try:
-            self._sock.connect(self.path)
-        except OSError as error:
-            self._sock.close()
-            raise _unavailable(self.path, error) from None
+        self._sock = _connect(self.path)
+
+    def reconnect(self, patience: float = 0.0) -> None:
+        """Connect anew to a service that was restarted, trying for `patience` seconds. Seals
+        outlive it; have their recalls sent here by Reclaim."""
+        deadline = time.monotonic() + patience
+        self._sock.close()
+        while True:
+            try:
+                self._sock = _connect(self.path)
+                return
+            except Refusal:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(0.02)
 
     def fileno(self) -> int:
         return self._sock.fileno()

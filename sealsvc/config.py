@@ -21,11 +21,17 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 class ServiceSection(Section, frozen=True):
     socket: str = DEFAULT_SOCKET
+    keeper: str = ""
     socket_mode: Annotated[str, Meta(pattern="^0[0-7]{3}$")] = "0666"
     audit_interval: Annotated[float, Meta(ge=0)] = 60.0
     event_history: Count = 4096
     workers: Count = 8
     log_level: str = "info"
+
+    @property
+    def keeper_path(self) -> str:
+        """Where the keeper listens: beside the control socket, unless said otherwise."""
+        return self.keeper or os.path.join(os.path.dirname(self.socket), "keeper.sock")
 
 
 class PolicySection(Section, frozen=True):

@@ -27,9 +27,12 @@ from sealsvc.grants import Grants, Workers
 from sealsvc.host import Host
 from sealsvc.host.kernel import KernelHost, kernel_release
 from sealsvc.host.sim import SimHost
+from sealsvc.journal import Journal
+from sealsvc.keeper import Keeper, connect
 from sealsvc.mounts import MountWatch
 from sealsvc.policy import Policy
 from sealsvc.recall import Recaller
+from sealsvc.reclaim import JOURNAL, Reclaimed, reclaim
 from sealsvc.seals import SealTable
 from sealsvc.service import Service, push
 from sealsvc.tasks import Tasks
@@ -38,15 +41,26 @@ log = logging.getLogger(__name__)
 
 
 class Daemon:
-    def __init__(self, config: Config, host: Host, enforcers: list[Enforcer]) -> None:
-        self.config, self.host = config, host
+    """`keeper` is None on a simulated system, whose kernel dies with the service."""
+
+    def __init__(
+        self, config: Config, host: Host, enforcers: list[Enforcer], keeper: Keeper | None
+    ) -> None:
+        self.config, self.host, self.keeper = config, host, keeper
         self.events = EventLog(config.service.event_history)
         self.tasks = Tasks(lambda reason: self.events.publish("alarm", reason=reason))
         self.table = SealTable()
         self.workers = Workers(config.service.workers)
         self.enforcers = EnforcerSet(enforcers)
         policy = Policy(config.policy)
-        self.grants = Grants(host, self.enforcers, policy, self.table, self.events, self.workers)
+        # Before anything is kept anew, whatever a dead service left is taken over.
+        self.reclaimed = reclaim(keeper, self.enforcers) if keeper else Reclaimed([], [])
+        self.journal = Journal(
+            lambda fd: keeper.keep(JOURNAL, fd) if keeper else None, self.reclaimed.seals
+        )
+        self.grants = Grants(
+            host, self.enforcers, policy, self.table, self.events, self.workers, self.journal
+        )
         self.recaller = Recaller(
             self.grants, self.table, self.events, self.tasks, config.fence, push
         )
@@ -62,18 +76,21 @@ class Daemon:
             policy.is_operator,
         )
         self.service.connections = lambda: len(self.server.connections)
+        self._stop = asyncio.Event()
+        self._failure: Refusal | None = None
 
     async def run(self) -> None:
-        """Serve until SIGTERM or SIGINT."""
-        stop = asyncio.Event()
+        """Serve until SIGTERM or SIGINT. Raises Refusal when it cannot go on."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
+            loop.add_signal_handler(number, self._stop.set)
         async with AsyncExitStack() as stack:
+            stack.callback(self._leave_keeper)
             stack.callback(self.workers.stop)
             for enforcer in self.enforcers.enforcers:
                 self._start(enforcer, stack)
             stack.push_async_callback(self.tasks.stop)
+            self._resume()
             await self.workers.run(self._arm)
             mounts = MountWatch(self.recaller.mounts_changed)
             mounts.start()
@@ -85,8 +102,10 @@ class Daemon:
                 self.tasks.spawn("audit", self._audit())
             log.info("serving on %s", self.config.service.socket)
             notify("READY=1")
-            await stop.wait()
+            await self._stop.wait()
             notify("STOPPING=1")
+        if self._failure:
+            raise self._failure
 
     def _start(self, enforcer: Enforcer, stack: AsyncExitStack) -> None:
         if reason := self.enforcers.reasons[enforcer.name]:
@@ -95,8 +114,44 @@ class Daemon:
         stack.callback(enforcer.stop)
         fd = enforcer.start(functools.partial(self.recaller.conflict, enforcer.name))
         loop = asyncio.get_running_loop()
-        loop.add_reader(fd, enforcer.drain)
+        loop.add_reader(fd, self._drain, enforcer, fd)
         stack.callback(loop.remove_reader, fd)
+
+    def _drain(self, enforcer: Enforcer, fd: int) -> None:
+        try:
+            enforcer.drain()
+        except Refusal as failure:
+            # Without the keeper nothing is enforced any more. Whoever restarts us starts another.
+            asyncio.get_running_loop().remove_reader(fd)
+            self.events.publish("alarm", reason=f"{failure}: no seal is enforced any more")
+            self._failure = failure
+            self._stop.set()
+
+    def _resume(self) -> None:
+        """Go on with the seals of the service that was here before."""
+        for seal in self.reclaimed.seals:
+            self.table.add(seal)
+            if not seal.exited.is_set():
+                self.service.watch_holder(seal)
+            self.recaller.resume(seal)
+        for seal in self.reclaimed.torn:
+            self.recaller.lose(seal, f"its enforcement by {', '.join(seal.enforcers)} is torn")
+        if self.reclaimed.seals:
+            self.events.publish("reclaimed", seals=len(self.reclaimed.seals))
+            log.info("reclaimed %d seals", len(self.reclaimed.seals))
+            self.tasks.spawn("audit after the restart", audit(self.grants, self.table))
+        for enforcer in self.enforcers.available:
+            enforcer.replay()
+
+    def _leave_keeper(self) -> None:
+        self.journal.close()
+        if self.keeper is None:
+            return
+        if not self._failure and not self.keeper.leave(JOURNAL):
+            log.warning(
+                "%d seals stay enforced; `sealsvc release --all` ends them", len(self.table)
+            )
+        self.keeper.close()
 
     def _arm(self) -> None:
         """Watch the file systems under the roots from the start: descriptors opened from now on are
@@ -119,6 +174,7 @@ class Daemon:
         while True:
             await asyncio.sleep(0.5)
             self.recaller.expire()
+            self.journal.rewrite_if_large(self.table)
             for enforcer in self.enforcers.available:
                 enforcer.forget()
 
@@ -143,13 +199,15 @@ def kernel_daemon(config: Config) -> Daemon:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     # A lease that breaks within a momentary probe signals the process: nobody needs to hear it.
     signal.signal(signal.SIGIO, signal.SIG_IGN)
+    keeper = connect(config.service.keeper_path)
+    keeper.own()
     known: dict[str, Callable[[], Enforcer]] = {
         "fanotify": lambda: FanotifyEnforcer(
-            config.enforcers.linger, config.enforcers.drain_timeout
+            keeper, config.enforcers.linger, config.enforcers.drain_timeout
         ),
-        "lease": LeaseEnforcer,
+        "lease": lambda: LeaseEnforcer(keeper),
     }
-    return Daemon(config, KernelHost(), [known[name]() for name in config.enforcers.use])
+    return Daemon(config, KernelHost(), [known[name]() for name in config.enforcers.use], keeper)
 
 
 def sim_daemon(config: Config) -> Daemon:
@@ -162,6 +220,6 @@ def sim_daemon(config: Config) -> Daemon:
     )
     host = SimHost()
     enforcer = SimEnforcer(host)
-    daemon = Daemon(replace(config, policy=policy), host, [enforcer])
+    daemon = Daemon(replace(config, policy=policy), host, [enforcer], None)
     daemon.service.simulate = functools.partial(simulate, host, enforcer)
     return daemon

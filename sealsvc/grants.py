@@ -16,6 +16,7 @@ from sealsvc.enforce import EnforcerSet, Guard, Verdict
 from sealsvc.errors import Refusal
 from sealsvc.events import EventLog
 from sealsvc.host import ExtentMap, Host, Target
+from sealsvc.journal import Journal
 from sealsvc.messages import Grant
 from sealsvc.model import ByteRange, FileId, IoMode, Kind
 from sealsvc.policy import Policy
@@ -95,9 +96,11 @@ class Grants:
         table: SealTable,
         events: EventLog,
         workers: Workers,
+        journal: Journal,
     ) -> None:
         self.host, self.enforcers, self.policy = host, enforcers, policy
         self.table, self.events, self.workers = table, events, workers
+        self.journal = journal
         self._files = FileLocks()
         self.counters = {"grants": 0, "refusals": 0, "returns": 0}
 
@@ -173,17 +176,17 @@ class Grants:
         with ExitStack() as undo:
             # 1. Can a seal be kept here at all, by whom, and at which risks?
             host.refuse_if_unkeepable(target)
-            enforcer, why = self.enforcers.choose(target.filesystem, request)
-            if enforcer is None:
+            chosen, why = self.enforcers.choose(target.filesystem, request)
+            if chosen is None:
                 raise Refusal("enforcer-unavailable", "; ".join(why), {"enforcers": why})
-            risks = self.policy.accept(enforcer.gaps(target.filesystem, request.kind))
+            risks = self.policy.accept(chosen.gaps(target.filesystem, request.kind))
             # 2. Prepare: give every block a written place of its own.
             host.prepare(target, sealed, request.prepare, progress)
             # 3. Arm, and prove that nobody gets around the guard. What conflicts waits from here.
             pid = asker.process.holder.pid
             exclusive = request.kind is Kind.EXCLUSIVE
             guard = Guard(token, sealed, pid, exclusive, Verdict.ARMING)
-            hold = enforcer.hold(target, guard)
+            hold = chosen.hold(target, guard)
             undo.callback(hold.release)
             # 4. Bring to the device what was pending, then read the map: before, it proves nothing.
             host.settle(target)
@@ -204,7 +207,7 @@ class Grants:
                 range=wanted,
                 effective=sealed,
                 map=extents.clip(found, sealed),
-                enforcer=enforcer,
+                enforcers=chosen.names,
                 hold=hold,
                 process=asker.process,
                 accepted_risks=risks,
@@ -219,6 +222,8 @@ class Grants:
         seal.move(Step.GRANT)
         if seal.request.ttl:
             seal.expires = seals.boottime() + seal.request.ttl
+        # From here on the seal outlives us: recorded first, then known to anybody.
+        self.journal.granted(seal)
         self.table.add(seal)
         self.counters["grants"] += 1
         self.events.publish("granted", seal.id, seal=seal.info())
@@ -249,7 +254,8 @@ class Grants:
         self.end(seal, Step.RETURN, reason)
 
     def end(self, seal: Seal, step: Step, reason: str = "") -> None:
-        """The seal is over: whatever waited for it alone goes on."""
+        """The seal is over: whatever waited for it alone goes on. That is recorded before it is
+        done: a guard of no seal is let go after a restart, a seal without its guard has drifted."""
         self.move(seal, step, reason)
         self.table.remove(seal)
         seal.hold.release()
@@ -258,6 +264,7 @@ class Grants:
     def move(self, seal: Seal, step: Step, reason: str = "") -> None:
         before = seal.state
         seal.move(step, reason)
+        self.journal.progressed(seal)
         self.events.publish(
             "state",
             seal.id,

@@ -96,6 +96,14 @@ class Return(Request, frozen=True, tag="return"):
     seqid: int | None = None
 
 
+class Reclaim(Request, frozen=True, tag="reclaim"):
+    """Have this connection receive the recalls of a seal from now on: after the service was
+    restarted, or the connection lost. A recall that is under way is pushed at once. Refused while
+    the connection that has it is open. Answer: SealInfo."""
+
+    seal: SealId
+
+
 class Show(Request, frozen=True, tag="show"):
     """Answer: SealInfo."""
 
@@ -185,6 +193,7 @@ class Simulate(Request, frozen=True, tag="simulate"):
 AnyRequest = (
     Grant
     | Return
+    | Reclaim
     | Show
     | List
     | Extents
@@ -416,6 +425,7 @@ EVENTS = {
     "conflict": "an operation met a seal (data: operation, seals, verdict)",
     "conflict-ended": "a waiting operation went on or was refused (data: operation, result,"
     " waited seconds)",
+    "reclaimed": "the service was restarted and took its seals over (data: seals)",
     "drift": "a sealed extent map changed: a broken promise (data: the Drift)",
     "alarm": "an operator should look (data: reason)",
     "gap": "events were dropped because this watcher reads too slowly (data: dropped)",

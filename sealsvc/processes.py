@@ -28,13 +28,16 @@ class Peer:
 
 @dataclass(slots=True)
 class Process:
-    """A process that cannot be mistaken for another: `pidfd` is owned by this object."""
+    """A process that cannot be mistaken for another: `pidfd` is owned by this object (-1: the
+    process is gone)."""
 
     holder: Holder
     pidfd: int
 
     def signal(self, number: signal.Signals) -> bool:
         """False when the process is gone."""
+        if self.pidfd < 0:
+            return False
         try:
             signal.pidfd_send_signal(self.pidfd, number)
         except ProcessLookupError:
@@ -73,6 +76,17 @@ def by_pid(pid: int) -> Process:
     except OSError:
         raise Refusal("no-such-holder", f"process {pid} does not exist", {"pid": pid}) from None
     return by_pidfd(pidfd)
+
+
+def again(holder: Holder) -> Process:
+    """The process that `holder` describes, found anew."""
+    try:
+        process = by_pid(holder.pid)
+    except Refusal:
+        return Process(holder, -1)
+    if process.holder.start_time != holder.start_time:  # another has the pid now
+        process.close()
+    return Process(holder, process.pidfd)
 
 
 def by_pidfd(pidfd: int) -> Process:

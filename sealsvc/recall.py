@@ -88,18 +88,22 @@ class Recaller:
         seal.deadline = seals.boottime() + grace
         self.counters["recalls"] += 1
         self.grants.move(seal, Step.RECALL, reason)
+        self.tell(seal, operation)
+        self.tasks.spawn(f"recall {seal.id}", self._see_through(seal))
+
+    def tell(self, seal: Seal, operation: Operation | None = None) -> None:
+        """Push a recall that is under way to the seal's holder."""
         message = Recall(
             seal=seal.id,
             seqid=seal.seqid,
             tag=seal.request.tag,
             range=seal.range,
-            grace=grace,
-            reason=reason,
+            grace=_remaining(seal),
+            reason=seal.reason,
             operation=operation,
         )
         if not self.push(seal, message):
             log.warning("seal %s: nobody listens for its recall", seal.id)
-        self.tasks.spawn(f"recall {seal.id}", self._see_through(seal, grace))
 
     def recall_all(self, chosen: Iterable[Seal], reason: str, grace: float | None) -> list[Seal]:
         recalled = list(chosen)
@@ -107,23 +111,42 @@ class Recaller:
             self.recall(seal, reason, grace=grace)
         return recalled
 
-    async def _see_through(self, seal: Seal, grace: float) -> None:
-        if await _within(seal.released, grace) or seal.state is not State.RECALLED:
+    def resume(self, seal: Seal) -> None:
+        """Go on with what a dead service had begun; what its kernel half did is done."""
+        if seal.exited.is_set():
+            self.tasks.spawn(f"exit of {seal.id}", self.holder_exited(seal))
+        match seal.state:
+            case State.RECALLED:
+                self.tasks.spawn(f"recall {seal.id}", self._see_through(seal))
+            case State.FENCING:
+                self.tasks.spawn(f"fence {seal.id}", self._carry_out_fence(seal))
+            case State.FENCE_FAILED | State.ORPHANED:
+                self.tasks.spawn(f"proof {seal.id}", self._watch_until_proven(seal))
+
+    async def _see_through(self, seal: Seal) -> None:
+        released = await _within(seal.released, _remaining(seal))
+        if released or seal.state is not State.RECALLED:
             return
         self.counters["fences"] += 1
         match seal.request.fence:
             case Fence.NONE:
                 self._refuse_from_now(seal, "the recall's deadline has passed; fence is none")
+                return
             case Fence.SIGNAL:
                 self.grants.move(seal, Step.FENCE, "SIGTERM")
-                seal.process.signal(signal.SIGTERM)
-                if not await _within(seal.released, self.fence.signal_grace):
-                    await self._conclude_fence(seal)
             case Fence.KILL:
                 self.grants.move(seal, Step.FENCE, "SIGKILL")
-                seal.process.signal(signal.SIGKILL)
-                await _within(seal.exited, self.fence.proof_timeout)
-                await self._conclude_fence(seal)
+        await self._carry_out_fence(seal)
+
+    async def _carry_out_fence(self, seal: Seal) -> None:
+        if seal.request.fence is Fence.SIGNAL:
+            seal.process.signal(signal.SIGTERM)
+            if await _within(seal.released, self.fence.signal_grace):
+                return
+        else:
+            seal.process.signal(signal.SIGKILL)
+            await _within(seal.exited, self.fence.proof_timeout)
+        await self._conclude_fence(seal)
 
     def _refuse_from_now(self, seal: Seal, reason: str) -> None:
         """What waits, and what comes, gets EBUSY; the promise is kept."""
@@ -181,6 +204,12 @@ class Recaller:
         except (Refusal, OSError) as error:
             return [f"the proof failed: {error}"]
 
+    def lose(self, seal: Seal, reason: str) -> None:
+        """The promise cannot be said to hold any more."""
+        self.events.publish("alarm", seal.id, reason=f"seal {seal.id} of {seal.path}: {reason}")
+        if states.allowed(seal.state, Step.DRIFT):
+            self.grants.move(seal, Step.DRIFT, reason)
+
     def mounts_changed(self) -> None:
         """An overlay over a sealed file, mounted after its grant, is beyond every enforcer: the
         seal is asked back, and an operator told."""
@@ -200,6 +229,11 @@ class Recaller:
             due = seal.expires is not None and now >= seal.expires
             if due and states.allowed(seal.state, Step.EXPIRE):
                 self.grants.end(seal, Step.EXPIRE, "its ttl has passed")
+
+
+def _remaining(seal: Seal) -> float:
+    """Seconds until the recall's deadline."""
+    return max(0.0, (seal.deadline or 0.0) - seals.boottime())
 
 
 async def _within(event: asyncio.Event, seconds: float) -> bool:

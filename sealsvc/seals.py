@@ -6,11 +6,11 @@ import asyncio
 import itertools
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from sealsvc import states
-from sealsvc.enforce import Enforcer, Guard, Hold, Verdict
+from sealsvc.enforce import Guard, Hold, Verdict
 from sealsvc.filesystem import Filesystem
 from sealsvc.host import ExtentMap, ReleaseQuestion
 from sealsvc.messages import Grant, SealInfo
@@ -25,6 +25,17 @@ _TOKENS = itertools.count(secrets.randbelow(1 << 40) + 1)
 def new_token() -> int:
     """Names a guard and marks a description; unique in this boot for all practical purposes."""
     return next(_TOKENS)
+
+
+def reserve_tokens(taken: Iterable[int]) -> None:
+    """Seals of an earlier run have these."""
+    global _TOKENS
+    _TOKENS = itertools.count(max([next(_TOKENS), *(token + 1 for token in taken)]))
+
+
+def _new_id(token: int) -> str:
+    """24 hex digits: the 12 bytes of an NFSv4 stateid's `other`."""
+    return f"{_INSTANCE}{token:016x}"
 
 
 def boottime() -> float:
@@ -44,7 +55,7 @@ class Seal:
     range: ByteRange
     effective: ByteRange
     map: ExtentMap
-    enforcer: Enforcer
+    enforcers: list[str]
     hold: Hold
     process: Process
     accepted_risks: list[str]
@@ -59,11 +70,10 @@ class Seal:
     expires: float | None = None
     released: asyncio.Event = field(default_factory=asyncio.Event)
     exited: asyncio.Event = field(default_factory=asyncio.Event)
+    id: str = ""
 
-    @property
-    def id(self) -> str:
-        """24 hex digits: the 12 bytes of an NFSv4 stateid's `other`."""
-        return f"{_INSTANCE}{self.token:016x}"
+    def __post_init__(self) -> None:
+        self.id = self.id or _new_id(self.token)
 
     @property
     def live(self) -> bool:
@@ -118,7 +128,7 @@ class Seal:
             ttl=request.ttl,
             tag=request.tag,
             require=request.require,
-            enforcers=[self.enforcer.name],
+            enforcers=self.enforcers,
             accepted_risks=self.accepted_risks,
             holder=self.process.holder,
             extents=len(self.map),

@@ -26,13 +26,16 @@ from sealsvc.messages import (
     FilesystemInfo,
     FilesystemList,
     Filesystems,
+    Gap,
     Grant,
     List,
     Recall,
     RecallOutcome,
     RecallReport,
     RecallSeals,
+    Reclaim,
     Return,
+    SealInfo,
     SealPage,
     ServiceStatus,
     Show,
@@ -40,7 +43,7 @@ from sealsvc.messages import (
     Simulated,
     Status,
 )
-from sealsvc.model import Kind
+from sealsvc.model import Kind, State
 from sealsvc.policy import Policy
 from sealsvc.processes import Peer, Process
 from sealsvc.recall import Recaller
@@ -71,6 +74,8 @@ class Service:
         match request:
             case Return():
                 return await self._return(peer, request)
+            case Reclaim():
+                return Reply(self._reclaim(connection, request))
             case Show():
                 return Reply(self._seal(peer, request.seal).info())
             case List():
@@ -156,6 +161,19 @@ class Service:
             )
         await self.grants.give_back(seal)
         return Reply(seal.info())
+
+    def _reclaim(self, connection: Connection, request: Reclaim) -> SealInfo:
+        seal = self._seal(connection.peer, request.seal)
+        if isinstance(seal.client, Connection) and seal.client.open:
+            if seal.client is not connection:
+                raise Refusal(
+                    "seal-conflict", f"another connection receives the recalls of seal {seal.id}"
+                )
+        else:
+            seal.client = connection
+        if seal.state is State.RECALLED:
+            self.recaller.tell(seal)
+        return seal.info()
 
     # Looking
 
@@ -252,10 +270,11 @@ class Service:
 
     def _filesystem(self, filesystem: Filesystem) -> FilesystemInfo:
         able = [] if filesystem.unsupported else self.enforcers.available
-        gaps = {}
-        if able:
-            for kind in Kind:
-                gaps.update({gap.risk: gap for gap in able[0].gaps(filesystem, kind)})
+        gaps: dict[str, Gap] = {}
+        for kind in Kind:
+            chosen, _ = self.enforcers.choose(filesystem, Grant(id=0, kind=kind))
+            if chosen is not None:
+                gaps |= {gap.risk: gap for gap in chosen.gaps(filesystem, kind)}
         return FilesystemInfo(
             mount=filesystem.mount,
             type=filesystem.type,

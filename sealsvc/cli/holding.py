@@ -15,7 +15,7 @@ from sealsvc.cli.output import note
 from sealsvc.cli.units import duration, exact_range
 from sealsvc.client import Client
 from sealsvc.errors import Refusal
-from sealsvc.messages import Recall, Return, SealInfo
+from sealsvc.messages import Recall, Reclaim, Return, SealInfo
 from sealsvc.model import State
 
 _FORWARDED = (
@@ -30,6 +30,7 @@ _FROM_KEYBOARD = (signal.SIGINT, signal.SIGQUIT)
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 0.5
 _RETURN_TIMEOUT = 10.0
+_AWAY_PAUSE_MS = 100
 
 
 class Holding:
@@ -43,6 +44,7 @@ class Holding:
         self.seal = seal
         self.recall_signal = recall_signal
         self._socket = client.path
+        self._over = False
 
     def run(self, fd: int, patience: float) -> int:
         """Start the command with the sealed `fd`, see it through, return the seal. The command's
@@ -63,7 +65,8 @@ class Holding:
         if self.client is not None:
             poller.register(self.client.fileno(), select.POLLIN)
         while True:
-            ready = dict(poller.poll())
+            away = self.client is None and not self._over
+            ready = dict(poller.poll(_AWAY_PAUSE_MS if away else None))
             if self.child.pidfd in ready:
                 return self._reaped()
             for fd, what in ready.items():
@@ -71,6 +74,9 @@ class Holding:
                 if what & (select.POLLHUP | select.POLLERR):
                     poller.unregister(fd)
                     self._lose_service()
+            if away and self._find_service() and self.client is not None:
+                poller.register(self.client.fileno(), select.POLLIN)
+                self._pass_recalls()
 
     def _reaped(self) -> int:
         status, failure = self.child.reap()
@@ -105,9 +111,27 @@ class Holding:
         self.client.close()
         self.client = None
         note(
-            f"the service has gone away; the command ({self.child.pid}) goes on, but recalls"
-            " cannot reach it"
+            f"the service has gone away; the command ({self.child.pid}) goes on, and the seal with"
+            " it; recalls reach it once the service is back"
         )
+
+    def _find_service(self) -> bool:
+        """Has it been started again? Then it has the seal, and is told to send recalls here."""
+        try:
+            client = Client(self._socket)
+        except Refusal:
+            return False
+        try:
+            client.call(Reclaim, timeout=_RETURN_TIMEOUT, seal=self.seal.id)
+        except (Refusal, TimeoutError) as error:
+            client.close()
+            self._over = isinstance(error, Refusal) and error.code == "no-such-seal"
+            if self._over:
+                note(f"the service is back, but seal {self.seal.id} is over")
+            return False
+        self.client = client
+        note("the service is back; recalls reach the command again")
+        return True
 
     def _give_back(self, patience: float) -> None:
         """The command's status is the result, so that trouble here is told and not returned."""

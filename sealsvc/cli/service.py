@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import sys
@@ -49,6 +50,49 @@ def serve(file: Path | None, socket: str | None, roots: tuple[str, ...], sim: bo
     except (config.ConfigError, Refusal, ValueError) as error:
         click.echo(f"sealsvc: {error}", err=True)
         sys.exit(1)
+
+
+@main.command()
+@click.option(
+    "--config",
+    "file",
+    type=click.Path(path_type=Path),
+    help="The configuration of the service that died.",
+)
+@click.option("--keeper", help="The keeper's socket, whatever the configuration says.")
+@click.option("--all", "everything", is_flag=True, required=True, help="There is no other scope.")
+def release(file: Path | None, keeper: str | None, everything: bool) -> None:  # noqa: ARG001
+    """Let go of every seal of a service that is dead.
+
+    Seals outlive the service: what conflicts with them goes on waiting, or being refused, until it
+    is started again. When that is not wanted, this ends them: what waits goes on, and the holders
+    are not asked. While the service runs, use `sealctl recall --all`.
+
+    \b
+    Example:
+      sealsvc release --all
+    """
+    from sealsvc.keeper import Keeper
+
+    try:
+        path = keeper or config.load(file).service.keeper_path
+        released = Keeper(path)
+    except (FileNotFoundError, ConnectionRefusedError):
+        click.echo("no keeper is there: nothing is sealed")
+        return
+    except (OSError, config.ConfigError) as error:
+        click.echo(f"sealsvc: {error}", err=True)
+        sys.exit(1)
+    try:
+        released.release()
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        click.echo("sealsvc: the service is running: use `sealctl recall --all`", err=True)
+        sys.exit(1)
+    finally:
+        released.close()
+    click.echo("released: everything that waited goes on")
 
 
 def _override(loaded: config.Config, socket: str | None, roots: tuple[str, ...]) -> config.Config:

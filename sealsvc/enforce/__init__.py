@@ -1,13 +1,15 @@
 """Enforcers: kernel mechanisms that make conflicting operations wait or fail.
 
-One small interface. An enforcer says what it cannot see (`gaps`) and what it cannot do at all
-(`unable`); grants.py chooses, and refuses rather than weaken.
+One small interface. An enforcer says what it cannot see (`gaps`), what it cannot do at all
+(`unable`), and which gaps of another it closes when it stands behind it (`closes`). EnforcerSet
+puts the best combination together, and grants.py refuses rather than weaken.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Protocol
 
@@ -28,13 +30,15 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """One sealed range, as an enforcer sees it."""
+    """One sealed range, as an enforcer sees it. `behind` names the enforcer that stands in front of
+    this one and makes conflicts wait: what that one sees is left to it."""
 
     token: int
     range: ByteRange
     holder: int
     exclusive: bool
     verdict: Verdict
+    behind: str = ""
 
 
 class Outcome(StrEnum):
@@ -55,6 +59,16 @@ class Report:
     tokens: tuple[int, ...]
     error: int = 0
     waited: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a service that died had in force for one seal. `first` names the enforcer in front."""
+
+    file: FileId
+    filesystem: Filesystem
+    first: str
+    guard: Guard
 
 
 class Hold(Protocol):
@@ -84,6 +98,10 @@ class Enforcer(Protocol):
 
     def gaps(self, filesystem: Filesystem, kind: Kind) -> tuple[Gap, ...]: ...
 
+    def closes(self, filesystem: Filesystem, kind: Kind) -> frozenset[str]:
+        """The risks of other enforcers that are none when this one stands behind them."""
+        ...
+
     def start(self, deliver: Callable[[Report], None]) -> int:
         """Begin; `deliver` is called from `drain`. Returns the descriptor to poll for reading."""
         ...
@@ -101,11 +119,68 @@ class Enforcer(Protocol):
         (file-in-use, try-later) and leaves nothing armed when that cannot be proven."""
         ...
 
+    def reclaim(self, claims: list[Claim], kept: dict[str, int]) -> dict[int, Hold]:
+        """Take over what a dead service left: the hold of each claim, by its token, where it is
+        still in force. Everything of no claim is let go. `kept` are descriptors by name, which the
+        caller closes: duplicate what is to stay."""
+        ...
+
+    def replay(self) -> None:
+        """Report what is held once more, now that its seals are known."""
+        ...
+
     def forget(self, filesystem: Filesystem | None = None) -> None:
         """Drop what is kept only to make the next seal cheaper."""
         ...
 
     def stop(self) -> None: ...
+
+
+class Holds:
+    """One guard in force with several enforcers; the first makes conflicts wait."""
+
+    def __init__(self, holds: list[Hold]) -> None:
+        self.holds = holds
+
+    @property
+    def anchor(self) -> int:
+        return next((hold.anchor for hold in self.holds if hold.anchor >= 0), -1)
+
+    def change(self, verdict: Verdict) -> None:
+        for hold in self.holds:
+            hold.change(verdict)
+
+    def release(self) -> None:
+        """From the last to the first: whoever waits with the first meets no refusal behind it."""
+        for hold in reversed(self.holds):
+            hold.release()
+
+
+@dataclass(frozen=True)
+class Combination:
+    """The enforcers that keep one seal together."""
+
+    enforcers: tuple[Enforcer, ...]
+
+    @property
+    def names(self) -> list[str]:
+        return [enforcer.name for enforcer in self.enforcers]
+
+    def gaps(self, filesystem: Filesystem, kind: Kind) -> tuple[Gap, ...]:
+        first, *behind = self.enforcers
+        closed = frozenset[str]().union(*(e.closes(filesystem, kind) for e in behind))
+        return tuple(gap for gap in first.gaps(filesystem, kind) if gap.risk not in closed)
+
+    def hold(self, target: Target, guard: Guard) -> Holds:
+        first, *behind = self.enforcers
+        holds: list[Hold] = []
+        with ExitStack() as undo:
+            for enforcer in self.enforcers:
+                own = replace(guard, behind=first.name) if enforcer in behind else guard
+                holds.append(enforcer.hold(target, own))
+                undo.callback(holds[-1].release)
+            undo.pop_all()
+        return Holds(holds)
 
 
 class EnforcerSet:
@@ -119,12 +194,25 @@ class EnforcerSet:
     def available(self) -> list[Enforcer]:
         return [enforcer for enforcer in self.enforcers if not self.reasons[enforcer.name]]
 
-    def choose(self, filesystem: Filesystem, request: Grant) -> tuple[Enforcer | None, list[str]]:
-        """The first enforcer that can keep such a seal, and why the ones before it cannot."""
+    def named(self, names: list[str]) -> Combination:
+        """The combination of these enforcers; KeyError when one is not available."""
+        known = {enforcer.name: enforcer for enforcer in self.available}
+        return Combination(tuple(known[name] for name in names))
+
+    def choose(
+        self, filesystem: Filesystem, request: Grant
+    ) -> tuple[Combination | None, list[str]]:
+        """The first enforcer that can keep such a seal, with those behind it that close gaps, and
+        why the ones before it cannot."""
         why: list[str] = []
         for enforcer in self.enforcers:
             reason = self.reasons[enforcer.name] or enforcer.unable(filesystem, request)
             if not reason:
-                return enforcer, why
+                behind = (
+                    other
+                    for other in self.available
+                    if other is not enforcer and other.closes(filesystem, request.kind)
+                )
+                return Combination((enforcer, *behind)), why
             why.append(f"{enforcer.name}: {reason}")
         return None, why

@@ -1,7 +1,8 @@
-"""The fanotify enforcer: pre-content events (Linux 6.14+), answered by native/kernel/gate.c.
+"""The fanotify enforcer: pre-content events (Linux 6.14+), answered by the gate in the keeper.
 
 It sees what goes through a watched descriptor or a path. A descriptor is watched when it was opened
-after its file system was armed; `hold` proves for each file that no other is about.
+after its file system was armed; `hold` proves for each file that no other is about. The gate goes
+on judging while the service is dead; `reclaim` takes over what it left.
 """
 
 from __future__ import annotations
@@ -10,18 +11,19 @@ import errno
 import fcntl
 import os
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import psutil
 
 from sealsvc import native
-from sealsvc.enforce import Guard, Outcome, Report, Verdict
+from sealsvc.enforce import Claim, Guard, Hold, Outcome, Report, Verdict
 from sealsvc.errors import Refusal
 from sealsvc.filesystem import Filesystem
 from sealsvc.host import Target
+from sealsvc.keeper import Keeper, KeeperError
 from sealsvc.messages import Gap, Grant
 from sealsvc.model import FileId, Kind, Operation
 from sealsvc.native import ffi, lib
@@ -32,12 +34,12 @@ _POLICIES = {
     Verdict.REFUSE: lib.SEAL_POLICY_REFUSE,
     Verdict.BUSY: lib.SEAL_POLICY_BUSY,
 }
+_VERDICTS = {policy: verdict for verdict, policy in _POLICIES.items()}
 _OUTCOMES = {
     lib.SEAL_REPORT_HELD: Outcome.HELD,
     lib.SEAL_REPORT_REFUSED: Outcome.REFUSED,
     lib.SEAL_REPORT_ENDED: Outcome.ENDED,
 }
-_BATCH = 64
 
 _SHARED = [Kind.SHARED]
 _GAPS = {
@@ -72,7 +74,6 @@ class _Watched:
 
     file: FileId
     filesystem: Filesystem
-    traits: Any
     anchor: int = -1
     whole: bool = False
     guards: dict[int, Guard] = field(default_factory=dict)
@@ -90,13 +91,7 @@ class _Hold:
 
     def change(self, verdict: Verdict) -> None:
         if not self._released:
-            self._guard = Guard(
-                self._guard.token,
-                self._guard.range,
-                self._guard.holder,
-                self._guard.exclusive,
-                verdict,
-            )
+            self._guard = replace(self._guard, verdict=verdict)
             self._enforcer.put(self._watched, self._guard)
 
     def release(self) -> None:
@@ -108,42 +103,33 @@ class _Hold:
 class FanotifyEnforcer:
     name = "fanotify"
 
-    def __init__(self, linger: float = 2.0, drain_timeout: float = 0.5) -> None:
+    def __init__(self, keeper: Keeper, linger: float = 2.0, drain_timeout: float = 0.5) -> None:
         """`linger` seconds a file stays watched after its last seal, so that the next grant knows
         what is under way on it; `drain_timeout` seconds a grant waits for that to end."""
-        self.linger, self.drain_timeout = linger, drain_timeout
-        self._gate: Any = None
+        self.keeper, self.linger, self.drain_timeout = keeper, linger, drain_timeout
         self._watched: dict[tuple[int, int], _Watched] = {}
         self._armed: set[int] = set()
         self._deliver: Callable[[Report], None] = _nobody
-        self._reports = ffi.new("struct seal_report[]", _BATCH)
 
     def probe(self) -> str:
-        if self._gate is not None:
-            return ""
-        out = ffi.new("struct seal_gate **")
-        result: int = lib.seal_gate_open(out)
-        if result < 0:
-            return f"fanotify_init(FAN_CLASS_PRE_CONTENT): {os.strerror(-result)}"
-        self._gate = out[0]
-        reason = self._probe_mark()
-        if reason:
-            self.stop()
-        return reason
+        if error := self.keeper.gate_error():
+            return f"fanotify_init(FAN_CLASS_PRE_CONTENT): {os.strerror(error)}"
+        return self._probe_mark()
 
     def _probe_mark(self) -> str:
         """FAN_PRE_ACCESS came with v6.14; older kernels refuse the mask."""
         fd = os.memfd_create("sealsvc-probe")
         try:
-            traits = ffi.new("struct seal_traits *", {"block_size": 4096})
-            result: int = lib.seal_gate_watch(self._gate, fd, traits)
-            if result == 0:
-                lib.seal_gate_unwatch(self._gate, fd)
-            elif result == -errno.EINVAL:
+            self.keeper.watch(fd, 4096, False)
+            st = os.fstat(fd)
+            self.keeper.unwatch(st.st_dev, st.st_ino)
+        except KeeperError as error:
+            if error.errno == errno.EINVAL:
                 return "the kernel has no FAN_PRE_ACCESS (Linux 6.14 or newer is needed)"
-            return "" if result in (0, -errno.EOPNOTSUPP) else os.strerror(-result)
+            return "" if error.errno == errno.EOPNOTSUPP else str(error)
         finally:
             os.close(fd)
+        return ""
 
     def unable(self, filesystem: Filesystem, request: Grant) -> str:  # noqa: ARG002 (the interface)
         return filesystem.unsupported
@@ -152,15 +138,17 @@ class FanotifyEnforcer:
         own = [_GAPS[filesystem.type]] if filesystem.type in _GAPS else []
         return tuple(gap for gap in (*own, *_GAPS_EVERYWHERE) if kind in gap.kinds)
 
+    def closes(self, filesystem: Filesystem, kind: Kind) -> frozenset[str]:  # noqa: ARG002
+        """Stands in front, never behind."""
+        return frozenset()
+
     def start(self, deliver: Callable[[Report], None]) -> int:
         self._deliver = deliver
-        return int(lib.seal_gate_fd(self._gate))
+        assert self.keeper.reports is not None
+        return self.keeper.reports.fileno()
 
     def stop(self) -> None:
-        if self._gate is None:
-            return
-        gate, self._gate = self._gate, None
-        lib.seal_gate_close(gate)
+        """What is guarded stays guarded by the keeper."""
         for watched in self._watched.values():
             if watched.anchor >= 0:
                 os.close(watched.anchor)
@@ -168,7 +156,8 @@ class FanotifyEnforcer:
 
     def arm(self, filesystem: Filesystem, fd: int) -> None:
         if filesystem.device not in self._armed:
-            _check(lib.seal_gate_arm(self._gate, fd), "fanotify_mark of the file system")
+            with _told("fanotify_mark of the file system"):
+                self.keeper.arm(fd)
             self._armed.add(filesystem.device)
 
     # Holds
@@ -192,35 +181,29 @@ class FanotifyEnforcer:
         key = (target.file.device, target.file.inode)
         if found := self._watched.get(key):
             return found
-        traits = ffi.new(
-            "struct seal_traits *",
-            {
-                "block_size": target.filesystem.block_size,
-                "reflink": int(target.filesystem.reflink),
-            },
-        )
-        _check(lib.seal_gate_watch(self._gate, target.fd, traits), "fanotify_mark")
-        watched = self._watched[key] = _Watched(target.file, target.filesystem, traits)
-        undo.callback(self._unwatch, watched, target.fd)
+        with _told("fanotify_mark"):
+            self.keeper.watch(target.fd, target.filesystem.block_size, target.filesystem.reflink)
+        watched = self._watched[key] = _Watched(target.file, target.filesystem)
+        undo.callback(self._unwatch, watched)
         return watched
 
     def put(self, watched: _Watched, guard: Guard) -> None:
-        struct = _guard_struct(guard)
-        file = watched.file
-        # Python's copy first: reports of the guard may come before the call returns.
+        # Our copy first: reports of the guard may come before the call returns.
         watched.guards[guard.token] = guard
-        _check(lib.seal_gate_guard(self._gate, file.device, file.inode, struct), "guard")
+        with _told("guard"):
+            self.keeper.guard(watched.file.device, watched.file.inode, _fields(guard))
 
     def take_away(self, watched: _Watched, token: int) -> None:
-        if watched.guards.pop(token, None) is None or self._gate is None:
+        if watched.guards.pop(token, None) is None:
             return
-        lib.seal_gate_unguard(self._gate, watched.file.device, watched.file.inode, token)
+        self.keeper.unguard(watched.file.device, watched.file.inode, token)
         if not watched.guards:
             watched.idle_since = time.monotonic()
 
-    def _unwatch(self, watched: _Watched, fd: int) -> None:
+    def _unwatch(self, watched: _Watched) -> None:
         self._watched.pop((watched.file.device, watched.file.inode), None)
-        lib.seal_gate_unwatch(self._gate, fd)
+        with suppress(KeeperError):
+            self.keeper.unwatch(watched.file.device, watched.file.inode)
         if watched.anchor >= 0:
             os.close(watched.anchor)
             watched.anchor = -1
@@ -236,15 +219,23 @@ class FanotifyEnforcer:
         elif not watched.whole:
             self._prove_watched(target, watched)
         watched.whole = True
-        limit = int(self.drain_timeout * 1e6)
-        file = target.file
-        if not _check(lib.seal_gate_drain(self._gate, file.device, file.inode, limit), "drain"):
+        if not self._drained(target.file):
             raise Refusal(
                 "try-later",
                 f"an operation that may change the extent map of {target.path} is under way",
                 {"path": target.path},
                 retry_after=0.1,
             )
+
+    def _drained(self, file: FileId) -> bool:
+        """Is nothing that the gate let through still changing the file's map?"""
+        deadline = time.monotonic() + self.drain_timeout
+        with _told("drain"):
+            while self.keeper.passages(file.device, file.inode):
+                if time.monotonic() >= deadline:
+                    return False
+                time.sleep(0.0001)
+        return True
 
     def _prove_sole(self, target: Target, watched: _Watched) -> None:
         if watched.anchor >= 0:
@@ -270,7 +261,7 @@ class FanotifyEnforcer:
                 target, blind, "their descriptors were opened before the file was watched"
             )
         for pid in {o.pid for o in openers}:
-            if not lib.seal_gate_drain_process(self._gate, pid, int(self.drain_timeout * 1e6)):
+            if not lib.seal_drain_process(pid, int(self.drain_timeout * 1e6)):
                 raise Refusal(
                     "try-later",
                     f"process {pid} may be changing {target.path}",
@@ -299,19 +290,26 @@ class FanotifyEnforcer:
         finally:
             os.close(pidfd)
         try:
-            return bool(_check(lib.seal_gate_sees(self._gate, fd), "watch probe"))
+            return self._sees(fd, target.file)
         finally:
             os.close(fd)
+
+    def _sees(self, fd: int, file: FileId) -> bool:
+        """Does an access of no bytes with our own `fd` make the kernel ask? The permission hook
+        comes before it looks at the length (fs/read_write.c)."""
+        with _told("watch probe"):
+            before = self.keeper.own_events(file.device, file.inode)
+            if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY:
+                os.pwrite(fd, b"", 0)
+            else:
+                os.pread(fd, 0, 0)
+            return self.keeper.own_events(file.device, file.inode) != before
 
     # Reports
 
     def drain(self) -> None:
-        while self._gate is not None:
-            count: int = lib.seal_gate_reports(self._gate, self._reports, _BATCH)
-            for i in range(count):
-                self._deliver(self._report(self._reports[i]))
-            if count < _BATCH:
-                return
+        for raw in self.keeper.read_reports():
+            self._deliver(self._report(raw))
 
     def _report(self, raw: Any) -> Report:
         watched = self._watched.get((raw.device, raw.inode))
@@ -326,17 +324,57 @@ class FanotifyEnforcer:
         )
 
     def _tokens(self, raw: Any, watched: _Watched) -> tuple[int, ...]:
-        operation = ffi.addressof(raw, "operation")
+        operation = ffi.addressof(raw[0], "operation")
+        filesystem = watched.filesystem
+        traits = ffi.new(
+            "struct seal_traits *",
+            {"block_size": filesystem.block_size, "reflink": int(filesystem.reflink)},
+        )
         return tuple(
             token
             for token, guard in watched.guards.items()
             if lib.seal_conflicts(
                 operation,
-                _guard_struct(guard),
-                watched.traits,
+                ffi.new("struct seal_guard *", _fields(guard)),
+                traits,
                 int(bool(guard.holder) and guard.holder == raw.tgid),
             )
         )
+
+    # After a restart
+
+    def reclaim(self, claims: list[Claim], kept: dict[str, int]) -> dict[int, Hold]:  # noqa: ARG002
+        files, guards = self.keeper.snapshot()
+        wanted = {claim.guard.token: claim for claim in claims}
+        claimed = {(c.file.device, c.file.inode): c for c in claims}
+        for found in files:
+            key = (found.device, found.inode)
+            if claim := claimed.get(key):
+                anchor = os.open(f"/proc/self/fd/{found.fd}", os.O_RDONLY | os.O_CLOEXEC)
+                # Descriptors from before its last grant were proven to be watched; so are later.
+                self._watched[key] = _Watched(claim.file, claim.filesystem, anchor, True)
+            os.close(found.fd)
+        holds: dict[int, Hold] = {}
+        for kept_guard in guards:
+            claim = wanted.get(kept_guard.id)
+            if claim is None:  # of a grant that was cut off, or an end that was
+                self.keeper.unguard(kept_guard.device, kept_guard.inode, kept_guard.id)
+                continue
+            watched = self._watched[(kept_guard.device, kept_guard.inode)]
+            verdict = _VERDICTS[kept_guard.policy]
+            guard = replace(claim.guard, verdict=verdict)
+            watched.guards[guard.token] = guard
+            holds[guard.token] = hold = _Hold(self, watched, guard)
+            if verdict is Verdict.ARMING:
+                hold.change(claim.guard.verdict)
+        for found in files:
+            if (found.device, found.inode) not in claimed:
+                with suppress(KeeperError):
+                    self.keeper.unwatch(found.device, found.inode)
+        return holds
+
+    def replay(self) -> None:
+        self.keeper.replay()
 
     # Idle files
 
@@ -345,43 +383,33 @@ class FanotifyEnforcer:
         for watched in list(self._watched.values()):
             due = filesystem == watched.filesystem or now - watched.idle_since >= self.linger
             if not watched.guards and due and watched.anchor >= 0:
-                anchor, watched.anchor = watched.anchor, -1
-                self._unwatch(watched, anchor)
-                os.close(anchor)
-
-    def counters(self) -> dict[str, int]:
-        if self._gate is None:
-            return {}
-        out = ffi.new("struct seal_gate_counters *")
-        lib.seal_gate_count(self._gate, out)
-        names = ("events", "own", "passed", "held", "refused", "dropped_reports", "failed_answers")
-        return {name: int(getattr(out, name)) for name in names}
+                self._unwatch(watched)
 
 
 def _nobody(report: Report) -> None:
     raise RuntimeError(f"a report before start: {report}")
 
 
-def _check(result: int, call: str) -> int:
-    if result < 0:
+@contextmanager
+def _told(call: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
         raise Refusal(
-            "io-error", f"{call}: {os.strerror(-result)}", {"call": call, "errno": -result}
-        )
-    return result
+            "io-error", f"{call}: {error.strerror}", {"call": call, "errno": error.errno}
+        ) from error
 
 
-def _guard_struct(guard: Guard) -> Any:
-    return ffi.new(
-        "struct seal_guard *",
-        {
-            "id": guard.token,
-            "start": guard.range.offset,
-            "end": guard.range.end,
-            "holder": guard.holder,
-            "exclusive": int(guard.exclusive),
-            "policy": _POLICIES[guard.verdict],
-        },
-    )
+def _fields(guard: Guard) -> dict[str, int]:
+    """struct seal_guard."""
+    return {
+        "id": guard.token,
+        "start": guard.range.offset,
+        "end": guard.range.end,
+        "holder": guard.holder,
+        "exclusive": int(guard.exclusive),
+        "policy": _POLICIES[guard.verdict],
+    }
 
 
 def _operation(raw: Any) -> Operation:

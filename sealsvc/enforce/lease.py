@@ -1,5 +1,7 @@
 """The lease enforcer: F_WRLCK leases (fcntl(2)), on any kernel.
 
+The keeper holds each leased descriptor too: a lease outlives the service until fs.lease-break-time.
+
 It keeps exclusive seals only. The lease sits on the description that the holder uses, since it can
 be taken while no other exists; every open(2) and truncate(2) by others then waits in the kernel.
 It cannot refuse, it does not tell who waits, and after fs.lease-break-time the kernel lets
@@ -15,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from sealsvc import native
-from sealsvc.enforce import Guard, Outcome, Report, Verdict
+from sealsvc.enforce import Claim, Guard, Hold, Outcome, Report, Verdict
 from sealsvc.errors import Refusal
 from sealsvc.filesystem import Filesystem
 from sealsvc.host import Target
+from sealsvc.keeper import Keeper
 from sealsvc.messages import Gap, Grant
 from sealsvc.model import Conflict, Fence, FileId, Kind, Operation
 from sealsvc.native import ffi, lib
@@ -33,10 +36,15 @@ class _Lease:
 
     anchor: int
 
-    def __init__(self, enforcer: LeaseEnforcer, target: Target, guard: Guard) -> None:
-        self.anchor = os.dup(target.fd)
-        self.enforcer, self.file, self.token = enforcer, target.file, guard.token
+    def __init__(self, enforcer: LeaseEnforcer, fd: int, file: FileId, token: int) -> None:
+        self.anchor = os.dup(fd)
+        self.enforcer, self.file, self.token = enforcer, file, token
         self.waiter = 0
+
+    @property
+    def name(self) -> str:
+        """What the keeper calls its descriptor."""
+        return f"lease:{self.token}"
 
     def change(self, verdict: Verdict) -> None:
         """Leases make everybody wait, whatever the verdict."""
@@ -51,7 +59,8 @@ class _Lease:
 class LeaseEnforcer:
     name = "lease"
 
-    def __init__(self) -> None:
+    def __init__(self, keeper: Keeper) -> None:
+        self.keeper = keeper
         self._leases: Any = None
         self._held: dict[int, _Lease] = {}
         self._waiters = itertools.count(1)
@@ -92,13 +101,19 @@ class LeaseEnforcer:
             ),
         )
 
+    def closes(self, filesystem: Filesystem, kind: Kind) -> frozenset[str]:  # noqa: ARG002
+        """Stands in front, never behind."""
+        return frozenset()
+
     def start(self, deliver: Callable[[Report], None]) -> int:
         self._deliver = deliver
         return int(lib.seal_leases_fd(self._leases))
 
     def stop(self) -> None:
-        for lease in list(self._held.values()):
-            self.drop(lease)
+        """The leases stay, with the keeper."""
+        for lease in self._held.values():
+            os.close(lease.anchor)
+        self._held.clear()
         if self._leases is not None:
             lib.seal_leases_close(self._leases)
             self._leases = None
@@ -110,7 +125,7 @@ class LeaseEnforcer:
         """Nothing is kept."""
 
     def hold(self, target: Target, guard: Guard) -> _Lease:
-        lease = _Lease(self, target, guard)
+        lease = _Lease(self, target.fd, target.file, guard.token)
         result: int = lib.seal_lease_take(self._leases, lease.anchor)
         if result < 0:
             os.close(lease.anchor)
@@ -125,11 +140,33 @@ class LeaseEnforcer:
                 retry_after=1.0,
             )
         self._held[lease.anchor] = lease
+        self.keeper.keep(lease.name, lease.anchor)
         return lease
+
+    def reclaim(self, claims: list[Claim], kept: dict[str, int]) -> dict[int, Hold]:
+        """A lease that began to break meanwhile is looked at once the holders are known. One that
+        belongs to no claim goes with its descriptor, which the caller drops."""
+        holds: dict[int, Hold] = {}
+        for claim in claims:
+            fd = kept.get(f"lease:{claim.guard.token}")
+            if fd is None:
+                continue
+            lease = _Lease(self, fd, claim.file, claim.guard.token)
+            if lib.seal_lease_whole(lease.anchor) == 1:
+                # It signals whoever took it last: take it again, for ourselves.
+                lib.seal_lease_take(self._leases, lease.anchor)
+            self._held[lease.anchor] = lease
+            holds[claim.guard.token] = lease
+        return holds
+
+    def replay(self) -> None:
+        for lease in list(self._held.values()):
+            self.look(lease)
 
     def drop(self, lease: _Lease) -> None:
         self._held.pop(lease.anchor, None)
         lib.seal_lease_drop(lease.anchor)
+        self.keeper.drop(lease.name)
         os.close(lease.anchor)
         lease.anchor = -1
         if lease.waiter:

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sealsvc.enforce import Guard, Outcome, Report, Verdict
+from sealsvc.enforce import Claim, Guard, Hold, Outcome, Report, Verdict
 from sealsvc.errors import Refusal
 from sealsvc.filesystem import Filesystem
 from sealsvc.host import Target
@@ -97,6 +97,10 @@ class SimEnforcer:
     def gaps(self, filesystem: Filesystem, kind: Kind) -> tuple[Gap, ...]:  # noqa: ARG002 (interface)
         return ()
 
+    def closes(self, filesystem: Filesystem, kind: Kind) -> frozenset[str]:  # noqa: ARG002
+        """Stands in front, never behind."""
+        return frozenset()
+
     def start(self, deliver: Callable[[Report], None]) -> int:
         with self._lock:
             self._deliver = deliver
@@ -117,6 +121,13 @@ class SimEnforcer:
 
     def arm(self, filesystem: Filesystem, fd: int) -> None:
         """Nothing to do: no operation gets around the simulation."""
+
+    def reclaim(self, claims: list[Claim], kept: dict[str, int]) -> dict[int, Hold]:  # noqa: ARG002
+        """A simulated kernel dies with its service."""
+        return {}
+
+    def replay(self) -> None:
+        """Nothing is held."""
 
     def forget(self, filesystem: Filesystem | None = None) -> None:
         """Nothing is kept."""

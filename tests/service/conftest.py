@@ -7,44 +7,87 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from sealsvc.client import Client
 from sealsvc.errors import Refusal
+from sealsvc.keeper import Keeper
 
 ROOT = Path(__file__).parents[2]
 MiB = 1 << 20
 PATIENCE = 20.0
 
 
+class Running:
+    """The daemon as a process of its own, that can be killed and started again."""
+
+    def __init__(self, directory: Path, roots: list[Path], more: str = "") -> None:
+        self.directory, self.socket = directory, directory / "control.sock"
+        self.config, self.log = directory / "sealsvc.toml", directory / "log"
+        self.config.write_text(
+            f'[service]\nsocket = "{self.socket}"\n'
+            f"[policy]\nroots = [{', '.join(chr(34) + str(r) + chr(34) for r in roots)}]\n" + more
+        )
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self.socket.unlink(missing_ok=True)
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "sealsvc.cli.service", "serve", "--config", self.config],
+                cwd=ROOT,
+                stderr=log,
+                env={k: v for k, v in os.environ.items() if k != "SEALSVC_SOCKET"},
+            )
+
+    def ready(self) -> None:
+        process = self.process
+        assert process is not None
+        until(lambda: self.socket.exists() or process.poll() is not None)
+        assert process.poll() is None, self.log.read_text()
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(PATIENCE)
+
+    def stop(self) -> None:
+        assert self.process is not None
+        self.process.terminate()
+        status = self.process.wait(PATIENCE)
+        assert status == 0, self.log.read_text()
+
+    def end(self) -> None:
+        """Stop, and let go of whatever is still sealed."""
+        assert self.process is not None
+        try:
+            if self.process.poll() is None:
+                self.stop()
+        finally:
+            release(self.directory / "keeper.sock")
+        assert "Traceback" not in self.log.read_text(), self.log.read_text()
+
+
 @contextmanager
 def serving(directory: Path, roots: list[Path], more: str = "") -> Iterator[str]:
-    """The daemon as a process of its own; the context's value is its socket."""
-    socket, config = directory / "control.sock", directory / "sealsvc.toml"
-    config.write_text(
-        f'[service]\nsocket = "{socket}"\n'
-        f"[policy]\nroots = [{', '.join(chr(34) + str(r) + chr(34) for r in roots)}]\n" + more
-    )
-    with (directory / "log").open("w+") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "sealsvc.cli.service", "serve", "--config", str(config)],
-            cwd=ROOT,
-            stderr=log,
-            env={k: v for k, v in os.environ.items() if k != "SEALSVC_SOCKET"},
-        )
-        try:
-            until(lambda: socket.exists() or process.poll() is not None)
-            assert process.poll() is None, (directory / "log").read_text()
-            yield str(socket)
-        finally:
-            process.terminate()
-            status = process.wait(PATIENCE)
-        text = (directory / "log").read_text()
-        assert status == 0, text
-        assert "Traceback" not in text, text
+    """The daemon while the context lasts, whose value is its socket."""
+    running = Running(directory, roots, more)
+    running.start()
+    try:
+        running.ready()
+        yield str(running.socket)
+    finally:
+        running.end()
+
+
+def release(path: Path) -> None:
+    """What a service left behind with its keeper ends."""
+    with suppress(FileNotFoundError, ConnectionRefusedError), closing(Keeper(str(path))) as keeper:
+        keeper.release()
+    until(lambda: not path.exists())
 
 
 def until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:

@@ -5,6 +5,8 @@
 #include "sealsvc/extents.h"
 #include "sealsvc/files.h"
 #include "sealsvc/gate.h"
+#include "sealsvc/inflight.h"
+#include "sealsvc/keeper.h"
 #include "sealsvc/lease.h"
 #include "sealsvc/mappings.h"
 #include "sealsvc/operation.h"

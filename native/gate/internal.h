@@ -1,0 +1,105 @@
+/* What the gate's files share. Everything below the lock is guarded by it. */
+#ifndef SEALSVC_GATE_INTERNAL_H
+#define SEALSVC_GATE_INTERNAL_H
+
+#include <pthread.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/fanotify.h>
+#include <sys/stat.h>
+
+#include "sealsvc/gate.h"
+#include "sealsvc/operation.h"
+
+/* Since v6.14 (include/uapi/linux/fanotify.h); older headers lack them. */
+#ifndef FAN_PRE_ACCESS
+#define FAN_PRE_ACCESS 0x00100000
+#endif
+#define WATCH_MASK (FAN_PRE_ACCESS | FAN_OPEN_PERM)
+
+#define BUCKETS 4096
+
+/* An operation that waits for our answer. */
+struct waiter {
+	struct waiter *next;
+	uint64_t id, since_us;
+	int event_fd, pidfd;
+	int reported; /* a HELD report was made, so that its end is to be reported too */
+	struct seal_event event;
+	struct seal_report report;
+};
+
+/* An operation that was let through and may still be changing the map. */
+struct passage {
+	struct seal_syscall call;
+	int32_t tid;
+};
+
+/* A watched file. `path_fd` (O_PATH) keeps its inode number from being used again, and its file
+ * system from being unmounted, while it is watched. */
+struct file {
+	struct file *next;
+	uint64_t device, inode, own_events;
+	int path_fd;
+	struct seal_traits traits;
+	struct seal_guard *guards;
+	struct waiter *waiters;
+	struct passage *passages;
+	size_t guard_count, passage_count, passage_room;
+};
+
+struct seal_gate {
+	int group, arming, epoll, wake;
+	int32_t tgid, exempt;
+	int stopping;
+	pthread_t reader, minder;
+	seal_gate_deliver *deliver;
+	void *context;
+
+	/* Never held across a call that can touch a watched file. */
+	pthread_mutex_t lock;
+	struct file *files[BUCKETS];
+	struct waiter *unseen; /* tasks not yet asleep: looked at again by the minder */
+	uint64_t next_waiter;
+	struct seal_gate_counters counters;
+
+	/* The reader thread's own, and everybody else's. */
+	struct seal_syscall_reader reader_calls;
+	pthread_mutex_t calls_lock;
+	struct seal_syscall_reader other_calls;
+};
+
+/* files.c */
+struct file *gate_find_file(struct seal_gate *gate, uint64_t device, uint64_t inode);
+struct file *gate_add_file(struct seal_gate *gate, const struct stat *st);
+void gate_remove_file(struct seal_gate *gate, struct file *file);
+struct seal_guard *gate_find_guard(struct file *file, uint64_t id);
+
+/* passages.c */
+void gate_passage_begins(struct seal_gate *gate, struct file *file, int32_t tid,
+			 const struct seal_syscall *call);
+void gate_passages_end(struct file *file, int32_t tid);
+void gate_prune_passages(struct seal_gate *gate, struct file *file);
+
+/* waiters.c */
+uint64_t gate_now_us(void);
+int gate_in_process(int32_t tgid, int32_t tid);
+/* The strictest policy among the guards that `operation` conflicts with (-1: it is free) and, in
+ * *error, the errno it gets at once (0: it is to wait). */
+int gate_judge(const struct file *file, const struct seal_operation *operation, int *error);
+void gate_respond(struct seal_gate *gate, int event_fd, int error);
+void gate_pass(struct seal_gate *gate, int event_fd);
+struct waiter *gate_new_waiter(struct seal_gate *gate, const struct seal_event *event, int event_fd,
+			       const struct file *file);
+void gate_hold(struct seal_gate *gate, struct file *file, struct waiter *waiter,
+	       const struct seal_operation *operation);
+void gate_finish(struct seal_gate *gate, struct waiter *waiter, int error);
+void gate_settle_all(struct seal_gate *gate, struct file *file);
+/* Take the waiter out of its file's list; NULL when there is none. The caller finishes it. */
+struct waiter *gate_take_waiter(struct seal_gate *gate, uint64_t id);
+
+/* reader.c and minder.c: the two threads */
+void *gate_reader_main(void *gate);
+void *gate_minder_main(void *gate);
+
+#endif

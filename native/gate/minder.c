@@ -1,0 +1,78 @@
+/* The minder thread: tasks that were not yet asleep, and waiters that die. */
+#include <errno.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <time.h>
+
+#include "internal.h"
+
+#define LOOKS_LATER_US 200    /* between looks at a task that is on its way to sleep */
+#define LOOKS_LIMIT_US 200000 /* then it is judged without being seen */
+
+static void look_again(struct seal_gate *gate)
+{
+	struct waiter **at = &gate->unseen;
+
+	while (*at) {
+		struct waiter *waiter = *at;
+		struct file *file =
+			gate_find_file(gate, waiter->report.device, waiter->report.inode);
+		struct seal_operation operation;
+		struct seal_syscall call;
+
+		pthread_mutex_lock(&gate->calls_lock);
+		seal_syscall_read(&gate->other_calls, waiter->event.tid, &call);
+		pthread_mutex_unlock(&gate->calls_lock);
+		if (call.state == SEAL_TASK_RUNNING &&
+		    gate_now_us() - waiter->since_us < LOOKS_LIMIT_US) {
+			at = &waiter->next;
+			continue;
+		}
+		*at = waiter->next;
+		seal_operation_judge(&waiter->event, &call, &operation);
+		if (file) {
+			gate_hold(gate, file, waiter, &operation);
+		} else {
+			gate_finish(gate, waiter, 0);
+		}
+	}
+}
+
+static void waiter_died(struct seal_gate *gate, uint64_t id)
+{
+	struct waiter *waiter = gate_take_waiter(gate, id);
+
+	if (waiter)
+		gate_finish(gate, waiter, EINTR);
+}
+
+void *gate_minder_main(void *argument)
+{
+	struct seal_gate *gate = argument;
+	struct epoll_event events[32];
+	int stopping = 0;
+
+	pthread_setname_np(pthread_self(), "seal-minder");
+	while (!stopping) {
+		struct timespec nap = {0, LOOKS_LATER_US * 1000};
+		eventfd_t count;
+		int n, unseen;
+
+		pthread_mutex_lock(&gate->lock);
+		unseen = gate->unseen != NULL;
+		pthread_mutex_unlock(&gate->lock);
+		n = epoll_wait(gate->epoll, events, 32, unseen ? 0 : -1);
+		if (unseen)
+			nanosleep(&nap, NULL);
+		pthread_mutex_lock(&gate->lock);
+		for (int i = 0; i < n; i++)
+			if (events[i].data.u64 == 0)
+				eventfd_read(gate->wake, &count);
+			else
+				waiter_died(gate, events[i].data.u64);
+		look_again(gate);
+		stopping = gate->stopping;
+		pthread_mutex_unlock(&gate->lock);
+	}
+	return NULL;
+}

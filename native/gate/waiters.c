@@ -1,0 +1,221 @@
+/* Judging operations, and holding, answering and reporting those that conflict. */
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "internal.h"
+#include "sealsvc/procfs.h"
+
+#define FAN_DENY_WITH(error) (FAN_DENY | ((uint32_t)(error) << 24))
+
+uint64_t gate_now_us(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
+}
+
+int gate_in_process(int32_t tgid, int32_t tid)
+{
+	return tgid > 0 && syscall(SYS_tgkill, tgid, tid, 0) == 0;
+}
+
+static void answer(struct seal_gate *gate, int event_fd, int error)
+{
+	struct fanotify_response response = {
+		.fd = event_fd,
+		.response = error ? FAN_DENY_WITH(error) : FAN_ALLOW,
+	};
+
+	/* ENOENT: the caller was killed meanwhile. Nothing is left to answer then. */
+	if (write(gate->group, &response, sizeof(response)) < 0 && errno != ENOENT)
+		gate->counters.failed_answers++;
+}
+
+/* Answer one that was held. The number stays taken until the answer is in: the reader thread could
+ * otherwise be given it for another event, and the kernel knows an event by its number alone. */
+void gate_respond(struct seal_gate *gate, int event_fd, int error)
+{
+	answer(gate, event_fd, error);
+	close(event_fd);
+}
+
+/* Let one go on from the reader thread itself, which takes no other event meanwhile. Closing first
+ * has our description of the file gone before its caller can look who else has it open. */
+void gate_pass(struct seal_gate *gate, int event_fd)
+{
+	close(event_fd);
+	answer(gate, event_fd, 0);
+}
+
+/* The strictest guard that `operation` conflicts with: its policy, or -1 when it is free. A holder's
+ * own conflict is answered at once: it cannot be recalled while it is stopped here (EDEADLK is what
+ * one would want; fanotify cannot send it). */
+int gate_judge(const struct file *file, const struct seal_operation *operation, int *error)
+{
+	int strictest = -1;
+
+	*error = 0;
+	for (size_t i = 0; i < file->guard_count; i++) {
+		const struct seal_guard *guard = &file->guards[i];
+		int own;
+
+		if (!seal_conflicts(operation, guard, &file->traits, 1) &&
+		    !seal_conflicts(operation, guard, &file->traits, 0))
+			continue;
+		own = gate_in_process(guard->holder, operation->tid);
+		if (!seal_conflicts(operation, guard, &file->traits, own))
+			continue;
+		if (guard->policy == SEAL_POLICY_REFUSE)
+			*error = ETXTBSY;
+		else if ((own && guard->policy != SEAL_POLICY_ARMING) ||
+			 guard->policy == SEAL_POLICY_BUSY)
+			*error = *error ? *error : EBUSY;
+		if ((int)guard->policy > strictest)
+			strictest = (int)guard->policy;
+	}
+	return strictest;
+}
+
+static void identify(struct seal_report *what)
+{
+	struct seal_task task;
+
+	if (seal_task_read(what->operation.tid, &task) == 0) {
+		what->tgid = task.tgid;
+		what->uid = task.uid;
+		memcpy(what->comm, task.comm, sizeof(what->comm));
+	}
+}
+
+/* End a waiter: answer it, report its end when its beginning was, and free it. */
+void gate_finish(struct seal_gate *gate, struct waiter *waiter, int error)
+{
+	gate_respond(gate, waiter->event_fd, error == EINTR ? EPERM : error);
+	if (waiter->pidfd >= 0)
+		close(waiter->pidfd); /* leaves the epoll set with it */
+	waiter->report.waited_us = gate_now_us() - waiter->since_us;
+	waiter->report.result = error;
+	if (waiter->reported) {
+		waiter->report.kind = SEAL_REPORT_ENDED;
+		gate->deliver(gate->context, &waiter->report);
+	} else if (error && error != EINTR) {
+		waiter->report.kind = SEAL_REPORT_REFUSED;
+		waiter->report.waiter = 0;
+		gate->deliver(gate->context, &waiter->report);
+		gate->counters.refused++;
+	}
+	gate->counters.waiters--;
+	free(waiter);
+}
+
+static void announce(struct seal_gate *gate, struct waiter *waiter)
+{
+	if (waiter->reported)
+		return;
+	waiter->reported = 1;
+	waiter->report.kind = SEAL_REPORT_HELD;
+	gate->deliver(gate->context, &waiter->report);
+	gate->counters.held++;
+}
+
+/* Judge a held operation anew. Returns 1 when it has ended and is gone. */
+static int settle(struct seal_gate *gate, struct file *file, struct waiter *waiter)
+{
+	int error, policy = gate_judge(file, &waiter->report.operation, &error);
+
+	if (policy < 0 && seal_changes_maps(waiter->report.operation.op)) {
+		struct seal_syscall call;
+
+		pthread_mutex_lock(&gate->calls_lock);
+		seal_syscall_read(&gate->other_calls, waiter->event.tid, &call);
+		pthread_mutex_unlock(&gate->calls_lock);
+		gate_passage_begins(gate, file, waiter->event.tid, &call);
+	}
+	if (policy < 0 || error) {
+		gate_finish(gate, waiter, policy < 0 ? 0 : error);
+		return 1;
+	}
+	if (policy != SEAL_POLICY_ARMING)
+		announce(gate, waiter);
+	return 0;
+}
+
+void gate_settle_all(struct seal_gate *gate, struct file *file)
+{
+	struct waiter **at = &file->waiters;
+
+	while (*at) {
+		struct waiter *waiter = *at, *next = waiter->next;
+
+		if (settle(gate, file, waiter))
+			*at = next;
+		else
+			at = &waiter->next;
+	}
+}
+
+/* Follow the waiter's process, so that we learn when it is killed in the middle of its wait. */
+static int follow(struct seal_gate *gate, struct waiter *waiter)
+{
+	struct epoll_event event = {.events = EPOLLIN, .data.u64 = waiter->id};
+
+	waiter->pidfd = (int)syscall(SYS_pidfd_open, waiter->report.tgid, 0);
+	if (waiter->pidfd < 0)
+		return errno == ESRCH ? -ESRCH : 0; /* without one it is merely noticed later */
+	return epoll_ctl(gate->epoll, EPOLL_CTL_ADD, waiter->pidfd, &event);
+}
+
+struct waiter *gate_new_waiter(struct seal_gate *gate, const struct seal_event *event, int event_fd,
+			       const struct file *file)
+{
+	struct waiter *waiter = calloc(1, sizeof(*waiter));
+
+	if (!waiter)
+		return NULL;
+	waiter->id = waiter->report.waiter = ++gate->next_waiter;
+	waiter->since_us = gate_now_us();
+	waiter->event_fd = event_fd;
+	waiter->pidfd = -1;
+	waiter->event = *event;
+	waiter->report.device = file->device;
+	waiter->report.inode = file->inode;
+	gate->counters.waiters++;
+	return waiter;
+}
+
+/* Hold what conflicts; called with the lock held and the operation known. */
+void gate_hold(struct seal_gate *gate, struct file *file, struct waiter *waiter,
+	       const struct seal_operation *operation)
+{
+	waiter->report.operation = *operation;
+	identify(&waiter->report);
+	if (settle(gate, file, waiter))
+		return;
+	if (follow(gate, waiter) == -ESRCH) {
+		gate_finish(gate, waiter, EINTR);
+		return;
+	}
+	waiter->next = file->waiters;
+	file->waiters = waiter;
+}
+
+struct waiter *gate_take_waiter(struct seal_gate *gate, uint64_t id)
+{
+	for (size_t i = 0; i < BUCKETS; i++)
+		for (struct file *file = gate->files[i]; file; file = file->next)
+			for (struct waiter **at = &file->waiters; *at; at = &(*at)->next)
+				if ((*at)->id == id) {
+					struct waiter *waiter = *at;
+
+					*at = waiter->next;
+					return waiter;
+				}
+	return NULL;
+}

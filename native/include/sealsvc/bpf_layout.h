@@ -1,0 +1,83 @@
+/* What the BPF programs, their loader and the pinned maps share. The maps outlive the service: change
+ * SEAL_BPF_LAYOUT with every change of a structure or of a map. */
+#ifndef SEALSVC_BPF_LAYOUT_H
+#define SEALSVC_BPF_LAYOUT_H
+
+#include <stdint.h>
+
+#define SEAL_BPF_LAYOUT 1
+#define SEAL_BPF_RANGES 64 /* per file */
+#define SEAL_BPF_TOKENS 8  /* named in one event */
+
+/* Devices are dev_t of the kernel (major << 20 | minor), not of stat(2). */
+struct seal_bpf_file {
+	uint64_t device, inode;
+};
+
+/* Which enforcer makes conflicts wait in front of this one: what it sees is left to it. */
+enum seal_bpf_front {
+	SEAL_BPF_ALONE,
+	SEAL_BPF_BEHIND_FANOTIFY,
+	SEAL_BPF_BEHIND_LEASE,
+};
+
+struct seal_bpf_range {
+	uint64_t start, end; /* bytes, whole blocks */
+	uint64_t token;
+	int32_t holder; /* tgid; 0: none */
+	uint8_t exclusive;
+	uint8_t policy; /* enum seal_policy */
+	uint8_t front;	/* enum seal_bpf_front */
+	uint8_t unused;
+};
+
+/* One sealed file. An element that is replaced may be filled anew while a program reads it: `version`
+ * is never used twice, so that a reader can tell. */
+struct seal_bpf_entry {
+	uint64_t version;
+	uint32_t generation; /* of the inode; 0: not known */
+	uint32_t reflink;    /* the file system may turn copies into clones */
+	uint32_t count, exclusive;
+	struct seal_bpf_range ranges[SEAL_BPF_RANGES];
+};
+
+/* The one element of the control map. `entries` is never less than the number of sealed files and
+ * `exclusive` than that of files with an exclusive seal. The service is exempt while the process
+ * that has its number started at that time (clock ticks since boot, as in /proc/PID/stat). */
+struct seal_bpf_control {
+	uint32_t layout;
+	uint32_t entries, exclusive;
+	uint32_t notes; /* operations about to be refused */
+	uint32_t ioctls; /* map-changing ioctls under way */
+	int32_t service;
+	uint64_t service_start;
+	uint64_t lost_events;
+	uint64_t untracked; /* operations that found no room in the map of those under way */
+};
+
+/* An operation under way. `file` is what it works on; inode 0: any file of the device. */
+struct seal_bpf_underway {
+	uint64_t task; /* tgid << 32 | tid */
+	struct seal_bpf_file file;
+};
+
+struct seal_bpf_event {
+	uint64_t time; /* CLOCK_MONOTONIC, ns */
+	uint64_t device, inode;
+	uint64_t offset, length; /* as in struct seal_operation */
+	uint64_t argument;	 /* fallocate mode, ioctl command, open or write flags */
+	int32_t op;		 /* enum seal_op */
+	int32_t error;		 /* an errno, positive */
+	int32_t tgid, tid;
+	uint32_t uid;
+	uint32_t token_count; /* how many it met; the first SEAL_BPF_TOKENS are named */
+	uint64_t tokens[SEAL_BPF_TOKENS];
+	char comm[16];
+};
+
+_Static_assert(sizeof(struct seal_bpf_range) == 32, "seal_bpf_range is in pinned maps");
+_Static_assert(sizeof(struct seal_bpf_entry) == 24 + 32 * SEAL_BPF_RANGES, "seal_bpf_entry");
+_Static_assert(sizeof(struct seal_bpf_control) == 48, "seal_bpf_control is in a pinned map");
+_Static_assert(sizeof(struct seal_bpf_event) == 152, "seal_bpf_event is in a pinned ring");
+
+#endif

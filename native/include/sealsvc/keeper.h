@@ -1,0 +1,66 @@
+/* The keeper: the process that outlives the service, and the messages it is spoken to by.
+ *
+ * It owns the gate, so that every operation on a sealed file goes on being judged while the service is
+ * dead, and keeps descriptors by name (leases, pins, the journal of seals). It decides nothing: guards
+ * change only when its owner says so. One owner at a time; a new one finds everything as it was left.
+ *
+ * A message is one SOCK_SEQPACKET datagram: a request with at most one descriptor, answered in order
+ * by a reply with at most KEEPER_BATCH. Only its own user may connect.
+ */
+#ifndef SEALSVC_KEEPER_H
+#define SEALSVC_KEEPER_H
+
+#include <stdint.h>
+
+#include "sealsvc/gate.h"
+
+#define KEEPER_VERSION 1
+#define KEEPER_NAME 64	 /* bytes of a name, NUL included */
+#define KEEPER_BATCH 200 /* descriptors in one reply; the kernel takes 253 (SCM_MAX_FD) */
+
+enum keeper_op {
+	KEEPER_OWN,	   /* fd: the SEQPACKET socket that reports go to; -EBUSY: another owns it.
+			      argument: the version. The owner's process passes unjudged. */
+	KEEPER_GATE,	   /* 0, or the -errno for which there is no gate on this kernel */
+	KEEPER_ARM,	   /* fd: seal_gate_arm */
+	KEEPER_WATCH,	   /* fd, traits: seal_gate_watch */
+	KEEPER_UNWATCH,	   /* device, inode */
+	KEEPER_GUARD,	   /* device, inode, guard */
+	KEEPER_UNGUARD,	   /* device, inode, id */
+	KEEPER_PASSAGES,   /* device, inode */
+	KEEPER_OWN_EVENTS, /* device, inode */
+	KEEPER_REPLAY,	   /* seal_gate_replay: on the report socket */
+	KEEPER_COUNT,	   /* counters */
+	KEEPER_KEEP,	   /* name, fd: keep it; one of the same name is replaced */
+	KEEPER_DROP,	   /* name: -ENOENT when it is not kept */
+	KEEPER_KEPT,	   /* id: the first; names and descriptors; result: how many there are */
+	KEEPER_SNAPSHOT,   /* fd of a memfd: keeper_snapshot, files, guards */
+	KEEPER_FILES,	/* id: the first; O_PATH descriptors of the files in the snapshot's order */
+	KEEPER_LEAVE,	/* 1: nothing is sealed or kept but `name`, the keeper ends; 0: it stays */
+	KEEPER_RELEASE, /* let everything go and end; -EBUSY while another owns it */
+};
+
+struct keeper_request {
+	uint32_t op, argument;
+	uint64_t device, inode, id;
+	struct seal_guard guard;
+	struct seal_traits traits;
+	char name[KEEPER_NAME];
+};
+
+struct keeper_reply {
+	int64_t result; /* as the function's, or -errno */
+	uint64_t count; /* descriptors beside the reply */
+	struct seal_gate_counters counters;
+};
+
+/* After the reply of KEEPER_KEPT. */
+struct keeper_names {
+	char name[KEEPER_BATCH][KEEPER_NAME];
+};
+
+struct keeper_snapshot {
+	uint64_t files, guards;
+};
+
+#endif

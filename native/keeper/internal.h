@@ -1,0 +1,55 @@
+/* What the keeper's files share. One thread serves requests; reports come from the gate's threads. */
+#ifndef SEALSVC_KEEPER_INTERNAL_H
+#define SEALSVC_KEEPER_INTERNAL_H
+
+#include <pthread.h>
+#include <stddef.h>
+
+#include "sealsvc/keeper.h"
+
+/* store.c: descriptors by name. */
+struct store {
+	struct kept {
+		char name[KEEPER_NAME];
+		int fd;
+	} * kept;
+	size_t count, room;
+};
+/* Takes fd over. 0, -EINVAL (no name) or -ENOMEM. */
+int store_keep(struct store *store, const char *name, int fd);
+int store_drop(struct store *store, const char *name);
+void store_clear(struct store *store);
+
+/* outbox.c: reports on their way to the owner. Held operations are always told; beyond a limit of
+ * unread ones, refusals are dropped. */
+struct outbox {
+	pthread_mutex_t lock;
+	int socket; /* -1: nobody listens, and nothing is kept */
+	struct seal_report *reports;
+	size_t count, room;
+};
+void outbox_init(struct outbox *outbox);
+/* Takes socket over, closes the one before, forgets what was unsent. */
+void outbox_open(struct outbox *outbox, int socket);
+void outbox_deliver(void *outbox, const struct seal_report *report);
+/* Send what could not be sent before. */
+void outbox_flush(struct outbox *outbox);
+
+/* serve.c */
+struct keeper {
+	struct seal_gate *gate; /* NULL: the kernel has none */
+	int gate_error;
+	struct store store;
+	struct outbox outbox;
+	int owner; /* connection, or -1 */
+	int leaving;
+};
+/* Serve connections of the listening socket until told to end. 0 or -errno. */
+int keeper_serve(struct keeper *keeper, int listener);
+
+/* requests.c: reply->count descriptors are stored in fds and stay the keeper's, but for that of
+ * KEEPER_SNAPSHOT. Takes fd (-1: none) over. `names` is filled by KEEPER_KEPT alone. */
+void keeper_answer(struct keeper *keeper, int connection, const struct keeper_request *request,
+		   int fd, struct keeper_reply *reply, int *fds, struct keeper_names *names);
+
+#endif

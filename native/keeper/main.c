@@ -1,0 +1,111 @@
+/* sealsvc-keeper SOCKET: listen there, go into the background, and keep. Ends by itself when its owner
+ * says so, or by KEEPER_RELEASE; SIGTERM does not end it, since that would let every seal go. */
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+static int complain(const char *what, int error)
+{
+	fprintf(stderr, "sealsvc-keeper: %s: %s\n", what, strerror(error));
+	return 1;
+}
+
+/* A socket nobody answers on is a dead keeper's. */
+static int listen_on(const char *path)
+{
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+
+	if (fd < 0)
+		return -errno;
+	if (strlen(path) >= sizeof(address.sun_path))
+		return -ENAMETOOLONG;
+	strcpy(address.sun_path, path);
+	if (connect(fd, (struct sockaddr *)&address, sizeof(address)) == 0)
+		return -EADDRINUSE;
+	if (unlink(path) < 0 && errno != ENOENT)
+		return -errno;
+	umask(0177);
+	if (bind(fd, (struct sockaddr *)&address, sizeof(address)) < 0 || listen(fd, 16) < 0)
+		return -errno;
+	return fd;
+}
+
+static void write_file(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+
+	if (fd < 0)
+		return;
+	if (write(fd, text, strlen(text)) < 0)
+		complain(path, errno); /* not killed last, then */
+	close(fd);
+}
+
+/* Its parent's end tells whoever started it that it listens. */
+static int go_into_background(void)
+{
+	pid_t pid = fork();
+	int null;
+
+	if (pid)
+		return pid < 0 ? -errno : 1;
+	setsid();
+	if (chdir("/") < 0)
+		return -errno;
+	null = open("/dev/null", O_RDWR | O_CLOEXEC);
+	if (null < 0 || dup2(null, 0) < 0 || dup2(null, 1) < 0 || dup2(null, 2) < 0)
+		return -errno;
+	if (null > 2)
+		close(null);
+	return 0;
+}
+
+int main(int argc, char **argv)
+{
+	static struct keeper keeper = {.owner = -1};
+	struct rlimit files;
+	int listener, result;
+
+	if (argc != 2) {
+		fprintf(stderr, "usage: sealsvc-keeper SOCKET\n");
+		return 2;
+	}
+	signal(SIGTERM, SIG_IGN);
+	signal(SIGINT, SIG_IGN);
+	signal(SIGHUP, SIG_IGN);
+	/* Each watched file and each held operation is a descriptor. */
+	if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
+		files.rlim_cur = files.rlim_max;
+		setrlimit(RLIMIT_NOFILE, &files);
+	}
+	listener = listen_on(argv[1]);
+	if (listener < 0)
+		return complain(argv[1], -listener);
+	result = go_into_background();
+	if (result)
+		return result < 0 ? complain("cannot go into the background", -result) : 0;
+	prctl(PR_SET_NAME, "sealsvc-keeper");
+	write_file("/proc/self/oom_score_adj", "-1000");
+	outbox_init(&keeper.outbox);
+	/* Only now: threads do not survive fork. */
+	keeper.gate_error = seal_gate_open(&keeper.gate, outbox_deliver, &keeper.outbox);
+	keeper_serve(&keeper, listener);
+	unlink(argv[1]);
+	close(listener);
+	if (keeper.gate)
+		seal_gate_close(keeper.gate);
+	store_clear(&keeper.store);
+	return 0;
+}

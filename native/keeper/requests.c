@@ -1,0 +1,171 @@
+/* What each request does. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+static int64_t own(struct keeper *keeper, int connection, uint32_t version, int fd)
+{
+	struct ucred peer;
+	socklen_t size = sizeof(peer);
+
+	if (version != KEEPER_VERSION)
+		return -EPROTONOSUPPORT;
+	if (keeper->owner >= 0 && keeper->owner != connection)
+		return -EBUSY;
+	if (fd < 0)
+		return -EBADF;
+	if (getsockopt(connection, SOL_SOCKET, SO_PEERCRED, &peer, &size) < 0)
+		return -errno;
+	keeper->owner = connection;
+	outbox_open(&keeper->outbox, dup(fd));
+	if (keeper->gate)
+		seal_gate_exempt(keeper->gate, peer.pid);
+	return 0;
+}
+
+static int64_t ask_gate(struct keeper *keeper, const struct keeper_request *request, int fd,
+			struct keeper_reply *reply)
+{
+	struct seal_gate *gate = keeper->gate;
+
+	if (!gate)
+		return keeper->gate_error;
+	switch (request->op) {
+	case KEEPER_GATE:
+		return 0;
+	case KEEPER_ARM:
+		return seal_gate_arm(gate, fd);
+	case KEEPER_WATCH:
+		return seal_gate_watch(gate, fd, &request->traits);
+	case KEEPER_UNWATCH:
+		return seal_gate_unwatch(gate, request->device, request->inode);
+	case KEEPER_GUARD:
+		return seal_gate_guard(gate, request->device, request->inode, &request->guard);
+	case KEEPER_UNGUARD:
+		return seal_gate_unguard(gate, request->device, request->inode, request->id);
+	case KEEPER_PASSAGES:
+		return seal_gate_passages(gate, request->device, request->inode);
+	case KEEPER_OWN_EVENTS:
+		return seal_gate_own_events(gate, request->device, request->inode);
+	case KEEPER_REPLAY:
+		seal_gate_replay(gate);
+		return 0;
+	case KEEPER_COUNT:
+		seal_gate_count(gate, &reply->counters);
+		return 0;
+	}
+	return -EOPNOTSUPP;
+}
+
+static int64_t list_kept(struct keeper *keeper, uint64_t first, struct keeper_reply *reply,
+			 int *fds, struct keeper_names *names)
+{
+	const struct store *store = &keeper->store;
+
+	for (uint64_t i = first; i < store->count && reply->count < KEEPER_BATCH; i++) {
+		memcpy(names->name[reply->count], store->kept[i].name, KEEPER_NAME);
+		fds[reply->count++] = store->kept[i].fd;
+	}
+	return (int64_t)store->count;
+}
+
+static int64_t snapshot(struct keeper *keeper, struct keeper_reply *reply, int *fds)
+{
+	struct keeper_snapshot head = {0, 0};
+	size_t size, files_size, guards_size;
+	char *at;
+	int fd;
+
+	if (keeper->gate) {
+		head.files = seal_gate_files(keeper->gate, NULL, 0);
+		head.guards = seal_gate_guards(keeper->gate, NULL, 0);
+	}
+	files_size = head.files * sizeof(struct seal_gate_file);
+	guards_size = head.guards * sizeof(struct seal_gate_guard);
+	size = sizeof(head) + files_size + guards_size;
+	fd = memfd_create("sealsvc-snapshot", MFD_CLOEXEC);
+	if (fd < 0 || ftruncate(fd, (off_t)size) < 0)
+		goto failed;
+	at = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (at == MAP_FAILED)
+		goto failed;
+	memcpy(at, &head, sizeof(head));
+	if (keeper->gate) {
+		seal_gate_files(keeper->gate, (void *)(at + sizeof(head)), head.files);
+		seal_gate_guards(keeper->gate, (void *)(at + sizeof(head) + files_size),
+				 head.guards);
+	}
+	munmap(at, size);
+	fds[reply->count++] = fd;
+	return 0;
+failed:
+	size = (size_t)errno;
+	if (fd >= 0)
+		close(fd);
+	return -(int64_t)size;
+}
+
+static int64_t list_files(struct keeper *keeper, uint64_t first, struct keeper_reply *reply,
+			  int *fds)
+{
+	size_t count, total = keeper->gate ? seal_gate_files(keeper->gate, NULL, 0) : 0;
+	struct seal_gate_file *files = calloc(total + 1, sizeof(*files));
+
+	if (!files)
+		return -ENOMEM;
+	count = total ? seal_gate_files(keeper->gate, files, total) : 0;
+	for (uint64_t i = first; i < count && reply->count < KEEPER_BATCH; i++)
+		fds[reply->count++] = files[i].fd;
+	free(files);
+	return (int64_t)count;
+}
+
+/* Kept descriptors other than `name`, and guards, are somebody's seals. */
+static int64_t leave(struct keeper *keeper, const char *name)
+{
+	if (keeper->gate && seal_gate_guards(keeper->gate, NULL, 0))
+		return 0;
+	for (size_t i = 0; i < keeper->store.count; i++)
+		if (strncmp(keeper->store.kept[i].name, name, KEEPER_NAME) != 0)
+			return 0;
+	keeper->leaving = 1;
+	return 1;
+}
+
+void keeper_answer(struct keeper *keeper, int connection, const struct keeper_request *request,
+		   int fd, struct keeper_reply *reply, int *fds, struct keeper_names *names)
+{
+	int64_t *result = &reply->result;
+
+	memset(reply, 0, sizeof(*reply));
+	if (request->op == KEEPER_RELEASE) {
+		*result = keeper->owner >= 0 && keeper->owner != connection ? -EBUSY : 0;
+		keeper->leaving = *result == 0;
+	} else if (request->op == KEEPER_OWN) {
+		*result = own(keeper, connection, request->argument, fd);
+	} else if (connection != keeper->owner) {
+		*result = -EPERM;
+	} else if (request->op == KEEPER_KEEP) {
+		*result = fd < 0 ? -EBADF : store_keep(&keeper->store, request->name, fd);
+		return;
+	} else if (request->op == KEEPER_DROP) {
+		*result = store_drop(&keeper->store, request->name);
+	} else if (request->op == KEEPER_KEPT) {
+		*result = list_kept(keeper, request->id, reply, fds, names);
+	} else if (request->op == KEEPER_SNAPSHOT) {
+		*result = snapshot(keeper, reply, fds);
+	} else if (request->op == KEEPER_FILES) {
+		*result = list_files(keeper, request->id, reply, fds);
+	} else if (request->op == KEEPER_LEAVE) {
+		*result = leave(keeper, request->name);
+	} else {
+		*result = ask_gate(keeper, request, fd, reply);
+	}
+	if (fd >= 0)
+		close(fd);
+}

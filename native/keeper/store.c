@@ -1,0 +1,65 @@
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+static struct kept *find(struct store *store, const char *name)
+{
+	for (size_t i = 0; i < store->count; i++)
+		if (strncmp(store->kept[i].name, name, KEEPER_NAME) == 0)
+			return &store->kept[i];
+	return NULL;
+}
+
+int store_keep(struct store *store, const char *name, int fd)
+{
+	struct kept *there;
+
+	if (name[0] == '\0' || memchr(name, '\0', KEEPER_NAME) == NULL) {
+		close(fd);
+		return -EINVAL;
+	}
+	there = find(store, name);
+	if (there) {
+		close(there->fd);
+		there->fd = fd;
+		return 0;
+	}
+	if (store->count == store->room) {
+		size_t room = store->room ? store->room * 2 : 64;
+		struct kept *grown = realloc(store->kept, room * sizeof(*grown));
+
+		if (!grown) {
+			close(fd);
+			return -ENOMEM;
+		}
+		store->kept = grown;
+		store->room = room;
+	}
+	there = &store->kept[store->count++];
+	memset(there->name, 0, sizeof(there->name));
+	strcpy(there->name, name);
+	there->fd = fd;
+	return 0;
+}
+
+int store_drop(struct store *store, const char *name)
+{
+	struct kept *there = find(store, name);
+
+	if (!there)
+		return -ENOENT;
+	close(there->fd);
+	*there = store->kept[--store->count];
+	return 0;
+}
+
+void store_clear(struct store *store)
+{
+	while (store->count)
+		close(store->kept[--store->count].fd);
+	free(store->kept);
+	memset(store, 0, sizeof(*store));
+}

@@ -1,0 +1,184 @@
+"""The journal of live seals: what the next service needs to go on where this one ended.
+
+It lives in a memfd that the keeper holds too: seals are state of this boot, not of the disk, and
+memory survives a SIGKILL at any instruction. Records are appended; the tail moves last, so a record
+is there whole or not at all. When most of it is history, it is written anew.
+
+Layout: _MAGIC, tail (u64, bytes from the start), then records: length (u32), msgpack.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from collections.abc import Callable, Iterable
+
+import msgspec
+import numpy as np
+
+from sealsvc.filesystem import Filesystem
+from sealsvc.messages import Grant, Holder
+from sealsvc.model import ByteRange, FileId, State
+from sealsvc.seals import Seal
+
+_MAGIC = b"SEALJRN1"
+_TAIL = len(_MAGIC)
+_START = 64
+_FIRST_SIZE = 1 << 20
+
+
+class Progress(msgspec.Struct, array_like=True, tag="progress"):
+    """How far a seal has come. Deadlines are seconds of CLOCK_BOOTTIME."""
+
+    token: int
+    state: State
+    seqid: int
+    reason: str
+    state_since: float
+    deadline: float | None
+    expires: float | None
+
+
+class Granted(msgspec.Struct, array_like=True, tag="granted"):
+    """A seal as it was granted; `map` is rows of four uint64, as sealsvc.native gives them."""
+
+    token: int
+    id: str
+    request: Grant
+    file: FileId
+    path: str
+    filesystem: Filesystem
+    range: ByteRange
+    effective: ByteRange
+    map: bytes
+    enforcers: list[str]
+    holder: Holder
+    accepted_risks: list[str]
+    marked: bool
+    granted_at: float
+    progress: Progress
+
+
+class Ended(msgspec.Struct, array_like=True, tag="ended"):
+    token: int
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Granted | Progress | Ended).decode
+
+
+class Journal:
+    """`publish` is told the descriptor that holds the journal, whenever it is another one."""
+
+    def __init__(self, publish: Callable[[int], None], live: Iterable[Seal] = ()) -> None:
+        self._publish = publish
+        self._fd = -1
+        self._memory: mmap.mmap | None = None
+        self._tail = _START
+        self._least = _FIRST_SIZE  # the size after the last rewriting
+        self._rewrite(live)
+
+    def granted(self, seal: Seal) -> None:
+        self._append(_encode(_granted(seal)))
+
+    def progressed(self, seal: Seal) -> None:
+        self._append(_encode(_progress(seal) if seal.live else Ended(seal.token)))
+
+    def rewrite_if_large(self, live: Iterable[Seal]) -> None:
+        """Forget what is over, once that is most of it."""
+        if self._tail > 4 * self._least:
+            self._rewrite(live)
+
+    def close(self) -> None:
+        if self._memory is not None:
+            self._memory.close()
+            os.close(self._fd)
+            self._memory = None
+
+    def _rewrite(self, live: Iterable[Seal]) -> None:
+        records = [_encode(_granted(seal)) for seal in live]
+        self.close()
+        size = max(_FIRST_SIZE, _START + sum(len(r) + 4 for r in records))
+        self._fd = os.memfd_create("sealsvc-journal")
+        os.ftruncate(self._fd, size)
+        self._memory = mmap.mmap(self._fd, size)
+        self._memory[:_TAIL] = _MAGIC
+        self._move_tail(_START)
+        for record in records:
+            self._append(record)
+        self._least = max(_FIRST_SIZE // 4, self._tail)
+        self._publish(self._fd)
+
+    def _append(self, record: bytes) -> None:
+        end = self._tail + 4 + len(record)
+        assert self._memory is not None
+        if end > len(self._memory):
+            size = max(end, 2 * len(self._memory))
+            os.ftruncate(self._fd, size)
+            self._memory.resize(size)
+        self._memory[self._tail : end] = struct.pack("=I", len(record)) + record
+        self._move_tail(end)
+
+    def _move_tail(self, tail: int) -> None:
+        assert self._memory is not None
+        struct.pack_into("=Q", self._memory, _TAIL, tail)
+        self._tail = tail
+
+
+def read(fd: int) -> list[Granted]:
+    """The seals that were live when the journal's writer ended, each with its last progress."""
+    with mmap.mmap(fd, 0, access=mmap.ACCESS_READ) as memory:
+        if memory[:_TAIL] != _MAGIC:
+            raise ValueError("the keeper's journal is of another version of sealsvc")
+        (tail,) = struct.unpack_from("=Q", memory, _TAIL)
+        live: dict[int, Granted] = {}
+        at = _START
+        while at < tail:
+            (size,) = struct.unpack_from("=I", memory, at)
+            record = _decode(memory[at + 4 : at + 4 + size])
+            at += 4 + size
+            match record:
+                case Granted():
+                    live[record.token] = record
+                case Progress():
+                    live[record.token].progress = record
+                case Ended():
+                    del live[record.token]
+    return list(live.values())
+
+
+def map_of(record: Granted) -> np.ndarray[tuple[int, int], np.dtype[np.uint64]]:
+    return np.frombuffer(record.map, dtype=np.uint64).reshape(-1, 4)
+
+
+def _progress(seal: Seal) -> Progress:
+    return Progress(
+        token=seal.token,
+        state=seal.state,
+        seqid=seal.seqid,
+        reason=seal.reason,
+        state_since=seal.state_since,
+        deadline=seal.deadline,
+        expires=seal.expires,
+    )
+
+
+def _granted(seal: Seal) -> Granted:
+    return Granted(
+        token=seal.token,
+        id=seal.id,
+        request=seal.request,
+        file=seal.file,
+        path=seal.path,
+        filesystem=seal.filesystem,
+        range=seal.range,
+        effective=seal.effective,
+        map=np.ascontiguousarray(seal.map).tobytes(),
+        enforcers=seal.enforcers,
+        holder=seal.process.holder,
+        accepted_risks=seal.accepted_risks,
+        marked=seal.marked,
+        granted_at=seal.granted_at,
+        progress=_progress(seal),
+    )

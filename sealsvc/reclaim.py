@@ -1,0 +1,107 @@
+"""Going on where a dead service ended: every seal in its state, its enforcement never interrupted.
+
+The order matters: the enforcers first take over what they still have in force and let go of what
+belongs to no seal (a grant that was cut off, an end that was recorded but not carried out); then
+the seals are listed; then recalls, fences and proofs that were under way go on; then what waits in
+the kernel is heard of.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+
+from sealsvc import journal, processes, seals
+from sealsvc.enforce import Claim, EnforcerSet, Guard, Hold, Holds, Verdict
+from sealsvc.keeper import Keeper
+from sealsvc.model import Conflict, Kind
+from sealsvc.seals import Seal
+
+log = logging.getLogger(__name__)
+
+JOURNAL = "journal"
+
+
+@dataclass(frozen=True, slots=True)
+class Reclaimed:
+    """`torn` are seals that some enforcer has nothing in force for any more."""
+
+    seals: list[Seal]
+    torn: list[Seal]
+
+
+def reclaim(keeper: Keeper, enforcers: EnforcerSet) -> Reclaimed:
+    kept = keeper.kept()
+    try:
+        records = journal.read(kept[JOURNAL]) if JOURNAL in kept else []
+        holds = _take_over(records, enforcers, kept)
+        _drop_strays(keeper, records, kept)
+    finally:
+        for fd in kept.values():
+            os.close(fd)
+    found = [(record, [holds[name].get(record.token) for name in record.enforcers])
+             for record in records]  # fmt: skip
+    reclaimed = [_seal(record, [h for h in own if h is not None]) for record, own in found]
+    seals.reserve_tokens(record.token for record in records)
+    torn = [seal for seal, (_, own) in zip(reclaimed, found, strict=True) if None in own or not own]
+    return Reclaimed(reclaimed, torn)
+
+
+def _take_over(
+    records: list[journal.Granted], enforcers: EnforcerSet, kept: dict[str, int]
+) -> dict[str, dict[int, Hold]]:
+    known = {name for record in records for name in record.enforcers}
+    holds: dict[str, dict[int, Hold]] = {name: {} for name in known}
+    for enforcer in enforcers.available:
+        claims = [_claim(record) for record in records if enforcer.name in record.enforcers]
+        holds[enforcer.name] = enforcer.reclaim(claims, kept)
+    return holds
+
+
+def _claim(record: journal.Granted) -> Claim:
+    exclusive = record.request.kind is Kind.EXCLUSIVE
+    verdict = Verdict.WAIT if record.request.conflict is Conflict.WAIT else Verdict.REFUSE
+    guard = Guard(record.token, record.effective, record.holder.pid, exclusive, verdict)
+    return Claim(record.file, record.filesystem, record.enforcers[0], guard)
+
+
+def _drop_strays(keeper: Keeper, records: list[journal.Granted], kept: dict[str, int]) -> None:
+    """Descriptors kept for a seal carry its token after the last colon."""
+    tokens = {str(record.token) for record in records}
+    for name in kept:
+        if ":" in name and name.rsplit(":", 1)[1] not in tokens:
+            log.info("%s belongs to no seal: dropped", name)
+            keeper.drop(name)
+
+
+def _seal(record: journal.Granted, holds: list[Hold]) -> Seal:
+    progress = record.progress
+    process = processes.again(record.holder)
+    seal = Seal(
+        token=record.token,
+        id=record.id,
+        request=record.request,
+        file=record.file,
+        path=record.path,
+        filesystem=record.filesystem,
+        range=record.range,
+        effective=record.effective,
+        map=journal.map_of(record),
+        enforcers=record.enforcers,
+        hold=Holds(holds),
+        process=process,
+        accepted_risks=record.accepted_risks,
+        client=None,
+        marked=record.marked,
+        state=progress.state,
+        seqid=progress.seqid,
+        reason=progress.reason,
+        granted_at=record.granted_at,
+        state_since=progress.state_since,
+        deadline=progress.deadline,
+        expires=progress.expires,
+    )
+    if process.pidfd < 0:
+        seal.exited.set()
+    return seal

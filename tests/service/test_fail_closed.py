@@ -1,0 +1,251 @@
+"""The service is killed, and nothing gives way: what is sealed stays sealed, what waits waits."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from sealsvc.client import Client
+from sealsvc.messages import Event, List, RecallSeals, Reclaim, Return, Show, Watch
+from tests.service.conftest import RISKS, Running, refusal, until
+from tests.service.test_conflicts import extents_of, intruding, next_recall
+
+pytestmark = pytest.mark.kernel
+PUNCH = "fallocate(3, 65536, 65536)"
+RANGE = {"offset": 65536, "length": 196608}
+
+
+@pytest.fixture
+def running(root: Path, tmp_path: Path) -> Iterator[Running]:
+    made = Running(tmp_path, [root], RISKS)
+    made.start()
+    made.ready()
+    yield made
+    made.end()
+
+
+def granted(client: Client, file: Path, **fields: object) -> str:
+    reply = client.grant(path=str(file), **({"kind": "shared", **RANGE} | fields))
+    for fd in reply.fds:
+        os.close(fd)
+    return reply.seal.id
+
+
+def restarted(running: Running, client: Client) -> None:
+    running.start()
+    running.ready()
+    client.reconnect(10.0)
+
+
+def test_what_waits_goes_on_waiting_and_the_recall_is_resumed(running: Running, file: Path) -> None:
+    before = extents_of(file)
+    with Client(str(running.socket)) as client, intruding_later(file) as intrude:
+        seal = granted(client, file, grace=60)
+        intruder = intrude(PUNCH)
+        recall = next_recall(client)
+        running.kill()
+        time.sleep(0.2)
+        assert intruder.poll() is None
+        assert extents_of(file) == before
+        restarted(running, client)
+        info = client.call(Reclaim, seal=seal).seal
+        assert (info.state, info.seqid) == ("recalled", recall.seqid)
+        assert info.deadline_in is not None
+        assert 0 < info.deadline_in < 60
+        assert next_recall(client).seal == seal
+        assert intruder.poll() is None
+        client.call(Return, seal=seal)
+        assert intruder.wait(10) == 0
+    assert extents_of(file) != before
+
+
+def test_a_conflict_that_comes_while_it_is_dead_waits_for_the_next_one(
+    running: Running, file: Path
+) -> None:
+    before = extents_of(file)
+    with Client(str(running.socket)) as client, intruding_later(file) as intrude:
+        seal = granted(client, file, grace=60)
+        running.kill()
+        intruder = intrude(PUNCH)
+        reader = intrude("os.pread(os.open(path, os.O_RDONLY), 65536, 65536)")
+        assert reader.wait(10) == 0, "what does not conflict needs no service"
+        time.sleep(0.2)
+        assert intruder.poll() is None
+        assert extents_of(file) == before
+        restarted(running, client)
+        client.call(Reclaim, seal=seal)
+        recall = next_recall(client)
+        assert recall.operation is None or recall.operation.pid == intruder.pid
+        client.call(Return, seal=seal)
+        assert intruder.wait(10) == 0
+
+
+def test_refusals_go_on(running: Running, file: Path) -> None:
+    with Client(str(running.socket)) as client, intruding_later(file) as intrude:
+        granted(client, file, conflict="refuse")
+        running.kill()
+        assert intrude(PUNCH).wait(10) == 26  # ETXTBSY
+
+
+def test_a_lease_is_kept(root: Path, tmp_path: Path, file: Path) -> None:
+    running = Running(tmp_path, [root], RISKS + '[enforcers]\nuse = ["lease"]\n')
+    running.start()
+    try:
+        running.ready()
+        with Client(str(running.socket)) as client, intruding_later(file) as intrude:
+            seal = granted(
+                client, file, kind="exclusive", offset=0, length=1 << 20, grace=20, fence="signal"
+            )
+            running.kill()
+            intruder = intrude("os.truncate(path, 4096)")
+            time.sleep(0.2)
+            assert intruder.poll() is None
+            restarted(running, client)
+            client.call(Reclaim, seal=seal)
+            assert next_recall(client).seal == seal
+            assert intruder.poll() is None
+            client.call(Return, seal=seal)
+            assert intruder.wait(10) == 0
+    finally:
+        running.end()
+
+
+def test_an_orderly_stop_keeps_the_seals_as_well(running: Running, file: Path) -> None:
+    with Client(str(running.socket)) as client, intruding_later(file) as intrude:
+        seal = granted(client, file, conflict="refuse")
+        running.stop()
+        assert intrude(PUNCH).wait(10) == 26
+        restarted(running, client)
+        assert client.call(Show, seal=seal).seal.state == "granted"
+
+
+def test_a_stop_with_nothing_sealed_leaves_no_keeper(running: Running, file: Path) -> None:
+    with Client(str(running.socket)) as client:
+        client.call(Return, seal=granted(client, file))
+        running.stop()
+    until(lambda: not (running.directory / "keeper.sock").exists())
+
+
+def test_a_holder_that_ends_meanwhile_is_found_out(running: Running, file: Path) -> None:
+    code = (
+        "import sys\nfrom sealsvc.client import Client\n"
+        "client = Client(sys.argv[1])\n"
+        "print(client.grant(path=sys.argv[2], kind='shared').seal.id, flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(running.socket), str(file)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout is not None
+    seal = holder.stdout.readline().strip()
+    running.kill()
+    holder.communicate()
+    assert refusal(lambda: Client(str(running.socket))).code == "service-unavailable"
+    running.start()
+    running.ready()
+    with Client(str(running.socket)) as client:
+        until(lambda: seal not in {s.id for s in client.call(List).result.seals})
+
+
+def test_the_deadline_goes_on_counting(running: Running, file: Path) -> None:
+    """Fence none: after the deadline, which passes while nobody is there, conflicts get EBUSY."""
+    with Client(str(running.socket)) as client, intruding_later(file) as intrude:
+        seal = granted(client, file, grace=0.5)
+        client.call(RecallSeals, seal=seal)
+        running.kill()
+        time.sleep(0.6)
+        restarted(running, client)
+        until(lambda: intrude(PUNCH).wait(10) == 16)  # EBUSY
+        assert client.call(Show, seal=seal).seal.state == "recalled"
+
+
+def test_a_fence_is_carried_out_by_the_next_service(running: Running, file: Path) -> None:
+    code = (
+        "import sys\nfrom sealsvc.client import Client\n"
+        "client = Client(sys.argv[1])\n"
+        "client.grant(path=sys.argv[2], kind='shared', fence='kill', grace=0.5)\n"
+        "print(flush=True)\nsys.stdin.read()\n"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(running.socket), str(file)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    with Client(str(running.socket)) as client, intruding_later(file) as intrude:
+        intruder = intrude("os.truncate(path, 4096)")
+        until(lambda: client.call(List, state="recalled").result.seals != [])
+        running.kill()
+        restarted(running, client)
+        assert holder.wait(10) == -signal.SIGKILL
+        assert intruder.wait(10) == 0
+    holder.communicate()
+
+
+def test_only_one_service_owns_a_keeper(running: Running, tmp_path: Path) -> None:
+    config = tmp_path / "second.toml"
+    config.write_text(
+        f'[service]\nsocket = "{tmp_path}/second.sock"\nkeeper = "{tmp_path}/keeper.sock"\n'
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "sealsvc.cli.service", "serve", "--config", config],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=20,
+    )
+    assert done.returncode == 1
+    assert "another service owns the keeper" in done.stderr
+
+
+def test_release_lets_everything_go(running: Running, file: Path) -> None:
+    command = [sys.executable, "-m", "sealsvc.cli.service", "release", "--all", "--config"]
+    with Client(str(running.socket)) as client, intruding_later(file) as intrude:
+        granted(client, file, grace=60)
+        alive = subprocess.run(
+            [*command, running.config], capture_output=True, text=True, check=False, timeout=20
+        )
+        assert (alive.returncode, "sealctl recall" in alive.stderr) == (1, True)
+        intruder = intrude(PUNCH)
+        next_recall(client)
+        running.kill()
+        assert intruder.poll() is None
+        subprocess.run([*command, running.config], check=True, timeout=20)
+        assert intruder.wait(10) == 0
+
+
+def test_watchers_hear_of_the_restart(running: Running, file: Path) -> None:
+    with Client(str(running.socket)) as client:
+        granted(client, file)
+        running.kill()
+        restarted(running, client)
+        client.call(Watch, since=0)
+        event = next(p for p in client.pushes(10.0) if isinstance(p, Event))
+        assert (event.name, event.data["seals"]) == ("reclaimed", 1)
+
+
+def test_reclaim_is_refused_while_somebody_listens(running: Running, file: Path) -> None:
+    with Client(str(running.socket)) as client, Client(str(running.socket)) as other:
+        seal = granted(client, file)
+        assert refusal(lambda: other.call(Reclaim, seal=seal)).code == "seal-conflict"
+        client.close()
+        until(lambda: other.call(Reclaim, seal=seal).seal.id == seal)
+
+
+@contextmanager
+def intruding_later(path: Path) -> Iterator[Callable[[str], subprocess.Popen[bytes]]]:
+    """Intruders at any time, that are ended with the context."""
+    with ExitStack() as stack:
+        yield lambda code: stack.enter_context(intruding(path, code))
