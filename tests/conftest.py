@@ -11,6 +11,9 @@ import psutil
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+pytest_plugins = ["tests.lab.plugin"]
 
 from scratch import leftovers, mounted
 

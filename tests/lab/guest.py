@@ -124,13 +124,15 @@ class _Guest:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=_die_with_parent
         )
+        ports: dict[socket.socket, str] = {}
         try:
-            ports = self._accept(listener, process)
+            self._accept(listener, process, ports)
             return self._attend(process, ports, began, timeout, echo)
         finally:
             process.kill()
             process.wait()
-            listener.close()
+            for sock in (*ports, listener):
+                sock.close()
             log.close()
 
     def _command(self, cpus: int, memory: int, pmem: int) -> list[str]:
@@ -171,10 +173,12 @@ class _Guest:
         return command
 
     def _accept(
-        self, listener: socket.socket, process: subprocess.Popen[bytes]
-    ) -> dict[socket.socket, str]:
+        self,
+        listener: socket.socket,
+        process: subprocess.Popen[bytes],
+        ports: dict[socket.socket, str],
+    ) -> None:
         listener.settimeout(0.2)
-        ports: dict[socket.socket, str] = {}
         deadline = time.monotonic() + BOOT_TIMEOUT
         while len(ports) < 3:
             try:
@@ -182,7 +186,6 @@ class _Guest:
             except TimeoutError:
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise _BootFailed(self._story("QEMU did not start")) from None
-        return ports
 
     def _attend(
         self,
@@ -214,7 +217,6 @@ class _Guest:
                     data = sock.recv(1 << 16)
                     if not data:
                         selector.unregister(sock)
-                        sock.close()
                         continue
                     name = ports[sock]
                     getattr(channels, name).extend(data)
@@ -242,7 +244,7 @@ class _Guest:
             lines = path.read_text(errors="replace").splitlines() if path.exists() else []
             if lines:
                 parts.append(f"-- the end of {name}:")
-                parts += lines[-25:]
+                parts += lines[-60:]
         return "\n".join(parts)
 
 
