@@ -81,6 +81,14 @@ class Holders:
 
     def _connect(self) -> Client:
         client = Client(self.socket, timeout=10)
+        try:
+            self._reclaim(client)
+        except BaseException:
+            client.close()
+            raise
+        return client
+
+    def _reclaim(self, client: Client) -> None:
         self.restarts += 1
         with self.lock:
             mine = list(self.ledger)
@@ -94,7 +102,6 @@ class Holders:
                     if self.ledger[seal].certain:
                         self.trouble.append(f"{seal}: {refusal}")
                     del self.ledger[seal]
-        return client
 
     def _act(self, client: Client, chance: random.Random) -> None:
         for push in client.pushes(0):
