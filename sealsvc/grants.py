@@ -260,6 +260,7 @@ class Grants:
         self.table.remove(seal)
         seal.hold.release()
         seal.released.set()
+        seal.at_end()
 
     def move(self, seal: Seal, step: Step, reason: str = "") -> None:
         before = seal.state

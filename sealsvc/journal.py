@@ -130,7 +130,10 @@ def read(fd: int) -> list[Granted]:
     """The seals that were live when the journal's writer ended, each with its last progress."""
     with mmap.mmap(fd, 0, access=mmap.ACCESS_READ) as memory:
         if memory[:_TAIL] != _MAGIC:
-            raise ValueError("the keeper's journal is of another version of sealsvc")
+            raise ValueError(
+                "the seals that are kept are of another version of sealsvc: start that version,"
+                " or let them go with `sealsvc release --all`"
+            )
         (tail,) = struct.unpack_from("=Q", memory, _TAIL)
         live: dict[int, Granted] = {}
         at = _START

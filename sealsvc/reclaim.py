@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from sealsvc import journal, processes, seals
 from sealsvc.enforce import Claim, EnforcerSet, Guard, Hold, Holds, Verdict
 from sealsvc.keeper import Keeper
+from sealsvc.messages import Holder
 from sealsvc.model import Conflict, Kind
+from sealsvc.processes import Process
 from sealsvc.seals import Seal
 
 log = logging.getLogger(__name__)
@@ -40,12 +42,35 @@ def reclaim(keeper: Keeper, enforcers: EnforcerSet) -> Reclaimed:
     finally:
         for fd in kept.values():
             os.close(fd)
-    found = [(record, [holds[name].get(record.token) for name in record.enforcers])
-             for record in records]  # fmt: skip
-    reclaimed = [_seal(record, [h for h in own if h is not None]) for record, own in found]
+    result = Reclaimed([], [])
+    holders = _Holders()
+    for record in records:
+        own = [holds[name].get(record.token) for name in record.enforcers]
+        seal = _seal(record, holders.of(record.holder), [hold for hold in own if hold is not None])
+        result.seals.append(seal)
+        if None in own:
+            result.torn.append(seal)
+    holders.close()
     seals.reserve_tokens(record.token for record in records)
-    torn = [seal for seal, (_, own) in zip(reclaimed, found, strict=True) if None in own or not own]
-    return Reclaimed(reclaimed, torn)
+    return result
+
+
+class _Holders:
+    """Each holder is looked for once, however many seals it has."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[int, int], Process] = {}
+
+    def of(self, holder: Holder) -> Process:
+        key = (holder.pid, holder.start_time)
+        if key not in self._found:
+            self._found[key] = processes.again(holder)
+        found = self._found[key]
+        return Process(holder, os.dup(found.pidfd) if found.pidfd >= 0 else -1)
+
+    def close(self) -> None:
+        for process in self._found.values():
+            process.close()
 
 
 def _take_over(
@@ -75,9 +100,8 @@ def _drop_strays(keeper: Keeper, records: list[journal.Granted], kept: dict[str,
             keeper.drop(name)
 
 
-def _seal(record: journal.Granted, holds: list[Hold]) -> Seal:
+def _seal(record: journal.Granted, process: Process, holds: list[Hold]) -> Seal:
     progress = record.progress
-    process = processes.again(record.holder)
     seal = Seal(
         token=record.token,
         id=record.id,

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import secrets
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from sealsvc import states
@@ -70,6 +70,7 @@ class Seal:
     expires: float | None = None
     released: asyncio.Event = field(default_factory=asyncio.Event)
     exited: asyncio.Event = field(default_factory=asyncio.Event)
+    at_end: Callable[[], None] = lambda: None
     id: str = ""
 
     def __post_init__(self) -> None:

@@ -143,13 +143,12 @@ class Service:
             loop.remove_reader(pidfd)
             self.recaller.tasks.spawn(f"exit of {seal.id}", self.recaller.holder_exited(seal))
 
-        async def until_over() -> None:
-            await seal.released.wait()
+        def over() -> None:
             loop.remove_reader(pidfd)
             seal.process.close()
 
         loop.add_reader(pidfd, exited)
-        self.recaller.tasks.spawn(f"end of {seal.id}", until_over())
+        seal.at_end = over
 
     async def _return(self, peer: Peer, request: Return) -> Reply:
         seal = self._seal(peer, request.seal)

@@ -13,9 +13,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-pytest_plugins = ["tests.lab.plugin"]
-
 from scratch import leftovers, mounted
+
+pytest_plugins = ["tests.lab.plugin"]
 
 
 @pytest.fixture(scope="session")

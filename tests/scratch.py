@@ -45,7 +45,7 @@ def mounted(
         with image.open("xb") as file:
             file.truncate(size)
         _run(f"mkfs.{fstype}", "-q", *mkfs_args, str(image))
-        if fstype == "xfs":
+        if fstype == "xfs" and _kernel() >= (6, 10):
             _allow_exchange(str(image))
         # The loop device is made with LO_FLAGS_AUTOCLEAR: it goes with the last unmount.
         _run("mount", "-t", fstype, "-o", "loop", *mount_args, str(image), str(point))
@@ -60,6 +60,10 @@ def _allow_exchange(image: str) -> None:
     found = _run("xfs_db", "-r", "-c", "sb 0", "-c", "print features_incompat", image)
     bits = int(found.split("=")[1], 16) | EXCHRANGE
     _run("xfs_db", "-x", "-c", "sb 0", "-c", f"write -d features_incompat {bits:#x}", image)
+
+
+def _kernel() -> tuple[int, ...]:
+    return tuple(int(part) for part in os.uname().release.split(".")[:2])
 
 
 def _run(*command: str) -> str:
