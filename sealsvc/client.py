@@ -31,6 +31,8 @@ from sealsvc.messages import (
     Failure,
     FromService,
     Grant,
+    Mapped,
+    MappingReport,
     Push,
     Result,
     SealInfo,
@@ -177,6 +179,16 @@ class Client:
 
     def grant(self, fds: Sequence[int] = (), **fields: Any) -> Reply:
         return self.call(Grant, fds, **fields)
+
+    def validate(
+        self, seal: str, address: int | None = None, seqid: int | None = None
+    ) -> MappingReport:
+        """Have the mapping of the seal's range in its holder proven; `address` is where the range
+        begins there. Raises Refusal `mapping-invalid` with what is not as required."""
+        result = self.call(Mapped, seal=seal, address=address, seqid=seqid).result
+        if not isinstance(result, MappingReport):
+            raise TypeError(f"the answer is {type(result).__name__}, not a mapping report")
+        return result
 
     def pushes(self, timeout: float | None = None) -> Iterator[Push]:
         """Recalls and events as they arrive; ends after `timeout` seconds without one, or when

@@ -129,6 +129,13 @@ _ROWS = (
         "NFS4ERR_LAYOUTUNAVAILABLE",
     ),
     ErrorClass(
+        "not-dax", errno.EOPNOTSUPP, 422, 5, False,
+        "The file is mapped through the page cache, so its mapping cannot be synchronous or direct",
+        "Mount the file system with dax=always on persistent memory (or give the file the DAX"
+        " attribute), or do not require map_sync and pmd.",
+        "NFS4ERR_LAYOUTUNAVAILABLE",
+    ),
+    ErrorClass(
         "reflink-neighbours", errno.EOPNOTSUPP, 422, 5, False,
         "The file shares blocks outside the range; on reflink XFS its neighbours can still move",
         "Ask for prepare=unshare, which unshares the whole file.",
@@ -177,6 +184,11 @@ _ROWS = (
         "Unmap the range (and close the sealed descriptor) in the processes that the message"
         " names, then return it again.",
         "NFS4ERR_LOCKS_HELD",
+    ),
+    ErrorClass(
+        "mapping-invalid", errno.EFAULT, 409, 6, False,
+        "The holder's mapping is not what the seal requires",
+        "Map (or populate) the range anew as `check` asks for, then have it validated again.",
     ),
     ErrorClass(
         "stale-seqid", errno.ESTALE, 412, 6, False,

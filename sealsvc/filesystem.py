@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import select
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,8 +97,34 @@ def parse_mountinfo(text: str) -> list[Mount]:
     return mounts
 
 
+class _MountTable:
+    """The mounts of this namespace, read again only when the kernel says that they changed
+    (proc_pid_mountinfo(5): an exceptional condition on the descriptor, which poll clears)."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._poll: select.poll | None = None
+        self._mounts: list[Mount] = []
+
+    def read(self) -> list[Mount]:
+        with self._lock:
+            if self._poll is None:
+                self._poll = select.poll()
+                fd = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+                self._poll.register(fd, select.POLLPRI)
+                changed = True
+            else:
+                changed = bool(self._poll.poll(0))
+            if changed:  # a change from here on is told by the next poll
+                self._mounts = parse_mountinfo(Path("/proc/self/mountinfo").read_text())
+            return self._mounts
+
+
+_table = _MountTable()
+
+
 def mounts() -> list[Mount]:
-    return parse_mountinfo(Path("/proc/self/mountinfo").read_text())
+    return _table.read()
 
 
 def mount_of(fd: int) -> Mount:

@@ -228,7 +228,9 @@ class Keeper:
             try:
                 self._sock.sendmsg([ffi.buffer(request)], rights)
                 data, ancillary, _, _ = self._sock.recvmsg(
-                    _REPLY + _NAMES, _CONTROL, socket.MSG_CMSG_CLOEXEC
+                    _REPLY + (_NAMES if names is not None else 0),
+                    _CONTROL if received is not None else 0,
+                    socket.MSG_CMSG_CLOEXEC,
                 )
             except OSError as error:
                 raise Refusal("io-error", f"the keeper at {self.path}: {error}") from error

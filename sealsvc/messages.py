@@ -104,6 +104,17 @@ class Reclaim(Request, frozen=True, tag="reclaim"):
     seal: SealId
 
 
+class Mapped(Request, frozen=True, tag="mapped"):
+    """The holder has mapped the seal's range: prove that the mapping is as `require` of the grant
+    wants it, page by page, whereupon a granted seal becomes active. `address` is where the first
+    byte of the range stands (null: every shared mapping of the range in the holder is looked at).
+    Refused with `mapping-invalid`, which changes nothing. Answer: MappingReport."""
+
+    seal: SealId
+    address: Annotated[int, Meta(ge=1, le=2**62)] | None = None
+    seqid: int | None = None
+
+
 class Show(Request, frozen=True, tag="show"):
     """Answer: SealInfo."""
 
@@ -194,6 +205,7 @@ AnyRequest = (
     Grant
     | Return
     | Reclaim
+    | Mapped
     | Show
     | List
     | Extents
@@ -247,6 +259,28 @@ class SealInfo(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=
     deadline_in: float | None = None
     expires_in: float | None = None
     reason: str = ""
+
+
+class MappingReport(
+    msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="mapping-report"
+):
+    """A mapping that was found as required, at the moment it was looked at. `pages` are what the
+    `vmas` map of the range, `present` those that are there, `pfn_checked` those whose physical
+    address was found to be the extent's (fsdax), all in pages of the system; `huge_pages` are of
+    2 MiB. `method` is how pages were looked at: "pagemap-scan" or "pagemap". `notes` say what
+    could not be proven, and why."""
+
+    seal: str
+    seqid: int
+    state: State
+    vmas: int
+    pages: int
+    present: int
+    huge_pages: int
+    pfn_checked: int
+    method: str
+    dax: bool
+    notes: list[str]
 
 
 class SealPage(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="seal-page"):
@@ -363,6 +397,7 @@ class Done(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="don
 
 Result = (
     SealInfo
+    | MappingReport
     | SealPage
     | ExtentPage
     | RecallReport

@@ -185,6 +185,112 @@ def mappings(pid: int, device: int, inode: int, span: ByteRange) -> list[Mapping
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Where a mapping is not as wanted: `check` is one of CHECKS. `address` is 0 where nothing is
+    mapped; what `expected` and `found` are, native/include/sealsvc/validate.h says."""
+
+    check: str
+    address: int
+    offset: int
+    expected: int
+    found: int
+    found_device: int
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """`pages`, `present` and `placed` (those whose place is proven) are in pages of the system,
+    `huge` in pages of 2 MiB; `entries` were read from pagemap. `scanned`: by PAGEMAP_SCAN, without
+    which huge pages cannot be told; `hidden`: the kernel does not tell us places."""
+
+    areas: int
+    pages: int
+    present: int
+    huge: int
+    placed: int
+    entries: int
+    scanned: bool
+    hidden: bool
+    failed: Failed | None
+
+
+CHECKS = {
+    lib.SEAL_CHECK_SHARED: "shared",
+    lib.SEAL_CHECK_INODE: "inode",
+    lib.SEAL_CHECK_COVERAGE: "coverage",
+    lib.SEAL_CHECK_OFFSET: "offset",
+    lib.SEAL_CHECK_SYNC: "map-sync",
+    lib.SEAL_CHECK_PRESENT: "present",
+    lib.SEAL_CHECK_PLACE: "pfn",
+    lib.SEAL_CHECK_HUGE: "huge",
+}
+
+
+def validate_mapping(
+    pid: int,
+    device: int,
+    inode: int,
+    span: ByteRange,
+    *,
+    address: int | None = None,
+    sync: bool = False,
+    present: bool = False,
+    huge: bool = False,
+    map: ExtentMap | None = None,
+    base: int = 0,
+    read_entries: bool = False,
+) -> Validation:
+    """Is the span (whole pages) mapped in the process, at `address` or anywhere, as the keywords
+    want it? With a `map` (and the physical `base` of its device) the place of each page that is
+    there is compared with it. BlockingIOError: the process keeps changing its mappings."""
+    want = (
+        (address is not None and lib.SEAL_WANT_ADDRESS)
+        | (sync and lib.SEAL_WANT_SYNC)
+        | (present and lib.SEAL_WANT_PRESENT)
+        | (huge and lib.SEAL_WANT_HUGE)
+        | (map is not None and lib.SEAL_WANT_PLACE)
+        | (read_entries and lib.SEAL_READ_ENTRIES)
+    )
+    rows = np.ascontiguousarray(map if map is not None else np.empty((0, 4)), dtype=np.uint64)
+    extents = ffi.from_buffer("struct seal_extent[]", rows)  # the question only points there
+    question = ffi.new(
+        "struct seal_mapping_question *",
+        {
+            "pid": pid,
+            "want": want,
+            "device": device,
+            "inode": inode,
+            "start": span.offset,
+            "length": span.length,
+            "address": address or 0,
+            "extents": extents,
+            "extent_count": len(rows),
+            "base": base,
+        },
+    )
+    out = ffi.new("struct seal_mapping_answer *")
+    _check(lib.seal_mapping_validate(question, out), f"/proc/{pid}/pagemap")
+    failed = (
+        Failed(
+            CHECKS[out.check], out.address, out.offset, out.expected, out.found, out.found_device
+        )
+        if out.check
+        else None
+    )
+    return Validation(
+        out.areas,
+        out.pages,
+        out.present,
+        out.huge,
+        out.placed,
+        out.entries,
+        bool(out.scanned),
+        bool(out.hidden),
+        failed,
+    )
+
+
 def openers(device: int, inode: int, except_pid: int = 0) -> list[Opener]:
     """Who has the file open or mapped, as far as it can be named: no proof that nobody does."""
 

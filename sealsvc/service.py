@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from importlib.metadata import version
 from typing import Any
 
-from sealsvc import extents, native, processes, seals
+from sealsvc import extents, native, processes, seals, validation
 from sealsvc.audit import audit
 from sealsvc.control import Connection, Reply
 from sealsvc.enforce import Enforcer, EnforcerSet
@@ -29,6 +29,7 @@ from sealsvc.messages import (
     Gap,
     Grant,
     List,
+    Mapped,
     Recall,
     RecallOutcome,
     RecallReport,
@@ -74,6 +75,9 @@ class Service:
         match request:
             case Return():
                 return await self._return(peer, request)
+            case Mapped():
+                seal = self._seal_at(peer, request.seal, request.seqid)
+                return Reply(await validation.validate(self.grants, seal, request.address))
             case Reclaim():
                 return Reply(self._reclaim(connection, request))
             case Show():
@@ -106,10 +110,13 @@ class Service:
         except BaseException:
             close_all(fds)
             raise
+        descriptor = None
         try:
             descriptor = fds.pop() if fds else _descriptor_of(process, request)
+            await validation.refuse_unmappable(self.grants, request, descriptor)
         except BaseException:
             process.close()
+            close_all([] if descriptor is None else [descriptor])
             raise
         asker = Asker(connection.peer, process, connection)
         seal, fd = await self.grants.grant(request, asker, descriptor)
@@ -151,13 +158,7 @@ class Service:
         seal.at_end = over
 
     async def _return(self, peer: Peer, request: Return) -> Reply:
-        seal = self._seal(peer, request.seal)
-        if request.seqid is not None and request.seqid != seal.seqid:
-            raise Refusal(
-                "stale-seqid",
-                f"seal {seal.id} has seqid {seal.seqid}, the request {request.seqid}",
-                {"seqid": seal.seqid},
-            )
+        seal = self._seal_at(peer, request.seal, request.seqid)
         await self.grants.give_back(seal)
         return Reply(seal.info())
 
@@ -180,6 +181,17 @@ class Service:
         seal = self.table.get(seal_id)
         if seal is None or not self.policy.may_see(peer, seal):
             raise Refusal("no-such-seal", f"there is no seal {seal_id}", {"seal": seal_id})
+        return seal
+
+    def _seal_at(self, peer: Peer, seal_id: str, seqid: int | None) -> Seal:
+        """The seal, if it is still as whoever asks knows it."""
+        seal = self._seal(peer, seal_id)
+        if seqid is not None and seqid != seal.seqid:
+            raise Refusal(
+                "stale-seqid",
+                f"seal {seal.id} has seqid {seal.seqid}, the request {seqid}",
+                {"seqid": seal.seqid},
+            )
         return seal
 
     def _seen(self, peer: Peer) -> list[Seal]:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sealsvc.filesystem import Filesystem
+from sealsvc.messages import Requirements
 from sealsvc.model import ByteRange, FileId, Preparation
 from sealsvc.processes import Process
 
@@ -55,6 +56,34 @@ class ReleaseQuestion:
     others: frozenset[int]
 
 
+@dataclass(frozen=True, slots=True)
+class MappingQuestion:
+    """Does process `pid` map the range as it must? `address` is where its first byte stands (None:
+    anywhere), `map` the recorded one, `anchor` a descriptor of the file (-1: there is none)."""
+
+    file: FileId
+    range: ByteRange
+    anchor: int
+    map: ExtentMap
+    pid: int
+    address: int | None
+    require: Requirements
+
+
+@dataclass(frozen=True, slots=True)
+class MappingFacts:
+    """What was found of a mapping that is as it must be: fields as in messages.MappingReport."""
+
+    vmas: int
+    pages: int
+    present: int
+    huge_pages: int
+    pfn_checked: int
+    method: str
+    dax: bool
+    notes: list[str]
+
+
 class Host(Protocol):
     simulated: bool
 
@@ -95,6 +124,14 @@ class Host(Protocol):
     def remnants(self, question: ReleaseQuestion) -> list[Remnant]:
         """What still maps the range through the marked description, or in the process `holder`.
         Empty is a proof that nothing does."""
+        ...
+
+    def has_dax(self, file: str | int) -> bool:
+        """Is the file, a path or a descriptor, mapped without a page cache between?"""
+        ...
+
+    def validate(self, question: MappingQuestion) -> MappingFacts:
+        """Raises Refusal (mapping-invalid) with the first byte that is not mapped as it must be."""
         ...
 
     def process(self, pid: int) -> Process: ...

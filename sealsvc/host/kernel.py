@@ -12,7 +12,16 @@ from pathlib import Path
 from sealsvc import filesystem, native, processes
 from sealsvc.errors import Refusal
 from sealsvc.filesystem import Filesystem
-from sealsvc.host import ExtentMap, Progress, ReleaseQuestion, Remnant, Target
+from sealsvc.host import (
+    ExtentMap,
+    MappingFacts,
+    MappingQuestion,
+    Progress,
+    ReleaseQuestion,
+    Remnant,
+    Target,
+    mapped,
+)
 from sealsvc.host.prepare import prepare
 from sealsvc.model import ByteRange, FileId, Preparation
 from sealsvc.processes import Process
@@ -146,6 +155,21 @@ class KernelHost:
         # It is still open somewhere, perhaps only as a descriptor. A mapping does not tell which
         # description it came from, so every one that no other seal explains counts as its own.
         return [r for r in self._mappings(q, 0) if r.pid not in q.others or r.pid == q.holder]
+
+    def has_dax(self, file: str | int) -> bool:
+        if isinstance(file, int):
+            return mapped.has_dax(file)
+        try:
+            fd = os.open(file, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            raise _open_refusal(error, file) from None
+        try:
+            return mapped.has_dax(fd)
+        finally:
+            os.close(fd)
+
+    def validate(self, question: MappingQuestion) -> MappingFacts:
+        return mapped.validate(question)
 
     def process(self, pid: int) -> Process:
         return processes.by_pid(pid)

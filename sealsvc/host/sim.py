@@ -15,7 +15,15 @@ from sealsvc import processes
 from sealsvc.errors import Refusal
 from sealsvc.extents import EXTENT_LAST
 from sealsvc.filesystem import Filesystem
-from sealsvc.host import ExtentMap, Progress, ReleaseQuestion, Remnant, Target
+from sealsvc.host import (
+    ExtentMap,
+    MappingFacts,
+    MappingQuestion,
+    Progress,
+    ReleaseQuestion,
+    Remnant,
+    Target,
+)
 from sealsvc.model import ByteRange, FileId, Preparation
 from sealsvc.processes import Process
 
@@ -23,6 +31,7 @@ DEVICE = 0xFF00
 ROOT_INODE = 1
 DEFAULT_SIZE = 64 << 20
 EXTENT = 16 << 20
+PAGE = 4096
 STEPS = frozenset({"open", "prepare", "settle", "read-map", "mark", "arm"})
 FILESYSTEM = Filesystem(
     mount="/sim", type="xfs", source="/dev/sim", options="rw", device=DEVICE, reflink=True
@@ -136,6 +145,30 @@ class SimHost:
             found = [f for f in self._files.values() if f.id == q.file]
             pids = sorted(pid for f in found for pid in f.mappers)
         return [Remnant(pid, q.range) for pid in pids if pid == q.holder or pid not in q.others]
+
+    def has_dax(self, file: str | int) -> bool:  # noqa: ARG002 (the interface)
+        """What is required can be had here."""
+        return True
+
+    def validate(self, question: MappingQuestion) -> MappingFacts:
+        """A simulated mapping has everything that was required, wherever it is said to be."""
+        q = question
+        with self._lock:
+            found = [f for f in self._files.values() if f.id == q.file and q.pid in f.mappers]
+        if not found:
+            raise Refusal(
+                "mapping-invalid",
+                f"process {q.pid} does not map the file (simulated)",
+                {
+                    "check": "coverage",
+                    "offset": q.range.offset,
+                    "address": q.address,
+                    "expected": "a mapping of the file",
+                    "found": "none",
+                },
+            )
+        pages = q.range.rounded(PAGE).length // PAGE
+        return MappingFacts(1, pages, pages, 0, pages, "simulated", True, ["simulated"])
 
     def process(self, pid: int) -> Process:
         return processes.by_pid(pid)

@@ -1,0 +1,74 @@
+"""Where a block device lies in physical memory, when it is persistent memory.
+
+Through partitions and device-mapper devices of a single linear target; anything else cannot be told
+by one number.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from pathlib import Path
+
+SECTOR = 512
+
+# include/uapi/linux/dm-ioctl.h
+_DM_VERSION = (4, 0, 0)
+_DM_TABLE_STATUS = 0xC138FD0C
+_DM_STATUS_TABLE_FLAG = 1 << 4
+_DM_IOCTL = struct.Struct("=3I II I i I I I Q 128s 129s 7x")
+_DM_TARGET = struct.Struct("=QQiI16s")
+_DM_ROOM = 16384
+
+
+class Unknown(Exception):
+    """The text says why the device has no known place in memory."""
+
+
+def base_of(device: int) -> int:
+    """The physical address of the first byte of the block device. Raises Unknown."""
+    where = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
+    try:
+        name = where.resolve(strict=True).name
+        if (where / "partition").exists():
+            disk = _number(where.resolve().parent / "dev")
+            return base_of(disk) + int((where / "start").read_text()) * SECTOR
+        if (where / "dm").exists():
+            below, offset = _linear(device, name)
+            return base_of(below) + offset
+        if not name.startswith("pmem"):
+            raise Unknown(f"{name} is not persistent memory")
+        # Of an fsdax namespace this is where its data begins, behind the page structures.
+        return int((where / "device/resource").read_text(), 16)
+    except (OSError, ValueError) as error:
+        raise Unknown(f"device {os.major(device)}:{os.minor(device)}: {error}") from None
+
+
+def _number(path: Path) -> int:
+    major, minor = path.read_text().split(":")
+    return os.makedev(int(major), int(minor))
+
+
+def _linear(device: int, name: str) -> tuple[int, int]:
+    """The device that a device-mapper device stands on, and the byte of it where it begins."""
+    request = bytearray(_DM_ROOM)
+    _DM_IOCTL.pack_into(
+        request, 0, *_DM_VERSION, _DM_ROOM, _DM_IOCTL.size, 0, 0, _DM_STATUS_TABLE_FLAG, 0, 0,
+        device, b"", b"",
+    )  # fmt: skip
+    control = os.open("/dev/mapper/control", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(control, _DM_TABLE_STATUS, request)
+    finally:
+        os.close(control)
+    _, _, _, _, start, count, *_ = _DM_IOCTL.unpack_from(request)
+    if count != 1:
+        raise Unknown(f"{name} has {count} device-mapper targets, not one")
+    _, _, _, _, kind = _DM_TARGET.unpack_from(request, start)
+    if kind.rstrip(b"\0") != b"linear":
+        raise Unknown(f"{name} is device-mapper {kind.rstrip(bytes(1)).decode()}, not linear")
+    text = request[start + _DM_TARGET.size :].split(b"\0", 1)[0].decode()
+    below, sector = text.split()
+    major, minor = below.split(":")
+    return os.makedev(int(major), int(minor)), int(sector) * SECTOR

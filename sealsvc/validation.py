@@ -1,0 +1,104 @@
+"""Mapping validation: a holder's word that it has mapped its range, made into a proof."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+
+from sealsvc import states
+from sealsvc.errors import Refusal
+from sealsvc.grants import Grants, close_all
+from sealsvc.host import Host, MappingFacts, MappingQuestion
+from sealsvc.messages import Grant, MappingReport
+from sealsvc.seals import Seal
+from sealsvc.states import Step
+
+
+async def refuse_unmappable(grants: Grants, request: Grant, descriptor: int | None) -> None:
+    """Before a grant: what only DAX can give is not to be had of a file without."""
+    wanted = [name for name in ("map_sync", "pmd") if getattr(request.require, name)]
+    file = request.path if descriptor is None else descriptor
+    if not wanted or file is None:
+        return
+    try:
+        if await grants.workers.run(grants.host.has_dax, file):
+            return
+    except Refusal:
+        return  # the file cannot be opened, and the grant itself tells why
+    raise Refusal(
+        "not-dax",
+        f"require={','.join(wanted)}: {request.path or 'the file'} is not DAX (statx has no"
+        " STATX_ATTR_DAX): its mappings go through the page cache",
+        {"path": request.path, "require": wanted},
+    )
+
+
+async def validate(grants: Grants, seal: Seal, address: int | None) -> MappingReport:
+    """Prove the mapping of the seal's range in its holder. A granted seal becomes active; in any
+    other state it stays as it is, as it does when the proof fails."""
+    facts = await _facts(grants, seal, address)
+    if not seal.live:
+        raise Refusal("no-such-seal", f"seal {seal.id} has ended meanwhile", {"seal": seal.id})
+    if states.allowed(seal.state, Step.VALIDATE):
+        grants.move(seal, Step.VALIDATE, "the mapping is proven")
+    return MappingReport(
+        seal=seal.id,
+        seqid=seal.seqid,
+        state=seal.state,
+        vmas=facts.vmas,
+        pages=facts.pages,
+        present=facts.present,
+        huge_pages=facts.huge_pages,
+        pfn_checked=facts.pfn_checked,
+        method=facts.method,
+        dax=facts.dax,
+        notes=facts.notes,
+    )
+
+
+async def _facts(grants: Grants, seal: Seal, address: int | None) -> MappingFacts:
+    pid = seal.process.holder.pid
+    if seal.process.pidfd < 0:
+        raise _gone(pid)
+    # Copies: the seal may end while the worker looks, and its descriptors with it.
+    pidfd = os.dup(seal.process.pidfd)
+    anchor = os.dup(seal.hold.anchor) if seal.hold.anchor >= 0 else -1
+    question = MappingQuestion(
+        file=seal.file,
+        range=seal.range,
+        anchor=anchor,
+        map=seal.map,
+        pid=pid,
+        address=address,
+        require=seal.request.require,
+    )
+    looking = asyncio.ensure_future(grants.workers.run(_look, grants.host, question, pidfd))
+    try:
+        return await asyncio.shield(looking)
+    finally:
+        # Also when the request was cancelled: the worker cannot be stopped.
+        await asyncio.wait([looking])
+        _ = looking.cancelled() or looking.exception()
+        close_all([pidfd] if anchor < 0 else [pidfd, anchor])
+
+
+def _look(host: Host, question: MappingQuestion, pidfd: int) -> MappingFacts:
+    """In a worker. As long as the process has not ended its pid is its own: asked afterwards, that
+    holds for all that was looked at by pid."""
+    try:
+        return host.validate(question)
+    finally:
+        if _has_ended(pidfd):
+            raise _gone(question.pid)
+
+
+def _has_ended(pidfd: int) -> bool:
+    """A pidfd can be read from when the process, with all of its threads, has ended."""
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    return bool(poller.poll(0))
+
+
+def _gone(pid: int) -> Refusal:
+    return Refusal("no-such-holder", f"process {pid}, the seal's holder, has ended", {"pid": pid})
