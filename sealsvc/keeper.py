@@ -282,6 +282,20 @@ def connect(path: str) -> Keeper:
     return Keeper(path)
 
 
+def release_all(path: str) -> bool:
+    """End the keeper at `path` with everything it holds. False when there is none. Raises
+    KeeperError (EBUSY) while a service owns it."""
+    try:
+        keeper = Keeper(path)
+    except (FileNotFoundError, ConnectionRefusedError):
+        return False
+    try:
+        keeper.release()
+    finally:
+        keeper.close()
+    return True
+
+
 def _program() -> str:
     beside = Path(sys.executable).with_name("sealsvc-keeper")
     found = str(beside) if beside.exists() else shutil.which("sealsvc-keeper")

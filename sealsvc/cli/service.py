@@ -72,27 +72,17 @@ def release(file: Path | None, keeper: str | None, everything: bool) -> None:  #
     Example:
       sealsvc release --all
     """
-    from sealsvc.keeper import Keeper
+    from sealsvc.keeper import release_all
 
     try:
-        path = keeper or config.load(file).service.keeper_path
-        released = Keeper(path)
-    except (FileNotFoundError, ConnectionRefusedError):
-        click.echo("no keeper is there: nothing is sealed")
-        return
-    except (OSError, config.ConfigError) as error:
-        click.echo(f"sealsvc: {error}", err=True)
+        found = release_all(keeper or config.load(file).service.keeper_path)
+    except (OSError, config.ConfigError, Refusal) as error:
+        busy = isinstance(error, OSError) and error.errno == errno.EBUSY
+        why = "the service is running: use `sealctl recall --all`" if busy else error
+        click.echo(f"sealsvc: {why}", err=True)
         sys.exit(1)
-    try:
-        released.release()
-    except OSError as error:
-        if error.errno != errno.EBUSY:
-            raise
-        click.echo("sealsvc: the service is running: use `sealctl recall --all`", err=True)
-        sys.exit(1)
-    finally:
-        released.close()
-    click.echo("released: everything that waited goes on")
+    told = "everything that waited goes on" if found else "no keeper is there, nothing is sealed"
+    click.echo(f"released: {told}")
 
 
 def _override(loaded: config.Config, socket: str | None, roots: tuple[str, ...]) -> config.Config:

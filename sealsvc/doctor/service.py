@@ -13,6 +13,7 @@ from pathlib import Path
 
 from sealsvc.client import Client, socket_path
 from sealsvc.errors import Refusal
+from sealsvc.keeper import release_all
 from sealsvc.messages import ServiceStatus, Status
 
 _START_WITHIN = 15.0
@@ -82,6 +83,8 @@ def _private(enforcers: Sequence[str] | None, root: str) -> Iterator[str]:
             stderr=log,
             env={name: value for name, value in os.environ.items() if name not in drop},
         )
+        # A seal that could not be returned must not outlive the measurement.
+        stack.callback(release_all, str(directory / "keeper.sock"))
         stack.callback(_stop, process)
         _await(process, socket, directory / "log")
         yield socket

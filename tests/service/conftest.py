@@ -7,14 +7,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from sealsvc.client import Client
 from sealsvc.errors import Refusal
-from sealsvc.keeper import Keeper
+from sealsvc.keeper import release_all
 
 ROOT = Path(__file__).parents[2]
 MiB = 1 << 20
@@ -85,8 +85,7 @@ def serving(directory: Path, roots: list[Path], more: str = "") -> Iterator[str]
 
 def release(path: Path) -> None:
     """What a service left behind with its keeper ends."""
-    with suppress(FileNotFoundError, ConnectionRefusedError), closing(Keeper(str(path))) as keeper:
-        keeper.release()
+    release_all(str(path))
     until(lambda: not path.exists())
 
 
