@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,9 @@ import msgspec
 from msgspec import Meta
 
 from sealsvc.messages import DEFAULT_SOCKET
+
+# In the order in which they are best tried; pin has hazards: docs/pin.md.
+ENFORCERS = ("bpf", "fanotify", "lease", "pin")
 
 Seconds = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
@@ -33,6 +37,14 @@ class ServiceSection(Section, frozen=True):
         """Where the keeper listens: beside the control socket, unless said otherwise."""
         return self.keeper or os.path.join(os.path.dirname(self.socket), "keeper.sock")
 
+    @property
+    def bpf_path(self) -> str:
+        """Where BPF programs and maps are pinned: apart for each keeper."""
+        path = self.keeper_path
+        usual = os.path.join(os.path.dirname(DEFAULT_SOCKET), "keeper.sock")
+        mark = "" if path == usual else "-" + hashlib.sha256(path.encode()).hexdigest()[:12]
+        return f"/sys/fs/bpf/sealsvc{mark}"
+
 
 class PolicySection(Section, frozen=True):
     roots: list[str] = []
@@ -44,7 +56,7 @@ class PolicySection(Section, frozen=True):
 
 
 class EnforcersSection(Section, frozen=True):
-    use: list[str] = msgspec.field(default_factory=lambda: ["fanotify", "lease"])
+    use: list[str] = msgspec.field(default_factory=lambda: ["bpf", "fanotify", "lease"])
     linger: Annotated[float, Meta(ge=0)] = 2.0
     drain_timeout: Seconds = 0.5
 
@@ -77,11 +89,11 @@ def load(path: Path | None) -> Config:
     for root in config.policy.roots:
         if not os.path.isabs(root):
             raise ConfigError(f"{path}: policy.roots: {root!r} is not an absolute path")
-    unknown = set(config.enforcers.use) - {"fanotify", "lease"}
+    unknown = set(config.enforcers.use) - set(ENFORCERS)
     if unknown:
         raise ConfigError(
             f"{path}: enforcers.use: unknown {', '.join(sorted(unknown))};"
-            " choose from fanotify, lease"
+            f" choose from {', '.join(ENFORCERS)}"
         )
     if override := os.environ.get("SEALSVC_SOCKET"):
         config = msgspec.structs.replace(

@@ -11,6 +11,7 @@ import signal
 import socket
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
+from pathlib import Path
 
 import msgspec
 
@@ -18,6 +19,7 @@ from sealsvc.audit import audit
 from sealsvc.config import Config
 from sealsvc.control import ControlServer
 from sealsvc.enforce import Enforcer, EnforcerSet
+from sealsvc.enforce.bpf import BpfEnforcer
 from sealsvc.enforce.fanotify import FanotifyEnforcer
 from sealsvc.enforce.lease import LeaseEnforcer
 from sealsvc.enforce.sim import SimEnforcer, simulate
@@ -201,10 +203,10 @@ def kernel_daemon(config: Config) -> Daemon:
     signal.signal(signal.SIGIO, signal.SIG_IGN)
     keeper = connect(config.service.keeper_path)
     keeper.own()
+    drain = config.enforcers.drain_timeout
     known: dict[str, Callable[[], Enforcer]] = {
-        "fanotify": lambda: FanotifyEnforcer(
-            keeper, config.enforcers.linger, config.enforcers.drain_timeout
-        ),
+        "bpf": lambda: BpfEnforcer(keeper, Path(config.service.bpf_path), drain_timeout=drain),
+        "fanotify": lambda: FanotifyEnforcer(keeper, config.enforcers.linger, drain),
         "lease": lambda: LeaseEnforcer(keeper),
     }
     return Daemon(config, KernelHost(), [known[name]() for name in config.enforcers.use], keeper)

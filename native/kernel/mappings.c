@@ -1,5 +1,7 @@
 #include "sealsvc/mappings.h"
 
+#include "vmas.h"
+
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -7,164 +9,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
-
-/* A line of maps is at most a path of PATH_MAX bytes, each perhaps escaped as \ooo. */
-#define TEXT_ROOM 65536
-
-/* struct procmap_query and PROCMAP_QUERY since v6.11 (include/uapi/linux/fs.h). */
-struct map_query {
-	uint64_t size, flags, address;
-	uint64_t vma_start, vma_end, vma_flags, vma_page_size, vma_offset, inode;
-	uint32_t dev_major, dev_minor, name_size, build_id_size;
-	uint64_t name, build_id;
-};
-#define MAP_QUERY _IOWR('f', 17, struct map_query)
-#define MAP_QUERY_WRITABLE 0x02
-#define MAP_QUERY_SHARED 0x08
-#define MAP_QUERY_OR_NEXT 0x10
-#define MAP_QUERY_FILE_BACKED 0x20
-
-/* The device is the super block's, which is st_dev of stat(2) on the file systems that can be sealed.
- * On btrfs and overlayfs the two differ and nothing would be found: they are refused before. */
-struct vma {
-	uint64_t start, end, offset, inode, device;
-	int shared, writable;
-};
-
-/* Returns non-zero to end the walk. */
-typedef int (*vma_visit)(const struct vma *vma, int pid, void *context);
-
-/* The walks return how many VMAs they have seen (those without a file are not all counted), or
- * -errno. What a process maps anew or moves (mremap) behind the walk's back is missed: the answer
- * holds for a process that stands still. */
-static int64_t walk_by_query(int maps, int pid, vma_visit visit, void *context)
-{
-	struct map_query query = {
-		.size = sizeof(query),
-		.flags = MAP_QUERY_OR_NEXT | MAP_QUERY_FILE_BACKED,
-	};
-	int64_t seen = 0;
-
-	while (ioctl(maps, MAP_QUERY, &query) == 0) {
-		struct vma vma = {
-			.start = query.vma_start,
-			.end = query.vma_end,
-			.offset = query.vma_offset,
-			.inode = query.inode,
-			.device = makedev(query.dev_major, query.dev_minor),
-			.shared = !!(query.vma_flags & MAP_QUERY_SHARED),
-			.writable = !!(query.vma_flags & MAP_QUERY_WRITABLE),
-		};
-
-		seen++;
-		if (visit(&vma, pid, context))
-			return seen;
-		query.address = query.vma_end;
-	}
-	return errno == ENOENT || errno == ESRCH ? seen : -errno;
-}
-
-static const char *parse_number(const char *at, unsigned int base, uint64_t *out)
-{
-	uint64_t number = 0;
-
-	for (;; at++) {
-		unsigned int digit = (unsigned int)*at - '0';
-
-		if (digit > 9)
-			digit = (unsigned int)*at - 'a' + 10;
-		if (digit >= base)
-			break;
-		number = number * base + digit;
-	}
-	*out = number;
-	return at + 1; /* the separator */
-}
-
-/* proc_pid_maps(5): "start-end rwxs offset major:minor inode path". The caller ends it with '\n'. */
-static void parse_line(const char *at, struct vma *vma)
-{
-	uint64_t major, minor;
-
-	at = parse_number(at, 16, &vma->start);
-	at = parse_number(at, 16, &vma->end);
-	vma->writable = at[1] == 'w';
-	vma->shared = at[3] == 's';
-	at = parse_number(at + 5, 16, &vma->offset);
-	at = parse_number(at, 16, &major);
-	at = parse_number(at, 16, &minor);
-	vma->device = makedev((unsigned int)major, (unsigned int)minor);
-	parse_number(at, 10, &vma->inode);
-}
-
-/* Visits the complete lines of text[0, size); returns the bytes they take. *seen is negated when the
- * visitor ends the walk. */
-static size_t visit_lines(const char *text, size_t size, int pid, vma_visit visit, void *context,
-			  int64_t *seen)
-{
-	const char *at = text, *end;
-
-	while ((end = memchr(at, '\n', size - (size_t)(at - text)))) {
-		struct vma vma;
-
-		parse_line(at, &vma);
-		at = end + 1;
-		++*seen;
-		if (vma.inode && visit(&vma, pid, context)) {
-			*seen = -*seen;
-			break;
-		}
-	}
-	return (size_t)(at - text);
-}
-
-static int64_t walk_by_text(int maps, int pid, vma_visit visit, void *context)
-{
-	char *text = malloc(TEXT_ROOM);
-	size_t held = 0;
-	int64_t seen = 0;
-	ssize_t n;
-
-	if (!text)
-		return -ENOMEM;
-	while ((n = read(maps, text + held, TEXT_ROOM - held)) > 0) {
-		size_t done;
-
-		held += (size_t)n;
-		done = visit_lines(text, held, pid, visit, context, &seen);
-		held -= done;
-		if (seen < 0 || held == TEXT_ROOM)
-			break;
-		memmove(text, text + done, held);
-	}
-	if (n < 0)
-		seen = errno == ESRCH ? seen : -errno;
-	else if (seen < 0)
-		seen = -seen;
-	else if (n > 0)
-		seen = -EPROTO;
-	free(text);
-	return seen;
-}
-
-static int64_t walk_maps(const char *path, int pid, vma_visit visit, void *context)
-{
-	int maps = open(path, O_RDONLY | O_CLOEXEC);
-	int64_t seen;
-
-	if (maps < 0)
-		return -errno;
-	seen = walk_by_query(maps, pid, visit, context);
-	if (seen == -ENOTTY)
-		seen = walk_by_text(maps, pid, visit, context);
-	close(maps);
-	return seen;
-}
 
 /* The next numeric entry of a directory of /proc, or 0 at its end. */
 static int next_number(DIR *dir)
@@ -204,7 +52,7 @@ static int64_t walk_threads(int pid, vma_visit visit, void *context)
 		if (tid == pid)
 			continue;
 		snprintf(path, sizeof(path), "/proc/%d/task/%d/maps", pid, tid);
-		seen = walk_maps(path, pid, visit, context);
+		seen = seal_vmas_walk(path, 0, pid, visit, context);
 		if (is_gone(seen))
 			seen = 0;
 	}
@@ -219,7 +67,7 @@ static int walk_process(int pid, vma_visit visit, void *context)
 	int64_t seen;
 
 	snprintf(path, sizeof(path), "/proc/%d/maps", pid);
-	seen = walk_maps(path, pid, visit, context);
+	seen = seal_vmas_walk(path, 0, pid, visit, context);
 	if (seen == 0 || seen == -ESRCH)
 		seen = walk_threads(pid, visit, context);
 	return seen >= 0 || is_gone(seen) ? 0 : (int)seen;

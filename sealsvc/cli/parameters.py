@@ -84,6 +84,18 @@ def parse_timeout(text: str) -> float:
     return seconds
 
 
+def parse_address(text: str) -> int:
+    """As /proc/PID/maps and %p write it: hexadecimal, with or without 0x."""
+    try:
+        address = int(text, 16)
+    except ValueError:
+        address = 0
+    if not 0 < address < 2**62:
+        raise ValueError(f"{text!r} is not an address (such as 7f0000200000)")
+    return address
+
+
+ADDRESS = Parsed("ADDRESS", parse_address)
 RANGE = Parsed("OFFSET:LENGTH", parse_range)
 DURATION = Parsed("DURATION", parse_duration)
 TIMEOUT = Parsed("DURATION", parse_timeout)

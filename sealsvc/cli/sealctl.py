@@ -23,6 +23,7 @@ from sealsvc.cli.recall import recall
 from sealsvc.cli.show import show
 from sealsvc.cli.status import status
 from sealsvc.cli.units import duration
+from sealsvc.cli.validate import validate
 from sealsvc.cli.watch import watch
 from sealsvc.errors import Refusal
 from sealsvc.messages import Failure
@@ -43,6 +44,7 @@ COMMANDS = (
     ls,
     show,
     map_command,
+    validate,
     recall,
     watch,
     audit,

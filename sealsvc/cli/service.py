@@ -72,10 +72,15 @@ def release(file: Path | None, keeper: str | None, everything: bool) -> None:  #
     Example:
       sealsvc release --all
     """
+    from sealsvc.enforce import bpf
     from sealsvc.keeper import release_all
 
     try:
-        found = release_all(keeper or config.load(file).service.keeper_path)
+        section = config.load(file).service
+        if keeper:
+            section = msgspec.structs.replace(section, keeper=keeper)
+        found = release_all(section.keeper_path)
+        found = bpf.unpin(Path(section.bpf_path)) or found
     except (OSError, config.ConfigError, Refusal) as error:
         busy = isinstance(error, OSError) and error.errno == errno.EBUSY
         why = "the service is running: use `sealctl recall --all`" if busy else error

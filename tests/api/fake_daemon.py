@@ -158,6 +158,9 @@ class FakeDaemon:
             case m.Extents():
                 self._seals.find(request.seal)
                 return examples.EXTENTS
+            case m.Mapped():
+                self._seals.find(request.seal)
+                return examples.MAPPING
             case m.Watch():
                 return self._watch(peer, request)
             case m.Status():

@@ -16,6 +16,7 @@ BODY = {"path": "/srv/a", "holder": {"pid": 1}}
 CHANGES = [
     ("POST", "/v1/seals", BODY),
     ("DELETE", "/v1/seals/" + "0" * 24, None),
+    ("POST", "/v1/seals/" + "0" * 24 + "/validation", {}),
     ("POST", "/v1/recalls", {"all": True}),
     ("POST", "/v1/audits", {}),
 ]

@@ -62,6 +62,7 @@ EXPECTED = {
     "post /v1/audits",
     "post /v1/recalls",
     "post /v1/seals",
+    "post /v1/seals/{seal}/validation",
     "delete /v1/seals/{seal}",
 }
 
@@ -141,7 +142,7 @@ def test_security_follows_the_method(document: dict[str, Any]) -> None:
 
 
 def test_requests_reject_unknown_fields(document: dict[str, Any]) -> None:
-    for name in ("GrantBody", "RestHolder", "RecallBody", "AuditBody"):
+    for name in ("GrantBody", "RestHolder", "RecallBody", "AuditBody", "ValidationBody"):
         assert document["components"]["schemas"][name]["additionalProperties"] is False
     assert document["components"]["schemas"]["GrantBody"]["required"] == ["holder"]
 

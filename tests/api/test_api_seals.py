@@ -6,7 +6,16 @@ import pytest
 
 from api.etags import none_match, required_seqids
 from sealsvc.errors import Refusal
-from sealsvc.messages import Extents, Grant, HolderSpec, List, RecallSeals, Requirements, Return
+from sealsvc.messages import (
+    Extents,
+    Grant,
+    HolderSpec,
+    List,
+    Mapped,
+    RecallSeals,
+    Requirements,
+    Return,
+)
 from sealsvc.model import Preparation
 from tests.api.fake_daemon import FakeDaemon
 
@@ -137,6 +146,17 @@ def test_extents(http: httpx.Client, daemon: FakeDaemon, seal: str) -> None:
     assert answer.json()["total"] == 1
     (asked,) = daemon.asked(Extents)
     assert (asked.start, asked.limit) == (2, 3)
+
+
+def test_validation(http: httpx.Client, daemon: FakeDaemon, seal: str) -> None:
+    where = f"/v1/seals/{seal}/validation"
+    assert http.post(where).json()["pfn_checked"] == 16384
+    assert http.post(where, json={"address": 4096, "seqid": 1}).status_code == 200
+    first, second = daemon.asked(Mapped)
+    assert (first.seal, first.address, first.seqid) == (seal, None, None)
+    assert (second.address, second.seqid) == (4096, 1)
+    assert http.post(where, json={"address": 0}).status_code == 400
+    assert http.post(f"/v1/seals/{NOBODY}/validation").json()["code"] == "no-such-seal"
 
 
 @pytest.mark.parametrize("path", ["", "/extents"])

@@ -21,13 +21,14 @@ import numpy as np
 
 from sealsvc import native
 from sealsvc.client import Client
-from sealsvc.messages import Recall, Return
+from sealsvc.errors import Refusal
+from sealsvc.messages import Recall, Return, Status
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
 from scratch import mounted  # noqa: E402 (after the path)
-from service.conftest import RISKS, serving  # noqa: E402
+from service.conftest import RISKS, Running, serving  # noqa: E402
 
 Sampler = Callable[[], list[float]]
 
@@ -54,6 +55,7 @@ class Bench:
     socket: str
     floors: Path
     extents: int
+    seals: int
 
     def floor(self, name: str, rounds: int, *arguments: str) -> list[float]:
         command = [str(self.floors), name, str(rounds), *arguments]
@@ -192,11 +194,54 @@ def fiemap(bench: Bench, rounds: int) -> Figure:
         )  # fmt: skip
 
 
+def reclaim(bench: Bench, rounds: int) -> Figure:
+    """From kill -9 of a service with seals to the answer of the next one, which has them all; in
+    microseconds, processes and interpreters included. The floor is the same with nothing sealed."""
+    with tempfile.TemporaryDirectory(prefix="sealsvc-bench-") as made:
+        running = Running(Path(made), [bench.root], RISKS)
+        running.start()
+        running.ready()
+
+        def restart(expected: int) -> list[float]:
+            running.kill()
+            begun = time.perf_counter()
+            running.start()
+            while True:
+                try:
+                    with Client(str(running.socket)) as client:
+                        told = client.call(Status).result
+                    break
+                except Refusal:
+                    time.sleep(0.001)
+            taken = time.perf_counter() - begun
+            assert sum(told.seals.values()) == expected, told.seals
+            return [taken * 1e6]
+
+        try:
+            floor = [sample for _ in range(rounds) for sample in restart(0)]
+            with Client(str(running.socket)) as client:
+                paths = [bench.file(f"reclaim-{n}", 16 * 4096) for n in range(bench.seals // 8)]
+                for n in range(bench.seals):
+                    reply = client.grant(
+                        path=str(paths[n % len(paths)]), kind="shared", conflict="refuse",
+                        offset=n // len(paths) * 4096, length=4096,
+                    )  # fmt: skip
+                    os.close(reply.fds[0])
+                figure = [sample for _ in range(rounds) for sample in restart(bench.seals)]
+        finally:
+            running.end()
+    return alternate(
+        f"reclaim-{bench.seals}", "a restart with nothing sealed", 8.0,
+        lambda: figure, lambda: floor, 1,
+    )  # fmt: skip
+
+
 BENCHMARKS: dict[str, Callable[[Bench, int], Figure]] = {
     "control-cycle": cycle,
     "conflict-to-recall": recall,
     "bystander-pwrite": bystander,
     "fiemap": fiemap,
+    "reclaim": reclaim,
 }
 
 
@@ -205,6 +250,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="default: all")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--extents", type=int, default=1_000_000)
+    parser.add_argument("--seals", type=int, default=10_000)
     parser.add_argument("--out", type=Path, default=Path("bench.jsonl"))
     options = parser.parse_args()
     if os.geteuid() != 0:
@@ -219,7 +265,7 @@ def main() -> None:
         source = Path(__file__).with_name("floors.c")
         subprocess.run(["gcc", "-O2", "-o", floors, source, "-lpthread"], check=True)
         with serving(Path(made), [root], RISKS) as socket, options.out.open("w") as out:
-            bench = Bench(root, socket, floors, options.extents)
+            bench = Bench(root, socket, floors, options.extents, options.seals)
             print(f"{'figure':<20}{'p50':>10}{'p99':>10}{'floor':>10}{'ratio':>8}{'goal':>7}")
             for name in options.names or BENCHMARKS:
                 figure = BENCHMARKS[name](bench, options.rounds)

@@ -18,7 +18,7 @@ from sealsvc.daemon import Daemon
 from sealsvc.enforce.sim import SimEnforcer, simulate
 from sealsvc.errors import Refusal
 from sealsvc.host.sim import SimHost
-from sealsvc.messages import Audit, List, Recall, RecallSeals, Return, Show, Simulate
+from sealsvc.messages import Audit, List, Mapped, Recall, RecallSeals, Return, Show, Simulate
 from sealsvc.model import Conflict, Kind, State
 
 PATH = "/sim/a"
@@ -149,5 +149,23 @@ def test_an_unknown_action_is_refused(play):
     async def act(scene: Scene) -> None:
         with pytest.raises(Refusal, match="bad-request"):
             await scene.do("exit", pid=1)
+
+    play(act)
+
+
+def test_a_simulated_mapping_is_proven(play):
+    async def act(scene: Scene) -> None:
+        reply = await scene.grant(require={"map_sync": True, "populate": True, "pmd": True})
+        os.close(reply.fds[0])
+        seal = reply.seal.id
+        with pytest.raises(Refusal, match="does not map the file"):
+            await scene.call(Mapped, seal=seal)
+        assert (await scene.call(Show, seal=seal)).seal.state is State.GRANTED
+        await scene.do("map", pid=os.getpid())
+        report = (await scene.call(Mapped, seal=seal)).result
+        assert (report.state, report.method) == (State.ACTIVE, "simulated")
+        assert report.present == report.pages > 0
+        await scene.do("unmap", pid=os.getpid())
+        assert (await scene.call(Return, seal=seal)).seal.state is State.RETURNED
 
     play(act)

@@ -48,17 +48,23 @@ struct seal_bpf_control {
 	uint32_t layout;
 	uint32_t entries, exclusive;
 	uint32_t notes; /* operations about to be refused */
-	uint32_t ioctls; /* map-changing ioctls under way */
+	uint32_t loose; /* operations under way that are listed without their file */
 	int32_t service;
 	uint64_t service_start;
 	uint64_t lost_events;
 	uint64_t untracked; /* operations that found no room in the map of those under way */
 };
 
-/* An operation under way. `file` is what it works on; inode 0: any file of the device. */
+/* An operation under way. `file` is what it works on; device 0: it may be any file of the device that
+ * the value names. */
 struct seal_bpf_underway {
 	uint64_t task; /* tgid << 32 | tid */
 	struct seal_bpf_file file;
+};
+
+struct seal_bpf_since {
+	uint64_t time; /* CLOCK_MONOTONIC, ns */
+	uint64_t device;
 };
 
 struct seal_bpf_event {

@@ -2,6 +2,7 @@
 #ifndef SEALSVC_NATIVE_H
 #define SEALSVC_NATIVE_H
 
+#include "sealsvc/bpf.h"
 #include "sealsvc/extents.h"
 #include "sealsvc/files.h"
 #include "sealsvc/gate.h"
@@ -12,6 +13,7 @@
 #include "sealsvc/operation.h"
 #include "sealsvc/populate.h"
 #include "sealsvc/procfs.h"
+#include "sealsvc/validate.h"
 #include "sealsvc/verdict.h"
 
 #endif

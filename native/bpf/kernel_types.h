@@ -1,0 +1,91 @@
+/* The few kernel structures that the programs read. Their offsets come from the BTF of the running
+ * kernel (CO-RE), so that only names and types matter here; what is not read is left out. */
+#ifndef SEAL_KERNEL_TYPES_H
+#define SEAL_KERNEL_TYPES_H
+
+#include <linux/types.h>
+
+typedef long long loff_t;
+typedef __u32 rwf_t;
+typedef __u32 dev_t;
+typedef unsigned long size_t;
+typedef long ssize_t;
+typedef _Bool bool;
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+struct super_block {
+	dev_t s_dev;
+};
+
+struct inode {
+	unsigned short i_mode;
+	struct super_block *i_sb;
+	unsigned long i_ino;
+	dev_t i_rdev;
+	__u8 i_blkbits;
+	__u32 i_generation;
+};
+
+struct file {
+	unsigned int f_mode;
+	unsigned int f_flags;
+	struct inode *f_inode;
+};
+
+struct dentry {
+	struct inode *d_inode;
+};
+
+struct iattr {
+	unsigned int ia_valid;
+	loff_t ia_size;
+};
+
+struct kiocb {
+	struct file *ki_filp;
+	loff_t ki_pos;
+};
+
+struct iocb {
+	rwf_t aio_rw_flags;
+	__u64 aio_nbytes;
+	__s64 aio_offset;
+};
+
+struct io_kiocb {
+	struct file *file;
+	__u8 opcode;
+};
+
+/* What io_uring keeps at the start of a struct io_kiocb for reads and writes. */
+struct io_rw {
+	struct kiocb kiocb;
+	__u32 len;
+	rwf_t flags;
+};
+
+typedef struct {
+	int counter;
+} atomic_t;
+
+struct fdtable {
+	unsigned int max_fds;
+	struct file **fd;
+};
+
+struct files_struct {
+	atomic_t count;
+	struct fdtable *fdt;
+};
+
+struct task_struct {
+	int tgid;
+	struct task_struct *group_leader;
+	__u64 start_boottime;
+	struct files_struct *files;
+};
+
+#pragma clang attribute pop
+
+#endif

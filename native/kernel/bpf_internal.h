@@ -1,0 +1,30 @@
+/* What bpf_load.c makes and bpf.c uses. */
+#ifndef SEALSVC_BPF_INTERNAL_H
+#define SEALSVC_BPF_INTERNAL_H
+
+#include <bpf/libbpf.h>
+#include <pthread.h>
+
+#include "bpf_programs.h"
+#include "sealsvc/bpf.h"
+
+struct seal_bpf {
+	struct bpf_object *object;
+	struct bpf_link *links[BPF_PROGRAMS];
+	struct seal_bpf_program programs[BPF_PROGRAMS];
+	struct ring_buffer *ring;
+	struct seal_bpf_control *control; /* mapped: the programs count in it as well */
+	int files, underway;		  /* maps, owned by object */
+	pthread_mutex_t lock;		  /* changes of entries */
+	uint64_t version;		  /* the last one given */
+	uint64_t untracked;		  /* as the last barrier saw it */
+	struct seal_bpf_event *events;	  /* where the ring's callback puts them */
+	size_t event_count, event_room;
+};
+
+int bpf_load(struct seal_bpf *bpf, const char *object, const char *directory, const char *without,
+	     char *why, size_t size);
+int bpf_attach(struct seal_bpf *bpf);
+int bpf_pin(struct seal_bpf *bpf, const char *directory);
+
+#endif

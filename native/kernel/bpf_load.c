@@ -1,0 +1,373 @@
+/* Loading, attaching and pinning, with whatever of the programs this kernel takes. */
+#include "bpf_internal.h"
+
+#include <bpf/bpf.h>
+#include <bpf/btf.h>
+#include <dirent.h>
+#include <errno.h>
+#include <limits.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#define BPFFS_MAGIC 0xcafe4a11
+
+/* libbpf has one print function for a process. What it says last is the reason, and the only place
+ * where it names the program that did not load. */
+static pthread_mutex_t log_lock = PTHREAD_MUTEX_INITIALIZER;
+static char last_warning[128], last_program[32];
+
+static void keep_line(const char *line)
+{
+	snprintf(last_warning, sizeof(last_warning), "%.*s", (int)strcspn(line, "\n"), line);
+}
+
+/* The verifier's log comes as one text. What it objects to stands in the line before its figures. */
+static void keep_objection(char *log)
+{
+	char *figures = strstr(log, "\nprocessed "), *line;
+
+	if (!figures)
+		return;
+	*figures = '\0';
+	line = strrchr(log, '\n');
+	if (line)
+		keep_line(line + 1);
+}
+
+static int keep_warning(enum libbpf_print_level level, const char *format, va_list arguments)
+{
+	char *text, *line;
+
+	if (level != LIBBPF_WARN || vasprintf(&text, format, arguments) < 0)
+		return 0;
+	line = strncmp(text, "libbpf: ", 8) ? text : text + 8;
+	pthread_mutex_lock(&log_lock);
+	sscanf(line, "prog '%31[^']'", last_program);
+	if (strstr(line, "BEGIN PROG LOAD LOG"))
+		keep_objection(line);
+	else if (!strstr(line, "failed to load"))
+		keep_line(line);
+	pthread_mutex_unlock(&log_lock);
+	free(text);
+	return 0;
+}
+
+static void explain(char *why, size_t size, const char *what, int error)
+{
+	pthread_mutex_lock(&log_lock);
+	snprintf(why, size, "%s: %s%s%s", what, strerror(-error), last_warning[0] ? ": " : "",
+		 last_warning);
+	pthread_mutex_unlock(&log_lock);
+}
+
+/* Which programs this kernel has a place for */
+
+static int parameters_of(const struct btf *btf, const char *function)
+{
+	const struct btf_type *type;
+	int id = btf__find_by_name_kind(btf, function, BTF_KIND_FUNC);
+
+	if (id < 0)
+		return -1;
+	type = btf__type_by_id(btf, btf__type_by_id(btf, id)->type);
+	return type ? btf_vlen(type) : -1;
+}
+
+static void choose(struct seal_bpf *bpf, const struct btf *btf)
+{
+	for (size_t i = 0; i < BPF_PROGRAMS; i++) {
+		const struct bpf_program_need *need = &bpf_program_needs[i];
+		struct seal_bpf_program *program = &bpf->programs[i];
+		int parameters = parameters_of(btf, need->function);
+
+		program->name = need->name;
+		program->state = SEAL_BPF_ON;
+		program->why[0] = '\0';
+		if (need->purpose && parameters_of(btf, need->purpose) < 0)
+			program->state = SEAL_BPF_NEEDLESS;
+		else if (parameters < 0)
+			program->state = SEAL_BPF_OFF;
+		else if (need->parameters && parameters != need->parameters)
+			program->state = SEAL_BPF_NEEDLESS;
+		if (program->state == SEAL_BPF_OFF)
+			snprintf(program->why, sizeof(program->why),
+				 "the kernel's BTF does not have %s", need->function);
+	}
+}
+
+/* `without` names programs, with commas between. */
+static void leave_out(struct seal_bpf *bpf, const char *without)
+{
+	char list[512], *at = list, *name;
+
+	snprintf(list, sizeof(list), "%s", without ? without : "");
+	while ((name = strsep(&at, ",")))
+		for (size_t i = 0; i < BPF_PROGRAMS; i++)
+			if (!strcmp(name, bpf->programs[i].name)) {
+				bpf->programs[i].state = SEAL_BPF_OFF;
+				snprintf(bpf->programs[i].why, sizeof(bpf->programs[i].why),
+					 "left out by the caller");
+			}
+}
+
+/* Loading */
+
+static int pin_maps_below(struct bpf_object *object, const char *directory)
+{
+	struct bpf_map *map;
+	char path[PATH_MAX];
+
+	bpf_object__for_each_map(map, object)
+	{
+		snprintf(path, sizeof(path), "%s/maps/%s", directory, bpf_map__name(map));
+		if (bpf_map__set_pin_path(map, path))
+			return -errno;
+	}
+	return 0;
+}
+
+/* With all programs that are on. */
+static int load_once(struct seal_bpf *bpf, const char *path, const char *directory)
+{
+	struct bpf_object *object = bpf_object__open_file(path, 0);
+	int result = 0;
+
+	if (!object)
+		return -errno;
+	for (size_t i = 0; i < BPF_PROGRAMS; i++) {
+		struct bpf_program *program =
+			bpf_object__find_program_by_name(object, bpf->programs[i].name);
+
+		if (program)
+			bpf_program__set_autoload(program, bpf->programs[i].state == SEAL_BPF_ON);
+		else
+			result = -ENOEXEC;
+	}
+	if (!result)
+		result = pin_maps_below(object, directory);
+	if (!result)
+		result = bpf_object__load(object);
+	if (result) {
+		bpf_object__close(object);
+		return result;
+	}
+	bpf->object = object;
+	return 0;
+}
+
+/* Turn off the program that did not load, and say why. 0 when it is not known which. */
+static int turn_off(struct seal_bpf *bpf, int error)
+{
+	for (size_t i = 0; i < BPF_PROGRAMS; i++) {
+		struct seal_bpf_program *program = &bpf->programs[i];
+
+		if (program->state == SEAL_BPF_ON && !strcmp(program->name, last_program)) {
+			program->state = SEAL_BPF_OFF;
+			explain(program->why, sizeof(program->why), "does not load", error);
+			return 1;
+		}
+	}
+	return 0;
+}
+
+static int check_layout(const char *directory, char *why, size_t size)
+{
+	struct seal_bpf_control control = {0};
+	struct bpf_map_info info = {0};
+	uint32_t length = sizeof(info), zero = 0;
+	char path[PATH_MAX];
+	int fd;
+
+	snprintf(path, sizeof(path), "%s/maps/seal_control", directory);
+	fd = bpf_obj_get(path);
+	if (fd < 0)
+		return errno == ENOENT ? 0 : -errno;
+	if (!bpf_obj_get_info_by_fd(fd, &info, &length) && info.value_size == sizeof(control))
+		bpf_map_lookup_elem(fd, &zero, &control);
+	close(fd);
+	/* 0: whoever made it did not come as far as to write it. */
+	if (control.layout == SEAL_BPF_LAYOUT ||
+	    (control.layout == 0 && info.value_size == sizeof(control)))
+		return 0;
+	snprintf(why, size,
+		 "the maps pinned in %s are of another version of sealsvc (layout %u, not %d);"
+		 " release them with it",
+		 directory, control.layout, SEAL_BPF_LAYOUT);
+	return -EPROTO;
+}
+
+static int make_directories(const char *directory, char *why, size_t size)
+{
+	char path[PATH_MAX], *slash;
+	struct statfs fs;
+
+	snprintf(path, sizeof(path), "%s", directory);
+	slash = strrchr(path, '/');
+	if (slash && slash != path)
+		*slash = '\0';
+	if (statfs(path, &fs) || (uint32_t)fs.f_type != BPFFS_MAGIC) {
+		snprintf(why, size, "no bpffs is mounted at %s (mount -t bpf bpf %s)", path, path);
+		return -ENODEV;
+	}
+	static const char *const below[] = {"", "/maps", "/links"};
+	for (int i = 0; i < 3; i++) {
+		snprintf(path, sizeof(path), "%s%s", directory, below[i]);
+		if (mkdir(path, 0700) && errno != EEXIST) {
+			int error = errno;
+
+			snprintf(why, size, "mkdir %s: %s", path, strerror(error));
+			return -error;
+		}
+	}
+	return 0;
+}
+
+int bpf_load(struct seal_bpf *bpf, const char *path, const char *directory, const char *without,
+	     char *why, size_t size)
+{
+	struct btf *btf;
+	int result;
+
+	libbpf_set_print(keep_warning);
+	last_warning[0] = '\0';
+	btf = btf__load_vmlinux_btf();
+	if (!btf) {
+		snprintf(why, size, "the kernel has no BTF (CONFIG_DEBUG_INFO_BTF): %s",
+			 strerror(errno));
+		return -ENOTSUP;
+	}
+	choose(bpf, btf);
+	leave_out(bpf, without);
+	btf__free(btf);
+	result = make_directories(directory, why, size);
+	if (!result)
+		result = check_layout(directory, why, size);
+	if (result)
+		return result;
+	/* Without privilege no program loads: there is none to do without. */
+	do {
+		last_program[0] = last_warning[0] = '\0';
+		result = load_once(bpf, path, directory);
+	} while (result && result != -EPERM && turn_off(bpf, result));
+	if (result)
+		explain(why, size, "loading BPF LSM programs", result);
+	return result;
+}
+
+/* Attaching and pinning */
+
+int bpf_attach(struct seal_bpf *bpf)
+{
+	int attached = 0;
+
+	for (size_t i = 0; i < BPF_PROGRAMS; i++) {
+		struct seal_bpf_program *program = &bpf->programs[i];
+		struct bpf_program *loaded =
+			bpf_object__find_program_by_name(bpf->object, program->name);
+
+		if (program->state != SEAL_BPF_ON)
+			continue;
+		bpf->links[i] = bpf_program__attach(loaded);
+		if (bpf->links[i]) {
+			attached++;
+		} else {
+			program->state = SEAL_BPF_OFF;
+			explain(program->why, sizeof(program->why), "does not attach", -errno);
+		}
+	}
+	return attached ? 0 : -EOPNOTSUPP;
+}
+
+static int is_known(const char *name)
+{
+	for (size_t i = 0; i < BPF_PROGRAMS; i++)
+		if (!strcmp(name, bpf_program_needs[i].name))
+			return 1;
+	return 0;
+}
+
+/* Links of programs that are no more, and those of a start that was cut off. */
+static void sweep(const char *directory)
+{
+	char path[PATH_MAX + NAME_MAX + 8];
+	struct dirent *entry;
+	DIR *listing;
+
+	snprintf(path, sizeof(path), "%s/links", directory);
+	listing = opendir(path);
+	while (listing && (entry = readdir(listing))) {
+		if (entry->d_name[0] == '.' || is_known(entry->d_name))
+			continue;
+		snprintf(path, sizeof(path), "%s/links/%s", directory, entry->d_name);
+		unlink(path);
+	}
+	if (listing)
+		closedir(listing);
+}
+
+/* The rename drops the old link, after the new one is in force. A program that does not load now
+ * leaves the old one where it is. */
+int bpf_pin(struct seal_bpf *bpf, const char *directory)
+{
+	char fresh[PATH_MAX], path[PATH_MAX];
+
+	for (size_t i = 0; i < BPF_PROGRAMS; i++) {
+		if (!bpf->links[i])
+			continue;
+		/* bpffs allows no dots in names. */
+		snprintf(path, sizeof(path), "%s/links/%s", directory, bpf->programs[i].name);
+		snprintf(fresh, sizeof(fresh), "%s/links/%s_new", directory, bpf->programs[i].name);
+		unlink(fresh);
+		if (bpf_link__pin(bpf->links[i], fresh) || rename(fresh, path))
+			return -errno;
+	}
+	sweep(directory);
+	return 0;
+}
+
+static int unlink_all(const char *directory)
+{
+	char path[PATH_MAX + NAME_MAX + 2];
+	struct dirent *entry;
+	DIR *listing = opendir(directory);
+
+	if (!listing)
+		return -errno;
+	while ((entry = readdir(listing))) {
+		if (entry->d_name[0] == '.')
+			continue;
+		snprintf(path, sizeof(path), "%s/%s", directory, entry->d_name);
+		unlink(path);
+	}
+	closedir(listing);
+	return rmdir(directory) ? -errno : 0;
+}
+
+static int empty_directory(const char *directory, const char *name)
+{
+	char path[PATH_MAX];
+	int result;
+
+	snprintf(path, sizeof(path), "%s/%s", directory, name);
+	/* A listing may pass over entries while others go. */
+	for (int i = 0; i < 4; i++) {
+		result = unlink_all(path);
+		if (result != -ENOTEMPTY)
+			break;
+	}
+	return result == -ENOENT ? 0 : result;
+}
+
+int seal_bpf_unpin(const char *directory)
+{
+	int links = empty_directory(directory, "links"), maps = empty_directory(directory, "maps");
+
+	if (links || maps)
+		return links ? links : maps;
+	return rmdir(directory) && errno != ENOENT ? -errno : 0;
+}

@@ -1,0 +1,28 @@
+/* The parts of seal_mapping_validate(). */
+#ifndef SEALSVC_KERNEL_VALIDATE_H
+#define SEALSVC_KERNEL_VALIDATE_H
+
+#include "sealsvc/validate.h"
+
+#include "vmas.h"
+
+/* Index of the first of `areas` (in order of address, exactly as smaps shows them) that is shared and
+ * lacks MAP_SYNC, or `count`: none. -EAGAIN when smaps does not show one of them, -errno. */
+int64_t seal_smaps_unsynced(const char *task, const struct vma *areas, size_t count);
+
+struct page_walk {
+	const struct seal_mapping_question *question;
+	struct seal_mapping_answer *answer;
+	int pagemap;
+	uint64_t page; /* bytes */
+};
+
+/* Judge the pages of one area, a stretch of the file that is mapped at `address`. 0: go on, or look at
+ * answer->check; -errno. */
+int seal_pages_judge(struct page_walk *walk, uint64_t address, uint64_t offset, uint64_t length);
+
+/* Note the first failure: `expected` and `found` are as the answer's. Always 0. */
+int seal_failed(struct seal_mapping_answer *answer, uint32_t check, uint64_t address,
+		uint64_t offset, uint64_t expected, uint64_t found);
+
+#endif

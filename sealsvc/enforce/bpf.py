@@ -1,0 +1,504 @@
+"""The bpf enforcer: BPF LSM programs that refuse what changes a sealed map, inside the kernel.
+
+Alone it keeps seals whose conflicts are refused. Behind another enforcer, which makes conflicts
+wait, it refuses what that one cannot see. Programs and seals are pinned in a bpffs: they go on
+refusing when the service is killed, until it starts again.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from sealsvc import native
+from sealsvc.enforce import Claim, Guard, Hold, Outcome, Report, Verdict
+from sealsvc.errors import Refusal
+from sealsvc.filesystem import Filesystem
+from sealsvc.host import Target
+from sealsvc.keeper import Keeper
+from sealsvc.messages import Gap, Grant
+from sealsvc.model import Conflict, FileId, Kind, Operation
+from sealsvc.native import ffi, lib
+
+DIRECTORY = Path("/sys/fs/bpf/sealsvc")
+
+_POLICIES = {
+    Verdict.ARMING: lib.SEAL_POLICY_ARMING,
+    Verdict.WAIT: lib.SEAL_POLICY_WAIT,
+    Verdict.REFUSE: lib.SEAL_POLICY_REFUSE,
+    Verdict.BUSY: lib.SEAL_POLICY_BUSY,
+}
+_FRONTS = {
+    "": lib.SEAL_BPF_ALONE,
+    "fanotify": lib.SEAL_BPF_BEHIND_FANOTIFY,
+    "lease": lib.SEAL_BPF_BEHIND_LEASE,
+}
+_BATCH = 64
+_MAX_PROGRAMS = 64
+_PIDNS = 0xEFFFFFFC  # PROC_PID_INIT_INO, the inode of the initial pid namespace
+
+# Two programs for one hook, whose parameters changed; they count as one.
+_SETATTRS = frozenset({"setattr_by_idmap", "setattr_by_dentry"})
+_ALWAYS = frozenset({"file_permission", "setattr"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Program:
+    """`misses`: how often the kernel skipped it."""
+
+    name: str
+    state: int
+    misses: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Cover:
+    """A risk, and the programs without which it is one. `types`: the file systems that know it."""
+
+    risk: str
+    programs: frozenset[str]
+    why: str
+    types: tuple[str, ...] = ("xfs", "ext4")
+    reflink: bool = False
+    kinds: tuple[Kind, ...] = (Kind.SHARED, Kind.EXCLUSIVE)
+
+    def concerns(self, filesystem: Filesystem, kind: Kind) -> bool:
+        return (
+            filesystem.type in self.types
+            and (filesystem.reflink or not self.reflink)
+            and kind in self.kinds
+        )
+
+
+def _cover(risk: str, programs: str, why: str, **more: Any) -> _Cover:
+    return _Cover(risk, frozenset(programs.split()), why, **more)
+
+
+# What each program is for. A risk is open when one of its programs is off on this kernel.
+_COVERS = (
+    _cover("bpf-truncate", "setattr", "truncate(2) is not refused"),
+    _cover("bpf-fallocate", "file_permission fallocate", "fallocate(2) is not refused"),
+    _cover("bpf-copy", "file_permission copy", "copy_file_range(2) is not refused", reflink=True),
+    _cover("bpf-clone", "file_permission clone", "FICLONE is not refused", reflink=True),
+    _cover(
+        "bpf-remap",
+        "file_permission remap dedupe",
+        "FIDEDUPERANGE and XFS_IOC_EXCHANGE_RANGE are not refused",
+        types=("xfs",),
+    ),
+    _cover(
+        "bpf-atomic-write",
+        "file_permission writev aio uring",
+        "writes with RWF_ATOMIC, which XFS does out of place, are not refused",
+        types=("xfs",),
+    ),
+    _cover(
+        "bpf-under-way",
+        "fallocate_end copy_end clone_end dedupe_end writev_end aio_end uring_end ioctl_end"
+        " ioctl_compat_end",
+        "operations that were under way at the grant cannot be waited for",
+    ),
+    _cover(
+        "bpf-open",
+        "file_open",
+        "opens by others are not refused",
+        kinds=(Kind.EXCLUSIVE,),
+    ),
+    _cover(
+        "ext4-move-ext",
+        "file_ioctl file_ioctl_compat",
+        "EXT4_IOC_MOVE_EXT is not refused",
+        types=("ext4",),
+    ),
+    _cover(
+        "xfs-swapext",
+        "file_ioctl file_ioctl_compat",
+        "XFS_IOC_SWAPEXT is not refused",
+        types=("xfs",),
+    ),
+    _cover("loop-device", "file_ioctl file_ioctl_compat", "loop devices can be set up on the file"),
+)
+# Risks of other enforcers, and the risks of ours that must not be open for them to be none.
+_CLOSES = {
+    "ext4-move-ext": ("ext4-move-ext",),
+    "xfs-swapext": ("xfs-swapext",),
+    "loop-device": ("loop-device",),
+    "overlay-truncate": ("bpf-truncate",),
+}
+# What an exclusive seal's holder can do to its own map.
+_HOLDER_OPERATIONS = frozenset(cover.risk for cover in _COVERS) - {"bpf-open"}
+
+
+def _object() -> Path:
+    """The programs, installed beside the extension module that loads them."""
+    spec = find_spec("_sealsvc_native")
+    beside = Path(spec.origin).parent if spec and spec.origin else Path()
+    return beside / "sealsvc" / "bpf" / "seal.bpf.o"
+
+
+class _Hold:
+    def __init__(
+        self, enforcer: BpfEnforcer, key: Any, file: FileId, filesystem: Filesystem, guard: Guard
+    ) -> None:
+        self._enforcer, self._key, self._guard = enforcer, key, guard
+        self._generation = file.generation or 0
+        self._reflink = filesystem.reflink
+        self._released = False
+        self.anchor = -1
+
+    @property
+    def _name(self) -> str:
+        """What the keeper calls the anchor: it pins the inode while no service does."""
+        return f"bpf:{self._guard.token}"
+
+    def open_anchor(self, fd: int) -> None:
+        """Ours, apart from the holder's; opened through /proc, it is a description of its own."""
+        self.anchor = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+        self._enforcer.keeper.keep(self._name, self.anchor)
+
+    def find_anchor(self, kept: dict[str, int]) -> None:
+        if self._name in kept:
+            self.anchor = os.dup(kept[self._name])
+
+    def put(self) -> None:
+        self._enforcer.put(self._key, self._generation, self._reflink, self._guard)
+
+    def change(self, verdict: Verdict) -> None:
+        if not self._released:
+            self._guard = replace(self._guard, verdict=verdict)
+            self.put()
+
+    def release(self) -> None:
+        if self._released:
+            return
+        self._released = True
+        self._enforcer.take(self._key, self._guard.token)
+        if self.anchor >= 0:
+            self._enforcer.keeper.drop(self._name)
+            os.close(self.anchor)
+            self.anchor = -1
+
+
+class BpfEnforcer:
+    name = "bpf"
+
+    def __init__(
+        self,
+        keeper: Keeper,
+        directory: Path = DIRECTORY,
+        without: Sequence[str] = (),
+        drain_timeout: float = 0.5,
+    ) -> None:
+        """Pins go below `directory`, on a bpffs. `without` names programs not to load;
+        `drain_timeout` seconds a grant waits for what is under way on its file."""
+        self.keeper = keeper
+        self.directory, self.without, self.drain_timeout = directory, without, drain_timeout
+        self._bpf: Any = None
+        self._missing: dict[str, str] = {}
+        self._exclusive: dict[tuple[int, int], set[int]] = {}  # tokens, by device and inode
+        self._deliver: Callable[[Report], None] = _nobody
+        self._events = ffi.new("struct seal_bpf_event[]", _BATCH)
+
+    def probe(self) -> str:
+        """Loads, attaches and pins, or takes over what is pinned: what loads is what works."""
+        if self._bpf is not None:
+            return ""
+        programs = _object()
+        if not programs.exists():
+            return "built without clang or without libbpf: there are no BPF programs"
+        if os.stat("/proc/self/ns/pid").st_ino != _PIDNS:
+            return "the service runs in a pid namespace, and the kernel's numbers are not its own"
+        out, why = ffi.new("struct seal_bpf **"), ffi.new("char[]", 512)
+        result: int = lib.seal_bpf_open(
+            os.fsencode(programs),
+            os.fsencode(self.directory),
+            ",".join(self.without).encode(),
+            out,
+            why,
+            len(why),
+        )
+        if result < 0:
+            return ffi.string(why).decode(errors="replace") or os.strerror(-result)
+        self._bpf = out[0]
+        self._missing = self._find_missing()
+        if missing := self._missing.keys() & _ALWAYS:
+            reason = f"without {', '.join(sorted(missing))} there is nothing to refuse with"
+            self.stop()
+            return reason
+        lib.seal_bpf_exempt(self._bpf, os.getpid(), _start_time())
+        return ""
+
+    def _find_missing(self) -> dict[str, str]:
+        """Programs that are off, by name, with the reason."""
+        programs = self._programs()
+        names = {p.name: p.why for p in programs if p.state == lib.SEAL_BPF_OFF}
+        on = {p.name for p in programs if p.state == lib.SEAL_BPF_ON}
+        for name in _SETATTRS:
+            why = names.pop(name, "")
+            if why and not on & _SETATTRS:
+                names["setattr"] = why
+        return names
+
+    def _programs(self) -> list[_Program]:
+        out = ffi.new("struct seal_bpf_program[]", _MAX_PROGRAMS)
+        count = lib.seal_bpf_programs(self._bpf, out, _MAX_PROGRAMS)
+        return [
+            _Program(_text(p.name), int(p.state), int(p.misses), _text(p.why))
+            for p in (out[i] for i in range(count))
+        ]
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """The programs that this kernel does not take, and why."""
+        return dict(self._missing)
+
+    def misses(self) -> int:
+        """How often the kernel skipped a program because another task was in it on that CPU."""
+        return sum(p.misses for p in self._programs()) if self._bpf is not None else 0
+
+    def unable(self, filesystem: Filesystem, request: Grant) -> str:
+        if filesystem.unsupported:
+            return filesystem.unsupported
+        if request.conflict is not Conflict.REFUSE:
+            return "BPF programs cannot make conflicts wait; they refuse them"
+        return ""
+
+    def _open_risks(self, filesystem: Filesystem, kind: Kind) -> list[_Cover]:
+        return [
+            cover
+            for cover in _COVERS
+            if cover.programs & self._missing.keys() and cover.concerns(filesystem, kind)
+        ]
+
+    def gaps(self, filesystem: Filesystem, kind: Kind) -> tuple[Gap, ...]:
+        return tuple(
+            Gap(
+                risk=cover.risk,
+                kinds=list(cover.kinds),
+                why=f"{cover.why}: this kernel does not take the BPF program"
+                f" {', '.join(sorted(cover.programs & self._missing.keys()))}",
+            )
+            for cover in self._open_risks(filesystem, kind)
+        )
+
+    def closes(self, filesystem: Filesystem, kind: Kind) -> frozenset[str]:
+        if self._bpf is None:
+            return frozenset()
+        left = {cover.risk for cover in self._open_risks(filesystem, kind)}
+        closed = {risk for risk, needs in _CLOSES.items() if not left.intersection(needs)}
+        if not left & _HOLDER_OPERATIONS:
+            closed.add("holder-operations")
+        return frozenset(closed)
+
+    def start(self, deliver: Callable[[Report], None]) -> int:
+        self._deliver = deliver
+        return int(lib.seal_bpf_fd(self._bpf))
+
+    def stop(self) -> None:
+        """With seals in force everything stays pinned: it fails closed."""
+        if self._bpf is None:
+            return
+        empty = not self._tokens()
+        bpf, self._bpf = self._bpf, None
+        lib.seal_bpf_close(bpf)
+        if empty:
+            self.unpin()
+
+    def unpin(self) -> None:
+        unpin(self.directory)
+
+    def arm(self, filesystem: Filesystem, fd: int) -> None:
+        """Nothing to do: the hooks see descriptors whenever they were opened."""
+
+    def forget(self, filesystem: Filesystem | None = None) -> None:
+        """Nothing is kept."""
+
+    # Seals
+
+    def hold(self, target: Target, guard: Guard) -> _Hold:
+        key = ffi.new("struct seal_bpf_file *")
+        _check(lib.seal_bpf_identify(target.fd, key), "fstat")
+        hold = _Hold(self, key, target.file, target.filesystem, guard)
+        with ExitStack() as undo:
+            undo.callback(hold.release)
+            hold.put()
+            if guard.exclusive:
+                self._prove_exclusive(key, target, guard)
+            self._wait_for_passed(key, target)
+            if not guard.behind:
+                hold.open_anchor(target.fd)
+            undo.pop_all()
+        return hold
+
+    def _prove_exclusive(self, key: Any, target: Target, guard: Guard) -> None:
+        """The enforcer in front has its own proof. Beside another exclusive seal (of the same
+        holder) nobody could open the file since."""
+        file = (key.device, key.inode)
+        if not guard.behind and file not in self._exclusive:
+            _prove_sole(target)
+        self._exclusive.setdefault(file, set()).add(guard.token)
+
+    def _wait_for_passed(self, key: Any, target: Target) -> None:
+        """What passed the hooks before the entry was there has ended, or the grant fails."""
+        limit = int(self.drain_timeout * 1e6)
+        if not _check(lib.seal_bpf_barrier(self._bpf, key, limit), "barrier"):
+            raise Refusal(
+                "try-later",
+                f"an operation that may change the extent map of {target.path} is under way",
+                {"path": target.path},
+                retry_after=0.1,
+            )
+
+    def put(self, key: Any, generation: int, reflink: bool, guard: Guard) -> None:
+        struct = ffi.new(
+            "struct seal_bpf_range *",
+            {
+                "start": guard.range.offset,
+                "end": guard.range.end,
+                "token": guard.token,
+                "holder": guard.holder,
+                "exclusive": int(guard.exclusive),
+                "policy": _POLICIES[guard.verdict],
+                "front": _FRONTS[guard.behind],
+            },
+        )
+        result: int = lib.seal_bpf_put(self._bpf, key, generation, int(reflink), struct)
+        if result in (-errno.ENOSPC, -errno.E2BIG):
+            limit = lib.SEAL_BPF_RANGES if result == -errno.ENOSPC else "no more"
+            raise Refusal("limit-reached", f"the bpf enforcer keeps {limit} seals on one file")
+        _check(result, "bpf_map_update_elem")
+
+    def take(self, key: Any, token: int) -> None:
+        file = (key.device, key.inode)
+        if here := self._exclusive.get(file):
+            here.discard(token)
+            if not here:
+                del self._exclusive[file]
+        if self._bpf is not None:
+            lib.seal_bpf_take(self._bpf, key, token)
+
+    def _list(self) -> list[tuple[int, int, int]]:
+        """(device, inode, token) of every seal in the maps; devices as the kernel names them."""
+        room = 1024
+        while True:
+            out = ffi.new("struct seal_bpf_seal[]", room)
+            count = _check(lib.seal_bpf_list(self._bpf, out, room), "bpf_map_get_next_key")
+            if count <= room:
+                return [(out[i].file.device, out[i].file.inode, out[i].token) for i in range(count)]
+            room = count + 64
+
+    def _tokens(self) -> set[int]:
+        return {token for _, _, token in self._list()}
+
+    def keep_only(self, tokens: set[int]) -> None:
+        """After a restart: seals that nobody knows any more end."""
+        for device, inode, token in self._list():
+            if token not in tokens:
+                key = ffi.new("struct seal_bpf_file *", {"device": device, "inode": inode})
+                self.take(key, token)
+
+    def reclaim(self, claims: list[Claim], kept: dict[str, int]) -> dict[int, Hold]:
+        wanted = {claim.guard.token: claim for claim in claims}
+        self.keep_only(set(wanted))
+        holds: dict[int, Hold] = {}
+        for device, inode, token in self._list():
+            claim = wanted[token]
+            behind = "" if claim.first == self.name else claim.first
+            guard = replace(claim.guard, behind=behind)
+            key = ffi.new("struct seal_bpf_file *", {"device": device, "inode": inode})
+            holds[token] = hold = _Hold(self, key, claim.file, claim.filesystem, guard)
+            hold.find_anchor(kept)
+            if guard.exclusive:
+                self._exclusive.setdefault((device, inode), set()).add(token)
+        return holds
+
+    def replay(self) -> None:
+        """Nothing waits here."""
+
+    # Reports
+
+    def drain(self) -> None:
+        while self._bpf is not None:
+            count: int = lib.seal_bpf_events(self._bpf, self._events, _BATCH)
+            for i in range(count):
+                self._deliver(_report(self._events[i]))
+            if count < _BATCH:
+                return
+
+    def counters(self) -> dict[str, int]:
+        if self._bpf is None:
+            return {}
+        return {"lost_events": int(lib.seal_bpf_lost_events(self._bpf)), "misses": self.misses()}
+
+
+def unpin(directory: Path) -> bool:
+    """End every refusal, also those of a service that is gone. False when there was none."""
+    if not directory.exists():
+        return False
+    result: int = lib.seal_bpf_unpin(os.fsencode(directory))
+    if result < 0:
+        raise OSError(-result, os.strerror(-result), str(directory))
+    return True
+
+
+def _nobody(report: Report) -> None:
+    """Between probe and start: what a service before us left in the ring is not ours."""
+
+
+def _text(raw: Any) -> str:
+    return bytes(ffi.string(raw)).decode(errors="replace")
+
+
+def _check(result: int, call: str) -> int:
+    if result < 0:
+        raise Refusal(
+            "io-error", f"{call}: {os.strerror(-result)}", {"call": call, "errno": -result}
+        )
+    return result
+
+
+def _start_time() -> int:
+    """Of this process, in clock ticks since boot: field 22 of proc_pid_stat(5)."""
+    return int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+
+
+def _prove_sole(target: Target) -> None:
+    """After the entry is there nobody else can open the file; nobody may have done so before."""
+    if native.lease_probe(target.fd, fcntl.F_WRLCK):
+        return
+    found = native.openers(target.file.device, target.file.inode, os.getpid())
+    pids = sorted({opener.pid for opener in found})
+    raise Refusal(
+        "file-in-use",
+        f"{target.path} is open elsewhere: an exclusive seal has no other opener",
+        {"path": target.path, "pids": pids},
+        retry_after=1.0,
+    )
+
+
+def _report(raw: Any) -> Report:
+    count = min(raw.token_count, lib.SEAL_BPF_TOKENS)
+    return Report(
+        outcome=Outcome.REFUSED,
+        waiter=0,
+        file=FileId(os.makedev(raw.device >> 20, raw.device & 0xFFFFF), raw.inode),
+        operation=Operation(
+            name=_text(lib.seal_op_name(raw.op)),
+            offset=raw.offset,
+            length=raw.length,
+            pid=raw.tgid,
+            tid=raw.tid,
+            comm=_text(raw.comm),
+            uid=raw.uid,
+        ),
+        tokens=tuple(raw.tokens[i] for i in range(count)),
+        error=raw.error,
+    )
