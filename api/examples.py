@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from api.schemas import AuditBody, GrantBody, Health, RecallBody
+from api.schemas import AuditBody, GrantBody, Health, RecallBody, ValidationBody
 from sealsvc.messages import (
     AuditReport,
     Drift,
@@ -16,6 +16,7 @@ from sealsvc.messages import (
     FilesystemList,
     Gap,
     Holder,
+    MappingReport,
     RecallOutcome,
     RecallReport,
     Requirements,
@@ -57,6 +58,19 @@ RETURNED = msgspec.structs.replace(SEAL, state=State.RETURNED, seqid=3)
 PAGE = SealPage(seals=[SEAL], next=ID)
 EXTENTS = ExtentPage(
     extents=[Extent(logical=0, physical=8 * MIB, length=64 * MIB, flags=["last"])], total=1
+)
+MAPPING = MappingReport(
+    seal=ID,
+    seqid=2,
+    state=State.ACTIVE,
+    vmas=1,
+    pages=16384,
+    present=16384,
+    huge_pages=32,
+    pfn_checked=16384,
+    method="pagemap-scan",
+    dax=True,
+    notes=[],
 )
 RECALLS = RecallReport(recalled=[RecallOutcome(seal=ID, state=State.RETURNED)])
 DRIFT = Drift(seal=ID, path=PATH, logical=MIB, expected="9437184+4096", found="hole")
@@ -103,4 +117,5 @@ GRANT_BODY = msgspec.convert(
     {"path": PATH, "length": 64 * MIB, "tag": "nic-0", "holder": {"pid": 4242}}, GrantBody
 )
 RECALL_BODY = msgspec.convert({"seal": ID, "wait": True, "reason": "maintenance"}, RecallBody)
+VALIDATION_BODY = msgspec.convert({"address": 0x7F0000000000}, ValidationBody)
 AUDIT_BODY = msgspec.convert({"seal": ID}, AuditBody)

@@ -11,7 +11,7 @@ from fastapi.openapi.utils import get_openapi
 
 from api.operations import REF
 from api.problems import Problem
-from api.schemas import AuditBody, GrantBody, Health, RecallBody
+from api.schemas import AuditBody, GrantBody, Health, RecallBody, ValidationBody
 from sealsvc import messages
 
 DESCRIPTION = """\
@@ -22,11 +22,13 @@ DOCUMENTED = (
     GrantBody,
     RecallBody,
     AuditBody,
+    ValidationBody,
     Health,
     Problem,
     messages.SealInfo,
     messages.SealPage,
     messages.ExtentPage,
+    messages.MappingReport,
     messages.RecallReport,
     messages.AuditReport,
     messages.FilesystemList,

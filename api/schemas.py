@@ -13,7 +13,7 @@ from fastapi import Path
 from msgspec import Meta
 
 from sealsvc import messages
-from sealsvc.messages import Audit, Extents, Grant, List, RecallSeals
+from sealsvc.messages import Audit, Extents, Grant, List, Mapped, RecallSeals
 
 # id and v belong to the control connection, not to a caller.
 _ENVELOPE = frozenset({"id", "v"})
@@ -52,6 +52,7 @@ class RestHolder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 GrantBody = _rest_of(Grant, "GrantBody", holder=RestHolder)
 RecallBody = _rest_of(RecallSeals, "RecallBody")
 AuditBody = _rest_of(Audit, "AuditBody")
+ValidationBody = _rest_of(Mapped, "ValidationBody", "seal")
 ListQuery = _rest_of(List, "ListQuery")
 ExtentsQuery = _rest_of(Extents, "ExtentsQuery", "seal")
 

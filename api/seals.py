@@ -12,9 +12,17 @@ from api.answers import answer
 from api.connection import PATIENT, Connection, Daemon
 from api.etags import etag, none_match, required_seqids
 from api.operations import CHANGING, GUARDED, header, operation, taken
-from api.schemas import ExtentsQuery, GrantBody, ListQuery, NoQuery, SealPath, fields
+from api.schemas import (
+    ExtentsQuery,
+    GrantBody,
+    ListQuery,
+    NoQuery,
+    SealPath,
+    ValidationBody,
+    fields,
+)
 from sealsvc.errors import Refusal
-from sealsvc.messages import Extents, Grant, HolderSpec, List, Return, SealInfo, Show
+from sealsvc.messages import Extents, Grant, HolderSpec, List, Mapped, Return, SealInfo, Show
 
 router = APIRouter(prefix="/seals", tags=["seals"])
 
@@ -26,7 +34,7 @@ GRANT_CODES = (
     *CHANGING,
     *("outside-roots", "risk-not-accepted", "no-such-file", "no-such-holder"),
     *("not-a-regular-file", "filesystem-unsupported", "enforcer-unavailable", "beyond-eof"),
-    *("extent-unsuitable", "reflink-neighbours", "backs-loop-device", "overlay-upper"),
+    *("extent-unsuitable", "not-dax", "reflink-neighbours", "backs-loop-device", "overlay-upper"),
     *("file-in-use", "seal-conflict", "try-later", "limit-reached", "cancelled", "io-error"),
 )
 
@@ -143,3 +151,25 @@ async def extents(
     query: Annotated[msgspec.Struct, Depends(inputs.query(ExtentsQuery))],
 ) -> Response:
     return answer((await daemon.call(Extents, seal=seal, **fields(query))).result)
+
+
+@router.post(
+    "/{seal}/validation",
+    summary="Prove that the holder's mapping is as the seal requires; then the seal is active",
+    dependencies=[NOTHING],
+    **operation(
+        examples.MAPPING,
+        body=examples.VALIDATION_BODY,
+        codes=(
+            *CHANGING,
+            *("no-such-seal", "no-such-holder", "mapping-invalid", "stale-seqid", "try-later"),
+            *("limit-reached", "io-error"),
+        ),
+    ),
+)
+async def validate(
+    daemon: Daemon,
+    seal: SealPath,
+    body: Annotated[msgspec.Struct, Depends(inputs.body(ValidationBody))],
+) -> Response:
+    return answer((await daemon.call(Mapped, PATIENT, seal=seal, **fields(body))).result)

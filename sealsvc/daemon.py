@@ -30,7 +30,7 @@ from sealsvc.host import Host
 from sealsvc.host.kernel import KernelHost, kernel_release
 from sealsvc.host.sim import SimHost
 from sealsvc.journal import Journal
-from sealsvc.keeper import Keeper, connect
+from sealsvc.keeper import Keeper, own
 from sealsvc.mounts import MountWatch
 from sealsvc.policy import Policy
 from sealsvc.recall import Recaller
@@ -201,8 +201,7 @@ def kernel_daemon(config: Config) -> Daemon:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     # A lease that breaks within a momentary probe signals the process: nobody needs to hear it.
     signal.signal(signal.SIGIO, signal.SIG_IGN)
-    keeper = connect(config.service.keeper_path)
-    keeper.own()
+    keeper = own(config.service.keeper_path)
     drain = config.enforcers.drain_timeout
     known: dict[str, Callable[[], Enforcer]] = {
         "bpf": lambda: BpfEnforcer(keeper, Path(config.service.bpf_path), drain_timeout=drain),

@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from typing import Any
 from sealsvc.errors import Refusal
 from sealsvc.native import ffi, lib
 
+_TRIES, _PAUSE = 100, 0.05  # seconds between
 _REPLY = ffi.sizeof("struct keeper_reply")
 _NAMES = lib.KEEPER_BATCH * lib.KEEPER_NAME
 _CONTROL = socket.CMSG_SPACE(lib.KEEPER_BATCH * 4)
@@ -31,6 +33,13 @@ _CONTROL = socket.CMSG_SPACE(lib.KEEPER_BATCH * 4)
 
 class KeeperError(OSError):
     """The keeper said no (its errno)."""
+
+
+class KeeperGone(Refusal):
+    """The keeper has ended, or was killed."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("io-error", f"the keeper at {path} is gone")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +142,7 @@ class Keeper:
         while True:
             try:
                 if not self.reports.recv_into(room):
-                    raise Refusal("io-error", f"the keeper at {self.path} is gone")
+                    raise KeeperGone(self.path)
             except BlockingIOError:
                 return
             yield report
@@ -233,9 +242,9 @@ class Keeper:
                     socket.MSG_CMSG_CLOEXEC,
                 )
             except OSError as error:
-                raise Refusal("io-error", f"the keeper at {self.path}: {error}") from error
+                raise KeeperGone(self.path) from error
         if len(data) < _REPLY:
-            raise Refusal("io-error", f"the keeper at {self.path} is gone")
+            raise KeeperGone(self.path)
         reply = ffi.new("struct keeper_reply *")
         ffi.memmove(reply, data, _REPLY)
         fds = array.array("i")
@@ -282,6 +291,22 @@ def connect(path: str) -> Keeper:
     return Keeper(path)
 
 
+def own(path: str) -> Keeper:
+    """The keeper at `path`, owned. One that was just about to end is waited for."""
+    for _ in range(_TRIES):
+        keeper = connect(path)
+        try:
+            keeper.own()
+            return keeper
+        except KeeperGone:
+            keeper.close()
+            time.sleep(_PAUSE)
+        except BaseException:
+            keeper.close()
+            raise
+    raise KeeperGone(path)
+
+
 def release_all(path: str) -> bool:
     """End the keeper at `path` with everything it holds. False when there is none. Raises
     KeeperError (EBUSY) while a service owns it."""
@@ -291,6 +316,8 @@ def release_all(path: str) -> bool:
         return False
     try:
         keeper.release()
+    except KeeperGone:  # it was about to end
+        pass
     finally:
         keeper.close()
     return True

@@ -102,10 +102,11 @@ int main(int argc, char **argv)
 	/* Only now: threads do not survive fork. */
 	keeper.gate_error = seal_gate_open(&keeper.gate, outbox_deliver, &keeper.outbox);
 	keeper_serve(&keeper, listener);
-	unlink(argv[1]);
-	close(listener);
 	if (keeper.gate)
 		seal_gate_close(keeper.gate);
 	store_clear(&keeper.store);
+	/* Its name goes last: whoever sees that it is gone may rely on everything else being so. */
+	unlink(argv[1]);
+	close(listener);
 	return 0;
 }

@@ -29,8 +29,9 @@ static const struct bpf_program_need bpf_program_needs[] = {
 	{"clone", "vfs_clone_file_range", 0, 0},
 	{"dedupe_end", "vfs_dedupe_file_range_one", 0, 0},
 	{"dedupe", "vfs_dedupe_file_range_one", 0, 0},
-	{"remap_end", "remap_verify_area", 0, 0},
-	{"remap", "remap_verify_area", 0, 0},
+	/* Not to be traced before v6.9; since v6.10 XFS exchanges extents through it. */
+	{"remap_end", "remap_verify_area", 0, "remap_verify_area"},
+	{"remap", "remap_verify_area", 0, "remap_verify_area"},
 	{"writev_end", "vfs_writev", 0, "generic_atomic_write_valid"},
 	{"writev", "vfs_writev", 0, "generic_atomic_write_valid"},
 	{"aio_end", "aio_write", 0, "generic_atomic_write_valid"},

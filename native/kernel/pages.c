@@ -133,14 +133,14 @@ static int64_t read_entries(struct stretch *s, uint64_t at, uint64_t *entries, u
 /* How many entries from the first on are of one contiguous piece of memory (or all absent). */
 static uint64_t run_of(const uint64_t *entries, uint64_t count)
 {
-	const uint64_t kept = ENTRY_PRESENT | ENTRY_FRAME;
-	uint64_t step = entries[0] & ENTRY_PRESENT ? 1 : 0, n = 1;
+	const uint64_t kept = ENTRY_PRESENT | ENTRY_FRAME, first = entries[0] & kept;
+	uint64_t n = 1;
 
-	if (!step)
-		while (n < count && !(entries[n] & ENTRY_PRESENT))
+	if (first & ENTRY_PRESENT)
+		while (n < count && (entries[n] & kept) == first + n)
 			n++;
 	else
-		while (n < count && (entries[n] & kept) == (entries[0] & kept) + n)
+		while (n < count && !(entries[n] & ENTRY_PRESENT))
 			n++;
 	return n;
 }
@@ -159,29 +159,38 @@ static int judge_place(struct stretch *s, uint64_t entry, uint64_t from, uint64_
 	return judge_piece(s, from, to, (entry & ENTRY_FRAME) * s->walk->page);
 }
 
-/* `counted`: the pages are known to be there already. */
-static int judge_entries(struct stretch *s, uint64_t from, const uint64_t *entries, uint64_t count,
-			 int counted)
+/* `found` as in the answer: whether huge pages can be told at all. */
+static int fail_huge(const struct stretch *s, uint64_t from, uint64_t to)
+{
+	uint64_t huge = first_huge(s, from, to);
+
+	if (wants(s, SEAL_WANT_HUGE) && huge < to)
+		return fail(s, SEAL_CHECK_HUGE, huge, 0, !s->walk->answer->scanned);
+	return 0;
+}
+
+static void judge_entries(struct stretch *s, uint64_t from, const uint64_t *entries, uint64_t count)
 {
 	struct seal_mapping_answer *answer = s->walk->answer;
 	uint64_t page = s->walk->page, n;
 
 	for (uint64_t i = 0; i < count && !answer->check; i += n) {
-		uint64_t at = from + i * page;
+		uint64_t at = from + i * page, end;
 
 		n = run_of(entries + i, count - i);
+		end = at + n * page;
 		if (!(entries[i] & ENTRY_PRESENT)) {
-			judge_absent(s, at, at + n * page);
+			judge_absent(s, at, end);
 			continue;
 		}
-		if (!counted)
-			answer->present += n;
-		judge_place(s, entries[i], at, at + n * page);
+		answer->present += n;
+		fail_huge(s, at, end);
+		if (!answer->check)
+			judge_place(s, entries[i], at, end);
 	}
-	return 0;
 }
 
-static int judge_each_page(struct stretch *s, uint64_t from, uint64_t to, int counted)
+static int judge_small_pages(struct stretch *s, uint64_t from, uint64_t to)
 {
 	uint64_t entries[ENTRIES], page = s->walk->page;
 
@@ -191,50 +200,87 @@ static int judge_each_page(struct stretch *s, uint64_t from, uint64_t to, int co
 
 		if (n <= 0)
 			return n ? (int)n : -EAGAIN; /* the process has gone */
-		judge_entries(s, from, entries, (uint64_t)n, counted);
+		judge_entries(s, from, entries, (uint64_t)n);
 		from += (uint64_t)n * page;
 	}
 	return 0;
 }
 
-/* One entry tells for the whole of a huge page. */
-static int judge_huge_pages(struct stretch *s, uint64_t from, uint64_t to)
-{
-	while (from < to && !s->walk->answer->check && !s->walk->answer->hidden) {
-		uint64_t next = HUGE_DOWN(from) + HUGE, entry;
-		int64_t n = read_entries(s, from, &entry, 1);
-
-		if (n <= 0)
-			return n ? (int)n : -EAGAIN;
-		if (next > to)
-			next = to;
-		if (!(entry & ENTRY_PRESENT))
-			judge_absent(s, from, next); /* gone since the scan */
-		else
-			judge_place(s, entry, from, next);
-		from = next;
-	}
-	return 0;
-}
-
-static int judge_region(struct stretch *s, const struct region *region)
+/* [from, to) is all or part of a huge page: one entry tells for it. */
+static int judge_huge_page(struct stretch *s, uint64_t from, uint64_t to)
 {
 	struct seal_mapping_answer *answer = s->walk->answer;
-	uint64_t from = region->start, to = region->end, huge = first_huge(s, from, to);
-	int is_huge = !!(region->categories & CATEGORY_HUGE);
+	uint64_t entry;
+	int64_t n = read_entries(s, from, &entry, 1);
 
+	if (n <= 0)
+		return n ? (int)n : -EAGAIN;
+	if (!(entry & ENTRY_PRESENT))
+		return judge_absent(s, from, to); /* gone since the scan */
 	answer->present += (to - from) / s->walk->page;
-	if (is_huge && HUGE_UP(from) < HUGE_DOWN(to))
-		answer->huge += (HUGE_DOWN(to) - HUGE_UP(from)) / HUGE;
-	if (!is_huge && wants(s, SEAL_WANT_HUGE) && huge < to)
-		return fail(s, SEAL_CHECK_HUGE, huge, 0, 0);
-	if (!wants(s, SEAL_WANT_PLACE) || answer->hidden)
-		return 0;
-	return is_huge ? judge_huge_pages(s, from, to) : judge_each_page(s, from, to, 1);
+	answer->huge += to - from == HUGE;
+	return judge_place(s, entry, from, to);
 }
 
-/* Judge [from, to) by what PAGEMAP_SCAN tells, or -ENOTTY where there is none. */
-static int judge_scanned(struct stretch *s, uint64_t from, uint64_t to)
+/* Returns how many regions there are at scan->out, or -errno (-ENOTTY: there is no PAGEMAP_SCAN). */
+static int scan_pages(struct stretch *s, struct scan *scan)
+{
+	int n = ioctl(s->walk->pagemap, SCAN, scan);
+
+	if (n < 0)
+		return errno == EINTR ? -EAGAIN : -errno;
+	return scan->walk_end <= scan->start ? -EAGAIN : n;
+}
+
+/* Is the page at `at` part of a huge one? */
+static int is_huge(struct stretch *s, uint64_t at)
+{
+	struct region region;
+	struct scan scan = {
+		.size = sizeof(scan),
+		.start = at,
+		.end = at + s->walk->page,
+		.out = (uint64_t)(uintptr_t)&region,
+		.out_room = 1,
+		.mask = CATEGORY_PRESENT | CATEGORY_HUGE,
+		.returned = CATEGORY_HUGE,
+	};
+
+	return scan_pages(s, &scan);
+}
+
+/* Small pages are read each: to scan them as well would only cost. */
+static int judge_places(struct stretch *s, uint64_t from, uint64_t to)
+{
+	int error = 0;
+
+	while (from < to && !s->walk->answer->check && !error) {
+		uint64_t next = HUGE_DOWN(from) + HUGE;
+		int huge = is_huge(s, from);
+
+		if (huge < 0)
+			return huge;
+		if (next > to)
+			next = to;
+		error = huge ? judge_huge_page(s, from, next) : judge_small_pages(s, from, next);
+		from = next;
+	}
+	return error;
+}
+
+static void judge_region(struct stretch *s, const struct region *region)
+{
+	struct seal_mapping_answer *answer = s->walk->answer;
+	uint64_t from = region->start, to = region->end;
+
+	answer->present += (to - from) / s->walk->page;
+	if (!(region->categories & CATEGORY_HUGE))
+		fail_huge(s, from, to);
+	else if (HUGE_UP(from) < HUGE_DOWN(to))
+		answer->huge += (HUGE_DOWN(to) - HUGE_UP(from)) / HUGE;
+}
+
+static int judge_presence(struct stretch *s, uint64_t from, uint64_t to)
 {
 	struct region regions[REGIONS];
 	struct scan scan = {
@@ -245,36 +291,32 @@ static int judge_scanned(struct stretch *s, uint64_t from, uint64_t to)
 		.mask = CATEGORY_PRESENT,
 		.returned = CATEGORY_PRESENT | CATEGORY_HUGE,
 	};
-	int error = 0, n;
 
-	while (from < to && !s->walk->answer->check && !error) {
+	while (from < to && !s->walk->answer->check) {
+		int n;
+
 		scan.start = from;
-		n = ioctl(s->walk->pagemap, SCAN, &scan);
+		n = scan_pages(s, &scan);
 		if (n < 0)
-			return errno == EINTR ? -EAGAIN : -errno;
-		if (scan.walk_end <= from)
-			return -EAGAIN;
-		for (int i = 0; i < n && !s->walk->answer->check && !error; i++) {
+			return n;
+		for (int i = 0; i < n && !s->walk->answer->check; i++) {
 			judge_absent(s, from, regions[i].start);
 			if (!s->walk->answer->check)
-				error = judge_region(s, &regions[i]);
+				judge_region(s, &regions[i]);
 			from = regions[i].end;
 		}
 		if (!s->walk->answer->check)
 			judge_absent(s, from, scan.walk_end);
 		from = scan.walk_end;
 	}
-	return error;
+	return 0;
 }
 
-/* Of huge pages, pagemap itself tells nothing. */
-static int judge_unscanned(struct stretch *s, uint64_t from, uint64_t to)
+static int judge_window(struct stretch *s, uint64_t from, uint64_t to)
 {
-	uint64_t huge = first_huge(s, from, to);
-
-	if (wants(s, SEAL_WANT_HUGE) && huge < to)
-		return fail(s, SEAL_CHECK_HUGE, huge, 0, 1);
-	return judge_each_page(s, from, to, 0);
+	if (!s->walk->answer->scanned)
+		return judge_small_pages(s, from, to);
+	return wants(s, SEAL_WANT_PLACE) ? judge_places(s, from, to) : judge_presence(s, from, to);
 }
 
 /* The first extent that ends behind `offset`: where looking for its place begins. */
@@ -307,8 +349,7 @@ int seal_pages_judge(struct page_walk *walk, uint64_t address, uint64_t offset, 
 	while (address < end && !walk->answer->check && !error) {
 		uint64_t to = end - address > SCAN_BYTES ? HUGE_DOWN(address + SCAN_BYTES) : end;
 
-		error = walk->answer->scanned ? judge_scanned(&s, address, to)
-					      : judge_unscanned(&s, address, to);
+		error = judge_window(&s, address, to);
 		if (error == -ENOTTY && walk->answer->scanned) {
 			walk->answer->scanned = 0;
 			error = 0;

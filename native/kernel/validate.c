@@ -9,7 +9,9 @@
 #include <string.h>
 #include <unistd.h>
 
+/* A holder decides how often and how sparsely it maps a file: not how long we look. */
 #define MOST_AREAS (1 << 20)
+#define MOST_BYTES (UINT64_C(1) << 46)
 #define TASK_ROOM 48
 #define ATTEMPTS 3
 
@@ -20,6 +22,7 @@ struct areas {
 	char task[TASK_ROOM];
 	struct vma *list;
 	size_t count, room;
+	uint64_t bytes;
 	int error;
 };
 
@@ -55,8 +58,6 @@ static int keep(struct areas *areas, const struct vma *vma)
 		size_t room = areas->room ? 2 * areas->room : 64;
 		struct vma *list;
 
-		if (areas->count == MOST_AREAS)
-			return -E2BIG;
 		list = realloc(areas->list, room * sizeof(*list));
 		if (!list)
 			return -ENOMEM;
@@ -64,7 +65,8 @@ static int keep(struct areas *areas, const struct vma *vma)
 		areas->room = room;
 	}
 	areas->list[areas->count++] = *vma;
-	return 0;
+	areas->bytes += vma->end - vma->start;
+	return areas->count > MOST_AREAS || areas->bytes > MOST_BYTES ? -E2BIG : 0;
 }
 
 static int visit(const struct vma *vma, int pid, void *context)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from sealsvc import native
@@ -40,7 +41,7 @@ def validate(question: MappingQuestion) -> MappingFacts:
         notes.append(f"PFN proof not available: {base}")
     found = _ask(q, span, base if isinstance(base, int) else None)
     if found.failed:
-        raise _refusal(q, found.failed, found.scanned)
+        raise _refusal(q, found, base if isinstance(base, int) else 0)
     if found.hidden:
         notes.append("PFN proof not available: the service has no CAP_SYS_ADMIN")
     if not found.scanned:
@@ -85,6 +86,10 @@ def _ask(q: MappingQuestion, span: ByteRange, base: int | None) -> native.Valida
             "try-later", f"process {q.pid} keeps changing its mappings", {"pid": q.pid}, 0.1
         ) from None
     except OSError as error:
+        if error.errno == errno.E2BIG:
+            raise Refusal(
+                "limit-reached", f"process {q.pid} maps the file too often to be looked through"
+            ) from None
         raise Refusal(
             "io-error", f"{error.filename}: {error.strerror}", {"errno": error.errno}
         ) from error
@@ -104,8 +109,10 @@ def _holds_a_huge_page(span: ByteRange) -> bool:
     return -(-span.offset // HUGE) * HUGE + HUGE <= span.end
 
 
-def _refusal(q: MappingQuestion, failed: native.Failed, scanned: bool) -> Refusal:
-    expected, found = _expected_and_found(q, failed, scanned)
+def _refusal(q: MappingQuestion, answer: native.Validation, base: int) -> Refusal:
+    failed = answer.failed
+    assert failed is not None
+    expected, found = _expected_and_found(q, failed, base, scanned=answer.scanned)
     where = f"byte {failed.offset} of the file" + (
         f" at {failed.address:#x}" if failed.address else ""
     )
@@ -123,7 +130,7 @@ def _refusal(q: MappingQuestion, failed: native.Failed, scanned: bool) -> Refusa
 
 
 def _expected_and_found(
-    q: MappingQuestion, failed: native.Failed, scanned: bool
+    q: MappingQuestion, failed: native.Failed, base: int, *, scanned: bool
 ) -> tuple[str, str]:
     match failed.check:
         case "inode":
@@ -131,11 +138,17 @@ def _expected_and_found(
         case "offset":
             return f"byte {failed.expected} of the file", f"byte {failed.found}"
         case "pfn":
-            expected = f"physical address {failed.expected:#x}" if failed.expected else "no page"
-            return expected, f"physical address {failed.found:#x}"
+            return _place(failed.expected, base), _place(failed.found, base)
         case "huge" if not scanned:
             return _WORDS["huge"][0], "what Linux before 6.7 does not tell (PAGEMAP_SCAN)"
     return _WORDS[failed.check]
+
+
+def _place(physical: int, base: int) -> str:
+    """As extents count. Physical addresses are not for those who may not read them themselves."""
+    if not physical:
+        return "no page: no extent holds it"
+    return f"device byte {physical - base}" if physical >= base else "a page of another device"
 
 
 def _inode(device: int, inode: int) -> str:

@@ -6,6 +6,7 @@ import os
 import subprocess
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,20 @@ XFS = Filesystem("/mnt", "xfs", "/dev/loop0", "rw", 0, reflink=True)
 
 _OPEN = Path(find_spec("_sealsvc_native").origin).parent / "sealsvc" / "bpf" / "seal.bpf.o"  # type: ignore[union-attr, arg-type]
 built = pytest.mark.skipif(not _OPEN.exists(), reason="built without clang or libbpf")
+
+
+class NoKeeper:
+    """Keeps nothing: the descriptors under test live in this process."""
+
+    def keep(self, name: str, fd: int) -> None:
+        pass
+
+    def drop(self, name: str) -> None:
+        pass
+
+
+def bpf(**options: Any) -> BpfEnforcer:
+    return BpfEnforcer(NoKeeper(), **options)  # type: ignore[arg-type]
 
 
 def test_structures_have_the_sizes_that_pinned_maps_have() -> None:
@@ -34,7 +49,7 @@ def test_structures_have_the_sizes_that_pinned_maps_have() -> None:
 
 
 def test_a_probe_that_fails_says_why_and_leaves_nothing(tmp_path: Path) -> None:
-    enforcer = BpfEnforcer(directory=tmp_path / "sealsvc")  # not on a bpffs
+    enforcer = bpf(directory=tmp_path / "sealsvc")  # not on a bpffs
     reason = enforcer.probe()
     assert reason
     assert enforcer.probe() == reason, "a second probe finds the same"
@@ -52,7 +67,7 @@ def test_a_kernel_that_refuses_the_programs_gives_the_reason(tmp_path: Path) -> 
         pytest.skip("mounting a bpffs needs root")
     subprocess.run(["mount", "-t", "bpf", "bpf", str(tmp_path)], check=True)
     try:
-        enforcer = BpfEnforcer(directory=tmp_path / "sealsvc")
+        enforcer = bpf(directory=tmp_path / "sealsvc")
         reason = enforcer.probe()
         if reason:
             assert "Operation not permitted" in reason or "lsm=" in reason or "BTF" in reason

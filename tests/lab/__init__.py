@@ -5,6 +5,16 @@ Inside, the host's file system is seen read-only under an overlay, at the same p
 """
 
 from tests.lab.guest import Completed, LabError, run
-from tests.lab.kernels import DEFAULT, SERIES, unavailable
+from tests.lab.kernels import DEFAULT, SERIES, Unavailable, unavailable
+from tests.lab.qemu import Machine
 
-__all__ = ["DEFAULT", "SERIES", "Completed", "LabError", "run", "unavailable"]
+__all__ = [
+    "DEFAULT",
+    "SERIES",
+    "Completed",
+    "LabError",
+    "Machine",
+    "Unavailable",
+    "run",
+    "unavailable",
+]

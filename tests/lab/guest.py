@@ -3,37 +3,41 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
-import selectors
+import secrets
 import shlex
+import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-from tests.lab.initramfs import initramfs
-from tests.lab.kernels import DEFAULT, Kernel, kernel
+from tests.lab import kernels
+from tests.lab.kernels import DEFAULT, Kernel
+from tests.lab.ports import Ports, Sink
+from tests.lab.qemu import MACHINE, Machine, command_line
 
-MiB = 1 << 20
 _HERE = Path(__file__).parent
 ROOT = _HERE.parents[1]
 SHARE = "/run/lab-share"
-BOOT_TIMEOUT = 90.0
-_BOOTS = 2  # QEMU was seen to fail once in some dozens of boots
-
-_COMMAND_LINE = (
-    "console=ttyS0 quiet panic=-1 mitigations=off nokaslr lsm=bpf rcupdate.rcu_expedited=1"
-    " tsc=reliable cryptomgr.notests random.trust_cpu=on"
-)
+BOOT_TIMEOUT = 90.0  # some 3 s when nothing else runs
+_BOOTS = 2  # QEMU 7.2 was seen to fail once in some dozens of boots
+_PREFIX = "sealsvc-guest-"
+_PR_SET_PDEATHSIG = 1
 
 
 class LabError(Exception):
     """The guest did not boot, or did not live to the command's end. The text has its console."""
+
+
+class _BootFailed(LabError):
+    """Before the command was started, so it may be tried again."""
 
 
 @dataclass(frozen=True)
@@ -44,42 +48,28 @@ class Completed:
     boot_seconds: float
 
 
-@dataclass
-class _Channels:
-    """What the guest writes, by port."""
-
-    out: bytearray = field(default_factory=bytearray)
-    err: bytearray = field(default_factory=bytearray)
-    control: bytearray = field(default_factory=bytearray)
-
-
-class _BootFailed(LabError):
-    pass
-
-
 def run(
     argv: Sequence[str],
-    series: str = DEFAULT,
+    kernel: str = DEFAULT,
     *,
     timeout: float = 600.0,
-    cpus: int = 1,
-    memory: int = 3072 * MiB,
-    pmem: int = 1024 * MiB,
+    machine: Machine = MACHINE,
     share: Path | None = None,
-    environment: dict[str, str] | None = None,
+    environment: Mapping[str, str] | None = None,
     echo: bool = False,
 ) -> Completed:
-    """Run `argv` in a fresh guest, as root, in the repository's directory. `pmem` bytes of
-    persistent memory stand at /dev/pmem0 (0: none); `share` is a directory of the host that the
-    guest may write, at $SEALSVC_LAB_SHARE. With `echo` the output goes to ours as it comes. Raises
-    LabError when the guest does not boot, dies, or takes longer than `timeout` seconds."""
-    chosen = kernel(series)
+    """Run `argv` in a fresh guest, as root, in the repository's directory. Persistent memory
+    stands at /dev/pmem0 and so on; `share` is a directory of the host that the guest may write,
+    at $SEALSVC_LAB_SHARE. With `echo` the output goes to ours as it comes. Raises LabError when
+    the guest does not boot, dies, or takes longer than `timeout` seconds, and
+    kernels.Unavailable."""
+    chosen = kernels.kernel(kernel)
     for boots_left in reversed(range(_BOOTS)):
         try:
-            with tempfile.TemporaryDirectory(prefix="sealsvc-lab-") as directory:
-                guest = _Guest(chosen, Path(directory), share)
-                guest.write_command(argv, environment or {}, pmem)
-                return guest.run(timeout, cpus, memory, pmem, echo)
+            with _directory() as directory:
+                guest = _Guest(chosen, machine, directory, share)
+                guest.write_command(argv, environment or {})
+                return guest.run(timeout, echo)
         except _BootFailed:
             if not boots_left:
                 raise
@@ -87,166 +77,124 @@ def run(
 
 
 class _Guest:
-    def __init__(self, chosen: Kernel, directory: Path, share: Path | None) -> None:
-        self.kernel, self.directory = chosen, directory
-        self.lab = directory / "lab"
-        self.lab.mkdir()
-        self.share = share or directory / "share"
-        self.share.mkdir(exist_ok=True)
-        self.console = directory / "console"
+    """Its files are in `directory`."""
 
-    def write_command(self, argv: Sequence[str], extra: dict[str, str], pmem: int) -> None:
+    def __init__(
+        self, chosen: Kernel, machine: Machine, directory: Path, share: Path | None
+    ) -> None:
+        self._kernel, self._machine, self._directory = chosen, machine, directory
+        self._share = share.resolve() if share else directory / "share"
+        self._share.mkdir(exist_ok=True)
+        self._mark = secrets.token_hex(16)
+
+    def write_command(self, argv: Sequence[str], extra: Mapping[str, str]) -> None:
+        """What `second`, the guest's second stage, reads and runs."""
         environment = {
             "PYTHONPATH": str(ROOT),
-            "SEALSVC_LAB": self.kernel.release,
+            "SEALSVC_LAB": self._kernel.release,
             "SEALSVC_LAB_SHARE": SHARE,
             "DM_DISABLE_UDEV": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
             **extra,
         }
+        settings = {
+            "modules": str(self._kernel.modules.resolve()),
+            "share": SHARE,
+            "pmem": str(len(self._machine.pmem)),
+            "mark": self._mark,
+        }
+        lab = self._directory / "lab"
+        lab.mkdir()
         exports = "".join(f"export {k}={shlex.quote(v)}\n" for k, v in environment.items())
-        (self.lab / "command").write_text(
-            f"{exports}cd {shlex.quote(str(ROOT))}\nexec {shlex.join(argv)}\n"
+        command = f"cd {shlex.quote(str(ROOT))} || exit\nexec {shlex.join(argv)}\n"
+        (lab / "command").write_text(exports + command)
+        (lab / "settings").write_text(
+            "".join(f"{k}={shlex.quote(v)}\n" for k, v in settings.items())
         )
-        (self.lab / "settings").write_text(
-            f"modules={shlex.quote(str(self.kernel.modules))}\nshare={SHARE}\n"
-            f"pmem={int(pmem > 0)}\n"
-        )
-        (self.lab / "second").write_bytes((_HERE / "second").read_bytes())
+        (lab / "keep").write_text(f"{ROOT}\n{sys.prefix}\n{sys.base_prefix}\n")
+        (lab / "second").write_bytes((_HERE / "second").read_bytes())
 
-    def run(self, timeout: float, cpus: int, memory: int, pmem: int, echo: bool) -> Completed:
-        listener = socket.socket(socket.AF_UNIX)
-        listener.bind(str(self.directory / "ports"))
-        listener.listen(3)
-        command = self._command(cpus, memory, pmem)
-        log = (self.directory / "qemu").open("w+")
-        began = time.monotonic()
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=_die_with_parent
-        )
-        ports: dict[socket.socket, str] = {}
-        try:
-            self._accept(listener, process, ports)
-            return self._attend(process, ports, began, timeout, echo)
-        finally:
-            process.kill()
-            process.wait()
-            for sock in (*ports, listener):
-                sock.close()
-            log.close()
+    def run(self, timeout: float, echo: bool) -> Completed:
+        out, err = (_to(sys.stdout), _to(sys.stderr)) if echo else (None, None)
+        mark = b"\1" + self._mark.encode()
+        with closing(Ports(self._directory / "ports", mark, out, err)) as ports:
+            arguments = command_line(self._machine, self._kernel, self._directory, self._share)
+            with _qemu(arguments, self._directory / "qemu"):
+                status, booted = self._attend(ports, timeout)
+        return Completed(status, ports.out.text, ports.err.text, booted)
 
-    def _command(self, cpus: int, memory: int, pmem: int) -> list[str]:
-        accelerator = os.environ.get("SEALSVC_LAB_ACCEL", "tcg,thread=multi")
-        room = f"slots=2,maxmem={(memory + pmem) // MiB + 1024}M"
-        command = [
-            "qemu-system-x86_64", "-nodefaults", "-no-reboot", "-display", "none",
-            "-accel", accelerator, "-cpu", "max", "-smp", str(cpus),
-            "-machine", "q35,nvdimm=on", "-m", f"size={memory // MiB}M,{room}",
-            "-kernel", str(self.kernel.vmlinux), "-initrd", str(initramfs(self.kernel)),
-            "-append", _COMMAND_LINE, "-serial", f"file:{self.console}",
-            "-device", "virtio-serial-pci", "-device", "virtio-rng-pci",
-        ]  # fmt: skip
-        # The ports connect in the order in which they stand here.
-        for name in ("out", "err", "control"):
-            command += [
-                "-chardev", f"socket,id={name},path={self.directory}/ports",
-                "-device", f"virtserialport,chardev={name},name={name}",
-            ]  # fmt: skip
-        for tag, path, mode in (
-            ("root", "/", "readonly=on,"),
-            ("lab", self.lab, "readonly=on,"),
-            ("share", self.share, ""),
-        ):
-            command += [
-                "-virtfs",
-                f"local,path={path},mount_tag={tag},security_model=none,{mode}multidevs=remap",
-            ]
-        if pmem:
-            image = self.directory / "pmem"
-            with image.open("xb") as file:
-                file.truncate(pmem)
-            command += [
-                "-object",
-                f"memory-backend-file,id=pmem,share=on,mem-path={image},size={pmem}",
-                "-device", "nvdimm,memdev=pmem",
-            ]  # fmt: skip
-        return command
+    def _attend(self, ports: Ports, timeout: float) -> tuple[int, float]:
+        """Follow the guest to the command's end: its status, and the seconds that the boot took."""
+        began, booted = time.monotonic(), 0.0
+        limit = began + BOOT_TIMEOUT
+        while (status := ports.status) is None:
+            alive = ports.read(min(1.0, limit - time.monotonic()))
+            if not booted and ports.ready:
+                booted = time.monotonic() - began
+                limit = time.monotonic() + timeout
+            if not alive and ports.status is None:
+                raise self._error("the guest died", booted)
+            if time.monotonic() >= limit:
+                late = f"the command took longer than {timeout:g} s"
+                raise self._error(late if booted else "the guest did not boot", booted)
+        return status, booted
 
-    def _accept(
-        self,
-        listener: socket.socket,
-        process: subprocess.Popen[bytes],
-        ports: dict[socket.socket, str],
-    ) -> None:
-        listener.settimeout(0.2)
-        deadline = time.monotonic() + BOOT_TIMEOUT
-        while len(ports) < 3:
-            try:
-                ports[listener.accept()[0]] = ("out", "err", "control")[len(ports)]
-            except TimeoutError:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise _BootFailed(self._story("QEMU did not start")) from None
-
-    def _attend(
-        self,
-        process: subprocess.Popen[bytes],
-        ports: dict[socket.socket, str],
-        began: float,
-        timeout: float,
-        echo: bool,
-    ) -> Completed:
-        channels, booted = _Channels(), 0.0
-        sinks: dict[str, Callable[[bytes], object]] = {
-            "out": sys.stdout.buffer.write, "err": sys.stderr.buffer.write,
-        }  # fmt: skip
-        with selectors.DefaultSelector() as selector:
-            for sock in ports:
-                selector.register(sock, selectors.EVENT_READ)
-            while selector.get_map():
-                limit = began + booted + timeout if booted else began + BOOT_TIMEOUT
-                ready = selector.select(max(0.0, limit - time.monotonic()))
-                if not ready:
-                    raise (
-                        LabError(self._story(f"the command took longer than {timeout:g} s"))
-                        if booted
-                        else _BootFailed(self._story("the guest did not boot"))
-                    )
-                for key, _ in ready:
-                    sock = key.fileobj
-                    assert isinstance(sock, socket.socket)
-                    data = sock.recv(1 << 16)
-                    if not data:
-                        selector.unregister(sock)
-                        continue
-                    name = ports[sock]
-                    getattr(channels, name).extend(data)
-                    if echo and name in sinks:
-                        sinks[name](data)
-                        (sys.stdout if name == "out" else sys.stderr).flush()
-                if not booted and b"ready\n" in channels.control:
-                    booted = time.monotonic() - began
-        process.wait(30)
-        words = channels.control.decode().split()
-        if words[-2:-1] != ["exit"]:
-            raise (LabError if booted else _BootFailed)(self._story("the guest died"))
-        return Completed(
-            int(words[-1]),
-            channels.out.decode(errors="replace"),
-            channels.err.decode(errors="replace"),
-            booted,
-        )
-
-    def _story(self, what: str) -> str:
+    def _error(self, what: str, booted: float) -> LabError:
         """`what`, and the end of what the guest's console and QEMU said."""
         parts = [what]
         for name in ("console", "qemu"):
-            path = self.directory / name
-            lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-            if lines:
-                parts.append(f"-- the end of {name}:")
-                parts += lines[-60:]
-        return "\n".join(parts)
+            with suppress(FileNotFoundError):
+                lines = (self._directory / name).read_text(errors="replace").splitlines()
+                parts += [f"-- the end of {name}:", *lines[-60:]] if lines else []
+        return (LabError if booted else _BootFailed)("\n".join(parts))
 
 
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+@contextmanager
+def _qemu(arguments: Sequence[str], log: Path) -> Iterator[None]:
+    """QEMU runs while the context lasts, and no longer than this thread."""
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            arguments, stdin=subprocess.DEVNULL, stdout=out, stderr=out, preexec_fn=_die_with_us
+        )
+        try:
+            yield
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _die_with_us() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _to(stream: object) -> Sink:
+    def show(data: bytes) -> None:
+        stream.buffer.write(data)  # type: ignore[attr-defined]
+        stream.flush()  # type: ignore[attr-defined]
+
+    return show
+
+
+@contextmanager
+def _directory() -> Iterator[Path]:
+    """A new directory, locked while it is used: so the next run finds what a killed one left."""
+    _sweep()
+    with tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True) as name:
+        descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield Path(name)
+        finally:
+            os.close(descriptor)
+
+
+def _sweep() -> None:
+    for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with suppress(OSError):
+            descriptor = os.open(left, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if time.time() - os.fstat(descriptor).st_mtime > 60:  # else it is being made
+                    shutil.rmtree(left)
+            finally:
+                os.close(descriptor)

@@ -55,6 +55,7 @@ def _load_order(kernel: Kernel) -> list[Path]:
     by_name = {Path(name).stem.replace("-", "_"): name for name in needs}
     order: list[str] = []
     for module in _MODULES:
-        if name := by_name.get(module.replace("-", "_")):
+        if module in by_name:
+            name = by_name[module]
             order += [need for need in (*reversed(needs[name]), name) if need not in order]
     return [tree / name for name in order]

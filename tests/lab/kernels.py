@@ -14,9 +14,10 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -31,14 +32,17 @@ _TOOLS = ("qemu-system-x86_64", "busybox", "ndctl", "depmod", "cpio", "xz", "zst
 
 # Parts of the module tree that nothing in the lab needs.
 _UNWANTED = (
-    "sound", "drivers/gpu", "drivers/media", "drivers/net", "drivers/usb", "drivers/staging",
-    "drivers/iio", "drivers/hid", "drivers/input", "drivers/platform", "drivers/hwmon",
-    "drivers/bluetooth", "drivers/comedi", "drivers/i2c", "drivers/leds", "drivers/mfd",
-    "drivers/pinctrl", "drivers/power", "drivers/regulator", "drivers/crypto", "drivers/edac",
-    "drivers/isdn", "drivers/mtd", "drivers/video", "drivers/accel", "drivers/thunderbolt",
-    "drivers/crypto", "drivers/char/tpm", "net/bluetooth", "net/mac80211", "net/wireless",
-    "net/netfilter", "net/sched", "net/can",
+    "sound", "drivers/accel", "drivers/bluetooth", "drivers/char/tpm", "drivers/comedi",
+    "drivers/crypto", "drivers/edac", "drivers/gpu", "drivers/hid", "drivers/hwmon", "drivers/i2c",
+    "drivers/iio", "drivers/input", "drivers/isdn", "drivers/leds", "drivers/media", "drivers/mfd",
+    "drivers/mtd", "drivers/net/can", "drivers/net/ethernet", "drivers/net/phy", "drivers/net/usb",
+    "drivers/net/wireless", "drivers/pinctrl", "drivers/platform", "drivers/power",
+    "drivers/regulator", "drivers/staging", "drivers/thunderbolt", "drivers/usb", "drivers/video",
+    "net/bluetooth", "net/can", "net/mac80211", "net/netfilter", "net/sched", "net/wireless",
 )  # fmt: skip
+
+_LAYOUT = 2  # of a cached kernel: one more whenever what is kept of a package changes
+_SECONDS = 600.0  # for each command, and to wait for another process's download
 
 
 class Unavailable(Exception):
@@ -72,11 +76,13 @@ def unavailable(series: str = DEFAULT) -> str | None:
 
 @cache
 def kernel(series: str = DEFAULT) -> Kernel:
-    """The newest kernel of a series such as "6.12". Raises Unavailable."""
-    missing = [tool for tool in _TOOLS if not shutil.which(tool, path=_path())]
-    if missing:
+    """The newest kernel of a series such as "6.12", or of all ("newest"). One that is cached is
+    not looked for again. Raises Unavailable."""
+    if missing := missing_tools():
         raise Unavailable(f"the lab needs {', '.join(missing)}: ./dev build installs them, as root")
-    where = cache_directory() / series
+    where = cache_directory() / f"{series}-{_LAYOUT}"
+    if found := _unpacked(where):
+        return found
     with _locked(cache_directory()):
         if found := _unpacked(where):
             return found
@@ -84,6 +90,10 @@ def kernel(series: str = DEFAULT) -> Kernel:
             return _install(series, where)
         except (OSError, subprocess.SubprocessError) as error:
             raise Unavailable(f"no kernel {series}: {_told(error)}") from error
+
+
+def missing_tools() -> list[str]:
+    return [tool for tool in _TOOLS if not shutil.which(tool, path=_path())]
 
 
 def _path() -> str:
@@ -97,13 +107,25 @@ def _told(error: Exception) -> str:
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
+    deadline = time.monotonic() + _SECONDS
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with (directory / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            while not _lock(lock.fileno()):
+                if time.monotonic() > deadline:
+                    raise Unavailable("another process does not end to fetch a kernel")
+                time.sleep(0.2)
             yield
     except PermissionError as error:
         raise Unavailable(f"the lab's cache cannot be written: {error}") from error
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _unpacked(where: Path) -> Kernel | None:
@@ -111,9 +133,8 @@ def _unpacked(where: Path) -> Kernel | None:
     try:
         record = json.loads((where / "kernel.json").read_text())
         vmlinux = where / "vmlinux"
-        with vmlinux.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != record["sha256"]:
-                return None
+        if _sha256(vmlinux) != record["sha256"]:
+            return None
         return Kernel(record["release"], vmlinux, where / "modules")
     except (OSError, ValueError, KeyError):
         return None
@@ -126,57 +147,87 @@ def _install(series: str, where: Path) -> Kernel:
         work = Path(directory)
         apt = _Apt(work / "apt")
         package = _newest(apt, series)
-        _run("dpkg-deb", "-x", str(apt.download(package, work)), str(work / "deb"))
+        deb = apt.download(package, work)
+        _run("dpkg-deb", "-x", str(deb), str(work / "deb"))
         made = work / "made"
         made.mkdir()
         release = package.removeprefix("linux-image-").removesuffix("-unsigned")
         _extract_elf(work / "deb/boot" / f"vmlinuz-{release}", made / "vmlinux")
         _modules(work / "deb", release, made)
-        with (made / "vmlinux").open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        found = Kernel(release, where / "vmlinux", where / "modules")
-        record = {"package": package, "sha256": digest, **asdict(found)}
-        (made / "kernel.json").write_text(json.dumps(record, default=str, indent=1))
+        record = {
+            "release": release,
+            "sha256": _sha256(made / "vmlinux"),
+            "package": deb.name,
+            "package_sha256": _sha256(deb),
+        }
+        (made / "kernel.json").write_text(json.dumps(record, indent=1))
         shutil.rmtree(where, ignore_errors=True)
         made.rename(where)
-    return found
+    return Kernel(release, where / "vmlinux", where / "modules")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class _Apt:
     """apt with directories of its own: what the system has configured is not touched."""
 
     def __init__(self, directory: Path) -> None:
-        for part in ("state/lists/partial", "cache/archives/partial", "etc/apt.conf.d"):
+        for part in ("state/lists/partial", "cache/archives/partial", "etc/sources.list.d"):
             (directory / part).mkdir(parents=True)
-        self.options = [
+        self._options = [
             *("-o", f"Dir::State={directory}/state", "-o", f"Dir::Cache={directory}/cache"),
             *("-o", f"Dir::Etc={directory}/etc", "-o", "Acquire::Languages=none"),
-            *("-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=2"),
+            *("-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=1"),
+            *("-o", "Acquire::http::Timeout=30", "-o", "Acquire::https::Timeout=30"),
         ]
-        sites = _run("apt-get", "indextargets", "--format", "$(SITE)").split()
-        if not sites:
-            raise Unavailable("apt has no mirror configured")
-        lines = [f"deb [signed-by={_KEYRING}] {sites[0]} {suite} main" for suite in _SUITES]
-        (directory / "etc/sources.list").write_text("\n".join(lines) + "\n")
+        lines = [
+            f"deb [signed-by={_KEYRING}] {mirror} {suite} main\n"
+            for mirror in _mirrors()
+            for suite in _SUITES
+        ]
+        (directory / "etc/sources.list").write_text("".join(lines))
         # A suite that the mirror does not serve is no failure, as long as others are.
-        _run("apt-get", *self.options, "-qq", "update", check=False)
+        self.complaints = self._run("apt-get", "-qq", "update", check=False).stderr
 
     def packages(self, pattern: str) -> list[str]:
-        found = _run("apt-cache", *self.options, "search", "--names-only", pattern)
+        found = self._run("apt-cache", "search", "--names-only", pattern).stdout
         return [line.split()[0] for line in found.splitlines()]
 
     def download(self, package: str, into: Path) -> Path:
-        _run("apt-get", *self.options, "-qq", "download", package, cwd=into)
+        self._run("apt-get", "-qq", "download", package, cwd=into)
         return next(into.glob("*.deb"))
+
+    def _run(
+        self, tool: str, *arguments: str, cwd: Path | None = None, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        return _run(tool, *self._options, *arguments, cwd=cwd, check=check)
+
+
+def _mirrors() -> list[str]:
+    """Where the system gets Debian itself (not its security updates) from."""
+    targets = _run("apt-get", "indextargets", "--format", "$(SITE) $(LABEL)").stdout
+    sites = [site for site, _, label in (x.partition(" ") for x in targets.splitlines())
+             if label == "Debian"]  # fmt: skip
+    if not sites:
+        raise Unavailable("apt has no Debian mirror configured, or was never updated")
+    return sorted(set(sites))
 
 
 def _newest(apt: _Apt, series: str) -> str:
-    """Signed or not: the lab does not ask. Flavours (cloud, rt) lack modules."""
-    pattern = rf"^linux-image-{re.escape(series)}\.[0-9][^ ]*-amd64(-unsigned)?$"
-    found = [p for p in apt.packages(pattern) if not re.search(r"-(cloud|rt)-", p)]
-    if not found:
-        raise Unavailable(f"the mirror serves no kernel {series}")
-    return max(found, key=_version)
+    """Signed or not: the lab does not ask. Flavours (cloud, rt) lack modules. When the default is
+    no longer served, what came after it will do."""
+    found = apt.packages(r"^linux-image-[0-9][^ ]*-amd64(-unsigned)?$")
+    plain = [name for name in found if not re.search(r"-(cloud|rt)-", name)]
+    served = [name for name in plain if name.startswith(f"linux-image-{series}.")]
+    if not served and series in (DEFAULT, "newest"):
+        served = [name for name in plain if _version(name) > _version(f"linux-image-{DEFAULT}")]
+    if not served:
+        said = apt.complaints.strip().splitlines()
+        raise Unavailable(f"the mirror serves no kernel {series}{f': {said[-1]}' if said else ''}")
+    return max(served, key=_version)
 
 
 def _version(package: str) -> tuple[list[int], bool]:
@@ -219,18 +270,15 @@ def _modules(unpacked: Path, release: str, made: Path) -> None:
     _run("depmod", "-b", str(made), release)
 
 
-def _run(*command: str, cwd: Path | None = None, check: bool = True) -> str:
-    return _output(command, cwd, check)
-
-
-def _output(command: Sequence[str], cwd: Path | None, check: bool) -> str:
-    done = subprocess.run(
+def _run(
+    *command: str, cwd: Path | None = None, check: bool = True
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         command,
         capture_output=True,
         text=True,
         cwd=cwd,
         check=check,
-        timeout=600,
+        timeout=_SECONDS,
         env={**os.environ, "PATH": _path(), "LC_ALL": "C"},
     )
-    return done.stdout

@@ -1,9 +1,12 @@
 """The marker `lab`: a test with it runs inside the virtual machine.
 
-Guests cost seconds and Python is slow in them, so the marked tests of one file that want the same
-kernel share a guest: pytest runs there with exactly their names, and sends each report out as a
-line of JSON, which is replayed here as if the test had run here. A test at which the guest dies
-fails; those after it get another guest.
+    @pytest.mark.lab
+    @pytest.mark.lab(kernel="6.12", cpus=2, memory=2048, pmem=512)      sizes in MiB
+    @pytest.mark.lab(kernel=["6.18", "6.1"], pmem=(512, 512))           once on each kernel
+
+Guests cost seconds, so the selected tests of one file that want the same guest share it: pytest
+runs there with exactly their names, and writes down each report, which is replayed here as if the
+test had run here. A test at which the guest dies fails; those behind it get another guest.
 """
 
 from __future__ import annotations
@@ -13,47 +16,96 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.lab.guest import LabError, MiB, run
+from tests.lab.guest import LabError, run
 from tests.lab.kernels import DEFAULT, unavailable
+from tests.lab.qemu import MACHINE, Machine, MiB
 
 INSIDE = "SEALSVC_LAB" in os.environ
 _REPORTS = "SEALSVC_LAB_REPORTS"
-_TIMEOUT = 900.0
+_TEST_SECONDS = 300  # for a test that does not say: the guest's processor is some ten times slower
+_GUEST_SECONDS = 1800.0
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-lab", action="store_true", help="skip the tests that boot the lab")
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    marker = metafunc.definition.get_closest_marker("lab")
+    kernels = marker.kwargs.get("kernel") if marker else None
+    if isinstance(kernels, list | tuple):
+        metafunc.fixturenames.append("lab_kernel")
+        metafunc.parametrize("lab_kernel", kernels)
+
+
+def why_not(config: pytest.Config, kernel: str = DEFAULT) -> str | None:
+    """Why no guest with this kernel can be booted in this run."""
+    if INSIDE:
+        return "this is the guest"
+    return "--no-lab" if config.getoption("--no-lab") else unavailable(kernel)
+
+
+# On the host: reports from guests stand in for the runs of marked tests.
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
-    marker = item.get_closest_marker("lab")
-    if marker is None or INSIDE:
+    if INSIDE or item.get_closest_marker("lab") is None:
         return None
-    results: Results = item.config.stash.setdefault(_RESULTS, Results(item.session))
+    results = item.config.stash.setdefault(_RESULTS, _Results(item.session))
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-    for report in results.of(item):
+    for report in (*results.of(item), *_torn_down(item, nextitem)):
         item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
     return True
 
 
-def _wanted(item: pytest.Item) -> dict[str, object]:
-    """kernel, cpus, memory (MiB) and pmem (MiB), as the marker says."""
-    marker = item.get_closest_marker("lab")
-    assert marker is not None
-    parameters = getattr(item, "callspec", None)
-    chosen = {"kernel": DEFAULT, "cpus": 1, "memory": 3072, "pmem": 1024, **marker.kwargs}
-    if parameters is not None and "lab_kernel" in parameters.params:
-        chosen["kernel"] = parameters.params["lab_kernel"]
-    return chosen
+@pytest.hookimpl(tryfirst=True, optionalhook=True)
+def pytest_timeout_set_timer(item: pytest.Item) -> bool | None:
+    """The time of one test is counted in the guest; here it may be that of many, and of a boot."""
+    return True if item.get_closest_marker("lab") and not INSIDE else None
 
 
-class Results:
+def _torn_down(item: pytest.Item, nextitem: pytest.Item | None) -> list[pytest.TestReport]:
+    """Fixtures of tests that ran here before may end with this one. What fails then is told."""
+    state = item.session._setupstate
+    call = pytest.CallInfo.from_call(lambda: state.teardown_exact(nextitem), "teardown")
+    if call.excinfo is None:
+        return []
+    return [item.ihook.pytest_runtest_makereport(item=item, call=call)]
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """The guest that a test asks for."""
+
+    path: Path
+    kernel: str
+    machine: Machine
+
+    @classmethod
+    def by(cls, item: pytest.Item) -> _Wanted:
+        marker = item.get_closest_marker("lab")
+        assert marker is not None
+        asked = dict(marker.kwargs)
+        kernel = asked.pop("kernel", DEFAULT)
+        if callspec := getattr(item, "callspec", None):
+            kernel = callspec.params.get("lab_kernel", kernel)
+        cpus = asked.pop("cpus", MACHINE.cpus)
+        memory = asked.pop("memory", MACHINE.memory // MiB) * MiB
+        pmem = asked.pop("pmem", [size // MiB for size in MACHINE.pmem])
+        sizes = [pmem] if isinstance(pmem, int) else pmem
+        assert not asked, f"{item.nodeid}: the marker lab knows no {', '.join(asked)}"
+        machine = Machine(cpus, memory, tuple(size * MiB for size in sizes if size))
+        return cls(item.path, kernel, machine)
+
+
+class _Results:
     """The reports of lab tests, made a guest at a time when the first of them is asked for."""
 
     def __init__(self, session: pytest.Session) -> None:
@@ -61,83 +113,71 @@ class Results:
         self._reports: dict[str, list[pytest.TestReport]] = {}
 
     def of(self, item: pytest.Item) -> list[pytest.TestReport]:
-        while item.nodeid not in self._reports:
-            self._boot(item)
+        if item.nodeid not in self._reports:
+            wanted = _Wanted.by(item)
+            if reason := why_not(item.config, wanted.kernel):
+                where = (str(item.path), (item.location[1] or 0) + 1, f"Skipped: {reason}")
+                return [_report(item, "skipped", where)]
+            self._boot(self._companions(wanted), wanted)
         return self._reports[item.nodeid]
 
-    def _boot(self, first: pytest.Item) -> None:
-        """Run `first` and its companions that have no report yet. Afterwards it has one."""
-        wanted = _wanted(first)
-        if reason := self._unavailable(str(wanted["kernel"])):
-            self._reports[first.nodeid] = [_skipped(first, reason)]
-            return
-        group = [
+    def _companions(self, wanted: _Wanted) -> list[pytest.Item]:
+        return [
             item
             for item in self._session.items
-            if item.path == first.path
+            if item.path == wanted.path
             and item.get_closest_marker("lab")
             and item.nodeid not in self._reports
-            and _wanted(item) == wanted
+            and _Wanted.by(item) == wanted
         ]
-        with tempfile.TemporaryDirectory(prefix="sealsvc-lab-share-") as directory:
+
+    def _boot(self, group: list[pytest.Item], wanted: _Wanted) -> None:
+        """At least the first of the group has reports afterwards."""
+        with tempfile.TemporaryDirectory(prefix="sealsvc-share-") as directory:
             share = Path(directory)
-            failure = self._run(group, wanted, share)
-            done = self._read(share / "reports")
+            died, story = _run_inside(group, wanted, share)
+            done = _read(self._session.config, share / "reports")
         for item in group:
             if item.nodeid in done:
                 self._reports[item.nodeid] = done[item.nodeid]
-            elif failure:  # this one ended the guest; those behind it get another
-                self._reports[item.nodeid] = [_failed(item, failure)]
+                continue
+            self._reports[item.nodeid] = [_report(item, "failed", story)]
+            if died:  # at this one; those behind it get another guest
                 return
-        if first.nodeid not in self._reports:
-            self._reports[first.nodeid] = [_failed(first, failure or "no report came")]
 
-    def _run(self, group: list[pytest.Item], wanted: dict[str, object], share: Path) -> str | None:
-        names = [item.nodeid for item in group]
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *names]
+
+def _run_inside(group: list[pytest.Item], wanted: _Wanted, share: Path) -> tuple[bool, str]:
+    """Whether the guest died, and what to say of a test that has no report."""
+    names = [item.nodeid for item in group]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    try:
+        done = run(
+            [*command, "-o", f"timeout={_TEST_SECONDS}", *names],
+            wanted.kernel,
+            timeout=_GUEST_SECONDS,
+            machine=wanted.machine,
+            share=share,
+            environment={_REPORTS: "reports"},
+        )
+    except (LabError, OSError, subprocess.SubprocessError) as error:
+        return True, str(error)
+    said = f"{done.stdout}\n{done.stderr}"
+    return False, f"no report; pytest in the guest ended with status {done.status}\n{said}"
+
+
+def _read(config: pytest.Config, path: Path) -> dict[str, list[pytest.TestReport]]:
+    """By test; whole tests only: one without its teardown was cut off."""
+    found: dict[str, list[pytest.TestReport]] = {}
+    for line in path.read_text().splitlines() if path.exists() else []:
         try:
-            done = run(
-                command,
-                str(wanted["kernel"]),
-                timeout=_TIMEOUT,
-                cpus=int(str(wanted["cpus"])),
-                memory=int(str(wanted["memory"])) * MiB,
-                pmem=int(str(wanted["pmem"])) * MiB,
-                share=share,
-                environment={_REPORTS: "reports"},
-            )
-        except (LabError, OSError, subprocess.SubprocessError) as error:
-            return str(error)
-        if done.status not in (0, 1):
-            return f"pytest in the guest: status {done.status}\n{done.stdout}\n{done.stderr}"
-        return None
-
-    def _read(self, path: Path) -> dict[str, list[pytest.TestReport]]:
-        """Whole tests only: one without its teardown was cut off."""
-        found: dict[str, list[pytest.TestReport]] = {}
-        config = self._session.config
-        for line in path.read_text().splitlines() if path.exists() else []:
             data = json.loads(line)
-            report = config.hook.pytest_report_from_serializable(config=config, data=data)
-            found.setdefault(report.nodeid, []).append(report)
-        return {name: all_ for name, all_ in found.items() if all_[-1].when == "teardown"}
-
-    def _unavailable(self, series: str) -> str | None:
-        if self._session.config.getoption("--no-lab"):
-            return "--no-lab"
-        return unavailable(series)
-
-
-_RESULTS = pytest.StashKey[Results]()
-
-
-def _skipped(item: pytest.Item, reason: str) -> pytest.TestReport:
-    path, line = str(item.path), item.location[1] or 0
-    return _report(item, "skipped", (path, line, f"Skipped: {reason}"))
-
-
-def _failed(item: pytest.Item, why: str) -> pytest.TestReport:
-    return _report(item, "failed", why)
+        except ValueError:  # the last line, cut off
+            break
+        report = config.hook.pytest_report_from_serializable(config=config, data=data)
+        if isinstance(report.longrepr, list):  # why it was skipped: JSON knows no tuples
+            report.longrepr = tuple(report.longrepr)
+        found.setdefault(report.nodeid, []).append(report)
+    return {name: reports for name, reports in found.items() if reports[-1].when == "teardown"}
 
 
 def _report(
@@ -151,6 +191,9 @@ def _report(
         longrepr=longrepr,
         when="call" if outcome == "failed" else "setup",
     )
+
+
+_RESULTS = pytest.StashKey[_Results]()
 
 
 # Inside the guest: every report is written down as it is made.

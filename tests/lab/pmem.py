@@ -4,38 +4,51 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from sealsvc import native
 
-DEVICE = "/dev/pmem0"
 STATX_ATTR_DAX = 0x00200000  # include/uapi/linux/stat.h
 
 
 @contextmanager
 def mounted_dax(
-    fstype: str, *, reflink: bool = False, pmd: bool = False, options: str = "dax=always"
+    fstype: str,
+    *,
+    reflink: bool = False,
+    pmd: bool = False,
+    options: str = "dax=always",
+    device: str = "/dev/pmem0",
 ) -> Iterator[Path]:
-    """A new XFS or ext4 on /dev/pmem0, mounted while the context lasts. With `pmd` its extents are
-    aligned for 2 MiB mappings (ext4's are anyhow). That DAX is really on is made sure of: a
-    file system turns it off silently where it cannot be had."""
-    arguments = ["-F", "-b", "4096"]
-    if fstype == "xfs":
-        arguments = ["-f", "-m", f"reflink={int(reflink)}"]
-        if pmd:
-            arguments += ["-d", "su=2m,sw=1"]
-    _run(f"mkfs.{fstype}", "-q", *arguments, DEVICE)
+    """A new XFS or ext4 on `device`, mounted while the context lasts. With `pmd` XFS aligns its
+    extents for 2 MiB mappings (ext4 does so anyhow). With dax=always, it is made sure that DAX is
+    on: a file system turns it off silently where it cannot be had."""
+    arguments = {
+        "ext4": ["-F", "-b", "4096"],
+        "xfs": ["-f", "-m", f"reflink={int(reflink)}", *(["-d", "su=2m,sw=1"] if pmd else [])],
+    }[fstype]
+    _run(f"mkfs.{fstype}", "-q", *arguments, device)
     with tempfile.TemporaryDirectory(prefix="dax-") as directory:
         point = Path(directory)
-        _run("mount", "-t", fstype, "-o", options, DEVICE, str(point))
+        _run("mount", "-t", fstype, "-o", options, device, str(point))
         try:
-            if options == "dax=always":
+            if "dax=always" in options.split(","):
                 _assert_dax(point)
             yield point
         finally:
-            _run("umount", str(point))
+            _unmount(point)
+
+
+def _unmount(point: Path) -> None:
+    """Whoever is being reaped may keep it busy a little longer."""
+    for _ in range(50):
+        if subprocess.run(["umount", point], capture_output=True, check=False).returncode == 0:
+            return
+        time.sleep(0.1)
+    _run("umount", str(point))
 
 
 def _assert_dax(point: Path) -> None:
@@ -48,6 +61,5 @@ def _assert_dax(point: Path) -> None:
 
 
 def _run(*command: str) -> None:
-    commands: Sequence[str] = command
-    done = subprocess.run(commands, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{' '.join(command)}: {done.stderr or done.stdout}"

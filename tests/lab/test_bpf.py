@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,6 +46,20 @@ pytestmark = [
 Act = Callable[[int, Path, int], object]
 
 
+class NoKeeper:
+    """Keeps nothing: the descriptors under test live in this process."""
+
+    def keep(self, name: str, fd: int) -> None:
+        pass
+
+    def drop(self, name: str) -> None:
+        pass
+
+
+def bpf(**options: Any) -> BpfEnforcer:
+    return BpfEnforcer(NoKeeper(), **options)  # type: ignore[arg-type]
+
+
 @contextmanager
 def scratch(name: str) -> Iterator[Path]:
     """A mounted file system by its name: xfs, ext4, xfs-dax, ext4-dax."""
@@ -71,7 +86,7 @@ def xfs_root(lab_kernel: str) -> Iterator[Path]:
 
 @pytest.fixture
 def enforcer(lab_kernel: str) -> Iterator[BpfEnforcer]:
-    enforcer = BpfEnforcer()
+    enforcer = bpf()
     assert enforcer.probe() == ""
     yield enforcer
     enforcer.stop()
@@ -398,7 +413,7 @@ def test_a_killed_service_leaves_its_refusals_and_the_next_takes_over(xfs_root: 
     ready, told = os.pipe()
     service = os.fork()
     if service == 0:
-        enforcer = BpfEnforcer()
+        enforcer = bpf()
         with opened(xfs_root) as target:
             reason = enforcer.probe()
             if not reason:
@@ -426,7 +441,7 @@ def test_a_killed_service_leaves_its_refusals_and_the_next_takes_over(xfs_root: 
                         os._exit(0)
             os._exit(0)
         os.close(stop)
-        enforcer = BpfEnforcer()
+        enforcer = bpf()
         assert enforcer.probe() == ""
         os.close(go_on)
         assert os.waitstatus_to_exitcode(os.waitpid(watcher, 0)[1]) == 0
@@ -447,7 +462,7 @@ def test_a_killed_service_leaves_its_refusals_and_the_next_takes_over(xfs_root: 
 
 
 def test_missing_programs_are_named_as_gaps(xfs_root: Path) -> None:
-    enforcer = BpfEnforcer(without=["file_ioctl", "remap"])
+    enforcer = bpf(without=["file_ioctl", "remap"])
     assert enforcer.probe() == ""
     write(xfs_root / "sealed")
     with opened(xfs_root) as target:
@@ -460,7 +475,7 @@ def test_missing_programs_are_named_as_gaps(xfs_root: Path) -> None:
         assert in_child(lambda: os.ftruncate(target.fd, 0)) == ETXTBSY
         hold.release()
     enforcer.stop()
-    without = BpfEnforcer(without=["file_permission"])
+    without = bpf(without=["file_permission"])
     assert "file_permission" in without.probe()
     assert not without.directory.exists()
 

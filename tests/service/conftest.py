@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket as sockets
 import subprocess
 import sys
 import time
@@ -46,8 +47,12 @@ class Running:
     def ready(self) -> None:
         process = self.process
         assert process is not None
-        until(lambda: self.socket.exists() or process.poll() is not None)
+        until(lambda: self._answers() or process.poll() is not None)
         assert process.poll() is None, self.log.read_text()
+
+    def _answers(self) -> bool:
+        with sockets.socket(sockets.AF_UNIX, sockets.SOCK_SEQPACKET) as probe:
+            return probe.connect_ex(str(self.socket)) == 0
 
     def kill(self) -> None:
         assert self.process is not None

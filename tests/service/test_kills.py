@@ -171,10 +171,15 @@ def drifted(held: Held) -> bool:
 
 
 def test_nothing_moves_and_nothing_is_lost(xfs: Path, tmp_path: Path) -> None:
-    files = [xfs / f"kills-{os.getpid()}-{n}" for n in range(FILES)]
+    killed_under_load(xfs, tmp_path, KILLS, 0.25)
+
+
+def killed_under_load(root: Path, directory: Path, kills: int, longest: float) -> None:
+    """Let the service live for up to `longest` seconds, `kills` times."""
+    files = [root / f"kills-{os.getpid()}-{n}" for n in range(FILES)]
     for path in files:
         path.write_bytes(os.urandom(16 * UNIT))
-    running = Running(tmp_path, [xfs], RISKS)
+    running = Running(directory, [root], RISKS)
     running.start()
     running.ready()
     holders = Holders(str(running.socket), files)
@@ -184,15 +189,15 @@ def test_nothing_moves_and_nothing_is_lost(xfs: Path, tmp_path: Path) -> None:
     try:
         with hammering(files[:2]):
             thread.start()
-            for _ in range(KILLS):
-                time.sleep(chance.random() * 0.25)
+            for _ in range(kills):
+                time.sleep(chance.random() * longest)
                 running.kill()
                 before = holders.certain()
                 bad = [seal for seal, held in before.items() if drifted(held)]
                 assert not bad, f"moved while nobody served: {bad}"
                 running.start()
                 if chance.random() < 0.2:  # killed in the middle of its start, too
-                    time.sleep(chance.random() * 0.5)
+                    time.sleep(chance.random() * 2 * longest)
                     running.kill()
                     running.start()
                 running.ready()
@@ -212,12 +217,12 @@ def test_nothing_moves_and_nothing_is_lost(xfs: Path, tmp_path: Path) -> None:
             with suppress(FileNotFoundError):
                 path.unlink()
     print(
-        f"{KILLS} kills, {checked} seals checked after them; {holders.granted} granted,"
+        f"{kills} kills, {checked} seals checked after them; {holders.granted} granted,"
         f" {holders.returned} returned, {holders.restarts} connections"
     )
     assert not holders.trouble, holders.trouble
-    assert checked > KILLS
-    assert holders.restarts > KILLS / 2
+    assert checked > kills
+    assert holders.restarts > kills / 2
 
 
 def _all(client: Client) -> dict[str, str]:

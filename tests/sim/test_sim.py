@@ -56,7 +56,7 @@ def play(tmp_path: Path) -> Callable[[Callable[[Scene], Awaitable[None]]], None]
         )
         host = SimHost()
         enforcer = SimEnforcer(host)
-        serving = asyncio.create_task(SimDaemon(config, host, [enforcer]).run())
+        serving = asyncio.create_task(SimDaemon(config, host, [enforcer], None).run())
         try:
             while not socket.exists():
                 if serving.done():

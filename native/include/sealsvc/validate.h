@@ -63,7 +63,8 @@ struct seal_mapping_answer {
 };
 
 /* 0: *out is the answer. -errno: there is none (-EAGAIN: the process changes its mappings meanwhile;
- * -EACCES, -EPERM: it may not be looked into; -E2BIG: it maps the file by more than a million areas).
+ * -EACCES, -EPERM: it may not be looked into; -E2BIG: it maps the file by more than a million areas, or by
+ * more than 64 TiB in all).
  * A process that is gone maps nothing. Whether `pid` was the same process all the time is for the
  * caller to know, by a pidfd. */
 int seal_mapping_validate(const struct seal_mapping_question *question,

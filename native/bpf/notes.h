@@ -1,0 +1,99 @@
+/* Between the begin and the end of an operation: that it is under way, and that it will be refused. */
+#ifndef SEAL_NOTES_H
+#define SEAL_NOTES_H
+
+#include "judge.h"
+
+/* Operations under way: a seal that is being made waits for those that passed before it was there. */
+
+static __always_inline void enter(const struct seal_bpf_file *file)
+{
+	struct seal_bpf_underway key = {bpf_get_current_pid_tgid(), *file};
+	struct seal_bpf_since value = {bpf_ktime_get_ns(), file->device};
+	struct seal_bpf_control *c = control();
+
+	if (bpf_map_update_elem(&seal_underway, &key, &value, BPF_ANY) && c)
+		__sync_fetch_and_add(&c->untracked, 1);
+}
+
+static __always_inline void drop_note(void)
+{
+	uint64_t task = bpf_get_current_pid_tgid();
+	struct seal_bpf_control *c = control();
+
+	if (c && c->notes && !bpf_map_delete_elem(&seal_notes, &task))
+		__sync_fetch_and_add(&c->notes, -1);
+}
+
+/* Under this thread's number alone, for what does not know its file when it ends. `kind` keeps an ioctl
+ * and an asynchronous write apart. */
+enum loose { LOOSE_IOCTL, LOOSE_WRITE };
+
+static __always_inline void enter_loose(struct file *file, enum loose kind)
+{
+	struct seal_bpf_underway key = {bpf_get_current_pid_tgid(), {0, kind}};
+	struct seal_bpf_since value = {bpf_ktime_get_ns(), file->f_inode->i_sb->s_dev};
+	struct seal_bpf_control *c = control();
+
+	if (!c)
+		return;
+	__sync_fetch_and_add(&c->loose, 1);
+	if (!bpf_map_update_elem(&seal_underway, &key, &value, BPF_NOEXIST))
+		return;
+	__sync_fetch_and_add(&c->loose, -1);
+	if (bpf_map_update_elem(&seal_underway, &key, &value, BPF_ANY))
+		__sync_fetch_and_add(&c->untracked, 1);
+}
+
+static __always_inline void leave_loose(enum loose kind)
+{
+	struct seal_bpf_underway key = {bpf_get_current_pid_tgid(), {0, kind}};
+	struct seal_bpf_control *c = control();
+
+	if (c && c->loose && !bpf_map_delete_elem(&seal_underway, &key))
+		__sync_fetch_and_add(&c->loose, -1);
+}
+
+static __always_inline void leave(struct file *file)
+{
+	struct seal_bpf_underway key = {bpf_get_current_pid_tgid(), {0, 0}};
+
+	key.file.device = file->f_inode->i_sb->s_dev;
+	key.file.inode = file->f_inode->i_ino;
+	bpf_map_delete_elem(&seal_underway, &key);
+	drop_note();
+}
+
+/* Notes */
+
+static __always_inline int noted(void)
+{
+	uint64_t task = bpf_get_current_pid_tgid();
+	struct seal_bpf_control *c = control();
+
+	return c && c->notes && bpf_map_lookup_elem(&seal_notes, &task);
+}
+
+/* `asked`: the file for which permission will be asked. */
+static __always_inline void note_for(const struct attempt *a, const struct seal_bpf_file *asked)
+{
+	uint64_t task = bpf_get_current_pid_tgid();
+	struct seal_bpf_control *c = control();
+	struct note value = {*asked, judge(a)};
+
+	if (!value.error || !c)
+		return;
+	/* Counted before it is there: file_permission must not overlook it. */
+	__sync_fetch_and_add(&c->notes, 1);
+	if (bpf_map_update_elem(&seal_notes, &task, &value, BPF_NOEXIST)) {
+		__sync_fetch_and_add(&c->notes, -1);
+		bpf_map_update_elem(&seal_notes, &task, &value, BPF_ANY);
+	}
+}
+
+static __always_inline void note(const struct attempt *a)
+{
+	note_for(a, &a->file);
+}
+
+#endif

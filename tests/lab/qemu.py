@@ -1,0 +1,67 @@
+"""The virtual machine: which devices QEMU is asked for, and how Linux is told to boot."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.lab.initramfs import initramfs
+from tests.lab.kernels import Kernel
+from tests.lab.ports import NAMES
+
+MiB = 1 << 20
+
+# Boots a second faster than Debian's defaults. lsm=bpf: nothing else may refuse what is tested.
+_BOOT = (
+    "console=ttyS0 quiet panic=-1 mitigations=off nokaslr lsm=bpf rcupdate.rcu_expedited=1"
+    " tsc=reliable cryptomgr.notests random.trust_cpu=on"
+)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Sizes are bytes; there is an NVDIMM for each of `pmem`."""
+
+    cpus: int = 1
+    memory: int = 3072 * MiB
+    pmem: tuple[int, ...] = (1024 * MiB,)
+
+
+MACHINE = Machine()
+
+
+def command_line(machine: Machine, kernel: Kernel, directory: Path, share: Path) -> list[str]:
+    """QEMU with its files in `directory`: ports (a listening socket), lab (for the guest to
+    read), console, and the NVDIMMs' images. TCG unless SEALSVC_LAB_ACCEL says otherwise."""
+    room = (machine.memory + sum(machine.pmem)) // MiB + 1024
+    arguments = [
+        "qemu-system-x86_64", "-nodefaults", "-no-reboot", "-display", "none",
+        "-accel", os.environ.get("SEALSVC_LAB_ACCEL", "tcg,thread=multi"),
+        "-cpu", "max", "-smp", str(machine.cpus), "-machine", "q35,nvdimm=on",
+        "-m", f"size={machine.memory // MiB}M,slots={len(machine.pmem) + 1},maxmem={room}M",
+        "-kernel", str(kernel.vmlinux), "-initrd", str(initramfs(kernel)), "-append", _BOOT,
+        "-serial", f"file:{directory}/console",
+        "-device", "virtio-serial-pci", "-device", "virtio-rng-pci",
+    ]  # fmt: skip
+    for name in NAMES:
+        arguments += ["-chardev", f"socket,id={name},path={directory}/ports"]
+        arguments += ["-device", f"virtserialport,chardev={name},name={name}"]
+    arguments += _folder("root", Path("/"), "readonly=on")
+    arguments += _folder("lab", directory / "lab", "readonly=on")
+    arguments += _folder("share", share, "readonly=off")
+    for number, size in enumerate(machine.pmem):
+        arguments += _nvdimm(f"pmem{number}", directory / f"pmem{number}", size)
+    return arguments
+
+
+def _folder(tag: str, path: Path, mode: str) -> list[str]:
+    options = f"path={path},mount_tag={tag},security_model=none,{mode},multidevs=remap"
+    return ["-virtfs", f"local,{options}"]
+
+
+def _nvdimm(name: str, image: Path, size: int) -> list[str]:
+    with image.open("xb") as file:
+        file.truncate(size)
+    memory = f"memory-backend-file,id={name},share=on,mem-path={image},size={size}"
+    return ["-object", memory, "-device", f"nvdimm,memdev={name}"]
