@@ -137,6 +137,24 @@ int BPF_PROG(clone_end, struct file *in, loff_t in_at, struct file *out, loff_t 
 	return 0;
 }
 
+/* Where it is a function of its own, overlayfs copies up by it alone. */
+SEC("fentry/do_clone_file_range")
+int BPF_PROG(clone_inner, struct file *in, loff_t in_at, struct file *out, loff_t out_at,
+	     loff_t length, unsigned int flags)
+{
+	pair(SEAL_OP_CLONE, in, in_at, out, out_at, length, flags);
+	return 0;
+}
+
+SEC("fexit/do_clone_file_range")
+int BPF_PROG(clone_inner_end, struct file *in, loff_t in_at, struct file *out, loff_t out_at,
+	     loff_t length, unsigned int flags, loff_t result)
+{
+	leave(in);
+	leave(out);
+	return 0;
+}
+
 SEC("fentry/vfs_dedupe_file_range_one")
 int BPF_PROG(dedupe, struct file *in, loff_t in_at, struct file *out, loff_t out_at, loff_t length,
 	     unsigned int flags)

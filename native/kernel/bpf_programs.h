@@ -27,6 +27,8 @@ static const struct bpf_program_need bpf_program_needs[] = {
 	{"copy", "vfs_copy_file_range", 0, 0},
 	{"clone_end", "vfs_clone_file_range", 0, 0},
 	{"clone", "vfs_clone_file_range", 0, 0},
+	{"clone_inner_end", "do_clone_file_range", 0, "do_clone_file_range"},
+	{"clone_inner", "do_clone_file_range", 0, "do_clone_file_range"},
 	{"dedupe_end", "vfs_dedupe_file_range_one", 0, 0},
 	{"dedupe", "vfs_dedupe_file_range_one", 0, 0},
 	/* Not to be traced before v6.9; since v6.10 XFS exchanges extents through it. */

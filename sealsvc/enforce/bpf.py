@@ -87,7 +87,9 @@ _COVERS = (
     _cover("bpf-truncate", "setattr", "truncate(2) is not refused"),
     _cover("bpf-fallocate", "file_permission fallocate", "fallocate(2) is not refused"),
     _cover("bpf-copy", "file_permission copy", "copy_file_range(2) is not refused", reflink=True),
-    _cover("bpf-clone", "file_permission clone", "FICLONE is not refused", reflink=True),
+    _cover(
+        "bpf-clone", "file_permission clone clone_inner", "FICLONE is not refused", reflink=True
+    ),
     _cover(
         "bpf-remap",
         "file_permission remap dedupe",
