@@ -238,7 +238,10 @@ class Grants:
             for other in self.table.of_file(seal.file)
             if other is not seal and other.effective.overlaps(seal.effective)
         )
-        found = await self.workers.run(self.host.remnants, seal.question(others))
+        question = seal.question(others)
+        if self.host.is_free(question):
+            return []
+        found = await self.workers.run(self.host.remnants, question)
         return [f"process {r.pid} maps {r.range}" for r in found]
 
     async def give_back(self, seal: Seal, reason: str = "") -> None:

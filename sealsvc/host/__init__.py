@@ -121,6 +121,11 @@ class Host(Protocol):
         """Mark the description of `fd`, so that `remnants` can tell whether it is gone."""
         ...
 
+    def is_free(self, question: ReleaseQuestion) -> bool:
+        """Does nobody but the service have the file open or mapped? The cheapest proof there is
+        that nothing is left of a holder, and the only call here that never blocks."""
+        ...
+
     def remnants(self, question: ReleaseQuestion) -> list[Remnant]:
         """What still maps the range through the marked description, or in the process `holder`.
         Empty is a proof that nothing does."""

@@ -143,11 +143,11 @@ class KernelHost:
     def mark(self, fd: int, token: int) -> None:
         native.token_set(fd, token)
 
+    def is_free(self, question: ReleaseQuestion) -> bool:
+        return question.anchor >= 0 and native.lease_probe(question.anchor, fcntl.F_WRLCK)
+
     def remnants(self, question: ReleaseQuestion) -> list[Remnant]:
         q = question
-        # Nobody but the service has the file open or mapped: the cheapest proof there is.
-        if q.anchor >= 0 and native.lease_probe(q.anchor, fcntl.F_WRLCK):
-            return []
         found = self._mappings(q, q.holder) if q.holder else []
         if q.anchor >= 0 and not native.token_held(q.anchor, q.token):
             # The sealed description is gone everywhere. The holder may map the file by another.

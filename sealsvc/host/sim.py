@@ -139,6 +139,9 @@ class SimHost:
     def mark(self, fd: int, token: int) -> None:  # noqa: ARG002 (the interface)
         self.check("mark")
 
+    def is_free(self, question: ReleaseQuestion) -> bool:  # noqa: ARG002 (the interface)
+        return False
+
     def remnants(self, question: ReleaseQuestion) -> list[Remnant]:
         q = question
         with self._lock:

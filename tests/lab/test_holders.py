@@ -17,6 +17,7 @@ from sealsvc.client import Client
 from sealsvc.messages import List, SealInfo
 from tests.lab.pmem import mounted_dax
 from tests.service.conftest import Running, until
+from tests.service.test_hypervisor import guest_gives_back
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MiB = 1 << 20
@@ -126,6 +127,12 @@ def test_an_rdma_region_is_deregistered_before_the_file_is_truncated(
     assert file.stat().st_size == MiB // 2
     with file.open("rb") as opened:
         assert os.pread(opened.fileno(), 7, 12288) == b"by RDMA"
+
+
+def test_a_guest_on_persistent_memory_ends_when_it_is_recalled(
+    running: Running, root: Path
+) -> None:
+    guest_gives_back(running, root, 90.0)
 
 
 def _line(process: subprocess.Popen[str]) -> str:

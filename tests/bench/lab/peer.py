@@ -1,0 +1,119 @@
+"""A conflict, its recall, the return, and the conflict going on: ours, and the kernel's own.
+
+Both on the same XFS on the same persistent memory. The conflict is a truncate(2) by a local process
+that takes one block off the end of a file whose layout, or seal, somebody holds.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.bench.__main__ import Figure, alternate
+from tests.bench.lab import nfs
+from tests.lab.pmem import mounted_dax
+from tests.service.conftest import Running
+
+SIZE = 1 << 20
+BLOCK = 4096
+SAMPLES = 8
+
+# Seals, maps, and gives back what is recalled, for ever: one line for each seal it has.
+HOLDER = """
+import mmap, os, sys
+from sealsvc.client import Client
+from sealsvc.messages import Recall, Return
+with Client(sys.argv[1]) as client:
+    for _ in sys.stdin:
+        fd = os.open(sys.argv[2], os.O_RDWR)
+        seal = client.grant([fd], grace=60, conflict="wait").seal
+        mapping = mmap.mmap(fd, 0)
+        os.close(fd)
+        print("sealed", flush=True)
+        next(push for push in client.pushes() if isinstance(push, Recall))
+        mapping.close()
+        client.call(Return, seal=seal.id)
+"""
+
+
+def peer(rounds: int) -> Iterator[Figure]:
+    with (
+        mounted_dax("xfs", options="dax=never") as root,
+        tempfile.TemporaryDirectory() as made,
+        nfs.exported(root, Path(made, "client")),
+    ):
+        running = Running(Path(made), [root])
+        running.start()
+        try:
+            running.ready()
+            yield _compare(root, Path(made, "client"), running, rounds)
+        finally:
+            running.end()
+
+
+def _compare(root: Path, client: Path, running: Running, rounds: int) -> Figure:
+    ours, theirs = root / "sealed", root / "exported"
+    ours.write_bytes(os.urandom(SIZE))
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, running.socket, ours],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        fd = os.open(client / "exported", os.O_RDWR | os.O_CREAT | os.O_DIRECT)
+        try:
+            with mmap.mmap(-1, SIZE) as data:
+                os.pwrite(fd, data, 0)
+            os.fsync(fd)
+            return alternate(
+                "conflict-recall-return", "the same through knfsd's block layouts", 0.1,
+                lambda: _sealed(ours, holder), lambda: _exported(theirs, fd), rounds,
+            )  # fmt: skip
+        finally:
+            os.close(fd)
+    finally:
+        holder.kill()
+        holder.communicate()
+
+
+def _truncated(path: Path) -> float:
+    """Microseconds that taking a block off the end takes."""
+    size = path.stat().st_size - BLOCK
+    begun = time.perf_counter()
+    os.truncate(path, size)
+    return (time.perf_counter() - begun) * 1e6
+
+
+def _sealed(path: Path, holder: subprocess.Popen[str]) -> list[float]:
+    assert holder.stdin is not None
+    assert holder.stdout is not None
+    samples = []
+    for _ in range(SAMPLES):
+        holder.stdin.write("\n")
+        holder.stdin.flush()
+        assert holder.stdout.readline() == "sealed\n"
+        time.sleep(0.02)  # until the holder waits for its recall
+        samples.append(_truncated(path))
+    return samples
+
+
+def _exported(path: Path, fd: int) -> list[float]:
+    """The client writes past the server, with a layout; the truncation has it recalled."""
+    samples = []
+    with mmap.mmap(-1, 16 * BLOCK) as data:
+        for _ in range(SAMPLES):
+            held = nfs.counted("LAYOUTGET")
+            os.pwrite(fd, data, 0)
+            time.sleep(0.02)
+            returned = nfs.counted("LAYOUTRETURN")
+            samples.append(_truncated(path))
+            assert nfs.counted("LAYOUTRETURN") > returned, "no layout was recalled"
+            assert held, "the client never had a layout"
+    return samples
