@@ -22,6 +22,7 @@ from sealsvc.enforce import Enforcer, EnforcerSet
 from sealsvc.enforce.bpf import BpfEnforcer
 from sealsvc.enforce.fanotify import FanotifyEnforcer
 from sealsvc.enforce.lease import LeaseEnforcer
+from sealsvc.enforce.pin import PinEnforcer
 from sealsvc.enforce.sim import SimEnforcer, simulate
 from sealsvc.errors import Refusal
 from sealsvc.events import EventLog
@@ -207,6 +208,7 @@ def kernel_daemon(config: Config) -> Daemon:
         "bpf": lambda: BpfEnforcer(keeper, Path(config.service.bpf_path), drain_timeout=drain),
         "fanotify": lambda: FanotifyEnforcer(keeper, config.enforcers.linger, drain),
         "lease": lambda: LeaseEnforcer(keeper),
+        "pin": lambda: PinEnforcer(keeper),
     }
     return Daemon(config, KernelHost(), [known[name]() for name in config.enforcers.use], keeper)
 

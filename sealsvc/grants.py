@@ -26,6 +26,8 @@ from sealsvc.states import Step
 
 T = TypeVar("T")
 
+_PIN_PATIENCE = 1.0  # seconds
+
 
 @dataclass(frozen=True, slots=True)
 class Asker:
@@ -197,6 +199,10 @@ class Grants:
             # 6. Take away what could still move blocks; nothing may have moved meanwhile.
             host.steady(target, sealed)
             _check_still(found, host.read_map(target.fd, sealed), sealed, target)
+            # 7. Pins are last: with one in force, even looking may block (docs/pin.md).
+            if chosen.hold_late(hold, target, guard):
+                with hold.given_up_after(_PIN_PATIENCE):
+                    _check_still(found, host.read_map(target.fd, sealed), sealed, target)
             progress("arming", 1.0)
             seal = Seal(
                 token=token,
@@ -214,7 +220,7 @@ class Grants:
                 client=asker.client,
                 marked=True,
             )
-            # 7. Conflicts that waited while we worked are conflicts with a seal from now on.
+            # 8. Conflicts that waited while we worked are conflicts with a seal from now on.
             undo.pop_all()
         return seal
 

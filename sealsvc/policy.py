@@ -65,6 +65,14 @@ class Policy:
             raise Refusal(
                 "limit-reached", f"policy.max_seals_per_file is {self.section.max_seals_per_file}"
             )
+        pinned = [seal for seal in held if "pin" in seal.enforcers]
+        if pinned:
+            raise Refusal(
+                "seal-conflict",
+                f"seal {pinned[0].id} pins the file: no other can be made on it (docs/pin.md)",
+                {"seals": [seal.id for seal in pinned]},
+                retry_after=1.0,
+            )
         settling = [seal for seal in held if seal.state in states.SETTLING]
         if settling:
             waits = [i.deadline_in for i in (s.info() for s in settling) if i.deadline_in]

@@ -1,6 +1,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "internal.h"
@@ -56,8 +57,23 @@ int store_drop(struct store *store, const char *name)
 	return 0;
 }
 
+/* The pipes of pins go first: a file whose pages they hold may hang whoever closes it last. */
+static void clear_pipes(struct store *store)
+{
+	struct stat st;
+
+	for (size_t i = 0; i < store->count;)
+		if (fstat(store->kept[i].fd, &st) == 0 && S_ISFIFO(st.st_mode)) {
+			close(store->kept[i].fd);
+			store->kept[i] = store->kept[--store->count];
+		} else {
+			i++;
+		}
+}
+
 void store_clear(struct store *store)
 {
+	clear_pipes(store);
 	while (store->count)
 		close(store->kept[--store->count].fd);
 	free(store->kept);

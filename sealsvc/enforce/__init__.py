@@ -7,12 +7,14 @@ puts the best combination together, and grants.py refuses rather than weaken.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Protocol
 
+from sealsvc.errors import Refusal
 from sealsvc.filesystem import Filesystem
 from sealsvc.host import Target
 from sealsvc.messages import Gap, Grant
@@ -87,6 +89,7 @@ class Hold(Protocol):
 
 class Enforcer(Protocol):
     name: str
+    late: bool  # its holds come last: with one in force, looking at the file may block
 
     def probe(self) -> str:
         """Why the enforcer cannot be used on this kernel; empty when it can."""
@@ -141,6 +144,22 @@ class Holds:
 
     def __init__(self, holds: list[Hold]) -> None:
         self.holds = holds
+        self.released = False
+
+    @contextmanager
+    def given_up_after(self, seconds: float) -> Iterator[None]:
+        """For calls that a hold may block for ever: it is released when they take longer."""
+        timer = threading.Timer(seconds, self.release)
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            timer.join()
+        if self.released:
+            raise Refusal(
+                "try-later", "somebody waited on the pin that was being made", retry_after=0.1
+            )
 
     @property
     def anchor(self) -> int:
@@ -152,6 +171,7 @@ class Holds:
 
     def release(self) -> None:
         """From the last to the first: whoever waits with the first meets no refusal behind it."""
+        self.released = True
         for hold in reversed(self.holds):
             hold.release()
 
@@ -172,15 +192,25 @@ class Combination:
         return tuple(gap for gap in first.gaps(filesystem, kind) if gap.risk not in closed)
 
     def hold(self, target: Target, guard: Guard) -> Holds:
-        first, *behind = self.enforcers
-        holds: list[Hold] = []
+        """Holds of all but the late ones."""
+        holds = Holds([])
         with ExitStack() as undo:
-            for enforcer in self.enforcers:
-                own = replace(guard, behind=first.name) if enforcer in behind else guard
-                holds.append(enforcer.hold(target, own))
-                undo.callback(holds[-1].release)
+            undo.callback(holds.release)
+            self._add(holds, target, guard, late=False)
             undo.pop_all()
-        return Holds(holds)
+        return holds
+
+    def hold_late(self, holds: Holds, target: Target, guard: Guard) -> bool:
+        """Add the late ones. False when there are none."""
+        self._add(holds, target, guard, late=True)
+        return any(enforcer.late for enforcer in self.enforcers)
+
+    def _add(self, holds: Holds, target: Target, guard: Guard, *, late: bool) -> None:
+        first = self.enforcers[0]
+        for enforcer in self.enforcers:
+            if enforcer.late is late:
+                own = guard if enforcer is first else replace(guard, behind=first.name)
+                holds.holds.append(enforcer.hold(target, own))
 
 
 class EnforcerSet:

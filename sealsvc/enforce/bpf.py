@@ -191,6 +191,7 @@ class _Hold:
 
 class BpfEnforcer:
     name = "bpf"
+    late = False
 
     def __init__(
         self,

@@ -102,6 +102,7 @@ class _Hold:
 
 class FanotifyEnforcer:
     name = "fanotify"
+    late = False
 
     def __init__(self, keeper: Keeper, linger: float = 2.0, drain_timeout: float = 0.5) -> None:
         """`linger` seconds a file stays watched after its last seal, so that the next grant knows

@@ -58,6 +58,7 @@ class _Lease:
 
 class LeaseEnforcer:
     name = "lease"
+    late = False
 
     def __init__(self, keeper: Keeper) -> None:
         self.keeper = keeper

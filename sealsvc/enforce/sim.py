@@ -73,6 +73,7 @@ class _Hold:
 
 class SimEnforcer:
     name = "sim"
+    late = False
 
     def __init__(self, host: SimHost) -> None:
         self.host = host

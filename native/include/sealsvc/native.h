@@ -11,6 +11,7 @@
 #include "sealsvc/lease.h"
 #include "sealsvc/mappings.h"
 #include "sealsvc/operation.h"
+#include "sealsvc/pin.h"
 #include "sealsvc/populate.h"
 #include "sealsvc/procfs.h"
 #include "sealsvc/validate.h"

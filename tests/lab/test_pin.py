@@ -1,0 +1,211 @@
+"""The pin enforcer on real DAX: who waits, who is found, and what goes on when it is let go."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from sealsvc.client import Client
+from sealsvc.errors import Refusal
+from sealsvc.messages import Audit, List, Recall, Reclaim, Return
+from tests.lab.pmem import mounted_dax
+from tests.service.conftest import Running
+
+MiB = 1 << 20
+CONFIG = 'accept_risks = ["all"]\n[enforcers]\nuse = ["pin"]\n'
+
+HELD = {
+    "truncate": "os.truncate(path, 4096)",
+    "ftruncate": "os.ftruncate(os.open(path, os.O_RDWR), 4096)",
+    "open-trunc": "os.open(path, os.O_RDWR | os.O_TRUNC)",
+    "punch": "sc.fallocate(os.open(path, os.O_RDWR), 3, 65536, 65536)",
+    "punch-elsewhere": "sc.fallocate(os.open(path, os.O_RDWR), 3, 983040, 65536)",
+    "zero": "sc.fallocate(os.open(path, os.O_RDWR), 16, 65536, 65536)",
+    "collapse": "sc.fallocate(os.open(path, os.O_RDWR), 8, 65536, 65536)",
+    "insert": "sc.fallocate(os.open(path, os.O_RDWR), 32, 65536, 65536)",
+}
+FREE = {
+    "read": "os.pread(os.open(path, os.O_RDONLY), 4096, 0)",
+    "write": "os.pwrite(os.open(path, os.O_RDWR), b'x' * 4096, 8192)",
+    "rename": "os.rename(path, path + '.new'); os.rename(path + '.new', path)",
+}
+INTRUDER = """
+import os, sys
+from sealsvc.doctor import syscalls as sc
+path, over = sys.argv[1], sys.argv[3]
+try:
+    exec(sys.argv[2])
+except OSError as error:
+    sys.exit(error.errno)
+"""
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(200)]
+
+
+@pytest.fixture(scope="module", params=["xfs", "ext4"])
+def root(request: pytest.FixtureRequest) -> Iterator[Path]:
+    with mounted_dax(request.param, reflink=request.param == "xfs") as point:
+        (point / "upper").mkdir()
+        yield point
+
+
+@pytest.fixture
+def running(root: Path, tmp_path: Path) -> Iterator[Running]:
+    made = Running(tmp_path, [root], CONFIG)
+    made.start()
+    made.ready()
+    yield made
+    made.end()
+
+
+@pytest.fixture
+def file(root: Path) -> Iterator[Path]:
+    made = root / "upper" / "file"
+    made.write_bytes(os.urandom(MiB))
+    yield made
+    made.unlink()
+
+
+@contextmanager
+def intruding(path: Path, code: str, over: str = "") -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen([sys.executable, "-c", INTRUDER, path, code, over])
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def overlaid(root: Path) -> Iterator[Path]:
+    """An overlay whose upper directory is the file's: what it truncates, nobody else sees."""
+    for name in ("lower", "work", "merged"):
+        (root / name).mkdir(exist_ok=True)
+    options = f"lowerdir={root}/lower,upperdir={root}/upper,workdir={root}/work"
+    merged = root / "merged"
+    subprocess.run(["mount", "-t", "overlay", "-o", options, "overlay", merged], check=True)
+    try:
+        yield merged
+    finally:
+        subprocess.run(["umount", merged], check=True)
+
+
+def granted(client: Client, file: Path) -> str:
+    reply = client.grant(path=str(file), kind="shared", grace=100)
+    os.close(reply.fds[0])
+    assert reply.seal.enforcers == ["pin"]
+    return reply.seal.id
+
+
+def refusal(call: Callable[[], object]) -> Refusal:
+    with pytest.raises(Refusal) as caught:
+        call()
+    return caught.value
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_a_change_waits_is_found_and_goes_on(running: Running, file: Path, name: str) -> None:
+    with Client(str(running.socket), timeout=60) as client:
+        seal = granted(client, file)
+        with intruding(file, HELD[name]) as intruder:
+            recall = next(push for push in client.pushes(30) if isinstance(push, Recall))
+            assert recall.seal == seal
+            assert recall.operation is not None
+            assert recall.operation.pid == intruder.pid
+            time.sleep(0.3)
+            assert intruder.poll() is None
+            client.call(Return, seal=seal)
+            assert intruder.wait(30) == 0
+
+
+def test_a_truncation_through_an_overlay_waits(running: Running, root: Path, file: Path) -> None:
+    """No other enforcer but bpf is met by it. The mount alone has the seal recalled."""
+    with Client(str(running.socket), timeout=60) as client:
+        seal = granted(client, file)
+        with (
+            overlaid(root) as merged,
+            intruding(file, "os.truncate(over, 4096)", str(merged / "file")) as intruder,
+        ):
+            assert next(p for p in client.pushes(30) if isinstance(p, Recall)).seal == seal
+            time.sleep(2)
+            assert intruder.poll() is None
+            client.call(Return, seal=seal)
+            assert intruder.wait(30) == 0
+
+
+@pytest.mark.parametrize("name", FREE)
+def test_what_keeps_the_map_goes_on(running: Running, file: Path, name: str) -> None:
+    with Client(str(running.socket), timeout=60) as client:
+        seal = granted(client, file)
+        with intruding(file, FREE[name]) as bystander:
+            assert bystander.wait(30) == 0
+        client.call(Return, seal=seal)
+
+
+def test_a_pinned_file_can_be_unlinked_and_its_holder_can_map(running: Running, root: Path) -> None:
+    path = root / "doomed"
+    path.write_bytes(bytes(MiB))
+    with Client(str(running.socket), timeout=60) as client:
+        reply = client.grant(path=str(path), kind="shared", grace=100)
+        with mmap.mmap(reply.fds[0], MiB) as mapping:
+            os.close(reply.fds[0])
+            path.unlink()
+            mapping[:4] = b"mine"
+        client.call(Return, seal=reply.seal.id)
+        assert client.call(List).result.seals == []
+
+
+def test_pins_outlive_the_service(running: Running, file: Path) -> None:
+    with Client(str(running.socket), timeout=60) as client:
+        seal = granted(client, file)
+        running.kill()
+        with intruding(file, HELD["truncate"]) as intruder:
+            time.sleep(0.5)
+            assert intruder.poll() is None
+            running.start()
+            running.ready()
+            client.reconnect(20)
+            client.call(Reclaim, seal=seal)
+            assert next(p for p in client.pushes(30) if isinstance(p, Recall)).seal == seal
+            client.call(Return, seal=seal)
+            assert intruder.wait(30) == 0
+
+
+def test_one_seal_a_file_and_no_looking(running: Running, file: Path) -> None:
+    with Client(str(running.socket), timeout=60) as client:
+        seal = granted(client, file)
+        assert refusal(lambda: granted(client, file)).code == "seal-conflict"
+        report = client.call(Audit).result
+        assert report.checked == 0
+        assert "pinned" in report.unreadable[0]
+        client.call(Return, seal=seal)
+
+
+def test_what_pins_cannot_do_is_refused(running: Running, file: Path) -> None:
+    with Client(str(running.socket), timeout=60) as client:
+        for fields in ({"kind": "exclusive"}, {"kind": "shared", "conflict": "refuse"}):
+            found = refusal(lambda fields=fields: client.grant(path=str(file), **fields))
+            assert found.code == "enforcer-unavailable"
+            assert "pin:" in found.message
+
+
+def test_without_dax_there_is_no_pin(tmp_path: Path) -> None:
+    with mounted_dax("ext4", options="dax=never") as root:
+        running = Running(tmp_path, [root], CONFIG)
+        running.start()
+        try:
+            running.ready()
+            (root / "file").write_bytes(bytes(4096))
+            with Client(str(running.socket), timeout=60) as client:
+                found = refusal(lambda: granted(client, root / "file"))
+            assert "not mounted with dax=always" in found.message
+        finally:
+            running.end()
