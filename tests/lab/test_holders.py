@@ -89,8 +89,9 @@ def becomes(client: Client, state: str) -> None:
     until(lambda: the_seal(client).state == state, 60)
 
 
+@pytest.mark.usefixtures("rdma")
 def test_an_rdma_region_is_deregistered_before_the_file_is_truncated(
-    running: Running, root: Path, tmp_path: Path, rdma: None
+    running: Running, root: Path, tmp_path: Path
 ) -> None:
     run("make", "-C", EXAMPLES / "rdma", f"OUT={tmp_path}")
     file, where = root / "region", tmp_path / "target.sock"

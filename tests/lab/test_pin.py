@@ -195,17 +195,3 @@ def test_what_pins_cannot_do_is_refused(running: Running, file: Path) -> None:
             found = refusal(lambda fields=fields: client.grant(path=str(file), **fields))
             assert found.code == "enforcer-unavailable"
             assert "pin:" in found.message
-
-
-def test_without_dax_there_is_no_pin(tmp_path: Path) -> None:
-    with mounted_dax("ext4", options="dax=never") as root:
-        running = Running(tmp_path, [root], CONFIG)
-        running.start()
-        try:
-            running.ready()
-            (root / "file").write_bytes(bytes(4096))
-            with Client(str(running.socket), timeout=60) as client:
-                found = refusal(lambda: granted(client, root / "file"))
-            assert "not mounted with dax=always" in found.message
-        finally:
-            running.end()
