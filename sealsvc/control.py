@@ -48,6 +48,9 @@ log = logging.getLogger(__name__)
 MAX_IN_FLIGHT = 64  # requests of one connection
 MAX_QUEUED = 2048  # messages one connection has not read
 
+# One for all connections: the event loop reads one message at a time, and keeps a copy of its size.
+_ROOM = memoryview(bytearray(MAX_MESSAGE))
+
 
 @dataclass(slots=True)
 class Reply:
@@ -77,8 +80,8 @@ class Connection:
     def readable(self) -> None:
         for _ in range(32):  # then others have their turn
             try:
-                data, ancillary, flags, _ = self.sock.recvmsg(
-                    MAX_MESSAGE, socket.CMSG_SPACE(MAX_FDS * 4), socket.MSG_CMSG_CLOEXEC
+                size, ancillary, flags, _ = self.sock.recvmsg_into(
+                    [_ROOM], socket.CMSG_SPACE(MAX_FDS * 4), socket.MSG_CMSG_CLOEXEC
                 )
             except (BlockingIOError, InterruptedError):
                 return
@@ -86,6 +89,7 @@ class Connection:
                 self.close()
                 return
             fds = _descriptors(ancillary)
+            data = bytes(_ROOM[:size])
             if not data:
                 _close_all(fds)
                 self.close()

@@ -44,6 +44,7 @@ static void destroy(struct seal_gate *gate)
 		close(waiter->event_fd);
 		free(waiter);
 	}
+	close_if_open(gate->placeholder);
 	close_if_open(gate->epoll);
 	close_if_open(gate->wake);
 	seal_syscall_reader_close(&gate->reader_calls);
@@ -89,11 +90,13 @@ int seal_gate_open(struct seal_gate **out, seal_gate_deliver *deliver, void *con
 	pthread_mutex_init(&gate->calls_lock, NULL);
 	seal_syscall_reader_init(&gate->reader_calls);
 	seal_syscall_reader_init(&gate->other_calls);
-	gate->group = gate->arming = gate->epoll = gate->wake = -1;
+	gate->placeholder = gate->group = gate->arming = gate->epoll = gate->wake = -1;
 	gate->group = fanotify_init(flags, O_RDONLY | O_LARGEFILE | O_CLOEXEC);
 	if (gate->group >= 0)
 		gate->arming = fanotify_init(FAN_CLASS_PRE_CONTENT | FAN_CLOEXEC, O_RDONLY);
 	if (gate->arming >= 0)
+		gate->placeholder = open("/", O_PATH | O_CLOEXEC);
+	if (gate->placeholder >= 0)
 		gate->epoll = epoll_create1(EPOLL_CLOEXEC);
 	if (gate->epoll >= 0)
 		gate->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);

@@ -50,6 +50,7 @@ struct file {
 
 struct seal_gate {
 	int group, arming, epoll, wake;
+	int placeholder; /* O_PATH, on nothing that matters */
 	int32_t tgid, exempt;
 	int stopping;
 	pthread_t reader, minder;

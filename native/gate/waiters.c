@@ -1,5 +1,6 @@
 /* Judging operations, and holding, answering and reporting those that conflict. */
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -181,7 +182,11 @@ struct waiter *gate_new_waiter(struct seal_gate *gate, const struct seal_event *
 		return NULL;
 	waiter->id = waiter->report.waiter = ++gate->next_waiter;
 	waiter->since_us = gate_now_us();
-	waiter->event_fd = event_fd;
+	/* The kernel knows an event by its descriptor's number, which must stay taken. What it was open
+	 * on would count as somebody who has the file open: nobody could be proven to be gone. */
+	waiter->event_fd = dup3(gate->placeholder, event_fd, O_CLOEXEC);
+	if (waiter->event_fd < 0)
+		waiter->event_fd = event_fd;
 	waiter->pidfd = -1;
 	waiter->event = *event;
 	waiter->report.device = file->device;
