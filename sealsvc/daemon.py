@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import logging
 import os
 import resource
@@ -81,6 +82,7 @@ class Daemon:
         self.service.connections = lambda: len(self.server.connections)
         self._stop = asyncio.Event()
         self._failure: Refusal | None = None
+        self._lapses: dict[str, int] = {}
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT. Raises Refusal when it cannot go on."""
@@ -173,9 +175,21 @@ class Daemon:
             finally:
                 os.close(fd)
 
+    def _look_for_lapses(self) -> None:
+        """An operation that passed unjudged may have changed a map: look at all of them."""
+        for enforcer in self.enforcers.available:
+            lapses, before = enforcer.lapses(), self._lapses.get(enforcer.name, 0)
+            self._lapses[enforcer.name] = lapses
+            if lapses > before and len(self.table):
+                reason = f"{enforcer.name} may have let {lapses - before} operations through"
+                self.events.publish("alarm", reason=reason)
+                self.tasks.spawn("audit after a lapse", audit(self.grants, self.table))
+
     async def _housekeeping(self) -> None:
-        while True:
+        for tick in itertools.count():
             await asyncio.sleep(0.5)
+            if tick % 10 == 0:
+                self._look_for_lapses()
             self.recaller.expire()
             self.journal.rewrite_if_large(self.table)
             for enforcer in self.enforcers.available:

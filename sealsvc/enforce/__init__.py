@@ -132,6 +132,10 @@ class Enforcer(Protocol):
         """Report what is held once more, now that its seals are known."""
         ...
 
+    def lapses(self) -> int:
+        """How often it may have let something through unjudged. It should stay 0."""
+        ...
+
     def forget(self, filesystem: Filesystem | None = None) -> None:
         """Drop what is kept only to make the next seal cheaper."""
         ...

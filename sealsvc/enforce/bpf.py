@@ -263,7 +263,7 @@ class BpfEnforcer:
         """The programs that this kernel does not take, and why."""
         return dict(self._missing)
 
-    def misses(self) -> int:
+    def lapses(self) -> int:
         """How often the kernel skipped a program because another task was in it on that CPU."""
         return sum(p.misses for p in self._programs()) if self._bpf is not None else 0
 
@@ -439,7 +439,7 @@ class BpfEnforcer:
     def counters(self) -> dict[str, int]:
         if self._bpf is None:
             return {}
-        return {"lost_events": int(lib.seal_bpf_lost_events(self._bpf)), "misses": self.misses()}
+        return {"lost_events": int(lib.seal_bpf_lost_events(self._bpf)), "lapses": self.lapses()}
 
 
 def unpin(directory: Path) -> bool:

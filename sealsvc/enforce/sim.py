@@ -130,6 +130,9 @@ class SimEnforcer:
     def replay(self) -> None:
         """Nothing is held."""
 
+    def lapses(self) -> int:
+        return 0
+
     def forget(self, filesystem: Filesystem | None = None) -> None:
         """Nothing is kept."""
 

@@ -18,7 +18,18 @@ from sealsvc.daemon import Daemon
 from sealsvc.enforce.sim import SimEnforcer, simulate
 from sealsvc.errors import Refusal
 from sealsvc.host.sim import SimHost
-from sealsvc.messages import Audit, List, Mapped, Recall, RecallSeals, Return, Show, Simulate
+from sealsvc.messages import (
+    Audit,
+    Event,
+    List,
+    Mapped,
+    Recall,
+    RecallSeals,
+    Return,
+    Show,
+    Simulate,
+    Watch,
+)
 from sealsvc.model import Conflict, Kind, State
 
 PATH = "/sim/a"
@@ -167,5 +178,27 @@ def test_a_simulated_mapping_is_proven(play):
         assert report.present == report.pages > 0
         await scene.do("unmap", pid=os.getpid())
         assert (await scene.call(Return, seal=seal)).seal.state is State.RETURNED
+
+    play(act)
+
+
+def test_a_lapse_of_an_enforcer_alarms_and_has_every_map_looked_at(play: Any) -> None:
+    async def act(scene: Scene) -> None:
+        await scene.do("create", size=1 << 20)
+        await scene.grant()
+        await scene.call(Watch)
+        scene.enforcer.lapses = lambda: 3  # type: ignore[method-assign]
+        await scene.do("drift")
+
+        def heard() -> list[str]:
+            names = []
+            for push in scene.client.pushes(10):
+                names.append(push.name if isinstance(push, Event) else "recall")
+                if "drift" in names:
+                    break
+            return names
+
+        names = await asyncio.to_thread(heard)
+        assert names.index("alarm") < names.index("drift")
 
     play(act)
