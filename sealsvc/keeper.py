@@ -87,9 +87,9 @@ class Keeper:
         with theirs:
             try:
                 self._call(lib.KEEPER_OWN, fd=theirs.fileno(), argument=lib.KEEPER_VERSION)
-            except KeeperError as error:
+            except BaseException as error:
                 ours.close()
-                if error.errno == errno.EBUSY:
+                if isinstance(error, KeeperError) and error.errno == errno.EBUSY:
                     raise Refusal(
                         "io-error", f"another service owns the keeper at {self.path}"
                     ) from None

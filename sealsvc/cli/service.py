@@ -72,15 +72,11 @@ def release(file: Path | None, keeper: str | None, everything: bool) -> None:  #
     Example:
       sealsvc release --all
     """
-    from sealsvc.enforce import bpf
-    from sealsvc.keeper import release_all
+    from sealsvc.release import release as let_go
 
     try:
         section = config.load(file).service
-        if keeper:
-            section = msgspec.structs.replace(section, keeper=keeper)
-        found = release_all(section.keeper_path)
-        found = bpf.unpin(Path(section.bpf_path)) or found
+        found = let_go(msgspec.structs.replace(section, keeper=keeper or section.keeper))
     except (OSError, config.ConfigError, Refusal) as error:
         busy = isinstance(error, OSError) and error.errno == errno.EBUSY
         why = "the service is running: use `sealctl recall --all`" if busy else error

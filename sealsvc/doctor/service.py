@@ -12,9 +12,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from sealsvc.client import Client, socket_path
+from sealsvc.config import ServiceSection
 from sealsvc.errors import Refusal
-from sealsvc.keeper import release_all
 from sealsvc.messages import ServiceStatus, Status
+from sealsvc.release import release
 
 _START_WITHIN = 15.0
 _STOP_WITHIN = 10.0
@@ -84,7 +85,8 @@ def _private(enforcers: Sequence[str] | None, root: str) -> Iterator[str]:
             env={name: value for name, value in os.environ.items() if name not in drop},
         )
         # A seal that could not be returned must not outlive the measurement.
-        stack.callback(release_all, str(directory / "keeper.sock"))
+        # Not by way of load(): SEALSVC_SOCKET would name the service that is really used.
+        stack.callback(release, ServiceSection(socket=socket))
         stack.callback(_stop, process)
         _await(process, socket, directory / "log")
         yield socket

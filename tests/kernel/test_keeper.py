@@ -176,6 +176,5 @@ def test_a_socket_of_a_dead_keeper_is_replaced(path: str) -> None:
         process = psutil.Process(pid_of(path))
         process.kill()
         until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
-    with closing(keepers.connect(path)) as second:
-        second.own()
+    with closing(keepers.own(path)) as second:
         assert second.kept() == {}

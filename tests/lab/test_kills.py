@@ -14,4 +14,4 @@ pytestmark = [pytest.mark.lab(cpus=2), pytest.mark.slow, pytest.mark.timeout(400
 
 def test_nothing_moves_and_nothing_is_lost(tmp_path: Path) -> None:
     with mounted_dax("xfs", reflink=True) as root:
-        killed_under_load(root, tmp_path, 12, 3.0)
+        killed_under_load(root, tmp_path, 8, 3.0)

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
+from sealsvc.config import ServiceSection
 from sealsvc.errors import Refusal
-from sealsvc.keeper import release_all
+from sealsvc.release import release
 
 ROOT = Path(__file__).parents[2]
 MiB = 1 << 20
@@ -72,7 +73,8 @@ class Running:
             if self.process.poll() is None:
                 self.stop()
         finally:
-            release(self.directory / "keeper.sock")
+            release(ServiceSection(socket=str(self.socket)))
+            until(lambda: not (self.directory / "keeper.sock").exists())
         assert "Traceback" not in self.log.read_text(), self.log.read_text()
 
 
@@ -86,12 +88,6 @@ def serving(directory: Path, roots: list[Path], more: str = "") -> Iterator[str]
         yield str(running.socket)
     finally:
         running.end()
-
-
-def release(path: Path) -> None:
-    """What a service left behind with its keeper ends."""
-    release_all(str(path))
-    until(lambda: not path.exists())
 
 
 def until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from sealsvc.client import Client
@@ -249,3 +250,26 @@ def intruding_later(path: Path) -> Iterator[Callable[[str], subprocess.Popen[byt
     """Intruders at any time, that are ended with the context."""
     with ExitStack() as stack:
         yield lambda code: stack.enter_context(intruding(path, code))
+
+
+def test_without_its_keeper_the_service_says_so_and_ends(running: Running, file: Path) -> None:
+    """The one death that breaks promises: nobody may go on believing in them."""
+    with Client(str(running.socket)) as client:
+        granted(client, file)
+        client.call(Watch)
+        keeper = next(
+            process
+            for process in psutil.process_iter(["cmdline"])
+            if str(running.directory / "keeper.sock") in (process.info["cmdline"] or [])
+        )
+        keeper.kill()
+        alarm = next(p for p in client.pushes(10.0) if isinstance(p, Event) and p.name == "alarm")
+        assert "no seal is enforced any more" in alarm.data["reason"]
+        assert running.process is not None
+        assert running.process.wait(10) == 1
+    assert "the keeper" in running.log.read_text()
+    running.start()
+    running.ready()
+    with Client(str(running.socket)) as client:
+        assert client.call(List).result.seals == []
+        client.call(Return, seal=granted(client, file))

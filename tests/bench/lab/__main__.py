@@ -26,8 +26,9 @@ def main() -> int:
         return 77
     with tempfile.TemporaryDirectory(prefix="sealsvc-bench-") as directory:
         share = Path(directory)
-        source = ROOT / "tests/bench/floors.c"
-        subprocess.run(["gcc", "-O2", "-o", share / "floors", source, "-lpthread"], check=True)
+        for source in (ROOT / "tests/bench/floors.c", ROOT / "tests/bench/lab/holder.c"):
+            command = ["gcc", "-O2", "-o", share / source.stem, source, "-lpthread"]
+            subprocess.run(command, check=True)
         inside = [sys.executable, "-m", "tests.bench.lab.inside", "--rounds", str(options.rounds)]
         names = options.names or NAMES
         try:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import mmap
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -24,22 +23,7 @@ SIZE = 1 << 20
 BLOCK = 4096
 SAMPLES = 8
 
-# Seals, maps, and gives back what is recalled, for ever: one line for each seal it has.
-HOLDER = """
-import mmap, os, sys
-from sealsvc.client import Client
-from sealsvc.messages import Recall, Return
-with Client(sys.argv[1]) as client:
-    for _ in sys.stdin:
-        fd = os.open(sys.argv[2], os.O_RDWR)
-        seal = client.grant([fd], grace=60, conflict="wait").seal
-        mapping = mmap.mmap(fd, 0)
-        os.close(fd)
-        print("sealed", flush=True)
-        next(push for push in client.pushes() if isinstance(push, Recall))
-        mapping.close()
-        client.call(Return, seal=seal.id)
-"""
+SHARE = Path(os.environ.get("SEALSVC_LAB_SHARE", "."))
 
 
 def peer(rounds: int) -> Iterator[Figure]:
@@ -61,7 +45,7 @@ def _compare(root: Path, client: Path, running: Running, rounds: int) -> Figure:
     ours, theirs = root / "sealed", root / "exported"
     ours.write_bytes(os.urandom(SIZE))
     holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, running.socket, ours],
+        [SHARE / "holder", running.socket, ours],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
