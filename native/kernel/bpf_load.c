@@ -363,10 +363,30 @@ static int empty_directory(const char *directory, const char *name)
 	return result == -ENOENT ? 0 : result;
 }
 
+/* The kernel frees programs some time after their last pin is gone: until then they would go on
+ * refusing. Without an entry they refuse nothing. */
+static void forget_files(const char *directory)
+{
+	struct seal_bpf_file file;
+	char path[PATH_MAX];
+	int map;
+
+	snprintf(path, sizeof(path), "%s/maps/seal_files", directory);
+	map = bpf_obj_get(path);
+	if (map < 0)
+		return;
+	while (!bpf_map_get_next_key(map, NULL, &file) && !bpf_map_delete_elem(map, &file))
+		;
+	close(map);
+}
+
 int seal_bpf_unpin(const char *directory)
 {
-	int links = empty_directory(directory, "links"), maps = empty_directory(directory, "maps");
+	int links, maps;
 
+	forget_files(directory);
+	links = empty_directory(directory, "links");
+	maps = empty_directory(directory, "maps");
 	if (links || maps)
 		return links ? links : maps;
 	return rmdir(directory) && errno != ENOENT ? -errno : 0;

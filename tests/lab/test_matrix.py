@@ -80,3 +80,37 @@ def test_a_truncation_waits_for_the_holder(running: Running, root: Path, lab_ker
             intruder.wait()
     assert path.stat().st_size == 4096
     assert path.read_bytes()[:4] == b"mine"
+
+
+def truncated(path: Path) -> int:
+    return subprocess.run([sys.executable, "-c", TRUNCATE, path], check=False).returncode
+
+
+@pytest.mark.parametrize("lab_kernel", ["6.18", "6.1"])
+def test_refusals_in_the_kernel_outlive_the_service(
+    running: Running, root: Path, lab_kernel: str
+) -> None:
+    path = root / "file"
+    path.write_bytes(os.urandom(MiB))
+    with Client(str(running.socket), timeout=60) as client:
+        reply = client.grant(path=str(path), kind="shared", conflict="refuse")
+        os.close(reply.fds[0])
+        assert reply.seal.enforcers == ["bpf"]
+        assert truncated(path) != 0
+        running.kill()
+        assert truncated(path) != 0
+        running.start()
+        running.ready()
+        client.reconnect(20)
+        assert client.call(Reclaim, seal=reply.seal.id).seal.state == "granted"
+        assert truncated(path) != 0
+        assert path.stat().st_size == MiB
+        client.call(Return, seal=reply.seal.id)
+        assert truncated(path) == 0
+
+        path.write_bytes(os.urandom(MiB))
+        os.close(client.grant(path=str(path), kind="shared", conflict="refuse").fds[0])
+        running.kill()
+    command = [sys.executable, "-m", "sealsvc.cli.service", "release", "--all", "--config"]
+    subprocess.run([*command, running.config], check=True)
+    assert truncated(path) == 0
