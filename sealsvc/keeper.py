@@ -202,17 +202,8 @@ class Keeper:
 
     # Messages
 
-    def _call(
-        self,
-        op: int,
-        *,
-        fd: int = -1,
-        received: list[int] | None = None,
-        names: list[bytes] | None = None,
-        name: str = "",
-        **fields: Any,
-    ) -> int:
-        reply = self._exchange(op, fd=fd, received=received, names=names, name=name, **fields)
+    def _call(self, op: int, **fields: Any) -> int:
+        reply = self._exchange(op, **fields)
         if reply.result < 0:
             error = -int(reply.result)
             raise KeeperError(error, os.strerror(error))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sealsvc import native
-from sealsvc.enforce import Claim, Guard, Hold, Outcome, Report, Verdict
+from sealsvc.enforce import Claim, Guard, Hold, Outcome, Report, Verdict, guards
 from sealsvc.errors import Refusal
 from sealsvc.filesystem import Filesystem
 from sealsvc.host import Target
@@ -29,12 +29,6 @@ from sealsvc.native import ffi, lib
 
 DIRECTORY = Path("/sys/fs/bpf/sealsvc")
 
-_POLICIES = {
-    Verdict.ARMING: lib.SEAL_POLICY_ARMING,
-    Verdict.WAIT: lib.SEAL_POLICY_WAIT,
-    Verdict.REFUSE: lib.SEAL_POLICY_REFUSE,
-    Verdict.BUSY: lib.SEAL_POLICY_BUSY,
-}
 _FRONTS = {
     "": lib.SEAL_BPF_ALONE,
     "fanotify": lib.SEAL_BPF_BEHIND_FANOTIFY,
@@ -369,7 +363,7 @@ class BpfEnforcer:
                 "token": guard.token,
                 "holder": guard.holder,
                 "exclusive": int(guard.exclusive),
-                "policy": _POLICIES[guard.verdict],
+                "policy": guards.POLICIES[guard.verdict],
                 "front": _FRONTS[guard.behind],
             },
         )

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 
 from sealsvc import native
-from sealsvc.enforce import Claim, Guard, Hold, Outcome, Report, Verdict
+from sealsvc.enforce import Claim, Guard, Hold, Outcome, Report, Verdict, guards
 from sealsvc.errors import Refusal
 from sealsvc.filesystem import Filesystem
 from sealsvc.host import Target
@@ -28,13 +28,7 @@ from sealsvc.messages import Gap, Grant
 from sealsvc.model import FileId, Kind, Operation
 from sealsvc.native import ffi, lib
 
-_POLICIES = {
-    Verdict.ARMING: lib.SEAL_POLICY_ARMING,
-    Verdict.WAIT: lib.SEAL_POLICY_WAIT,
-    Verdict.REFUSE: lib.SEAL_POLICY_REFUSE,
-    Verdict.BUSY: lib.SEAL_POLICY_BUSY,
-}
-_VERDICTS = {policy: verdict for verdict, policy in _POLICIES.items()}
+_VERDICTS = {policy: verdict for verdict, policy in guards.POLICIES.items()}
 _OUTCOMES = {
     lib.SEAL_REPORT_HELD: Outcome.HELD,
     lib.SEAL_REPORT_REFUSED: Outcome.REFUSED,
@@ -192,7 +186,7 @@ class FanotifyEnforcer:
         # Our copy first: reports of the guard may come before the call returns.
         watched.guards[guard.token] = guard
         with _told("guard"):
-            self.keeper.guard(watched.file.device, watched.file.inode, _fields(guard))
+            self.keeper.guard(watched.file.device, watched.file.inode, guards.fields(guard))
 
     def take_away(self, watched: _Watched, token: int) -> None:
         if watched.guards.pop(token, None) is None:
@@ -336,7 +330,7 @@ class FanotifyEnforcer:
             for token, guard in watched.guards.items()
             if lib.seal_conflicts(
                 operation,
-                ffi.new("struct seal_guard *", _fields(guard)),
+                ffi.new("struct seal_guard *", guards.fields(guard)),
                 traits,
                 int(bool(guard.holder) and guard.holder == raw.tgid),
             )
@@ -345,7 +339,7 @@ class FanotifyEnforcer:
     # After a restart
 
     def reclaim(self, claims: list[Claim], kept: dict[str, int]) -> dict[int, Hold]:  # noqa: ARG002
-        files, guards = self.keeper.snapshot()
+        files, guarded = self.keeper.snapshot()
         wanted = {claim.guard.token: claim for claim in claims}
         claimed = {(c.file.device, c.file.inode): c for c in claims}
         for found in files:
@@ -356,7 +350,7 @@ class FanotifyEnforcer:
                 self._watched[key] = _Watched(claim.file, claim.filesystem, anchor, True)
             os.close(found.fd)
         holds: dict[int, Hold] = {}
-        for kept_guard in guards:
+        for kept_guard in guarded:
             claim = wanted.get(kept_guard.id)
             if claim is None:  # of a grant that was cut off, or an end that was
                 self.keeper.unguard(kept_guard.device, kept_guard.inode, kept_guard.id)
@@ -402,18 +396,6 @@ def _told(call: str) -> Iterator[None]:
         raise Refusal(
             "io-error", f"{call}: {error.strerror}", {"call": call, "errno": error.errno}
         ) from error
-
-
-def _fields(guard: Guard) -> dict[str, int]:
-    """struct seal_guard."""
-    return {
-        "id": guard.token,
-        "start": guard.range.offset,
-        "end": guard.range.end,
-        "holder": guard.holder,
-        "exclusive": int(guard.exclusive),
-        "policy": _POLICIES[guard.verdict],
-    }
 
 
 def _operation(raw: Any) -> Operation:

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sealsvc.enforce import Claim, Guard, Hold, Outcome, Report, Verdict
+from sealsvc.enforce import Claim, Guard, Hold, Outcome, Report, Verdict, guards
 from sealsvc.errors import Refusal
 from sealsvc.filesystem import Filesystem
 from sealsvc.host import Target
@@ -27,12 +27,6 @@ from sealsvc.messages import Gap, Grant, Simulate
 from sealsvc.model import FileId, Kind, Operation
 from sealsvc.native import ffi, lib
 
-_POLICIES = {
-    Verdict.ARMING: lib.SEAL_POLICY_ARMING,
-    Verdict.WAIT: lib.SEAL_POLICY_WAIT,
-    Verdict.REFUSE: lib.SEAL_POLICY_REFUSE,
-    Verdict.BUSY: lib.SEAL_POLICY_BUSY,
-}
 _OPERATIONS = {ffi.string(lib.seal_op_name(op)).decode(): op for op in range(lib.SEAL_OP_HIDDEN)}
 _OPERATIONS["hidden"] = lib.SEAL_OP_HIDDEN
 
@@ -149,9 +143,9 @@ class SimEnforcer:
 
     def take_away(self, file: FileId, token: int) -> None:
         with self._lock:
-            guards = self._guards.get(file, {})
-            guards.pop(token, None)
-            if not guards:
+            here = self._guards.get(file, {})
+            here.pop(token, None)
+            if not here:
                 self._guards.pop(file, None)
             self._settle_all(file)
 
@@ -202,7 +196,10 @@ class SimEnforcer:
             guard
             for guard in self._guards.get(waiter.file, {}).values()
             if lib.seal_conflicts(
-                raw, _guard_struct(guard), self._traits, int(_is_own(guard, asked))
+                raw,
+                ffi.new("struct seal_guard *", guards.fields(guard)),
+                self._traits,
+                int(_is_own(guard, asked)),
             )
         ]
 
@@ -224,7 +221,7 @@ class SimEnforcer:
         if not met or error:
             self._finish(waiter, error, met)
             return True
-        strictest = max(met, key=lambda guard: int(_POLICIES[guard.verdict])).verdict
+        strictest = max(met, key=lambda guard: int(guards.POLICIES[guard.verdict])).verdict
         if strictest is not Verdict.ARMING and not waiter.reported:
             waiter.reported = True
             self._report(Outcome.HELD, waiter, met)
@@ -299,20 +296,6 @@ async def _conflict(enforcer: SimEnforcer, path: str, request: Simulate) -> dict
 
 def _is_own(guard: Guard, operation: Operation) -> bool:
     return bool(guard.holder) and guard.holder == operation.pid
-
-
-def _guard_struct(guard: Guard) -> Any:
-    return ffi.new(
-        "struct seal_guard *",
-        {
-            "id": guard.token,
-            "start": guard.range.offset,
-            "end": guard.range.end,
-            "holder": guard.holder,
-            "exclusive": int(guard.exclusive),
-            "policy": _POLICIES[guard.verdict],
-        },
-    )
 
 
 def _nobody(report: Report) -> None:
