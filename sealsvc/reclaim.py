@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from sealsvc import journal, processes, seals
 from sealsvc.enforce import Claim, EnforcerSet, Guard, Hold, Holds, Verdict
+from sealsvc.errors import Refusal
 from sealsvc.keeper import Keeper
 from sealsvc.messages import Holder
 from sealsvc.model import Conflict, Kind
@@ -77,6 +78,14 @@ def _take_over(
     records: list[journal.Granted], enforcers: EnforcerSet, kept: dict[str, int]
 ) -> dict[str, dict[int, Hold]]:
     known = {name for record in records for name in record.enforcers}
+    if missing := known - {enforcer.name for enforcer in enforcers.available}:
+        names = ", ".join(sorted(missing))
+        raise Refusal(
+            "enforcer-unavailable",
+            f"seals are kept by {names}, which enforcers.use does not name or the kernel does not"
+            " have: name it, or let them go with `sealsvc release --all`",
+            {"enforcers": sorted(missing)},
+        )
     holds: dict[str, dict[int, Hold]] = {name: {} for name in known}
     for enforcer in enforcers.available:
         claims = [_claim(record) for record in records if enforcer.name in record.enforcers]

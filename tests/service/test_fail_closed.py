@@ -273,3 +273,21 @@ def test_without_its_keeper_the_service_says_so_and_ends(running: Running, file:
     with Client(str(running.socket)) as client:
         assert client.call(List).result.seals == []
         client.call(Return, seal=granted(client, file))
+
+
+def test_seals_of_an_enforcer_that_is_not_used_any_more_stop_the_start(
+    running: Running, file: Path
+) -> None:
+    with Client(str(running.socket)) as client, intruding_later(file) as intrude:
+        granted(client, file, conflict="refuse")
+        running.kill()
+        config = running.config.read_text()
+        running.config.write_text(config + '[enforcers]\nuse = ["lease"]\n')
+        running.start()
+        assert running.process is not None
+        assert running.process.wait(10) == 1
+        assert "seals are kept by fanotify" in running.log.read_text()
+        assert intrude(PUNCH).wait(10) == 26  # and nothing was let go
+        running.config.write_text(config)
+        restarted(running, client)
+        assert len(client.call(List).result.seals) == 1
