@@ -1,5 +1,6 @@
 /* What each request does. */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -12,6 +13,7 @@ static int64_t own(struct keeper *keeper, int connection, uint32_t version, int 
 {
 	struct ucred peer;
 	socklen_t size = sizeof(peer);
+	int reports;
 
 	if (version != KEEPER_VERSION)
 		return -EPROTONOSUPPORT;
@@ -21,8 +23,11 @@ static int64_t own(struct keeper *keeper, int connection, uint32_t version, int 
 		return -EBADF;
 	if (getsockopt(connection, SOL_SOCKET, SO_PEERCRED, &peer, &size) < 0)
 		return -errno;
+	reports = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+	if (reports < 0)
+		return -errno;
 	keeper->owner = connection;
-	outbox_open(&keeper->outbox, dup(fd));
+	outbox_open(&keeper->outbox, reports);
 	if (keeper->gate)
 		seal_gate_exempt(keeper->gate, peer.pid);
 	return 0;
