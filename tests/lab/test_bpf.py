@@ -324,12 +324,12 @@ def test_what_is_harmless_passes(root: Path, enforcer: BpfEnforcer) -> None:
 
 
 def test_through_an_overlay(xfs_root: Path, enforcer: BpfEnforcer) -> None:
-    for name in ("upper", "work", "merged"):
+    for name in ("lower", "upper", "work", "merged"):
         (xfs_root / name).mkdir()
     write(xfs_root / "upper" / "sealed")
     subprocess.run(
         ["mount", "-t", "overlay", "-o",
-         f"lowerdir={xfs_root}/work/..,upperdir={xfs_root}/upper,workdir={xfs_root}/work",
+         f"lowerdir={xfs_root}/lower,upperdir={xfs_root}/upper,workdir={xfs_root}/work",
          "overlay", str(xfs_root / "merged")],
         check=True,
     )  # fmt: skip
