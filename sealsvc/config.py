@@ -56,7 +56,7 @@ class PolicySection(Section, frozen=True):
 
 
 class EnforcersSection(Section, frozen=True):
-    use: list[str] = msgspec.field(default_factory=lambda: ["bpf", "fanotify", "lease"])
+    use: list[str] = msgspec.field(default_factory=lambda: ["fanotify", "bpf", "lease"])
     linger: Annotated[float, Meta(ge=0)] = 2.0
     drain_timeout: Seconds = 0.5
 

@@ -327,7 +327,7 @@ class FanotifyEnforcer:
         )
         return tuple(
             token
-            for token, guard in watched.guards.items()
+            for token, guard in list(watched.guards.items())  # grants go on meanwhile
             if lib.seal_conflicts(
                 operation,
                 ffi.new("struct seal_guard *", guards.fields(guard)),

@@ -95,7 +95,7 @@ def test_refusals_in_the_kernel_outlive_the_service(
     with Client(str(running.socket), timeout=60) as client:
         reply = client.grant(path=str(path), kind="shared", conflict="refuse")
         os.close(reply.fds[0])
-        assert reply.seal.enforcers == ["bpf"]
+        assert "bpf" in reply.seal.enforcers
         assert truncated(path) != 0
         running.kill()
         assert truncated(path) != 0
