@@ -34,10 +34,12 @@ MACHINE = Machine()
 def command_line(machine: Machine, kernel: Kernel, directory: Path, share: Path) -> list[str]:
     """QEMU with its files in `directory`: ports (a listening socket), lab (for the guest to
     read), console, and the NVDIMMs' images. TCG unless SEALSVC_LAB_ACCEL says otherwise."""
+    # One thread for all CPUs: with a thread each, QEMU before 8.1 may run stale translations of
+    # kernel text that is patched meanwhile (oops: int3), which BPF trampolines are all the time.
     room = (machine.memory + sum(machine.pmem)) // MiB + 1024
     arguments = [
         "qemu-system-x86_64", "-nodefaults", "-no-reboot", "-display", "none",
-        "-accel", os.environ.get("SEALSVC_LAB_ACCEL", "tcg,thread=multi"),
+        "-accel", os.environ.get("SEALSVC_LAB_ACCEL", "tcg,thread=single"),
         "-cpu", "max", "-smp", str(machine.cpus), "-machine", "q35,nvdimm=on",
         "-m", f"size={machine.memory // MiB}M,slots={len(machine.pmem) + 1},maxmem={room}M",
         "-kernel", str(kernel.vmlinux), "-initrd", str(initramfs(kernel)), "-append", _BOOT,

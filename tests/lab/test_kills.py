@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,12 @@ import pytest
 from tests.lab.pmem import mounted_dax
 from tests.service.test_kills import killed_under_load
 
-pytestmark = [pytest.mark.lab(cpus=2), pytest.mark.slow, pytest.mark.timeout(400)]
+KILLS = int(os.environ.get("SEALSVC_LAB_KILLS", "5"))  # with each set of enforcers
+
+pytestmark = [pytest.mark.lab(cpus=2), pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-def test_nothing_moves_and_nothing_is_lost(tmp_path: Path) -> None:
+@pytest.mark.parametrize("enforcers", [["fanotify", "bpf"], ["bpf"]], ids="+".join)
+def test_nothing_moves_and_nothing_is_lost(tmp_path: Path, enforcers: list[str]) -> None:
     with mounted_dax("xfs", reflink=True) as root:
-        killed_under_load(root, tmp_path, 8, 3.0)
+        killed_under_load(root, tmp_path, KILLS, 3.0, enforcers)

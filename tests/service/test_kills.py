@@ -6,13 +6,14 @@ below is the holders' memory, and FIEMAP the judge.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -174,12 +175,16 @@ def test_nothing_moves_and_nothing_is_lost(xfs: Path, tmp_path: Path) -> None:
     killed_under_load(xfs, tmp_path, KILLS, 0.25)
 
 
-def killed_under_load(root: Path, directory: Path, kills: int, longest: float) -> None:
-    """Let the service live for up to `longest` seconds, `kills` times."""
+def killed_under_load(
+    root: Path, directory: Path, kills: int, longest: float, enforcers: Sequence[str] = ()
+) -> None:
+    """Let the service live for up to `longest` seconds, `kills` times. `enforcers`: the ones to
+    use, in their order, if not the default ones."""
     files = [root / f"kills-{os.getpid()}-{n}" for n in range(FILES)]
     for path in files:
         path.write_bytes(os.urandom(16 * UNIT))
-    running = Running(directory, [root], RISKS)
+    use = f"[enforcers]\nuse = {json.dumps(list(enforcers))}\n" if enforcers else ""
+    running = Running(directory, [root], RISKS + use)
     running.start()
     running.ready()
     holders = Holders(str(running.socket), files)
