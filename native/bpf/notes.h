@@ -4,6 +4,13 @@
 
 #include "judge.h"
 
+/* We note that we are there before we look for seals; whoever makes one does it the other way round.
+ * On x86 any locked instruction keeps the two in order. */
+static __always_inline void fence(struct seal_bpf_control *c)
+{
+	__sync_fetch_and_add(&c->untracked, 0);
+}
+
 /* Operations under way: a seal that is being made waits for those that passed before it was there. */
 
 static __always_inline void enter(const struct seal_bpf_file *file)
@@ -12,8 +19,11 @@ static __always_inline void enter(const struct seal_bpf_file *file)
 	struct seal_bpf_since value = {bpf_ktime_get_ns(), file->device};
 	struct seal_bpf_control *c = control();
 
-	if (bpf_map_update_elem(&seal_underway, &key, &value, BPF_ANY) && c)
+	if (!c)
+		return;
+	if (bpf_map_update_elem(&seal_underway, &key, &value, BPF_ANY))
 		__sync_fetch_and_add(&c->untracked, 1);
+	fence(c);
 }
 
 static __always_inline void drop_note(void)
@@ -66,6 +76,15 @@ static __always_inline void leave(struct file *file)
 
 /* Notes */
 
+#define BLIND_NS 1000000000ull
+
+static __always_inline int is_sealed(struct file *file)
+{
+	struct seal_bpf_file key = {file->f_inode->i_sb->s_dev, file->f_inode->i_ino};
+
+	return !!bpf_map_lookup_elem(&seal_files, &key);
+}
+
 static __always_inline int noted(void)
 {
 	uint64_t task = bpf_get_current_pid_tgid();
@@ -87,7 +106,9 @@ static __always_inline void note_for(const struct attempt *a, const struct seal_
 	__sync_fetch_and_add(&c->notes, 1);
 	if (bpf_map_update_elem(&seal_notes, &task, &value, BPF_NOEXIST)) {
 		__sync_fetch_and_add(&c->notes, -1);
-		bpf_map_update_elem(&seal_notes, &task, &value, BPF_ANY);
+		/* Full, out of memory, or its lock was not to be had: nobody may pass for a while. */
+		if (bpf_map_update_elem(&seal_notes, &task, &value, BPF_ANY))
+			c->blind_until = bpf_ktime_get_ns() + BLIND_NS;
 	}
 }
 

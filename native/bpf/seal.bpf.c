@@ -12,6 +12,7 @@
 
 char licence[] SEC("license") = "Dual MIT/GPL";
 
+#define MAY_WRITE 2
 #define ATTR_SIZE (1u << 3)
 #define FMODE_EXEC (1u << 5) /* struct file.f_flags, __FMODE_EXEC */
 #define RWF_ATOMIC 0x40	     /* since v6.11 */
@@ -32,8 +33,10 @@ int BPF_PROG(file_permission, struct file *file, int mask, int earlier)
 	struct note *n;
 	uint64_t task;
 
-	if (earlier || !c || !c->notes)
+	if (earlier || !c || !(c->notes | c->blind_until))
 		return earlier;
+	if (mask & MAY_WRITE && bpf_ktime_get_ns() < c->blind_until && is_sealed(file))
+		return -ETXTBSY;
 	task = bpf_get_current_pid_tgid();
 	n = bpf_map_lookup_elem(&seal_notes, &task);
 	if (!n || n->file.inode != file->f_inode->i_ino ||

@@ -232,6 +232,8 @@ int seal_bpf_barrier(struct seal_bpf *bpf, const struct seal_bpf_file *file, uin
 	uint64_t untracked = __atomic_load_n(&bpf->control->untracked, __ATOMIC_SEQ_CST);
 	long pause = 50000;
 
+	/* The entry is there before we look for operations: notes.h has it the other way round. */
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 	if (untracked != __atomic_exchange_n(&bpf->untracked, untracked, __ATOMIC_SEQ_CST))
 		return 0;
 	while (is_under_way(bpf, file, start)) {

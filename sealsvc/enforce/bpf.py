@@ -11,7 +11,7 @@ import errno
 import fcntl
 import os
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -353,6 +353,7 @@ class BpfEnforcer:
                 {"path": target.path},
                 retry_after=0.1,
             )
+        _wait_for_truncation(target)
 
     def put(self, key: Any, generation: int, reflink: bool, guard: Guard) -> None:
         struct = ffi.new(
@@ -452,6 +453,17 @@ def _nobody(report: Report) -> None:
 
 def _text(raw: Any) -> str:
     return bytes(ffi.string(raw)).decode(errors="replace")
+
+
+def _wait_for_truncation(target: Target) -> None:
+    """A truncation is not listed as under way: it asks with the inode's lock held, and keeps it to
+    its end. XFS takes that lock to read an extent map, ext4 only to look for a hole."""
+    fd = os.open(f"/proc/self/fd/{target.fd}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with suppress(OSError):  # ENXIO: it left nothing
+            os.lseek(fd, 0, os.SEEK_HOLE)
+    finally:
+        os.close(fd)
 
 
 def _check(result: int, call: str) -> int:

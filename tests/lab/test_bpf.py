@@ -8,7 +8,8 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from sealsvc.model import ByteRange, Kind
 from tests.lab.kernels import SERIES
 from tests.lab.pmem import mounted_dax
 from tests.scratch import mounted
+from tests.service.conftest import until
 
 KiB, MiB = 1 << 10, 1 << 20
 SIZE = 4 * MiB
@@ -385,6 +387,36 @@ def test_behind_a_lease_only_opens_pass(xfs_root: Path, enforcer: BpfEnforcer) -
         assert in_child(lambda: os.open(target.path, os.O_RDWR)) == 0
         assert in_child(lambda: os.ftruncate(target.fd, 0)) == ETXTBSY
         hold.release()
+
+
+@pytest.mark.parametrize("fstype", ["xfs-dax", "ext4-dax"])
+def test_a_truncation_that_has_passed_its_hook_is_waited_for(
+    lab_kernel: str, fstype: str, enforcer: BpfEnforcer
+) -> None:
+    """As a grant does: hold, then read the map, which must not be the one of before."""
+
+    def seal(target: Target) -> int:
+        enforcer.hold(target, guard()).release()
+        return len(native.read_extents(target.fd, SEALED))
+
+    with scratch(fstype) as root, ExitStack() as stack:
+        path = write(root / "sealed")
+        target = stack.enter_context(opened(root))
+        pipe = native.ffi.new("int[2]")
+        assert native.lib.seal_pin(target.fd, 0, pipe) == 0  # holds truncations up past the hook
+        ends = stack.enter_context(ExitStack())
+        ends.callback(os.close, pipe[0])
+        ends.callback(os.close, pipe[1])
+        truncation = subprocess.Popen(["truncate", "-s", "4K", path])
+        found = native.ffi.new("struct seal_pin_waiter[]", 4)
+        until(lambda: native.lib.seal_pin_waiters(found, 4) == 1)
+        with ThreadPoolExecutor(1) as pool:
+            sealing = pool.submit(seal, target)
+            waited = not wait([sealing], 1).done
+            ends.close()
+            assert truncation.wait(30) == 0
+            assert waited
+            assert sealing.result(30) == 0
 
 
 def test_many_seals_on_one_file(xfs_root: Path, enforcer: BpfEnforcer) -> None:

@@ -5,7 +5,7 @@
 
 #include <stdint.h>
 
-#define SEAL_BPF_LAYOUT 1
+#define SEAL_BPF_LAYOUT 2
 #define SEAL_BPF_RANGES 64 /* per file */
 #define SEAL_BPF_TOKENS 8  /* named in one event */
 
@@ -52,7 +52,8 @@ struct seal_bpf_control {
 	int32_t service;
 	uint64_t service_start;
 	uint64_t lost_events;
-	uint64_t untracked; /* operations that found no room in the map of those under way */
+	uint64_t untracked;   /* operations that found no room in the map of those under way */
+	uint64_t blind_until; /* until then (CLOCK_MONOTONIC, ns) a note may be missing */
 };
 
 /* An operation under way. `file` is what it works on; device 0: it may be any file of the device that
@@ -83,7 +84,7 @@ struct seal_bpf_event {
 
 _Static_assert(sizeof(struct seal_bpf_range) == 32, "seal_bpf_range is in pinned maps");
 _Static_assert(sizeof(struct seal_bpf_entry) == 24 + 32 * SEAL_BPF_RANGES, "seal_bpf_entry");
-_Static_assert(sizeof(struct seal_bpf_control) == 48, "seal_bpf_control is in a pinned map");
+_Static_assert(sizeof(struct seal_bpf_control) == 56, "seal_bpf_control is in a pinned map");
 _Static_assert(sizeof(struct seal_bpf_event) == 152, "seal_bpf_event is in a pinned ring");
 
 #endif
