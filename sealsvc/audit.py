@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sealsvc import extents, states
+from sealsvc import extents
 from sealsvc.errors import Refusal
 from sealsvc.grants import Grants
 from sealsvc.messages import AuditReport, Drift
+from sealsvc.recall import Recaller
 from sealsvc.seals import Seal
-from sealsvc.states import Step
 
 
-async def audit(grants: Grants, chosen: Iterable[Seal]) -> AuditReport:
+async def audit(grants: Grants, recaller: Recaller, chosen: Iterable[Seal]) -> AuditReport:
     """Compare, and declare lost what has drifted."""
     checked, drifted, unreadable = 0, [], []
     for seal in chosen:
@@ -37,9 +37,9 @@ async def audit(grants: Grants, chosen: Iterable[Seal]) -> AuditReport:
                 found=found.found,
             )
             drifted.append(drift)
-            if states.allowed(seal.state, Step.DRIFT):
-                grants.move(seal, Step.DRIFT, f"the map differs at {found.offset}")
-                grants.events.publish("drift", seal.id, drift=drift)
+            if not seal.drifted:
+                recaller.life.events.publish("drift", seal.id, drift=drift)
+                recaller.lose(seal, f"the map differs at {found.offset}")
     return AuditReport(checked=checked, drifted=drifted, unreadable=unreadable)
 
 

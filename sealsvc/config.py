@@ -29,6 +29,7 @@ class ServiceSection(Section, frozen=True):
     socket_mode: Annotated[str, Meta(pattern="^0[0-7]{3}$")] = "0666"
     audit_interval: Annotated[float, Meta(ge=0)] = 60.0
     event_history: Count = 4096
+    idempotency: Seconds = 600.0
     workers: Count = 8
     log_level: str = "info"
 
@@ -51,8 +52,16 @@ class PolicySection(Section, frozen=True):
     operators: list[int] = msgspec.field(default_factory=lambda: [0])
     accept_risks: list[str] = []
     max_grace: Seconds = 300.0
+    max_recall: Seconds = 600.0
+    courtesy: Annotated[float, Meta(ge=0)] = 86400.0
     max_seals: Count = 100_000
     max_seals_per_file: Count = 4096
+    max_seals_per_holder: Count = 100_000
+    max_seals_per_filesystem: Count = 100_000
+    max_bytes_per_user: Annotated[int, Meta(ge=0)] = 0
+    grants_per_second: Annotated[float, Meta(ge=0)] = 0.0
+    grants_burst: Count = 100
+    pressure: Annotated[float, Meta(gt=0, le=1)] = 0.9
 
 
 class EnforcersSection(Section, frozen=True):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from sealsvc import clock
 from sealsvc.audit import audit
 from sealsvc.config import Config
 from sealsvc.control import ControlServer
@@ -27,16 +28,20 @@ from sealsvc.enforce.pin import PinEnforcer
 from sealsvc.enforce.sim import SimEnforcer, simulate
 from sealsvc.errors import Refusal
 from sealsvc.events import EventLog
+from sealsvc.fence import Fencing
 from sealsvc.grants import Grants, Workers
 from sealsvc.host import Host
 from sealsvc.host.kernel import KernelHost, kernel_release
 from sealsvc.host.sim import SimHost
 from sealsvc.journal import Journal
 from sealsvc.keeper import Keeper, own
+from sealsvc.life import Life
 from sealsvc.mounts import MountWatch
+from sealsvc.once import Once
 from sealsvc.policy import Policy
 from sealsvc.recall import Recaller
 from sealsvc.reclaim import JOURNAL, Reclaimed, reclaim
+from sealsvc.returns import Returns
 from sealsvc.seals import SealTable
 from sealsvc.service import Service, push
 from sealsvc.tasks import Tasks
@@ -62,14 +67,20 @@ class Daemon:
         self.journal = Journal(
             lambda fd: keeper.keep(JOURNAL, fd) if keeper else None, self.reclaimed.seals
         )
-        self.grants = Grants(
-            host, self.enforcers, policy, self.table, self.events, self.workers, self.journal
-        )
-        self.recaller = Recaller(
-            self.grants, self.table, self.events, self.tasks, config.fence, push
-        )
+        self.life = Life(self.table, self.events, self.journal, push)
+        self.grants = Grants(host, self.enforcers, policy, self.life, self.workers)
+        returns = Returns(self.life, host, self.workers)
+        self.fencing = Fencing(self.life, returns, self.tasks, config.fence)
+        self.recaller = Recaller(self.life, self.fencing, config.policy, push)
+        self.once = Once(config.service.idempotency)
         self.service = Service(
-            self.grants, self.recaller, self.table, policy, self.enforcers, kernel_release()
+            self.grants,
+            returns,
+            self.recaller,
+            policy,
+            self.enforcers,
+            self.once,
+            kernel_release(),
         )
         self.server = ControlServer(
             config.service.socket,
@@ -138,13 +149,17 @@ class Daemon:
             self.table.add(seal)
             if not seal.exited.is_set():
                 self.service.watch_holder(seal)
-            self.recaller.resume(seal)
+            if seal.request.key:
+                self.once.remember(seal.process.holder.uid, seal.request, seal.info())
+            self.fencing.resume(seal)
         for seal in self.reclaimed.torn:
             self.recaller.lose(seal, f"its enforcement by {', '.join(seal.enforcers)} is torn")
         if self.reclaimed.seals:
             self.events.publish("reclaimed", seals=len(self.reclaimed.seals))
             log.info("reclaimed %d seals", len(self.reclaimed.seals))
-            self.tasks.spawn("audit after the restart", audit(self.grants, self.table))
+            self.tasks.spawn(
+                "audit after the restart", audit(self.grants, self.recaller, self.table)
+            )
         for enforcer in self.enforcers.available:
             enforcer.replay()
 
@@ -183,14 +198,18 @@ class Daemon:
             if lapses > before and len(self.table):
                 reason = f"{enforcer.name} may have let {lapses - before} operations through"
                 self.events.publish("alarm", reason=reason)
-                self.tasks.spawn("audit after a lapse", audit(self.grants, self.table))
+                self.tasks.spawn(
+                    "audit after a lapse", audit(self.grants, self.recaller, self.table)
+                )
 
     async def _housekeeping(self) -> None:
         for tick in itertools.count():
             await asyncio.sleep(0.5)
             if tick % 10 == 0:
                 self._look_for_lapses()
+            clock.look_for_jumps()
             self.recaller.expire()
+            self.recaller.relieve()
             self.journal.rewrite_if_large(self.table)
             for enforcer in self.enforcers.available:
                 enforcer.forget()
@@ -198,7 +217,7 @@ class Daemon:
     async def _audit(self) -> None:
         while True:
             await asyncio.sleep(self.config.service.audit_interval)
-            await audit(self.grants, self.table)
+            await audit(self.grants, self.recaller, self.table)
 
 
 def notify(message: str) -> None:

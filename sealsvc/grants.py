@@ -1,4 +1,4 @@
-"""Granting and returning seals: with recall.py the only mutator of them."""
+"""Granting seals: the order of a grant, with each step's undo beside it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from typing import TypeVar
 from sealsvc import extents, seals
 from sealsvc.enforce import EnforcerSet, Guard, Verdict
 from sealsvc.errors import Refusal
-from sealsvc.events import EventLog
 from sealsvc.host import ExtentMap, Host, Target
-from sealsvc.journal import Journal
+from sealsvc.life import Life
+from sealsvc.limits import FairQueue
 from sealsvc.messages import Grant
-from sealsvc.model import ByteRange, FileId, IoMode, Kind
+from sealsvc.model import ByteRange, FileId, IoMode, Kind, State
 from sealsvc.policy import Policy
 from sealsvc.processes import Peer, Process
-from sealsvc.seals import Seal, SealTable
+from sealsvc.seals import Seal
 from sealsvc.states import Step
 
 T = TypeVar("T")
@@ -42,6 +42,7 @@ class Workers:
     """Threads for what may block: every call that touches a file."""
 
     def __init__(self, count: int) -> None:
+        self.count = count
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="seal-worker")
 
     async def run(self, function: Callable[..., T], *arguments: object) -> T:
@@ -95,16 +96,14 @@ class Grants:
         host: Host,
         enforcers: EnforcerSet,
         policy: Policy,
-        table: SealTable,
-        events: EventLog,
+        life: Life,
         workers: Workers,
-        journal: Journal,
     ) -> None:
         self.host, self.enforcers, self.policy = host, enforcers, policy
-        self.table, self.events, self.workers = table, events, workers
-        self.journal = journal
+        self.life, self.workers = life, workers
         self._files = FileLocks()
-        self.counters = {"grants": 0, "refusals": 0, "returns": 0}
+        self._queue = FairQueue(workers.count)
+        self.counters = {"grants": 0, "refusals": 0}
 
     async def grant(self, request: Grant, asker: Asker, descriptor: int | None) -> tuple[Seal, int]:
         """A new seal and the descriptor of its holder, which the caller closes. Takes `descriptor`
@@ -114,12 +113,12 @@ class Grants:
                 undo.callback(asker.process.close)
                 target = await self._open(request, descriptor)
                 undo.callback(os.close, target.fd)
-                async with self._files.of(target.file):
+                async with self._files.of(target.file), self._queue.turn(asker.peer.uid):
                     seal = await self._grant(request, asker, target)
                 undo.pop_all()
         except Refusal as refusal:
             self.counters["refusals"] += 1
-            self.events.publish(
+            self.life.events.publish(
                 "refused",
                 code=refusal.code,
                 message=refusal.message,
@@ -128,6 +127,26 @@ class Grants:
             )
             raise
         return seal, target.fd
+
+    async def hand_over_again(self, seal: Seal) -> int | None:
+        """A descriptor for a holder that never got the one of its grant; None when it has it."""
+        return await self.workers.run(self._open_again, seal)
+
+    def _open_again(self, seal: Seal) -> int | None:
+        if self.host.is_marked(seal.hold.anchor, seal.token):
+            return None
+        writable = seal.request.iomode is IoMode.RW
+        target = self.host.open_path(seal.path, self.policy.roots, writable=writable)
+        try:
+            if (target.file.device, target.file.inode) != (seal.file.device, seal.file.inode):
+                raise Refusal(
+                    "no-such-file", f"{seal.path} is another file by now", {"path": seal.path}
+                )
+            self.host.mark(target.fd, seal.token)
+        except BaseException:
+            os.close(target.fd)
+            raise
+        return target.fd
 
     async def _open(self, request: Grant, descriptor: int | None) -> Target:
         writable = request.iomode is IoMode.RW
@@ -138,9 +157,9 @@ class Grants:
         )
 
     async def _grant(self, request: Grant, asker: Asker, target: Target) -> Seal:
-        held = self.table.of_file(target.file)
         wanted = _range(request, target)
-        self.policy.admit(request, wanted, asker.process.holder.pid, held, len(self.table))
+        self._end_courtesy(request, target, wanted)
+        self.policy.admit(request, wanted, asker.process.holder, target, self.life.table)
         abandoned = threading.Event()
         try:
             seal = await asyncio.shield(
@@ -155,8 +174,16 @@ class Grants:
             if not placing.cancelled() and placing.exception() is None:
                 placing.result().hold.release()
             raise
-        self._publish(seal)
+        self.counters["grants"] += 1
+        self.life.begin(seal)
         return seal
+
+    def _end_courtesy(self, request: Grant, target: Target, wanted: ByteRange) -> None:
+        """A seal whose ttl has passed stands in nobody's way."""
+        for seal in self.life.table.of_file(target.file):
+            exclusive = Kind.EXCLUSIVE in (seal.request.kind, request.kind)
+            if seal.state is State.COURTESY and (exclusive or seal.effective.overlaps(wanted)):
+                self.life.step(seal, Step.EXPIRE, "its ttl has passed, and another asks")
 
     def _place(
         self,
@@ -223,63 +250,6 @@ class Grants:
             # 8. Conflicts that waited while we worked are conflicts with a seal from now on.
             undo.pop_all()
         return seal
-
-    def _publish(self, seal: Seal) -> None:
-        seal.move(Step.GRANT)
-        if seal.request.ttl:
-            seal.expires = seals.boottime() + seal.request.ttl
-        # From here on the seal outlives us: recorded first, then known to anybody.
-        self.journal.granted(seal)
-        self.table.add(seal)
-        self.counters["grants"] += 1
-        self.events.publish("granted", seal.id, seal=seal.info())
-        seal.hold.change(seal.verdict)
-
-    # The end of a seal
-
-    async def remnants(self, seal: Seal) -> list[str]:
-        """What still maps the seal's range, as text; empty is the proof that nothing does."""
-        others = frozenset(
-            other.process.holder.pid
-            for other in self.table.of_file(seal.file)
-            if other is not seal and other.effective.overlaps(seal.effective)
-        )
-        question = seal.question(others)
-        if self.host.is_free(question):
-            return []
-        found = await self.workers.run(self.host.remnants, question)
-        return [f"process {r.pid} maps {r.range}" for r in found]
-
-    async def give_back(self, seal: Seal, reason: str = "") -> None:
-        """LAYOUTRETURN. Raises still-mapped, and changes nothing, while a mapping is left."""
-        left = await self.remnants(seal)
-        if not seal.live:
-            return
-        if left:
-            raise Refusal(
-                "still-mapped", f"seal {seal.id}: {', '.join(left)}", {"mappings": left}, 0.05
-            )
-        self.counters["returns"] += 1
-        self.end(seal, Step.RETURN, reason)
-
-    def end(self, seal: Seal, step: Step, reason: str = "") -> None:
-        """The seal is over: whatever waited for it alone goes on. That is recorded before it is
-        done: a guard of no seal is let go after a restart, a seal without its guard has drifted."""
-        self.move(seal, step, reason)
-        self.table.remove(seal)
-        seal.hold.release()
-        seal.released.set()
-        seal.at_end()
-
-    def move(self, seal: Seal, step: Step, reason: str = "") -> None:
-        before = seal.state
-        seal.move(step, reason)
-        self.journal.progressed(seal)
-        self.events.publish(
-            "state",
-            seal.id,
-            **{"from": before, "to": seal.state, "reason": reason, "seqid": seal.seqid},
-        )
 
 
 def _range(request: Grant, target: Target) -> ByteRange:

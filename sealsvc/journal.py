@@ -18,11 +18,11 @@ import msgspec
 import numpy as np
 
 from sealsvc.filesystem import Filesystem
-from sealsvc.messages import Grant, Holder
+from sealsvc.messages import Grant, Holder, LadderStep
 from sealsvc.model import ByteRange, FileId, State
 from sealsvc.seals import Seal
 
-_MAGIC = b"SEALJRN1"
+_MAGIC = b"SEALJRN2"
 _TAIL = len(_MAGIC)
 _START = 64
 _FIRST_SIZE = 1 << 20
@@ -38,6 +38,10 @@ class Progress(msgspec.Struct, array_like=True, tag="progress"):
     state_since: float
     deadline: float | None
     expires: float | None
+    recalled_at: float | None = None
+    wanted: ByteRange | None = None
+    ladder: list[LadderStep] = []
+    drifted: bool = False
 
 
 class Granted(msgspec.Struct, array_like=True, tag="granted"):
@@ -80,6 +84,7 @@ class Journal:
         self._rewrite(live)
 
     def granted(self, seal: Seal) -> None:
+        """Record a seal as it is: a new one, or one whose terms have changed."""
         self._append(_encode(_granted(seal)))
 
     def progressed(self, seal: Seal) -> None:
@@ -164,6 +169,10 @@ def _progress(seal: Seal) -> Progress:
         state_since=seal.state_since,
         deadline=seal.deadline,
         expires=seal.expires,
+        recalled_at=seal.recalled_at,
+        wanted=seal.wanted,
+        ladder=seal.ladder,
+        drifted=seal.drifted,
     )
 
 

@@ -17,6 +17,7 @@ from sealsvc.model import (
     ByteRange,
     Conflict,
     Fence,
+    FenceClass,
     FileId,
     IoMode,
     Kind,
@@ -64,7 +65,15 @@ class HolderSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     pidfd: bool = False
 
 
-class Grant(Request, frozen=True, tag="grant"):
+class Keyed(Request, frozen=True, kw_only=True):
+    """A request that changes something. One that is sent again with the same `key` (by the same
+    user, within the time that service.idempotency names) is not carried out again: it is answered
+    as the first was."""
+
+    key: Annotated[str, Meta(max_length=64)] = ""
+
+
+class Grant(Keyed, frozen=True, tag="grant"):
     """Ask for a seal, by `path` or by the descriptor sent with the request.
 
     Without offset and length the range is the whole file. `grace` is the time a recall leaves the
@@ -88,12 +97,50 @@ class Grant(Request, frozen=True, tag="grant"):
     holder: HolderSpec = HolderSpec()
 
 
-class Return(Request, frozen=True, tag="return"):
+class Return(Keyed, frozen=True, tag="return"):
     """Give a seal back (LAYOUTRETURN): close and unmap first. Refused with `still-mapped` while
-    any mapping of the range is left. Answer: SealInfo in state returned."""
+    any mapping of the range is left. Answer: SealInfo in state returned.
+
+    With `range`, a part at one end of the sealed range is given back: unmap that part; the seal
+    stays for the rest, unless what a recall wanted was all that is given back."""
 
     seal: SealId
     seqid: int | None = None
+    range: ByteRange | None = None
+
+
+class Downgrade(Keyed, frozen=True, tag="downgrade"):
+    """The holder of a seal with iomode rw will only read from now on. Refused with `still-mapped`
+    while it maps the range writably. Answer: SealInfo."""
+
+    seal: SealId
+    seqid: int | None = None
+
+
+class Renew(Keyed, frozen=True, tag="renew"):
+    """The holder is still there: the seal's ttl begins anew (with `ttl` seconds, if given; 0: it
+    has no end any more). Answer: SealInfo."""
+
+    seal: SealId
+    seqid: int | None = None
+    ttl: Seconds | None = None
+
+
+class RecallProgress(Request, frozen=True, tag="recall-progress"):
+    """The holder is about to give a recalled seal back and needs longer: the deadline is `grace`
+    seconds from now again, but never later than policy.max_recall after the recall began. Answer:
+    SealInfo."""
+
+    seal: SealId
+    seqid: int | None = None
+
+
+class Forgotten(Request, frozen=True, tag="forgotten"):
+    """The answer to a recall by a holder that knows no such seal (NFS4ERR_NOMATCHING_LAYOUT): it
+    counts as returned once it is proven that nothing of the range is mapped. Answer: SealInfo,
+    still recalled where the proof takes longer."""
+
+    seal: SealId
 
 
 class Reclaim(Request, frozen=True, tag="reclaim"):
@@ -139,10 +186,12 @@ class Extents(Request, frozen=True, tag="extents"):
     limit: Limit = 500
 
 
-class RecallSeals(Request, frozen=True, tag="recall"):
+class RecallSeals(Keyed, frozen=True, tag="recall"):
     """Recall every live seal in exactly one scope: `seal`, `path` (with an optional range),
     `filesystem` (a path on it), `pid` (a holder), or `all`. With `wait` the answer comes when the
-    recalls have ended. Answer: RecallReport."""
+    recalls have ended. With `any`, beside `pid`, the holder is asked for that many of its seals,
+    of its own choice (CB_RECALL_ANY); those it still owes after the grace are chosen for it, the
+    oldest first. Answer: RecallReport."""
 
     seal: SealId | None = None
     path: Name | None = None
@@ -150,6 +199,7 @@ class RecallSeals(Request, frozen=True, tag="recall"):
     filesystem: Name | None = None
     pid: int | None = None
     all: bool = False
+    any: Annotated[int, Meta(ge=1)] | None = None
     grace: Seconds | None = None
     wait: bool = False
     reason: Annotated[str, Meta(max_length=256)] = ""
@@ -186,8 +236,8 @@ class Cancel(Request, frozen=True, tag="cancel"):
 class Simulate(Request, frozen=True, tag="simulate"):
     """Only under `serve --sim`: make something happen in the simulated kernel. `action` is one of
     create (path, size), conflict (path, operation, offset, length, pid; answered when it ends),
-    fail (step, errno, times), drift (path), map and unmap (path, pid), exit (pid).
-    Answer: Simulated."""
+    fail (step, errno, times), drift (path), map and unmap (path, pid), exit (pid), clock (seconds:
+    so much time passes). Answer: Simulated."""
 
     action: str
     path: Name | None = None
@@ -199,11 +249,16 @@ class Simulate(Request, frozen=True, tag="simulate"):
     step: str = ""
     errno: int = 0
     times: int = 1
+    seconds: Seconds = 0.0
 
 
 AnyRequest = (
     Grant
     | Return
+    | Downgrade
+    | Renew
+    | RecallProgress
+    | Forgotten
     | Reclaim
     | Mapped
     | Show
@@ -229,10 +284,21 @@ class Holder(msgspec.Struct, frozen=True, kw_only=True):
     comm: str
 
 
+class LadderStep(msgspec.Struct, frozen=True, kw_only=True):
+    """One step of the way from a recall to the end of its fence: notify, overdue, signal, kill,
+    failed, proof. `time` is seconds of the Unix epoch."""
+
+    step: str
+    time: float
+    detail: str = ""
+
+
 class SealInfo(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="seal"):
     """A seal as it stands. `effective` is the range rounded out to whole blocks: what is truly
-    held still. Times are seconds: `granted_at` and `state_since` of the Unix epoch, `deadline_in`
-    and `expires_in` from now (null: none)."""
+    held still. `fence_class` says what can be done against a holder that does not give it back
+    (docs/fencing.md), `wanted` which part a recall wants, `ladder` what has been done. Times are
+    seconds: `granted_at` and `state_since` of the Unix epoch, `deadline_in` and `expires_in` from
+    now (null: none)."""
 
     id: str
     seqid: int
@@ -259,6 +325,9 @@ class SealInfo(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=
     deadline_in: float | None = None
     expires_in: float | None = None
     reason: str = ""
+    fence_class: FenceClass = FenceClass.COOPERATIVE
+    wanted: ByteRange | None = None
+    ladder: list[LadderStep] = []
 
 
 class MappingReport(
@@ -428,16 +497,33 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, tag_field="reply", tag=
 
 
 class Recall(msgspec.Struct, frozen=True, kw_only=True, tag_field="reply", tag="recall"):
-    """CB_LAYOUTRECALL: give `seal` back within `grace` seconds. `operation` is the conflict that
-    caused it (null: an operator's request)."""
+    """CB_LAYOUTRECALL: give `seal` back within `grace` seconds, at least the part `wanted` of its
+    `range`. `operation` is the conflict that caused it (null: an operator's request). `changed`
+    (clora_changed) is true when the extent map is not the sealed one any more: the holder must not
+    even flush through it. `state` is the seal's."""
 
     seal: str
     seqid: int
     tag: str
     range: ByteRange
+    wanted: ByteRange
     grace: float
     reason: str
+    fence: Fence
+    state: State = State.RECALLED
     operation: Operation | None = None
+    changed: bool = False
+    v: int = VERSION
+
+
+class RecallAny(msgspec.Struct, frozen=True, kw_only=True, tag_field="reply", tag="recall-any"):
+    """CB_RECALL_ANY: give back `count` seals of process `pid`, whichever you can spare, within
+    `grace` seconds."""
+
+    pid: int
+    count: int
+    grace: float
+    reason: str
     v: int = VERSION
 
 
@@ -458,6 +544,9 @@ EVENTS = {
     "refused": "a grant was refused (data: code, message, details, path)",
     "state": "a seal changed state (data: from, to, reason, seqid)",
     "conflict": "an operation met a seal (data: operation, seals, verdict)",
+    "recall": "a seal was asked for (data: reason, grace, wanted, operation, merged: one was under"
+    " way already)",
+    "renewed": "a holder renewed its seal (data: ttl)",
     "conflict-ended": "a waiting operation went on or was refused (data: operation, result,"
     " waited seconds)",
     "reclaimed": "the service was restarted and took its seals over (data: seals)",
@@ -466,8 +555,8 @@ EVENTS = {
     "gap": "events were dropped because this watcher reads too slowly (data: dropped)",
 }
 
-Push = Recall | Event
-FromService = Answer | Failure | Recall | Event
+Push = Recall | RecallAny | Event
+FromService = Answer | Failure | Recall | RecallAny | Event
 
 encode = msgspec.json.Encoder().encode
 decode_request = msgspec.json.Decoder(AnyRequest).decode

@@ -30,9 +30,18 @@ class Conflict(StrEnum):
 
 
 class Fence(StrEnum):
-    """What is done to a holder that misses the recall's deadline."""
+    """How far the fence may go against a holder that misses the recall's deadline: `none` keeps
+    the seal and refuses conflicts, `signal` sends SIGTERM, `kill` SIGTERM and then SIGKILL."""
 
     NONE = "none"
+    SIGNAL = "signal"
+    KILL = "kill"
+
+
+class FenceClass(StrEnum):
+    """What can be done, at the worst, against a holder that keeps its seal (docs/fencing.md)."""
+
+    COOPERATIVE = "cooperative"
     SIGNAL = "signal"
     KILL = "kill"
 
@@ -50,6 +59,7 @@ class State(StrEnum):
     REQUESTED = "requested"
     GRANTED = "granted"
     ACTIVE = "active"
+    COURTESY = "courtesy"
     RECALLED = "recalled"
     FENCING = "fencing"
     FENCE_FAILED = "fence-failed"
@@ -79,6 +89,29 @@ class ByteRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         start = self.offset & -granule
         end = (self.end + granule - 1) & -granule
         return ByteRange(start, end - start)
+
+    def clipped(self, other: ByteRange) -> ByteRange | None:
+        """What both have in common."""
+        start, end = max(self.offset, other.offset), min(self.end, other.end)
+        return ByteRange(start, end - start) if start < end else None
+
+    def hull(self, other: ByteRange) -> ByteRange:
+        """The smallest range that contains both."""
+        start = min(self.offset, other.offset)
+        return ByteRange(start, max(self.end, other.end) - start)
+
+    def without(self, part: ByteRange) -> ByteRange | None:
+        """What is left when a part at one end is taken away (None: nothing). ValueError when it
+        is not at an end, or reaches outside."""
+        if part.length <= 0 or part.offset < self.offset or part.end > self.end:
+            raise ValueError("it is not inside")
+        if part == self:
+            return None
+        if part.offset == self.offset:
+            return ByteRange(part.end, self.end - part.end)
+        if part.end == self.end:
+            return ByteRange(self.offset, part.offset - self.offset)
+        raise ValueError("it is in the middle: what is left would be two ranges")
 
     def __str__(self) -> str:
         return f"{self.offset}:{self.length}"

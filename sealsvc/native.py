@@ -137,6 +137,7 @@ class Mapping:
 
     pid: int
     shared: bool
+    writable: bool
     address: int
     offset: int
     length: int
@@ -180,7 +181,7 @@ def mappings(pid: int, device: int, inode: int, span: ByteRange) -> list[Mapping
         return int(lib.seal_mappings(pid, device, inode, span.offset, span.length, out, room))
 
     return [
-        Mapping(row.pid, bool(row.shared), row.address, row.offset, row.length)
+        Mapping(row.pid, bool(row.shared), bool(row.writable), row.address, row.offset, row.length)
         for row in _listed("struct seal_mapping[]", call, f"/proc/{pid or '*'}/maps")
     ]
 

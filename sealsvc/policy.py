@@ -7,10 +7,11 @@ from collections.abc import Iterable
 from sealsvc import states
 from sealsvc.config import PolicySection
 from sealsvc.errors import Refusal
-from sealsvc.messages import Gap, Grant
+from sealsvc.host import Target
+from sealsvc.messages import Gap, Grant, Holder
 from sealsvc.model import ByteRange, IoMode, Kind
 from sealsvc.processes import Peer
-from sealsvc.seals import Seal
+from sealsvc.seals import Seal, SealTable
 
 
 class Policy:
@@ -56,15 +57,11 @@ class Policy:
             )
 
     def admit(
-        self, request: Grant, wanted: ByteRange, pid: int, held: list[Seal], total: int
+        self, request: Grant, wanted: ByteRange, holder: Holder, target: Target, table: SealTable
     ) -> None:
-        """May this seal stand beside those of the same file?"""
-        if total >= self.section.max_seals:
-            raise Refusal("limit-reached", f"policy.max_seals is {self.section.max_seals}")
-        if len(held) >= self.section.max_seals_per_file:
-            raise Refusal(
-                "limit-reached", f"policy.max_seals_per_file is {self.section.max_seals_per_file}"
-            )
+        """May this seal stand beside those that there are?"""
+        held = table.of_file(target.file)
+        self._refuse_above_limits(wanted, holder, target, table, len(held))
         pinned = [seal for seal in held if "pin" in seal.enforcers]
         if pinned:
             raise Refusal(
@@ -82,13 +79,38 @@ class Policy:
                 {"seals": [seal.id for seal in settling]},
                 retry_after=max(waits, default=1.0),
             )
-        blocking = [seal for seal in held if _excludes(seal, request, pid)]
+        blocking = [seal for seal in held if _excludes(seal, request, holder.pid)]
         if blocking:
             raise Refusal(
                 "seal-conflict",
                 f"seal {blocking[0].id} of process {blocking[0].process.holder.pid} is"
                 f" {blocking[0].request.kind}; the request is for {request.kind} {wanted}",
                 {"seals": [seal.id for seal in blocking]},
+                retry_after=1.0,
+            )
+
+    def _refuse_above_limits(
+        self, wanted: ByteRange, holder: Holder, target: Target, table: SealTable, held: int
+    ) -> None:
+        section, counts = self.section, table.counts
+        for name, present in (
+            ("max_seals", len(table)),
+            ("max_seals_per_file", held),
+            ("max_seals_per_holder", counts.by_holder[holder.pid]),
+            ("max_seals_per_filesystem", counts.by_filesystem[target.file.device]),
+        ):
+            limit = getattr(section, name)
+            if present >= limit:
+                raise Refusal(
+                    "limit-reached", f"policy.{name} is {limit}", {"limit": name}, retry_after=1.0
+                )
+        quota = section.max_bytes_per_user
+        if quota and counts.bytes_by_user[holder.uid] + wanted.length > quota:
+            raise Refusal(
+                "limit-reached",
+                f"user {holder.uid} has {counts.bytes_by_user[holder.uid]} bytes sealed;"
+                f" policy.max_bytes_per_user is {quota}",
+                {"limit": "max_bytes_per_user"},
                 retry_after=1.0,
             )
 

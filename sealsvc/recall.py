@@ -1,45 +1,45 @@
-"""Recalls: from a conflict (or an operator's wish) to a return, or to the fence."""
+"""Recalls: from a conflict, or an operator's wish, to the notice that a holder gets.
+
+What happens at the deadline is fence.py's; how a seal is given back, returns.py's.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import signal
 from collections.abc import Callable, Iterable
 
-from sealsvc import filesystem, seals, states
-from sealsvc.config import FenceSection
-from sealsvc.enforce import Outcome, Report, Verdict
+from sealsvc import clock, filesystem
+from sealsvc.config import PolicySection
+from sealsvc.enforce import Outcome, Report
 from sealsvc.errors import Refusal
-from sealsvc.events import EventLog
-from sealsvc.grants import Grants
-from sealsvc.messages import Recall
-from sealsvc.model import Conflict, Fence, Operation, State
+from sealsvc.fence import Fencing
+from sealsvc.life import Life, may
+from sealsvc.messages import RecallAny
+from sealsvc.model import ByteRange, Conflict, Kind, Operation, State
 from sealsvc.seals import Seal, SealTable
 from sealsvc.states import Step
-from sealsvc.tasks import Tasks
 
-log = logging.getLogger(__name__)
+# Operations that change what lies behind their offset as well; the others name what they change.
+_TO_THE_END = ("truncate", "collapse", "insert", "hidden", "swap", "exchange", "move")
 
-_PROOF_PAUSES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+_PRESSURE_PAUSE = 10.0  # seconds between two requests to the same effect
+_PRESSURE_GRACE = 10.0
 
 
 class Recaller:
-    """`push(seal, message)` delivers a recall to the seal's holder; False when nobody listens."""
+    """`push_any(seal, message)` delivers to whoever receives the seal's recalls."""
 
     def __init__(
         self,
-        grants: Grants,
-        table: SealTable,
-        events: EventLog,
-        tasks: Tasks,
-        fence: FenceSection,
-        push: Callable[[Seal, Recall], bool],
+        life: Life,
+        fencing: Fencing,
+        policy: PolicySection,
+        push_any: Callable[[Seal, RecallAny], bool],
     ) -> None:
-        self.grants, self.table, self.events, self.tasks = grants, table, events, tasks
-        self.fence, self.push = fence, push
+        self.life, self.fencing, self.policy, self.push_any = life, fencing, policy, push_any
+        self.table: SealTable = life.table
         self.waiting: dict[tuple[str, int], Report] = {}
-        self.counters = {"conflicts": 0, "recalls": 0, "fences": 0}
+        self.counters = {"conflicts": 0, "recalls": 0, "recalls_merged": 0}
+        self._relieved_at = -_PRESSURE_PAUSE
 
     # Conflicts
 
@@ -49,7 +49,7 @@ class Recaller:
         key = (enforcer, report.waiter)
         if report.outcome is Outcome.ENDED:
             self.waiting.pop(key, None)
-            self.events.publish(
+            self.life.events.publish(
                 "conflict-ended",
                 operation=report.operation,
                 result=report.error,
@@ -57,7 +57,7 @@ class Recaller:
             )
             return
         self.counters["conflicts"] += 1
-        self.events.publish(
+        self.life.events.publish(
             "conflict",
             met[0].id if met else None,
             operation=report.operation,
@@ -67,9 +67,20 @@ class Recaller:
         )
         if report.outcome is Outcome.HELD:
             self.waiting[key] = report
-            for seal in met:
-                if seal.request.conflict is Conflict.WAIT:
-                    self.recall(seal, "conflict", operation=report.operation)
+        for seal in met:
+            self._met(seal, report)
+
+    def _met(self, seal: Seal, report: Report) -> None:
+        if seal.state is State.COURTESY:
+            self.life.step(seal, Step.EXPIRE, "its ttl has passed, and somebody conflicts")
+        elif report.outcome is not Outcome.HELD or seal.request.conflict is not Conflict.WAIT:
+            return
+        elif seal.state is State.ORPHANED and seal.deadline is None:
+            # There is nobody to ask; but whoever waits must not wait for ever.
+            seal.deadline = clock.now() + seal.request.grace
+            self.fencing.await_deadline(seal)
+        else:
+            self.recall(seal, "conflict", operation=report.operation)
 
     # Recalls
 
@@ -79,31 +90,57 @@ class Recaller:
         reason: str,
         *,
         operation: Operation | None = None,
+        part: ByteRange | None = None,
         grace: float | None = None,
     ) -> None:
-        """Start the recall of a seal; one that is under way already takes the new one in."""
-        if not states.allowed(seal.state, Step.RECALL):
+        """Start the recall of a seal, or have one that is under way take the new one in. `part` is
+        what is wanted of it, if not all; `grace` seconds instead of the seal's own."""
+        if seal.state is State.COURTESY:
+            self.life.step(seal, Step.EXPIRE, f"its ttl has passed, and it is recalled: {reason}")
             return
-        grace = seal.request.grace if grace is None else grace
-        seal.deadline = seals.boottime() + grace
-        self.counters["recalls"] += 1
-        self.grants.move(seal, Step.RECALL, reason)
-        self.tell(seal, operation)
-        self.tasks.spawn(f"recall {seal.id}", self._see_through(seal))
+        wanted = _wanted(seal, operation, part)
+        if seal.state is State.RECALLED:
+            self._merge(seal, reason, operation, wanted, grace)
+        elif may(seal, Step.RECALL):
+            now = clock.now()
+            seal.recalled_at, seal.wanted, seal.intruder = now, wanted, operation
+            seal.deadline = now + (seal.request.grace if grace is None else grace)
+            seal.ladder.clear()
+            self.counters["recalls"] += 1
+            self._publish(seal, reason, merged=False)
+            self.life.step(seal, Step.RECALL, reason)
 
-    def tell(self, seal: Seal, operation: Operation | None = None) -> None:
-        """Push a recall that is under way to the seal's holder."""
-        message = Recall(
-            seal=seal.id,
-            seqid=seal.seqid,
-            tag=seal.request.tag,
-            range=seal.range,
-            grace=_remaining(seal),
-            reason=seal.reason,
-            operation=operation,
+    def _merge(
+        self,
+        seal: Seal,
+        reason: str,
+        operation: Operation | None,
+        wanted: ByteRange,
+        grace: float | None,
+    ) -> None:
+        """The holder hears of it again only when more is wanted, or sooner."""
+        self.counters["recalls_merged"] += 1
+        before = seal.wanted or seal.range
+        seal.wanted = before.hull(wanted)
+        deadline = seal.deadline or 0.0
+        sooner = grace is not None and clock.now() + grace < deadline
+        self._publish(seal, reason, merged=True)
+        if sooner:
+            seal.deadline = clock.now() + (grace or 0.0)
+            self.fencing.await_deadline(seal)
+        if sooner or seal.wanted != before:
+            self.life.tell(seal, operation)
+
+    def _publish(self, seal: Seal, reason: str, *, merged: bool) -> None:
+        self.life.events.publish(
+            "recall",
+            seal.id,
+            reason=reason,
+            grace=max(0.0, (seal.deadline or 0.0) - clock.now()),
+            wanted=seal.wanted,
+            operation=seal.intruder,
+            merged=merged,
         )
-        if not self.push(seal, message):
-            log.warning("seal %s: nobody listens for its recall", seal.id)
 
     def recall_all(self, chosen: Iterable[Seal], reason: str, grace: float | None) -> list[Seal]:
         recalled = list(chosen)
@@ -111,104 +148,73 @@ class Recaller:
             self.recall(seal, reason, grace=grace)
         return recalled
 
-    def resume(self, seal: Seal) -> None:
-        """Go on with what a dead service had begun; what its kernel half did is done."""
-        if seal.exited.is_set():
-            self.tasks.spawn(f"exit of {seal.id}", self.holder_exited(seal))
-        match seal.state:
-            case State.RECALLED:
-                self.tasks.spawn(f"recall {seal.id}", self._see_through(seal))
-            case State.FENCING:
-                self.tasks.spawn(f"fence {seal.id}", self._carry_out_fence(seal))
-            case State.FENCE_FAILED | State.ORPHANED:
-                self.tasks.spawn(f"proof {seal.id}", self._watch_until_proven(seal))
-
-    async def _see_through(self, seal: Seal) -> None:
-        released = await _within(seal.released, _remaining(seal))
-        if released or seal.state is not State.RECALLED:
+    def progress(self, seal: Seal) -> None:
+        """The holder is at it: the grace begins anew, up to the cap."""
+        if seal.state is not State.RECALLED or seal.recalled_at is None:
+            raise Refusal("bad-request", f"seal {seal.id} is {seal.state}: nothing is under way")
+        cap = seal.recalled_at + self.policy.max_recall
+        later = min(cap, clock.now() + seal.request.grace)
+        if later <= (seal.deadline or 0.0):
             return
-        self.counters["fences"] += 1
-        match seal.request.fence:
-            case Fence.NONE:
-                self._refuse_from_now(seal, "the recall's deadline has passed; fence is none")
-                return
-            case Fence.SIGNAL:
-                self.grants.move(seal, Step.FENCE, "SIGTERM")
-            case Fence.KILL:
-                self.grants.move(seal, Step.FENCE, "SIGKILL")
-        await self._carry_out_fence(seal)
-
-    async def _carry_out_fence(self, seal: Seal) -> None:
-        if seal.request.fence is Fence.SIGNAL:
-            seal.process.signal(signal.SIGTERM)
-            if await _within(seal.released, self.fence.signal_grace):
-                return
-        else:
-            seal.process.signal(signal.SIGKILL)
-            await _within(seal.exited, self.fence.proof_timeout)
-        await self._conclude_fence(seal)
-
-    def _refuse_from_now(self, seal: Seal, reason: str) -> None:
-        """What waits, and what comes, gets EBUSY; the promise is kept."""
-        seal.hold.change(Verdict.BUSY)
-        self.events.publish("alarm", seal.id, reason=f"seal {seal.id} of {seal.path}: {reason}")
-
-    async def _conclude_fence(self, seal: Seal) -> None:
-        """A seal is over only when it is proven that nothing maps its range."""
-        if seal.state is not State.FENCING:
+        overdue = any(step.step == "overdue" for step in seal.ladder)
+        seal.deadline = later
+        seal.climb("progress")
+        self.life.journal.progressed(seal)
+        if not overdue:
             return
-        left = await self._prove(seal, self.fence.proof_timeout if seal.exited.is_set() else 0.0)
-        if not seal.live:
+        seal.hold.change(seal.verdict)
+        self.fencing.await_deadline(seal)
+
+    # Any of them
+
+    def recall_any(self, pid: int, count: int, grace: float | None, reason: str) -> list[Seal]:
+        """CB_RECALL_ANY: ask process `pid` for `count` of its seals. Those it has not given back
+        after the grace are chosen for it, the oldest first. Returns all that may be concerned."""
+        own = [seal for seal in self.table.of_holder(pid) if may(seal, Step.RECALL)]
+        count = min(count, len(own))
+        grace = _PRESSURE_GRACE if grace is None else grace
+        listening: dict[int, list[Seal]] = {}
+        for seal in own:
+            listening.setdefault(id(seal.client), []).append(seal)
+        left = count
+        for seals in sorted(listening.values(), key=len, reverse=True):
+            if part := min(left, len(seals)):
+                message = RecallAny(pid=pid, count=part, grace=grace, reason=reason)
+                self.push_any(seals[0], message)
+                left -= part
+        self.fencing.tasks.spawn(f"recall any of {pid}", self._collect(own, count, grace, reason))
+        return own
+
+    async def _collect(self, own: list[Seal], count: int, grace: float, reason: str) -> None:
+        deadline = clock.now() + grace
+        while sum(not seal.live for seal in own) < count and clock.now() < deadline:
+            released = [seal.released for seal in own if seal.live]
+            await clock.within(deadline, *released)
+        owed = count - sum(not seal.live for seal in own)
+        for seal in sorted((s for s in own if s.live), key=lambda s: s.granted_at)[: max(0, owed)]:
+            self.recall(seal, f"{reason}: not given back in time")
+
+    def relieve(self) -> None:
+        """Under pressure the holders of the most seals are asked to give some back."""
+        limit = int(self.policy.max_seals * self.policy.pressure)
+        surplus = len(self.table) - limit
+        if surplus <= 0 or clock.now() < self._relieved_at + _PRESSURE_PAUSE:
             return
-        if not left and seal.exited.is_set():
-            self.grants.end(seal, Step.PROVEN, "fenced")
-            return
-        why = ", ".join(left) or "the holder did not end"
-        self.grants.move(seal, Step.UNPROVEN, why)
-        self._refuse_from_now(seal, f"the fence failed: {why}")
-        await self._watch_until_proven(seal)
+        self._relieved_at = clock.now()
+        pid, count = self.table.largest_holder()
+        self.recall_any(pid, min(surplus, count), None, "policy.max_seals is nearly reached")
 
-    # A holder's end
-
-    async def holder_exited(self, seal: Seal) -> None:
-        """Released by itself, once nothing that it left behind (a child, a descriptor in flight)
-        maps the range any more; until then the promise holds."""
-        seal.exited.set()
-        if states.allowed(seal.state, Step.HOLDER_EXIT):
-            self.grants.move(seal, Step.HOLDER_EXIT, "the holder exited")
-            await self._watch_until_proven(seal)
-
-    async def _watch_until_proven(self, seal: Seal) -> None:
-        failed = seal.state
-        pause = 0.0
-        while seal.state is failed:
-            if seal.exited.is_set() and not await self._left(seal):
-                if seal.state is failed:
-                    self.grants.end(seal, Step.PROVEN, seal.reason)
-                return
-            pause = min(1.0, pause * 2 or 0.01)
-            await _within(seal.released, pause)
-
-    async def _prove(self, seal: Seal, timeout: float) -> list[str]:
-        deadline = seals.boottime() + timeout
-        for pause in (*_PROOF_PAUSES, *(1.0 for _ in range(60))):
-            await asyncio.sleep(pause)
-            left = await self._left(seal)
-            if not left or seals.boottime() >= deadline:
-                break
-        return left
-
-    async def _left(self, seal: Seal) -> list[str]:
-        try:
-            return await self.grants.remnants(seal)
-        except (Refusal, OSError) as error:
-            return [f"the proof failed: {error}"]
+    # What else ends seals
 
     def lose(self, seal: Seal, reason: str) -> None:
-        """The promise cannot be said to hold any more."""
-        self.events.publish("alarm", seal.id, reason=f"seal {seal.id} of {seal.path}: {reason}")
-        if states.allowed(seal.state, Step.DRIFT):
-            self.grants.move(seal, Step.DRIFT, reason)
+        """The promise cannot be said to hold any more: whoever relies on it must stop at once."""
+        if seal.drifted:
+            return
+        seal.drifted = True
+        if may(seal, Step.DRIFT):
+            if seal.deadline is None:
+                seal.deadline = clock.now() + seal.request.grace
+            self.life.step(seal, Step.DRIFT, reason)
 
     def mounts_changed(self) -> None:
         """An overlay over a sealed file, mounted after its grant, is beyond every enforcer: the
@@ -218,28 +224,28 @@ class Recaller:
             try:
                 filesystem.refuse_if_overlay_upper(seal.path, table)
             except Refusal as refusal:
-                if states.allowed(seal.state, Step.RECALL):
-                    self.events.publish("alarm", seal.id, reason=refusal.message)
+                if may(seal, Step.RECALL):
+                    self.life.events.publish("alarm", seal.id, reason=refusal.message)
                     self.recall(seal, refusal.message)
 
     def expire(self) -> None:
-        """End the seals whose time is up: the promise was for that long."""
-        now = seals.boottime()
+        """Seals whose ttl has passed are kept by courtesy while nobody conflicts, then end."""
+        now = clock.now()
         for seal in self.table:
-            due = seal.expires is not None and now >= seal.expires
-            if due and states.allowed(seal.state, Step.EXPIRE):
-                self.grants.end(seal, Step.EXPIRE, "its ttl has passed")
+            if seal.expires is None or now < seal.expires:
+                continue
+            if self.policy.courtesy and may(seal, Step.LAPSE):
+                seal.expires = now + self.policy.courtesy
+                self.life.step(seal, Step.LAPSE, "its ttl has passed; nobody conflicts")
+            elif may(seal, Step.EXPIRE):
+                self.life.step(seal, Step.EXPIRE, "its ttl has passed")
 
 
-def _remaining(seal: Seal) -> float:
-    """Seconds until the recall's deadline."""
-    return max(0.0, (seal.deadline or 0.0) - seals.boottime())
-
-
-async def _within(event: asyncio.Event, seconds: float) -> bool:
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        return False
-    return True
+def _wanted(seal: Seal, operation: Operation | None, part: ByteRange | None) -> ByteRange:
+    """The part of the seal's range that stands in the way."""
+    if part is None and operation is not None and seal.request.kind is Kind.SHARED:
+        to_the_end = not operation.length or any(w in operation.name for w in _TO_THE_END)
+        end = max(seal.effective.end, operation.offset + 1)
+        length = end - operation.offset if to_the_end else operation.length
+        part = ByteRange(operation.offset, length).rounded(seal.filesystem.block_size)
+    return (part and seal.range.clipped(part)) or seal.range

@@ -134,6 +134,10 @@ def _seal(record: journal.Granted, process: Process, holds: list[Hold]) -> Seal:
         state_since=progress.state_since,
         deadline=progress.deadline,
         expires=progress.expires,
+        recalled_at=progress.recalled_at,
+        wanted=progress.wanted,
+        ladder=progress.ladder,
+        drifted=progress.drifted,
     )
     if process.pidfd < 0:
         seal.exited.set()

@@ -6,17 +6,27 @@ import asyncio
 import itertools
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
-from sealsvc import states
+import msgspec
+
+from sealsvc import clock, extents, states
 from sealsvc.enforce import Guard, Hold, Verdict
 from sealsvc.filesystem import Filesystem
 from sealsvc.host import ExtentMap, ReleaseQuestion
-from sealsvc.messages import Grant, SealInfo
-from sealsvc.model import ByteRange, Conflict, FileId, Kind, State
+from sealsvc.messages import Grant, LadderStep, SealInfo
+from sealsvc.model import ByteRange, Conflict, Fence, FenceClass, FileId, Kind, Operation, State
 from sealsvc.processes import Process
-from sealsvc.states import Step
+from sealsvc.states import Step, Transition
+
+_FENCE_CLASSES = {
+    Fence.NONE: FenceClass.COOPERATIVE,
+    Fence.SIGNAL: FenceClass.SIGNAL,
+    Fence.KILL: FenceClass.KILL,
+}
 
 _INSTANCE = secrets.token_hex(4)
 _TOKENS = itertools.count(secrets.randbelow(1 << 40) + 1)
@@ -38,14 +48,12 @@ def _new_id(token: int) -> str:
     return f"{_INSTANCE}{token:016x}"
 
 
-def boottime() -> float:
-    """Seconds; goes on through suspend, unlike the event loop's clock."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
 @dataclass(slots=True, eq=False)
 class Seal:
-    """A seal. Changed by grants.py and recall.py alone, on the event loop alone."""
+    """A seal. Changed by life.py alone, on the event loop alone.
+
+    `deadline`, `expires` and `recalled_at` are moments of sealsvc.clock. `wanted` is the part that
+    a recall is for, `round` counts recalls, so that who waits for one notices the next."""
 
     token: int
     request: Grant
@@ -68,6 +76,12 @@ class Seal:
     state_since: float = field(default_factory=time.time)
     deadline: float | None = None
     expires: float | None = None
+    recalled_at: float | None = None
+    wanted: ByteRange | None = None
+    intruder: Operation | None = None
+    ladder: list[LadderStep] = field(default_factory=list)
+    round: int = 0
+    drifted: bool = False
     released: asyncio.Event = field(default_factory=asyncio.Event)
     exited: asyncio.Event = field(default_factory=asyncio.Event)
     at_end: Callable[[], None] = lambda: None
@@ -94,16 +108,35 @@ class Seal:
             self.verdict,
         )
 
-    def move(self, step: Step, reason: str = "") -> None:
-        self.state = states.after(self.state, step)
+    @property
+    def fence_class(self) -> FenceClass:
+        return _FENCE_CLASSES[self.request.fence]
+
+    def move(self, step: Step, reason: str = "") -> Transition:
+        transition = states.after(self.state, step)
+        if transition.to is not self.state:
+            self.state_since = time.time()
+        self.state = transition.to
         self.seqid = self.seqid % 0xFFFFFFFF + 1
         self.reason = reason
-        self.state_since = time.time()
+        return transition
 
-    def question(self, others: frozenset[int]) -> ReleaseQuestion:
+    def change_terms(self, **changes: Any) -> None:
+        self.request = msgspec.structs.replace(self.request, **changes)
+
+    def climb(self, step: str, detail: str = "") -> None:
+        self.ladder.append(LadderStep(step=step, time=time.time(), detail=detail))
+
+    def resize(self, left: ByteRange) -> None:
+        """Keep `left` alone, and whole blocks of it."""
+        self.range = left
+        self.effective = left.rounded(self.filesystem.block_size)
+        self.map = extents.clip(self.map, self.effective)
+
+    def question(self, others: frozenset[int], part: ByteRange | None = None) -> ReleaseQuestion:
         return ReleaseQuestion(
             file=self.file,
-            range=self.effective,
+            range=part or self.effective,
             anchor=self.hold.anchor if self.marked else -1,
             token=self.token,
             holder=0 if self.exited.is_set() else self.process.holder.pid,
@@ -111,7 +144,7 @@ class Seal:
         )
 
     def info(self) -> SealInfo:
-        request, now = self.request, boottime()
+        request, now = self.request, clock.now()
         return SealInfo(
             id=self.id,
             seqid=self.seqid,
@@ -138,13 +171,37 @@ class Seal:
             deadline_in=None if self.deadline is None else max(0.0, self.deadline - now),
             expires_in=None if self.expires is None else max(0.0, self.expires - now),
             reason=self.reason,
+            fence_class=self.fence_class,
+            wanted=self.wanted,
+            ladder=list(self.ladder),
         )
+
+
+class Counts:
+    """How many live seals there are of whom, for limits."""
+
+    def __init__(self) -> None:
+        self.by_holder: Counter[int] = Counter()
+        self.by_filesystem: Counter[int] = Counter()
+        self.bytes_by_user: Counter[int] = Counter()
+
+    def add(self, seal: Seal, sign: int) -> None:
+        holder = seal.process.holder
+        for counter, key, number in (
+            (self.by_holder, holder.pid, 1),
+            (self.by_filesystem, seal.file.device, 1),
+            (self.bytes_by_user, holder.uid, seal.range.length),
+        ):
+            counter[key] += sign * number
+            if not counter[key]:
+                del counter[key]
 
 
 class SealTable:
     """Live seals, by id, by token and by file."""
 
     def __init__(self) -> None:
+        self.counts = Counts()
         self._by_id: dict[str, Seal] = {}
         self._by_token: dict[int, Seal] = {}
         self._by_file: dict[tuple[int, int], dict[str, Seal]] = {}
@@ -158,13 +215,27 @@ class SealTable:
     def add(self, seal: Seal) -> None:
         self._by_id[seal.id] = self._by_token[seal.token] = seal
         self._by_file.setdefault((seal.file.device, seal.file.inode), {})[seal.id] = seal
+        self.counts.add(seal, 1)
 
     def remove(self, seal: Seal) -> None:
         del self._by_id[seal.id], self._by_token[seal.token]
+        self.counts.add(seal, -1)
         key = (seal.file.device, seal.file.inode)
         del self._by_file[key][seal.id]
         if not self._by_file[key]:
             del self._by_file[key]
+
+    def resize(self, seal: Seal, left: ByteRange) -> None:
+        self.counts.add(seal, -1)
+        seal.resize(left)
+        self.counts.add(seal, 1)
+
+    def largest_holder(self) -> tuple[int, int]:
+        """The pid that holds the most seals, and how many; the table is not empty."""
+        return self.counts.by_holder.most_common(1)[0]
+
+    def of_holder(self, pid: int) -> list[Seal]:
+        return [seal for seal in self._by_id.values() if seal.process.holder.pid == pid]
 
     def get(self, seal_id: str) -> Seal | None:
         return self._by_id.get(seal_id)

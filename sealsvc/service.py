@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 from collections.abc import Awaitable, Callable
 from importlib.metadata import version
 from typing import Any
 
-from sealsvc import extents, native, processes, seals, validation
+from sealsvc import clock, extents, native, processes, states, validation
 from sealsvc.audit import audit
 from sealsvc.control import Connection, Reply
 from sealsvc.enforce import Enforcer, EnforcerSet
 from sealsvc.errors import Refusal
 from sealsvc.filesystem import Filesystem
 from sealsvc.grants import Asker, Grants, close_all
+from sealsvc.limits import RateLimit
 from sealsvc.messages import (
     VERSION,
     AnyRequest,
     Audit,
+    Downgrade,
     EnforcerInfo,
     Extent,
     ExtentPage,
@@ -26,15 +29,21 @@ from sealsvc.messages import (
     FilesystemInfo,
     FilesystemList,
     Filesystems,
+    Forgotten,
     Gap,
     Grant,
+    Keyed,
     List,
     Mapped,
     Recall,
+    RecallAny,
     RecallOutcome,
+    RecallProgress,
     RecallReport,
     RecallSeals,
     Reclaim,
+    Renew,
+    Result,
     Return,
     SealInfo,
     SealPage,
@@ -44,26 +53,32 @@ from sealsvc.messages import (
     Simulated,
     Status,
 )
-from sealsvc.model import Kind, State
+from sealsvc.model import ByteRange, Kind, State
+from sealsvc.once import Once
 from sealsvc.policy import Policy
 from sealsvc.processes import Peer, Process
 from sealsvc.recall import Recaller
-from sealsvc.seals import Seal, SealTable
+from sealsvc.returns import Returns
+from sealsvc.seals import Seal
+from sealsvc.states import Step
 
 
 class Service:
     def __init__(
         self,
         grants: Grants,
+        returns: Returns,
         recaller: Recaller,
-        table: SealTable,
         policy: Policy,
         enforcers: EnforcerSet,
+        once: Once,
         kernel: str,
     ) -> None:
-        self.grants, self.recaller, self.table = grants, recaller, table
-        self.policy, self.enforcers, self.kernel = policy, enforcers, kernel
-        self.started = seals.boottime()
+        self.grants, self.returns, self.recaller = grants, returns, recaller
+        self.life, self.table = grants.life, grants.life.table
+        self.policy, self.enforcers, self.once, self.kernel = policy, enforcers, once, kernel
+        self.rate = RateLimit(policy.section.grants_per_second, policy.section.grants_burst)
+        self.started = clock.now()
         self.connections: Callable[[], int] = lambda: 0
         self.simulate: Callable[[Simulate], Awaitable[dict[str, Any]]] | None = None
 
@@ -71,41 +86,93 @@ class Service:
         if isinstance(request, Grant):
             return await self._grant(connection, request, fds)
         close_all(fds)
+        if isinstance(request, Keyed) and request.key:
+            act = functools.partial(self._act, connection, request)
+            result, _ = await self.once.run(connection.peer.uid, request, act)
+            return Reply(result)
+        return Reply(await self._act(connection, request))
+
+    async def _act(self, connection: Connection, request: AnyRequest) -> Result:
         peer = connection.peer
         match request:
             case Return():
                 return await self._return(peer, request)
+            case Downgrade():
+                seal = self._seal_at(peer, request.seal, request.seqid)
+                await self.returns.downgrade(seal)
+                return seal.info()
+            case Renew():
+                return self._renew(peer, request)
+            case RecallProgress():
+                seal = self._seal_at(peer, request.seal, request.seqid)
+                self.recaller.progress(seal)
+                return seal.info()
+            case Forgotten():
+                return await self._forgotten(peer, request)
             case Mapped():
                 seal = self._seal_at(peer, request.seal, request.seqid)
-                return Reply(await validation.validate(self.grants, seal, request.address))
+                return await validation.validate(self.grants, seal, request.address)
             case Reclaim():
-                return Reply(self._reclaim(connection, request))
+                return self._reclaim(connection, request)
             case Show():
-                return Reply(self._seal(peer, request.seal).info())
+                return self._shown(peer, request.seal)
             case List():
-                return Reply(await self._list(peer, request))
+                return await self._list(peer, request)
             case Extents():
-                return Reply(self._extents(peer, request))
+                return self._extents(peer, request)
             case RecallSeals():
-                return Reply(await self._recall(peer, request))
+                return await self._recall(peer, request)
             case Audit():
                 chosen = [self._seal(peer, request.seal)] if request.seal else self._seen(peer)
-                return Reply(await audit(self.grants, chosen))
+                return await audit(self.grants, self.recaller, chosen)
             case Filesystems():
-                return Reply(await self._filesystems())
+                return await self._filesystems()
             case Status():
-                return Reply(self._status())
+                return self._status()
             case Simulate() if self.simulate is not None:
                 if not self.policy.is_operator(peer):
                     raise Refusal("denied", f"uid {peer.uid} may not simulate")
-                return Reply(Simulated(result=await self.simulate(request)))
+                return Simulated(result=await self.simulate(request))
         raise Refusal("unknown-operation", "the service does not serve this operation")
 
     # Grants and returns
 
     async def _grant(self, connection: Connection, request: Grant, fds: list[int]) -> Reply:
+        if not request.key:
+            return await self._new_grant(connection, request, fds)
+        made: list[int] = []
+        taken = False
+
+        async def act() -> Result:
+            nonlocal taken
+            taken = True
+            reply = await self._new_grant(connection, request, fds)
+            made.extend(reply.fds)
+            return reply.result
+
+        try:
+            result, again = await self.once.run(connection.peer.uid, request, act)
+        finally:
+            if not taken:
+                close_all(fds)
+        return await self._granted_before(request, result) if again else Reply(result, made)
+
+    async def _granted_before(self, request: Grant, result: Result) -> Reply:
+        """The seal as it stands now. Its descriptor is sent once more when the first was lost on
+        the way: when no description has the seal's mark any more."""
+        assert isinstance(result, SealInfo)
+        seal = self.table.get(result.id)
+        if seal is None:
+            return Reply(self.life.recorded(result.id) or result)
+        if request.path is None or request.holder.pid is not None or request.holder.pidfd:
+            return Reply(seal.info())
+        fd = await self.grants.hand_over_again(seal)
+        return Reply(seal.info(), [] if fd is None else [fd])
+
+    async def _new_grant(self, connection: Connection, request: Grant, fds: list[int]) -> Reply:
         try:
             self.policy.authorise_grant(connection.peer, request, len(fds))
+            self.rate.take(connection.peer.uid)
             process = self._holder(connection, request, fds)
         except BaseException:
             close_all(fds)
@@ -148,7 +215,7 @@ class Service:
 
         def exited() -> None:
             loop.remove_reader(pidfd)
-            self.recaller.tasks.spawn(f"exit of {seal.id}", self.recaller.holder_exited(seal))
+            self.recaller.fencing.holder_exited(seal)
 
         def over() -> None:
             loop.remove_reader(pidfd)
@@ -157,10 +224,28 @@ class Service:
         loop.add_reader(pidfd, exited)
         seal.at_end = over
 
-    async def _return(self, peer: Peer, request: Return) -> Reply:
+    async def _return(self, peer: Peer, request: Return) -> SealInfo:
         seal = self._seal_at(peer, request.seal, request.seqid)
-        await self.grants.give_back(seal)
-        return Reply(seal.info())
+        if request.range is None:
+            await self.returns.give_back(seal)
+        else:
+            await self.returns.give_back_part(seal, request.range)
+        return seal.info()
+
+    def _renew(self, peer: Peer, request: Renew) -> SealInfo:
+        seal = self._seal_at(peer, request.seal, request.seqid)
+        ttl = seal.request.ttl if request.ttl is None else request.ttl
+        self.life.change_terms(seal, ttl=ttl)
+        if states.allowed(seal.state, Step.RENEW):
+            self.life.step(seal, Step.RENEW, "renewed by its holder")
+        self.life.events.publish("renewed", seal.id, ttl=ttl)
+        return seal.info()
+
+    async def _forgotten(self, peer: Peer, request: Forgotten) -> SealInfo:
+        seal = self._seal(peer, request.seal)
+        if not await self.returns.forget(seal) and seal.live:
+            self.recaller.fencing.forgotten(seal)
+        return seal.info()
 
     def _reclaim(self, connection: Connection, request: Reclaim) -> SealInfo:
         seal = self._seal(connection.peer, request.seal)
@@ -171,8 +256,8 @@ class Service:
                 )
         else:
             seal.client = connection
-        if seal.state is State.RECALLED:
-            self.recaller.tell(seal)
+        if seal.state in (State.RECALLED, State.LOST):
+            self.life.tell(seal)
         return seal.info()
 
     # Looking
@@ -193,6 +278,13 @@ class Service:
                 {"seqid": seal.seqid},
             )
         return seal
+
+    def _shown(self, peer: Peer, seal_id: str) -> SealInfo:
+        """Also of a seal that is over, while that is remembered."""
+        found = self.life.recorded(seal_id)
+        if found and (self.policy.is_operator(peer) or found.holder.uid == peer.uid):
+            return found
+        return self._seal(peer, seal_id).info()
 
     def _seen(self, peer: Peer) -> list[Seal]:
         return [seal for seal in self.table if self.policy.may_see(peer, seal)]
@@ -240,18 +332,37 @@ class Service:
             raise Refusal(
                 "bad-request", "name exactly one scope: seal, path, filesystem, pid or all"
             )
+        if request.any is not None and request.pid is None:
+            raise Refusal("bad-request", "`any` needs the scope pid: whose seals")
         if not self.policy.is_operator(peer):
             raise Refusal("denied", f"uid {peer.uid} may not recall seals")
-        chosen = await self._scope(peer, request)
-        self.recaller.recall_all(chosen, request.reason or "operator", request.grace)
-        if request.wait:
+        reason = request.reason or "operator"
+        if request.pid is not None and request.any is not None:
+            chosen = self.recaller.recall_any(request.pid, request.any, request.grace, reason)
+            if request.wait:
+                await self._until_given_back(chosen, min(request.any, len(chosen)))
+        else:
+            chosen = await self._scope(peer, request)
             for seal in chosen:
-                await seal.released.wait()
+                self.recaller.recall(seal, reason, part=request.range, grace=request.grace)
+            if request.wait:
+                await self._until_over(chosen, request.range)
         if request.filesystem is not None or request.all:
             self._forget(chosen)
         return RecallReport(
             recalled=[RecallOutcome(seal=seal.id, state=seal.state) for seal in chosen]
         )
+
+    async def _until_given_back(self, chosen: list[Seal], count: int) -> None:
+        while sum(not seal.live for seal in chosen) < count:
+            released = [seal.released for seal in chosen if seal.live]
+            await clock.within(clock.now() + 60.0, *released)
+
+    async def _until_over(self, chosen: list[Seal], part: ByteRange | None) -> None:
+        """Until each is over, or has given back what was wanted of it."""
+        for seal in chosen:
+            while seal.live and (part is None or seal.effective.overlaps(part)):
+                await clock.within(clock.now() + (60.0 if part is None else 0.05), seal.released)
 
     async def _scope(self, peer: Peer, request: RecallSeals) -> list[Seal]:
         if request.seal is not None:
@@ -308,7 +419,7 @@ class Service:
             version=version("sealsvc"),
             protocol=VERSION,
             pid=os.getpid(),
-            uptime=seals.boottime() - self.started,
+            uptime=clock.now() - self.started,
             simulated=self.grants.host.simulated,
             kernel=self.kernel,
             roots=self.policy.roots,
@@ -316,7 +427,12 @@ class Service:
             seals=counts,
             conflicts_waiting=len(self.recaller.waiting),
             connections=self.connections(),
-            counters={**self.grants.counters, **self.recaller.counters},
+            counters={
+                **self.grants.counters,
+                **self.returns.counters,
+                **self.recaller.counters,
+                **self.recaller.fencing.counters,
+            },
         )
 
     def _enforcer(self, enforcer: Enforcer) -> EnforcerInfo:
@@ -324,7 +440,7 @@ class Service:
         return EnforcerInfo(name=enforcer.name, available=not reason, reason=reason)
 
 
-def push(seal: Seal, message: Recall) -> bool:
+def push(seal: Seal, message: Recall | RecallAny) -> bool:
     """Deliver a recall to the connection that asked for the seal."""
     client = seal.client
     return isinstance(client, Connection) and client.send(message)

@@ -109,7 +109,8 @@ static int note_mapping(const struct vma *vma, int pid, void *context)
 	if ((size_t)search->count < search->max)
 		search->out[search->count] = (struct seal_mapping){
 			.pid = pid,
-			.shared = (uint32_t)vma->shared,
+			.shared = (uint16_t)vma->shared,
+			.writable = (uint16_t)vma->writable,
 			.address = vma->start + (start - vma->offset),
 			.offset = start,
 			.length = end - start,

@@ -82,6 +82,10 @@ class Hold(Protocol):
 
     def change(self, verdict: Verdict) -> None: ...
 
+    def resize(self, range: ByteRange) -> None:
+        """Guard this part of the range alone."""
+        ...
+
     def release(self) -> None:
         """Idempotent. Lets go on whatever no other guard holds."""
         ...
@@ -172,6 +176,10 @@ class Holds:
     def change(self, verdict: Verdict) -> None:
         for hold in self.holds:
             hold.change(verdict)
+
+    def resize(self, range: ByteRange) -> None:
+        for hold in self.holds:
+            hold.resize(range)
 
     def release(self) -> None:
         """From the last to the first: whoever waits with the first meets no refusal behind it."""

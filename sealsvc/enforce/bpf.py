@@ -24,7 +24,7 @@ from sealsvc.filesystem import Filesystem
 from sealsvc.host import Target
 from sealsvc.keeper import Keeper
 from sealsvc.messages import Gap, Grant
-from sealsvc.model import Conflict, FileId, Kind, Operation
+from sealsvc.model import ByteRange, Conflict, FileId, Kind, Operation
 from sealsvc.native import ffi, lib
 
 DIRECTORY = Path("/sys/fs/bpf/sealsvc")
@@ -170,6 +170,11 @@ class _Hold:
     def change(self, verdict: Verdict) -> None:
         if not self._released:
             self._guard = replace(self._guard, verdict=verdict)
+            self.put()
+
+    def resize(self, range: ByteRange) -> None:
+        if not self._released:
+            self._guard = replace(self._guard, range=range)
             self.put()
 
     def release(self) -> None:

@@ -25,7 +25,7 @@ from sealsvc.filesystem import Filesystem
 from sealsvc.host import Target
 from sealsvc.keeper import Keeper, KeeperError
 from sealsvc.messages import Gap, Grant
-from sealsvc.model import FileId, Kind, Operation
+from sealsvc.model import ByteRange, FileId, Kind, Operation
 from sealsvc.native import ffi, lib
 
 _VERDICTS = {policy: verdict for verdict, policy in guards.POLICIES.items()}
@@ -86,6 +86,11 @@ class _Hold:
     def change(self, verdict: Verdict) -> None:
         if not self._released:
             self._guard = replace(self._guard, verdict=verdict)
+            self._enforcer.put(self._watched, self._guard)
+
+    def resize(self, range: ByteRange) -> None:
+        if not self._released:
+            self._guard = replace(self._guard, range=range)
             self._enforcer.put(self._watched, self._guard)
 
     def release(self) -> None:

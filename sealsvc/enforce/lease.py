@@ -23,7 +23,7 @@ from sealsvc.filesystem import Filesystem
 from sealsvc.host import Target
 from sealsvc.keeper import Keeper
 from sealsvc.messages import Gap, Grant
-from sealsvc.model import Conflict, Fence, FileId, Kind, Operation
+from sealsvc.model import ByteRange, Conflict, Fence, FileId, Kind, Operation
 from sealsvc.native import ffi, lib
 
 _BREAK_TIME = Path("/proc/sys/fs/lease-break-time")
@@ -50,6 +50,9 @@ class _Lease:
         """Leases make everybody wait, whatever the verdict."""
         if verdict is Verdict.WAIT:
             self.enforcer.look(self)
+
+    def resize(self, range: ByteRange) -> None:
+        """It holds the whole file, whatever the range."""
 
     def release(self) -> None:
         if self.anchor >= 0:

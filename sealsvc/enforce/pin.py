@@ -28,7 +28,7 @@ from sealsvc.host import Target
 from sealsvc.host.mapped import has_dax
 from sealsvc.keeper import Keeper
 from sealsvc.messages import Gap, Grant
-from sealsvc.model import Conflict, FileId, Kind, Operation
+from sealsvc.model import ByteRange, Conflict, FileId, Kind, Operation
 from sealsvc.native import ffi, lib
 
 INTERVAL = 0.2  # seconds between two looks for waiters, while something is pinned
@@ -53,6 +53,9 @@ class _Pin:
 
     def change(self, verdict: Verdict) -> None:
         """Pins make everybody wait, whatever the verdict."""
+
+    def resize(self, range: ByteRange) -> None:
+        """It holds the whole file, whatever the range."""
 
     def release(self) -> None:
         self.enforcer.let_go(self)

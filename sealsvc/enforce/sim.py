@@ -18,13 +18,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from sealsvc import clock
 from sealsvc.enforce import Claim, Guard, Hold, Outcome, Report, Verdict, guards
 from sealsvc.errors import Refusal
 from sealsvc.filesystem import Filesystem
 from sealsvc.host import Target
 from sealsvc.host.sim import FILESYSTEM, SimHost
 from sealsvc.messages import Gap, Grant, Simulate
-from sealsvc.model import FileId, Kind, Operation
+from sealsvc.model import ByteRange, FileId, Kind, Operation
 from sealsvc.native import ffi, lib
 
 _OPERATIONS = {ffi.string(lib.seal_op_name(op)).decode(): op for op in range(lib.SEAL_OP_HIDDEN)}
@@ -57,6 +58,11 @@ class _Hold:
     def change(self, verdict: Verdict) -> None:
         if not self._released:
             self._guard = replace(self._guard, verdict=verdict)
+            self._enforcer.put(self._file, self._guard)
+
+    def resize(self, range: ByteRange) -> None:
+        if not self._released:
+            self._guard = replace(self._guard, range=range)
             self._enforcer.put(self._file, self._guard)
 
     def release(self) -> None:
@@ -275,6 +281,8 @@ async def simulate(host: SimHost, enforcer: SimEnforcer, request: Simulate) -> d
             host.map(path, request.pid)
         case "unmap":
             host.unmap(path, request.pid)
+        case "clock":
+            clock.advance(request.seconds)
         case _:
             raise Refusal("bad-request", f"the simulation has no action {request.action!r}")
     return {}

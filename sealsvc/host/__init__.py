@@ -121,6 +121,10 @@ class Host(Protocol):
         """Mark the description of `fd`, so that `remnants` can tell whether it is gone."""
         ...
 
+    def is_marked(self, anchor: int, token: int) -> bool:
+        """Has some description of the file, other than the anchor's, the mark?"""
+        ...
+
     def is_free(self, question: ReleaseQuestion) -> bool:
         """Does nobody but the service have the file open or mapped? The cheapest proof there is
         that nothing is left of a holder, and the only call here that never blocks."""
@@ -129,6 +133,10 @@ class Host(Protocol):
     def remnants(self, question: ReleaseQuestion) -> list[Remnant]:
         """What still maps the range through the marked description, or in the process `holder`.
         Empty is a proof that nothing does."""
+        ...
+
+    def writable_mappings(self, question: ReleaseQuestion) -> list[Remnant]:
+        """What the process `holder` maps of the range that it can write through."""
         ...
 
     def has_dax(self, file: str | int) -> bool:

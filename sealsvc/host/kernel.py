@@ -7,6 +7,7 @@ import fcntl
 import os
 import stat
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from sealsvc import filesystem, native, processes
@@ -143,6 +144,9 @@ class KernelHost:
     def mark(self, fd: int, token: int) -> None:
         native.token_set(fd, token)
 
+    def is_marked(self, anchor: int, token: int) -> bool:
+        return anchor < 0 or native.token_held(anchor, token)
+
     def is_free(self, question: ReleaseQuestion) -> bool:
         return question.anchor >= 0 and native.lease_probe(question.anchor, fcntl.F_WRLCK)
 
@@ -155,6 +159,14 @@ class KernelHost:
         # It is still open somewhere, perhaps only as a descriptor. A mapping does not tell which
         # description it came from, so every one that no other seal explains counts as its own.
         return [r for r in self._mappings(q, 0) if r.pid not in q.others or r.pid == q.holder]
+
+    def writable_mappings(self, question: ReleaseQuestion) -> list[Remnant]:
+        file, found = question.file, []
+        with suppress(ProcessLookupError):
+            found = native.mappings(question.holder, file.device, file.inode, question.range)
+        return [
+            Remnant(m.pid, ByteRange(m.offset, m.length)) for m in found if m.shared and m.writable
+        ]
 
     def has_dax(self, file: str | int) -> bool:
         if isinstance(file, int):

@@ -139,6 +139,9 @@ class SimHost:
     def mark(self, fd: int, token: int) -> None:  # noqa: ARG002 (the interface)
         self.check("mark")
 
+    def is_marked(self, anchor: int, token: int) -> bool:  # noqa: ARG002 (the interface)
+        return True
+
     def is_free(self, question: ReleaseQuestion) -> bool:  # noqa: ARG002 (the interface)
         return False
 
@@ -148,6 +151,10 @@ class SimHost:
             found = [f for f in self._files.values() if f.id == q.file]
             pids = sorted(pid for f in found for pid in f.mappers)
         return [Remnant(pid, q.range) for pid in pids if pid == q.holder or pid not in q.others]
+
+    def writable_mappings(self, question: ReleaseQuestion) -> list[Remnant]:
+        """A simulated mapping is writable."""
+        return [r for r in self.remnants(question) if r.pid == question.holder]
 
     def has_dax(self, file: str | int) -> bool:  # noqa: ARG002 (the interface)
         """What is required can be had here."""

@@ -53,6 +53,7 @@ def test_every_field_of_a_grant_arrives(http: httpx.Client, daemon: FakeDaemon) 
         "tag": "t",
         "require": {"map_sync": True, "populate": False, "pmd": False},
         "prepare": ["unshare"],
+        "key": "again",
         "holder": {"pid": 7, "fd": 3, "pidfd": False},
     }
     body = {**fields, "holder": {"pid": 7, "fd": 3}}

@@ -14,7 +14,7 @@ from fake_daemon import ONE, PATIENCE, FakeDaemon, seal
 from sealctl_process import Start
 
 from sealsvc.messages import Grant, Recall, Return
-from sealsvc.model import ByteRange, Operation, State
+from sealsvc.model import ByteRange, Fence, Operation, State
 
 PYTHON = (sys.executable, "-c")
 
@@ -29,7 +29,8 @@ print(signal.Signals(signal.sigwait(wanted)).name, flush=True)
 
 
 def recall(**changes: Any) -> Recall:
-    fields: dict[str, Any] = {"seal": ONE.id, "seqid": 3, "tag": "", "range": ONE.range}
+    fields: dict[str, Any] = {"seal": ONE.id, "seqid": 3, "tag": "", "range": ONE.range, "wanted": ONE.range}
+    fields["fence"] = Fence.NONE
     return Recall(**fields | {"grace": 10.0, "reason": "backup"} | changes)
 
 

@@ -534,10 +534,10 @@ def test_mappings_are_cut_to_the_range(path: Path) -> None:
         def found(offset: int, length: int) -> list[Mapping]:
             return native.mappings(me, *inode(path), ByteRange(offset, length))
 
-        assert found(0, 2**64 - 1) == [Mapping(me, True, address, 4 * PAGE, 8 * PAGE)]
-        assert found(5 * PAGE + 1, 10) == [Mapping(me, True, address + PAGE + 1, 5 * PAGE + 1, 10)]
+        assert found(0, 2**64 - 1) == [Mapping(me, True, True, address, 4 * PAGE, 8 * PAGE)]
+        assert found(5 * PAGE + 1, 10) == [Mapping(me, True, True, address + PAGE + 1, 5 * PAGE + 1, 10)]
         assert found(11 * PAGE, 9 * PAGE) == [
-            Mapping(me, True, address + 7 * PAGE, 11 * PAGE, PAGE)
+            Mapping(me, True, True, address + 7 * PAGE, 11 * PAGE, PAGE)
         ]
         assert found(0, 4 * PAGE) == []
         assert found(12 * PAGE, PAGE) == []
@@ -551,7 +551,7 @@ def test_mappings_of_every_process(path: Path, tmp_path: Path) -> None:
         with mapping(fd) as address:
             everybody = native.mappings(0, device, number, WHOLE)
             assert len(everybody) == 3
-            assert Mapping(os.getpid(), True, address, 0, 8 * PAGE) in everybody
+            assert Mapping(os.getpid(), True, True, address, 0, 8 * PAGE) in everybody
         [theirs] = native.mappings(pid, device, number, WHOLE)
         assert (theirs.shared, theirs.offset, theirs.length) == (False, 2 * PAGE, 3 * PAGE)
         assert native.mappings(0, device, number + 1, WHOLE) == []

@@ -107,7 +107,8 @@ def root(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="session")
 def socket(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serving(tmp_path_factory.mktemp("daemon"), [root], RISKS) as path:
+    more = RISKS + "[fence]\nsignal_grace = 0.5\n"
+    with serving(tmp_path_factory.mktemp("daemon"), [root], more) as path:
         yield path
 
 

@@ -190,7 +190,7 @@ def test_a_fence_is_carried_out_by_the_next_service(running: Running, file: Path
         until(lambda: client.call(List, state="recalled").result.seals != [])
         running.kill()
         restarted(running, client)
-        assert holder.wait(10) == -signal.SIGKILL
+        assert holder.wait(10) == -signal.SIGTERM
         assert intruder.wait(10) == 0
     holder.communicate()
 

@@ -28,6 +28,7 @@ from sealsvc.messages import (
     Recall,
     RecallSeals,
     Return,
+    Show,
     Watch,
 )
 
@@ -174,20 +175,28 @@ def test_a_bystanders_mapping_does_not_hold_up_a_return(client: Client, file: Pa
 
 @pytest.mark.parametrize("fence", ["kill", "signal"])
 def test_a_deaf_holder_is_fenced(socket: str, client: Client, file: Path, fence: str) -> None:
+    """The ladder: SIGTERM first; SIGKILL only for whoever does not mind."""
     options = f'{{"grace": 0.2, "fence": "{fence}"}}'
-    with holding(socket, file, "time.sleep(60)", options) as (process, seal):
+    deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN); " if fence == "kill" else ""
+    with holding(socket, file, deaf + "time.sleep(60)", options) as (process, seal):
         intruder = punch(file)
         assert intruder.wait(PATIENCE) == 0
         wanted = signal.SIGKILL if fence == "kill" else signal.SIGTERM
         assert process.wait(PATIENCE) == -wanted
         becomes(client, seal, "over")
+        ladder = [step.step for step in client.call(Show, seal=seal).seal.ladder]
+        assert ladder == ["notify", "signal", *(["kill"] if fence == "kill" else []), "proof"]
 
 
-def test_a_ttl_ends_the_promise(client: Client, file: Path) -> None:
+def test_a_seal_whose_ttl_has_passed_is_kept_until_somebody_conflicts(
+    client: Client, file: Path
+) -> None:
     reply = client.grant(path=str(file), kind="shared", ttl=0.3)
     os.close(reply.fds[0])
     assert reply.seal.expires_in is not None
-    becomes(client, reply.seal.id, "over")
+    becomes(client, reply.seal.id, "courtesy")
+    assert punch(file).wait(PATIENCE) == 0
+    assert client.call(Show, seal=reply.seal.id).seal.state == "expired"
 
 
 def test_an_operator_recalls_and_grants_are_put_off_meanwhile(client: Client, file: Path) -> None:

@@ -7,7 +7,8 @@
 
 struct seal_mapping {
 	int32_t pid;
-	uint32_t shared;	 /* 1: MAP_SHARED */
+	uint16_t shared;	 /* 1: MAP_SHARED */
+	uint16_t writable;	 /* 1: PROT_WRITE */
 	uint64_t address;	 /* of the part that overlaps the range asked for */
 	uint64_t offset, length; /* bytes of the file */
 };

@@ -1,0 +1,149 @@
+"""The life of seals: the only mutator of them. Each step goes by the table in states.py.
+
+A step is recorded in the journal before anybody learns of it, and its actions are carried out
+after that: whoever is killed in between leaves a record that the next service goes on from
+(reclaim.py).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+from sealsvc import clock, states
+from sealsvc.enforce import Verdict
+from sealsvc.events import EventLog
+from sealsvc.journal import Journal
+from sealsvc.messages import Recall, SealInfo
+from sealsvc.model import ByteRange, IoMode, Operation
+from sealsvc.seals import Seal, SealTable
+from sealsvc.states import Action, Step
+
+log = logging.getLogger(__name__)
+
+_REMEMBERED = 4096  # seals that are over
+
+Push = Callable[[Seal, Recall], bool]
+
+
+class Life:
+    """`push(seal, message)` delivers a recall to the seal's holder; False when nobody listens.
+
+    The actions that take time are those of fence.py and recall.py, which hang themselves in as
+    `on`: each is called with the seal and must return at once."""
+
+    def __init__(self, table: SealTable, events: EventLog, journal: Journal, push: Push) -> None:
+        self.table, self.events, self.journal, self.push = table, events, journal, push
+        self.on: dict[Action, Callable[[Seal], None]] = {}
+        self._ended: OrderedDict[str, SealInfo] = OrderedDict()
+        self._does: dict[Action, Callable[[Seal], None]] = {
+            Action.TELL: self.tell,
+            Action.TELL_CHANGED: self.tell,
+            Action.REFUSE: lambda seal: seal.hold.change(Verdict.BUSY),
+            Action.RESTORE: self._restore,
+            Action.ALARM: self._alarm,
+            Action.RELEASE: self._release,
+        }
+
+    def begin(self, seal: Seal) -> None:
+        """From here on the seal outlives us: recorded first, then known to anybody."""
+        seal.move(Step.GRANT)
+        if seal.request.ttl:
+            seal.expires = clock.now() + seal.request.ttl
+        self.journal.granted(seal)
+        self.table.add(seal)
+        self.events.publish("granted", seal.id, seal=seal.info())
+        seal.hold.change(seal.verdict)
+
+    def step(self, seal: Seal, step: Step, reason: str = "") -> None:
+        """KeyError, and nothing is changed, when the table does not know the step."""
+        before = seal.state
+        transition = seal.move(step, reason)
+        self.journal.progressed(seal)
+        self.events.publish(
+            "state",
+            seal.id,
+            **{"from": before, "to": seal.state, "step": step},
+            reason=reason,
+            seqid=seal.seqid,
+        )
+        for action in transition.actions:
+            (self._does.get(action) or self.on[action])(seal)
+
+    def recorded(self, seal_id: str) -> SealInfo | None:
+        """A seal that is over, as it was at its end, while that is remembered."""
+        return self._ended.get(seal_id)
+
+    # Changes of terms
+
+    def shrink(self, seal: Seal, left: ByteRange) -> None:
+        """The part that was given back is not guarded any more. That the rest is, is recorded
+        before: a guard that is wider than its seal does no harm."""
+        self.table.resize(seal, left)
+        if seal.wanted is not None:
+            seal.wanted = seal.wanted.clipped(left)
+        self.journal.granted(seal)
+        seal.hold.resize(seal.effective)
+
+    def change_terms(self, seal: Seal, **changes: Any) -> None:
+        """Fields of the grant that its holder may change: iomode, ttl."""
+        seal.change_terms(**changes)
+        if "ttl" in changes:
+            ttl = seal.request.ttl
+            seal.expires = clock.now() + ttl if ttl else None
+        self.journal.granted(seal)
+
+    def downgrade(self, seal: Seal) -> None:
+        self.change_terms(seal, iomode=IoMode.READ)
+        self.step(seal, Step.DOWNGRADE, "the holder only reads from now on")
+
+    # Actions
+
+    def tell(self, seal: Seal, operation: Operation | None = None) -> None:
+        """Push a recall that is under way, or the news that the map has changed, to the holder."""
+        message = Recall(
+            seal=seal.id,
+            seqid=seal.seqid,
+            tag=seal.request.tag,
+            range=seal.range,
+            wanted=seal.wanted or seal.range,
+            grace=max(0.0, (seal.deadline or 0.0) - clock.now()),
+            reason=seal.reason,
+            fence=seal.request.fence,
+            state=seal.state,
+            operation=operation or seal.intruder,
+            changed=seal.drifted,
+        )
+        told = self.push(seal, message)
+        seal.climb("notify", "" if told else "nobody listens")
+        self.journal.progressed(seal)
+        if not told:
+            log.warning("seal %s: nobody listens for its recall", seal.id)
+
+    def _restore(self, seal: Seal) -> None:
+        seal.deadline = seal.recalled_at = seal.wanted = seal.intruder = None
+        seal.ladder.clear()
+        self.journal.progressed(seal)
+        seal.hold.change(seal.verdict)
+
+    def _alarm(self, seal: Seal) -> None:
+        self.events.publish(
+            "alarm",
+            seal.id,
+            reason=f"seal {seal.id} of {seal.path} is {seal.state}: {seal.reason}",
+        )
+
+    def _release(self, seal: Seal) -> None:
+        self._ended[seal.id] = seal.info()
+        if len(self._ended) > _REMEMBERED:
+            self._ended.popitem(last=False)
+        self.table.remove(seal)
+        seal.hold.release()
+        seal.released.set()
+        seal.at_end()
+
+
+def may(seal: Seal, step: Step) -> bool:
+    return states.allowed(seal.state, step)

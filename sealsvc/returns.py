@@ -1,0 +1,104 @@
+"""Giving back: whole seals and parts of them, downgrades, and the proof that nothing is left."""
+
+from __future__ import annotations
+
+from sealsvc.errors import Refusal
+from sealsvc.grants import Workers
+from sealsvc.host import Host
+from sealsvc.life import Life, may
+from sealsvc.model import ByteRange, IoMode
+from sealsvc.seals import Seal
+from sealsvc.states import Step
+
+
+class Returns:
+    def __init__(self, life: Life, host: Host, workers: Workers) -> None:
+        self.life, self.host, self.workers = life, host, workers
+        self.counters = {"returns": 0, "partial_returns": 0, "forgotten": 0}
+
+    async def remnants(self, seal: Seal, part: ByteRange | None = None) -> list[str]:
+        """What still maps the seal's range (or a part of it), as text; empty is the proof that
+        nothing does."""
+        others = frozenset(
+            other.process.holder.pid
+            for other in self.life.table.of_file(seal.file)
+            if other is not seal and other.effective.overlaps(seal.effective)
+        )
+        question = seal.question(others, part)
+        if self.host.is_free(question):
+            return []
+        found = await self.workers.run(self.host.remnants, question)
+        return [f"process {r.pid} maps {r.range}" for r in found]
+
+    async def give_back(self, seal: Seal, reason: str = "") -> None:
+        """LAYOUTRETURN. Raises still-mapped, and changes nothing, while a mapping is left."""
+        await self._refuse_if_mapped(seal)
+        if seal.live:
+            self.counters["returns"] += 1
+            self.life.step(seal, Step.RETURN, reason)
+
+    async def give_back_part(self, seal: Seal, part: ByteRange) -> None:
+        """The part must be at an end of the seal's range. A block that it shares with the rest
+        stays sealed. When nothing is left of what a recall wanted, the recall is over."""
+        left = _rest(seal, part)
+        if left is None:
+            await self.give_back(seal, "all of it was returned")
+            return
+        kept = left.rounded(seal.filesystem.block_size)
+        freed = seal.effective.without(kept)
+        if freed is not None:
+            await self._refuse_if_mapped(seal, freed)
+        if not seal.live:
+            return
+        if not may(seal, Step.SHRINK) or _rest(seal, part) != left:
+            raise Refusal("try-later", f"seal {seal.id} is {seal.state} meanwhile", retry_after=0.1)
+        self.counters["partial_returns"] += 1
+        satisfied = seal.wanted is not None and seal.wanted.clipped(left) is None
+        self.life.shrink(seal, left)
+        self.life.step(seal, Step.SHRINK, f"{part} was returned")
+        if satisfied and may(seal, Step.SATISFY):
+            self.life.step(seal, Step.SATISFY, "what was recalled has been returned")
+
+    async def forget(self, seal: Seal) -> bool:
+        """The holder knows no such seal. False while something is mapped nevertheless."""
+        if await self.remnants(seal):
+            return False
+        if seal.live and may(seal, Step.FORGET):
+            self.counters["forgotten"] += 1
+            self.life.step(seal, Step.FORGET, "the holder knows no such seal")
+        return True
+
+    async def downgrade(self, seal: Seal) -> None:
+        """Raises still-mapped while the holder maps the range writably."""
+        if seal.request.iomode is IoMode.READ:
+            return
+        pid = seal.process.holder.pid
+        writable = await self.workers.run(self.host.writable_mappings, seal.question(frozenset()))
+        if not seal.live:
+            return
+        if writable:
+            found = [f"process {pid} maps {r.range} writably" for r in writable]
+            raise Refusal(
+                "still-mapped", f"seal {seal.id}: {', '.join(found)}", {"mappings": found}, 0.05
+            )
+        if not may(seal, Step.DOWNGRADE):
+            raise Refusal("try-later", f"seal {seal.id} is {seal.state}", retry_after=1.0)
+        self.life.downgrade(seal)
+
+    async def _refuse_if_mapped(self, seal: Seal, part: ByteRange | None = None) -> None:
+        left = await self.remnants(seal, part)
+        if left and seal.live:
+            raise Refusal(
+                "still-mapped", f"seal {seal.id}: {', '.join(left)}", {"mappings": left}, 0.05
+            )
+
+
+def _rest(seal: Seal, part: ByteRange) -> ByteRange | None:
+    try:
+        return seal.range.without(part)
+    except ValueError as error:
+        raise Refusal(
+            "bad-request",
+            f"the part {part} of seal {seal.id} ({seal.range}) cannot be returned: {error}",
+            {"range": {"offset": seal.range.offset, "length": seal.range.length}},
+        ) from None
