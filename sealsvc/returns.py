@@ -35,7 +35,8 @@ class Returns:
         await self._refuse_if_mapped(seal)
         if seal.live:
             self.counters["returns"] += 1
-            self.life.step(seal, Step.RETURN, reason)
+            # Of a holder that is gone it is no return: whoever asked has had it proven.
+            self.life.step(seal, Step.RETURN if may(seal, Step.RETURN) else Step.PROVEN, reason)
 
     async def give_back_part(self, seal: Seal, part: ByteRange) -> None:
         """The part must be at an end of the seal's range. A block that it shares with the rest

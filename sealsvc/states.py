@@ -143,7 +143,7 @@ TRANSITIONS: _Table = {
     **_moves(Step.RECALL, _S.RECALLED, *_USED, does=(_A.TELL, _A.AWAIT)),
     **_moves(Step.SATISFY, _S.GRANTED, _S.RECALLED, does=(_A.RESTORE,)),
     **_stays(Step.OVERDUE, _S.RECALLED, _S.ORPHANED, _S.LOST, does=(_A.REFUSE, _A.ALARM)),
-    **_ends(Step.RETURN, *LIVE),
+    **_ends(Step.RETURN, *LIVE - {_S.ORPHANED}),
     **_ends(Step.FORGET, *LIVE - {_S.ORPHANED}),
     **_ends(Step.EXPIRE, *_USED, _S.COURTESY, _S.RECALLED),
     **_ends(Step.PROVEN, _S.FENCING, _S.FENCE_FAILED, _S.ORPHANED),

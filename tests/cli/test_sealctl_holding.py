@@ -29,7 +29,13 @@ print(signal.Signals(signal.sigwait(wanted)).name, flush=True)
 
 
 def recall(**changes: Any) -> Recall:
-    fields: dict[str, Any] = {"seal": ONE.id, "seqid": 3, "tag": "", "range": ONE.range, "wanted": ONE.range}
+    fields: dict[str, Any] = {
+        "seal": ONE.id,
+        "seqid": 3,
+        "tag": "",
+        "range": ONE.range,
+        "wanted": ONE.range,
+    }
     fields["fence"] = Fence.NONE
     return Recall(**fields | {"grace": 10.0, "reason": "backup"} | changes)
 

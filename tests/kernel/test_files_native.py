@@ -535,7 +535,9 @@ def test_mappings_are_cut_to_the_range(path: Path) -> None:
             return native.mappings(me, *inode(path), ByteRange(offset, length))
 
         assert found(0, 2**64 - 1) == [Mapping(me, True, True, address, 4 * PAGE, 8 * PAGE)]
-        assert found(5 * PAGE + 1, 10) == [Mapping(me, True, True, address + PAGE + 1, 5 * PAGE + 1, 10)]
+        assert found(5 * PAGE + 1, 10) == [
+            Mapping(me, True, True, address + PAGE + 1, 5 * PAGE + 1, 10)
+        ]
         assert found(11 * PAGE, 9 * PAGE) == [
             Mapping(me, True, True, address + 7 * PAGE, 11 * PAGE, PAGE)
         ]
