@@ -21,6 +21,7 @@ Examples:
   sealctl recall 5f1e 60aa --reason "defragmentation"
   sealctl recall --path /pmem/db --range 0:2M --wait
   sealctl recall --filesystem /pmem --grace 30s --wait --timeout 1m   # before umount
+  sealctl recall --pid 4711 --any 10 --wait                           # of its own choice
   sealctl recall --all
 """
 
@@ -33,6 +34,7 @@ _NOT_ENDED = {State.FENCE_FAILED, State.LOST}
 @click.option("--range", "span", type=RANGE, help="With --path: only those that overlap it.")
 @click.option("--filesystem", type=click.Path(), help="Every seal on this path's file system.")
 @click.option("--pid", type=click.IntRange(1), help="Every seal that this process holds.")
+@click.option("--any", type=click.IntRange(1), help="With --pid: so many, of its own choice.")
 @click.option("--all", "everything", is_flag=True, help="Every seal.")
 @click.option("--grace", type=DURATION, help="Time to leave the holders (each seal's own).")
 @click.option("--wait", is_flag=True, help="Until the recalls have ended (bound it by --timeout).")
@@ -60,6 +62,8 @@ def recall(
         raise click.UsageError("name ids, or one of --path, --filesystem, --pid and --all")
     if span is not None and path is None:
         raise click.UsageError("--range belongs to --path")
+    if manner["any"] is not None and pid is None:
+        raise click.UsageError("--any belongs to --pid")
     report = _recall(settings, seals, scope, manner)
     emit(settings, report, lambda console: _print(console, report))
     return int(manner["wait"] and any(o.state in _NOT_ENDED for o in report.recalled))

@@ -22,6 +22,7 @@ from sealsvc.cli.output import note
 from sealsvc.cli.recall import recall
 from sealsvc.cli.show import show
 from sealsvc.cli.status import status
+from sealsvc.cli.terms import downgrade, renew, return_command
 from sealsvc.cli.units import duration
 from sealsvc.cli.validate import validate
 from sealsvc.cli.watch import watch
@@ -45,6 +46,9 @@ COMMANDS = (
     show,
     map_command,
     validate,
+    renew,
+    downgrade,
+    return_command,
     recall,
     watch,
     audit,

@@ -16,7 +16,7 @@ from sealsvc.cli.output import emit, fields, state_text
 from sealsvc.cli.seals import complete_seal, find_seal
 from sealsvc.cli.units import duration, exact_range
 from sealsvc.client import Client
-from sealsvc.messages import Extent, ExtentPage, Extents, SealInfo, Show
+from sealsvc.messages import Extent, ExtentPage, Extents, LadderStep, SealInfo, Show
 from sealsvc.model import ByteRange
 
 EXAMPLES = """\b
@@ -72,7 +72,7 @@ def _promise(seal: SealInfo) -> list[tuple[str, str | Text]]:
         ("kind", seal.kind.value),
         ("iomode", seal.iomode.value),
         ("conflict", seal.conflict.value),
-        ("fence", seal.fence.value),
+        ("fence", f"{seal.fence.value} ({seal.fence_class.value})"),
         ("grace", duration(seal.grace)),
         ("ttl", duration(seal.ttl) if seal.ttl else "unlimited"),
         ("require", _list(required)),
@@ -93,7 +93,13 @@ def _course(seal: SealInfo) -> list[tuple[str, str | Text]]:
         ("state since", _when(seal.state_since)),
         ("deadline", _until(seal.deadline_in)),
         ("expires", _until(seal.expires_in)),
+        ("wanted", _range(seal.wanted) if seal.wanted else "-"),
+        *(("" if n else "ladder", _rung(step)) for n, step in enumerate(seal.ladder)),
     ]
+
+
+def _rung(step: LadderStep) -> str:
+    return f"{_when(step.time)}  {step.step}" + (f": {step.detail}" if step.detail else "")
 
 
 def _range(span: ByteRange) -> str:

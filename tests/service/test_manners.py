@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -310,3 +311,30 @@ def test_recalls_go_by_deadline_not_by_the_last_word(client: Client, file: Path)
     assert waited
     with pytest.raises(Refusal):
         client.call(Return, seal=seal)
+
+
+def test_the_commands_for_it(socket: str, client: Client, file: Path) -> None:
+    """sealctl renew, downgrade, return, recall --any, show: against the real service."""
+
+    def sealctl(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "sealsvc.cli.sealctl", *arguments, "--socket", socket],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout
+
+    seal = held(client, file, ttl=60)
+    assert "granted" in sealctl("renew", seal, "--ttl", "2h")
+    assert (client.call(Show, seal=seal).seal.expires_in or 0) > 7000
+    sealctl("downgrade", seal)
+    assert client.call(Show, seal=seal).seal.iomode == "read"
+    sealctl("return", seal, "--range", "512K:512K")
+    assert client.call(Show, seal=seal).seal.range == ByteRange(0, 8 * UNIT)
+    sealctl("recall", "--pid", str(os.getpid()), "--any", "1", "--grace", "1ms")
+    until(lambda: client.call(Show, seal=seal).seal.state == "recalled")
+    shown = sealctl("show", seal)
+    assert "ladder" in shown
+    assert "notify" in shown
+    assert "returned" in sealctl("return", seal)

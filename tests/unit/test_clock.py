@@ -1,0 +1,52 @@
+"""Waiting for a moment of CLOCK_BOOTTIME, through suspend and whatever the wall clock does."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from sealsvc import clock
+
+
+@pytest.fixture(autouse=True)
+def restored() -> object:
+    yield
+    clock._ahead = 0.0
+    clock.look_for_jumps()
+
+
+def test_whoever_waits_is_woken_when_time_has_jumped() -> None:
+    """After a suspend the event loop's clock has stood still, this one has not."""
+
+    async def act() -> float:
+        began = time.monotonic()
+        waiting = asyncio.create_task(clock.within(clock.now() + 3600, asyncio.Event()))
+        await asyncio.sleep(0.01)
+        clock.advance(1800)
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        clock.advance(1801)
+        assert await asyncio.wait_for(waiting, 5) is False
+        return time.monotonic() - began
+
+    assert asyncio.run(act()) < 5
+
+
+def test_the_first_event_counts() -> None:
+    async def act() -> bool:
+        early, late = asyncio.Event(), asyncio.Event()
+        asyncio.get_running_loop().call_later(0.01, early.set)
+        return await clock.within(clock.now() + 3600, late, early)
+
+    assert asyncio.run(act())
+
+
+def test_the_wall_clock_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: 4e9)
+
+    async def act() -> bool:
+        return await clock.within(clock.now() + 0.01)
+
+    assert asyncio.run(act()) is False

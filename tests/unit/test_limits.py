@@ -1,0 +1,89 @@
+"""Rates and turns, without a service."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from sealsvc import clock
+from sealsvc.errors import Refusal
+from sealsvc.limits import FairQueue, RateLimit
+
+
+@pytest.fixture(autouse=True)
+def still(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """A clock that runs only when told to."""
+    time = {"now": 1000.0}
+    monkeypatch.setattr(clock, "now", lambda: time["now"])
+    return time
+
+
+def test_a_user_has_a_burst_and_then_the_rate(still: dict[str, float]) -> None:
+    limit = RateLimit(rate=2.0, burst=3)
+    for _ in range(3):
+        limit.take(1)
+    with pytest.raises(Refusal) as refused:
+        limit.take(1)
+    assert refused.value.code == "limit-reached"
+    assert refused.value.retry_after == pytest.approx(0.5)
+    limit.take(2)  # others have their own
+    still["now"] += 0.5
+    limit.take(1)
+    with pytest.raises(Refusal):
+        limit.take(1)
+    still["now"] += 3600
+    for _ in range(3):  # no more than the burst was saved up
+        limit.take(1)
+    with pytest.raises(Refusal):
+        limit.take(1)
+
+
+def test_no_rate_is_no_limit() -> None:
+    limit = RateLimit(rate=0.0, burst=1)
+    for _ in range(1000):
+        limit.take(1)
+
+
+def test_each_user_has_its_turn() -> None:
+    async def act() -> list[int]:
+        queue, served = FairQueue(1), []
+        gate = asyncio.Event()
+
+        async def one(user: int) -> None:
+            async with queue.turn(user):
+                await gate.wait()
+                served.append(user)
+
+        tasks = [asyncio.create_task(one(user)) for user in (0, 1, 1, 1, 1, 2, 3)]
+        await asyncio.sleep(0)
+        gate.set()
+        await asyncio.gather(*tasks)
+        return served
+
+    assert asyncio.run(act()) == [0, 1, 2, 3, 1, 1, 1]
+
+
+def test_slots_are_neither_lost_nor_made_by_cancellation() -> None:
+    async def act() -> int:
+        queue, working, most = FairQueue(3), 0, 0
+
+        async def one(user: int) -> None:
+            nonlocal working, most
+            async with queue.turn(user):
+                working += 1
+                most = max(most, working)
+                await asyncio.sleep(0)
+                working -= 1
+
+        tasks = [asyncio.create_task(one(n % 5)) for n in range(200)]
+        for n, task in enumerate(tasks):
+            if n % 3 == 0:
+                task.cancel()
+            await asyncio.sleep(0)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert queue._free == 3
+        assert queue._waiting == {}
+        return most
+
+    assert asyncio.run(act()) == 3
