@@ -207,12 +207,16 @@ class Daemon:
             await asyncio.sleep(0.5)
             if tick % 10 == 0:
                 self._look_for_lapses()
-            clock.look_for_jumps()
-            self.recaller.expire()
-            self.recaller.relieve()
-            self.journal.rewrite_if_large(self.table)
-            for enforcer in self.enforcers.available:
-                enforcer.forget()
+            self.tick()
+
+    def tick(self) -> None:
+        """What is due by the clock."""
+        clock.look_for_jumps()
+        self.recaller.expire()
+        self.recaller.relieve()
+        self.journal.rewrite_if_large(self.table)
+        for enforcer in self.enforcers.available:
+            enforcer.forget()
 
     async def _audit(self) -> None:
         while True:
@@ -257,5 +261,5 @@ def sim_daemon(config: Config) -> Daemon:
     host = SimHost()
     enforcer = SimEnforcer(host)
     daemon = Daemon(replace(config, policy=policy), host, [enforcer], None)
-    daemon.service.simulate = functools.partial(simulate, host, enforcer)
+    daemon.service.simulate = functools.partial(simulate, host, enforcer, daemon.tick)
     return daemon

@@ -7,7 +7,6 @@ another one. docs/fencing.md says what that is worth for mappings, RDMA and expo
 
 from __future__ import annotations
 
-import asyncio
 import signal
 
 from sealsvc import clock
@@ -166,7 +165,7 @@ class Fencing:
         deadline = clock.now() + (seconds if seal.exited.is_set() else 0.0)
         pauses = iter(_PROOF_PAUSES)
         while True:
-            await asyncio.sleep(next(pauses, _LONGEST_PAUSE))
+            await clock.within(clock.now() + next(pauses, _LONGEST_PAUSE))
             left = await self._left(seal)
             if not left or clock.now() >= deadline:
                 return left

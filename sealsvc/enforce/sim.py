@@ -261,8 +261,11 @@ class SimEnforcer:
             os.eventfd_write(self._notify, 1)
 
 
-async def simulate(host: SimHost, enforcer: SimEnforcer, request: Simulate) -> dict[str, Any]:
-    """Do what the request asks; a conflict is answered when it ends."""
+async def simulate(
+    host: SimHost, enforcer: SimEnforcer, tick: Callable[[], None], request: Simulate
+) -> dict[str, Any]:
+    """Do what the request asks; a conflict is answered when it ends. `tick` has the service look at
+    the clock."""
     path = request.path or ""
     if request.action in ("create", "conflict", "drift", "map", "unmap") and not path:
         raise Refusal("bad-request", f"{request.action} needs a path")
@@ -283,6 +286,7 @@ async def simulate(host: SimHost, enforcer: SimEnforcer, request: Simulate) -> d
             host.unmap(path, request.pid)
         case "clock":
             clock.advance(request.seconds)
+            tick()
         case _:
             raise Refusal("bad-request", f"the simulation has no action {request.action!r}")
     return {}

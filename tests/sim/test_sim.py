@@ -53,7 +53,10 @@ class Scene:
 
     async def do(self, action: str, **fields: Any) -> dict[str, Any]:
         return await simulate(
-            self.host, self.enforcer, Simulate(id=1, action=action, path=PATH, **fields)
+            self.host,
+            self.enforcer,
+            lambda: None,
+            Simulate(id=1, action=action, path=PATH, **fields),
         )
 
 
