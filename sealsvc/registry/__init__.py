@@ -25,7 +25,7 @@ from sealsvc.registry.retention import Retention
 from sealsvc.registry.writer import Writer
 
 _QUEUE = 20_000
-_RETRY = 10.0  # seconds
+_RETRY = 5.0  # seconds
 
 # Of these the event has not all that is recorded: granted(), refused(), drifted() and present().
 _BY_METHOD = frozenset({"granted", "refused", "drift", "reclaimed", "gap"})

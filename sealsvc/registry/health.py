@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -13,43 +14,61 @@ log = logging.getLogger(__name__)
 
 
 class Health:
-    """`alarm(reason)` is called once for each time of trouble, `recovered(lost)` at its end, with
-    the number of events lost since it began. Either on any thread."""
+    """A time of trouble begins with the first part that fails, and is over when no part has failed
+    for `quiet` seconds: a full disk may let something through now and then. `alarm(reason)` is
+    called once for each, `recovered(lost)` at its end; either on any thread."""
 
-    def __init__(self, alarm: Callable[[str], None], recovered: Callable[[int], None]) -> None:
-        self._alarm, self._recovered = alarm, recovered
+    def __init__(
+        self, alarm: Callable[[str], None], recovered: Callable[[int], None], quiet: float
+    ) -> None:
+        self._alarm, self._recovered, self._quiet = alarm, recovered, quiet
         self._lock = threading.Lock()
-        self._troubles: dict[str, str] = {}
+        self._failing: dict[str, str] = {}
+        self._troubled = False
+        self._well_since = 0.0
         self._lost_before = 0
 
     @property
-    def troubles(self) -> list[str]:
-        return list(self._troubles.values())
+    def troubled(self) -> bool:
+        return self._troubled
+
+    @property
+    def reasons(self) -> list[str]:
+        """Of the parts that fail right now."""
+        return list(self._failing.values())
 
     def has(self, part: str) -> bool:
-        return part in self._troubles
+        return part in self._failing
 
     def trouble(self, part: str, reason: str, lost: int) -> None:
         """`lost` is how many events were lost until now."""
         with self._lock:
-            first = not self._troubles
-            new = part not in self._troubles
-            self._troubles[part] = reason
+            first, self._troubled = not self._troubled, True
+            new = part not in self._failing
+            self._failing[part] = reason
             if first:
                 self._lost_before = lost
-        if new:
-            log.error("the registry: %s", reason)
         if first:
+            log.error("the registry is not written: %s", reason)
             _safely(
                 self._alarm,
                 f"the registry is not written: {reason}; seals are enforced as before",
             )
+        elif new:
+            log.warning("the registry: %s", reason)
 
-    def well(self, part: str, lost: int) -> int | None:
-        """The number of events that were lost, when this ends the time of trouble."""
+    def well(self, part: str) -> None:
         with self._lock:
-            if self._troubles.pop(part, None) is None or self._troubles:
+            if self._failing.pop(part, None) is not None and not self._failing:
+                self._well_since = time.monotonic()
+
+    def over(self, lost: int) -> int | None:
+        """Once, when a time of trouble is over: the number of events that were lost in it."""
+        with self._lock:
+            quiet = not self._failing and time.monotonic() - self._well_since >= self._quiet
+            if not (self._troubled and quiet):
                 return None
+            self._troubled = False
             return lost - self._lost_before
 
     def tell(self, lost: int) -> None:

@@ -39,7 +39,8 @@ class _Busy(Exception):
 
 class Writer:
     """`put` is for one thread (the event loop's), the counters are for all. `retry` is the longest
-    pause before what failed is tried again, in seconds."""
+    pause before what failed is tried again, and how long all must be well before that is told;
+    seconds."""
 
     def __init__(
         self,
@@ -54,7 +55,7 @@ class Writer:
     ) -> None:
         self._directory, self._boot = directory, boot
         self._archive, self._retention = archive, retention
-        self._health = Health(alarm, recovered)
+        self._health = Health(alarm, recovered, quiet=retry)
         self._most, self._retry = most, retry
         self._queue: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
         # Each is changed by one thread alone, and so needs no lock.
@@ -102,7 +103,7 @@ class Writer:
     @property
     def troubles(self) -> list[str]:
         """Why it is not written right now; empty when it is."""
-        return self._health.troubles
+        return self._health.reasons
 
     def close(self, timeout: float) -> bool:
         """Write what waits, for at most `timeout` seconds; what is left then is lost. False when
@@ -118,7 +119,7 @@ class Writer:
         due, pause = 0.0, 0.0
         while not (self._closing.is_set() and not self.lag):
             if not self._batch:
-                self._take(0.0 if pause else max(0.0, due - time.monotonic()))
+                self._take(self._patience(due, pause))
             if self._attempt():
                 pause = 0.0
             elif self._closing.is_set():
@@ -129,6 +130,13 @@ class Writer:
             if time.monotonic() >= due and not self._closing.is_set():
                 due = time.monotonic() + (0.0 if self._tidy() else _RETENTION_PAUSE)
         self._finish()
+
+    def _patience(self, due: float, pause: float) -> float:
+        """Seconds to wait for entries."""
+        if pause or self._notes:
+            return 0.0
+        wait = max(0.0, due - time.monotonic())
+        return min(wait, self._retry) if self._health.troubled else wait
 
     def _take(self, timeout: float) -> None:
         """Wait for entries, and take as many as make a batch."""
@@ -165,10 +173,12 @@ class Writer:
         else:
             if defects:
                 self._fail(f"{defects} events could not be written")
-                return True
-            self._well(_DATABASE)
+                self._dropped += defects
+                return self._attempt()
+            self._health.well(_DATABASE)
             if self.lag < self._most // 2:
-                self._well(_QUEUE)
+                self._health.well(_QUEUE)
+            self._recover()
             return True
         return False
 
@@ -217,7 +227,6 @@ class Writer:
             with suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
             raise
-        self._dropped += defects
         self._settle()
         return defects
 
@@ -226,9 +235,8 @@ class Writer:
     ) -> bool:
         """False when there is something wrong with the entry itself."""
         try:
-            data = audited(entry)
+            trail.add(entry.time, entry.kind, entry.seal, audited(entry))
             rows.write(entry, places)
-            trail.add(entry.time, entry.kind, entry.seal, data)
         except sqlite3.Error as error:
             if not schema.is_defect(error):
                 raise
@@ -255,7 +263,7 @@ class Writer:
         except Exception as error:
             self._trouble(_ARCHIVE, f"{self._archive.directory}: maps are not archived: {error}")
             return found
-        self._well(_ARCHIVE)
+        self._health.well(_ARCHIVE)
         for (number, at), place in zip(wanted, places, strict=True):
             found[number][at] = place
         return found
@@ -282,6 +290,7 @@ class Writer:
         try:
             if not self._in_place():
                 self._fail(f"{self._directory / schema.NAME} was taken away")
+                self._archive.close()
                 self._release()
                 return False
             more = self._retention.step(self._connection)
@@ -289,7 +298,7 @@ class Writer:
             if not (isinstance(error, sqlite3.Error) and schema.is_busy(error)):
                 self._trouble(_RETENTION, f"nothing old can be deleted: {error}")
             return False
-        self._well(_RETENTION)
+        self._health.well(_RETENTION)
         return more
 
     def _in_place(self) -> bool:
@@ -321,8 +330,9 @@ class Writer:
     def _trouble(self, part: str, reason: str) -> None:
         self._health.trouble(part, reason, self.lost)
 
-    def _well(self, part: str) -> None:
-        lost = self._health.well(part, self.lost)
+    def _recover(self) -> None:
+        """Tell that all is well again, when it is; the gap belongs into the trail, in its place."""
+        lost = self._health.over(self.lost)
         if lost is None:
             return
         self._notes.append(Entry(time.time(), "lost", None, {"lost": lost}))
