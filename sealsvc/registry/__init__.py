@@ -48,7 +48,7 @@ class Registry:
     ) -> None:
         directory = Path(section.directory)
         archive = Archive(directory / "maps")
-        retention = Retention(directory, archive, section.retention_days, section.max_bytes)
+        retention = Retention(directory, archive, section.retention_days, section.max_bytes, alarm)
         self.boot = _boot_id()
         self.enabled = section.enabled
         self.queries = Queries(directory, archive, enabled=section.enabled)

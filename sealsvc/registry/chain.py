@@ -24,6 +24,9 @@ from sealsvc.registry.answers import Verification
 
 _ORIGIN = bytes(32)
 
+# As bytes: what was tampered with may be no text.
+_ROWS = "SELECT seq, CAST(body AS BLOB), CAST(hash AS BLOB) FROM audit ORDER BY seq"
+
 _encode = msgspec.json.Encoder(order="sorted").encode
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
@@ -74,22 +77,24 @@ class Chain:
         self._rows.clear()
 
 
-def cut(connection: sqlite3.Connection, before: float, most: int) -> int:
+def cut(connection: sqlite3.Connection, before: float, most: int) -> tuple[int, str]:
     """Remove entries from the start of the trail, while they are older than `before` and at most
-    `most`; the rest can still be verified. Gives how many."""
-    rows = connection.execute(
-        "SELECT seq, hash, time FROM audit ORDER BY seq LIMIT ?", (most,)
-    ).fetchall()
-    last = None
-    for seq, digest, time in rows:
-        if time >= before:
+    `most`; the rest can still be verified. Gives how many, and what was wrong with them (empty:
+    nothing), which nobody could find out later."""
+    rows = connection.execute(f"{_ROWS} LIMIT ?", (most,)).fetchall()
+    last, digest = start = _end(connection, "checkpoint") or (0, _ORIGIN)
+    wrong = ""
+    for seq, body, found in rows:
+        time = _decoded(body).get("time")
+        if isinstance(time, float) and time >= before:
             break
-        last = seq, digest
-    if last is None:
-        return 0
-    removed = connection.execute("DELETE FROM audit WHERE seq <= ?", (last[0],)).rowcount
-    _note_end(connection, "checkpoint", *last)
-    return removed
+        wrong = wrong or _wrong(last, digest, seq, body, found)
+        last, digest = seq, found
+    if last == start[0]:
+        return 0, ""
+    removed = connection.execute("DELETE FROM audit WHERE seq <= ?", (last,)).rowcount
+    _note_end(connection, "checkpoint", last, digest)
+    return removed, wrong
 
 
 def verify(connection: sqlite3.Connection) -> Verification:
@@ -98,9 +103,7 @@ def verify(connection: sqlite3.Connection) -> Verification:
     try:
         start = _end(connection, "checkpoint") or (0, _ORIGIN)
         head = _end(connection, "head") or start
-        # As bytes: what was tampered with may be no text.
-        rows = connection.execute("SELECT seq, CAST(body AS BLOB), hash FROM audit ORDER BY seq")
-        return _walk(start, head, rows)
+        return _walk(start, head, connection.execute(_ROWS))
     finally:
         connection.execute("ROLLBACK")
 
@@ -112,23 +115,27 @@ def head(connection: sqlite3.Connection) -> tuple[int, str]:
 
 
 def _walk(
-    start: tuple[int, bytes], head: tuple[int, bytes], rows: Iterable[tuple[int, bytes, object]]
+    start: tuple[int, bytes], head: tuple[int, bytes], rows: Iterable[tuple[int, bytes, bytes]]
 ) -> Verification:
     last, digest = start
     for seq, body, found in rows:
-        wrong = ""
-        if seq != last + 1:
-            wrong = f"entry {last + 1} is missing"
-        elif _link(digest, body) != found:
-            wrong = f"entry {seq} is not what was hashed"
-        elif _number(body) != seq:
-            wrong = f"entry {seq} carries another number"
-        if wrong:
+        if wrong := _wrong(last, digest, seq, body, found):
             return _verdict(start, last, digest, last + 1, wrong)
-        last, digest = seq, _link(digest, body)
+        last, digest = seq, found
     if (last, digest) != head:
         return _verdict(start, last, digest, last + 1, f"entries {last + 1} to {head[0]} are gone")
     return _verdict(start, last, digest, None, "")
+
+
+def _wrong(last: int, digest: bytes, seq: int, body: bytes, found: bytes) -> str:
+    """Why an entry does not follow the one before it; empty when it does."""
+    if seq != last + 1:
+        return f"entry {last + 1} is missing"
+    if _link(digest, body) != found:
+        return f"entry {seq} is not what was hashed"
+    if _decoded(body).get("seq") != seq:
+        return f"entry {seq} carries another number"
+    return ""
 
 
 def _verdict(
@@ -148,11 +155,11 @@ def _link(before: bytes, body: bytes) -> bytes:
     return hashlib.sha256(before + body).digest()
 
 
-def _number(body: bytes) -> object:
+def _decoded(body: bytes) -> dict[str, Any]:
     try:
-        return _decode(body).get("seq")
+        return _decode(body)
     except msgspec.DecodeError:
-        return None
+        return {}
 
 
 def _end(connection: sqlite3.Connection, which: str) -> tuple[int, bytes] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -43,10 +44,18 @@ _DELETIONS = (
 
 
 class Retention:
-    """`days` is how long what is over is kept, `most` what the directory may take in bytes."""
+    """`days` is how long what is over is kept, `most` what the directory may take in bytes.
+    `alarm(reason)` is called when what is deleted turns out not to be what was written."""
 
-    def __init__(self, directory: Path, archive: Archive, days: float, most: int) -> None:
-        self._directory, self._archive = directory, archive
+    def __init__(
+        self,
+        directory: Path,
+        archive: Archive,
+        days: float,
+        most: int,
+        alarm: Callable[[str], None],
+    ) -> None:
+        self._directory, self._archive, self._alarm = directory, archive, alarm
         self._age, self._most = days * _DAY, most
 
     def step(self, connection: sqlite3.Connection) -> bool:
@@ -71,7 +80,11 @@ class Retention:
     def _delete(self, connection: sqlite3.Connection, before: float) -> int:
         connection.execute("BEGIN IMMEDIATE")
         try:
-            deleted = chain.cut(connection, before, _STEP)
+            deleted, wrong = chain.cut(connection, before, _STEP)
+            if wrong:
+                trail = chain.Chain(connection)
+                trail.add(time.time(), "broken", None, {"why": wrong})
+                trail.flush()
             for statement in _DELETIONS:
                 deleted += connection.execute(statement, (before, _STEP)).rowcount
             connection.execute("COMMIT")
@@ -79,6 +92,8 @@ class Retention:
             with suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
             raise
+        if wrong:
+            self._alarm(f"the audit trail of {self._directory} was tampered with: {wrong}")
         return deleted
 
     def _oldest_part(self, connection: sqlite3.Connection, now: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -109,3 +110,12 @@ def until(condition: Callable[[], bool], seconds: float = 6.0) -> None:
 
 def written(book: Registry) -> None:
     until(lambda: not book.lag)
+
+
+def fill(ballast: Path) -> None:
+    """Until the file system has no byte left."""
+    with ballast.open("wb", buffering=0) as file:
+        for size in (1 << 16, 1 << 12, 1):
+            with suppress(OSError):
+                while True:
+                    file.write(b"x" * size)

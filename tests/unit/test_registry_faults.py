@@ -16,7 +16,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from registry_support import PEER, Told, event, info, map_of, moved, registry, until, written
+from registry_support import PEER, Told, event, fill, info, map_of, moved, registry, until, written
 
 from sealsvc.model import State
 from sealsvc.registry import schema
@@ -40,7 +40,7 @@ def locked(directory: Path) -> Iterator[None]:
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MiB."""
+    """A file system of 4 MiB."""
     if os.geteuid():
         pytest.skip("mounting needs root")
     point = tmp_path / "tiny"
@@ -148,16 +148,6 @@ def test_a_full_disk_from_the_start(tiny: Path, told: Told) -> None:
     assert (len(told.alarms), told.recoveries, book.lost) == (1, [0], 0)
     assert (book.queries.map_at_grant(info(1).id) == map_of(1)).all()
     assert book.close()
-
-
-def fill(ballast: Path) -> None:
-    with ballast.open("wb", buffering=0) as file:
-        for size in (1 << 16, 1 << 12, 1):
-            try:
-                while True:
-                    file.write(b"x" * size)
-            except OSError:
-                continue
 
 
 def test_a_file_that_may_not_grow(tmp_path: Path, told: Told) -> None:
