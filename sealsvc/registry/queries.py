@@ -128,7 +128,7 @@ class Queries:
 
     def verify(self) -> Verification:
         """Walk the whole audit trail; what that proves stands in chain.py."""
-        with self._open(time_limit=0.0) as connection:
+        with self._open(bounded=False) as connection:
             return chain.verify(connection)
 
     def map_at_grant(self, seal: str) -> ExtentMap:
@@ -180,14 +180,13 @@ class Queries:
         return rows[:limit], str(rows[limit - 1][key]) if more else None
 
     @contextmanager
-    def _open(self, time_limit: float = _TIME_LIMIT) -> Iterator[sqlite3.Connection]:
-        """`time_limit` in seconds; 0: none."""
+    def _open(self, *, bounded: bool = True) -> Iterator[sqlite3.Connection]:
         if not self._enabled:
             raise Refusal("unknown-operation", "the registry is off: see registry.enabled")
         try:
             with closing(schema.open_reader(self._directory)) as connection:
-                deadline = time.monotonic() + time_limit
-                if time_limit:
+                deadline = time.monotonic() + _TIME_LIMIT
+                if bounded:
                     connection.set_progress_handler(lambda: time.monotonic() > deadline, _STEPS)
                 yield connection
         except sqlite3.Error as error:

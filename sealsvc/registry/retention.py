@@ -6,6 +6,7 @@ map. The audit trail is cut from its start, whatever it tells of.
 
 from __future__ import annotations
 
+import math
 import shutil
 import sqlite3
 import time
@@ -61,14 +62,18 @@ class Retention:
     def step(self, connection: sqlite3.Connection) -> bool:
         """A bounded piece of work; True when there is more. Raises OSError or sqlite3.Error."""
         now = time.time()
-        deleted = self._delete(connection, now - self._age)
+        old = now - self._age
+        deleted = self._delete(connection, old, trail=old)
         crowded = self._used(connection) > self._most
         if crowded and not deleted:
-            deleted = self._delete(connection, self._oldest_part(connection, now))
+            # Of the trail whatever comes first: the clock may have been wrong.
+            part = self._oldest_part(connection, now)
+            deleted = self._delete(connection, part, trail=math.inf)
         self._delete_segments(connection, crowded)
         self._delete_aside(now, crowded)
         free = _free_pages(connection)
-        connection.execute(f"PRAGMA incremental_vacuum({_VACUUM})").fetchall()
+        # As a script: execute() would free one page and stop.
+        connection.executescript(f"PRAGMA incremental_vacuum({_VACUUM})")
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         return bool(deleted) or free > _VACUUM
 
@@ -77,14 +82,15 @@ class Retention:
         page = connection.execute("PRAGMA page_size").fetchone()[0]
         return size_of(self._directory) - int(_free_pages(connection) * page)
 
-    def _delete(self, connection: sqlite3.Connection, before: float) -> int:
+    def _delete(self, connection: sqlite3.Connection, before: float, *, trail: float) -> int:
+        """Some of what is older than `before`, and of the audit trail than `trail`."""
         connection.execute("BEGIN IMMEDIATE")
         try:
-            deleted, wrong = chain.cut(connection, before, _STEP)
+            deleted, wrong = chain.cut(connection, trail, _STEP)
             if wrong:
-                trail = chain.Chain(connection)
-                trail.add(time.time(), "broken", None, {"why": wrong})
-                trail.flush()
+                note = chain.Chain(connection)
+                note.add(time.time(), "broken", None, {"why": wrong})
+                note.flush()
             for statement in _DELETIONS:
                 deleted += connection.execute(statement, (before, _STEP)).rowcount
             connection.execute("COMMIT")
@@ -100,8 +106,7 @@ class Retention:
         """A time before which about a tenth of all that is over lies."""
         oldest = connection.execute(
             "SELECT min(time) FROM (SELECT min(ended_at) AS time FROM seals UNION ALL"
-            " SELECT min(time) FROM conflicts UNION ALL SELECT min(time) FROM refusals UNION ALL"
-            " SELECT time FROM (SELECT time FROM audit ORDER BY seq LIMIT 1))"
+            " SELECT min(time) FROM conflicts UNION ALL SELECT min(time) FROM refusals)"
         ).fetchone()[0]
         return now if oldest is None else oldest + (now - oldest) / 10
 

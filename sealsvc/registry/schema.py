@@ -116,14 +116,14 @@ class Foreign(Exception):
     """The file is not a database that this version can write; the text says what it is."""
 
 
-def open_writer(directory: Path) -> sqlite3.Connection:
-    """The writer's connection; makes the database when there is none. Raises OSError, sqlite3.Error
-    or Foreign."""
+def open_writer(directory: Path, *, check: bool = True) -> sqlite3.Connection:
+    """The writer's connection; makes the database when there is none. `check` looks at every page,
+    which takes seconds for a large one. Raises OSError, sqlite3.Error or Foreign."""
     path = directory / NAME
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     try:
-        _prepare(connection)
+        _prepare(connection, check)
     except BaseException:
         connection.close()
         raise
@@ -138,7 +138,7 @@ def open_reader(directory: Path) -> sqlite3.Connection:
     return connection
 
 
-def _prepare(connection: sqlite3.Connection) -> None:
+def _prepare(connection: sqlite3.Connection, check: bool) -> None:
     connection.execute(f"PRAGMA busy_timeout = {_PATIENCE}")
     application, version = (
         connection.execute(f"PRAGMA {name}").fetchone()[0]
@@ -159,10 +159,10 @@ def _prepare(connection: sqlite3.Connection) -> None:
             f"BEGIN IMMEDIATE; {_TABLES} PRAGMA application_id = {_APPLICATION};"
             f"PRAGMA user_version = {_VERSION}; COMMIT;"
         )
-        return
-    found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-    if found != "ok":
-        raise Foreign(f"damaged: {found}")
+    elif check:
+        found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if found != "ok":
+            raise Foreign(f"damaged: {found}")
 
 
 def is_damage(error: sqlite3.Error) -> bool:

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 _BATCH = 512
 _RETENTION_PAUSE = 60.0  # seconds
-_BYTES_OF_MAPS = 64 << 20  # queued
+_BYTES_OF_MAPS = 64 << 20  # queued; beyond it entries are queued without theirs
 
 _DATABASE, _ARCHIVE, _QUEUE, _RETENTION = "database", "archive", "queue", "retention"
 
@@ -62,6 +62,7 @@ class Writer:
         self._queued = self._overflowed = self._bytes_in = 0  # put's
         self._settled = self._dropped = self._bytes_out = 0  # the writer's
         self._connection: sqlite3.Connection | None = None
+        self._checked = False
         self._inode = 0
         self._lock = -1
         self._batch: list[Entry] = []
@@ -83,7 +84,7 @@ class Writer:
                 self._health.trouble(_QUEUE, f"{self._most} events wait", self.lost - 1)
             return
         if entry.maps:
-            size = sum(map.nbytes for _, map in entry.maps)
+            size = _size(entry)
             if self._bytes_in - self._bytes_out + size > _BYTES_OF_MAPS and self.lag:
                 entry, size = entry._replace(maps=()), 0
             self._bytes_in += size
@@ -191,8 +192,8 @@ class Writer:
             return self._connection
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._claim()
-        connection = schema.open_writer(self._directory)
-        self._connection = connection
+        connection = schema.open_writer(self._directory, check=not self._checked)
+        self._connection, self._checked = connection, True
         self._inode = (self._directory / schema.NAME).stat().st_ino
         return connection
 
@@ -269,7 +270,7 @@ class Writer:
         return found
 
     def _settle(self) -> None:
-        self._bytes_out += sum(map.nbytes for entry in self._batch for _, map in entry.maps)
+        self._bytes_out += sum(map(_size, self._batch))
         self._settled += len(self._batch)
         self._batch, self._places = [], None
 
@@ -349,3 +350,8 @@ class Writer:
         self._release()
         if self.lost:
             log.warning("the registry lost %d events in this run", self.lost)
+
+
+def _size(entry: Entry) -> int:
+    """Bytes of maps that the queue keeps alive: live seals have theirs anyway."""
+    return 0 if entry.kind == "present" else sum(map.nbytes for _, map in entry.maps)

@@ -101,7 +101,7 @@ def registry(directory: Path, told: Told, **options: Any) -> Registry:
     return made
 
 
-def until(condition: Callable[[], bool], seconds: float = 6.0) -> None:
+def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"

@@ -6,6 +6,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ from sealsvc.messages import Drift
 from sealsvc.model import ByteRange, FileId, State
 from sealsvc.registry import Registry, schema
 from sealsvc.registry.answers import Change, SealFilter
+from sealsvc.registry.entries import digest
 
 
 @pytest.fixture
@@ -71,7 +73,8 @@ def test_the_life_of_a_seal(book: Registry) -> None:
     [over] = book.queries.history(SealFilter(), None, 10).seals
     assert (over.id, over.file, over.path) == (seal.id, seal.file, seal.path)
     assert (over.range, over.effective) == (seal.range, seal.effective)
-    assert (over.holder_pid, over.holder_start, over.holder_comm) == (77, 2, "holder")
+    assert (over.holder_pid, over.holder_start) == (77, 2)
+    assert (over.holder_uid, over.holder_comm) == (1000, "holder")
     assert (over.asker_pid, over.asker_uid) == (5, 1000)
     assert (over.granted_at, over.ended_at, over.state) == (T, T + 2, "returned")
     assert (over.reason, over.enforcers, over.mapped) == ("why", ["fanotify"], True)
@@ -84,7 +87,8 @@ def test_the_life_of_a_seal(book: Registry) -> None:
     trail = book.queries.audit(None, 10, seal=seal.id).entries
     assert [entry.kind for entry in trail] == ["state", "state", "granted"]
     assert trail[-1].data["asker"] == {"pid": 5, "uid": 1000}
-    assert len(trail[-1].data["maps"][0]) == 64
+    assert trail[-1].data["maps"] == [digest(map_of(1))]
+    assert trail[0].hash == book.queries.verify().head
 
 
 def test_filters_and_pages(book: Registry) -> None:
@@ -300,6 +304,26 @@ def test_a_registry_that_is_off(tmp_path: Path, told: Told) -> None:
     assert not (tmp_path / "r").exists()
     with pytest.raises(Refusal, match="off"):
         book.queries.verify()
+
+
+def test_a_reader_only_reads(book: Registry, tmp_path: Path) -> None:
+    written(book)
+    until((tmp_path / "r" / schema.NAME).exists)
+    with closing(schema.open_reader(tmp_path / "r")) as connection:
+        assert connection.row_factory is sqlite3.Row
+        with pytest.raises(sqlite3.OperationalError, match="readonly"):
+            connection.execute("DELETE FROM seals")
+
+
+def test_a_query_that_takes_too_long(book: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sealsvc.registry.queries._STEPS", 1000)
+    monkeypatch.setattr("sealsvc.registry.queries._TIME_LIMIT", 1e-9)
+    for n in range(3000):
+        book.granted(info(n), map_of(n), PEER)
+    written(book)
+    with pytest.raises(Refusal) as refused:
+        book.queries.history(SealFilter(state="none such"), None, 10)
+    assert (refused.value.code, refused.value.retry_after) == ("try-later", 1.0)
 
 
 def test_nothing_to_read(tmp_path: Path, told: Told) -> None:

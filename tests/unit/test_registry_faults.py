@@ -9,17 +9,20 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 from registry_support import PEER, Told, event, fill, info, map_of, moved, registry, until, written
 
+from sealsvc.config import RegistrySection
 from sealsvc.model import State
-from sealsvc.registry import schema
+from sealsvc.registry import Registry, schema
 from sealsvc.registry.answers import SealFilter
 from sealsvc.registry.archive import Archive
 
@@ -64,6 +67,44 @@ def test_a_locked_database_holds_nobody_up(tmp_path: Path, told: Told) -> None:
     written(book)
     assert (book.lost, told.alarms, told.recoveries) == (0, [], [])
     assert len(book.queries.history(SealFilter(), None, 2000).seals) == 1000
+    assert book.close()
+
+
+def test_the_watcher_does_no_io(tmp_path: Path, told: Told) -> None:
+    book = registry(tmp_path, told)
+    written(book)
+    counters = Path(f"/proc/self/task/{threading.get_native_id()}/io")
+
+    def calls() -> list[int]:
+        """Of read(2), write(2) and their like, by this thread; looking is two."""
+        return [int(line.split()[1]) for line in counters.read_text().splitlines()[2:4]]
+
+    before = calls()
+    still = calls()
+    for n in range(1000):
+        book.granted(info(n), map_of(n), PEER)
+        book.watch(moved(info(n), State.RETURNED))
+    after = calls()
+    assert [b - a for a, b in zip(still, after, strict=True)] == [
+        b - a for a, b in zip(before, still, strict=True)
+    ]
+    written(book)
+    assert book.close()
+
+
+def test_large_maps_wait_in_bounded_memory(tmp_path: Path, told: Told) -> None:
+    book = registry(tmp_path, told)
+    written(book)
+    large = np.zeros((1 << 20, 4), np.uint64)  # 32 MiB
+    large[:, 0] = np.arange(1 << 20) * 4096
+    with locked(tmp_path):
+        for n in range(5):
+            book.granted(info(n), large, PEER)
+    written(book)
+    seals = book.queries.history(SealFilter(), None, 9).seals
+    assert [seal.mapped for seal in seals].count(True) in (2, 3)
+    assert (book.lost, told.alarms) == (0, [])
+    assert len(book.queries.map_at_grant(seals[-1].id)) == 1 << 20
     assert book.close()
 
 
@@ -291,17 +332,7 @@ def test_closing_is_bounded(tmp_path: Path, told: Told) -> None:
 
 
 def test_callbacks_that_fail_harm_nobody(tmp_path: Path) -> None:
-    class Broken(Told):
-        @property
-        def alarms(self) -> list[str]:
-            return None  # type: ignore[return-value]
-
-        @alarms.setter
-        def alarms(self, value: object) -> None: ...
-
     (tmp_path / "file").touch()
-    from sealsvc.config import RegistrySection
-    from sealsvc.registry import Registry
 
     def fail(_: object) -> None:
         raise RuntimeError("nobody listens")
