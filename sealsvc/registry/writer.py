@@ -78,9 +78,9 @@ class Writer:
 
     def put(self, entry: Entry) -> None:
         """Never blocks, does no I/O, and does not fail."""
-        if self.lag >= self._most:
+        if self.lag >= self._most or self._closing.is_set():
             self._overflowed += 1
-            if not self._health.has(_QUEUE):
+            if not (self._health.has(_QUEUE) or self._closing.is_set()):
                 self._health.trouble(_QUEUE, f"{self._most} events wait", self.lost - 1)
             return
         if entry.maps:
@@ -107,11 +107,12 @@ class Writer:
         return self._health.reasons
 
     def close(self, timeout: float) -> bool:
-        """Write what waits, for at most `timeout` seconds; what is left then is lost. False when
-        the thread hangs."""
+        """Write what waits, for at most `timeout` seconds; what is left then is lost, and so is
+        what is put later. False when the thread hangs."""
         self._closing.set()
         self._queue.put(None)
-        self._thread.join(timeout)
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
         return not self._thread.is_alive()
 
     # On the writer's thread
@@ -293,11 +294,17 @@ class Writer:
                 self._fail(f"{self._directory / schema.NAME} was taken away")
                 self._archive.close()
                 self._release()
+                self._checked = False
                 return False
             more = self._retention.step(self._connection)
-        except Exception as error:
-            if not (isinstance(error, sqlite3.Error) and schema.is_busy(error)):
+        except sqlite3.Error as error:
+            if schema.is_damage(error):
+                self._move_aside(str(error))
+            elif not schema.is_busy(error):
                 self._trouble(_RETENTION, f"nothing old can be deleted: {error}")
+            return False
+        except Exception as error:
+            self._trouble(_RETENTION, f"nothing old can be deleted: {error!r}")
             return False
         self._health.well(_RETENTION)
         return more

@@ -331,6 +331,36 @@ def test_closing_is_bounded(tmp_path: Path, told: Told) -> None:
     assert book.lost == 2000
 
 
+def test_what_comes_after_the_end_is_lost(tmp_path: Path, told: Told) -> None:
+    book = registry(tmp_path, told)
+    assert book.close()
+    book.watch(event("alarm", reason="late"))
+    assert (book.lag, book.lost, told.alarms) == (0, 1, [])
+    assert book.close()
+    never_started = Registry(
+        RegistrySection(directory=str(tmp_path)), told.alarms.append, told.recoveries.append
+    )
+    assert never_started.close()
+
+
+def test_damage_that_only_retention_meets(
+    tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sealsvc.registry.writer._RETENTION_PAUSE", 0.05)
+    book = registry(tmp_path, told, retention_days=1.0)
+    for n in range(3000):
+        book.granted(info(n), map_of(n), PEER)
+    written(book)
+    with closing(sqlite3.connect(tmp_path / schema.NAME)) as other:
+        other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    scribble(tmp_path / schema.NAME)
+    until(lambda: bool(told.recoveries))
+    written(book)
+    assert len(told.alarms) == 1
+    assert book.queries.verify().intact
+    assert book.close()
+
+
 def test_callbacks_that_fail_harm_nobody(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
