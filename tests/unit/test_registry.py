@@ -307,8 +307,8 @@ def test_a_registry_that_is_off(tmp_path: Path, told: Told) -> None:
 
 
 def test_a_reader_only_reads(book: Registry, tmp_path: Path) -> None:
+    book.watch(event("alarm", reason="look"))
     written(book)
-    until((tmp_path / "r" / schema.NAME).exists)
     with closing(schema.open_reader(tmp_path / "r")) as connection:
         assert connection.row_factory is sqlite3.Row
         with pytest.raises(sqlite3.OperationalError, match="readonly"):
