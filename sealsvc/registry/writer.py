@@ -215,14 +215,13 @@ class Writer:
     def _write(self, connection: sqlite3.Connection) -> int:
         """Gives how many entries of the batch were lost because of what they are."""
         rows = Rows(connection, self._boot)
-        if self._places is None:
-            self._places = self._archived(rows)
+        places = self._places or self._archived(rows)
         defects = 0
         connection.execute("BEGIN IMMEDIATE")
         try:
             trail = chain.Chain(connection)
-            for entry, places in zip(self._batch, self._places, strict=True):
-                defects += not self._write_one(rows, trail, entry, places)
+            for entry, found in zip(self._batch, places, strict=True):
+                defects += not self._write_one(rows, trail, entry, found)
             trail.flush()
             connection.execute("COMMIT")
         except BaseException:
@@ -268,6 +267,8 @@ class Writer:
         self._health.well(_ARCHIVE)
         for (number, at), place in zip(wanted, places, strict=True):
             found[number][at] = place
+        # Once is enough, however often the batch must be tried.
+        self._places = found
         return found
 
     def _settle(self) -> None:

@@ -21,6 +21,7 @@ import pytest
 from registry_support import PEER, Told, event, fill, info, map_of, moved, registry, until, written
 
 from sealsvc.config import RegistrySection
+from sealsvc.errors import Refusal
 from sealsvc.model import State
 from sealsvc.registry import Registry, schema
 from sealsvc.registry.answers import SealFilter
@@ -175,6 +176,28 @@ def test_a_full_disk(tiny: Path, told: Told) -> None:
     assert sorted(s.id for s in live if s.ended_at is None) == [seal.id for seal in kept]
     assert all((book.queries.map_at_grant(s.id) == map_of(int(s.id, 16))).all() for s in kept)
     assert book.close()
+
+
+def test_an_archive_that_cannot_be_written(tmp_path: Path, told: Told) -> None:
+    obstacle = tmp_path / "maps"
+    obstacle.touch()
+    book = registry(tmp_path, told)
+    book.granted(info(1), map_of(1), PEER)
+    written(book)
+    assert "maps are not archived" in told.alarms[0]
+    [seal] = book.queries.history(SealFilter(), None, 9).seals
+    assert not seal.mapped
+    with pytest.raises(Refusal, match="not in the archive"):
+        book.queries.map_at_grant(seal.id)
+    obstacle.unlink()
+    book.granted(info(2), map_of(2), PEER)
+    until(lambda: told.recoveries == [0])
+    book.present([(info(n), map_of(n)) for n in (1, 2)])
+    written(book)
+    for n in (1, 2):
+        assert (book.queries.map_at_grant(info(n).id) == map_of(n)).all()
+    assert len(Archive(tmp_path / "maps").segments()) == 1
+    assert (book.lost, book.close()) == (0, True)
 
 
 def test_a_full_disk_from_the_start(tiny: Path, told: Told) -> None:
