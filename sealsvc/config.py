@@ -16,6 +16,7 @@ from sealsvc.messages import DEFAULT_SOCKET
 ENFORCERS = ("bpf", "fanotify", "lease", "pin")
 
 Seconds = Annotated[float, Meta(gt=0)]
+Days = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
 
 
@@ -75,11 +76,19 @@ class FenceSection(Section, frozen=True):
     proof_timeout: Seconds = 5.0
 
 
+class RegistrySection(Section, frozen=True):
+    enabled: bool = True
+    directory: str = "/var/lib/sealsvc"
+    retention_days: Days = 90.0
+    max_bytes: Annotated[int, Meta(ge=1 << 20)] = 1 << 30
+
+
 class Config(Section, frozen=True):
     service: ServiceSection = ServiceSection()
     policy: PolicySection = PolicySection()
     enforcers: EnforcersSection = EnforcersSection()
     fence: FenceSection = FenceSection()
+    registry: RegistrySection = RegistrySection()
 
 
 class ConfigError(Exception):
@@ -98,6 +107,10 @@ def load(path: Path | None) -> Config:
     for root in config.policy.roots:
         if not os.path.isabs(root):
             raise ConfigError(f"{path}: policy.roots: {root!r} is not an absolute path")
+    if not os.path.isabs(config.registry.directory):
+        raise ConfigError(
+            f"{path}: registry.directory: {config.registry.directory!r} is not an absolute path"
+        )
     unknown = set(config.enforcers.use) - set(ENFORCERS)
     if unknown:
         raise ConfigError(

@@ -1,0 +1,151 @@
+"""What the registry answers. Pages hold the newest first; `next` is the cursor of the next page
+(null: this was the last). Times are seconds of the Unix epoch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from sealsvc.model import ByteRange, FileId
+
+
+class SealFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """Null asks for any. `since` and `until` choose the seals that lived at some time between.
+    Device and inode tell the file, whatever its generation."""
+
+    path: str | None = None
+    file: FileId | None = None
+    pid: int | None = None
+    state: str | None = None
+    since: float | None = None
+    until: float | None = None
+
+
+class SealRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A seal, live or over. `ended_at` is null while it lives; `state` is the last that was known,
+    and `boot` the boot id of the machine that granted it. `asker` is the peer that asked for it
+    (null: not known); `mapped` says whether the map at grant is in the archive."""
+
+    id: str
+    boot: str
+    file: FileId
+    path: str
+    filesystem: str
+    range: ByteRange
+    effective: ByteRange
+    kind: str
+    iomode: str
+    conflict: str
+    fence: str
+    holder_pid: int
+    holder_start: int
+    holder_uid: int
+    holder_comm: str
+    asker_pid: int | None
+    asker_uid: int | None
+    tag: str
+    enforcers: list[str]
+    granted_at: float
+    ended_at: float | None
+    state: str
+    reason: str
+    mapped: bool
+
+
+class SealHistory(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="seal-history"):
+    seals: list[SealRecord]
+    next: str | None = None
+
+
+class Transition(msgspec.Struct, frozen=True, kw_only=True):
+    seqid: int
+    time: float
+    before: str
+    after: str
+    reason: str
+
+
+class Transitions(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="transitions"):
+    """In order of time; not paged: a seal has few."""
+
+    seal: str
+    transitions: list[Transition]
+
+
+class ConflictRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """`verdict` is what the operation met (held, refused), `error` the errno it was refused with;
+    `result` is the errno a held one got at last (0: it went on) after `waited` seconds, null while
+    it waits and when its end was not seen."""
+
+    time: float
+    operation: str
+    offset: int
+    length: int
+    pid: int
+    tid: int
+    comm: str
+    uid: int
+    detail: str
+    seals: list[str]
+    verdict: str
+    error: int
+    ended_at: float | None
+    result: int | None
+    waited: float | None
+
+
+class ConflictHistory(
+    msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="conflict-history"
+):
+    conflicts: list[ConflictRecord]
+    next: str | None = None
+
+
+class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """`data` depends on the kind; `hash` is the hex of the entry's link in the chain."""
+
+    seq: int
+    time: float
+    kind: str
+    seal: str | None
+    data: Any
+    hash: str
+
+
+class AuditTrail(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="audit-trail"):
+    entries: list[AuditEntry]
+    next: str | None = None
+
+
+class Verification(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="verification"):
+    """Of the audit trail: entries `first` to `last` hang together. `first_bad` is the number of the
+    first that does not, or is not there; `head` the hash of entry `last` in hex."""
+
+    intact: bool
+    first: int
+    last: int
+    first_bad: int | None
+    why: str
+    head: str
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """A stretch whose place, or flags, are not as recorded; told as of its first byte."""
+
+    range: ByteRange
+    expected: str
+    found: str
+
+
+class MapDifference(
+    msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="map-difference"
+):
+    """How the map of a seal's effective range differs from that at its grant: the first `changes`
+    of `total` stretches, which are `changed` bytes together."""
+
+    seal: str
+    range: ByteRange
+    changes: list[Change]
+    total: int
+    changed: int
