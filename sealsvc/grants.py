@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TypeVar
 
-from sealsvc import extents, seals
+from sealsvc import extents, filesystem, seals
 from sealsvc.enforce import EnforcerSet, Guard, Verdict
 from sealsvc.errors import Refusal
 from sealsvc.events import EventLog
@@ -23,8 +21,7 @@ from sealsvc.policy import Policy
 from sealsvc.processes import Peer, Process
 from sealsvc.seals import Seal, SealTable
 from sealsvc.states import Step
-
-T = TypeVar("T")
+from sealsvc.workers import Workers
 
 _PIN_PATIENCE = 1.0  # seconds
 
@@ -36,19 +33,6 @@ class Asker:
     peer: Peer
     process: Process
     client: object
-
-
-class Workers:
-    """Threads for what may block: every call that touches a file."""
-
-    def __init__(self, count: int) -> None:
-        self._pool = ThreadPoolExecutor(count, thread_name_prefix="seal-worker")
-
-    async def run(self, function: Callable[..., T], *arguments: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
-
-    def stop(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 class FileLocks:
@@ -103,6 +87,7 @@ class Grants:
         self.host, self.enforcers, self.policy = host, enforcers, policy
         self.table, self.events, self.workers = table, events, workers
         self.journal = journal
+        self.silent: set[int] = set()  # devices that did not answer the last audit
         self._files = FileLocks()
         self.counters = {"grants": 0, "refusals": 0, "returns": 0}
 
@@ -113,7 +98,8 @@ class Grants:
             with ExitStack() as undo:
                 undo.callback(asker.process.close)
                 target = await self._open(request, descriptor)
-                undo.callback(os.close, target.fd)
+                # Of a frozen file system the last close may block.
+                undo.callback(self.workers.of(target.file.device).submit, os.close, target.fd)
                 async with self._files.of(target.file):
                     seal = await self._grant(request, asker, target)
                 undo.pop_all()
@@ -132,8 +118,10 @@ class Grants:
     async def _open(self, request: Grant, descriptor: int | None) -> Target:
         writable = request.iomode is IoMode.RW
         if descriptor is not None:
-            return await self.workers.run(lambda: self.host.adopt(descriptor, writable=writable))
-        return await self.workers.run(
+            pool = self.workers.of(filesystem.device_of(descriptor))
+            return await pool.run(lambda: self.host.adopt(descriptor, writable=writable))
+        pool = self.workers.of(filesystem.device_at(request.path or ""))
+        return await pool.run(
             lambda: self.host.open_path(request.path or "", self.policy.roots, writable=writable)
         )
 
@@ -145,7 +133,9 @@ class Grants:
         try:
             seal = await asyncio.shield(
                 placing := asyncio.ensure_future(
-                    self.workers.run(self._place, request, asker, target, wanted, abandoned)
+                    self.workers.of(target.file.device).run(
+                        self._place, request, asker, target, wanted, abandoned
+                    )
                 )
             )
         except asyncio.CancelledError:
@@ -247,7 +237,9 @@ class Grants:
         question = seal.question(others)
         if self.host.is_free(question):
             return []
-        found = await self.workers.run(self.host.remnants, question)
+        # It looks at processes, not at the file: grants that hang do not keep it waiting.
+        pool = self.workers.of(("holders", seal.file.device))
+        found = await pool.run(self.host.remnants, question)
         return [f"process {r.pid} maps {r.range}" for r in found]
 
     async def give_back(self, seal: Seal, reason: str = "") -> None:
