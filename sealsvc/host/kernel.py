@@ -153,8 +153,7 @@ class KernelHost:
             st = os.fstat(fd)
             if (st.st_dev, st.st_ino) != (file.device, file.inode):
                 raise Refusal("no-such-seal", "the seal has ended meanwhile")
-            # ext4 tells its maps even after it was shut down, but refuses to read.
-            os.pread(fd, 0, 0)
+            _refuse_if_dead(fd)
             return np.empty((0, 4), np.uint64) if sealed is None else self.read_map(fd, sealed)
         finally:
             os.close(fd)
@@ -230,6 +229,16 @@ class KernelHost:
             raise
 
 
+def _refuse_if_dead(fd: int) -> None:
+    """ext4 tells its maps even after it was shut down, but not attributes. Reading would not do: of a
+    watched file the gate cannot be asked then, and the answer is EPERM."""
+    try:
+        os.getxattr(fd, "trusted.sealsvc")
+    except OSError as error:
+        if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP, errno.EPERM):
+            raise
+
+
 class _writable:
     """A writable descriptor of the target, for maintenance that its own may not do."""
 
@@ -299,6 +308,7 @@ def _open_refusal(error: OSError, path: str) -> Refusal:
 
 
 _OPEN_ADVICE = {
+    errno.EPERM: ": it is immutable or append-only (lsattr), or the file system is shut down",
     errno.EROFS: ": ask with iomode read, or mount it for writing",
     errno.EIO: ": the file system may be shut down: unmount it, check it, and mount it anew",
 }
