@@ -18,6 +18,7 @@ import msgspec
 
 from sealsvc import clock
 from sealsvc.audit import audit
+from sealsvc.badblocks import BadBlocks
 from sealsvc.config import Config
 from sealsvc.control import ControlServer
 from sealsvc.enforce import Enforcer, EnforcerSet
@@ -29,14 +30,14 @@ from sealsvc.enforce.sim import SimEnforcer, simulate
 from sealsvc.errors import Refusal
 from sealsvc.events import EventLog
 from sealsvc.fence import Fencing
-from sealsvc.grants import Grants, Workers
+from sealsvc.grants import Grants
 from sealsvc.host import Host
 from sealsvc.host.kernel import KernelHost, kernel_release
 from sealsvc.host.sim import SimHost
 from sealsvc.journal import Journal
 from sealsvc.keeper import Keeper, own
 from sealsvc.life import Life
-from sealsvc.mounts import MountWatch
+from sealsvc.mounts import Detached, MountWatch
 from sealsvc.once import Once
 from sealsvc.policy import Policy
 from sealsvc.recall import Recaller
@@ -45,8 +46,11 @@ from sealsvc.returns import Returns
 from sealsvc.seals import SealTable
 from sealsvc.service import Service, push
 from sealsvc.tasks import Tasks
+from sealsvc.workers import Workers
 
 log = logging.getLogger(__name__)
+
+_BAD_BLOCKS_PAUSE = 5.0  # seconds
 
 
 class Daemon:
@@ -73,6 +77,8 @@ class Daemon:
         self.fencing = Fencing(self.life, returns, self.tasks, config.fence)
         self.recaller = Recaller(self.life, self.fencing, config.policy, push)
         self.once = Once(config.service.idempotency)
+        self.detached = Detached(self.table, self.events)
+        self.badblocks = BadBlocks(self.recaller, self.events, self.workers)
         self.service = Service(
             self.grants,
             returns,
@@ -108,12 +114,15 @@ class Daemon:
             stack.push_async_callback(self.tasks.stop)
             self._resume()
             await self.workers.run(self._arm)
-            mounts = MountWatch(self.recaller.mounts_changed)
+            mounts = MountWatch(self._mounts_changed)
             mounts.start()
+            if not self.host.simulated:
+                self.detached.look()
             stack.callback(mounts.stop)
             self.server.start()
             stack.callback(self.server.stop)
             self.tasks.spawn("housekeeping", self._housekeeping())
+            self.tasks.spawn("bad blocks", self._look_for_bad_blocks())
             if self.config.service.audit_interval:
                 self.tasks.spawn("audit", self._audit())
             log.info("serving on %s", self.config.service.socket)
@@ -181,14 +190,20 @@ class Daemon:
         for filesystem in self.host.filesystems(self.config.policy.roots):
             if filesystem.unsupported:
                 continue
-            fd = os.open(filesystem.mount, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                for enforcer in self.enforcers.available:
-                    enforcer.arm(filesystem, fd)
-            except Refusal as refusal:
-                log.warning("%s is armed at its first grant: %s", filesystem.mount, refusal)
-            finally:
-                os.close(fd)
+                fd = os.open(filesystem.mount, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    for enforcer in self.enforcers.available:
+                        enforcer.arm(filesystem, fd)
+                finally:
+                    os.close(fd)
+            except (Refusal, OSError) as error:
+                log.warning("%s is armed at its first grant: %s", filesystem.mount, error)
+
+    def _mounts_changed(self) -> None:
+        self.recaller.mounts_changed()
+        if not self.host.simulated:
+            self.detached.look()
 
     def _look_for_lapses(self) -> None:
         """An operation that passed unjudged may have changed a map: look at all of them."""
@@ -217,6 +232,11 @@ class Daemon:
         self.journal.rewrite_if_large(self.table)
         for enforcer in self.enforcers.available:
             enforcer.forget()
+
+    async def _look_for_bad_blocks(self) -> None:
+        while not self.host.simulated:
+            await asyncio.sleep(_BAD_BLOCKS_PAUSE)
+            await self.badblocks.look(self.table)
 
     async def _audit(self) -> None:
         while True:

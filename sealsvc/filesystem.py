@@ -29,6 +29,11 @@ class Filesystem:
         return bool(re.search(r"\bdax(=always)?(,|$)", self.options))
 
     @property
+    def read_only(self) -> bool:
+        """Of the file system as a whole: the options of the mount itself come last."""
+        return self.options.split(",")[0] == "ro"
+
+    @property
     def unsupported(self) -> str:
         """Why no seal can be kept here; empty when one can."""
         if self.type in SUPPORTED:
@@ -139,6 +144,23 @@ def mount_of(fd: int) -> Mount:
         "filesystem-unsupported",
         "the file's mount is not in this mount namespace, so its file system cannot be told",
     )
+
+
+def device_of(fd: int) -> int:
+    """The device of an open file, told from the mount table alone: asking the file system itself
+    may block. -1 when the mount is not in this namespace."""
+    try:
+        return mount_of(fd).device
+    except Refusal:
+        return -1
+
+
+def device_at(path: str) -> int:
+    """The device that an absolute path without symbolic links leads to, told likewise."""
+    normal = os.path.normpath(path)
+    above = [m for m in mounts() if m.point == "/" or f"{normal}/".startswith(f"{m.point}/")]
+    # Of those on the same directory, the last hides the others.
+    return max(reversed(above), key=lambda mount: len(mount.point)).device if above else -1
 
 
 def refuse_if_loop_backed(device: int, inode: int, path: str) -> None:

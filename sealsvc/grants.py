@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TypeVar
+from weakref import WeakValueDictionary
 
-from sealsvc import extents, seals
+from sealsvc import extents, filesystem, seals
 from sealsvc.enforce import EnforcerSet, Guard, Verdict
 from sealsvc.errors import Refusal
 from sealsvc.host import ExtentMap, Host, Target
@@ -23,8 +22,7 @@ from sealsvc.policy import Policy
 from sealsvc.processes import Peer, Process
 from sealsvc.seals import Seal
 from sealsvc.states import Step
-
-T = TypeVar("T")
+from sealsvc.workers import Workers
 
 _PIN_PATIENCE = 1.0  # seconds
 
@@ -36,20 +34,6 @@ class Asker:
     peer: Peer
     process: Process
     client: object
-
-
-class Workers:
-    """Threads for what may block: every call that touches a file."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self._pool = ThreadPoolExecutor(count, thread_name_prefix="seal-worker")
-
-    async def run(self, function: Callable[..., T], *arguments: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
-
-    def stop(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 class FileLocks:
@@ -101,8 +85,9 @@ class Grants:
     ) -> None:
         self.host, self.enforcers, self.policy = host, enforcers, policy
         self.life, self.workers = life, workers
+        self.silent: set[int] = set()  # devices that did not answer the last audit
         self._files = FileLocks()
-        self._queue = FairQueue(workers.count)
+        self._queues: WeakValueDictionary[int, FairQueue] = WeakValueDictionary()
         self.counters = {"grants": 0, "refusals": 0}
 
     async def grant(self, request: Grant, asker: Asker, descriptor: int | None) -> tuple[Seal, int]:
@@ -112,8 +97,10 @@ class Grants:
             with ExitStack() as undo:
                 undo.callback(asker.process.close)
                 target = await self._open(request, descriptor)
-                undo.callback(os.close, target.fd)
-                async with self._files.of(target.file), self._queue.turn(asker.peer.uid):
+                # Of a frozen file system the last close may block.
+                undo.callback(self.workers.of(target.file.device).submit, os.close, target.fd)
+                turn = self._queue_of(target.file.device).turn(asker.peer.uid)
+                async with self._files.of(target.file), turn:
                     seal = await self._grant(request, asker, target)
                 undo.pop_all()
         except Refusal as refusal:
@@ -127,6 +114,13 @@ class Grants:
             )
             raise
         return seal, target.fd
+
+    def _queue_of(self, device: int) -> FairQueue:
+        """Who waits for one file system stands in no other's way."""
+        queue = self._queues.get(device)
+        if queue is None:
+            queue = self._queues[device] = FairQueue(self.workers.count)
+        return queue
 
     async def hand_over_again(self, seal: Seal) -> int | None:
         """A descriptor for a holder that never got the one of its grant; None when it has it."""
@@ -151,8 +145,10 @@ class Grants:
     async def _open(self, request: Grant, descriptor: int | None) -> Target:
         writable = request.iomode is IoMode.RW
         if descriptor is not None:
-            return await self.workers.run(lambda: self.host.adopt(descriptor, writable=writable))
-        return await self.workers.run(
+            pool = self.workers.of(filesystem.device_of(descriptor))
+            return await pool.run(lambda: self.host.adopt(descriptor, writable=writable))
+        pool = self.workers.of(filesystem.device_at(request.path or ""))
+        return await pool.run(
             lambda: self.host.open_path(request.path or "", self.policy.roots, writable=writable)
         )
 
@@ -164,7 +160,9 @@ class Grants:
         try:
             seal = await asyncio.shield(
                 placing := asyncio.ensure_future(
-                    self.workers.run(self._place, request, asker, target, wanted, abandoned)
+                    self.workers.of(target.file.device).run(
+                        self._place, request, asker, target, wanted, abandoned
+                    )
                 )
             )
         except asyncio.CancelledError:

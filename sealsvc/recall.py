@@ -5,7 +5,7 @@ What happens at the deadline is fence.py's; how a seal is given back, returns.py
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from sealsvc import clock, filesystem
 from sealsvc.config import PolicySection
@@ -141,12 +141,6 @@ class Recaller:
             operation=seal.intruder,
             merged=merged,
         )
-
-    def recall_all(self, chosen: Iterable[Seal], reason: str, grace: float | None) -> list[Seal]:
-        recalled = list(chosen)
-        for seal in recalled:
-            self.recall(seal, reason, grace=grace)
-        return recalled
 
     def progress(self, seal: Seal) -> None:
         """The holder is at it: the grace begins anew, up to the cap."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from sealsvc.errors import Refusal
-from sealsvc.grants import Workers
 from sealsvc.host import Host
 from sealsvc.life import Life, may
 from sealsvc.model import ByteRange, IoMode
 from sealsvc.seals import Seal
 from sealsvc.states import Step
+from sealsvc.workers import Pool, Workers
 
 
 class Returns:
@@ -27,7 +27,7 @@ class Returns:
         question = seal.question(others, part)
         if self.host.is_free(question):
             return []
-        found = await self.workers.run(self.host.remnants, question)
+        found = await self._holders(seal).run(self.host.remnants, question)
         return [f"process {r.pid} maps {r.range}" for r in found]
 
     async def give_back(self, seal: Seal, reason: str = "") -> None:
@@ -74,7 +74,8 @@ class Returns:
         if seal.request.iomode is IoMode.READ:
             return
         pid = seal.process.holder.pid
-        writable = await self.workers.run(self.host.writable_mappings, seal.question(frozenset()))
+        question = seal.question(frozenset())
+        writable = await self._holders(seal).run(self.host.writable_mappings, question)
         if not seal.live:
             return
         if writable:
@@ -85,6 +86,10 @@ class Returns:
         if not may(seal, Step.DOWNGRADE):
             raise Refusal("try-later", f"seal {seal.id} is {seal.state}", retry_after=1.0)
         self.life.downgrade(seal)
+
+    def _holders(self, seal: Seal) -> Pool:
+        """Processes are looked at, not the file: grants that hang do not keep it waiting."""
+        return self.workers.of(("holders", seal.file.device))
 
     async def _refuse_if_mapped(self, seal: Seal, part: ByteRange | None = None) -> None:
         left = await self.remnants(seal, part)

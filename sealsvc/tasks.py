@@ -9,6 +9,8 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
+_PATIENCE = 2.0  # seconds
+
 
 class Tasks:
     def __init__(self, alarm: Callable[[str], None]) -> None:
@@ -32,4 +34,9 @@ class Tasks:
     async def stop(self) -> None:
         for task in tuple(self._tasks):
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._tasks:
+            # One may wait for a thread that is stuck on a frozen file system. What it leaves is
+            # what a killed service leaves: the next one finds it.
+            _, left = await asyncio.wait(self._tasks, timeout=_PATIENCE)
+            for task in left:
+                log.warning("%s does not end: it is left as it is", task.get_name())

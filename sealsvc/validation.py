@@ -6,7 +6,7 @@ import asyncio
 import os
 import select
 
-from sealsvc import states
+from sealsvc import filesystem, states
 from sealsvc.errors import Refusal
 from sealsvc.grants import Grants, close_all
 from sealsvc.host import Host, MappingFacts, MappingQuestion
@@ -22,7 +22,8 @@ async def refuse_unmappable(grants: Grants, request: Grant, descriptor: int | No
     if not wanted or file is None:
         return
     try:
-        if await grants.workers.run(grants.host.has_dax, file):
+        where = filesystem.device_at(file) if isinstance(file, str) else filesystem.device_of(file)
+        if await grants.workers.of(where).run(grants.host.has_dax, file):
             return
     except Refusal:
         return  # the file cannot be opened, and the grant itself tells why
@@ -73,7 +74,8 @@ async def _facts(grants: Grants, seal: Seal, address: int | None) -> MappingFact
         address=address,
         require=seal.request.require,
     )
-    looking = asyncio.ensure_future(grants.workers.run(_look, grants.host, question, pidfd))
+    pool = grants.workers.of(("holders", seal.file.device))
+    looking = asyncio.ensure_future(pool.run(_look, grants.host, question, pidfd))
     try:
         return await asyncio.shield(looking)
     finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -71,7 +72,7 @@ class _Watched:
     anchor: int = -1
     whole: bool = False
     guards: dict[int, Guard] = field(default_factory=dict)
-    idle_since: float = 0.0
+    idle_since: float = math.inf  # until its first guard is gone
 
 
 class _Hold:
@@ -350,9 +351,11 @@ class FanotifyEnforcer:
         for found in files:
             key = (found.device, found.inode)
             if claim := claimed.get(key):
-                anchor = os.open(f"/proc/self/fd/{found.fd}", os.O_RDONLY | os.O_CLOEXEC)
+                anchor = _opened(found.fd)
                 # Descriptors from before its last grant were proven to be watched; so are later.
-                self._watched[key] = _Watched(claim.file, claim.filesystem, anchor, True)
+                self._watched[key] = _Watched(
+                    claim.file, claim.filesystem, anchor, True, idle_since=0.0
+                )
             os.close(found.fd)
         holds: dict[int, Hold] = {}
         for kept_guard in guarded:
@@ -385,8 +388,16 @@ class FanotifyEnforcer:
         now = time.monotonic()
         for watched in list(self._watched.values()):
             due = filesystem == watched.filesystem or now - watched.idle_since >= self.linger
-            if not watched.guards and due and watched.anchor >= 0:
+            if not watched.guards and due and watched.idle_since < math.inf:
                 self._unwatch(watched)
+
+
+def _opened(fd: int) -> int:
+    """A description of its own; -1 on a file system that was shut down meanwhile."""
+    try:
+        return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return -1
 
 
 def _nobody(report: Report) -> None:

@@ -117,6 +117,11 @@ class Host(Protocol):
 
     def read_map(self, fd: int, sealed: ByteRange | None) -> ExtentMap: ...
 
+    def look(self, anchor: int, file: FileId, sealed: ByteRange | None) -> ExtentMap:
+        """The map of a sealed file as it is now (without `sealed`: nothing of it), if its file
+        system is still alive. `anchor` may be closed by others meanwhile."""
+        ...
+
     def mark(self, fd: int, token: int) -> None:
         """Mark the description of `fd`, so that `remnants` can tell whether it is gone."""
         ...

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
+
 from sealsvc import filesystem, native, processes
 from sealsvc.errors import Refusal
 from sealsvc.filesystem import Filesystem
@@ -68,6 +70,8 @@ class KernelHost:
         try:
             st = os.fstat(fd)
             return FileId(st.st_dev, st.st_ino)
+        except OSError as error:
+            raise _open_refusal(error, path) from None
         finally:
             os.close(fd)
 
@@ -114,8 +118,8 @@ class KernelHost:
         shared, FALLOC_FL_UNSHARE_RANGE of one block that is there has XFS look through the whole
         inode and drop them (xfs_reflink_try_clear_inode_flag). It moves nothing, allocates nothing,
         waits for direct I/O in flight, and updates the file's mtime."""
-        if not target.filesystem.reflink:
-            return
+        if not target.filesystem.reflink or target.filesystem.read_only:
+            return  # XFS drops them itself when it becomes read-only (xfs_remount_ro)
         shared = native.read_extents(target.fd, None)[:, 3] & native.EXTENT_SHARED != 0
         if shared.any():
             raise Refusal(
@@ -140,6 +144,20 @@ class KernelHost:
             raise Refusal(
                 "io-error", f"FIEMAP: {error.strerror}", {"errno": error.errno}
             ) from error
+
+    def look(self, anchor: int, file: FileId, sealed: ByteRange | None) -> ExtentMap:
+        if anchor < 0:
+            # The service was restarted after the file system had been shut down.
+            raise Refusal("io-error", "it cannot be opened any more", {"errno": errno.EIO})
+        fd = os.dup(anchor)
+        try:
+            st = os.fstat(fd)
+            if (st.st_dev, st.st_ino) != (file.device, file.inode):
+                raise Refusal("no-such-seal", "the seal has ended meanwhile")
+            _refuse_if_dead(fd)
+            return np.empty((0, 4), np.uint64) if sealed is None else self.read_map(fd, sealed)
+        finally:
+            os.close(fd)
 
     def mark(self, fd: int, token: int) -> None:
         native.token_set(fd, token)
@@ -202,7 +220,7 @@ class KernelHost:
         try:
             described = _filesystem_of(fd)
             found.setdefault(described.device, described)
-        except Refusal:
+        except (Refusal, OSError):
             return
         finally:
             os.close(fd)
@@ -215,8 +233,21 @@ class KernelHost:
             described = _filesystem_of(fd)
             file = FileId(st.st_dev, st.st_ino, native.generation(fd) or 0)
             return Target(file, fd, path, st.st_size, described, writable)
+        except OSError as error:
+            os.close(fd)
+            raise _open_refusal(error, path) from None
         except BaseException:
             os.close(fd)
+            raise
+
+
+def _refuse_if_dead(fd: int) -> None:
+    """ext4 tells its maps even after it was shut down, but not attributes. Reading would not do: of
+    a watched file the gate cannot be asked then, and the answer is EPERM."""
+    try:
+        os.getxattr(fd, "trusted.sealsvc")
+    except OSError as error:
+        if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP, errno.EPERM):
             raise
 
 
@@ -282,7 +313,17 @@ def _open_refusal(error: OSError, path: str) -> Refusal:
         return Refusal("no-such-file", f"{path} does not exist", {"path": path})
     if name == errno.EISDIR:
         return Refusal("not-a-regular-file", f"{path} is a directory", {"path": path})
-    return Refusal("io-error", f"open of {path}: {error.strerror}", {"path": path, "errno": name})
+    advice = _OPEN_ADVICE.get(name or 0, "")
+    return Refusal(
+        "io-error", f"open of {path}: {error.strerror}{advice}", {"path": path, "errno": name}
+    )
+
+
+_OPEN_ADVICE = {
+    errno.EPERM: ": it is immutable or append-only (lsattr), or the file system is shut down",
+    errno.EROFS: ": ask with iomode read, or mount it for writing",
+    errno.EIO: ": the file system may be shut down: unmount it, check it, and mount it anew",
+}
 
 
 def kernel_release() -> str:

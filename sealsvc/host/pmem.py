@@ -35,7 +35,7 @@ def base_of(device: int) -> int:
             disk = _number(where.resolve().parent / "dev")
             return base_of(disk) + int((where / "start").read_text()) * SECTOR
         if (where / "dm").exists():
-            below, offset = _linear(device, name)
+            below, offset = linear_below(device, name)
             return base_of(below) + offset
         if not name.startswith("pmem"):
             raise Unknown(f"{name} is not persistent memory")
@@ -50,7 +50,7 @@ def _number(path: Path) -> int:
     return os.makedev(int(major), int(minor))
 
 
-def _linear(device: int, name: str) -> tuple[int, int]:
+def linear_below(device: int, name: str) -> tuple[int, int]:
     """The device that a device-mapper device stands on, and the byte of it where it begins."""
     request = bytearray(_DM_ROOM)
     _DM_IOCTL.pack_into(

@@ -6,6 +6,7 @@ be sealed, so that other holders of the same file are not disturbed.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -46,9 +47,18 @@ def _call(name: str, function: Callable[[], object]) -> None:
     try:
         function()
     except OSError as error:
+        advice = _ADVICE.get(error.errno or 0, "")
         raise Refusal(
-            "io-error", f"{name}: {error.strerror}", {"call": name, "errno": error.errno}
+            "io-error", f"{name}: {error.strerror}{advice}", {"call": name, "errno": error.errno}
         ) from error
+
+
+_ADVICE = {
+    errno.ENOSPC: ": free room on the file system (or in the project's quota), or seal a range"
+    " that has its blocks already; what was allocated stays allocated",
+    errno.EDQUOT: ": raise the quota of the file's owner, or free some of it; what was allocated"
+    " stays allocated",
+}
 
 
 def _windows(sealed: ByteRange) -> list[ByteRange]:

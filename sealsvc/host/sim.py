@@ -114,6 +114,9 @@ class SimHost:
     def steady(self, target: Target, sealed: ByteRange) -> None:
         """Nothing moves here but by drift()."""
 
+    def look(self, anchor: int, file: FileId, sealed: ByteRange | None) -> ExtentMap:  # noqa: ARG002
+        return self.read_map(anchor, sealed)
+
     def read_map(self, fd: int, sealed: ByteRange | None) -> ExtentMap:
         self.check("read-map")
         file = self._of_fd(fd)

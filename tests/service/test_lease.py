@@ -50,7 +50,8 @@ def test_an_opener_waits_until_the_seal_is_returned(lessee: Client, file: Path) 
 
 def test_a_deaf_holder_is_killed_and_the_opener_goes_on(leased: str, file: Path) -> None:
     code = (
-        "import mmap, sys, time\nfrom sealsvc.client import Client\n"
+        "import mmap, signal, sys, time\nfrom sealsvc.client import Client\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "client = Client(sys.argv[1])\n"
         "reply = client.grant(path=sys.argv[2], fence='kill', grace=0.2)\n"
         "mapping = mmap.mmap(reply.fds[0], 0)\nprint(flush=True)\ntime.sleep(60)\n"

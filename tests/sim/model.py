@@ -1,8 +1,8 @@
 """The reference model of the whole life of seals: what the service must do, in its simplest form.
 
 No I/O, no tasks, no enforcers: files are sets of seals, time is a number, and everything that is
-due happens when time is moved on. tests/sim/test_model.py has hypothesis drive the service against
-it. Where the two differ, one of them is wrong.
+due happens when time is moved on. tests/sim/test_life_model.py has hypothesis drive the service
+against it. Where the two differ, one of them is wrong.
 """
 
 from __future__ import annotations

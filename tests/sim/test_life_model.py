@@ -291,9 +291,9 @@ def machine_for(directory: Path) -> type[RuleBasedStateMachine]:
             seal = live[which % len(live)]
             if self.__dict__.setdefault("read", set()) & {seal.name} or not seal.holder.alive:
                 return
-            if seal.state in ("granted", "active", "recalled"):
-                if seal.holder.name not in self.model.maps.get(seal.file, set()):
-                    self.__dict__["read"].add(seal.name)
+            maps = seal.holder.name in self.model.maps.get(seal.file, set())
+            if seal.state in ("granted", "active", "recalled") and not maps:
+                self.__dict__["read"].add(seal.name)
             self.both(self.own(Downgrade, seal), lambda: self.model.downgrade(seal))
 
         @rule(file=st.sampled_from(FILES), span=spans)
