@@ -67,7 +67,7 @@ async def _audit_filesystem(
             unreadable.append(f"{seal.id}: its map is pinned: looking could block (docs/pin.md)")
             continue
         checked += 1
-        if found is not None:
+        if found is not None and not seal.may_change():
             drifted.append(_drift(recaller, seal, found))
     _tell_death(grants, lost)
     return AuditReport(checked=checked, drifted=drifted, unreadable=unreadable)

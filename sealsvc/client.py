@@ -23,7 +23,7 @@ import msgspec
 from sealsvc.errors import TABLE, Refusal
 from sealsvc.messages import (
     DEFAULT_SOCKET,
-    MAX_FDS,
+    MAX_ANSWER_FDS,
     MAX_MESSAGE,
     Answer,
     AnyRequest,
@@ -83,7 +83,7 @@ def _receive(sock: socket.socket) -> tuple[FromService, tuple[int, ...]] | None:
     """One message, or None when the service has closed the connection."""
     # Not socket.recv_fds: Python 3.11's drops the flags, and the descriptors would survive exec.
     data, ancillary, flags, _ = sock.recvmsg(
-        MAX_MESSAGE, socket.CMSG_SPACE(MAX_FDS * 4), socket.MSG_CMSG_CLOEXEC
+        MAX_MESSAGE, socket.CMSG_SPACE(MAX_ANSWER_FDS * 4), socket.MSG_CMSG_CLOEXEC
     )
     if not data:
         return None

@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from sealsvc import clock
+from sealsvc.adoption import Adoption
 from sealsvc.audit import audit
 from sealsvc.badblocks import BadBlocks
 from sealsvc.config import Config
@@ -43,6 +44,8 @@ from sealsvc.policy import Policy
 from sealsvc.recall import Recaller
 from sealsvc.reclaim import JOURNAL, Reclaimed, reclaim
 from sealsvc.returns import Returns
+from sealsvc.ring_keeper import RingKeeper
+from sealsvc.rings import Rings
 from sealsvc.seals import SealTable
 from sealsvc.service import Service, push
 from sealsvc.tasks import Tasks
@@ -88,6 +91,15 @@ class Daemon:
             self.once,
             kernel_release(),
         )
+        self.rings = (
+            Rings(RingKeeper(keeper), self.grants, policy, self.service.watch_holder)
+            if keeper
+            else None
+        )
+        if self.rings and keeper:
+            adoption = Adoption(self.rings, self.recaller, returns, self.tasks)
+            self.adoption, self.service.rings = adoption, self.rings
+            keeper.on_ring, keeper.on_unproven = adoption.reported, adoption.unproven
         self.server = ControlServer(
             config.service.socket,
             int(config.service.socket_mode, 8),
@@ -156,6 +168,9 @@ class Daemon:
         """Go on with the seals of the service that was here before."""
         for seal in self.reclaimed.seals:
             self.table.add(seal)
+        if self.rings:
+            self.adoption.resume(self.rings.resume(self.reclaimed.seals))
+        for seal in self.reclaimed.seals:
             if not seal.exited.is_set():
                 self.service.watch_holder(seal)
             if seal.request.key:
@@ -171,6 +186,8 @@ class Daemon:
             )
         for enforcer in self.enforcers.available:
             enforcer.replay()
+        if self.rings:
+            self.rings.keeper.replay()
 
     def _leave_keeper(self) -> None:
         self.journal.close()
@@ -230,6 +247,8 @@ class Daemon:
         self.recaller.expire()
         self.recaller.relieve()
         self.journal.rewrite_if_large(self.table)
+        if self.rings:
+            self.rings.tick()
         for enforcer in self.enforcers.available:
             enforcer.forget()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
@@ -90,9 +90,16 @@ class Grants:
         self._queues: WeakValueDictionary[int, FairQueue] = WeakValueDictionary()
         self.counters = {"grants": 0, "refusals": 0}
 
-    async def grant(self, request: Grant, asker: Asker, descriptor: int | None) -> tuple[Seal, int]:
+    async def grant(
+        self,
+        request: Grant,
+        asker: Asker,
+        descriptor: int | None,
+        before: Callable[[Seal], None] = lambda _: None,
+    ) -> tuple[Seal, int]:
         """A new seal and the descriptor of its holder, which the caller closes. Takes `descriptor`
-        and the asker's process over, whatever happens."""
+        and the asker's process over, whatever happens. `before` is called with the seal just before
+        it begins; when it raises, the grant is undone."""
         try:
             with ExitStack() as undo:
                 undo.callback(asker.process.close)
@@ -100,8 +107,8 @@ class Grants:
                 # Of a frozen file system the last close may block.
                 undo.callback(self.workers.of(target.file.device).submit, os.close, target.fd)
                 turn = self._queue_of(target.file.device).turn(asker.peer.uid)
-                async with self._files.of(target.file), turn:
-                    seal = await self._grant(request, asker, target)
+                async with self.lock(target.file), turn:
+                    seal = await self._grant(request, asker, target, before)
                 undo.pop_all()
         except Refusal as refusal:
             self.counters["refusals"] += 1
@@ -114,6 +121,10 @@ class Grants:
             )
             raise
         return seal, target.fd
+
+    def lock(self, file: FileId) -> _FileLock:
+        """Whoever has it is the one who grants on the file."""
+        return self._files.of(file)
 
     def _queue_of(self, device: int) -> FairQueue:
         """Who waits for one file system stands in no other's way."""
@@ -152,7 +163,9 @@ class Grants:
             lambda: self.host.open_path(request.path or "", self.policy.roots, writable=writable)
         )
 
-    async def _grant(self, request: Grant, asker: Asker, target: Target) -> Seal:
+    async def _grant(
+        self, request: Grant, asker: Asker, target: Target, before: Callable[[Seal], None]
+    ) -> Seal:
         wanted = _range(request, target)
         self._end_courtesy(request, target, wanted)
         self.policy.admit(request, wanted, asker.process.holder, target, self.life.table)
@@ -171,6 +184,11 @@ class Grants:
             await asyncio.wait([placing])
             if not placing.cancelled() and placing.exception() is None:
                 placing.result().hold.release()
+            raise
+        try:
+            before(seal)
+        except BaseException:
+            seal.hold.release()
             raise
         self.counters["grants"] += 1
         self.life.begin(seal)
@@ -218,16 +236,16 @@ class Grants:
             # 4. Bring to the device what was pending, then read the map: before, it proves nothing.
             host.settle(target)
             found = host.read_map(target.fd, sealed)
-            _check_map(found, sealed, target)
+            check_map(found, sealed, target)
             # 5. Mark the holder's description, so that its end can be proven.
             host.mark(target.fd, token)
             # 6. Take away what could still move blocks; nothing may have moved meanwhile.
             host.steady(target, sealed)
-            _check_still(found, host.read_map(target.fd, sealed), sealed, target)
+            check_still(found, host.read_map(target.fd, sealed), sealed, target)
             # 7. Pins are last: with one in force, even looking may block (docs/pin.md).
             if chosen.hold_late(hold, target, guard):
                 with hold.given_up_after(_PIN_PATIENCE):
-                    _check_still(found, host.read_map(target.fd, sealed), sealed, target)
+                    check_still(found, host.read_map(target.fd, sealed), sealed, target)
             progress("arming", 1.0)
             seal = Seal(
                 token=token,
@@ -262,7 +280,7 @@ def _range(request: Grant, target: Target) -> ByteRange:
     return ByteRange(request.offset, length)
 
 
-def _check_map(found: ExtentMap, sealed: ByteRange, target: Target) -> None:
+def check_map(found: ExtentMap, sealed: ByteRange, target: Target) -> None:
     bad = extents.unsuitable(found, sealed)
     if not bad:
         return
@@ -279,7 +297,7 @@ def _check_map(found: ExtentMap, sealed: ByteRange, target: Target) -> None:
     )
 
 
-def _check_still(before: ExtentMap, now: ExtentMap, sealed: ByteRange, target: Target) -> None:
+def check_still(before: ExtentMap, now: ExtentMap, sealed: ByteRange, target: Target) -> None:
     if extents.same(before, now, sealed):
         return
     raise Refusal(

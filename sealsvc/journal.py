@@ -19,7 +19,7 @@ import numpy as np
 
 from sealsvc.filesystem import Filesystem
 from sealsvc.messages import Grant, Holder, LadderStep
-from sealsvc.model import ByteRange, FileId, State
+from sealsvc.model import ByteRange, FileId, RingPlace, State
 from sealsvc.seals import Seal
 
 _MAGIC = b"SEALJRN2"
@@ -62,6 +62,8 @@ class Granted(msgspec.Struct, array_like=True, tag="granted"):
     marked: bool
     granted_at: float
     progress: Progress
+    place: RingPlace | None = None
+    mark: int = 0
 
 
 class Ended(msgspec.Struct, array_like=True, tag="ended"):
@@ -89,6 +91,10 @@ class Journal:
 
     def progressed(self, seal: Seal) -> None:
         self._append(_encode(_progress(seal) if seal.live else Ended(seal.token)))
+
+    def forget(self, seal: Seal) -> None:
+        """A live seal is not the service's to keep any more."""
+        self._append(_encode(Ended(seal.token)))
 
     def rewrite_if_large(self, live: Iterable[Seal]) -> None:
         """Forget what is over, once that is most of it."""
@@ -193,4 +199,6 @@ def _granted(seal: Seal) -> Granted:
         marked=seal.marked,
         granted_at=seal.granted_at,
         progress=_progress(seal),
+        place=seal.place,
+        mark=seal.mark,
     )

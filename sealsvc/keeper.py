@@ -16,18 +16,22 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sealsvc.errors import Refusal
+from sealsvc.model import FileId
 from sealsvc.native import ffi, lib
 
 _TRIES, _PAUSE = 100, 0.05  # seconds between
 _REPLY = ffi.sizeof("struct keeper_reply")
 _NAMES = lib.KEEPER_BATCH * lib.KEEPER_NAME
+_REPORT = ffi.sizeof("struct seal_report")
+_RING_REPORT = ffi.sizeof("struct seal_ring_report")
+assert _REPORT != _RING_REPORT, "their sizes tell them apart"
 _CONTROL = socket.CMSG_SPACE(lib.KEEPER_BATCH * 4)
 
 
@@ -72,6 +76,8 @@ class Keeper:
             self._sock.close()
             raise
         self.reports: socket.socket | None = None
+        self.on_ring: Callable[[Any], None] = _nobody  # struct seal_ring_report
+        self.on_unproven: Callable[[Any], None] = _nobody  # struct seal_report
 
     def close(self) -> None:
         """Nothing that is guarded or kept is let go by this."""
@@ -135,17 +141,25 @@ class Keeper:
         self._call(lib.KEEPER_REPLAY)
 
     def read_reports(self) -> Iterator[Any]:
-        """struct seal_report, as many as wait. Each is valid until the next is taken."""
+        """struct seal_report, as many as wait. Each is valid until the next is taken. Those about
+        rings go to `on_ring` and `on_unproven` instead, in their turn."""
         assert self.reports is not None
-        report = ffi.new("struct seal_report *")
-        room = ffi.buffer(report)
+        room = ffi.new("char[]", max(_REPORT, _RING_REPORT))
+        report = ffi.cast("struct seal_report *", room)
+        ring_report = ffi.cast("struct seal_ring_report *", room)
         while True:
             try:
-                if not self.reports.recv_into(room):
-                    raise KeeperGone(self.path)
+                size = self.reports.recv_into(ffi.buffer(room))
             except BlockingIOError:
                 return
-            yield report
+            if not size:
+                raise KeeperGone(self.path)
+            if size == _RING_REPORT:
+                self.on_ring(ring_report)
+            elif report.kind == lib.SEAL_REPORT_UNPROVEN:
+                self.on_unproven(report)
+            else:
+                yield report
 
     def snapshot(self) -> tuple[list[WatchedFile], list[KeptGuard]]:
         """Everything that is watched and guarded. The descriptors are the caller's."""
@@ -168,6 +182,29 @@ class Keeper:
         reply = self._exchange(lib.KEEPER_COUNT)
         names = ("events", "own", "passed", "held", "refused", "failed_answers")
         return {name: int(getattr(reply.counters, name)) for name in names}
+
+    def absolve(self, waiter: int, guard: int) -> None:
+        """It is proven that nothing is left of what a registration's seals kept of the range that
+        a held operation would change."""
+        with suppress(KeeperError):  # its caller was killed meanwhile
+            self._call(lib.KEEPER_ABSOLVE, id=waiter, guard={"id": guard})
+
+    # Rings
+
+    def ring(
+        self,
+        op: int,
+        *,
+        fd: int = -1,
+        received: list[int] | None = None,
+        file_id: FileId | None = None,
+        **fields: Any,
+    ) -> int:
+        """One of KEEPER_RING_*, with the fields of struct keeper_ring_request. What waits on
+        `file_id` is judged anew."""
+        where = {"device": file_id.device, "inode": file_id.inode} if file_id else {}
+        ring = {"op": op, **fields}
+        return self._call(lib.KEEPER_RING, fd=fd, received=received, ring=ring, **where)
 
     # Descriptors by name
 
@@ -251,6 +288,10 @@ class Keeper:
             for at in range(_REPLY, _REPLY + len(fds) * width, width):
                 names.append(data[at : at + width].split(b"\0", 1)[0])
         return reply
+
+
+def _nobody(report: Any) -> None:
+    raise RuntimeError(f"a report before start: {report}")
 
 
 def _parse_snapshot(

@@ -53,6 +53,7 @@ class Life:
         if seal.request.ttl:
             seal.expires = clock.now() + seal.request.ttl
         self.journal.granted(seal)
+        seal.publish()
         self.table.add(seal)
         self.events.publish("granted", seal.id, seal=seal.info())
         seal.hold.change(seal.verdict)
@@ -62,6 +63,7 @@ class Life:
         before = seal.state
         transition = seal.move(step, reason)
         self.journal.progressed(seal)
+        seal.publish()
         self.events.publish(
             "state",
             seal.id,
@@ -86,6 +88,7 @@ class Life:
             seal.wanted = seal.wanted.clipped(left)
         self.journal.granted(seal)
         seal.hold.resize(seal.effective)
+        seal.publish()
 
     def change_terms(self, seal: Seal, **changes: Any) -> None:
         """Fields of the grant that its holder may change: iomode, ttl."""
@@ -94,6 +97,7 @@ class Life:
             ttl = seal.request.ttl
             seal.expires = clock.now() + ttl if ttl else None
         self.journal.granted(seal)
+        seal.publish()
 
     def downgrade(self, seal: Seal) -> None:
         self.change_terms(seal, iomode=IoMode.READ)
@@ -126,6 +130,7 @@ class Life:
         seal.deadline = seal.recalled_at = seal.wanted = seal.intruder = None
         seal.ladder.clear()
         self.journal.progressed(seal)
+        seal.publish()
         seal.hold.change(seal.verdict)
 
     def _alarm(self, seal: Seal) -> None:

@@ -1,9 +1,10 @@
 """The control protocol, version 1: every message, once.
 
 A message is one SOCK_SEQPACKET datagram of JSON (at most MAX_MESSAGE bytes, at most MAX_FDS
-descriptors beside it). A client sends requests, tagged by `op`, with an `id` of its choosing; the
-service answers each with an Answer or a Failure that carries the same id, in any order, and
-pushes Recall and Event messages, which have no id. A union member is told by its tag.
+descriptors beside it, or MAX_ANSWER_FDS beside an answer). A client sends requests, tagged by
+`op`, with an `id` of its choosing; the service answers each with an Answer or a Failure that
+carries the same id, in any order, and pushes Recall and Event messages, which have no id. A union
+member is told by its tag.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ from sealsvc.model import (
     Kind,
     Operation,
     Preparation,
+    RingPlace,
     State,
 )
 
 VERSION = 1
 MAX_MESSAGE = 64 * 1024
 MAX_FDS = 2
+MAX_ANSWER_FDS = 4
 DEFAULT_SOCKET = "/run/sealsvc/control.sock"
 
 Offset = Annotated[int, Meta(ge=0, le=2**62)]
@@ -38,6 +41,7 @@ Seconds = Annotated[float, Meta(ge=0, le=86400 * 365)]
 RequestId = Annotated[int, Meta(ge=0, le=2**53)]
 Name = Annotated[str, Meta(min_length=1, max_length=4096)]
 Limit = Annotated[int, Meta(ge=1, le=1000)]
+RingNumber = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 
 
 class Request(
@@ -95,6 +99,31 @@ class Grant(Keyed, frozen=True, tag="grant"):
     require: Requirements = Requirements()
     prepare: list[Preparation] = []
     holder: HolderSpec = HolderSpec()
+
+
+class Register(Grant, frozen=True, kw_only=True, tag="register"):
+    """Register a file, or a range of it, with the ring `ring` of this connection: the whole order
+    of a grant is gone through once, after which seals inside the range are granted by the ring.
+    Fields as of Grant, for the registration and for its seals alike; the caller itself is the
+    holder, and `key` must be empty. Answer: Registered, with the descriptor beside it as for a
+    Grant. It ends like a seal: by Return, by a recall that is obeyed, or with its holder."""
+
+    ring: RingNumber
+
+
+class Attach(Request, frozen=True, tag="attach"):
+    """Make a ring of this connection's own (docs/ring.md), with a seal table of so many `slots`
+    (they count against the limits of policy), or, with `ring` and `secret`, attach to the one that
+    is there: after the service, or the client, was started again. `commands` and `data` are bytes;
+    all but slots are powers of two. Answer: Attached, with four descriptors beside it: memory,
+    table, kick, bell."""
+
+    slots: Annotated[int, Meta(ge=1, le=2**24)] = 1024
+    commands: Annotated[int, Meta(ge=192, le=2**26)] = 16384
+    events: Annotated[int, Meta(ge=2, le=2**16)] = 256
+    data: Annotated[int, Meta(ge=0, le=2**26)] = 65536
+    ring: RingNumber | None = None
+    secret: Annotated[str, Meta(pattern="^[0-9a-f]{16}$")] | None = None
 
 
 class Return(Keyed, frozen=True, tag="return"):
@@ -254,6 +283,8 @@ class Simulate(Request, frozen=True, tag="simulate"):
 
 AnyRequest = (
     Grant
+    | Register
+    | Attach
     | Return
     | Downgrade
     | Renew
@@ -328,6 +359,22 @@ class SealInfo(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=
     fence_class: FenceClass = FenceClass.COOPERATIVE
     wanted: ByteRange | None = None
     ladder: list[LadderStep] = []
+    ring: RingPlace | None = None
+
+
+class Registered(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="registered"):
+    """`file` is the index by which commands name it; `seal` is the registration."""
+
+    file: int
+    seal: SealInfo
+
+
+class Attached(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="attached"):
+    """`files` are the registrations that live, by index, with their ids."""
+
+    ring: int
+    secret: str
+    files: dict[int, str]
 
 
 class MappingReport(
@@ -466,6 +513,8 @@ class Done(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="don
 
 Result = (
     SealInfo
+    | Registered
+    | Attached
     | MappingReport
     | SealPage
     | ExtentPage
@@ -552,6 +601,7 @@ EVENTS = {
     "reclaimed": "the service was restarted and took its seals over (data: seals)",
     "drift": "a sealed extent map changed: a broken promise (data: the Drift)",
     "alarm": "an operator should look (data: reason)",
+    "ring": "a ring was used natively (data: ring, and how many grants, returns and recalls since)",
     "gap": "events were dropped because this watcher reads too slowly (data: dropped)",
 }
 

@@ -130,6 +130,29 @@ class FileId(msgspec.Struct, frozen=True, forbid_unknown_fields=True, order=True
         return f"{self.device >> 8 & 0xFFF}:{self.device & 0xFF}/{self.inode}.{self.generation}"
 
 
+class RingPlace(msgspec.Struct, frozen=True, array_like=True):
+    """Where a client's ring has a seal. `file` is a registered file's index (-1: none), `slot` one
+    of the seal table (-1: it is a registration), `parent` the token of the registration that a seal
+    was granted in (0: it was granted over the control socket). `watched`: the gate leaves the
+    registered range to the ring to judge, `cookie` is the client's."""
+
+    ring: int
+    file: int = -1
+    slot: int = -1
+    parent: int = 0
+    watched: bool = False
+    cookie: int = 0
+
+    @property
+    def is_registration(self) -> bool:
+        return self.slot < 0
+
+    @property
+    def key(self) -> int:
+        """What names a registration to the gate (seal_ring_key)."""
+        return self.ring << 32 | self.file
+
+
 class Operation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A conflicting operation, as its caller is stopped in it. `length` 0 means up to the end of
     the file; for truncate `offset` is the new size."""

@@ -114,6 +114,21 @@ class Policy:
                 retry_after=1.0,
             )
 
+    def admit_ring(self, slots: int, reserved: int, table: SealTable) -> None:
+        """May a client have a seal table of so many slots, where `reserved` are others'?"""
+        section = self.section
+        for name, wanted in (
+            ("max_seals", len(table) + reserved + slots),
+            ("max_seals_per_holder", slots),
+        ):
+            if wanted > getattr(section, name):
+                raise Refusal(
+                    "limit-reached",
+                    f"policy.{name} is {getattr(section, name)}; {slots} slots are asked for",
+                    {"limit": name},
+                    retry_after=1.0,
+                )
+
     def accept(self, gaps: Iterable[Gap]) -> list[str]:
         """The risks that a seal with these gaps takes; refused unless each is accepted by name."""
         risks = [gap.risk for gap in gaps]

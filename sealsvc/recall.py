@@ -98,7 +98,7 @@ class Recaller:
         if seal.state is State.COURTESY:
             self.life.step(seal, Step.EXPIRE, f"its ttl has passed, and it is recalled: {reason}")
             return
-        wanted = _wanted(seal, operation, part)
+        wanted = wanted_of(seal, operation, part)
         if seal.state is State.RECALLED:
             self._merge(seal, reason, operation, wanted, grace)
         elif may(seal, Step.RECALL):
@@ -154,6 +154,7 @@ class Recaller:
         seal.deadline = later
         seal.climb("progress")
         self.life.journal.progressed(seal)
+        seal.publish()
         if not overdue:
             return
         seal.hold.change(seal.verdict)
@@ -235,7 +236,7 @@ class Recaller:
                 self.life.step(seal, Step.EXPIRE, "its ttl has passed")
 
 
-def _wanted(seal: Seal, operation: Operation | None, part: ByteRange | None) -> ByteRange:
+def wanted_of(seal: Seal, operation: Operation | None, part: ByteRange | None = None) -> ByteRange:
     """The part of the seal's range that stands in the way."""
     if part is None and operation is not None and seal.request.kind is Kind.SHARED:
         to_the_end = not operation.length or any(w in operation.name for w in _TO_THE_END)

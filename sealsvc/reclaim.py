@@ -49,11 +49,16 @@ def reclaim(keeper: Keeper, enforcers: EnforcerSet) -> Reclaimed:
         own = [holds[name].get(record.token) for name in record.enforcers]
         seal = _seal(record, holders.of(record.holder), [hold for hold in own if hold is not None])
         result.seals.append(seal)
-        if None in own:
+        if None in own and not _is_in_a_ring(record):
             result.torn.append(seal)
     holders.close()
     seals.reserve_tokens(record.token for record in records)
     return result
+
+
+def _is_in_a_ring(record: journal.Granted) -> bool:
+    """Its guard is a slot of the ring's table: rings.py finds it there."""
+    return record.place is not None and record.place.parent != 0
 
 
 class _Holders:
@@ -88,7 +93,11 @@ def _take_over(
         )
     holds: dict[str, dict[int, Hold]] = {name: {} for name in known}
     for enforcer in enforcers.available:
-        claims = [_claim(record) for record in records if enforcer.name in record.enforcers]
+        claims = [
+            _claim(record)
+            for record in records
+            if enforcer.name in record.enforcers and not _is_in_a_ring(record)
+        ]
         holds[enforcer.name] = enforcer.reclaim(claims, kept)
     return holds
 
@@ -96,7 +105,12 @@ def _take_over(
 def _claim(record: journal.Granted) -> Claim:
     exclusive = record.request.kind is Kind.EXCLUSIVE
     verdict = Verdict.WAIT if record.request.conflict is Conflict.WAIT else Verdict.REFUSE
-    guard = Guard(record.token, record.effective, record.holder.pid, exclusive, verdict)
+    watch = 0
+    if record.place is not None and record.place.watched:
+        verdict, watch = Verdict.WATCH, record.place.key
+    guard = Guard(
+        record.token, record.effective, record.holder.pid, exclusive, verdict, watch=watch
+    )
     return Claim(record.file, record.filesystem, record.enforcers[0], guard)
 
 
@@ -138,6 +152,8 @@ def _seal(record: journal.Granted, process: Process, holds: list[Hold]) -> Seal:
         wanted=progress.wanted,
         ladder=progress.ladder,
         drifted=progress.drifted,
+        place=record.place,
+        mark=record.mark,
     )
     if process.pidfd < 0:
         seal.exited.set()

@@ -18,7 +18,17 @@ from sealsvc.enforce import Guard, Hold, Verdict
 from sealsvc.filesystem import Filesystem
 from sealsvc.host import ExtentMap, ReleaseQuestion
 from sealsvc.messages import Grant, LadderStep, SealInfo
-from sealsvc.model import ByteRange, Conflict, Fence, FenceClass, FileId, Kind, Operation, State
+from sealsvc.model import (
+    ByteRange,
+    Conflict,
+    Fence,
+    FenceClass,
+    FileId,
+    Kind,
+    Operation,
+    RingPlace,
+    State,
+)
 from sealsvc.processes import Process
 from sealsvc.states import Step, Transition
 
@@ -53,7 +63,10 @@ class Seal:
     """A seal. Changed by life.py alone, on the event loop alone.
 
     `deadline`, `expires` and `recalled_at` are moments of sealsvc.clock. `wanted` is the part that
-    a recall is for, `round` counts recalls, so that who waits for one notices the next."""
+    a recall is for, `round` counts recalls, so that who waits for one notices the next. `place` is
+    where a ring has it, `publish` brings it up to date there; `mark` is the token that marks the
+    holder's description, if not its own; `may_change` tells that its map is promised to
+    nobody now."""
 
     token: int
     request: Grant
@@ -85,6 +98,10 @@ class Seal:
     released: asyncio.Event = field(default_factory=asyncio.Event)
     exited: asyncio.Event = field(default_factory=asyncio.Event)
     at_end: Callable[[], None] = lambda: None
+    publish: Callable[[], None] = lambda: None
+    may_change: Callable[[], bool] = lambda: False
+    place: RingPlace | None = None
+    mark: int = 0
     id: str = ""
 
     def __post_init__(self) -> None:
@@ -96,6 +113,8 @@ class Seal:
 
     @property
     def verdict(self) -> Verdict:
+        if self.place is not None and self.place.watched:
+            return Verdict.WATCH
         return Verdict.WAIT if self.request.conflict is Conflict.WAIT else Verdict.REFUSE
 
     @property
@@ -138,7 +157,7 @@ class Seal:
             file=self.file,
             range=part or self.effective,
             anchor=self.hold.anchor if self.marked else -1,
-            token=self.token,
+            token=self.mark or self.token,
             holder=0 if self.exited.is_set() else self.process.holder.pid,
             others=others,
         )
@@ -174,6 +193,7 @@ class Seal:
             fence_class=self.fence_class,
             wanted=self.wanted,
             ladder=list(self.ladder),
+            ring=self.place,
         )
 
 

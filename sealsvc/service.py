@@ -20,6 +20,7 @@ from sealsvc.limits import RateLimit
 from sealsvc.messages import (
     VERSION,
     AnyRequest,
+    Attach,
     Audit,
     Downgrade,
     EnforcerInfo,
@@ -32,6 +33,7 @@ from sealsvc.messages import (
     Forgotten,
     Gap,
     Grant,
+    HolderSpec,
     Keyed,
     List,
     Mapped,
@@ -42,6 +44,8 @@ from sealsvc.messages import (
     RecallReport,
     RecallSeals,
     Reclaim,
+    Register,
+    Registered,
     Renew,
     Result,
     Return,
@@ -59,6 +63,7 @@ from sealsvc.policy import Policy
 from sealsvc.processes import Peer, Process
 from sealsvc.recall import Recaller
 from sealsvc.returns import Returns
+from sealsvc.rings import RingClient, Rings
 from sealsvc.seals import Seal
 from sealsvc.states import Step
 
@@ -80,12 +85,17 @@ class Service:
         self.rate = RateLimit(policy.section.grants_per_second, policy.section.grants_burst)
         self.started = clock.now()
         self.connections: Callable[[], int] = lambda: 0
+        self.rings: Rings | None = None
         self.simulate: Callable[[Simulate], Awaitable[dict[str, Any]]] | None = None
 
     async def handle(self, connection: Connection, request: AnyRequest, fds: list[int]) -> Reply:
+        if isinstance(request, Register):
+            return await self._register(connection, request, fds)
         if isinstance(request, Grant):
             return await self._grant(connection, request, fds)
         close_all(fds)
+        if isinstance(request, Attach):
+            return self._rings().attach(connection, request)
         if isinstance(request, Keyed) and request.key:
             act = functools.partial(self._act, connection, request)
             result, _ = await self.once.run(connection.peer.uid, request, act)
@@ -169,7 +179,43 @@ class Service:
         fd = await self.grants.hand_over_again(seal)
         return Reply(seal.info(), [] if fd is None else [fd])
 
-    async def _new_grant(self, connection: Connection, request: Grant, fds: list[int]) -> Reply:
+    def _rings(self) -> Rings:
+        if self.rings is None:
+            raise Refusal("unknown-operation", "there is no keeper, and so no rings, here")
+        return self.rings
+
+    async def _register(self, connection: Connection, request: Register, fds: list[int]) -> Reply:
+        try:
+            rings = self._rings()
+            if request.key or request.holder != HolderSpec():
+                raise Refusal("bad-request", "a registration has neither `key` nor `holder`")
+        except BaseException:
+            close_all(fds)
+            raise
+        make = functools.partial(rings.register, connection, request)
+        reply = await self._new_grant(connection, request, fds, make)
+        assert isinstance(reply.result, SealInfo)
+        place = reply.result.ring
+        return Reply(Registered(file=place.file if place else -1, seal=reply.result), reply.fds)
+
+    async def _make(
+        self, connection: Connection, request: Grant, asker: Asker, descriptor: int | None
+    ) -> tuple[Seal, int]:
+        if self.rings is None:
+            seal, fd = await self.grants.grant(request, asker, descriptor)
+        else:
+            before = self.rings.mirror(connection)
+            seal, fd = await self.grants.grant(request, asker, descriptor, before)
+        self.watch_holder(seal)
+        return seal, fd
+
+    async def _new_grant(
+        self,
+        connection: Connection,
+        request: Grant,
+        fds: list[int],
+        make: Callable[[Asker, int | None], Awaitable[tuple[Seal, int]]] | None = None,
+    ) -> Reply:
         try:
             self.policy.authorise_grant(connection.peer, request, len(fds))
             self.rate.take(connection.peer.uid)
@@ -186,8 +232,8 @@ class Service:
             close_all([] if descriptor is None else [descriptor])
             raise
         asker = Asker(connection.peer, process, connection)
-        seal, fd = await self.grants.grant(request, asker, descriptor)
-        self.watch_holder(seal)
+        make = make or functools.partial(self._make, connection, request)
+        seal, fd = await make(asker, descriptor)
         if request.path is not None and request.holder.pid is None:
             return Reply(seal.info(), [fd])
         os.close(fd)
@@ -443,6 +489,8 @@ class Service:
 def push(seal: Seal, message: Recall | RecallAny) -> bool:
     """Deliver a recall to the connection that asked for the seal."""
     client = seal.client
+    if isinstance(client, RingClient):
+        return client.tell(seal, message)
     return isinstance(client, Connection) and client.send(message)
 
 

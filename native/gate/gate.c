@@ -317,13 +317,60 @@ int seal_gate_answer(struct seal_gate *gate, uint64_t id, int error)
 	return waiter ? 0 : -ENOENT;
 }
 
+int seal_gate_absolve(struct seal_gate *gate, uint64_t id, uint64_t guard)
+{
+	struct waiter *waiter;
+	struct file *file;
+	int error = -ENOENT;
+
+	pthread_mutex_lock(&gate->lock);
+	waiter = gate_find_waiter(gate, id, &file);
+	if (waiter && waiter->absolved_count == ABSOLVED_MAX) {
+		gate_take_waiter(gate, id);
+		gate_finish(gate, waiter, EBUSY);
+		error = -ENOSPC;
+	} else if (waiter) {
+		waiter->absolved[waiter->absolved_count++] = guard;
+		waiter->asked = 0;
+		gate_settle_all(gate, file);
+		error = 0;
+	}
+	pthread_mutex_unlock(&gate->lock);
+	return error;
+}
+
+int seal_gate_settle(struct seal_gate *gate, uint64_t device, uint64_t inode)
+{
+	struct file *file;
+
+	pthread_mutex_lock(&gate->lock);
+	file = gate_find_file(gate, device, inode);
+	if (file)
+		gate_settle_all(gate, file);
+	pthread_mutex_unlock(&gate->lock);
+	return file ? 0 : -ENOENT;
+}
+
+void seal_gate_on_watch(struct seal_gate *gate, seal_gate_watch_judge *judge, void *context)
+{
+	pthread_mutex_lock(&gate->lock);
+	gate->judge = judge;
+	gate->judge_context = context;
+	pthread_mutex_unlock(&gate->lock);
+}
+
+pthread_mutex_t *seal_gate_lock(struct seal_gate *gate)
+{
+	return &gate->lock;
+}
+
 void seal_gate_replay(struct seal_gate *gate)
 {
 	pthread_mutex_lock(&gate->lock);
 	for (size_t i = 0; i < BUCKETS; i++)
 		for (struct file *file = gate->files[i]; file; file = file->next)
 			for (struct waiter *waiter = file->waiters; waiter; waiter = waiter->next)
-				if (waiter->reported)
+				if (waiter->reported || waiter->asked)
 					gate->deliver(gate->context, &waiter->report);
 	pthread_mutex_unlock(&gate->lock);
 }

@@ -18,13 +18,17 @@
 #define WATCH_MASK (FAN_PRE_ACCESS | FAN_OPEN_PERM)
 
 #define BUCKETS 4096
+#define ABSOLVED_MAX 8 /* registrations one operation can be proven to be free of */
 
 /* An operation that waits for our answer. */
 struct waiter {
 	struct waiter *next;
 	uint64_t id, since_us;
 	int event_fd, pidfd;
-	int reported; /* a HELD report was made, so that its end is to be reported too */
+	int reported;	/* a HELD report was made, so that its end is to be reported too */
+	uint64_t asked; /* the registration of the last UNPROVEN report */
+	uint64_t absolved[ABSOLVED_MAX];
+	unsigned absolved_count;
 	struct seal_event event;
 	struct seal_report report;
 };
@@ -56,6 +60,8 @@ struct seal_gate {
 	pthread_t reader, minder;
 	seal_gate_deliver *deliver;
 	void *context;
+	seal_gate_watch_judge *judge;
+	void *judge_context;
 
 	/* Never held across a call that can touch a watched file. */
 	pthread_mutex_t lock;
@@ -85,9 +91,15 @@ void gate_prune_passages(struct seal_gate *gate, struct file *file);
 /* waiters.c */
 uint64_t gate_now_us(void);
 int gate_in_process(int32_t tgid, int32_t tid);
-/* The strictest policy among the guards that `operation` conflicts with (-1: it is free) and, in
- * *error, the errno it gets at once (0: it is to wait). */
-int gate_judge(const struct file *file, const struct seal_operation *operation, int *error);
+/* The strictest policy among the guards that an operation conflicts with (-1: it is free), the errno it
+ * gets at once (0: it is to wait), and the registration whose proof is all that is missing (0: none). */
+struct verdict {
+	int policy, error;
+	uint64_t unproven;
+};
+/* `waiter` is NULL for an operation that is not held yet. */
+struct verdict gate_judge(const struct seal_gate *gate, const struct file *file,
+			  const struct seal_operation *operation, const struct waiter *waiter);
 void gate_respond(struct seal_gate *gate, int event_fd, int error);
 void gate_pass(struct seal_gate *gate, int event_fd);
 struct waiter *gate_new_waiter(struct seal_gate *gate, const struct seal_event *event, int event_fd,
@@ -96,6 +108,7 @@ void gate_hold(struct seal_gate *gate, struct file *file, struct waiter *waiter,
 	       const struct seal_operation *operation);
 void gate_finish(struct seal_gate *gate, struct waiter *waiter, int error);
 void gate_settle_all(struct seal_gate *gate, struct file *file);
+struct waiter *gate_find_waiter(struct seal_gate *gate, uint64_t id, struct file **file);
 /* Take the waiter out of its file's list; NULL when there is none. The caller finishes it. */
 struct waiter *gate_take_waiter(struct seal_gate *gate, uint64_t id);
 

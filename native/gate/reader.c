@@ -25,7 +25,6 @@ static int admit(struct seal_gate *gate, struct file *file, const struct seal_ev
 	struct seal_operation operation;
 	struct seal_syscall call;
 	struct waiter *waiter;
-	int error;
 
 	gate_passages_end(file, event->tid);
 	for (int look = 0; look < LOOKS_AT_ONCE; look++) {
@@ -36,7 +35,7 @@ static int admit(struct seal_gate *gate, struct file *file, const struct seal_ev
 	}
 	if (call.state != SEAL_TASK_RUNNING) {
 		seal_operation_judge(event, &call, &operation);
-		if (gate_judge(file, &operation, &error) < 0) {
+		if (gate_judge(gate, file, &operation, NULL).policy < 0) {
 			if (seal_changes_maps(operation.op))
 				gate_passage_begins(gate, file, event->tid, &call);
 			return 1;

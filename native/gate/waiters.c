@@ -55,17 +55,52 @@ void gate_pass(struct seal_gate *gate, int event_fd)
 	answer(gate, event_fd, 0);
 }
 
-/* The strictest guard that `operation` conflicts with: its policy, or -1 when it is free. A holder's
- * own conflict is answered at once: it cannot be recalled while it is stopped here (EDEADLK is what
- * one would want; fanotify cannot send it). */
-int gate_judge(const struct file *file, const struct seal_operation *operation, int *error)
+static void meet(struct verdict *verdict, int policy, int error)
 {
-	int strictest = -1;
+	/* ETXTBSY, of a seal that refuses, is told rather than EBUSY. */
+	if (error && verdict->error != ETXTBSY)
+		verdict->error = error;
+	if (policy > verdict->policy)
+		verdict->policy = policy;
+}
 
-	*error = 0;
+static int is_absolved(const struct waiter *waiter, uint64_t id)
+{
+	for (unsigned i = 0; waiter && i < waiter->absolved_count; i++)
+		if (waiter->absolved[i] == id)
+			return 1;
+	return 0;
+}
+
+/* A registration: its seals are not ours to know. */
+static void ask_watch(const struct seal_gate *gate, const struct file *file,
+		      const struct seal_guard *guard, const struct seal_operation *operation,
+		      int own, const struct waiter *waiter, struct verdict *verdict)
+{
+	uint64_t unproven = 0;
+	int error = 0, policy = SEAL_POLICY_WAIT;
+
+	if (gate->judge)
+		policy = gate->judge(gate->judge_context, guard->watch, operation, &file->traits,
+				     own, is_absolved(waiter, guard->id), &error, &unproven);
+	/* The proof is asked for last: what waits for a seal can change until then. */
+	if (unproven && verdict->policy < 0)
+		verdict->unproven = unproven;
+	else if (policy >= 0 && !unproven)
+		verdict->unproven = 0;
+	meet(verdict, policy, error);
+}
+
+/* A holder's own conflict is answered at once: it cannot be recalled while it is stopped here (EDEADLK
+ * is what one would want; fanotify cannot send it). */
+struct verdict gate_judge(const struct seal_gate *gate, const struct file *file,
+			  const struct seal_operation *operation, const struct waiter *waiter)
+{
+	struct verdict verdict = {-1, 0, 0};
+
 	for (size_t i = 0; i < file->guard_count; i++) {
 		const struct seal_guard *guard = &file->guards[i];
-		int own;
+		int own, error = 0;
 
 		if (!seal_conflicts(operation, guard, &file->traits, 1) &&
 		    !seal_conflicts(operation, guard, &file->traits, 0))
@@ -73,15 +108,19 @@ int gate_judge(const struct file *file, const struct seal_operation *operation, 
 		own = gate_in_process(guard->holder, operation->tid);
 		if (!seal_conflicts(operation, guard, &file->traits, own))
 			continue;
+		if (guard->policy == SEAL_POLICY_WATCH) {
+			ask_watch(gate, file, guard, operation, own, waiter, &verdict);
+			continue;
+		}
 		if (guard->policy == SEAL_POLICY_REFUSE)
-			*error = ETXTBSY;
+			error = ETXTBSY;
 		else if ((own && guard->policy != SEAL_POLICY_ARMING) ||
 			 guard->policy == SEAL_POLICY_BUSY)
-			*error = *error ? *error : EBUSY;
-		if ((int)guard->policy > strictest)
-			strictest = (int)guard->policy;
+			error = EBUSY;
+		verdict.unproven = 0;
+		meet(&verdict, (int)guard->policy, error);
 	}
-	return strictest;
+	return verdict;
 }
 
 static void identify(struct seal_report *what)
@@ -126,12 +165,23 @@ static void announce(struct seal_gate *gate, struct waiter *waiter)
 	gate->counters.held++;
 }
 
+/* It conflicts with no seal; whether a registration's client still maps what it would change is for
+ * the service to find out. */
+static void ask_for_proof(struct seal_gate *gate, struct waiter *waiter, uint64_t unproven)
+{
+	if (waiter->asked == unproven)
+		return;
+	waiter->asked = waiter->report.unproven = unproven;
+	waiter->report.kind = SEAL_REPORT_UNPROVEN;
+	gate->deliver(gate->context, &waiter->report);
+}
+
 /* Judge a held operation anew. Returns 1 when it has ended and is gone. */
 static int settle(struct seal_gate *gate, struct file *file, struct waiter *waiter)
 {
-	int error, policy = gate_judge(file, &waiter->report.operation, &error);
+	struct verdict verdict = gate_judge(gate, file, &waiter->report.operation, waiter);
 
-	if (policy < 0 && seal_changes_maps(waiter->report.operation.op)) {
+	if (verdict.policy < 0 && seal_changes_maps(waiter->report.operation.op)) {
 		struct seal_syscall call;
 
 		pthread_mutex_lock(&gate->calls_lock);
@@ -139,11 +189,13 @@ static int settle(struct seal_gate *gate, struct file *file, struct waiter *wait
 		pthread_mutex_unlock(&gate->calls_lock);
 		gate_passage_begins(gate, file, waiter->event.tid, &call);
 	}
-	if (policy < 0 || error) {
-		gate_finish(gate, waiter, policy < 0 ? 0 : error);
+	if (verdict.policy < 0 || verdict.error) {
+		gate_finish(gate, waiter, verdict.policy < 0 ? 0 : verdict.error);
 		return 1;
 	}
-	if (policy != SEAL_POLICY_ARMING)
+	if (verdict.unproven)
+		ask_for_proof(gate, waiter, verdict.unproven);
+	else if (verdict.policy != SEAL_POLICY_ARMING)
 		announce(gate, waiter);
 	return 0;
 }
@@ -220,6 +272,18 @@ struct waiter *gate_take_waiter(struct seal_gate *gate, uint64_t id)
 					struct waiter *waiter = *at;
 
 					*at = waiter->next;
+					return waiter;
+				}
+	return NULL;
+}
+
+struct waiter *gate_find_waiter(struct seal_gate *gate, uint64_t id, struct file **out)
+{
+	for (size_t i = 0; i < BUCKETS; i++)
+		for (struct file *file = gate->files[i]; file; file = file->next)
+			for (struct waiter *waiter = file->waiters; waiter; waiter = waiter->next)
+				if (waiter->id == id) {
+					*out = file;
 					return waiter;
 				}
 	return NULL;

@@ -6,6 +6,7 @@
 #include <stddef.h>
 
 #include "sealsvc/keeper.h"
+#include "sealsvc/rings.h"
 
 /* store.c: descriptors by name. */
 struct store {
@@ -25,13 +26,20 @@ void store_clear(struct store *store);
 struct outbox {
 	pthread_mutex_t lock;
 	int socket; /* -1: nobody listens, and nothing is kept */
-	struct seal_report *reports;
+	struct message {
+		size_t size;
+		union {
+			struct seal_report report;
+			struct seal_ring_report ring;
+		};
+	} * messages;
 	size_t count, room;
 };
 void outbox_init(struct outbox *outbox);
 /* Takes socket over, closes the one before, forgets what was unsent. */
 void outbox_open(struct outbox *outbox, int socket);
 void outbox_deliver(void *outbox, const struct seal_report *report);
+void outbox_deliver_ring(void *outbox, const struct seal_ring_report *report);
 /* Send what could not be sent before. */
 void outbox_flush(struct outbox *outbox);
 
@@ -39,6 +47,8 @@ void outbox_flush(struct outbox *outbox);
 struct keeper {
 	struct seal_gate *gate; /* NULL: the kernel has none */
 	int gate_error;
+	struct seal_rings *rings;
+	pthread_mutex_t rings_lock; /* where there is no gate */
 	struct store store;
 	struct outbox outbox;
 	int owner; /* connection, or -1 */
@@ -48,7 +58,11 @@ struct keeper {
 int keeper_serve(struct keeper *keeper, int listener);
 
 /* requests.c: reply->count descriptors are stored in fds and stay the keeper's, but for that of
- * KEEPER_SNAPSHOT. Takes fd (-1: none) over. `names` is filled by KEEPER_KEPT alone. */
+ * KEEPER_SNAPSHOT and KEEPER_RING. Takes fd (-1: none) over. `names` is filled by KEEPER_KEPT alone. */
+/* rings.c: what KEEPER_RING asks. */
+int64_t keeper_ask_rings(struct keeper *keeper, const struct keeper_request *request, int fd,
+			 struct keeper_reply *reply, int *fds);
+
 void keeper_answer(struct keeper *keeper, int connection, const struct keeper_request *request,
 		   int fd, struct keeper_reply *reply, int *fds, struct keeper_names *names);
 

@@ -72,6 +72,22 @@ static int go_into_background(void)
 	return 0;
 }
 
+static int start_rings(struct keeper *keeper)
+{
+	pthread_mutex_t *lock = &keeper->rings_lock;
+	int error;
+
+	pthread_mutex_init(lock, NULL);
+	if (keeper->gate)
+		lock = seal_gate_lock(keeper->gate);
+	error = seal_rings_open(&keeper->rings, lock, outbox_deliver_ring, &keeper->outbox);
+	if (!error)
+		error = seal_rings_start(keeper->rings);
+	if (!error && keeper->gate)
+		seal_gate_on_watch(keeper->gate, seal_rings_judge, keeper->rings);
+	return error;
+}
+
 int main(int argc, char **argv)
 {
 	static struct keeper keeper = {.owner = -1};
@@ -101,7 +117,14 @@ int main(int argc, char **argv)
 	outbox_init(&keeper.outbox);
 	/* Only now: threads do not survive fork. */
 	keeper.gate_error = seal_gate_open(&keeper.gate, outbox_deliver, &keeper.outbox);
+	result = start_rings(&keeper);
+	if (result)
+		return complain("cannot serve rings", -result);
 	keeper_serve(&keeper, listener);
+	/* The gate asks the rings, whose lock is the gate's. */
+	if (keeper.gate)
+		seal_gate_on_watch(keeper.gate, NULL, NULL);
+	seal_rings_close(keeper.rings);
 	if (keeper.gate)
 		seal_gate_close(keeper.gate);
 	store_clear(&keeper.store);

@@ -24,35 +24,47 @@ void outbox_open(struct outbox *outbox, int socket)
 	pthread_mutex_unlock(&outbox->lock);
 }
 
-static int sent(const struct outbox *outbox, const struct seal_report *report)
+static int sent(const struct outbox *outbox, const struct message *message)
 {
-	return send(outbox->socket, report, sizeof(*report), MSG_DONTWAIT | MSG_NOSIGNAL) >= 0;
+	return send(outbox->socket, &message->report, message->size, MSG_DONTWAIT | MSG_NOSIGNAL) >=
+	       0;
 }
 
-static void queue(struct outbox *outbox, const struct seal_report *report)
+static void queue(struct outbox *outbox, const struct message *message)
 {
-	if (report->kind == SEAL_REPORT_REFUSED && outbox->count >= UNREAD_LIMIT)
-		return;
 	if (outbox->count == outbox->room) {
 		size_t room = outbox->room ? outbox->room * 2 : 64;
-		struct seal_report *grown = realloc(outbox->reports, room * sizeof(*grown));
+		struct message *grown = realloc(outbox->messages, room * sizeof(*grown));
 
 		if (!grown)
 			return;
-		outbox->reports = grown;
+		outbox->messages = grown;
 		outbox->room = room;
 	}
-	outbox->reports[outbox->count++] = *report;
+	outbox->messages[outbox->count++] = *message;
+}
+
+static void deliver(struct outbox *outbox, const struct message *message, int may_be_dropped)
+{
+	pthread_mutex_lock(&outbox->lock);
+	if (outbox->socket >= 0 && (outbox->count || !sent(outbox, message)) &&
+	    !(may_be_dropped && outbox->count >= UNREAD_LIMIT))
+		queue(outbox, message);
+	pthread_mutex_unlock(&outbox->lock);
 }
 
 void outbox_deliver(void *context, const struct seal_report *report)
 {
-	struct outbox *outbox = context;
+	struct message message = {.size = sizeof(*report), .report = *report};
 
-	pthread_mutex_lock(&outbox->lock);
-	if (outbox->socket >= 0 && (outbox->count || !sent(outbox, report)))
-		queue(outbox, report);
-	pthread_mutex_unlock(&outbox->lock);
+	deliver(context, &message, report->kind == SEAL_REPORT_REFUSED);
+}
+
+void outbox_deliver_ring(void *context, const struct seal_ring_report *report)
+{
+	struct message message = {.size = sizeof(*report), .ring = *report};
+
+	deliver(context, &message, 0);
 }
 
 void outbox_flush(struct outbox *outbox)
@@ -60,9 +72,10 @@ void outbox_flush(struct outbox *outbox)
 	size_t done = 0;
 
 	pthread_mutex_lock(&outbox->lock);
-	while (done < outbox->count && sent(outbox, &outbox->reports[done]))
+	while (done < outbox->count && sent(outbox, &outbox->messages[done]))
 		done++;
 	outbox->count -= done;
-	memmove(outbox->reports, outbox->reports + done, outbox->count * sizeof(*outbox->reports));
+	memmove(outbox->messages, outbox->messages + done,
+		outbox->count * sizeof(*outbox->messages));
 	pthread_mutex_unlock(&outbox->lock);
 }

@@ -60,6 +60,8 @@ static int64_t ask_gate(struct keeper *keeper, const struct keeper_request *requ
 	case KEEPER_REPLAY:
 		seal_gate_replay(gate);
 		return 0;
+	case KEEPER_ABSOLVE:
+		return seal_gate_absolve(gate, request->id, request->guard.id);
 	case KEEPER_COUNT:
 		seal_gate_count(gate, &reply->counters);
 		return 0;
@@ -133,7 +135,8 @@ static int64_t list_files(struct keeper *keeper, uint64_t first, struct keeper_r
 /* Kept descriptors other than `name`, and guards, are somebody's seals. */
 static int64_t leave(struct keeper *keeper, const char *name)
 {
-	if (keeper->gate && seal_gate_guards(keeper->gate, NULL, 0))
+	if ((keeper->gate && seal_gate_guards(keeper->gate, NULL, 0)) ||
+	    seal_rings_files(keeper->rings, NULL, 0))
 		return 0;
 	for (size_t i = 0; i < keeper->store.count; i++)
 		if (strncmp(keeper->store.kept[i].name, name, KEEPER_NAME) != 0)
@@ -168,6 +171,10 @@ void keeper_answer(struct keeper *keeper, int connection, const struct keeper_re
 		*result = list_files(keeper, request->id, reply, fds);
 	} else if (request->op == KEEPER_LEAVE) {
 		*result = leave(keeper, request->name);
+	} else if (request->op == KEEPER_RING) {
+		/* Takes fd over. */
+		*result = keeper_ask_rings(keeper, request, fd, reply, fds);
+		return;
 	} else {
 		*result = ask_gate(keeper, request, fd, reply);
 	}

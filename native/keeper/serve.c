@@ -113,8 +113,10 @@ static void serve_one(struct keeper *keeper, int connection)
 	outbox_flush(&keeper->outbox);
 	keeper_answer(keeper, connection, &request, fd, &reply, fds, &names);
 	n = reply_with(connection, &reply, request.op == KEEPER_KEPT ? &names : NULL, fds);
-	if (request.op == KEEPER_SNAPSHOT && reply.count)
-		close(fds[0]);
+	/* The others stay the keeper's. */
+	if (request.op == KEEPER_SNAPSHOT || request.op == KEEPER_RING)
+		for (uint64_t i = 0; i < reply.count; i++)
+			close(fds[i]);
 	if (n < 0)
 		hang_up(keeper, connection);
 }

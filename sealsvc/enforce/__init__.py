@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from sealsvc.errors import Refusal
 from sealsvc.filesystem import Filesystem
@@ -28,12 +28,14 @@ class Verdict(StrEnum):
     WAIT = "wait"  # held and reported
     REFUSE = "refuse"  # ETXTBSY
     BUSY = "busy"  # EBUSY: a recall's deadline has passed
+    WATCH = "watch"  # a registration: the seals in it decide (native/ring)
 
 
 @dataclass(frozen=True, slots=True)
 class Guard:
     """One sealed range, as an enforcer sees it. `behind` names the enforcer that stands in front of
-    this one and makes conflicts wait: what that one sees is left to it."""
+    this one and makes conflicts wait: what that one sees is left to it. `watch` names the
+    registration that is asked under Verdict.WATCH."""
 
     token: int
     range: ByteRange
@@ -41,6 +43,7 @@ class Guard:
     exclusive: bool
     verdict: Verdict
     behind: str = ""
+    watch: int = 0
 
 
 class Outcome(StrEnum):
@@ -147,6 +150,25 @@ class Enforcer(Protocol):
     def stop(self) -> None: ...
 
 
+@runtime_checkable
+class Watchable(Protocol):
+    """A hold that can leave its range to a registration to judge."""
+
+    def watch(self, key: int) -> None:
+        """From the next Verdict.WATCH on."""
+        ...
+
+    def drain(self) -> None:
+        """Wait until nothing that was let through can still change the map; raises try-later."""
+        ...
+
+    def adopt(self, guard: Guard) -> None:
+        """Name it in reports from now on; the registration keeps it."""
+        ...
+
+    def disown(self, token: int) -> None: ...
+
+
 class Holds:
     """One guard in force with several enforcers; the first makes conflicts wait."""
 
@@ -173,9 +195,15 @@ class Holds:
     def anchor(self) -> int:
         return next((hold.anchor for hold in self.holds if hold.anchor >= 0), -1)
 
+    @property
+    def front(self) -> Hold:
+        return self.holds[0]
+
     def change(self, verdict: Verdict) -> None:
         for hold in self.holds:
-            hold.change(verdict)
+            # Those behind cannot ask: they keep the whole of a registered range.
+            asks = verdict is Verdict.WATCH and hold is not self.front
+            hold.change(Verdict.WAIT if asks else verdict)
 
     def resize(self, range: ByteRange) -> None:
         for hold in self.holds:
@@ -186,6 +214,12 @@ class Holds:
         self.released = True
         for hold in reversed(self.holds):
             hold.release()
+
+
+def watchable(hold: Hold) -> Watchable | None:
+    """What of a seal's hold can leave the judging to a registration."""
+    front = hold.front if isinstance(hold, Holds) else None
+    return front if isinstance(front, Watchable) else None
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,18 @@ class _Hold:
             self._guard = replace(self._guard, range=range)
             self._enforcer.put(self._watched, self._guard)
 
+    def watch(self, key: int) -> None:
+        self._guard = replace(self._guard, watch=key)
+
+    def drain(self) -> None:
+        self._enforcer.drain_passages(self._watched.file, "the registered file")
+
+    def adopt(self, guard: Guard) -> None:
+        self._watched.guards[guard.token] = guard
+
+    def disown(self, token: int) -> None:
+        self._watched.guards.pop(token, None)
+
     def release(self) -> None:
         if not self._released:
             self._released = True
@@ -220,11 +232,14 @@ class FanotifyEnforcer:
         elif not watched.whole:
             self._prove_watched(target, watched)
         watched.whole = True
-        if not self._drained(target.file):
+        self.drain_passages(target.file, target.path)
+
+    def drain_passages(self, file: FileId, path: str) -> None:
+        if not self._drained(file):
             raise Refusal(
                 "try-later",
-                f"an operation that may change the extent map of {target.path} is under way",
-                {"path": target.path},
+                f"an operation that may change the extent map of {path} is under way",
+                {"path": path},
                 retry_after=0.1,
             )
 
@@ -318,7 +333,7 @@ class FanotifyEnforcer:
             outcome=_OUTCOMES[raw.kind],
             waiter=raw.waiter,
             file=watched.file if watched else FileId(raw.device, raw.inode),
-            operation=_operation(raw),
+            operation=operation_of(raw),
             tokens=self._tokens(raw, watched) if watched else (),
             error=raw.result,
             waited=raw.waited_us / 1e6,
@@ -334,7 +349,8 @@ class FanotifyEnforcer:
         return tuple(
             token
             for token, guard in list(watched.guards.items())  # grants go on meanwhile
-            if lib.seal_conflicts(
+            if guard.verdict is not Verdict.WATCH
+            and lib.seal_conflicts(
                 operation,
                 ffi.new("struct seal_guard *", guards.fields(guard)),
                 traits,
@@ -414,7 +430,7 @@ def _told(call: str) -> Iterator[None]:
         ) from error
 
 
-def _operation(raw: Any) -> Operation:
+def operation_of(raw: Any) -> Operation:
     hidden = raw.operation.op in (lib.SEAL_OP_HIDDEN, lib.SEAL_OP_OPEN_HIDDEN)
     return Operation(
         name=ffi.string(lib.seal_op_name(raw.operation.op)).decode(),

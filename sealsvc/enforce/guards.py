@@ -10,6 +10,7 @@ POLICIES = {
     Verdict.WAIT: lib.SEAL_POLICY_WAIT,
     Verdict.REFUSE: lib.SEAL_POLICY_REFUSE,
     Verdict.BUSY: lib.SEAL_POLICY_BUSY,
+    Verdict.WATCH: lib.SEAL_POLICY_WATCH,
 }
 
 
@@ -21,4 +22,5 @@ def fields(guard: Guard) -> dict[str, int]:
         "holder": guard.holder,
         "exclusive": int(guard.exclusive),
         "policy": POLICIES[guard.verdict],
+        "watch": guard.watch,
     }

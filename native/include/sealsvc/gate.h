@@ -10,6 +10,7 @@
 #ifndef SEALSVC_GATE_H
 #define SEALSVC_GATE_H
 
+#include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -21,6 +22,7 @@ enum seal_report_kind {
 	SEAL_REPORT_HELD,    /* waits in the kernel until it is answered or freed */
 	SEAL_REPORT_REFUSED, /* was denied with `result` */
 	SEAL_REPORT_ENDED,   /* a held one went on (result 0), was denied, or died (result EINTR) */
+	SEAL_REPORT_UNPROVEN, /* waits for seal_gate_absolve: `unproven` is a registration's guard */
 };
 
 struct seal_report {
@@ -29,7 +31,7 @@ struct seal_report {
 	struct seal_operation operation;
 	int32_t kind, tgid, result;
 	uint32_t uid;
-	uint64_t waited_us;
+	uint64_t waited_us, unproven;
 	char comm[16];
 };
 
@@ -69,6 +71,23 @@ int64_t seal_gate_passages(struct seal_gate *gate, uint64_t device, uint64_t ino
 /* How often a process that passes unjudged was seen at this file; or -ENOENT. An access of no bytes
  * by it moves this exactly when the description it used is watched. */
 int64_t seal_gate_own_events(struct seal_gate *gate, uint64_t device, uint64_t inode);
+
+/* Guards with SEAL_POLICY_WATCH are judged by this function, with the lock held: what it returns is
+ * SEAL_POLICY_* or -1 (free), with *error the errno at once (0: none) and *unproven the guard's id when
+ * nothing but a proof is missing. `absolved`: the proof was given for this operation. Without one they
+ * count as SEAL_POLICY_WAIT. */
+typedef int seal_gate_watch_judge(void *context, uint64_t watch,
+				  const struct seal_operation *operation,
+				  const struct seal_traits *traits, int by_holder, int absolved,
+				  int *error, uint64_t *unproven);
+void seal_gate_on_watch(struct seal_gate *gate, seal_gate_watch_judge *judge, void *context);
+/* It is proven that nothing is left of what guard `id` kept of the part that a held operation would
+ * change. 0, -ENOENT (it is gone) or -ENOSPC (it has met too many registrations, and is denied). */
+int seal_gate_absolve(struct seal_gate *gate, uint64_t waiter, uint64_t id);
+/* Judge what is held on a file anew. 0 or -ENOENT. */
+int seal_gate_settle(struct seal_gate *gate, uint64_t device, uint64_t inode);
+/* What guards the gate's tables; nobody who holds it may call the gate or block. */
+pthread_mutex_t *seal_gate_lock(struct seal_gate *gate);
 
 /* Report what is held once more, to somebody who has not heard of it. */
 void seal_gate_replay(struct seal_gate *gate);

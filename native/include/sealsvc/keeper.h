@@ -13,8 +13,9 @@
 #include <stdint.h>
 
 #include "sealsvc/gate.h"
+#include "sealsvc/rings.h"
 
-#define KEEPER_VERSION 1
+#define KEEPER_VERSION 2
 #define KEEPER_NAME 64	 /* bytes of a name, NUL included */
 #define KEEPER_BATCH 200 /* descriptors in one reply; the kernel takes 253 (SCM_MAX_FD) */
 
@@ -30,6 +31,7 @@ enum keeper_op {
 	KEEPER_PASSAGES,   /* device, inode */
 	KEEPER_OWN_EVENTS, /* device, inode */
 	KEEPER_REPLAY,	   /* seal_gate_replay: on the report socket */
+	KEEPER_ABSOLVE,	   /* id: the waiter; guard.id: the registration */
 	KEEPER_COUNT,	   /* counters */
 	KEEPER_KEEP,	   /* name, fd: keep it; one of the same name is replaced */
 	KEEPER_DROP,	   /* name: -ENOENT when it is not kept */
@@ -38,6 +40,38 @@ enum keeper_op {
 	KEEPER_FILES,	/* id: the first; O_PATH descriptors of the files in the snapshot's order */
 	KEEPER_LEAVE,	/* 1: nothing is sealed or kept but `name`, the keeper ends; 0: it stays */
 	KEEPER_RELEASE, /* let everything go and end; -EBUSY while another owns it */
+	KEEPER_RING,	/* ring: see below */
+};
+
+/* What is asked of the rings (sealsvc/rings.h), by the names of the functions. */
+enum keeper_ring_op {
+	KEEPER_RING_CREATE,	 /* shape */
+	KEEPER_RING_DESCRIPTORS, /* SEAL_RING_FDS descriptors */
+	KEEPER_RING_DROP,
+	KEEPER_RING_REGISTER,	/* registration, fd */
+	KEEPER_RING_UNREGISTER, /* state */
+	KEEPER_RING_FRESHEN,	/* fd */
+	KEEPER_RING_CLOSE,	/* state: recall as well; start, end */
+	KEEPER_RING_STALE,
+	KEEPER_RING_COMPLETE, /* handle, status */
+	KEEPER_RING_TELL,     /* event */
+	KEEPER_RING_REPLAY,
+	KEEPER_RING_LIST,  /* memfd: uint64_t rings, files; seal_ring_row, seal_file_row */
+	KEEPER_SLOT_TAKE,  /* terms */
+	KEEPER_SLOT_SET,   /* slot, terms; what waits on (device, inode) is judged anew */
+	KEEPER_SLOT_QUIET, /* slot, terms.id */
+};
+
+struct keeper_ring_request {
+	uint32_t op, ring, file, slot, state;
+	int32_t status;
+	uint64_t handle, start, end;
+	union {
+		struct seal_ring_shape shape;
+		struct seal_registration registration;
+		struct seal_terms terms;
+		struct seal_ring_event event;
+	};
 };
 
 struct keeper_request {
@@ -46,6 +80,7 @@ struct keeper_request {
 	struct seal_guard guard;
 	struct seal_traits traits;
 	char name[KEEPER_NAME];
+	struct keeper_ring_request ring;
 };
 
 struct keeper_reply {

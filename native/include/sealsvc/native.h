@@ -14,6 +14,7 @@
 #include "sealsvc/pin.h"
 #include "sealsvc/populate.h"
 #include "sealsvc/procfs.h"
+#include "sealsvc/rings.h"
 #include "sealsvc/validate.h"
 #include "sealsvc/verdict.h"
 

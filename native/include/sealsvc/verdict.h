@@ -52,6 +52,7 @@ enum seal_policy {
 	SEAL_POLICY_WAIT,   /* hold conflicts and report them */
 	SEAL_POLICY_REFUSE, /* deny conflicts with ETXTBSY and report them */
 	SEAL_POLICY_BUSY,   /* a recall's deadline has passed: deny conflicts with EBUSY */
+	SEAL_POLICY_WATCH,  /* a registration: whoever is behind `watch` judges (sealsvc/rings.h) */
 };
 
 struct seal_guard {
@@ -60,6 +61,7 @@ struct seal_guard {
 	int32_t holder;	     /* tgid; 0: none */
 	uint32_t exclusive;
 	uint32_t policy; /* enum seal_policy */
+	uint64_t watch;	 /* names a registration; 0: none */
 };
 
 struct seal_traits {

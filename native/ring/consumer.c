@@ -1,0 +1,262 @@
+/* The thread that serves all rings, and its side of the doorbells. */
+#include <errno.h>
+#include <signal.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+#define BUDGET 64 /* commands of one ring before the others have their turn */
+#define EVENTS 64
+#define TICK_MS 100
+#define LEAST_ENTRY offsetof(struct seal_command, length)
+
+/* Copy the entry at our tail. Its size, or 0: the client broke the rules. */
+static uint32_t take(struct ring *ring, uint32_t filled, struct seal_command *out)
+{
+	uint32_t place = ring->tail & (ring->shape.commands - 1);
+	const char *entry = (char *)ring->commands + place;
+	uint32_t room = ring->shape.commands - place, size;
+
+	if (room > filled)
+		room = filled;
+	memset(out, 0, sizeof(*out));
+	/* Once: it is the client's memory, and may change under our eyes. */
+	memcpy(out, entry, room < sizeof(*out) ? room : sizeof(*out));
+	__asm__ volatile("" ::: "memory");
+	size = out->size;
+	if (size < SEAL_RING_ALIGN || size % SEAL_RING_ALIGN || size > room)
+		return 0;
+	if (out->op == SEAL_CMD_PAD)
+		return size;
+	if (size < LEAST_ENTRY || size > SEAL_RING_MAX_ENTRY)
+		return 0;
+	/* What lies behind a short entry belongs to the next. */
+	if (size < sizeof(*out))
+		memset((char *)out + size, 0, sizeof(*out) - size);
+	return size;
+}
+
+unsigned ring_consume(struct seal_rings *rings, struct ring *ring, unsigned budget)
+{
+	unsigned count = 0;
+
+	while (count < budget && !(ring->flags & SEAL_RING_BROKEN)) {
+		uint32_t head = __atomic_load_n(&ring->mailbox->command_head, __ATOMIC_ACQUIRE);
+		uint32_t filled = head - ring->tail, size, place;
+		struct seal_command command;
+
+		if (!filled)
+			break;
+		size = filled > ring->shape.commands || filled % SEAL_RING_ALIGN
+			       ? 0
+			       : take(ring, filled, &command);
+		if (!size) {
+			ring_flag(ring, SEAL_RING_BROKEN);
+			count++;
+			break;
+		}
+		place = ring->tail & (ring->shape.commands - 1);
+		ring->tail += size;
+		__atomic_store_n(&ring->mailbox->command_tail, ring->tail, __ATOMIC_RELEASE);
+		count++;
+		if (command.op == SEAL_CMD_PAD)
+			continue;
+		ring->commands_seen++;
+		if (ring_execute(rings, ring, place, &command))
+			ring_answer(ring, place, &command);
+	}
+	if (count)
+		ring_bell(ring);
+	return count;
+}
+
+unsigned seal_ring_poll(struct seal_rings *rings, uint32_t number, unsigned budget)
+{
+	struct ring *ring;
+	unsigned count = 0;
+
+	pthread_mutex_lock(rings->lock);
+	ring = ring_find(rings, number);
+	if (ring)
+		count = ring_consume(rings, ring, budget);
+	pthread_mutex_unlock(rings->lock);
+	return count;
+}
+
+/* 1: it has nothing left, and kicks us when it has. */
+static int falls_asleep(struct ring *ring)
+{
+	__atomic_store_n(&ring->mailbox->kick_wanted, 1, __ATOMIC_RELAXED);
+	/* Before our last look at the head, as the client's is between its head and its look at this. */
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+	return __atomic_load_n(&ring->mailbox->command_head, __ATOMIC_RELAXED) == ring->tail ||
+	       (ring->flags & SEAL_RING_BROKEN);
+}
+
+/* 1: there is more of it. */
+static int serve(struct seal_rings *rings, unsigned place)
+{
+	struct ring *ring;
+	int more = 0;
+
+	pthread_mutex_lock(rings->lock);
+	ring = rings->ring[place];
+	if (ring) {
+		__atomic_store_n(&ring->mailbox->kick_wanted, 0, __ATOMIC_RELAXED);
+		more = ring_consume(rings, ring, BUDGET) >= BUDGET || !falls_asleep(ring);
+	}
+	pthread_mutex_unlock(rings->lock);
+	return more;
+}
+
+static void expire(struct ring *ring, uint64_t now_ns)
+{
+	uint64_t next = UINT64_MAX;
+
+	for (uint32_t i = 0; i < ring->high; i++) {
+		struct seal_slot *slot = table_live(ring, i);
+
+		if (!slot || !slot->expires || slot->adopted || slot->file == SEAL_NO_FILE)
+			continue;
+		if (slot->expires > now_ns) {
+			next = slot->expires < next ? slot->expires : next;
+			continue;
+		}
+		/* Kept by courtesy: it ends when somebody conflicts. */
+		slot->expires = 0;
+		if (table_step(slot, SEAL_STEP_LAPSE) == 0)
+			ring_tell_seal(ring, SEAL_EVENT_LAPSED, i);
+	}
+	ring->next_expiry = next;
+}
+
+void seal_rings_tick(struct seal_rings *rings, uint64_t now_ns)
+{
+	for (int i = 0; i < SEAL_RINGS_MAX; i++) {
+		struct ring *ring;
+
+		/* Ring by ring: the gate waits for this lock. */
+		if (!__atomic_load_n(&rings->ring[i], __ATOMIC_RELAXED))
+			continue;
+		pthread_mutex_lock(rings->lock);
+		ring = rings->ring[i];
+		if (ring) {
+			if (ring_abort_overdue(ring, now_ns))
+				ring_bell(ring);
+			if (ring->next_expiry <= now_ns)
+				expire(ring, now_ns);
+		}
+		pthread_mutex_unlock(rings->lock);
+	}
+}
+
+static void wakes(struct seal_rings *rings, uint64_t place)
+{
+	if (place >= SEAL_RINGS_MAX || rings->is_busy[place])
+		return;
+	rings->is_busy[place] = 1;
+	rings->busy[rings->busy_count++] = (uint16_t)place;
+}
+
+/* Each that has something to do has a turn. */
+static void serve_all(struct seal_rings *rings)
+{
+	unsigned count = rings->busy_count;
+
+	rings->busy_count = 0;
+	for (unsigned i = 0; i < count; i++) {
+		unsigned place = rings->busy[i];
+
+		if (serve(rings, place))
+			rings->busy[rings->busy_count++] = (uint16_t)place;
+		else
+			rings->is_busy[place] = 0;
+	}
+}
+
+static void *run(void *argument)
+{
+	struct seal_rings *rings = argument;
+	struct epoll_event events[EVENTS];
+	uint64_t ticked = 0;
+
+	pthread_setname_np(pthread_self(), "seal-rings");
+	while (!__atomic_load_n(&rings->stopping, __ATOMIC_ACQUIRE)) {
+		int n = epoll_wait(rings->epoll, events, EVENTS, rings->busy_count ? 0 : TICK_MS);
+		uint64_t now;
+
+		for (int i = 0; i < n; i++)
+			wakes(rings, events[i].data.u64);
+		serve_all(rings);
+		now = ring_now_ns();
+		if (now - ticked >= TICK_MS * UINT64_C(1000000)) {
+			seal_rings_tick(rings, now);
+			ticked = now;
+		}
+	}
+	return NULL;
+}
+
+int seal_rings_open(struct seal_rings **out, pthread_mutex_t *lock, seal_rings_deliver *deliver,
+		    void *context)
+{
+	struct epoll_event event = {.events = EPOLLIN, .data.u64 = UINT32_MAX};
+	struct seal_rings *rings = calloc(1, sizeof(*rings));
+	int error;
+
+	if (!rings)
+		return -ENOMEM;
+	rings->lock = lock;
+	rings->deliver = deliver;
+	rings->context = context;
+	/* Apart from the service's tokens, which count from a small number. */
+	rings->next_id = UINT64_C(1) << 60;
+	rings->epoll = epoll_create1(EPOLL_CLOEXEC);
+	rings->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (rings->epoll < 0 || rings->wake < 0 ||
+	    epoll_ctl(rings->epoll, EPOLL_CTL_ADD, rings->wake, &event) < 0) {
+		error = -errno;
+		seal_rings_close(rings);
+		return error;
+	}
+	*out = rings;
+	return 0;
+}
+
+int seal_rings_start(struct seal_rings *rings)
+{
+	sigset_t all, before;
+	int error;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	error = pthread_create(&rings->thread, NULL, run, rings);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	rings->started = !error;
+	return -error;
+}
+
+void seal_rings_close(struct seal_rings *rings)
+{
+	__atomic_store_n(&rings->stopping, 1, __ATOMIC_RELEASE);
+	if (rings->started) {
+		eventfd_write(rings->wake, 1);
+		pthread_join(rings->thread, NULL);
+	}
+	for (int i = 0; i < SEAL_RINGS_MAX; i++)
+		if (rings->ring[i]) {
+			ring_flag(rings->ring[i], SEAL_RING_GONE);
+			ring_bell(rings->ring[i]);
+			ring_free(rings->ring[i]);
+		}
+	if (rings->epoll >= 0)
+		close(rings->epoll);
+	if (rings->wake >= 0)
+		close(rings->wake);
+	free(rings);
+}

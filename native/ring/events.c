@@ -1,0 +1,57 @@
+/* The second ring: what the client is told without having asked. */
+#include <errno.h>
+
+#include "internal.h"
+
+void ring_push(struct ring *ring, const struct seal_ring_event *event)
+{
+	uint32_t tail = __atomic_load_n(&ring->mailbox->event_tail, __ATOMIC_ACQUIRE);
+	uint32_t count = ring->shape.events;
+	struct seal_ring_event *at = &ring->events[ring->event_head & (count - 1)];
+
+	/* Also when the client's tail is nonsense: it then misses what it did not read. */
+	if (ring->event_head - tail >= count) {
+		ring_flag(ring, SEAL_RING_MISSED);
+	} else {
+		*at = *event;
+		at->sequence = ++ring->event_head;
+		__atomic_store_n(&ring->mailbox->event_head, ring->event_head, __ATOMIC_RELEASE);
+	}
+	ring_bell(ring);
+}
+
+void ring_tell_seal(struct ring *ring, uint32_t kind, uint32_t number)
+{
+	const struct seal_slot *slot = &ring->slots[number];
+	const struct seal_ring_event event = {
+		.kind = kind,
+		.slot = number,
+		.file = slot->file,
+		.word = slot->word,
+		.cookie = slot->cookie,
+		.offset = slot->offset,
+		.length = slot->length,
+		.deadline = slot->deadline,
+		.id = slot->id,
+	};
+
+	ring_push(ring, &event);
+}
+
+int seal_ring_tell(struct seal_rings *rings, uint32_t number, const struct seal_ring_event *event)
+{
+	struct ring *ring;
+
+	pthread_mutex_lock(rings->lock);
+	ring = ring_find(rings, number);
+	if (ring) {
+		struct seal_ring_event copy = *event;
+
+		/* The service does not know the slot's generation. */
+		if (copy.slot < ring->high)
+			copy.word = ring->slots[copy.slot].word;
+		ring_push(ring, &copy);
+	}
+	pthread_mutex_unlock(rings->lock);
+	return ring ? 0 : -ENOENT;
+}

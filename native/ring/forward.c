@@ -1,0 +1,134 @@
+/* Commands for the service. They wait in their ring, also while no service runs. */
+#include <errno.h>
+
+#include "internal.h"
+
+static void report(struct seal_rings *rings, struct ring *ring, const struct pending *pending)
+{
+	const struct seal_command *command = &pending->command;
+	struct seal_ring_report report = {
+		.kind = SEAL_RING_FORWARD,
+		.ring = ring->number,
+		.handle = pending->handle,
+		.slot = command->slot,
+		.file = command->file,
+		.command = *command,
+	};
+
+	if (command->op != SEAL_CMD_GRANT && command->slot < ring->high)
+		report.seal = ring->slots[command->slot];
+	rings->deliver(rings->context, &report);
+}
+
+int ring_forward(struct seal_rings *rings, struct ring *ring, uint32_t place,
+		 const struct seal_command *command)
+{
+	for (int i = 0; i < SEAL_RING_PENDING; i++) {
+		struct pending *pending = &ring->pending[i];
+
+		if (pending->handle)
+			continue;
+		pending->handle = ++rings->next_handle;
+		pending->due_ns = ring_now_ns() + COMMAND_PATIENCE_NS;
+		pending->place = place;
+		pending->command = *command;
+		report(rings, ring, pending);
+		/* From here on its state is the service's to change. */
+		if (command->op != SEAL_CMD_GRANT)
+			ring->slots[command->slot].adopted = 1;
+		return 0;
+	}
+	return -EAGAIN;
+}
+
+static void finish(struct ring *ring, struct pending *pending, int32_t status)
+{
+	struct seal_command *command = &pending->command;
+
+	command->status = status;
+	if (command->op != SEAL_CMD_GRANT)
+		command->word = ring->slots[command->slot].word;
+	pending->handle = 0;
+	ring_answer(ring, pending->place, command);
+}
+
+unsigned ring_abort_overdue(struct ring *ring, uint64_t now_ns)
+{
+	unsigned count = 0;
+
+	for (int i = 0; i < SEAL_RING_PENDING; i++)
+		if (ring->pending[i].handle && ring->pending[i].due_ns <= now_ns) {
+			finish(ring, &ring->pending[i], -ETIMEDOUT);
+			count++;
+		}
+	return count;
+}
+
+static struct pending *find(struct ring *ring, uint64_t handle)
+{
+	for (int i = 0; handle && i < SEAL_RING_PENDING; i++)
+		if (ring->pending[i].handle == handle)
+			return &ring->pending[i];
+	return NULL;
+}
+
+int seal_ring_complete(struct seal_rings *rings, uint32_t number, uint64_t handle, int32_t status)
+{
+	struct pending *pending = NULL;
+	struct ring *ring;
+
+	pthread_mutex_lock(rings->lock);
+	ring = ring_find(rings, number);
+	if (ring)
+		pending = find(ring, handle);
+	if (pending && status == SEAL_RING_AGAIN && pending->command.op == SEAL_CMD_GRANT) {
+		/* The registration is fresh, or it is not: it is not waited for twice. */
+		struct pending was = *pending;
+		struct registration *file = ring_file(ring, was.command.file);
+
+		if (file && file->open && !file->stale) {
+			pending->handle = 0;
+			if (ring_execute(rings, ring, was.place, &was.command))
+				ring_answer(ring, was.place, &was.command);
+		} else {
+			finish(ring, pending, -EAGAIN);
+		}
+	} else if (pending) {
+		finish(ring, pending, status > 0 ? 0 : status);
+	}
+	if (pending)
+		ring_bell(ring);
+	pthread_mutex_unlock(rings->lock);
+	return pending ? 0 : -ENOENT;
+}
+
+static void replay(struct seal_rings *rings, struct ring *ring)
+{
+	/* The seals first: commands are about them. */
+	for (uint32_t i = 0; i < ring->high; i++) {
+		struct seal_slot *slot = table_live(ring, i);
+		struct seal_ring_report adopted = {
+			.kind = SEAL_RING_ADOPTED,
+			.ring = ring->number,
+			.slot = i,
+		};
+
+		if (!slot || !slot->adopted)
+			continue;
+		adopted.file = slot->file;
+		adopted.seal = *slot;
+		rings->deliver(rings->context, &adopted);
+	}
+	for (int i = 0; i < SEAL_RING_PENDING; i++)
+		if (ring->pending[i].handle)
+			report(rings, ring, &ring->pending[i]);
+}
+
+void seal_rings_replay(struct seal_rings *rings)
+{
+	pthread_mutex_lock(rings->lock);
+	for (int i = 0; i < SEAL_RINGS_MAX; i++)
+		if (rings->ring[i])
+			replay(rings, rings->ring[i]);
+	pthread_mutex_unlock(rings->lock);
+}

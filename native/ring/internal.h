@@ -1,0 +1,109 @@
+/* What the ring's files share. Everything is guarded by the one lock, but for what a client writes:
+ * that is copied once, checked, and never looked at again. */
+#ifndef SEALSVC_RING_INTERNAL_H
+#define SEALSVC_RING_INTERNAL_H
+
+#include "sealsvc/rings.h"
+#include "sealsvc/transitions.h"
+
+#define COMMAND_PATIENCE_NS (UINT64_C(30) * 1000000000) /* for what was forwarded */
+
+struct registration {
+	struct seal_registration is; /* id 0: the index is free */
+	int open;		     /* the service lets seals be granted in it */
+	int stale;		     /* its map may have changed since it was read */
+	int owes;		     /* seals were given back without a proof */
+	uint32_t live;		     /* slots */
+	struct seal_map_extent *map;
+	size_t map_count;
+};
+
+/* A command that the service is to answer. */
+struct pending {
+	uint64_t handle; /* 0: free */
+	uint64_t due_ns;
+	uint32_t place; /* of its entry */
+	struct seal_command command;
+};
+
+struct ring {
+	uint32_t number;
+	struct seal_ring_shape shape;
+	struct seal_mailbox *mailbox; /* and all that follows it */
+	size_t memory_size;
+	struct seal_command *commands; /* places, not entries */
+	struct seal_ring_event *events;
+	char *data;
+	struct seal_slot *slots;
+	uint32_t *free; /* a stack of slots that were used before */
+	uint32_t free_count, high;
+	int memory_fd, table_fd, kick_fd, bell_fd;
+	/* Ours; what stands in the mailbox is for the client to read. */
+	uint32_t tail, event_head, flags;
+	uint64_t next_expiry; /* ns; UINT64_MAX: none */
+	struct registration *files;
+	struct pending pending[SEAL_RING_PENDING];
+	uint64_t grants, returns, recalls, commands_seen;
+};
+
+struct seal_rings {
+	pthread_mutex_t *lock;
+	seal_rings_deliver *deliver;
+	void *context;
+	struct ring *ring[SEAL_RINGS_MAX]; /* by the low bits of its number */
+	uint32_t generation;
+	uint64_t next_id, next_handle;
+	int epoll, wake;
+	/* The thread's own: rings that have more to do, by their place in `ring`. */
+	uint16_t busy[SEAL_RINGS_MAX];
+	uint8_t is_busy[SEAL_RINGS_MAX];
+	unsigned busy_count;
+	int started, stopping;
+	pthread_t thread;
+};
+
+/* memory.c */
+uint64_t ring_now_ns(void);
+struct ring *ring_find(struct seal_rings *rings, uint32_t number);
+void ring_flag(struct ring *ring, uint32_t flag);
+/* Ring the client's bell, if it sleeps. */
+void ring_bell(struct ring *ring);
+void ring_free(struct ring *ring);
+
+/* events.c */
+void ring_push(struct ring *ring, const struct seal_ring_event *event);
+void ring_tell_seal(struct ring *ring, uint32_t kind, uint32_t slot);
+
+/* table.c: the only writer of slots */
+struct seal_slot *table_live(struct ring *ring, uint32_t slot);
+int64_t table_take(struct ring *ring);
+/* Write the seal with this state; everything else was written before. */
+void table_publish(struct seal_slot *slot, uint32_t state, uint32_t seqid);
+/* The next state and seqid; 0, or -EINVAL: there is no such step. */
+int table_step(struct seal_slot *slot, enum seal_step step);
+/* The seal is over, and its slot can be taken again. */
+void table_release(struct ring *ring, uint32_t slot);
+/* The bytes it holds still: whole blocks. */
+struct seal_guard table_guard(const struct seal_slot *slot, const struct registration *file);
+
+/* registrations.c */
+struct registration *ring_file(struct ring *ring, uint32_t file);
+/* Recall one that is quiet: the step, the news to the client, the report to the service. */
+void ring_recall(struct seal_rings *rings, struct ring *ring, uint32_t slot);
+
+/* forward.c */
+/* 0, or -EAGAIN: too many are waiting. */
+int ring_forward(struct seal_rings *rings, struct ring *ring, uint32_t place,
+		 const struct seal_command *command);
+/* How many were aborted. */
+unsigned ring_abort_overdue(struct ring *ring, uint64_t now_ns);
+
+/* commands.c: an entry that was copied. 1: it is answered, 0: it was forwarded. */
+int ring_execute(struct seal_rings *rings, struct ring *ring, uint32_t place,
+		 struct seal_command *command);
+void ring_answer(struct ring *ring, uint32_t place, const struct seal_command *command);
+
+/* consumer.c */
+unsigned ring_consume(struct seal_rings *rings, struct ring *ring, unsigned budget);
+
+#endif

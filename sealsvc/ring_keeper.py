@@ -1,0 +1,224 @@
+"""The keeper's rings, typed: what the service asks of native/ring."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sealsvc.extents import ExtentMap
+from sealsvc.keeper import Keeper, KeeperError
+from sealsvc.messages import Attach
+from sealsvc.model import ByteRange, IoMode, State
+from sealsvc.native import ffi, lib
+from sealsvc.seals import Seal
+from sealsvc.native_headers import STATES
+
+NANO = 1_000_000_000
+IO_MODES = {IoMode.READ: lib.SEAL_READ, IoMode.RW: lib.SEAL_RW}
+_STATES = {number: state for state, number in STATES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class RingRow:
+    """A ring as the keeper has it; the counters go up for ever."""
+
+    ring: int
+    owner: int
+    slots: int
+    used: int
+    secret: int
+    grants: int
+    returns: int
+    recalls: int
+    commands: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileRow:
+    ring: int
+    file: int
+    live: int
+    stale: bool
+    id: int
+
+
+def state_of(word: int) -> tuple[State, int]:
+    """State and seqid of a slot's word (native/libseal/seal_table.h)."""
+    return _STATES[word & 0xFF], word >> 32
+
+
+def moment(seconds: float | None) -> int:
+    """A moment of sealsvc.clock as slots have it."""
+    return 0 if seconds is None else int(seconds * NANO)
+
+
+class RingKeeper:
+    def __init__(self, keeper: Keeper) -> None:
+        self.keeper = keeper
+
+    # Rings
+
+    def create(self, request: Attach, owner: int, secret: int) -> int:
+        shape = {
+            "slots": request.slots,
+            "commands": request.commands,
+            "data": request.data,
+            "events": request.events,
+            "owner": owner,
+            "secret": secret,
+        }
+        return self.keeper.ring(lib.KEEPER_RING_CREATE, shape=shape)
+
+    def descriptors(self, ring: int) -> list[int]:
+        """Memory, table, kick and bell; the caller's."""
+        fds: list[int] = []
+        self.keeper.ring(lib.KEEPER_RING_DESCRIPTORS, ring=ring, received=fds)
+        return fds
+
+    def drop(self, ring: int) -> None:
+        with suppress(KeeperError):
+            self.keeper.ring(lib.KEEPER_RING_DROP, ring=ring)
+
+    def replay(self) -> None:
+        self.keeper.ring(lib.KEEPER_RING_REPLAY)
+
+    def list(self) -> tuple[list[RingRow], list[FileRow]]:
+        fds: list[int] = []
+        self.keeper.ring(lib.KEEPER_RING_LIST, received=fds)
+        try:
+            table = os.pread(fds[0], os.fstat(fds[0]).st_size, 0)
+        finally:
+            os.close(fds[0])
+        rings, files = struct.unpack_from("=QQ", table)
+        at = 16 + rings * ffi.sizeof("struct seal_ring_row")
+        rows = ffi.from_buffer("struct seal_ring_row[]", table[16:at])
+        registered = ffi.from_buffer("struct seal_file_row[]", table[at:])
+        return (
+            [
+                RingRow(
+                    r.ring, r.owner, r.slots, r.used, r.secret, r.grants, r.returns, r.recalls,
+                    r.commands,
+                )
+                for r in rows
+            ],
+            [FileRow(f.ring, f.file, f.live, bool(f.stale), f.id) for f in registered[0:files]],
+        )  # fmt: skip
+
+    # Registrations
+
+    def register(self, ring: int, seal: Seal, *, watched: bool) -> int:
+        spec = {
+            "id": seal.token,
+            "start": seal.effective.offset,
+            "end": seal.effective.end,
+            "grace": int(seal.request.grace * NANO),
+            "holder": seal.process.holder.pid,
+            "block_size": seal.filesystem.block_size,
+            "policy": _policy(seal),
+            "iomode": IO_MODES[seal.request.iomode],
+            "watched": int(watched),
+            "device": seal.file.device,
+            "inode": seal.file.inode,
+        }
+        with _memory(seal.map) as fd:
+            return self.keeper.ring(lib.KEEPER_RING_REGISTER, ring=ring, registration=spec, fd=fd)
+
+    def unregister(self, ring: int, file: int, state: State) -> None:
+        with suppress(KeeperError):
+            self.keeper.ring(lib.KEEPER_RING_UNREGISTER, ring=ring, file=file, state=STATES[state])
+
+    def freshen(self, ring: int, file: int, map: ExtentMap) -> None:
+        """Seals may be granted in it again, on this map."""
+        with _memory(map) as fd:
+            self.keeper.ring(lib.KEEPER_RING_FRESHEN, ring=ring, file=file, fd=fd)
+
+    def open(self, ring: int, file: int) -> None:
+        """Seals may be granted in it again, if it is not stale."""
+        with suppress(KeeperError):
+            self.keeper.ring(lib.KEEPER_RING_FRESHEN, ring=ring, file=file)
+
+    def close(self, ring: int, file: int, recall: ByteRange) -> None:
+        """Grant nothing in it any more, and recall what overlaps."""
+        with suppress(KeeperError):
+            self.keeper.ring(
+                lib.KEEPER_RING_CLOSE, ring=ring, file=file, state=1,
+                start=recall.offset, end=recall.end,
+            )  # fmt: skip
+
+    def is_stale(self, ring: int, file: int) -> bool:
+        try:
+            return self.keeper.ring(lib.KEEPER_RING_STALE, ring=ring, file=file) != 0
+        except KeeperError:
+            return True
+
+    # Seals
+
+    def take_slot(self, ring: int, seal: Seal) -> int:
+        return self.keeper.ring(lib.KEEPER_SLOT_TAKE, ring=ring, terms=_terms(seal, _policy(seal)))
+
+    def set_slot(self, seal: Seal, policy: int) -> None:
+        """The slot as the seal is; it may have ended there already."""
+        assert seal.place is not None
+        with suppress(KeeperError):
+            self.keeper.ring(
+                lib.KEEPER_SLOT_SET, ring=seal.place.ring, slot=seal.place.slot,
+                terms=_terms(seal, policy), file_id=seal.file,
+            )  # fmt: skip
+
+    def quieten(self, seal: Seal) -> None:
+        """Let native code serve it from now on."""
+        assert seal.place is not None
+        with suppress(KeeperError):
+            self.keeper.ring(
+                lib.KEEPER_SLOT_QUIET, ring=seal.place.ring, slot=seal.place.slot,
+                terms={"id": seal.token}, file_id=seal.file,
+            )  # fmt: skip
+
+    def complete(self, ring: int, handle: int, status: int) -> None:
+        """The answer to a forwarded command; it may have timed out."""
+        with suppress(KeeperError):
+            self.keeper.ring(lib.KEEPER_RING_COMPLETE, ring=ring, handle=handle, status=status)
+
+    def tell(self, ring: int, **event: int) -> bool:
+        try:
+            self.keeper.ring(lib.KEEPER_RING_TELL, ring=ring, event=event)
+        except KeeperError:
+            return False
+        return True
+
+
+def _policy(seal: Seal) -> int:
+    wait = seal.request.conflict == "wait"
+    return int(lib.SEAL_POLICY_WAIT if wait else lib.SEAL_POLICY_REFUSE)
+
+
+def _terms(seal: Seal, policy: int) -> dict[str, Any]:
+    return {
+        "id": seal.token,
+        "offset": seal.range.offset,
+        "length": seal.range.length,
+        "expires": moment(seal.expires),
+        "deadline": moment(seal.deadline),
+        "cookie": seal.place.cookie if seal.place else 0,
+        "state": STATES[seal.state],
+        "seqid": seal.seqid,
+        "iomode": IO_MODES[seal.request.iomode],
+        "policy": policy,
+    }
+
+
+@contextmanager
+def _memory(map: ExtentMap) -> Iterator[int]:
+    """The rows of a map in a memfd: struct seal_map_extent."""
+    fd = os.memfd_create("sealsvc-map")
+    try:
+        os.write(fd, np.ascontiguousarray(map, dtype=np.uint64).tobytes())
+        yield fd
+    finally:
+        os.close(fd)

@@ -1,0 +1,307 @@
+/* What a client of libseal gets. Each subcommand prints one sample in microseconds (of `valid`: in
+ * nanoseconds) per line.
+ *
+ * usage: ring MODE SOCKET FILE ROUNDS [LIVE]
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "seal.h"
+#include "seal_ring.h"
+
+#define BLOCK 4096
+#define BATCH 32
+
+static double now_us(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (double)t.tv_sec * 1e6 + (double)t.tv_nsec / 1e3;
+}
+
+static void die(const char *what, int error)
+{
+	fprintf(stderr, "%s: %s\n", what, strerror(error < 0 ? -error : error));
+	exit(1);
+}
+
+static struct seal_client *client;
+static int file;
+static unsigned completed;
+static struct seal taken[BATCH];
+
+static void done(struct seal_client *of, const struct seal_completion *completion, void *context)
+{
+	(void)context;
+	if (completion->status)
+		die("a command", completion->status);
+	seal_take(of, completion, &taken[completed % BATCH]);
+	completed++;
+}
+
+static void open_client(const char *socket, const char *path, uint32_t slots)
+{
+	struct seal_options options = {
+		.size = sizeof(options), .socket = socket, .slots = slots, .done = done};
+	int error, fd = open(path, O_RDWR | O_CLOEXEC);
+
+	if (fd < 0)
+		die(path, errno);
+	error = seal_open(&client, &options);
+	if (error)
+		die("seal_open", error);
+	file = seal_register(client, fd, NULL);
+	if (file < 0) {
+		fprintf(stderr, "%s\n", seal_failure(client));
+		exit(1);
+	}
+	close(fd);
+}
+
+static struct seal grant(uint64_t offset)
+{
+	struct seal seal;
+	int error = seal_grant(client, file, offset, BLOCK, SEAL_RW, &seal);
+
+	if (error)
+		die("seal_grant", error);
+	return seal;
+}
+
+/* Grant and return, each waited for. */
+static void cycle(int rounds)
+{
+	for (int i = 0; i < rounds; i++) {
+		double begun = now_us();
+		struct seal seal = grant(0);
+		int error = seal_return(client, &seal);
+
+		if (error)
+			die("seal_return", error);
+		printf("%.3f\n", now_us() - begun);
+	}
+}
+
+static void submit(const struct seal_command *command)
+{
+	if (seal_submit(client, command) < 0)
+		die("seal_submit", EAGAIN);
+}
+
+static void wait_for(unsigned count)
+{
+	while (completed < count) {
+		struct pollfd poller = {seal_fd(client), POLLIN, 0};
+
+		poll(&poller, 1, 1000);
+		if (seal_dispatch(client) < 0)
+			die("seal_dispatch", EPIPE);
+	}
+	completed = 0;
+}
+
+/* The return of the seal before goes with the next grant: one round trip for a pair. */
+static void pipelined(int rounds)
+{
+	struct seal before = grant(0);
+
+	for (int i = 0; i < rounds; i++) {
+		const struct seal_command back = {
+			.op = SEAL_CMD_RETURN, .slot = before.number, .word = before.word};
+		double begun = now_us();
+
+		submit(&back);
+		before = grant(0);
+		printf("%.3f\n", now_us() - begun);
+		seal_dispatch(client);
+	}
+}
+
+/* BATCH grants by one doorbell, then their returns by one: microseconds for a pair. */
+static void batch(int rounds)
+{
+	struct seal_command command = {.op = SEAL_CMD_GRANT, .length = BLOCK, .iomode = SEAL_RW};
+
+	command.file = (uint32_t)file;
+	for (int i = 0; i < rounds; i++) {
+		double begun = now_us();
+
+		for (int n = 0; n < BATCH; n++)
+			submit(&command);
+		seal_flush(client);
+		wait_for(BATCH);
+		for (int n = 0; n < BATCH; n++) {
+			const struct seal_command back = {.op = SEAL_CMD_RETURN,
+							  .slot = taken[n].number,
+							  .word = taken[n].word};
+
+			submit(&back);
+		}
+		seal_flush(client);
+		wait_for(BATCH);
+		printf("%.4f\n", (now_us() - begun) / BATCH);
+	}
+}
+
+/* Nanoseconds of a thousand checks, each; and, as `load`, of a plain load. */
+static void valid(int rounds, int plain)
+{
+	struct seal seal = grant(0);
+	volatile uint64_t word = seal.word;
+	unsigned good = 0;
+
+	for (int i = 0; i < rounds; i++) {
+		double begun = now_us();
+
+		for (int n = 0; n < 10000; n++) {
+			if (plain)
+				good += word == seal.word;
+			else
+				good += (unsigned)seal_valid(&seal);
+			__asm__ volatile("" ::: "memory");
+		}
+		printf("%.4f\n", (now_us() - begun) / 10);
+	}
+	if (good != (unsigned)rounds * 10000)
+		die("seal_valid", EIO);
+}
+
+static void getlease(const char *path, int rounds)
+{
+	int fd = open(path, O_RDONLY);
+	unsigned good = 0;
+
+	for (int i = 0; i < rounds; i++) {
+		double begun = now_us();
+
+		for (int n = 0; n < 1000; n++)
+			good += fcntl(fd, F_GETLEASE) == F_UNLCK;
+		printf("%.4f\n", now_us() - begun);
+	}
+	if (!good)
+		die("F_GETLEASE", EIO);
+	close(fd);
+}
+
+static unsigned recalled;
+static double recalled_at;
+
+static void news(struct seal_client *of, const struct seal_news *what, void *context)
+{
+	(void)of;
+	(void)context;
+	if (what->kind == SEAL_EVENT_RECALL) {
+		recalled_at = now_us();
+		recalled++;
+	}
+}
+
+/* From just before another process's truncate(2) to the holder's callback. */
+static void recall(const char *socket, const char *path, int rounds)
+{
+	struct seal_options options = {.size = sizeof(options), .socket = socket, .news = news};
+	static const char block[2 * BLOCK];
+	int error, go[2], begun[2], fd = open(path, O_RDWR | O_CLOEXEC);
+	pid_t child;
+	char byte = 0;
+
+	if (pipe(go) < 0 || pipe(begun) < 0)
+		die("pipe", errno);
+	child = fork();
+	if (child == 0) {
+		close(go[1]);
+		close(fd);
+		while (read(go[0], &byte, 1) == 1) {
+			double at = now_us();
+
+			if (write(begun[1], &at, sizeof(at)) < 0 || truncate(path, BLOCK) < 0 ||
+			    write(begun[1], &at, sizeof(at)) < 0)
+				_exit(1);
+		}
+		_exit(0);
+	}
+	error = seal_open(&client, &options);
+	if (error)
+		die("seal_open", error);
+	file = seal_register(client, fd, NULL);
+	for (int i = 0; i < rounds; i++) {
+		struct seal seal;
+		double at;
+
+		if (pwrite(fd, block, sizeof(block), 0) < 0 || fsync(fd) < 0)
+			die(path, errno);
+		seal = grant(BLOCK);
+		recalled = 0;
+		if (write(go[1], &byte, 1) < 0)
+			die("pipe", errno);
+		while (!recalled) {
+			struct pollfd poller = {seal_fd(client), POLLIN, 0};
+
+			poll(&poller, 1, 1000);
+			seal_dispatch(client);
+		}
+		if (read(begun[0], &at, sizeof(at)) < 0)
+			die("pipe", errno);
+		printf("%.3f\n", recalled_at - at);
+		error = seal_refresh(client, &seal);
+		if (!error)
+			error = seal_return(client, &seal);
+		if (error)
+			die("seal_return", error);
+		if (read(begun[0], &at, sizeof(at)) < 0)
+			die("pipe", errno);
+	}
+	close(go[1]);
+	waitpid(child, NULL, 0);
+}
+
+int main(int argc, char **argv)
+{
+	const char *mode = argc > 4 ? argv[1] : "";
+	int rounds = argc > 4 ? atoi(argv[4]) : 0;
+	unsigned live = argc > 5 ? (unsigned)atoi(argv[5]) : 0;
+
+	if (argc < 5) {
+		fprintf(stderr, "usage: ring MODE SOCKET FILE ROUNDS [LIVE]\n");
+		return 2;
+	}
+	if (!strcmp(mode, "getlease")) {
+		getlease(argv[3], rounds);
+		return 0;
+	}
+	if (!strcmp(mode, "recall")) {
+		recall(argv[2], argv[3], rounds);
+		seal_close(client);
+		return 0;
+	}
+	open_client(argv[2], argv[3], live + 2 * BATCH);
+	for (unsigned i = 0; i < live; i++)
+		grant(0);
+	if (!strcmp(mode, "cycle"))
+		cycle(rounds);
+	else if (!strcmp(mode, "pipelined"))
+		pipelined(rounds);
+	else if (!strcmp(mode, "batch"))
+		batch(rounds);
+	else if (!strcmp(mode, "valid"))
+		valid(rounds, 0);
+	else if (!strcmp(mode, "load"))
+		valid(rounds, 1);
+	else
+		return 2;
+	if (live)
+		fprintf(stderr, "%d\n", file); /* its end ends them */
+	seal_close(client);
+	return 0;
+}
