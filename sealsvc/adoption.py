@@ -18,7 +18,7 @@ from sealsvc import clock, extents, validation
 from sealsvc.enforce import Guard, Verdict, guards, watchable
 from sealsvc.enforce.fanotify import operation_of
 from sealsvc.errors import Refusal
-from sealsvc.grants import check_map, check_still
+from sealsvc.grants import check_still
 from sealsvc.host import ExtentMap, Target
 from sealsvc.life import may
 from sealsvc.model import ByteRange, Kind, Operation, RingPlace, State
@@ -310,9 +310,7 @@ class Adoption:
                 self._refuse_unless_used(parent)
                 parent.map = found
                 self.life.journal.granted(parent)
-                place = parent.place
-                assert place is not None
-                self.rings.keeper.freshen(place.ring, place.file, found)
+                self.rings.keeper.freshen(parent)
             finally:
                 if parent.state in _QUIET:
                     parent.hold.change(parent.verdict)
@@ -322,7 +320,8 @@ class Adoption:
             raise Refusal("try-later", f"registration {parent.id} is {parent.state}")
 
     def _read_behind_guard(self, parent: Seal) -> ExtentMap:
-        """In a worker: what a grant does, from the arming of its guard on."""
+        """In a worker: what a grant does, from the arming of its guard on. What cannot be sealed is
+        left out natively, and refused there."""
         host, sealed, anchor = self.grants.host, parent.effective, parent.hold.anchor
         parent.hold.change(Verdict.ARMING)
         if (front := watchable(parent.hold)) is not None:
@@ -333,7 +332,6 @@ class Adoption:
             target = Target(parent.file, fd, parent.path, size, parent.filesystem, writable=False)
             host.settle(target)
             found = host.read_map(fd, sealed)
-            check_map(found, sealed, target)
             host.steady(target, sealed)
             check_still(found, host.read_map(fd, sealed), sealed, target)
         finally:

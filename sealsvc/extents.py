@@ -264,6 +264,13 @@ def unsuitable(map: ExtentMap, span: ByteRange) -> list[Unsuitable]:
     ]
 
 
+def suitable(map: ExtentMap, span: ByteRange) -> ExtentMap:
+    """The extents of the span that can be sealed."""
+    rows = clip(map, span)
+    fit: ExtentMap = rows[_codes(rows) == _FINE]
+    return fit
+
+
 def _codes(rows: ExtentMap) -> NDArray[np.uint8]:
     """For every row the first line of _UNSUITABLE that it matches, or _FINE."""
     flags = rows[:, FLAGS]

@@ -329,3 +329,9 @@ def pidfd_open(pid: int) -> int:
 def pidfd_getfd(pidfd: int, fd: int) -> int:
     """A duplicate of the other process's descriptor, on the same description."""
     return _check(lib.seal_pidfd_getfd(pidfd, fd), "pidfd_getfd")
+
+
+def rows_of(extents: Any, count: int) -> ExtentMap:
+    """An array of `count` structures of four uint64 as rows of sealsvc.extents: a copy."""
+    rows = np.frombuffer(bytearray(ffi.buffer(extents, 32 * count)), dtype=np.uint64)
+    return rows.reshape(-1, 4)

@@ -1,4 +1,4 @@
-"""The tables of states.py and errors.py as C headers: `python -m sealsvc.native_headers` writes them.
+"""The tables of states.py and errors.py as C headers: `python -m sealsvc.native_headers`.
 
 A test compares them with what stands here, so that the keeper, libseal and the service cannot
 disagree about what a seal may do, or what an error is.
@@ -62,7 +62,9 @@ def table() -> str:
 
 
 def codes() -> str:
-    rows = "".join(f'\t{{"{row.code}", {errno.errorcode[row.errno]}}},\n' for row in ERRORS.values())
+    rows = "".join(
+        f'\t{{"{row.code}", {errno.errorcode[row.errno]}}},\n' for row in ERRORS.values()
+    )
     return (
         f"{_GENERATED_CODES}#ifndef LIBSEAL_CODES_H\n#define LIBSEAL_CODES_H\n\n"
         "#include <errno.h>\n\n"

@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from sealsvc import extents
 from sealsvc.extents import ExtentMap
 from sealsvc.keeper import Keeper, KeeperError
 from sealsvc.messages import Attach
 from sealsvc.model import ByteRange, IoMode, State
 from sealsvc.native import ffi, lib
-from sealsvc.seals import Seal
 from sealsvc.native_headers import STATES
+from sealsvc.seals import Seal
 
 NANO = 1_000_000_000
 IO_MODES = {IoMode.READ: lib.SEAL_READ, IoMode.RW: lib.SEAL_RW}
@@ -126,17 +127,19 @@ class RingKeeper:
             "device": seal.file.device,
             "inode": seal.file.inode,
         }
-        with _memory(seal.map) as fd:
+        with _memory(extents.suitable(seal.map, seal.effective)) as fd:
             return self.keeper.ring(lib.KEEPER_RING_REGISTER, ring=ring, registration=spec, fd=fd)
 
     def unregister(self, ring: int, file: int, state: State) -> None:
         with suppress(KeeperError):
             self.keeper.ring(lib.KEEPER_RING_UNREGISTER, ring=ring, file=file, state=STATES[state])
 
-    def freshen(self, ring: int, file: int, map: ExtentMap) -> None:
-        """Seals may be granted in it again, on this map."""
-        with _memory(map) as fd:
-            self.keeper.ring(lib.KEEPER_RING_FRESHEN, ring=ring, file=file, fd=fd)
+    def freshen(self, seal: Seal) -> None:
+        """Seals may be granted in the registration again, on the map that it has."""
+        place = seal.place
+        assert place is not None
+        with _memory(extents.suitable(seal.map, seal.effective)) as fd:
+            self.keeper.ring(lib.KEEPER_RING_FRESHEN, ring=place.ring, file=place.file, fd=fd)
 
     def open(self, ring: int, file: int) -> None:
         """Seals may be granted in it again, if it is not stale."""

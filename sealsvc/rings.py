@@ -26,10 +26,10 @@ from sealsvc.keeper import KeeperError
 from sealsvc.messages import Attach, Attached, Grant, Recall, RecallAny, Register
 from sealsvc.model import Kind, RingPlace, State
 from sealsvc.native import lib
+from sealsvc.native_headers import STATES
 from sealsvc.policy import Policy
 from sealsvc.ring_keeper import RingKeeper, RingRow, moment
 from sealsvc.seals import Seal
-from sealsvc.native_headers import STATES
 
 _LINGER = 60.0  # seconds a ring waits for its client to come again
 _USED = (State.GRANTED, State.ACTIVE)
@@ -175,7 +175,7 @@ class Rings:
         seal.place = RingPlace(client.number, file, watched=front is not None)
         if front is not None:
             front.watch(seal.place.key)
-        self.keeper.freshen(client.number, file, seal.map)
+        self.keeper.freshen(seal)
         client.files[file] = seal
 
     def _hook(self, client: RingClient, seal: Seal) -> None:

@@ -51,6 +51,36 @@ static void set_expiry(struct ring *ring, struct seal_slot *slot, uint64_t ttl)
 		ring->next_expiry = slot->expires;
 }
 
+/* The first extent that ends behind `offset`; they are in order. */
+static size_t first_behind(const struct registration *file, uint64_t offset)
+{
+	size_t low = 0, high = file->map_count;
+
+	while (low < high) {
+		size_t middle = low + (high - low) / 2;
+
+		if (file->map[middle].logical + file->map[middle].length <= offset)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return low;
+}
+
+/* Has every byte of the seal a place that can be promised? */
+static int is_mapped(const struct registration *file, const struct seal_slot *slot)
+{
+	const struct seal_guard range = table_guard(slot, file);
+	uint64_t at = range.start;
+
+	for (size_t i = first_behind(file, at); at < range.end; i++) {
+		if (i == file->map_count || file->map[i].logical > at)
+			return 0;
+		at = file->map[i].logical + file->map[i].length;
+	}
+	return 1;
+}
+
 static int32_t grant(struct seal_rings *rings, struct ring *ring, struct seal_command *command)
 {
 	struct registration *file = ring_file(ring, command->file);
@@ -75,6 +105,11 @@ static int32_t grant(struct seal_rings *rings, struct ring *ring, struct seal_co
 	slot->file = command->file;
 	slot->iomode = (uint8_t)command->iomode;
 	slot->policy = (uint8_t)file->is.policy;
+	if (!is_mapped(file, slot)) {
+		slot->file = SEAL_NO_FILE;
+		table_release(ring, (uint32_t)number);
+		return -EOPNOTSUPP;
+	}
 	set_expiry(ring, slot, command->ttl);
 	table_step(slot, SEAL_STEP_GRANT);
 	file->live++;
@@ -125,22 +160,6 @@ static int32_t inquire(struct ring *ring, struct seal_command *command)
 		return -ENOENT;
 	command->word = ring->slots[command->slot].word;
 	return 0;
-}
-
-/* The first extent that ends behind `offset`; they are in order. */
-static size_t first_behind(const struct registration *file, uint64_t offset)
-{
-	size_t low = 0, high = file->map_count;
-
-	while (low < high) {
-		size_t middle = low + (high - low) / 2;
-
-		if (file->map[middle].logical + file->map[middle].length <= offset)
-			low = middle + 1;
-		else
-			high = middle;
-	}
-	return low;
 }
 
 static int32_t extents(struct ring *ring, struct seal_command *command)

@@ -2,6 +2,7 @@
 #ifndef SEALSVC_NATIVE_H
 #define SEALSVC_NATIVE_H
 
+#include "seal.h"
 #include "sealsvc/bpf.h"
 #include "sealsvc/extents.h"
 #include "sealsvc/files.h"

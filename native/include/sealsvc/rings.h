@@ -100,7 +100,8 @@ struct seal_registration {
 	uint32_t iomode, watched;
 	uint64_t device, inode;
 };
-/* Register; `map` is a memfd with the extents (struct seal_map_extent), -1: none. Taken over. Its
+/* Register; `map` is a memfd with the extents that can be sealed (struct seal_map_extent, in order), -1:
+ * none. Taken over. Its
  * index, or -ENOENT, -ENOSPC, -errno. Closed until seal_ring_freshen. */
 int64_t seal_ring_register(struct seal_rings *rings, uint32_t ring,
 			   const struct seal_registration *registration, int map);
