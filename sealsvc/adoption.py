@@ -153,6 +153,10 @@ class Adoption:
         self.life.journal.granted(seal)
         self.table.add(seal)
         self._hook(parent, seal)
+        if state not in _QUIET:
+            # It was recalled while no service was there.
+            seal.recalled_at, seal.reason = clock.now(), "conflict"
+            self.recaller.fencing.resume(seal)
         return seal
 
     def _build(self, parent: Seal, place: RingPlace, slot: Slot, state: State, seqid: int) -> Seal:

@@ -136,7 +136,7 @@ static int32_t give_back(struct ring *ring, struct seal_command *command)
 	if (error)
 		return error;
 	/* What is still mapped is asked for when somebody conflicts. */
-	ring->files[slot->file].owes = 1;
+	ring_owe(&ring->files[slot->file], slot);
 	ring->returns++;
 	command->word = slot->word;
 	table_release(ring, command->slot);

@@ -12,8 +12,8 @@ struct registration {
 	struct seal_registration is; /* id 0: the index is free */
 	int open;		     /* the service lets seals be granted in it */
 	int stale;		     /* its map may have changed since it was read */
-	int owes;		     /* seals were given back without a proof */
-	uint32_t live;		     /* slots */
+	struct seal_guard owed; /* hull of what was given back without a proof; end 0: nothing */
+	uint32_t live;		/* slots */
 	struct seal_map_extent *map;
 	size_t map_count;
 };
@@ -88,6 +88,8 @@ struct seal_guard table_guard(const struct seal_slot *slot, const struct registr
 
 /* registrations.c */
 struct registration *ring_file(struct ring *ring, uint32_t file);
+/* It is given back, and nobody has looked whether it is still mapped. */
+void ring_owe(struct registration *file, const struct seal_slot *slot);
 /* Recall one that is quiet: the step, the news to the client, the report to the service. */
 void ring_recall(struct seal_rings *rings, struct ring *ring, uint32_t slot);
 

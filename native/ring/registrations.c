@@ -194,6 +194,16 @@ int seal_ring_is_stale(struct seal_rings *rings, uint32_t number, uint32_t file)
 	return stale;
 }
 
+void ring_owe(struct registration *file, const struct seal_slot *slot)
+{
+	const struct seal_guard given = table_guard(slot, file);
+
+	if (!file->owed.end || given.start < file->owed.start)
+		file->owed.start = given.start;
+	if (given.end > file->owed.end)
+		file->owed.end = given.end;
+}
+
 void ring_recall(struct seal_rings *rings, struct ring *ring, uint32_t number)
 {
 	struct seal_slot *slot = &ring->slots[number];
@@ -211,7 +221,7 @@ void ring_recall(struct seal_rings *rings, struct ring *ring, uint32_t number)
 	if (seal_word_state(slot->word) == SEAL_COURTESY) {
 		/* Its ttl has passed: it stands in nobody's way. */
 		table_step(slot, SEAL_STEP_EXPIRE);
-		file->owes = 1;
+		ring_owe(file, slot);
 		ring_tell_seal(ring, SEAL_EVENT_OVER, number);
 		table_release(ring, number);
 		return;
@@ -269,7 +279,7 @@ int seal_rings_judge(void *context, uint64_t key, const struct seal_operation *o
 	}
 	if (strictest >= 0)
 		return strictest;
-	if (file->owes && !absolved) {
+	if (!absolved && seal_conflicts(operation, &file->owed, traits, 0)) {
 		*unproven = file->is.id;
 		return SEAL_POLICY_WAIT;
 	}
