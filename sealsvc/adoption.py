@@ -201,6 +201,8 @@ class Adoption:
             self.rings.watch_holder(seal)
         else:
             seal.exited.set()
+            if may(seal, Step.HOLDER_EXIT):
+                asyncio.get_running_loop().call_soon(self.recaller.fencing.holder_exited, seal)
         before, front = seal.at_end, watchable(parent.hold)
         if front is not None:
             exclusive = seal.request.kind is Kind.EXCLUSIVE

@@ -168,11 +168,12 @@ class Daemon:
         """Go on with the seals of the service that was here before."""
         for seal in self.reclaimed.seals:
             self.table.add(seal)
-        if self.rings:
-            self.adoption.resume(self.rings.resume(self.reclaimed.seals))
         for seal in self.reclaimed.seals:
             if not seal.exited.is_set():
                 self.service.watch_holder(seal)
+        if self.rings:
+            self.adoption.resume(self.rings.resume(self.reclaimed.seals))
+        for seal in self.reclaimed.seals:
             if seal.request.key:
                 self.once.remember(seal.process.holder.uid, seal.request, seal.info())
             self.fencing.resume(seal)

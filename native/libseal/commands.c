@@ -28,7 +28,8 @@ static int about(struct seal_client *client, struct seal *seal, struct seal_comm
 	command->slot = seal->number;
 	command->word = seal->word;
 	error = carry_out(client, command);
-	if (!error)
+	/* The word of a seal that is over would make it look valid. */
+	if (!error && seal_word_live(command->word))
 		seal->word = command->word;
 	return error;
 }
@@ -74,7 +75,7 @@ int seal_return_part(struct seal_client *client, struct seal *seal, uint64_t off
 	struct seal_command command = {.op = SEAL_CMD_SHRINK, .offset = offset, .length = length};
 	int error = about(client, seal, &command);
 
-	if (!error && seal_word_live(seal->word))
+	if (!error && seal_valid(seal))
 		describe(client, seal, seal->number, seal->word);
 	return error;
 }

@@ -246,9 +246,7 @@ def test_a_ttl_that_has_passed_gives_way(client: RingClient, fd: int, file: Path
     assert seal.state is State.EXPIRED
 
 
-def test_an_operator_recalls_a_registration(
-    running: Running, client: RingClient, fd: int
-) -> None:
+def test_an_operator_recalls_a_registration(running: Running, client: RingClient, fd: int) -> None:
     registered = client.register(fd)
     seals = [client.grant(registered, n * BLOCK, BLOCK) for n in range(5)]
     with Client(str(running.socket)) as operator:
