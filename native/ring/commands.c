@@ -184,7 +184,8 @@ static int32_t extents(struct ring *ring, struct seal_command *command)
 	command->count = (uint32_t)(last - first);
 	if (room > command->count)
 		room = command->count;
-	memcpy(ring->data + command->data, file->map + first, room * sizeof(*file->map));
+	if (room)
+		memcpy(ring->data + command->data, file->map + first, room * sizeof(*file->map));
 	return room < command->count ? -ENOBUFS : 0;
 }
 
