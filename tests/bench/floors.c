@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/fanotify.h>
 #include <sys/ioctl.h>
 #include <sys/signalfd.h>
@@ -106,6 +107,74 @@ static int lease_floor(const char *path, int rounds)
 		close(pipes[0]);
 		close(pipes[1]);
 		printf("%.3f\n", seen - begun);
+	}
+	return 0;
+}
+
+/* An eventfd each way, between two processes. */
+static int eventfd_floor(int rounds)
+{
+	int there = eventfd(0, EFD_CLOEXEC), back = eventfd(0, EFD_CLOEXEC);
+	eventfd_t count;
+	pid_t child = fork();
+
+	if (child == 0) {
+		while (eventfd_read(there, &count) == 0)
+			eventfd_write(back, 1);
+		_exit(0);
+	}
+	for (int i = 0; i < rounds; i++) {
+		double begun = now_us();
+
+		eventfd_write(there, 1);
+		if (eventfd_read(back, &count) < 0)
+			die("eventfd");
+		printf("%.3f\n", now_us() - begun);
+	}
+	kill(child, SIGKILL);
+	waitpid(child, NULL, 0);
+	return 0;
+}
+
+/* The bare calls for a file that nothing is known of: mark, FIEMAP, take the mark away. */
+static int cold_floor(const char *path, int rounds)
+{
+	struct {
+		struct fiemap head;
+		struct fiemap_extent extents[8];
+	} map;
+	int fd = open(path, O_RDWR), mine = fanotify_init(FAN_CLASS_PRE_CONTENT, O_RDONLY);
+
+	if (fd < 0 || mine < 0)
+		die(path);
+	for (int i = 0; i < rounds; i++) {
+		double begun = now_us();
+
+		if (fanotify_mark(mine, FAN_MARK_ADD, FAN_PRE_ACCESS, AT_FDCWD, path) < 0)
+			die("fanotify_mark");
+		memset(&map, 0, sizeof(map));
+		map.head.fm_length = ~0UL;
+		map.head.fm_extent_count = 8;
+		if (ioctl(fd, FS_IOC_FIEMAP, &map) < 0 ||
+		    fanotify_mark(mine, FAN_MARK_REMOVE, FAN_PRE_ACCESS, AT_FDCWD, path) < 0)
+			die("FIEMAP");
+		printf("%.3f\n", now_us() - begun);
+	}
+	return 0;
+}
+
+/* What a user might pick instead: a lease taken and given back. */
+static int lease_cycle(const char *path, int rounds)
+{
+	int fd = open(path, O_RDONLY);
+
+	signal(SIGIO, SIG_IGN);
+	for (int i = 0; i < rounds; i++) {
+		double begun = now_us();
+
+		if (fcntl(fd, F_SETLEASE, F_RDLCK) < 0 || fcntl(fd, F_SETLEASE, F_UNLCK) < 0)
+			die("F_SETLEASE");
+		printf("%.3f\n", now_us() - begun);
 	}
 	return 0;
 }
@@ -209,6 +278,12 @@ int main(int argc, char **argv)
 
 	if (argc > 2 && !strcmp(argv[1], "socket"))
 		return socket_floor(rounds);
+	if (argc > 2 && !strcmp(argv[1], "eventfd"))
+		return eventfd_floor(rounds);
+	if (argc > 3 && !strcmp(argv[1], "cold"))
+		return cold_floor(argv[3], rounds);
+	if (argc > 3 && !strcmp(argv[1], "lease-cycle"))
+		return lease_cycle(argv[3], rounds);
 	if (argc > 3 && !strcmp(argv[1], "lease"))
 		return lease_floor(argv[3], rounds);
 	if (argc > 3 && !strcmp(argv[1], "pwrite"))
@@ -217,6 +292,8 @@ int main(int argc, char **argv)
 		return pwrite_floor(argv[3], rounds, 1);
 	if (argc > 3 && !strcmp(argv[1], "fiemap"))
 		return fiemap_floor(argv[3], rounds);
-	fprintf(stderr, "usage: floors socket|lease|pwrite|pwrite-watched|fiemap ROUNDS [FILE]\n");
+	fprintf(stderr,
+		"usage: floors socket|eventfd|lease|lease-cycle|cold|pwrite|pwrite-watched|fiemap"
+		" ROUNDS [FILE]\n");
 	return 2;
 }

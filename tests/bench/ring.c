@@ -2,6 +2,8 @@
  * nanoseconds) per line.
  *
  * usage: ring MODE SOCKET FILE ROUNDS [LIVE]
+ *
+ * LIVE seals are granted before the first sample; of `clients` it is the number of rings.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -231,6 +233,8 @@ static void recall(const char *socket, const char *path, int rounds)
 		}
 		_exit(0);
 	}
+	if (pwrite(fd, block, sizeof(block), 0) < 0 || fsync(fd) < 0)
+		die(path, errno);
 	error = seal_open(&client, &options);
 	if (error)
 		die("seal_open", error);
@@ -266,6 +270,117 @@ static void recall(const char *socket, const char *path, int rounds)
 	waitpid(child, NULL, 0);
 }
 
+/* So many seals, by the shortest way. */
+static void fill(unsigned live)
+{
+	struct seal_command command = {.op = SEAL_CMD_GRANT, .length = BLOCK, .iomode = SEAL_RW};
+
+	command.file = (uint32_t)file;
+	while (live) {
+		unsigned count = live < BATCH ? live : BATCH;
+
+		for (unsigned n = 0; n < count; n++)
+			submit(&command);
+		seal_flush(client);
+		wait_for(count);
+		live -= count;
+	}
+}
+
+/* Many rings at once, each with one command under way: grant, renew, inquire, return, over and over. A
+ * sample is the time from a command's doorbell to its completion. */
+struct one {
+	struct seal_client *client;
+	struct seal seal;
+	int file, step, waiting;
+	double begun;
+};
+
+static void one_done(struct seal_client *of, const struct seal_completion *completion,
+		     void *context)
+{
+	struct one *one = context;
+
+	if (completion->status)
+		die("a command", completion->status);
+	if (one->step == 0)
+		seal_take(of, completion, &one->seal);
+	one->step = (one->step + 1) % 4;
+	one->waiting = 0;
+	printf("%.3f\n", now_us() - one->begun);
+}
+
+static void next(struct one *one)
+{
+	static const uint16_t ops[] = {SEAL_CMD_GRANT, SEAL_CMD_RENEW, SEAL_CMD_INQUIRE,
+				       SEAL_CMD_RETURN};
+	const struct seal_command command = {.op = ops[one->step],
+					     .file = (uint32_t)one->file,
+					     .length = BLOCK,
+					     .iomode = SEAL_RW,
+					     .slot = one->seal.number,
+					     .word = one->seal.word};
+
+	one->begun = now_us();
+	one->waiting = 1;
+	if (seal_submit(one->client, &command) < 0 || seal_flush(one->client) < 0)
+		die("seal_submit", EAGAIN);
+}
+
+static void clients(const char *socket, const char *path, int rounds, unsigned count)
+{
+	struct one *all = calloc(count, sizeof(*all));
+	int polls = epoll_create1(EPOLL_CLOEXEC), fd = open(path, O_RDWR | O_CLOEXEC);
+
+	for (unsigned i = 0; i < count; i++) {
+		struct seal_options options = {.size = sizeof(options),
+					       .socket = socket,
+					       .slots = 4,
+					       .commands = 4096,
+					       .events = 4,
+					       .data = 4096,
+					       .done = one_done,
+					       .context = &all[i]};
+		struct epoll_event event = {.events = EPOLLIN, .data.u32 = i};
+		int error = seal_open(&all[i].client, &options);
+
+		if (error)
+			die("seal_open", error);
+		all[i].file = seal_register(all[i].client, fd, NULL);
+		if (all[i].file < 0)
+			die(seal_failure(all[i].client), all[i].file);
+		epoll_ctl(polls, EPOLL_CTL_ADD, seal_fd(all[i].client), &event);
+	}
+	for (int round = 0; round < rounds; round++) {
+		unsigned left = count;
+
+		for (unsigned i = 0; i < count; i++)
+			next(&all[i]);
+		while (left) {
+			struct epoll_event events[64];
+			int n = epoll_wait(polls, events, 64, 5000);
+
+			if (n <= 0)
+				die("a client that is not served", ETIMEDOUT);
+			for (int e = 0; e < n; e++) {
+				struct one *one = &all[events[e].data.u32];
+
+				if (!one->waiting) {
+					seal_dispatch(one->client);
+					continue;
+				}
+				seal_dispatch(one->client);
+				left -= !one->waiting;
+			}
+		}
+	}
+	for (unsigned i = 0; i < count; i++)
+		seal_close(all[i].client);
+	free(all);
+	close(polls);
+	close(fd);
+}
+
 int main(int argc, char **argv)
 {
 	const char *mode = argc > 4 ? argv[1] : "";
@@ -285,9 +400,12 @@ int main(int argc, char **argv)
 		seal_close(client);
 		return 0;
 	}
+	if (!strcmp(mode, "clients")) {
+		clients(argv[2], argv[3], rounds, live);
+		return 0;
+	}
 	open_client(argv[2], argv[3], live + 2 * BATCH);
-	for (unsigned i = 0; i < live; i++)
-		grant(0);
+	fill(live);
 	if (!strcmp(mode, "cycle"))
 		cycle(rounds);
 	else if (!strcmp(mode, "pipelined"))
@@ -300,8 +418,12 @@ int main(int argc, char **argv)
 		valid(rounds, 1);
 	else
 		return 2;
-	if (live)
-		fprintf(stderr, "%d\n", file); /* its end ends them */
+	fflush(stdout);
+	if (live) { /* somebody measures what they cost */
+		printf("held\n");
+		fflush(stdout);
+		getchar();
+	}
 	seal_close(client);
 	return 0;
 }
