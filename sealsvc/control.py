@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from sealsvc import processes
+from sealsvc import faults, processes
 from sealsvc.errors import Refusal
 from sealsvc.events import EventLog
 from sealsvc.messages import (
@@ -118,6 +118,7 @@ class Connection:
         try:
             reply = await self._answer(request, fds)
             self.send(Answer(id=request.id, result=reply.result), reply.fds)
+            faults.point(f"{type(request).__name__.lower()}:answered")
         except Refusal as refusal:
             self.send(_failure(request.id, refusal))
         except asyncio.CancelledError:

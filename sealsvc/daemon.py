@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from sealsvc import faults
 from sealsvc.audit import audit
 from sealsvc.config import Config
 from sealsvc.control import ControlServer
@@ -62,6 +63,7 @@ class Daemon:
         self.journal = Journal(
             lambda fd: keeper.keep(JOURNAL, fd) if keeper else None, self.reclaimed.seals
         )
+        faults.point("start:journalled")
         self.grants = Grants(
             host, self.enforcers, policy, self.table, self.events, self.workers, self.journal
         )
@@ -96,6 +98,7 @@ class Daemon:
                 self._start(enforcer, stack)
             stack.push_async_callback(self.tasks.stop)
             self._resume()
+            faults.point("start:resumed")
             await self.workers.run(self._arm)
             mounts = MountWatch(self.recaller.mounts_changed)
             mounts.start()

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TypeVar
 
-from sealsvc import extents, seals
+from sealsvc import extents, faults, seals
 from sealsvc.enforce import EnforcerSet, Guard, Verdict
 from sealsvc.errors import Refusal
 from sealsvc.events import EventLog
@@ -114,6 +114,7 @@ class Grants:
                 undo.callback(asker.process.close)
                 target = await self._open(request, descriptor)
                 undo.callback(os.close, target.fd)
+                faults.point("grant:opened")
                 async with self._files.of(target.file):
                     seal = await self._grant(request, asker, target)
                 undo.pop_all()
@@ -141,6 +142,7 @@ class Grants:
         held = self.table.of_file(target.file)
         wanted = _range(request, target)
         self.policy.admit(request, wanted, asker.process.holder.pid, held, len(self.table))
+        faults.point("grant:admitted")
         abandoned = threading.Event()
         try:
             seal = await asyncio.shield(
@@ -184,21 +186,27 @@ class Grants:
             risks = self.policy.accept(chosen.gaps(target.filesystem, request.kind))
             # 2. Prepare: give every block a written place of its own.
             host.prepare(target, sealed, request.prepare, progress)
+            faults.point("grant:prepared")
             # 3. Arm, and prove that nobody gets around the guard. What conflicts waits from here.
             pid = asker.process.holder.pid
             exclusive = request.kind is Kind.EXCLUSIVE
             guard = Guard(token, sealed, pid, exclusive, Verdict.ARMING)
             hold = chosen.hold(target, guard)
             undo.callback(hold.release)
+            faults.point("grant:held")
             # 4. Bring to the device what was pending, then read the map: before, it proves nothing.
             host.settle(target)
+            faults.point("grant:settled")
             found = host.read_map(target.fd, sealed)
             _check_map(found, sealed, target)
+            faults.point("grant:map-read")
             # 5. Mark the holder's description, so that its end can be proven.
             host.mark(target.fd, token)
+            faults.point("grant:marked")
             # 6. Take away what could still move blocks; nothing may have moved meanwhile.
             host.steady(target, sealed)
             _check_still(found, host.read_map(target.fd, sealed), sealed, target)
+            faults.point("grant:steadied")
             # 7. Pins are last: with one in force, even looking may block (docs/pin.md).
             if chosen.hold_late(hold, target, guard):
                 with hold.given_up_after(_PIN_PATIENCE):
@@ -229,11 +237,14 @@ class Grants:
         if seal.request.ttl:
             seal.expires = seals.boottime() + seal.request.ttl
         # From here on the seal outlives us: recorded first, then known to anybody.
+        faults.point("grant:recording")
         self.journal.granted(seal)
+        faults.point("grant:journalled")
         self.table.add(seal)
         self.counters["grants"] += 1
         self.events.publish("granted", seal.id, seal=seal.info())
         seal.hold.change(seal.verdict)
+        faults.point("grant:published")
 
     # The end of a seal
 
@@ -259,6 +270,7 @@ class Grants:
             raise Refusal(
                 "still-mapped", f"seal {seal.id}: {', '.join(left)}", {"mappings": left}, 0.05
             )
+        faults.point("return:proven")
         self.counters["returns"] += 1
         self.end(seal, Step.RETURN, reason)
 
@@ -266,8 +278,11 @@ class Grants:
         """The seal is over: whatever waited for it alone goes on. That is recorded before it is
         done: a guard of no seal is let go after a restart, a seal without its guard has drifted."""
         self.move(seal, step, reason)
+        faults.point("end:journalled")
         self.table.remove(seal)
+        faults.point("end:removed")
         seal.hold.release()
+        faults.point("end:released")
         seal.released.set()
         seal.at_end()
 

@@ -7,7 +7,7 @@ import logging
 import signal
 from collections.abc import Callable, Iterable
 
-from sealsvc import filesystem, seals, states
+from sealsvc import faults, filesystem, seals, states
 from sealsvc.config import FenceSection
 from sealsvc.enforce import Outcome, Report, Verdict
 from sealsvc.errors import Refusal
@@ -84,11 +84,14 @@ class Recaller:
         """Start the recall of a seal; one that is under way already takes the new one in."""
         if not states.allowed(seal.state, Step.RECALL):
             return
+        faults.point("recall:started")
         grace = seal.request.grace if grace is None else grace
         seal.deadline = seals.boottime() + grace
         self.counters["recalls"] += 1
         self.grants.move(seal, Step.RECALL, reason)
+        faults.point("recall:journalled")
         self.tell(seal, operation)
+        faults.point("recall:told")
         self.tasks.spawn(f"recall {seal.id}", self._see_through(seal))
 
     def tell(self, seal: Seal, operation: Operation | None = None) -> None:
@@ -115,6 +118,8 @@ class Recaller:
         """Go on with what a dead service had begun; what its kernel half did is done."""
         if seal.exited.is_set():
             self.tasks.spawn(f"exit of {seal.id}", self.holder_exited(seal))
+        if seal.state is State.FENCE_FAILED:
+            seal.hold.change(Verdict.BUSY)  # it may have died before it said so
         match seal.state:
             case State.RECALLED:
                 self.tasks.spawn(f"recall {seal.id}", self._see_through(seal))
@@ -128,6 +133,7 @@ class Recaller:
         if released or seal.state is not State.RECALLED:
             return
         self.counters["fences"] += 1
+        faults.point("fence:due")
         match seal.request.fence:
             case Fence.NONE:
                 self._refuse_from_now(seal, "the recall's deadline has passed; fence is none")
@@ -136,6 +142,7 @@ class Recaller:
                 self.grants.move(seal, Step.FENCE, "SIGTERM")
             case Fence.KILL:
                 self.grants.move(seal, Step.FENCE, "SIGKILL")
+        faults.point("fence:journalled")
         await self._carry_out_fence(seal)
 
     async def _carry_out_fence(self, seal: Seal) -> None:
@@ -145,7 +152,9 @@ class Recaller:
                 return
         else:
             seal.process.signal(signal.SIGKILL)
+            faults.point("fence:signalled")
             await _within(seal.exited, self.fence.proof_timeout)
+            faults.point("fence:exited")
         await self._conclude_fence(seal)
 
     def _refuse_from_now(self, seal: Seal, reason: str) -> None:
@@ -161,10 +170,12 @@ class Recaller:
         if not seal.live:
             return
         if not left and seal.exited.is_set():
+            faults.point("fence:proven")
             self.grants.end(seal, Step.PROVEN, "fenced")
             return
         why = ", ".join(left) or "the holder did not end"
         self.grants.move(seal, Step.UNPROVEN, why)
+        faults.point("fence:failed")
         self._refuse_from_now(seal, f"the fence failed: {why}")
         await self._watch_until_proven(seal)
 
@@ -176,6 +187,7 @@ class Recaller:
         seal.exited.set()
         if states.allowed(seal.state, Step.HOLDER_EXIT):
             self.grants.move(seal, Step.HOLDER_EXIT, "the holder exited")
+            faults.point("exit:journalled")
             await self._watch_until_proven(seal)
 
     async def _watch_until_proven(self, seal: Seal) -> None:
