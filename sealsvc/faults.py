@@ -33,6 +33,7 @@ POINTS = (
     "recall:told",
     "recallseals:answered",
     # A return, and every other end
+    "move:recording",
     "return:proven",
     "end:journalled",
     "end:removed",

@@ -237,8 +237,12 @@ class Grants:
         if seal.request.ttl:
             seal.expires = seals.boottime() + seal.request.ttl
         # From here on the seal outlives us: recorded first, then known to anybody.
-        faults.point("grant:recording")
-        self.journal.granted(seal)
+        try:
+            faults.point("grant:recording")
+            self.journal.granted(seal)
+        except BaseException:  # it never was
+            seal.hold.release()
+            raise
         faults.point("grant:journalled")
         self.table.add(seal)
         self.counters["grants"] += 1
@@ -289,6 +293,7 @@ class Grants:
     def move(self, seal: Seal, step: Step, reason: str = "") -> None:
         before = seal.state
         seal.move(step, reason)
+        faults.point("move:recording")
         self.journal.progressed(seal)
         self.events.publish(
             "state",

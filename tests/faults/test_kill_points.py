@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -56,8 +57,10 @@ class Scene:
 
     def died(self) -> None:
         assert self.running.process is not None
-        status = self.running.process.wait(PATIENCE)
-        assert status == -signal.SIGKILL, f"{self.point} was not reached"
+        process = self.running.process
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(PATIENCE)
+        assert process.returncode == -signal.SIGKILL, f"{self.point} was not reached"
 
     def restart(self) -> None:
         serve(self.running)
@@ -232,6 +235,7 @@ SCENES: dict[str, Callable[[Scene], None]] = {
     "recallseals": killed_in_an_operators_recall,
     "return": killed_in_a_return,
     "end": killed_in_a_return,
+    "move": killed_in_a_recall,
     "fence": killed_in_a_fence,
     "fence:failed": killed_as_a_fence_fails,
     "exit": killed_as_a_holder_exits,
