@@ -125,8 +125,8 @@ class Connection:
             self.send(_failure(request.id, Refusal("cancelled", "the request was cancelled")))
         except OSError as error:  # of a call that has no words of its own
             log.warning("request %s of pid %d: %s", type(request).__name__, self.peer.pid, error)
-            refusal = Refusal("io-error", str(error), {"errno": error.errno})
-            self.send(_failure(request.id, refusal))
+            told = Refusal("io-error", str(error), {"errno": error.errno})
+            self.send(_failure(request.id, told))
         except Exception as error:  # the supervisor of requests: a defect of ours, told as one
             log.exception("request %s of pid %d", type(request).__name__, self.peer.pid)
             self.send(_failure(request.id, Refusal("internal", repr(error))))

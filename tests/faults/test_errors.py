@@ -62,8 +62,10 @@ class Injection:
         name = what.split(":")[0]
         of = ["-P", str(path)] if path else []
         self.process = subprocess.Popen(
-            ["strace", "-f", "-o", out, *of, "-e", f"trace={name}", "-e", f"inject={what}"]
-            + ["-p", str(pid)],
+            [
+                *("strace", "-f", "-p", str(pid), "-o", out, *of),
+                *(f"--trace={name}", f"--inject={what}"),
+            ],
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -109,11 +111,11 @@ def code_of(call: object, *arguments: object, **fields: object) -> str:
     began = time.monotonic()
     try:
         call(*arguments, **fields)  # type: ignore[operator]
-        code = "ok"
+        code, message = "ok", ""
     except Refusal as refusal:
-        code = refusal.code
-        assert code in TABLE
-        assert code != "internal", refusal
+        code, message = refusal.code, refusal.message
+    assert code in TABLE or code == "ok"
+    assert code != "internal", message
     assert time.monotonic() - began < SOON, code
     return code
 
@@ -142,23 +144,17 @@ def each_time(
     codes: dict[str, int] = {}
     for count in itertools.count(1):
         what = f"{call}:error={error}:when={count}"
-        fields: dict[str, object] = {}
-
-        def grant() -> None:
-            fields["seal"] = granted(client, file, **PREPARED)
-
+        seals: list[str] = []
         path = file if only else None
         with injecting(running, what, path=path, keeper=keeper) as failed:
-            code = code_of(grant)
+            code = code_of(lambda seals=seals: seals.append(granted(client, file, **PREPARED)))
+        for seal in seals:
+            assert client.call(Show, seal=seal).seal.state == "granted"
+            client.call(Return, seal=seal)
         if not failed[0]:
-            if code == "ok":
-                client.call(Return, seal=fields["seal"])
             assert code == "ok"
             return codes
         codes[code] = codes.get(code, 0) + 1
-        if code == "ok":
-            assert client.call(Show, seal=fields["seal"]).seal.state == "granted"
-            client.call(Return, seal=fields["seal"])
         assert client.call(List).result.seals == []
         punch(file)  # nothing is left armed
         client.call(Return, seal=granted(client, file, **PREPARED))
