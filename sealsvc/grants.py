@@ -132,11 +132,20 @@ class Grants:
 
     async def _open(self, request: Grant, descriptor: int | None) -> Target:
         writable = request.iomode is IoMode.RW
-        if descriptor is not None:
-            return await self.workers.run(lambda: self.host.adopt(descriptor, writable=writable))
-        return await self.workers.run(
-            lambda: self.host.open_path(request.path or "", self.policy.roots, writable=writable)
-        )
+
+        def work() -> Target:
+            if descriptor is not None:
+                return self.host.adopt(descriptor, writable=writable)
+            return self.host.open_path(request.path or "", self.policy.roots, writable=writable)
+
+        opening = asyncio.ensure_future(self.workers.run(work))
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            await asyncio.wait([opening])
+            if not opening.cancelled() and opening.exception() is None:
+                os.close(opening.result().fd)
+            raise
 
     async def _grant(self, request: Grant, asker: Asker, target: Target) -> Seal:
         held = self.table.of_file(target.file)

@@ -44,6 +44,12 @@ def footprint(pid: int) -> Footprint:
     )
 
 
+def files(pid: int) -> list[str]:
+    """Where descriptors of files lead to."""
+    links = (os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir())
+    return [target for target in links if _kind(target) == "file"]
+
+
 def locks(devices: set[int]) -> list[str]:
     """Leases, and marks of descriptions, on the file systems."""
     names = {f"{os.major(device):02x}:{os.minor(device):02x}" for device in devices}

@@ -23,7 +23,7 @@ from sealsvc.messages import Audit, List, RecallSeals, Return, Status
 from tests.scratch import mounted
 from tests.service.conftest import RISKS, Running
 from tests.soak.intruder import UNIT, UNITS
-from tests.soak.leaks import Footprint, differences, footprint, locks
+from tests.soak.leaks import Footprint, differences, files, footprint, locks
 from tests.soak.stats import total
 
 HOLDERS, INTRUDERS, FILES = 4, 3, 4  # files and intruders of each file system
@@ -307,6 +307,8 @@ class Soak:
         devices = {root.stat().st_dev for root in self.roots}
         found += [f"lock: {line}" for line in locks(devices)]
         service, keeper = self.footprints()
+        if service.descriptors.get("file", 0) > before[0].descriptors.get("file", 0):
+            found.append(f"service: open: {files(self.pids()[0])}")
         growth = self.growth(before, (service, keeper))
         threads = WORKERS + SPARE_THREADS
         found += [f"service: {d}" for d in differences(before[0], service, threads, 1 << 40)]
