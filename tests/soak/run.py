@@ -347,7 +347,10 @@ def soak(seed: int, seconds: float) -> Result:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sealsvc-soak-")))
         made = Soak(seed, seconds, [xfs, ext4], directory)
         result = made.result
-        made.run()
+        try:
+            made.run()
+        except (AssertionError, OSError, Refusal) as error:
+            result.trouble.append(f"cut short: {error!r}"[-3000:])
         result.counts.update(total(directory))
         for name, into in (("drift.log", result.drift), ("trouble.log", result.trouble)):
             if (log := directory / name).exists():
