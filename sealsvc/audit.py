@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from sealsvc import extents
 from sealsvc.errors import Refusal
+from sealsvc.extents import ExtentMap
 from sealsvc.grants import Grants
 from sealsvc.messages import AuditReport, Drift
 from sealsvc.recall import Recaller
@@ -18,6 +19,10 @@ _PATIENCE, _SHORT_PATIENCE = 10.0, 1.0
 
 # What a file system that was shut down, or whose device has gone, answers.
 _DEAD = frozenset({errno.EIO, errno.ENODEV, errno.ENXIO, errno.ESHUTDOWN})
+
+
+# How a map differs from the recorded one, if it does; and the map.
+_Look = tuple[extents.Difference | None, ExtentMap]
 
 
 class _Silent(Exception):
@@ -46,7 +51,7 @@ async def _audit_filesystem(
     checked, drifted, unreadable, lost = 0, list[Drift](), list[str](), list[Seal]()
     for number, seal in enumerate(chosen):
         try:
-            found = await _look(grants, device, seal)
+            found, now = await _look(grants, device, seal)
         except _Silent:
             left = [other for other in chosen[number:] if other.live]
             unreadable += [f"{other.id}: its file system does not answer" for other in left]
@@ -68,12 +73,14 @@ async def _audit_filesystem(
             continue
         checked += 1
         if found is not None:
-            drifted.append(_drift(recaller, seal, found))
+            drifted.append(_drift(grants, recaller, seal, found, now))
     _tell_death(grants, lost)
     return AuditReport(checked=checked, drifted=drifted, unreadable=unreadable)
 
 
-def _drift(recaller: Recaller, seal: Seal, found: extents.Difference) -> Drift:
+def _drift(
+    grants: Grants, recaller: Recaller, seal: Seal, found: extents.Difference, now: ExtentMap
+) -> Drift:
     drift = Drift(
         seal=seal.id,
         path=seal.path,
@@ -83,6 +90,7 @@ def _drift(recaller: Recaller, seal: Seal, found: extents.Difference) -> Drift:
     )
     if not seal.drifted:
         recaller.life.events.publish("drift", seal.id, drift=drift)
+        grants.registry.drifted(drift, seal.map, now)
         recaller.lose(seal, f"the map differs at {found.offset}")
     return drift
 
@@ -115,7 +123,7 @@ def _errno(error: Refusal | OSError) -> int | None:
 # Looking: by one thread for each file system, however often a look does not come back.
 
 
-async def _look(grants: Grants, device: int, seal: Seal) -> extents.Difference | None:
+async def _look(grants: Grants, device: int, seal: Seal) -> _Look:
     pool = grants.workers.of(("audit", device), 1)
     patience = _SHORT_PATIENCE if device in grants.silent else _PATIENCE
     looking = asyncio.ensure_future(pool.run(_difference, grants, seal))
@@ -128,7 +136,8 @@ async def _look(grants: Grants, device: int, seal: Seal) -> extents.Difference |
     return looking.result()
 
 
-def _difference(grants: Grants, seal: Seal) -> extents.Difference | None:
+def _difference(grants: Grants, seal: Seal) -> _Look:
     pinned = "pin" in seal.enforcers
     now = grants.host.look(seal.hold.anchor, seal.file, None if pinned else seal.effective)
-    return None if pinned else extents.first_difference(seal.map, now, seal.effective)
+    found = None if pinned else extents.first_difference(seal.map, now, seal.effective)
+    return found, now

@@ -31,6 +31,7 @@ from sealsvc.errors import Refusal
 from sealsvc.events import EventLog
 from sealsvc.fence import Fencing
 from sealsvc.grants import Grants
+from sealsvc.history import Historian
 from sealsvc.host import Host
 from sealsvc.host.kernel import KernelHost, kernel_release
 from sealsvc.host.sim import SimHost
@@ -42,6 +43,7 @@ from sealsvc.once import Once
 from sealsvc.policy import Policy
 from sealsvc.recall import Recaller
 from sealsvc.reclaim import JOURNAL, Reclaimed, reclaim
+from sealsvc.registry import Registry
 from sealsvc.returns import Returns
 from sealsvc.seals import SealTable
 from sealsvc.service import Service, push
@@ -72,8 +74,10 @@ class Daemon:
             lambda fd: keeper.keep(JOURNAL, fd) if keeper else None, self.reclaimed.seals
         )
         faults.point("start:journalled")
+        section = msgspec.structs.replace(config.registry, directory=str(config.registry_path))
+        self.registry = Registry(section, self._registry_fails, self._registry_recovers)
         self.life = Life(self.table, self.events, self.journal, push)
-        self.grants = Grants(host, self.enforcers, policy, self.life, self.workers)
+        self.grants = Grants(host, self.enforcers, policy, self.life, self.workers, self.registry)
         returns = Returns(self.life, host, self.workers)
         self.fencing = Fencing(self.life, returns, self.tasks, config.fence)
         self.recaller = Recaller(self.life, self.fencing, config.policy, push)
@@ -87,6 +91,7 @@ class Daemon:
             policy,
             self.enforcers,
             self.once,
+            Historian(self.registry.queries, host, policy, self.workers),
             kernel_release(),
         )
         self.server = ControlServer(
@@ -109,10 +114,12 @@ class Daemon:
             loop.add_signal_handler(number, self._stop.set)
         async with AsyncExitStack() as stack:
             stack.callback(self._leave_keeper)
+            stack.push_async_callback(asyncio.to_thread, self.registry.close)
             stack.callback(self.workers.stop)
             for enforcer in self.enforcers.enforcers:
                 self._start(enforcer, stack)
             stack.push_async_callback(self.tasks.stop)
+            self._start_registry()
             self._resume()
             faults.point("start:resumed")
             await self.workers.run(self._arm)
@@ -153,6 +160,27 @@ class Daemon:
             self.events.publish("alarm", reason=f"{failure}: no seal is enforced any more")
             self._failure = failure
             self._stop.set()
+
+    def _start_registry(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.registry.start()
+        self.events.watch(self.registry.watch)
+        self.registry.started(self.config, self.enforcers.reasons)
+        self.registry.present((seal.info(), seal.map) for seal in self.reclaimed.seals)
+
+    def _registry_fails(self, reason: str) -> None:
+        """From any thread."""
+        tell = functools.partial(self.events.publish, "alarm", reason=reason)
+        self._loop.call_soon_threadsafe(tell)
+
+    def _registry_recovers(self, lost: int) -> None:
+        """From any thread."""
+
+        def tell() -> None:
+            self.events.publish("recorded", lost=lost)
+            self.registry.present((seal.info(), seal.map) for seal in self.table)
+
+        self._loop.call_soon_threadsafe(tell)
 
     def _resume(self) -> None:
         """Go on with the seals of the service that was here before."""
@@ -280,8 +308,9 @@ def sim_daemon(config: Config) -> Daemon:
         roots=config.policy.roots or ["/sim"],
         operators=[*config.policy.operators, os.getuid()],
     )
+    registry = replace(config.registry, enabled=bool(config.registry.directory))
     host = SimHost()
     enforcer = SimEnforcer(host)
-    daemon = Daemon(replace(config, policy=policy), host, [enforcer], None)
+    daemon = Daemon(replace(config, policy=policy, registry=registry), host, [enforcer], None)
     daemon.service.simulate = functools.partial(simulate, host, enforcer, daemon.tick)
     return daemon

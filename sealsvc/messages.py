@@ -25,6 +25,15 @@ from sealsvc.model import (
     Preparation,
     State,
 )
+from sealsvc.records import (
+    AuditTrail,
+    ConflictHistory,
+    MapDifference,
+    SealFilter,
+    SealHistory,
+    Transitions,
+    Verification,
+)
 
 VERSION = 1
 MAX_MESSAGE = 64 * 1024
@@ -179,7 +188,8 @@ class List(Request, frozen=True, tag="list"):
 
 
 class Extents(Request, frozen=True, tag="extents"):
-    """The extent map recorded at grant, extents [start, start + limit). Answer: ExtentPage."""
+    """The extent map recorded at grant, extents [start, start + limit); of a seal that is over, as
+    long as the registry has it. Answer: ExtentPage."""
 
     seal: SealId
     start: Annotated[int, Meta(ge=0)] = 0
@@ -217,6 +227,59 @@ class Audit(Request, frozen=True, tag="audit"):
     drifted seal becomes `lost`. Answer: AuditReport."""
 
     seal: SealId | None = None
+
+
+# What the registry knows (docs/registry.md). Who is no operator is told of its own seals alone.
+
+Cursor = Annotated[str, Meta(pattern="^[0-9]{1,18}$")]
+
+
+class History(Request, frozen=True, tag="history"):
+    """Seals, live and over, the newest first, from the cursor `after` on. Answer: SealHistory."""
+
+    wanted: SealFilter = SealFilter()
+    after: Cursor | None = None
+    limit: Limit = 100
+
+
+class Steps(Request, frozen=True, tag="steps"):
+    """Each step of a seal's life, in order. Answer: Transitions."""
+
+    seal: SealId
+
+
+class Conflicts(Request, frozen=True, tag="conflicts"):
+    """Operations that met a seal (or `seal`), the newest first. Answer: ConflictHistory."""
+
+    seal: SealId | None = None
+    pid: int | None = None
+    since: float | None = None
+    until: float | None = None
+    after: Cursor | None = None
+    limit: Limit = 100
+
+
+class MapChanges(Request, frozen=True, tag="map-changes"):
+    """How the extent map of the file is now, compared with that at the grant of `seal`; at most
+    `limit` stretches are told. Answer: MapDifference."""
+
+    seal: SealId
+    limit: Limit = 100
+
+
+class Trail(Request, frozen=True, tag="trail"):
+    """Entries of the audit trail, the newest first; for operators. Answer: AuditTrail."""
+
+    kind: Annotated[str, Meta(max_length=64)] | None = None
+    seal: SealId | None = None
+    since: float | None = None
+    until: float | None = None
+    after: Cursor | None = None
+    limit: Limit = 100
+
+
+class VerifyTrail(Request, frozen=True, tag="verify-trail"):
+    """Walk through the whole audit trail; for operators. Answer: Verification."""
 
 
 class Filesystems(Request, frozen=True, tag="filesystems"):
@@ -267,6 +330,12 @@ AnyRequest = (
     | RecallSeals
     | Watch
     | Audit
+    | History
+    | Steps
+    | Conflicts
+    | MapChanges
+    | Trail
+    | VerifyTrail
     | Filesystems
     | Status
     | Cancel
@@ -434,6 +503,16 @@ class EnforcerInfo(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
+class RegistryInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """`lag` events wait to be written, `lost` never will be; `troubles` says why it cannot be
+    written right now."""
+
+    enabled: bool = False
+    lag: int = 0
+    lost: int = 0
+    troubles: list[str] = []
+
+
 class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="status"):
     version: str
     protocol: int
@@ -447,6 +526,7 @@ class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True, tag_field="type",
     conflicts_waiting: int
     connections: int
     counters: dict[str, int]
+    registry: RegistryInfo = RegistryInfo()
 
 
 class Watching(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="watching"):
@@ -471,6 +551,12 @@ Result = (
     | ExtentPage
     | RecallReport
     | AuditReport
+    | SealHistory
+    | Transitions
+    | ConflictHistory
+    | MapDifference
+    | AuditTrail
+    | Verification
     | FilesystemList
     | ServiceStatus
     | Watching
@@ -542,7 +628,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="reply", tag="e
 EVENTS = {
     "granted": "a seal was granted (data: the SealInfo)",
     "refused": "a grant was refused (data: code, message, details, path)",
-    "state": "a seal changed state (data: from, to, reason, seqid)",
+    "state": "a step in a seal's life (data: from, to, step, reason, seqid)",
     "conflict": "an operation met a seal (data: operation, seals, verdict)",
     "recall": "a seal was asked for (data: reason, grace, wanted, operation, merged: one was under"
     " way already)",
@@ -550,6 +636,7 @@ EVENTS = {
     "conflict-ended": "a waiting operation went on or was refused (data: operation, result,"
     " waited seconds)",
     "reclaimed": "the service was restarted and took its seals over (data: seals)",
+    "recorded": "the registry can be written again (data: lost: events that were not recorded)",
     "drift": "a sealed extent map changed: a broken promise (data: the Drift)",
     "alarm": "an operator should look (data: reason)",
     "gap": "events were dropped because this watcher reads too slowly (data: dropped)",

@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable
 from importlib.metadata import version
 from typing import Any
 
+import msgspec
+
 from sealsvc import clock, extents, native, processes, states, validation
 from sealsvc.audit import audit
 from sealsvc.control import Connection, Reply
@@ -16,11 +18,13 @@ from sealsvc.enforce import Enforcer, EnforcerSet
 from sealsvc.errors import Refusal
 from sealsvc.filesystem import Filesystem
 from sealsvc.grants import Asker, Grants, close_all
+from sealsvc.history import Historian
 from sealsvc.limits import RateLimit
 from sealsvc.messages import (
     VERSION,
     AnyRequest,
     Audit,
+    Conflicts,
     Downgrade,
     EnforcerInfo,
     Extent,
@@ -32,8 +36,10 @@ from sealsvc.messages import (
     Forgotten,
     Gap,
     Grant,
+    History,
     Keyed,
     List,
+    MapChanges,
     Mapped,
     Recall,
     RecallAny,
@@ -42,6 +48,7 @@ from sealsvc.messages import (
     RecallReport,
     RecallSeals,
     Reclaim,
+    RegistryInfo,
     Renew,
     Result,
     Return,
@@ -52,6 +59,9 @@ from sealsvc.messages import (
     Simulate,
     Simulated,
     Status,
+    Steps,
+    Trail,
+    VerifyTrail,
 )
 from sealsvc.model import ByteRange, Kind, State
 from sealsvc.once import Once
@@ -61,6 +71,10 @@ from sealsvc.recall import Recaller
 from sealsvc.returns import Returns
 from sealsvc.seals import Seal
 from sealsvc.states import Step
+
+# Requests that change something, but for grants, of which more is told; and what of them is not.
+_TOLD = (Keyed, Forgotten, Reclaim)
+_UNTOLD = {"id", "v", "key", "wait"}
 
 
 class Service:
@@ -72,11 +86,13 @@ class Service:
         policy: Policy,
         enforcers: EnforcerSet,
         once: Once,
+        historian: Historian,
         kernel: str,
     ) -> None:
         self.grants, self.returns, self.recaller = grants, returns, recaller
         self.life, self.table = grants.life, grants.life.table
         self.policy, self.enforcers, self.once, self.kernel = policy, enforcers, once, kernel
+        self.historian, self.registry = historian, grants.registry
         self.rate = RateLimit(policy.section.grants_per_second, policy.section.grants_burst)
         self.started = clock.now()
         self.connections: Callable[[], int] = lambda: 0
@@ -87,10 +103,29 @@ class Service:
             return await self._grant(connection, request, fds)
         close_all(fds)
         if isinstance(request, Keyed) and request.key:
-            act = functools.partial(self._act, connection, request)
+            act = functools.partial(self._told, connection, request)
             result, _ = await self.once.run(connection.peer.uid, request, act)
             return Reply(result)
-        return Reply(await self._act(connection, request))
+        return Reply(await self._told(connection, request))
+
+    async def _told(self, connection: Connection, request: AnyRequest) -> Result:
+        """Act, and have the registry know who asked for it, where it changes something."""
+        if not isinstance(request, _TOLD):
+            return await self._act(connection, request)
+        outcome = "internal"
+        try:
+            result = await self._act(connection, request)
+            outcome = "done"
+        except Refusal as refusal:
+            outcome = refusal.code
+            raise
+        finally:
+            terms = msgspec.structs.asdict(request)
+            seal = terms.pop("seal", None)
+            said = {name: terms[name] for name in terms.keys() - _UNTOLD if terms[name]}
+            operation = type(request).__struct_config__.tag
+            self.registry.asked(connection.peer, str(operation), seal, outcome=outcome, **said)
+        return result
 
     async def _act(self, connection: Connection, request: AnyRequest) -> Result:
         peer = connection.peer
@@ -119,12 +154,24 @@ class Service:
             case List():
                 return await self._list(peer, request)
             case Extents():
-                return self._extents(peer, request)
+                return await self._extents(peer, request)
             case RecallSeals():
                 return await self._recall(peer, request)
             case Audit():
                 chosen = [self._seal(peer, request.seal)] if request.seal else self._seen(peer)
                 return await audit(self.grants, self.recaller, chosen)
+            case History():
+                return await self.historian.seals(peer, request)
+            case Steps():
+                return await self.historian.steps(peer, request)
+            case Conflicts():
+                return await self.historian.conflicts(peer, request)
+            case MapChanges():
+                return await self.historian.changes(peer, request)
+            case Trail():
+                return await self.historian.trail(peer, request)
+            case VerifyTrail():
+                return await self.historian.verify(peer)
             case Filesystems():
                 return await self._filesystems()
             case Status():
@@ -171,7 +218,7 @@ class Service:
 
     async def _new_grant(self, connection: Connection, request: Grant, fds: list[int]) -> Reply:
         try:
-            self.policy.authorise_grant(connection.peer, request, len(fds))
+            self._authorise(connection.peer, request, len(fds))
             self.rate.take(connection.peer.uid)
             process = self._holder(connection, request, fds)
         except BaseException:
@@ -192,6 +239,13 @@ class Service:
             return Reply(seal.info(), [fd])
         os.close(fd)
         return Reply(seal.info())
+
+    def _authorise(self, peer: Peer, request: Grant, fds: int) -> None:
+        try:
+            self.policy.authorise_grant(peer, request, fds)
+        except Refusal as refusal:
+            self.grants.refused(refusal, request, peer)
+            raise
 
     def _holder(self, connection: Connection, request: Grant, fds: list[int]) -> Process:
         spec = request.holder
@@ -306,10 +360,13 @@ class Service:
         more = len(chosen) > len(page)
         return SealPage(seals=[seal.info() for seal in page], next=page[-1].id if more else None)
 
-    def _extents(self, peer: Peer, request: Extents) -> ExtentPage:
-        seal = self._seal(peer, request.seal)
+    async def _extents(self, peer: Peer, request: Extents) -> ExtentPage:
+        if self.registry.enabled and self.table.get(request.seal) is None:
+            found = await self.historian.map_at_grant(peer, request.seal)
+        else:
+            found = self._seal(peer, request.seal).map
         end = request.start + min(request.limit, 400)
-        rows = seal.map[request.start : end]
+        rows = found[request.start : end]
         return ExtentPage(
             extents=[
                 Extent(
@@ -320,8 +377,8 @@ class Service:
                 )
                 for logical, physical, length, flags in rows
             ],
-            total=len(seal.map),
-            next=end if end < len(seal.map) else None,
+            total=len(found),
+            next=end if end < len(found) else None,
         )
 
     # Recalls
@@ -433,6 +490,12 @@ class Service:
                 **self.recaller.counters,
                 **self.recaller.fencing.counters,
             },
+            registry=RegistryInfo(
+                enabled=self.registry.enabled,
+                lag=self.registry.lag,
+                lost=self.registry.lost,
+                troubles=self.registry.troubles,
+            ),
         )
 
     def _enforcer(self, enforcer: Enforcer) -> EnforcerInfo:

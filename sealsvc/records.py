@@ -1,5 +1,5 @@
-"""What the registry answers. Pages hold the newest first; `next` is the cursor of the next page
-(null: this was the last). Times are seconds of the Unix epoch."""
+"""What the registry records, and how it answers. Pages hold the newest first; `next` is the cursor
+of the next page (null: this was the last). Times are seconds of the Unix epoch."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import msgspec
 from sealsvc.model import ByteRange, FileId
 
 
-class SealFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Null asks for any. `since` and `until` choose the seals that lived at some time between.
-    Device and inode tell the file, whatever its generation."""
+class SealFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Null asks for any. `pid` and `uid` are the holder's; `since` and `until` choose the seals
+    that lived at some time between. Device and inode tell the file, whatever its generation."""
 
     path: str | None = None
     file: FileId | None = None
     pid: int | None = None
+    uid: int | None = None
     state: str | None = None
     since: float | None = None
     until: float | None = None
