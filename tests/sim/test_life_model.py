@@ -165,7 +165,13 @@ def machine_for(directory: Path) -> type[RuleBasedStateMachine]:
             deadline = time.monotonic() + PATIENCE
             while (difference := self.difference()) and time.monotonic() < deadline:
                 time.sleep(0.005)
-            assert not difference
+            assert not difference, difference
+
+        def agrees(self, deadline: float | None, found: float | None) -> bool:
+            """Whether the service has come as far: what it notices late, it counts from then."""
+            if deadline is None or found is None:
+                return deadline is found
+            return abs(deadline - self.model.now - found) < reference.PROOF_TIMEOUT / 4
 
         def difference(self) -> str:
             self.hear()
@@ -178,6 +184,8 @@ def machine_for(directory: Path) -> type[RuleBasedStateMachine]:
                 found = (info.state, info.seqid, info.range.offset // UNIT, info.range.end // UNIT)
                 if found != (seal.state, seal.seqid, seal.start, seal.end):
                     return f"{seal}: the service says {found}, {info.reason}, {info.ladder}"
+                if seal.state == "fencing" and not self.agrees(seal.deadline, info.deadline_in):
+                    return f"{seal}: the service's deadline is in {info.deadline_in}"
             return ""
 
         @property
