@@ -331,7 +331,7 @@ def machine_for(directory: Path) -> type[RuleBasedStateMachine]:
                 self.model.drift(file)
                 self.compare()
 
-        @rule(seconds=st.sampled_from([100.0, 600.0, 1100.0]))
+        @rule(seconds=st.sampled_from([100.0, 600.0, 1100.0, 5000.0]))
         def advance(self, seconds: float) -> None:
             """Moment by moment: what follows from one thing counts from then on."""
             end = self.model.now + seconds
