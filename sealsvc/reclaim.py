@@ -66,8 +66,7 @@ class _Holders:
         key = (holder.pid, holder.start_time)
         if key not in self._found:
             self._found[key] = processes.again(holder)
-        found = self._found[key]
-        return Process(holder, os.dup(found.pidfd) if found.pidfd >= 0 else -1)
+        return self._found[key].share()
 
     def close(self) -> None:
         for process in self._found.values():
