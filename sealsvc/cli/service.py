@@ -101,7 +101,10 @@ def _serve(chosen: config.Config, sim: bool) -> None:
 
     if os.geteuid() != 0 and not sim:
         raise Refusal("denied", "sealing files of the real system needs root: or try --sim")
-    asyncio.run((sim_daemon if sim else kernel_daemon)(chosen).run())
+    try:
+        asyncio.run((sim_daemon if sim else kernel_daemon)(chosen).run())
+    except OSError as error:
+        raise Refusal("io-error", f"the service cannot go on: {error}") from error
 
 
 if __name__ == "__main__":
