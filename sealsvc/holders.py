@@ -32,9 +32,14 @@ class Holders:
             self._exited(seal)
 
     def _over(self, seal: Seal) -> None:
+        seal.at_end = _nothing  # no cycle is left, which a collector would have to find
         pidfd = seal.process.pidfd
         own = self._seals.get(pidfd, {})
         if own.pop(seal.token, None) and not own:
             del self._seals[pidfd]
             asyncio.get_running_loop().remove_reader(pidfd)
         seal.process.close()
+
+
+def _nothing() -> None:
+    pass

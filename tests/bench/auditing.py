@@ -38,7 +38,7 @@ def audit(bench: Bench, rounds: int, count: int = 10_000) -> Figure:
 
         try:
             return alternate(
-                "audit-per-seal", "bare FIEMAP calls of the same ranges in C", 20.0,
+                "audit-per-seal", "bare FIEMAP calls of the same ranges in C", 40.0,
                 figure, floor, rounds,
             )  # fmt: skip
         finally:
