@@ -187,7 +187,7 @@ class Daemon:
         for seal in self.reclaimed.seals:
             self.table.add(seal)
             if not seal.exited.is_set():
-                self.service.watch_holder(seal)
+                self.service.holders.watch(seal)
             if seal.request.key:
                 self.once.remember(seal.process.holder.uid, seal.request, seal.info())
             self.fencing.resume(seal)

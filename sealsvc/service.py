@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import os
 from collections.abc import Awaitable, Callable
@@ -19,6 +18,7 @@ from sealsvc.errors import Refusal
 from sealsvc.filesystem import Filesystem
 from sealsvc.grants import Asker, Grants, close_all
 from sealsvc.history import Historian
+from sealsvc.holders import Holders
 from sealsvc.limits import RateLimit
 from sealsvc.messages import (
     VERSION,
@@ -93,6 +93,7 @@ class Service:
         self.life, self.table = grants.life, grants.life.table
         self.policy, self.enforcers, self.once, self.kernel = policy, enforcers, once, kernel
         self.historian, self.registry = historian, grants.registry
+        self.holders = Holders(recaller.fencing.holder_exited)
         self.rate = RateLimit(policy.section.grants_per_second, policy.section.grants_burst)
         self.started = clock.now()
         self.connections: Callable[[], int] = lambda: 0
@@ -234,7 +235,7 @@ class Service:
             raise
         asker = Asker(connection.peer, process, connection)
         seal, fd = await self.grants.grant(request, asker, descriptor)
-        self.watch_holder(seal)
+        self.holders.watch(seal)
         if request.path is not None and request.holder.pid is None:
             return Reply(seal.info(), [fd])
         os.close(fd)
@@ -261,22 +262,7 @@ class Service:
             return process
         if spec.pid is not None:
             return self.grants.host.process(spec.pid)
-        return Process(connection.process.holder, os.dup(connection.process.pidfd))
-
-    def watch_holder(self, seal: Seal) -> None:
-        loop = asyncio.get_running_loop()
-        pidfd = seal.process.pidfd
-
-        def exited() -> None:
-            loop.remove_reader(pidfd)
-            self.recaller.fencing.holder_exited(seal)
-
-        def over() -> None:
-            loop.remove_reader(pidfd)
-            seal.process.close()
-
-        loop.add_reader(pidfd, exited)
-        seal.at_end = over
+        return connection.process.share()
 
     async def _return(self, peer: Peer, request: Return) -> SealInfo:
         seal = self._seal_at(peer, request.seal, request.seqid)

@@ -295,7 +295,7 @@ def test_a_frozen_file_system_starves_only_itself(
         for seal in client.call(List).result.seals:
             assert seal.path in map(str, files)
             give_back(client, seal.id)
-        assert alarms(scene.socket) == []
+        assert all(elsewhere.id in told for told in alarms(scene.socket))
 
 
 @pytest.fixture
