@@ -10,6 +10,7 @@ import os
 import resource
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
@@ -287,6 +288,8 @@ def kernel_daemon(config: Config) -> Daemon:
     # Each held operation, file and holder is a descriptor.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    # The event loop should not wait long for a thread that computes (the registry's).
+    sys.setswitchinterval(0.0005)
     # A lease that breaks within a momentary probe signals the process: nobody needs to hear it.
     signal.signal(signal.SIGIO, signal.SIG_IGN)
     keeper = own(config.service.keeper_path)
