@@ -99,7 +99,7 @@ def _drift(recaller: Recaller, seal: Seal, found: extents.Difference) -> Drift:
     return drift
 
 
-# Alarms: one for each file system, not one for each seal and each audit.
+# Alarms: one for each file system, not one for each audit; each seal that is lost has its own.
 
 
 def _tell_silence(grants: Grants, device: int, left: list[Seal]) -> None:
