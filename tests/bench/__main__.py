@@ -25,11 +25,13 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
 from scratch import mounted  # noqa: E402 (after the path)
+
 from tests.bench.auditing import audit  # noqa: E402
 from tests.bench.fanout import fan_out  # noqa: E402
 from tests.bench.figures import Bench, Figure, alternate  # noqa: E402
 from tests.bench.restart import reclaim  # noqa: E402
 from tests.service.conftest import RISKS, serving  # noqa: E402
+
 
 def cycle(bench: Bench, rounds: int) -> Figure:
     """Grant by descriptor, close it, return: as a client of the control socket sees it."""

@@ -1,9 +1,9 @@
 """In the lab: a seal with a ttl, and a recall with a deadline, through a suspend.
 
-`python -m tests.lab.suspended` says what it saw on the console, and turns the machine off: 9p, which
-its root is on, does not come back from a suspend. So everything that is needed afterwards is used
-once before. pm_test=core goes all the way of a suspend to memory, timekeeping included, but for
-the firmware: the processor waits `pm_test_delay` seconds instead.
+`python -m tests.lab.suspended` says what it saw on the console, and turns the machine off: 9p,
+which its root is on, does not come back from a suspend. So everything that is needed afterwards is
+used once before. pm_test=core goes all the way of a suspend to memory, timekeeping included, but
+for the firmware: the processor waits `pm_test_delay` seconds instead.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Deadlines are moments of CLOCK_BOOTTIME: suspend counts, and what the wall clock says does not."""
+"""Deadlines are moments of CLOCK_BOOTTIME: suspend counts, what the wall clock says does not."""
 
 from __future__ import annotations
 
