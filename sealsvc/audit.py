@@ -104,7 +104,7 @@ def _drift(
     return drift
 
 
-# Alarms: one for each file system, not one for each seal and each audit.
+# Alarms: one for each file system, not one for each audit; each seal that is lost has its own.
 
 
 def _tell_silence(grants: Grants, device: int, left: list[Seal]) -> None:
