@@ -70,9 +70,15 @@ def settled(client: Client) -> None:
 
 def record(client: Client, seal: str) -> SealRecord:
     settled(client)
-    page = client.call(History).result
-    assert isinstance(page, SealHistory)
-    return next(record for record in page.seals if record.id == seal)
+    after = None
+    while True:
+        page = client.call(History, after=after).result
+        assert isinstance(page, SealHistory)
+        for found in page.seals:
+            if found.id == seal:
+                return found
+        after = page.next
+        assert after is not None, "it is not recorded"
 
 
 def test_a_life_can_be_read_when_it_is_over(running: Running, file: Path) -> None:
@@ -266,9 +272,9 @@ def test_a_full_disk_costs_no_seal(root: Path, file: Path, tmp_path: Path) -> No
             client.call(RecallSeals, all=True)
             for seal in seals:
                 client.call(Return, seal=seal)
-        running.end()
     finally:
-        subprocess.run(["umount", "-l", small], check=True)
+        running.end()
+        subprocess.run(["umount", small], check=True)
 
 
 def test_a_registry_that_cannot_be_made_keeps_nobody_from_serving(
