@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from sealsvc import extents
 from sealsvc.errors import Refusal
 from sealsvc.grants import Grants
+from sealsvc.host import ExtentMap
 from sealsvc.messages import AuditReport, Drift
 from sealsvc.recall import Recaller
 from sealsvc.seals import Seal
@@ -20,8 +22,14 @@ _PATIENCE, _SHORT_PATIENCE = 10.0, 1.0
 _DEAD = frozenset({errno.EIO, errno.ENODEV, errno.ENXIO, errno.ESHUTDOWN})
 
 
-class _Silent(Exception):
+T = TypeVar("T")
+
+
+class _Silent(Refusal):
     """The file system does not answer."""
+
+    def __init__(self) -> None:
+        super().__init__("io-error", "the file system does not answer")
 
 
 async def audit(grants: Grants, recaller: Recaller, chosen: Iterable[Seal]) -> AuditReport:
@@ -46,7 +54,7 @@ async def _audit_filesystem(
     checked, drifted, unreadable, lost = 0, list[Drift](), list[str](), list[Seal]()
     for number, seal in enumerate(chosen):
         try:
-            found = await _look(grants, device, seal)
+            found = await _look(grants, device, seal, _difference)
         except _Silent:
             left = [other for other in chosen[number:] if other.live]
             unreadable += [f"{other.id}: its file system does not answer" for other in left]
@@ -71,6 +79,14 @@ async def _audit_filesystem(
             drifted.append(_drift(recaller, seal, found))
     _tell_death(grants, lost)
     return AuditReport(checked=checked, drifted=drifted, unreadable=unreadable)
+
+
+async def present_map(grants: Grants, seal: Seal) -> ExtentMap:
+    """The sealed range's map of this moment."""
+    if "pin" in seal.enforcers:
+        raise Refusal("io-error", "its map is pinned: looking could block (docs/pin.md)")
+    found = await _look(grants, seal.file.device, seal, _present)
+    return extents.clip(found, seal.effective)
 
 
 def _drift(recaller: Recaller, seal: Seal, found: extents.Difference) -> Drift:
@@ -115,10 +131,10 @@ def _errno(error: Refusal | OSError) -> int | None:
 # Looking: by one thread for each file system, however often a look does not come back.
 
 
-async def _look(grants: Grants, device: int, seal: Seal) -> extents.Difference | None:
+async def _look(grants: Grants, device: int, seal: Seal, how: Callable[[Grants, Seal], T]) -> T:
     pool = grants.workers.of(("audit", device), 1)
     patience = _SHORT_PATIENCE if device in grants.silent else _PATIENCE
-    looking = asyncio.ensure_future(pool.run(_difference, grants, seal))
+    looking = asyncio.ensure_future(pool.run(how, grants, seal))
     try:
         done, _ = await asyncio.wait([looking], timeout=patience)
     finally:
@@ -126,6 +142,10 @@ async def _look(grants: Grants, device: int, seal: Seal) -> extents.Difference |
     if not done:
         raise _Silent
     return looking.result()
+
+
+def _present(grants: Grants, seal: Seal) -> ExtentMap:
+    return grants.host.look(seal.hold.anchor, seal.file, seal.effective)
 
 
 def _difference(grants: Grants, seal: Seal) -> extents.Difference | None:
