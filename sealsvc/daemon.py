@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from sealsvc import clock
+from sealsvc import clock, faults
 from sealsvc.audit import audit
 from sealsvc.badblocks import BadBlocks
 from sealsvc.config import Config, PolicySection
@@ -75,6 +75,7 @@ class Daemon:
         self.journal = Journal(
             lambda fd: keeper.keep(JOURNAL, fd) if keeper else None, self.reclaimed.seals
         )
+        faults.point("start:journalled")
         self.life = Life(self.table, self.events, self.journal, push)
         self.grants = Grants(host, self.enforcers, policy, self.life, self.workers)
         returns = Returns(self.life, host, self.workers)
@@ -124,6 +125,7 @@ class Daemon:
                 self._start(enforcer, stack)
             stack.push_async_callback(self.tasks.stop)
             self._resume()
+            faults.point("start:resumed")
             await self.workers.run(self._arm)
             mounts = MountWatch(self._mounts_changed)
             mounts.start()

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-from sealsvc import clock, states
+from sealsvc import clock, faults, states
 from sealsvc.enforce import Verdict
 from sealsvc.events import EventLog
 from sealsvc.journal import Journal
@@ -52,20 +52,34 @@ class Life:
         seal.move(Step.GRANT)
         if seal.request.ttl:
             seal.expires = clock.now() + seal.request.ttl
-        self.journal.granted(seal)
+        try:
+            faults.point("grant:recording")
+            self.journal.granted(seal)
+        except BaseException:  # it never was
+            seal.hold.release()
+            raise
+        faults.point("grant:journalled")
         self.table.add(seal)
         self.events.publish("granted", seal.id, seal=seal.info())
         seal.hold.change(seal.verdict)
+        faults.point("grant:published")
 
     def step(self, seal: Seal, step: Step, reason: str = "") -> None:
-        """KeyError, and nothing is changed, when the table does not know the step."""
-        before = seal.state
+        """KeyError when the table does not know the step, OSError when it cannot be recorded: the
+        seal is as it was then."""
+        was = seal.standing
         transition = seal.move(step, reason)
-        self.journal.progressed(seal)
+        try:
+            faults.point("step:recording")
+            self.journal.progressed(seal)
+        except BaseException:
+            seal.standing = was
+            raise
+        faults.point(f"{step}:journalled")
         self.events.publish(
             "state",
             seal.id,
-            **{"from": before, "to": seal.state, "step": step},
+            **{"from": was.state, "to": seal.state, "step": step},
             reason=reason,
             seqid=seal.seqid,
         )
@@ -89,6 +103,7 @@ class Life:
         self.table.resize(seal, left)
         if seal.wanted is not None:
             seal.wanted = seal.wanted.clipped(left)
+        faults.point("shrink:resized")
         self.journal.granted(seal)
         seal.hold.resize(seal.effective)
 
@@ -145,7 +160,9 @@ class Life:
         if len(self._ended) > _REMEMBERED:
             self._ended.popitem(last=False)
         self.table.remove(seal)
+        faults.point("end:removed")
         seal.hold.release()
+        faults.point("end:released")
         seal.released.set()
         seal.at_end()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sealsvc import clock, filesystem
+from sealsvc import clock, faults, filesystem
 from sealsvc.config import PolicySection
 from sealsvc.enforce import Outcome, Report
 from sealsvc.errors import Refusal
@@ -116,6 +116,7 @@ class Recaller:
         if seal.state is State.RECALLED:
             self._merge(seal, reason, operation, wanted, grace)
         elif may(seal, Step.RECALL):
+            faults.point("recall:started")
             now = clock.now()
             seal.recalled_at, seal.wanted, seal.intruder = now, wanted, operation
             seal.deadline = now + (seal.request.grace if grace is None else grace)
@@ -123,6 +124,7 @@ class Recaller:
             self.counters["recalls"] += 1
             self._publish(seal, reason, merged=False)
             self.life.step(seal, Step.RECALL, reason)
+            faults.point("recall:told")
 
     def _merge(
         self,

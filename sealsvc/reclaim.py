@@ -12,7 +12,7 @@ import logging
 import os
 from dataclasses import dataclass
 
-from sealsvc import journal, processes, seals
+from sealsvc import faults, journal, processes, seals
 from sealsvc.enforce import Claim, EnforcerSet, Guard, Hold, Holds, Verdict
 from sealsvc.errors import Refusal
 from sealsvc.keeper import Keeper
@@ -39,6 +39,7 @@ def reclaim(keeper: Keeper, enforcers: EnforcerSet) -> Reclaimed:
     try:
         records = journal.read(kept[JOURNAL]) if JOURNAL in kept else []
         holds = _take_over(records, enforcers, kept)
+        faults.point("start:taken-over")
         _drop_strays(keeper, records, kept)
     finally:
         for fd in kept.values():

@@ -112,7 +112,10 @@ def _serve(
     daemon = (sim_daemon if sim else kernel_daemon)(chosen)
     daemon.policy_file.source = file
     daemon.policy_file.overrides = (lambda found: simulated(override(found))) if sim else override
-    asyncio.run(daemon.run())
+    try:
+        asyncio.run(daemon.run())
+    except OSError as error:
+        raise Refusal("io-error", f"the service cannot go on: {error}") from error
 
 
 if __name__ == "__main__":
