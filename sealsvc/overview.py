@@ -191,7 +191,7 @@ class JobInfo(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="
     id: str
     kind: JobKind
     state: JobState
-    path: str | None
+    path: str | None = None
     principal: str
     started_at: float
     ended_at: float | None = None
@@ -223,7 +223,7 @@ class CoverageReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"
     """`measured_at` null: the doctor was not run on it."""
 
     mount: str
-    measured_at: float | None
+    measured_at: float | None = None
     rows: list[CoverageRow]
     next: int | None = None
 

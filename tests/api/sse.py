@@ -58,7 +58,7 @@ class Stream:
 def stream(api: Api, last: int | None = None, **query: int) -> Iterator[Stream]:
     headers = {} if last is None else {"Last-Event-ID": str(last)}
     with (
-        api.client(None) as http,
+        api.client() as http,
         http.stream("GET", "/v1/events", headers=headers, params=query) as answer,
     ):
         assert answer.status_code == 200, answer.read()

@@ -17,7 +17,7 @@ LEAVES = {
 PURE = LEAVES | {"sealsvc.extents"}
 API = {
     *("sealsvc.client", "sealsvc.errors", "sealsvc.messages", "sealsvc.model", "sealsvc.overview"),
-    *("sealsvc.journald", "sealsvc", "api"),
+    *("sealsvc.protocol", "sealsvc.journald", "sealsvc", "api"),
 }
 
 
