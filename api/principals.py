@@ -139,10 +139,7 @@ def read(path: Path) -> Known:
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"{path}: {error}") from None
     except msgspec.ValidationError as error:
-        # The path to the key, and not the value, which may be a token.
-        place = str(error).partition(" - at ")[2]
-        why = str(error) if "unknown field" in str(error) else f"a wrong value at {place}"
-        raise SettingsError(f"{path}: {why}") from None
+        raise SettingsError(f"{path}: {error}") from None
     except SettingsError as error:
         raise SettingsError(
             f"{path}: {error}" if str(path) not in str(error) else str(error)

@@ -27,7 +27,7 @@ def _nothing() -> dict[str, Any]:
 
 
 def encoded(fields: dict[str, Any]) -> bytes:
-    """systemd's native protocol: NAME=value, or a length in little endian where a value has lines."""
+    """systemd's native protocol: NAME=value; a little-endian length where a value has lines."""
     parts = []
     for name, value in fields.items():
         data = str(value).encode("utf-8", "backslashreplace")

@@ -36,8 +36,8 @@ class FakeDaemon:
     """Serves from construction to close(). `requests` is everything that was asked, `happened` the
     number of events before the first client."""
 
-    def __init__(self, path: Path, happened: int = 0) -> None:
-        self.path = path
+    def __init__(self, path: Path, happened: int = 0, run: str = "") -> None:
+        self.path, self.run = path, run
         self.started = time.monotonic()
         self.requests: list[m.AnyRequest] = []
         self._seals = Seals()
@@ -168,8 +168,7 @@ class FakeDaemon:
                 return self._watch(peer, request)
             case m.Status():
                 uptime = time.monotonic() - self.started
-                # A service of before runs had names: only its start tells one from the next.
-                return msgspec.structs.replace(examples.STATUS, uptime=uptime, run="")
+                return msgspec.structs.replace(examples.STATUS, uptime=uptime, run=self.run)
         return _FIXED[type(request)]
 
     def _watch(self, peer: Peer, request: m.Watch) -> m.Watching:
@@ -178,7 +177,7 @@ class FakeDaemon:
         for event in self.history:
             if event.seq > since:
                 peer.send(event)
-        return m.Watching(seq=self.seq, gap=since < self.forgotten)
+        return m.Watching(seq=self.seq, gap=since < self.forgotten, run=self.run)
 
 
 MEASURES = overview.MeasuresReport(

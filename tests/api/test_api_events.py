@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from pathlib import Path
 
 import httpx
 import pytest
@@ -98,15 +99,30 @@ def test_a_restart_of_the_service_is_a_gap(api: Api, daemon: FakeDaemon) -> None
         daemon.emit()
         assert events.ids(2) == [1, 2]
         daemon.close()
-        again = FakeDaemon(daemon.path, happened=3)
+        again = FakeDaemon(daemon.path, happened=3, run="0badcafe")
         try:
             told = events.event()
-            assert (told.event, told.id) == ("gap", "0")
+            assert (told.event, told.id) == ("gap", "0badcafe.0")
             assert "restarted" in told.data["data"]["reason"]
             again.emit()
             assert events.ids(4) == [1, 2, 3, 4], "what happened before we were back, too"
         finally:
             again.close()
+
+
+def test_an_id_of_another_run_is_recognised(lonely: Api, control: Path) -> None:
+    """Though there is an event with that number in this run, too."""
+    daemon = FakeDaemon(control, happened=3, run="0badcafe")
+    try:
+        lonely.ready()
+        with stream(lonely, last="0ddba115.2") as events:
+            told = events.event()
+            assert (told.event, told.id) == ("gap", "0badcafe.0")
+            assert events.ids(3) == [1, 2, 3]
+        with stream(lonely, last="0badcafe.2") as events:
+            assert events.ids(1) == [3]
+    finally:
+        daemon.close()
 
 
 def test_a_lost_connection_to_the_same_run_loses_nothing(api: Api, daemon: FakeDaemon) -> None:
