@@ -48,12 +48,14 @@ from sealsvc.overview import (
     CoverageRow,
     FileInfo,
     FilePage,
+    Histogram,
     HolderInfo,
     HolderPage,
     JobInfo,
     JobKind,
     JobList,
     JobState,
+    MeasuresReport,
     PolicyReport,
     WaitingConflict,
 )
@@ -210,6 +212,12 @@ COVERAGE = CoverageReport(
             result="waits",
         )
     ],
+)
+MEASURES = MeasuresReport(
+    run="5f3a91c2",
+    counters={"conflicts": {"held": 2}, "events": {"drift": 0}},
+    latencies={"grant": Histogram(bounds=[0.001, 0.01], counts=[3, 1, 0], sum=0.005)},
+    gauges={"queue": {"grants": 0.0}},
 )
 CLAIM = ClaimInfo(claim="N0tAReal-Claim0123456789", expires_in=60.0, uids=[1000])
 VERSION = VersionInfo(version="0.1.0", api="1.0", protocol=1, run="5f3a91c2")

@@ -65,6 +65,7 @@ DOCUMENTED = (
     overview.HolderInfo,
     overview.HolderPage,
     overview.ConflictPage,
+    overview.MeasuresReport,
     overview.PolicyReport,
     overview.JobInfo,
     overview.JobList,

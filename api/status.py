@@ -11,6 +11,7 @@ from api.connection import Daemon, expect
 from api.operations import operation
 from api.schemas import NoQuery, VersionInfo
 from sealsvc.messages import ServiceStatus, Status
+from sealsvc.overview import Measures
 
 router = APIRouter(tags=["status"], dependencies=[Depends(inputs.query(NoQuery))])
 
@@ -22,6 +23,15 @@ API_VERSION = "1.0"
 )
 async def show(daemon: Daemon) -> Response:
     return answer((await daemon.call(Status)).result)
+
+
+@router.get(
+    "/measures",
+    summary="Counts and distributions since the start of the service",
+    **operation(Action.METRICS, examples.MEASURES),
+)
+async def measures(daemon: Daemon) -> Response:
+    return answer((await daemon.call(Measures)).result)
 
 
 @router.get(

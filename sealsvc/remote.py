@@ -47,6 +47,7 @@ _ROUTES: dict[type, tuple[str, str]] = {
     overview.Files: ("GET", "/v1/files"),
     overview.Holders: ("GET", "/v1/holders"),
     overview.Conflicts: ("GET", "/v1/conflicts"),
+    overview.Measures: ("GET", "/v1/measures"),
     overview.Coverage: ("GET", "/v1/coverage"),
     overview.ShowPolicy: ("GET", "/v1/policy"),
     overview.CheckPolicy: ("POST", "/v1/policy/validation"),
