@@ -78,6 +78,18 @@ async def _audit_filesystem(
     return AuditReport(checked=checked, drifted=drifted, unreadable=unreadable)
 
 
+async def present_map(grants: Grants, seal: Seal) -> ExtentMap:
+    """The sealed range's map of this moment."""
+    if "pin" in seal.enforcers:
+        raise Refusal("io-error", "its map is pinned: looking could block (docs/pin.md)")
+    looking = grants.workers.of(("audit", seal.file.device), 1).run(_present, grants, seal)
+    try:
+        found = await asyncio.wait_for(looking, _PATIENCE)
+    except TimeoutError:
+        raise Refusal("io-error", "the file system does not answer") from None
+    return extents.clip(found, seal.effective)
+
+
 def _batch(chosen: list[Seal], start: int) -> list[Seal]:
     """What one thread looks at in one go: asking it takes longer than a look does."""
     end, extents_left = start, _BATCH_EXTENTS
@@ -147,6 +159,10 @@ async def _look(grants: Grants, device: int, batch: list[Seal]) -> list[_Look]:
     if done:
         looking.result()  # raises what is a defect of ours
     return found[:]
+
+
+def _present(grants: Grants, seal: Seal) -> ExtentMap:
+    return grants.host.look(seal.hold.anchor, seal.file, seal.effective)
 
 
 def _look_at(grants: Grants, batch: list[Seal], found: list[_Look]) -> None:

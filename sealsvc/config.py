@@ -108,10 +108,16 @@ def load(path: Path | None) -> Config:
     """Read `path` (None: defaults). SEALSVC_SOCKET overrides service.socket."""
     try:
         data = path.read_bytes() if path else b""
-        config = msgspec.toml.decode(data, type=Config)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
-    except msgspec.DecodeError as error:
+    return parse(data, path)
+
+
+def parse(data: bytes, path: Path | None) -> Config:
+    """The same of text that was read already; `path` is named in errors."""
+    try:
+        config = msgspec.toml.decode(data, type=Config)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from error
     for root in config.policy.roots:
         if not os.path.isabs(root):

@@ -157,7 +157,8 @@ class Connection:
         if not self._watching:
             self._watching = True
             self.server.events.watch(self._event)
-        return Watching(seq=self.server.events.seq, gap=gap)
+        events = self.server.events
+        return Watching(seq=events.seq, gap=gap, run=events.run)
 
     def _event(self, event: Event) -> None:
         """Events are dropped for a slow reader, and it is told how many."""

@@ -20,8 +20,9 @@ import msgspec
 from sealsvc import clock, faults
 from sealsvc.audit import audit
 from sealsvc.badblocks import BadBlocks
-from sealsvc.config import Config
+from sealsvc.config import Config, PolicySection
 from sealsvc.control import ControlServer
+from sealsvc.desk import Desk
 from sealsvc.enforce import Enforcer, EnforcerSet
 from sealsvc.enforce.bpf import BpfEnforcer
 from sealsvc.enforce.fanotify import FanotifyEnforcer
@@ -36,15 +37,18 @@ from sealsvc.history import Historian
 from sealsvc.host import Host
 from sealsvc.host.kernel import KernelHost, kernel_release
 from sealsvc.host.sim import SimHost
+from sealsvc.jobs import JobRunner
 from sealsvc.journal import Journal
 from sealsvc.keeper import Keeper, own
 from sealsvc.life import Life
+from sealsvc.limits import RateLimit
 from sealsvc.mounts import Detached, MountWatch
 from sealsvc.once import Once
 from sealsvc.policy import Policy
 from sealsvc.recall import Recaller
 from sealsvc.reclaim import JOURNAL, Reclaimed, reclaim
 from sealsvc.registry import Registry
+from sealsvc.reload import PolicyFile
 from sealsvc.returns import Returns
 from sealsvc.seals import SealTable
 from sealsvc.service import Service, push
@@ -104,6 +108,12 @@ class Daemon:
             policy.is_operator,
         )
         self.service.connections = lambda: len(self.server.connections)
+        self.events.path_of = self.life.path_of
+        self.events.watch(self.service.measures.hear)
+        self.policy = policy
+        self.policy_file = PolicyFile(config, self._take_policy)
+        jobs = JobRunner(self.grants, self.recaller, self.events, self.tasks, config.service.socket)
+        self.service.desk = Desk(self.service, self.policy_file, jobs)
         self._stop = asyncio.Event()
         self._failure: Refusal | None = None
         self._lapses: dict[str, int] = {}
@@ -113,6 +123,7 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
         async with AsyncExitStack() as stack:
             stack.callback(self._leave_keeper)
             stack.push_async_callback(asyncio.to_thread, self.registry.close)
@@ -137,6 +148,7 @@ class Daemon:
                 self.tasks.spawn("audit", self._audit())
             log.info("serving on %s", self.config.service.socket)
             notify("READY=1")
+            self.tasks.spawn("watchdog", _pet_watchdog())
             await self._stop.wait()
             notify("STOPPING=1")
         if self._failure:
@@ -218,7 +230,7 @@ class Daemon:
         seen by every later seal."""
         if self.host.simulated:
             return  # there is no mount to open
-        for filesystem in self.host.filesystems(self.config.policy.roots):
+        for filesystem in self.host.filesystems(self.policy.roots):
             if filesystem.unsupported:
                 continue
             try:
@@ -230,6 +242,20 @@ class Daemon:
                     os.close(fd)
             except (Refusal, OSError) as error:
                 log.warning("%s is armed at its first grant: %s", filesystem.mount, error)
+
+    def _reload(self) -> None:
+        """SIGHUP, what `systemctl reload` sends."""
+        try:
+            self.policy_file.reload()
+        except Refusal as refusal:
+            log.error("the policy stays as it is: %s", refusal)
+
+    def _take_policy(self, section: PolicySection, changed: list[str]) -> None:
+        self.policy.section = self.recaller.policy = section
+        self.service.rate = RateLimit(section.grants_per_second, section.grants_burst)
+        self.events.publish("policy", changed=changed)
+        if "roots" in changed:
+            self.tasks.spawn("arm new roots", self.workers.run(self._arm))
 
     def _mounts_changed(self) -> None:
         self.recaller.mounts_changed()
@@ -283,6 +309,14 @@ def notify(message: str) -> None:
             sock.sendall(message.encode())
 
 
+async def _pet_watchdog() -> None:
+    """WatchdogSec of the unit: systemd restarts a service whose event loop hangs."""
+    period = float(os.environ.get("WATCHDOG_USEC", 0)) / 1e6 / 2
+    while period:
+        notify("WATCHDOG=1")
+        await asyncio.sleep(period)
+
+
 def kernel_daemon(config: Config) -> Daemon:
     """The daemon on the real system."""
     # Each held operation, file and holder is a descriptor.
@@ -305,6 +339,15 @@ def kernel_daemon(config: Config) -> Daemon:
 
 def sim_daemon(config: Config) -> Daemon:
     """The same daemon on a simulated system, for development and for tests: needs no root."""
+    host = SimHost()
+    enforcer = SimEnforcer(host)
+    daemon = Daemon(simulated(config), host, [enforcer], None)
+    daemon.service.simulate = functools.partial(simulate, host, enforcer, daemon.tick)
+    return daemon
+
+
+def simulated(config: Config) -> Config:
+    """Whoever runs a simulation is an operator in it, and there is one file system, /sim."""
     replace = msgspec.structs.replace
     policy = replace(
         config.policy,
@@ -312,8 +355,4 @@ def sim_daemon(config: Config) -> Daemon:
         operators=[*config.policy.operators, os.getuid()],
     )
     registry = replace(config.registry, enabled=bool(config.registry.directory))
-    host = SimHost()
-    enforcer = SimEnforcer(host)
-    daemon = Daemon(replace(config, policy=policy, registry=registry), host, [enforcer], None)
-    daemon.service.simulate = functools.partial(simulate, host, enforcer, daemon.tick)
-    return daemon
+    return replace(config, policy=policy, registry=registry)

@@ -122,6 +122,11 @@ class Grants:
         )
         self.registry.refused(refusal, request.path, peer)
 
+    @property
+    def queued(self) -> int:
+        """Grants that wait for their turn."""
+        return sum(queue.waiting for queue in self._queues.values())
+
     def _queue_of(self, device: int) -> FairQueue:
         """Who waits for one file system stands in no other's way."""
         queue = self._queues.get(device)
@@ -171,6 +176,7 @@ class Grants:
             raise
 
     async def _grant(self, request: Grant, asker: Asker, target: Target) -> Seal:
+        self.policy.refuse_outside(request.only, target.path)
         wanted = _range(request, target)
         self._end_courtesy(request, target, wanted)
         self.policy.admit(request, wanted, asker.process.holder, target, self.life.table)

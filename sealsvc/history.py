@@ -12,17 +12,21 @@ from sealsvc import filesystem
 from sealsvc.errors import Refusal
 from sealsvc.extents import ExtentMap
 from sealsvc.host import Host
-from sealsvc.messages import Conflicts, History, MapChanges, Steps, Trail
 from sealsvc.policy import Policy
 from sealsvc.processes import Peer
 from sealsvc.records import (
     AuditTrail,
     ConflictHistory,
+    History,
+    MapChanges,
     MapDifference,
+    PastConflicts,
+    RegistryAnswer,
+    RegistryRequest,
     SealHistory,
     SealRecord,
-    Transitions,
-    Verification,
+    Steps,
+    Trail,
 )
 from sealsvc.registry.queries import Queries
 from sealsvc.workers import Workers
@@ -39,7 +43,23 @@ class Historian:
     def __init__(self, queries: Queries, host: Host, policy: Policy, workers: Workers) -> None:
         self._queries, self._host, self._policy, self._workers = queries, host, policy, workers
 
-    async def seals(self, peer: Peer, request: History) -> SealHistory:
+    async def answer(self, peer: Peer, request: RegistryRequest) -> RegistryAnswer:
+        match request:
+            case History():
+                return await self._seals(peer, request)
+            case Steps():
+                await self._seal(peer, request.seal)
+                return await self._ask(self._queries.transitions, request.seal)
+            case PastConflicts():
+                return await self._conflicts(peer, request)
+            case MapChanges():
+                return await self._changes(peer, request)
+            case Trail():
+                return await self._trail(peer, request)
+        self._operators_only(peer)
+        return await self._ask(self._queries.verify)
+
+    async def _seals(self, peer: Peer, request: History) -> SealHistory:
         wanted = request.wanted
         if not self._policy.is_operator(peer):
             if wanted.uid not in (None, peer.uid):
@@ -48,11 +68,7 @@ class Historian:
         limit = min(request.limit, _MOST)
         return await self._ask(self._queries.history, wanted, request.after, limit)
 
-    async def steps(self, peer: Peer, request: Steps) -> Transitions:
-        await self._seal(peer, request.seal)
-        return await self._ask(self._queries.transitions, request.seal)
-
-    async def conflicts(self, peer: Peer, request: Conflicts) -> ConflictHistory:
+    async def _conflicts(self, peer: Peer, request: PastConflicts) -> ConflictHistory:
         if request.seal is None:
             self._operators_only(peer)
         else:
@@ -68,7 +84,7 @@ class Historian:
             )
         )
 
-    async def trail(self, peer: Peer, request: Trail) -> AuditTrail:
+    async def _trail(self, peer: Peer, request: Trail) -> AuditTrail:
         self._operators_only(peer)
         return await self._ask(
             lambda: self._queries.audit(
@@ -81,15 +97,11 @@ class Historian:
             )
         )
 
-    async def verify(self, peer: Peer) -> Verification:
-        self._operators_only(peer)
-        return await self._ask(self._queries.verify)
-
     async def map_at_grant(self, peer: Peer, seal: str) -> ExtentMap:
         await self._seal(peer, seal)
         return await self._ask(self._queries.map_at_grant, seal)
 
-    async def changes(self, peer: Peer, request: MapChanges) -> MapDifference:
+    async def _changes(self, peer: Peer, request: MapChanges) -> MapDifference:
         record = await self._seal(peer, request.seal)
         pool = self._workers.of(filesystem.device_at(record.path))
         present = await pool.run(self._present, record)

@@ -90,6 +90,11 @@ class Life:
         """A seal that is over, as it was at its end, while that is remembered."""
         return self._ended.get(seal_id)
 
+    def path_of(self, seal_id: str) -> str | None:
+        """The path of a seal's file, also of one that is over while that is remembered."""
+        seal = self.table.get(seal_id) or self._ended.get(seal_id)
+        return seal.path if seal else None
+
     # Changes of terms
 
     def shrink(self, seal: Seal, left: ByteRange) -> None:

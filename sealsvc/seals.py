@@ -190,6 +190,7 @@ class Seal:
             fence_class=self.fence_class,
             wanted=self.wanted,
             ladder=list(self.ladder),
+            owner=request.principal,
         )
 
 

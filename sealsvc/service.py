@@ -10,9 +10,11 @@ from typing import Any
 
 import msgspec
 
-from sealsvc import clock, extents, native, processes, states, validation
-from sealsvc.audit import audit
+from sealsvc import clock, extents, native, processes, states, validation, views
+from sealsvc.audit import audit, present_map
+from sealsvc.claims import Claims
 from sealsvc.control import Connection, Reply
+from sealsvc.desk import Desk, asked_at_desk
 from sealsvc.enforce import Enforcer, EnforcerSet
 from sealsvc.errors import Refusal
 from sealsvc.filesystem import Filesystem
@@ -20,11 +22,11 @@ from sealsvc.grants import Asker, Grants, close_all
 from sealsvc.history import Historian
 from sealsvc.holders import Holders
 from sealsvc.limits import RateLimit
+from sealsvc.measures import MeasuresTaken
 from sealsvc.messages import (
     VERSION,
     AnyRequest,
     Audit,
-    Conflicts,
     Downgrade,
     EnforcerInfo,
     Extent,
@@ -36,10 +38,9 @@ from sealsvc.messages import (
     Forgotten,
     Gap,
     Grant,
-    History,
+    IssueClaim,
     Keyed,
     List,
-    MapChanges,
     Mapped,
     Recall,
     RecallAny,
@@ -59,15 +60,14 @@ from sealsvc.messages import (
     Simulate,
     Simulated,
     Status,
-    Steps,
-    Trail,
-    VerifyTrail,
 )
 from sealsvc.model import ByteRange, Kind, State
 from sealsvc.once import Once
+from sealsvc.overview import Redeem
 from sealsvc.policy import Policy
 from sealsvc.processes import Peer, Process
 from sealsvc.recall import Recaller
+from sealsvc.records import RegistryRequest
 from sealsvc.returns import Returns
 from sealsvc.seals import Seal
 from sealsvc.states import Step
@@ -97,12 +97,17 @@ class Service:
         self.rate = RateLimit(policy.section.grants_per_second, policy.section.grants_burst)
         self.started = clock.now()
         self.connections: Callable[[], int] = lambda: 0
+        self.measures, self.claims = MeasuresTaken(), Claims()
+        self.desk: Desk | None = None
         self.simulate: Callable[[Simulate], Awaitable[dict[str, Any]]] | None = None
 
     async def handle(self, connection: Connection, request: AnyRequest, fds: list[int]) -> Reply:
         if isinstance(request, Grant):
-            return await self._grant(connection, request, fds)
+            with self.measures.timed("grant"):
+                return await self._grant(connection, request, fds)
         close_all(fds)
+        if isinstance(request, Redeem):
+            return await self._redeem(connection, request)
         if isinstance(request, Keyed) and request.key:
             act = functools.partial(self._told, connection, request)
             result, _ = await self.once.run(connection.peer.uid, request, act)
@@ -132,7 +137,8 @@ class Service:
         peer = connection.peer
         match request:
             case Return():
-                return await self._return(peer, request)
+                with self.measures.timed("return"):
+                    return await self._return(peer, request)
             case Downgrade():
                 seal = self._seal_at(peer, request.seal, request.seqid)
                 await self.returns.downgrade(seal)
@@ -159,24 +165,19 @@ class Service:
             case RecallSeals():
                 return await self._recall(peer, request)
             case Audit():
-                chosen = [self._seal(peer, request.seal)] if request.seal else self._seen(peer)
+                chosen = [self._seal(peer, request.seal)] if request.seal else self.seen(peer)
                 return await audit(self.grants, self.recaller, chosen)
-            case History():
-                return await self.historian.seals(peer, request)
-            case Steps():
-                return await self.historian.steps(peer, request)
-            case Conflicts():
-                return await self.historian.conflicts(peer, request)
-            case MapChanges():
-                return await self.historian.changes(peer, request)
-            case Trail():
-                return await self.historian.trail(peer, request)
-            case VerifyTrail():
-                return await self.historian.verify(peer)
+            case _ if isinstance(request, RegistryRequest):
+                return await self.historian.answer(peer, request)
             case Filesystems():
                 return await self._filesystems()
             case Status():
                 return self._status()
+            case IssueClaim():
+                self.policy.authorise_claim(peer, request)
+                return self.claims.issue(peer, request)
+            case _ if self.desk is not None and asked_at_desk(request):
+                return await self.desk.answer(peer, request)
             case Simulate() if self.simulate is not None:
                 if not self.policy.is_operator(peer):
                     raise Refusal("denied", f"uid {peer.uid} may not simulate")
@@ -218,12 +219,16 @@ class Service:
         return Reply(seal.info(), [] if fd is None else [fd])
 
     async def _new_grant(self, connection: Connection, request: Grant, fds: list[int]) -> Reply:
+        process = None
         try:
             self._authorise(connection.peer, request, len(fds))
             self.rate.take(connection.peer.uid)
             process = self._holder(connection, request, fds)
+            self.policy.refuse_other_user(request.only, process.holder)
         except BaseException:
             close_all(fds)
+            if process is not None:
+                process.close()
             raise
         descriptor = None
         try:
@@ -247,6 +252,15 @@ class Service:
         except Refusal as refusal:
             self.grants.refused(refusal, request, peer)
             raise
+
+    async def _redeem(self, connection: Connection, request: Redeem) -> Reply:
+        """The grant that was promised, to the process that shows the claim."""
+        issued = self.claims.redeem(request.claim, connection.peer)
+        asker = Asker(issued.peer, connection.process.share(), connection)
+        with self.measures.timed("grant"):
+            seal, fd = await self.grants.grant(issued.grant, asker, None)
+        self.holders.watch(seal)
+        return Reply(seal.info(), [fd])
 
     def _holder(self, connection: Connection, request: Grant, fds: list[int]) -> Process:
         spec = request.holder
@@ -326,19 +340,16 @@ class Service:
             return found
         return self._seal(peer, seal_id).info()
 
-    def _seen(self, peer: Peer) -> list[Seal]:
+    def seen(self, peer: Peer) -> list[Seal]:
         return [seal for seal in self.table if self.policy.may_see(peer, seal)]
 
     async def _list(self, peer: Peer, request: List) -> SealPage:
-        chosen = self._seen(peer)
+        chosen = self.seen(peer)
         if request.path is not None:
             file = await self.grants.workers.run(self.grants.host.identify, request.path)
             here = {seal.id for seal in self.table.of_file(file)}
             chosen = [seal for seal in chosen if seal.id in here]
-        if request.state is not None:
-            chosen = [seal for seal in chosen if seal.state is request.state]
-        if request.pid is not None:
-            chosen = [seal for seal in chosen if seal.process.holder.pid == request.pid]
+        chosen = views.chosen(chosen, request)
         chosen = sorted(chosen, key=lambda seal: seal.id)
         if request.after is not None:
             chosen = [seal for seal in chosen if seal.id > request.after]
@@ -347,10 +358,11 @@ class Service:
         return SealPage(seals=[seal.info() for seal in page], next=page[-1].id if more else None)
 
     async def _extents(self, peer: Peer, request: Extents) -> ExtentPage:
-        if self.registry.enabled and self.table.get(request.seal) is None:
+        if self.registry.enabled and not request.now and self.table.get(request.seal) is None:
             found = await self.historian.map_at_grant(peer, request.seal)
         else:
-            found = self._seal(peer, request.seal).map
+            seal = self._seal(peer, request.seal)
+            found = await present_map(self.grants, seal) if request.now else seal.map
         end = request.start + min(request.limit, 400)
         rows = found[request.start : end]
         return ExtentPage(
@@ -482,6 +494,7 @@ class Service:
                 lost=self.registry.lost,
                 troubles=self.registry.troubles,
             ),
+            run=self.life.events.run,
         )
 
     def _enforcer(self, enforcer: Enforcer) -> EnforcerInfo:

@@ -17,15 +17,18 @@ from sealsvc.cli.paths import absolute
 from sealsvc.cli.seals import complete_seal, find_seal
 from sealsvc.cli.units import about_size, duration, exact_range, moment
 from sealsvc.client import Client
-from sealsvc.messages import Conflicts, History, MapChanges, Steps
 from sealsvc.model import State
 from sealsvc.records import (
     ConflictHistory,
     ConflictRecord,
+    History,
+    MapChanges,
     MapDifference,
+    PastConflicts,
     SealFilter,
     SealHistory,
     SealRecord,
+    Steps,
     Transitions,
 )
 
@@ -106,7 +109,7 @@ def _print_seals(console: Console, seals: list[SealRecord]) -> None:
 
 def _tell_life(settings: Settings, client: Client, seal: str) -> None:
     steps = ask(client, Steps, Transitions, seal=seal)
-    met = ask(client, Conflicts, ConflictHistory, seal=seal).conflicts
+    met = ask(client, PastConflicts, ConflictHistory, seal=seal).conflicts
     told = {"seal": seal, "transitions": steps.transitions, "conflicts": met}
     emit(settings, told, lambda console: _print_life(console, steps, met))
 

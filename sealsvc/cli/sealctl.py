@@ -21,6 +21,7 @@ from sealsvc.cli.map import map_command
 from sealsvc.cli.options import Settings, shared_options
 from sealsvc.cli.output import note
 from sealsvc.cli.recall import recall
+from sealsvc.cli.redeem import redeem
 from sealsvc.cli.show import show
 from sealsvc.cli.status import status
 from sealsvc.cli.terms import downgrade, renew, return_command
@@ -44,6 +45,7 @@ Exit status: 0 done, 1 failure, 2 usage, 3 denied, 4 not found, 5 unsuitable fil
 
 COMMANDS = (
     hold,
+    redeem,
     ls,
     show,
     map_command,

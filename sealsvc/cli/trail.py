@@ -14,8 +14,7 @@ from sealsvc.cli.output import emit, printable, table
 from sealsvc.cli.parameters import DURATION
 from sealsvc.cli.seals import complete_seal, find_seal
 from sealsvc.cli.units import moment
-from sealsvc.messages import Trail, VerifyTrail
-from sealsvc.records import AuditEntry, AuditTrail, Verification
+from sealsvc.records import AuditEntry, AuditTrail, Trail, Verification, VerifyTrail
 
 EXAMPLES = """\b
 Examples:

@@ -17,21 +17,25 @@ import pytest
 from sealsvc.client import Client
 from sealsvc.messages import (
     Audit,
-    Conflicts,
     Extents,
-    History,
     List,
-    MapChanges,
     RecallSeals,
     Return,
     Show,
     Status,
+    Watch,
+)
+from sealsvc.records import (
+    ConflictHistory,
+    History,
+    MapChanges,
+    PastConflicts,
+    SealHistory,
+    SealRecord,
     Steps,
     Trail,
     VerifyTrail,
-    Watch,
 )
-from sealsvc.records import ConflictHistory, SealHistory, SealRecord
 from sealsvc.registry.archive import Archive
 from sealsvc.registry.queries import Queries
 from tests.service.conftest import PATIENCE, RISKS, Running, refusal, until
@@ -113,7 +117,7 @@ def test_a_life_can_be_read_when_it_is_over(running: Running, file: Path) -> Non
 
 def _conflicts(client: Client, seal: str) -> ConflictHistory:
     settled(client)
-    found = client.call(Conflicts, seal=seal).result
+    found = client.call(PastConflicts, seal=seal).result
     assert isinstance(found, ConflictHistory)
     return found
 
@@ -200,11 +204,12 @@ os.setgid(65534); os.setuid(65534)
 from sealsvc.client import Client
 from sealsvc.errors import Refusal
 from sealsvc.messages import *
+from sealsvc.records import *
 with Client(sys.argv[1]) as client:
     print(len(client.call(History).result.seals))
-    for request, fields in ((Steps, {"seal": sys.argv[2]}), (MapChanges, {"seal": sys.argv[2]}),
-                            (Conflicts, {"seal": sys.argv[2]}), (Extents, {"seal": sys.argv[2]}),
-                            (Conflicts, {}), (Trail, {}), (VerifyTrail, {})):
+    own = {"seal": sys.argv[2]}
+    for request, fields in ((Steps, own), (MapChanges, own), (PastConflicts, own), (Extents, own),
+                            (PastConflicts, {}), (Trail, {}), (VerifyTrail, {})):
         try:
             client.call(request, **fields)
             print("told")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sealsvc import faults
-from sealsvc.messages import Keyed, Request
+from sealsvc.messages import Keyed, Request, Terms
 from sealsvc.states import Step
 
 SOURCE = Path(faults.__file__).parent
@@ -34,7 +34,7 @@ def test_what_is_not_understood_is_an_error(text: str) -> None:
 def test_each_point_in_the_code_is_listed() -> None:
     text = "".join(path.read_text() for path in SOURCE.rglob("*.py"))
     used = set(re.findall(r'faults\.point\("([^"]+)"\)', text))
-    kinds = (*Request.__subclasses__(), *Keyed.__subclasses__())
+    kinds = (*Request.__subclasses__(), *Keyed.__subclasses__(), *Terms.__subclasses__())
     # control.py and life.py make a point of each request and of each step.
     used |= {f"{kind.__name__.lower()}:answered" for kind in kinds}
     used |= {f"{step}:journalled" for step in Step}
