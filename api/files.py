@@ -14,7 +14,7 @@ from api.auth import Asking
 from api.connection import Daemon, expect
 from api.operations import GUARDED, operation
 from api.schemas import FilePath, FilesQuery, HoldersQuery, NoQuery, PidPath, fields
-from api.scope import no_such_file, path_in_scope
+from api.scope import path_in_scope
 from api.seals import LINK, linked
 from sealsvc.errors import Refusal
 from sealsvc.overview import FilePage, Files, HolderPage, Holders
@@ -55,7 +55,7 @@ async def files(
 async def file(daemon: Daemon, caller: Asking, key: FilePath) -> Response:
     page = expect(await daemon.call(Files, key=key, below=caller.directories), FilePage)
     if not page.files:
-        raise no_such_file()
+        raise Refusal("no-such-file", "there is no such file", {"key": key})
     return answer(page.files[0])
 
 

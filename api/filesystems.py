@@ -59,5 +59,5 @@ async def coverage(
     if caller.below is not None and not (
         caller.sees(path) or any(lies_below(scope, (path,)) for scope in caller.below)
     ):
-        raise no_such_file()
+        raise no_such_file(path)
     return answer((await daemon.call(Coverage, **asked)).result)

@@ -13,7 +13,7 @@ from api.access import Action
 from api.answers import answer
 from api.auth import Asking, demand
 from api.connection import PATIENT, PROMPT, Daemon
-from api.operations import CHANGING, KEY, operation
+from api.operations import CHANGING, GUARDED, KEY, operation
 from api.schemas import AuditBody, ConflictsQuery, ListQuery, NoQuery, RecallBody, fields
 from api.scope import GivenKey, asked_by, path_in_scope, seal_in_scope
 from sealsvc.errors import Refusal
@@ -72,7 +72,12 @@ async def recall(
 @router.get(
     "/recalls",
     summary="Seals that were asked for and are not back yet",
-    **operation(Action.SEALS_READ, examples.PAGE, query=ListQuery),
+    **operation(
+        Action.SEALS_READ,
+        examples.PAGE,
+        query=ListQuery,
+        codes=(*GUARDED, "no-such-file", "io-error"),
+    ),
 )
 async def under_way(
     daemon: Daemon,

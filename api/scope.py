@@ -19,8 +19,8 @@ def no_such_seal(seal: str) -> Refusal:
     return Refusal("no-such-seal", f"there is no seal {seal}", {"seal": seal})
 
 
-def no_such_file() -> Refusal:
-    return Refusal("no-such-file", "there is no such file", {})
+def no_such_file(path: str) -> Refusal:
+    return Refusal("no-such-file", f"{path} does not exist", {"path": path})
 
 
 async def seal_in_scope(daemon: Connection, caller: Caller, seal: str) -> SealInfo:
@@ -41,7 +41,7 @@ async def changeable(daemon: Connection, caller: Caller, seal: str) -> None:
 
 def path_in_scope(caller: Caller, path: str | None) -> None:
     if path is not None and not caller.sees(path):
-        raise no_such_file()
+        raise no_such_file(path)
 
 
 def conditions(caller: Caller) -> Conditions:

@@ -72,9 +72,9 @@ def front(directory: Path, principals: Path, *more: str) -> Iterator[Front]:
 
     control = str(directory / "control.sock")
     arguments = ("--socket", control, "--principals", str(principals), *more)
-    with serving(*arguments) as (process, base), httpx.Client(base_url=base) as http:
-        wait_for(lambda: http.get("/readyz").status_code == 200, process)
-        yield Front(base, control, process)
+    with serving(*arguments) as program, httpx.Client(base_url=program.base) as http:
+        wait_for(lambda: http.get("/readyz").status_code == 200, program.process)
+        yield Front(program.base, control, program.process)
 
 
 @contextmanager

@@ -197,7 +197,8 @@ def test_a_peer_on_the_unix_socket(daemon: FakeDaemon, tmp_path: Path) -> None:
         tmp_path / "p.toml", local={"role": "operator", "scopes": ["/"], "users": [os.getuid()]}
     )
     arguments = ("--socket", daemon.path, "--principals", principals, "--unix", path)
-    with serving(*map(str, arguments)) as (_, base):
+    with serving(*map(str, arguments)) as program:
+        base = program.base
         transport = httpx.HTTPTransport(uds=str(path))
         until(path.exists)
         with httpx.Client(transport=transport, base_url="http://localhost") as http:
@@ -232,7 +233,8 @@ def test_client_certificates(daemon: FakeDaemon, tmp_path: Path) -> None:
     arguments = ("--socket", daemon.path, "--principals", principals)
     tls = ("--tls-cert", "server.pem", "--tls-key", "server.key", "--client-ca", "ca.pem")
     full = [str(tmp_path / part) if part.endswith((".pem", ".key")) else part for part in tls]
-    with serving(*map(str, arguments), *full) as (_, base):
+    with serving(*map(str, arguments), *full) as program:
+        base = program.base
         assert base.startswith("https://")
 
         def client(name: str) -> httpx.Client:
@@ -308,7 +310,8 @@ def _refused(sock: socket.socket) -> bool:
 
 def test_header_fields_and_connections_are_bounded(daemon: FakeDaemon, tmp_path: Path) -> None:
     arguments = ("--socket", str(daemon.path), "--max-connections", "4")
-    with serving(*arguments) as (_, base):
+    with serving(*arguments) as program:
+        base = program.base
         port = int(base.rpartition(":")[2])
         with socket.create_connection(("127.0.0.1", port), timeout=10) as raw:
             raw.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Long: " + b"x" * 40_000)

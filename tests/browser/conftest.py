@@ -19,14 +19,8 @@ ROOT = Path(__file__).parents[2]
 AXE = "axe-core@4.10.3"
 # Without these it looks for hosts of its maker's, which a closed network refuses.
 ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-dev-shm-usage",
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"),
 ]
 MiB = 1 << 20
 

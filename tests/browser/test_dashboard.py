@@ -70,7 +70,8 @@ def test_a_conflict_is_seen_while_it_happens(page: Page, there: Front) -> None:
         picture(page, "overview")
     expect(page.get_by_text("Nothing waits for a seal.")).to_be_visible(timeout=3000)
     page.goto("/dashboard/#/events")
-    expect(page.get_by_text("conflict-ended").first).to_be_visible()
+    listed = page.get_by_role("list", name="Events")
+    expect(listed.get_by_text("conflict-ended").first).to_be_visible()
     picture(page, "events")
 
 
@@ -178,7 +179,8 @@ def test_it_recovers_after_the_service_was_restarted(browser: Browser, tmp_path:
         with service(tmp_path, "--sim"):
             expect(page.locator("#banner")).to_be_hidden(timeout=15_000)
             page.goto("/dashboard/#/events")
-            expect(page.get_by_text("restarted").first).to_be_visible()
+            listed = page.get_by_role("list", name="Events")
+            expect(listed.get_by_text("restarted").first).to_be_visible()
         context.close()
 
 
