@@ -7,14 +7,42 @@ from contextlib import asynccontextmanager
 
 from fastapi import APIRouter, Depends, FastAPI
 
-from api import events, filesystems, health, problems, recalls, seals, status
-from api.auth import authorise, read_tokens
+from api import (
+    dashboard,
+    events,
+    files,
+    filesystems,
+    health,
+    jobs,
+    metrics,
+    policy,
+    problems,
+    recalls,
+    seals,
+    session,
+    status,
+)
+from api.auth import authorise
 from api.connection import Backoff, Connection
+from api.envelope import Envelope
 from api.feed import Feed
 from api.openapi import Application
+from api.principals import Principals
+from api.rates import Rates
+from api.sessions import Sessions
 from api.settings import Settings
 
-NOUNS = (seals.router, recalls.router, filesystems.router, events.router, status.router)
+NOUNS = (
+    seals.router,
+    recalls.router,
+    files.router,
+    filesystems.router,
+    events.router,
+    jobs.router,
+    policy.router,
+    session.router,
+    status.router,
+)
 
 
 @asynccontextmanager
@@ -31,9 +59,9 @@ def _v1() -> APIRouter:
 
 
 def build_app(settings: Settings) -> FastAPI:
-    """Raises SettingsError when the token file cannot be used."""
+    """Raises SettingsError when the principals file cannot be used."""
     path = settings.control_socket
-    feed = Feed(path, settings.events_queue, settings.events_clients)
+    feed = Feed(path, settings.events_queue, settings.events_bytes, settings.events_clients)
     backoff = Backoff(settings.shortest_backoff, settings.longest_backoff)
     # No documentation pages: they would run scripts from somebody else's server.
     app = Application(
@@ -44,10 +72,17 @@ def build_app(settings: Settings) -> FastAPI:
         lifespan=_lifespan,
     )
     app.state.settings = settings
-    app.state.tokens = read_tokens(settings.token_file)
+    app.state.principals = Principals(settings.principals)
+    app.state.sessions = Sessions()
+    app.state.rates = Rates()
     app.state.feed = feed
     app.state.connection = Connection(path, feed.follow, backoff)
     problems.install(app)
     app.include_router(health.router)
+    app.include_router(metrics.router)
+    app.include_router(session.login_router)
+    app.include_router(events.sockets)
     app.include_router(_v1())
+    dashboard.install(app)
+    app.add_middleware(Envelope)
     return app

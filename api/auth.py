@@ -1,87 +1,98 @@
-"""Who may ask: bearer tokens for every change; reading is open to callers on loopback."""
+"""The gate of /v1: whoever asks is identified, and may do what the route's action says, or gets no
+further. Nothing is open but what says so by having no gate (health, the description, the pages)."""
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import re
-import stat
-from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
 
-from fastapi import Request
+from fastapi import Depends
+from starlette.requests import HTTPConnection
 
-from api.settings import SettingsError, is_loopback
+from api.access import Action, Caller
+from api.peers import STATE, Peer
+from api.principals import Known, Principals
+from api.rates import Rates
+from api.sessions import COOKIE, CSRF_HEADER, Sessions, csrf_matches
 from sealsvc.errors import Refusal
 
-_LINE = re.compile(r"sha256:([0-9a-f]{64})")
+ACTION = "x-sealsvc-action"
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
-def digest(token: str) -> bytes:
-    return hashlib.sha256(token.encode()).digest()
-
-
-class Tokens:
-    """The digests of the tokens in force; the tokens themselves are nowhere on this side."""
-
-    def __init__(self, digests: tuple[bytes, ...] = ()) -> None:
-        self._digests = digests
-
-    def __len__(self) -> int:
-        return len(self._digests)
-
-    def accepts(self, token: str) -> bool:
-        presented = digest(token)
-        # All are compared before any is looked at, so the time tells nothing of which matched.
-        matches = [hmac.compare_digest(presented, known) for known in self._digests]
-        return any(matches)
-
-
-def read_tokens(path: Path | None) -> Tokens:
-    """The tokens file: one `sha256:<hex>` per line; blank lines and # comments are skipped.
-
-    Raises SettingsError, which names the line and never quotes it: a token pasted in the clear
-    must not end up in a log.
-    """
-    if path is None:
-        return Tokens()
-    try:
-        if path.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise SettingsError(f"{path}: others than its owner may write to it (chmod go-w)")
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"cannot read the token file {path}: {error}") from None
-    numbered = [(number, line.strip()) for number, line in enumerate(lines, 1)]
-    return Tokens(tuple(_parsed(path, n, s) for n, s in numbered if s and not s.startswith("#")))
-
-
-def _parsed(path: Path, number: int, line: str) -> bytes:
-    match = _LINE.fullmatch(line)
-    if match is None:
-        raise SettingsError(f"{path}:{number}: want sha256: and 64 lower-case hex digits")
-    return bytes.fromhex(match[1])
-
-
-def _is_local(request: Request) -> bool:
-    """From loopback *and* meant for it: a browser on this machine that a hostile site's name has
-    been re-bound to 127.0.0.1 for comes from loopback too, but sends that site's Host."""
-    host = request.url.hostname or ""
-    return request.client is not None and is_loopback(request.client.host) and is_loopback(host)
-
-
-def _bearer(request: Request) -> str | None:
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+def _bearer(connection: HTTPConnection) -> str | None:
+    scheme, _, token = connection.headers.get("authorization", "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" and token.strip() else None
 
 
-async def authorise(request: Request) -> None:
-    """The gate of every route under /v1. It goes by method, so a new route cannot forget it."""
-    tokens: Tokens = request.app.state.tokens
-    token = _bearer(request)
-    if token is not None:
-        if not tokens.accepts(token):
-            raise Refusal("unauthenticated", "the bearer token is not one of the token file")
-    elif request.method not in _READING:
-        raise Refusal("unauthenticated", f"{request.method} changes state and needs a bearer token")
-    elif not _is_local(request):
-        raise Refusal("unauthenticated", "callers that are not on loopback need a bearer token")
+def identify(connection: HTTPConnection) -> Caller:
+    """By the strongest proof that is shown; a wrong one is refused, not passed over."""
+    principals: Principals = connection.app.state.principals
+    known = principals.known
+    if "authorization" in connection.headers:
+        token = _bearer(connection)
+        caller = known.by_token(token) if token else None
+        if caller is None:
+            raise Refusal("unauthenticated", "the bearer token is not known")
+        return caller
+    if cookie := connection.cookies.get(COOKIE):
+        return _of_session(connection, known, cookie)
+    peer: Peer = connection.scope.get("state", {}).get(STATE, Peer())
+    caller = known.by_certificate(peer.certificate) if peer.certificate else None
+    if caller is None and peer.uid is not None:
+        caller = known.by_peer(peer.uid, peer.gids)
+    if caller is None:
+        raise Refusal("unauthenticated", "show a bearer token, or a certificate that is known here")
+    return caller
+
+
+def _of_session(connection: HTTPConnection, known: Known, cookie: str) -> Caller:
+    sessions: Sessions = connection.app.state.sessions
+    session = sessions.find(cookie)
+    caller = known.by_proof(session.proof) if session else None
+    if session is None or caller is None:
+        raise Refusal("unauthenticated", "the session is over: log in again")
+    reading = connection.scope["type"] == "http" and connection.scope["method"] in _READING
+    if not reading and not _same_origin(connection):
+        raise Refusal("denied", "the request comes from a page of another origin")
+    socket = connection.scope["type"] == "websocket"  # scripts cannot give those headers
+    shown = connection.headers.get(CSRF_HEADER)
+    if not (reading or socket or csrf_matches(session, shown)):
+        raise Refusal("denied", f"a session changes nothing without its {CSRF_HEADER}")
+    return caller
+
+
+def _same_origin(connection: HTTPConnection) -> bool:
+    """SameSite=Strict and the CSRF token stand before this; it is what WebSockets have."""
+    origin = connection.headers.get("origin")
+    return origin is None or urlsplit(origin).netloc == connection.headers.get("host")
+
+
+def admit(connection: HTTPConnection, action: Action) -> Caller:
+    """Identified, within its rate, and allowed."""
+    caller = identify(connection)
+    rates: Rates = connection.app.state.rates
+    connection.state.caller = caller
+    connection.state.rate = rates.take(caller.name, caller.rate)
+    demand(caller, action)
+    return caller
+
+
+def demand(caller: Caller, action: Action) -> None:
+    if not caller.may(action):
+        raise Refusal(
+            "denied",
+            f"{caller.name} ({caller.role}) may not: {action}",
+            {"action": str(action), "role": str(caller.role)},
+        )
+
+
+async def authorise(connection: HTTPConnection) -> Caller:
+    """A dependency of every route under /v1. Without an action nobody passes."""
+    extra = getattr(connection.scope.get("route"), "openapi_extra", None) or {}
+    if ACTION not in extra:
+        raise Refusal("internal", "the route names no action")
+    return admit(connection, Action(extra[ACTION]))
+
+
+Asking = Annotated[Caller, Depends(authorise)]

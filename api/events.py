@@ -1,77 +1,103 @@
-"""/v1/events: the service's events as Server-Sent Events; the id is the event's seq."""
+"""/v1/events: the service's events as Server-Sent Events, or over a WebSocket. An event's id is the
+name of the service's run and its number there."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import re
+import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi import APIRouter, Depends, Header, Request, Response, WebSocket
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from sse_starlette.sse import SendTimeoutError
 from starlette.types import Receive, Scope, Send
+from starlette.websockets import WebSocketDisconnect
 
 from api import examples, inputs
-from api.connection import Daemon
-from api.feed import Feed, Listener
+from api.access import Action
+from api.auth import Asking, admit
+from api.connection import Connection, Daemon
+from api.feed import Feed, Listener, Packet, mark, packet
 from api.operations import GUARDED, operation, taken
 from api.schemas import EventsQuery
 from api.settings import Settings
 from sealsvc.errors import Refusal
-from sealsvc.messages import Event, encode
 
 router = APIRouter(tags=["events"])
+sockets = APIRouter()
 log = logging.getLogger("sealsvc.api")
 
 RETRY = 2000  # milliseconds a browser waits before it reconnects
-
-
-def _sse(event: Event) -> ServerSentEvent:
-    return ServerSentEvent(encode(event).decode(), event=event.name, id=str(event.seq), sep="\n")
+# Seconds in which events gather: many at once cost a stream hardly more than one.
+GATHER = 0.05
+_MARK = re.compile(r"(?:([0-9a-f]{8})\.)?([0-9]{1,15})", re.ASCII)
 
 
 def _documented() -> dict[str, Any]:
-    resume = taken("Last-Event-ID", "Resume after this id; goes before `since`", "16")
+    resume = taken("Last-Event-ID", "Resume after this id; goes before `since`", "5f3a91c2.16")
     described = operation(
+        Action.EVENTS,
         examples.EVENT,
         codes=(*GUARDED, "limit-reached"),
         query=EventsQuery,
         accepts=(resume,),
     )
     schema = {"type": "string", "description": "Each `data` is one #/components/schemas/Event"}
-    text = _sse(examples.EVENT).encode().decode()
+    text = packet(examples.EVENT, "5f3a91c2").sse.decode()
     described["responses"][200]["content"] = {
         "text/event-stream": {"schema": schema, "example": text}
     }
     return described
 
 
-def _since(header: str | None, query: int | None) -> int | None:
-    if header is None or header == "":
-        return query
-    if not (header.isascii() and header.isdigit() and len(header) <= 15):
+def _since(header: str | None, query: str | None) -> tuple[int | None, str | None]:
+    """The number to resume after, and the run that it is of (None: not said)."""
+    text = header or query
+    if not text:
+        return None, None
+    match = _MARK.fullmatch(text)
+    if match is None:
         message = "Last-Event-ID: want the id of an event of this stream"
         raise Refusal("bad-request", message, {"field": "Last-Event-ID"})
-    return int(header)
+    return int(match[2]), match[1]
+
+
+async def _followed(
+    feed: Feed, listener: Listener, last: int, past: list[Packet], life: float
+) -> AsyncIterator[list[Packet]]:
+    """What is past, then what comes; until the listener is dropped, or its time is over."""
+    deadline = time.monotonic() + life
+    try:
+        if past:
+            last = past[-1].event.seq
+            yield past
+        async for taken in listener.batches():
+            fresh = []
+            for item in taken:
+                # What came while the past was read is in both; behind a gap numbers may begin anew.
+                if item.event.seq > last or item.event.name == "gap":
+                    last = item.event.seq
+                    fresh.append(item)
+            if fresh:
+                yield fresh
+            if time.monotonic() > deadline:
+                return
+            await asyncio.sleep(GATHER)
+    finally:
+        feed.leave(listener)
 
 
 async def _stream(
-    feed: Feed, listener: Listener, last: int, past: list[Event]
-) -> AsyncIterator[ServerSentEvent]:
-    try:
-        # The id makes a browser that loses us before the first event resume from here.
-        yield ServerSentEvent(comment="watching", id=str(last), retry=RETRY, sep="\n")
-        for event in past:
-            last = event.seq
-            yield _sse(event)
-        async for event in listener.events():
-            # What came while the past was read is in both.
-            if event.seq > last or event.name == "gap":
-                last = event.seq
-                yield _sse(event)
-        yield ServerSentEvent(comment="dropped: too slow; resume with Last-Event-ID", sep="\n")
-    finally:
-        feed.leave(listener)
+    batches: AsyncIterator[list[Packet]], opening: str
+) -> AsyncIterator[ServerSentEvent | bytes]:
+    # The id makes a browser that loses us before the first event resume from here.
+    yield ServerSentEvent(comment="watching", id=opening, retry=RETRY, sep="\n")
+    async for batch in batches:
+        yield b"".join(p.sse for p in batch)
+    yield ServerSentEvent(comment="ended: resume with Last-Event-ID", sep="\n")
 
 
 class EventStream(EventSourceResponse):
@@ -91,32 +117,85 @@ def _heartbeat() -> ServerSentEvent:
     "/events",
     summary="Events as they happen",
     description="A `gap` event tells that events before it are lost to this stream. A reader that"
-    " falls behind is disconnected and resumes with Last-Event-ID.",
+    " falls behind is disconnected and resumes with Last-Event-ID. The same over a WebSocket, each"
+    " message one event: /v1/events/ws.",
     **_documented(),
 )
 async def events(
     request: Request,
     daemon: Daemon,
+    caller: Asking,
     query: Annotated[EventsQuery, Depends(inputs.query(EventsQuery))],
     last_event_id: Annotated[str | None, Header(include_in_schema=False)] = None,
 ) -> Response:
     feed: Feed = request.app.state.feed
     settings: Settings = request.app.state.settings
-    since = _since(last_event_id, query.since)
+    since, run = _since(last_event_id, query.since)
     # Listening starts before the past is read, so that nothing falls between the two.
-    listener = feed.listen()
+    listener = feed.listen(caller)
     try:
         if not daemon.connected or feed.position is None:
             raise daemon.down()
         last = feed.position if since is None else since
-        past = [] if since is None else await feed.replay(since)
+        past = [] if since is None else await feed.replay(since, caller, run)
     except BaseException:
         feed.leave(listener)
         raise
+    # After a change of run the numbers begin again.
+    last = 0 if past and past[0].event.name == "gap" else last
+    batches = _followed(feed, listener, last, past, settings.stream_life)
     return EventStream(
-        _stream(feed, listener, last, past),
+        _stream(batches, mark(last, feed.run)),
         ping=settings.heartbeat,
         ping_message_factory=_heartbeat,
         send_timeout=settings.send_timeout,
         sep="\n",
     )
+
+
+@sockets.websocket("/v1/events/ws")
+async def events_ws(socket: WebSocket, since: str | None = None) -> None:
+    """The same events, one a message. Refused before the upgrade with 403."""
+    feed: Feed = socket.app.state.feed
+    settings: Settings = socket.app.state.settings
+    daemon: Connection = socket.app.state.connection
+    try:
+        caller = admit(socket, Action.EVENTS)
+        number, run = _since(None, since)
+        listener = feed.listen(caller)
+    except Refusal as refusal:
+        log.info("a WebSocket was refused: %s", refusal)
+        await socket.close()
+        return
+    try:
+        if not daemon.connected or feed.position is None:
+            await socket.close()
+            return
+        last = feed.position if number is None else number
+        past = [] if number is None else await feed.replay(number, caller, run)
+        await socket.accept()
+    except BaseException:
+        feed.leave(listener)
+        raise
+    last = 0 if past and past[0].event.name == "gap" else last
+    batches = _followed(feed, listener, last, past, settings.stream_life)
+    sender = asyncio.create_task(_send(socket, batches, settings.send_timeout))
+    try:
+        while True:  # nothing is expected; but only a reader hears that the other side has gone
+            await socket.receive()
+    except (WebSocketDisconnect, RuntimeError):
+        pass
+    finally:
+        feed.leave(listener)
+        sender.cancel()
+
+
+async def _send(socket: WebSocket, batches: AsyncIterator[list[Packet]], patience: float) -> None:
+    try:
+        async for batch in batches:
+            for item in batch:
+                async with asyncio.timeout(patience):
+                    await socket.send_text(item.data.decode())
+        await socket.close(1013)
+    except (WebSocketDisconnect, TimeoutError, RuntimeError):
+        log.info("a WebSocket was cut off: its reader takes nothing")

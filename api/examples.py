@@ -4,7 +4,23 @@ from __future__ import annotations
 
 import msgspec
 
-from api.schemas import AuditBody, GrantBody, Health, RecallBody, ValidationBody
+from api.access import Action
+from api.schemas import (
+    AuditBody,
+    ClaimBody,
+    DowngradeBody,
+    GrantBody,
+    Health,
+    JobBody,
+    LoginBody,
+    PolicyBody,
+    RecallBody,
+    RenewBody,
+    ReturnBody,
+    SessionInfo,
+    ValidationBody,
+    VersionInfo,
+)
 from sealsvc.messages import (
     AuditReport,
     Drift,
@@ -24,7 +40,25 @@ from sealsvc.messages import (
     SealPage,
     ServiceStatus,
 )
-from sealsvc.model import ByteRange, Conflict, Fence, FileId, IoMode, Kind, State
+from sealsvc.model import ByteRange, Conflict, Fence, FileId, IoMode, Kind, Operation, State
+from sealsvc.overview import (
+    ClaimInfo,
+    ConflictPage,
+    CoverageReport,
+    CoverageRow,
+    FileInfo,
+    FilePage,
+    Histogram,
+    HolderInfo,
+    HolderPage,
+    JobInfo,
+    JobKind,
+    JobList,
+    JobState,
+    MeasuresReport,
+    PolicyReport,
+    WaitingConflict,
+)
 
 ID = "65f0c0ffee5ea15e00000001"
 PATH = "/srv/pmem/volume-7.img"
@@ -53,6 +87,7 @@ SEAL = SealInfo(
     extents=1,
     granted_at=1767225600.0,
     state_since=1767225600.5,
+    owner="alice",
 )
 RETURNED = msgspec.structs.replace(SEAL, state=State.RETURNED, seqid=3)
 PAGE = SealPage(seals=[SEAL], next=ID)
@@ -102,13 +137,97 @@ STATUS = ServiceStatus(
     conflicts_waiting=0,
     connections=2,
     counters={"grants": 1},
+    run="5f3a91c2",
 )
 EVENT = Event(
     seq=17,
     time=1767225610.0,
     name="state",
     seal=ID,
+    path=PATH,
     data={"from": "active", "to": "recalled", "reason": "maintenance", "seqid": 3},
+)
+FILE = FileInfo(
+    key="66304-4711-1",
+    file=SEAL.file,
+    path=PATH,
+    filesystem="xfs",
+    mount="/srv/pmem",
+    seals=1,
+    sealed_bytes=64 * MIB,
+    states={"active": 1},
+)
+FILES = FilePage(files=[FILE])
+HOLDER = HolderInfo(
+    pid=4242,
+    start_time=98765,
+    uid=1000,
+    comm="rdma-target",
+    alive=True,
+    seals=1,
+    sealed_bytes=64 * MIB,
+    states={"active": 1},
+)
+HOLDERS = HolderPage(holders=[HOLDER])
+CONFLICTS = ConflictPage(
+    conflicts=[
+        WaitingConflict(
+            enforcer="fanotify",
+            operation=Operation("fallocate-punch-hole", 4096, 65536, 7001, 7001, "fallocate", 0),
+            path=PATH,
+            seals=[ID],
+            waits=1.25,
+        )
+    ],
+    total=1,
+)
+POLICY = PolicyReport(
+    source="/etc/sealsvc/sealsvc.toml",
+    policy={"roots": ["/srv/pmem"], "max_grace": 300.0},
+    changed=["max_grace"],
+    restart=["service.workers"],
+)
+JOB = JobInfo(
+    id="00c0ffee00c0ffee",
+    kind=JobKind.AUDIT,
+    state=JobState.DONE,
+    path=None,
+    principal="alice",
+    started_at=1767225600.0,
+    ended_at=1767225601.0,
+    done=1,
+    total=1,
+    result={"checked": 1, "drifted": [], "unreadable": []},
+)
+JOBS = JobList(jobs=[JOB])
+COVERAGE = CoverageReport(
+    mount="/srv/pmem",
+    measured_at=1767225600.0,
+    rows=[
+        CoverageRow(
+            operation="fallocate-punch-hole",
+            kind="exclusive",
+            conflict="wait",
+            enforcer="fanotify",
+            result="waits",
+        )
+    ],
+)
+MEASURES = MeasuresReport(
+    run="5f3a91c2",
+    counters={"conflicts": {"held": 2}, "events": {"drift": 0}},
+    latencies={"grant": Histogram(bounds=[0.001, 0.01], counts=[3, 1, 0], sum=0.005)},
+    gauges={"queue": {"grants": 0.0}},
+)
+CLAIM = ClaimInfo(claim="N0tAReal-Claim0123456789", expires_in=60.0, uids=[1000])
+VERSION = VersionInfo(version="0.1.0", api="1.0", protocol=1, run="5f3a91c2")
+SESSION = SessionInfo(
+    name="alice",
+    role="viewer",
+    how="session",
+    actions=[str(Action.STATUS)],
+    scopes=["/srv/pmem"],
+    csrf="N0tAReal-Csrf-Token",
 )
 ALIVE = Health(status="alive")
 READY = Health(status="ready")
@@ -119,3 +238,10 @@ GRANT_BODY = msgspec.convert(
 RECALL_BODY = msgspec.convert({"seal": ID, "wait": True, "reason": "maintenance"}, RecallBody)
 VALIDATION_BODY = msgspec.convert({"address": 0x7F0000000000}, ValidationBody)
 AUDIT_BODY = msgspec.convert({"seal": ID}, AuditBody)
+RETURN_BODY = msgspec.convert({"range": {"offset": 0, "length": MIB}}, ReturnBody)
+RENEW_BODY = msgspec.convert({"ttl": 600.0}, RenewBody)
+DOWNGRADE_BODY = msgspec.convert({}, DowngradeBody)
+CLAIM_BODY = msgspec.convert({"path": PATH, "seconds": 30.0}, ClaimBody)
+POLICY_BODY = msgspec.convert({"text": "[policy]\nmax_grace = 60.0\n"}, PolicyBody)
+JOB_BODY = msgspec.convert({"kind": "audit"}, JobBody)
+LOGIN_BODY = msgspec.convert({"token": "N0tAReal-Token"}, LoginBody)

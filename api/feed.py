@@ -1,7 +1,8 @@
 """One Watch on the shared connection, fanned out to any number of listeners.
 
-The service numbers its events from 1 in each run. A hole in what a listener has seen is always
-told by an event named `gap`, whose `seq` is the last number before what follows.
+The service numbers its events from 1 in each run, and names the run. A hole in what a listener has
+seen is always told by an event named `gap`, whose `seq` is the last number before what follows.
+Each event is encoded once, whoever listens; a listener takes all that has come in one go.
 """
 
 from __future__ import annotations
@@ -9,14 +10,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from weakref import WeakSet
 
+from api.access import Caller
 from api.connection import PROMPT, expect
 from sealsvc.client import AsyncClient
 from sealsvc.errors import Refusal
-from sealsvc.messages import Event, ServiceStatus, Status, Watch, Watching
+from sealsvc.messages import Event, ServiceStatus, Status, Watch, Watching, encode
 
 log = logging.getLogger("sealsvc.api")
 
@@ -28,28 +32,69 @@ REPLAYS_AT_ONCE = 4
 Arrivals = asyncio.Queue[Event | None]
 
 
-class Listener:
-    """A bounded queue of events that ends (None) when its reader falls behind."""
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """An event, encoded. `mark` is its id: the run's name and the number."""
 
-    def __init__(self, limit: int) -> None:
-        self._queue: Arrivals = asyncio.Queue(limit)
+    event: Event
+    mark: str
+    data: bytes
+
+    @property
+    def sse(self) -> bytes:
+        head = f"id: {self.mark}\nevent: {self.event.name}\ndata: ".encode()
+        return head + self.data + b"\n\n"
+
+
+def packet(event: Event, run: str) -> Packet:
+    return Packet(event, mark(event.seq, run), encode(event))
+
+
+def mark(seq: int, run: str) -> str:
+    return f"{run}.{seq}" if run else str(seq)
+
+
+def visible(event: Event, caller: Caller) -> bool:
+    """Whoever is confined to directories sees what befalls files there, and nothing else."""
+    return caller.below is None or event.name == "gap" or caller.sees(event.path)
+
+
+class Listener:
+    """A bounded queue that ends when its reader falls behind."""
+
+    def __init__(self, caller: Caller, count: int, size: int) -> None:
+        self.caller = caller
+        self._count, self._size, self._held = count, size, 0
+        self._queue: deque[Packet] = deque()
+        self._arrived = asyncio.Event()
         self.dropped = False
 
-    def offer(self, event: Event) -> bool:
+    def offer(self, packet: Packet) -> bool:
         if self.dropped:
             return False
-        if self._queue.full():
+        if not visible(packet.event, self.caller):
+            return True
+        self._held += len(packet.data)
+        if len(self._queue) >= self._count or self._held > self._size:
+            # The reader resumes from its last id and loses nothing.
             self.dropped = True
-            # Make room for the end mark; the reader resumes from its last id and loses nothing.
-            self._queue.get_nowait()
-            self._queue.put_nowait(None)
-            return False
-        self._queue.put_nowait(event)
-        return True
+            self._queue.clear()
+        else:
+            self._queue.append(packet)
+        self._arrived.set()
+        return not self.dropped
 
-    async def events(self) -> AsyncIterator[Event]:
-        while (event := await self._queue.get()) is not None:
-            yield event
+    async def batches(self) -> AsyncIterator[list[Packet]]:
+        while True:
+            await self._arrived.wait()
+            self._arrived.clear()
+            taken = list(self._queue)
+            self._queue.clear()
+            self._held = 0
+            if taken:
+                yield taken
+            if self.dropped:
+                return
 
 
 def gap(after: int, reason: str) -> Event:
@@ -84,24 +129,28 @@ async def _watch(client: AsyncClient, since: int | None) -> Watching:
 
 
 class Feed:
-    def __init__(self, path: str, queue: int, clients: int) -> None:
+    def __init__(self, path: str, queue: int, size: int, clients: int) -> None:
         self._path = path
-        self._queue = queue
-        self._clients = clients
+        self._queue, self._size, self._clients = queue, size, clients
         # Weak: a listener whose response never started has nobody to take it out.
         self._listeners: WeakSet[Listener] = WeakSet()
         self._replays = asyncio.Semaphore(REPLAYS_AT_ONCE)
         self._refused: Refusal | None = None
         self._lost_at = 0.0
         self.position: int | None = None
+        self.run = ""
+        self.drops = 0
 
-    def listen(self) -> Listener:
+    def __len__(self) -> int:
+        return len(self._listeners)
+
+    def listen(self, caller: Caller) -> Listener:
         if self._refused is not None:
             raise self._refused
         if len(self._listeners) >= self._clients:
             message = f"{self._clients} clients already follow the events"
             raise Refusal("limit-reached", message, {"limit": self._clients}, retry_after=5.0)
-        listener = Listener(self._queue)
+        listener = Listener(caller, self._queue, self._size)
         self._listeners.add(listener)
         return listener
 
@@ -121,7 +170,8 @@ class Feed:
     async def _begin(self, client: AsyncClient) -> None:
         self._refused = None
         try:
-            restarted = await self._restarted(client)
+            status = expect(await client.call(Status, timeout=PROMPT), ServiceStatus)
+            restarted = self._restarted(status)
             since = 0 if restarted else self.position
             watching = await _watch(client, since)
         except Refusal as refusal:
@@ -131,34 +181,43 @@ class Feed:
             log.warning("the service refuses to send events: %s", refusal)
             self._refused = refusal
             return
+        self.run = status.run
         if restarted:
             self._publish(gap(0, "the service was restarted; numbers begin again"))
         elif since is not None and watching.gap:
             self._publish(gap(since, "the service no longer keeps these events"))
         self.position = watching.seq if since is None else since
 
-    async def _restarted(self, client: AsyncClient) -> bool:
-        """Whether this is another run than the one `position` counts in. Only its start can tell:
-        in a container every run has the same pid."""
-        status = expect(await client.call(Status, timeout=PROMPT), ServiceStatus)
-        return self.position is not None and time.monotonic() - status.uptime > self._lost_at
+    def _restarted(self, status: ServiceStatus) -> bool:
+        """Whether this is another run than the one `position` counts in."""
+        if self.position is None:
+            return False
+        if status.run or self.run:
+            return status.run != self.run
+        # A service that does not name its runs: in a container each has the same pid, so that
+        # only its start can tell.
+        return time.monotonic() - status.uptime > self._lost_at
 
     def _publish(self, event: Event) -> None:
         self.position = event.seq
+        told = packet(event, self.run)
         for listener in tuple(self._listeners):
-            if not listener.offer(event):
+            if not listener.offer(told):
                 self._listeners.discard(listener)
+                self.drops += 1
 
-    async def replay(self, since: int) -> list[Event]:
+    async def replay(self, since: int, caller: Caller, run: str | None = None) -> list[Packet]:
         """What the service still keeps of the events after `since`, on a connection of its own:
         on the shared one, every other listener would see them again."""
         async with self._replays, AsyncClient(self._path) as client, arrivals(client) as queue:
             watching = await _watch(client, since)
-            if since <= watching.seq:
+            if since <= watching.seq and run in (None, watching.run):
                 lost = [gap(since, "the service no longer keeps these events")]
                 kept = await _until(queue, watching.seq, since)
-                return lost + kept if watching.gap else kept
-        return [gap(0, "that id is of an earlier run of the service"), *await self.replay(0)]
+                found = lost + kept if watching.gap else kept
+                return [packet(e, watching.run) for e in found if visible(e, caller)]
+            earlier = packet(gap(0, "that id is of another run of the service"), watching.run)
+        return [earlier, *await self.replay(0, caller)]
 
 
 async def _until(queue: Arrivals, last: int, since: int) -> list[Event]:

@@ -2,22 +2,62 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import msgspec
 from fastapi import APIRouter, Depends, Response
 
 from api import examples, inputs
+from api.access import Action, Caller, lies_below
 from api.answers import answer
-from api.connection import Daemon
-from api.operations import operation
-from api.schemas import NoQuery
-from sealsvc.messages import Filesystems
+from api.auth import Asking
+from api.connection import Daemon, expect
+from api.operations import GUARDED, operation
+from api.schemas import CoverageQuery, NoQuery, fields
+from api.scope import no_such_file
+from sealsvc.messages import FilesystemInfo, FilesystemList, Filesystems
+from sealsvc.overview import Coverage
 
-router = APIRouter(tags=["filesystems"], dependencies=[Depends(inputs.query(NoQuery))])
+router = APIRouter(tags=["filesystems"])
+
+
+def _concerns(filesystem: FilesystemInfo, caller: Caller) -> bool:
+    """A scope is on the file system, or contains it."""
+    if caller.below is None or caller.sees(filesystem.mount):
+        return True
+    return any(lies_below(scope, (filesystem.mount,)) for scope in caller.below)
 
 
 @router.get(
     "/filesystems",
     summary="The file systems under the allowed roots, and what can be kept there",
-    **operation(examples.FILESYSTEMS),
+    dependencies=[Depends(inputs.query(NoQuery))],
+    **operation(Action.FILESYSTEMS, examples.FILESYSTEMS, codes=(*GUARDED, "io-error")),
 )
-async def index(daemon: Daemon) -> Response:
-    return answer((await daemon.call(Filesystems)).result)
+async def index(daemon: Daemon, caller: Asking) -> Response:
+    found = expect(await daemon.call(Filesystems), FilesystemList).filesystems
+    return answer(FilesystemList(filesystems=[f for f in found if _concerns(f, caller)]))
+
+
+@router.get(
+    "/coverage",
+    summary="What the doctor measured last on the file system of a path",
+    **operation(
+        Action.FILESYSTEMS,
+        examples.COVERAGE,
+        query=CoverageQuery,
+        codes=(*GUARDED, "no-such-file"),
+    ),
+)
+async def coverage(
+    daemon: Daemon,
+    caller: Asking,
+    query: Annotated[msgspec.Struct, Depends(inputs.query(CoverageQuery))],
+) -> Response:
+    asked = fields(query)
+    path: str = asked["path"]
+    if caller.below is not None and not (
+        caller.sees(path) or any(lies_below(scope, (path,)) for scope in caller.below)
+    ):
+        raise no_such_file(path)
+    return answer((await daemon.call(Coverage, **asked)).result)

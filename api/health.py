@@ -17,7 +17,7 @@ PROBE_TIMEOUT = 2.0  # seconds; below what supervisors usually wait
 
 
 @router.get(
-    "/healthz", summary="The API process lives", **operation(examples.ALIVE, codes=UNIVERSAL)
+    "/healthz", summary="The API process lives", **operation(None, examples.ALIVE, codes=UNIVERSAL)
 )
 async def alive() -> Response:
     return answer(examples.ALIVE)
@@ -26,7 +26,7 @@ async def alive() -> Response:
 @router.get(
     "/readyz",
     summary="The service answers",
-    **operation(examples.READY, codes=(*UNIVERSAL, "denied", "service-unavailable")),
+    **operation(None, examples.READY, codes=(*UNIVERSAL, "denied", "service-unavailable")),
 )
 async def ready(daemon: Daemon) -> Response:
     await daemon.call(Status, PROBE_TIMEOUT)

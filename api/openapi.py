@@ -9,21 +9,47 @@ import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from api.operations import REF
+from api import schemas
+from api.operations import REF, examples_of_refusals
 from api.problems import Problem
-from api.schemas import AuditBody, GrantBody, Health, RecallBody, ValidationBody
-from sealsvc import messages
+from api.sessions import COOKIE
+from api.status import API_VERSION
+from sealsvc import messages, overview
 
 DESCRIPTION = """\
-Seals on the extent maps of files. Every change needs a bearer token; reading is open to callers on
-loopback. Every refusal is application/problem+json whose `type` and `code` are stable."""
+Seals on the extent maps of files. Who asks is known by a bearer token, a client certificate, the
+user at the other end of a UNIX socket, or the dashboard's session; `x-sealsvc-action` of a route is
+what that principal's role must allow (docs/security.md). Every refusal is application/problem+json
+whose `type` and `code` are stable."""
+
+TAGS = {
+    "seals": "What is sealed, and asking for it",
+    "recalls": "Asking for seals back, and who waits for them",
+    "files": "The seals, seen from files and holders",
+    "filesystems": "What can be kept where",
+    "events": "What happens, as it happens",
+    "jobs": "What takes long",
+    "policy": "What the service allows",
+    "session": "Who asks",
+    "status": "The service itself",
+    "health": "For supervisors",
+}
 
 DOCUMENTED = (
-    GrantBody,
-    RecallBody,
-    AuditBody,
-    ValidationBody,
-    Health,
+    schemas.GrantBody,
+    schemas.ClaimBody,
+    schemas.ReturnBody,
+    schemas.RenewBody,
+    schemas.DowngradeBody,
+    schemas.RecallBody,
+    schemas.AuditBody,
+    schemas.ValidationBody,
+    schemas.PolicyBody,
+    schemas.JobBody,
+    schemas.LoginBody,
+    schemas.SessionInfo,
+    schemas.VersionInfo,
+    schemas.Health,
     Problem,
     messages.SealInfo,
     messages.SealPage,
@@ -34,8 +60,32 @@ DOCUMENTED = (
     messages.FilesystemList,
     messages.ServiceStatus,
     messages.Event,
+    overview.FileInfo,
+    overview.FilePage,
+    overview.HolderInfo,
+    overview.HolderPage,
+    overview.ConflictPage,
+    overview.MeasuresReport,
+    overview.PolicyReport,
+    overview.JobInfo,
+    overview.JobList,
+    overview.CoverageReport,
+    overview.ClaimInfo,
 )
-_BEARER = {"type": "http", "scheme": "bearer", "description": "A token of the API's token file"}
+_SCHEMES = {
+    "bearer": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "A token of the API's principals file",
+    },
+    "session": {
+        "type": "apiKey",
+        "in": "cookie",
+        "name": COOKIE,
+        "description": "The dashboard's; every change shows X-CSRF-Token besides",
+    },
+    "certificate": {"type": "mutualTLS", "description": "A client certificate"},
+}
 
 
 class Application(FastAPI):
@@ -47,15 +97,27 @@ class Application(FastAPI):
 
 def _document(app: FastAPI) -> dict[str, Any]:
     document = get_openapi(
-        title="sealsvc", version=str(messages.VERSION), description=DESCRIPTION, routes=app.routes
+        title="sealsvc",
+        version=API_VERSION,
+        description=DESCRIPTION,
+        routes=app.routes,
+        license_info={"name": "MIT", "identifier": "MIT"},
+        servers=[{"url": "/"}],
+        tags=[{"name": name, "description": text} for name, text in TAGS.items()],
     )
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             _drop_automatic_422(operation)
-            operation["security"] = _security(path, method)
+            gated = "x-sealsvc-action" in operation
+            operation["security"] = [{name: []} for name in _SCHEMES] if gated else []
+            operation["operationId"] = _operation_id(path, method)
     _, schemas = msgspec.json.schema_components(DOCUMENTED, ref_template=REF)
     # Instead of pydantic's: nothing here answers with its validation errors.
-    document["components"] = {"schemas": schemas, "securitySchemes": {"bearer": _BEARER}}
+    document["components"] = {
+        "schemas": schemas,
+        "examples": examples_of_refusals(),
+        "securitySchemes": _SCHEMES,
+    }
     return document
 
 
@@ -66,11 +128,10 @@ def _drop_automatic_422(operation: dict[str, Any]) -> None:
         del operation["responses"]["422"]
 
 
-def _security(path: str, method: str) -> list[dict[str, list[str]]]:
-    if not path.startswith("/v1/"):
-        return []
-    # An empty requirement beside the other says: optional (for callers on loopback).
-    return [{}, {"bearer": []}] if method == "get" else [{"bearer": []}]
+def _operation_id(path: str, method: str) -> str:
+    """Stable, and made for people: get-seals, post-seals-by-seal-renewal."""
+    parts = path.removeprefix("/v1").replace("{", "by-").replace("}", "").strip("/").split("/")
+    return "-".join([method, *parts])
 
 
 def rendered(app: FastAPI) -> str:

@@ -8,12 +8,14 @@ from typing import Any
 import msgspec
 from fastapi import Response
 
+from api.access import Action
 from api.problems import MEDIA_TYPE, problem
 from sealsvc.errors import TABLE, Refusal
 
 REF = "#/components/schemas/{name}"
+EXAMPLE_REF = "#/components/examples/{name}"
 UNIVERSAL = ("internal", "bad-request")
-GUARDED = ("unauthenticated", "denied", "service-unavailable", *UNIVERSAL)
+GUARDED = ("unauthenticated", "denied", "limit-reached", "service-unavailable", *UNIVERSAL)
 CHANGING = (*GUARDED, "too-large")
 
 Schema = dict[str, Any]
@@ -34,9 +36,15 @@ def taken(name: str, description: str, example: str) -> Schema:
     return {"name": name, "in": "header", "required": False, **described}
 
 
-def _refusal(code: str) -> Schema:
-    told = problem(Refusal(code, TABLE[code].title.lower()), "/v1/...")
-    return {"summary": TABLE[code].title, "value": msgspec.to_builtins(told)}
+def examples_of_refusals() -> Schema:
+    """One for each row of the error table; the responses refer to them."""
+    return {
+        code: {
+            "summary": row.title,
+            "value": msgspec.to_builtins(problem(Refusal(code, row.title.lower()), "/v1/...")),
+        }
+        for code, row in TABLE.items()
+    }
 
 
 def _problems(codes: tuple[str, ...]) -> dict[int, Schema]:
@@ -47,10 +55,17 @@ def _problems(codes: tuple[str, ...]) -> dict[int, Schema]:
         media = {"schema": {"$ref": REF.format(name="Problem")}, "examples": {}}
         empty = {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: media}}
         response = responses.setdefault(status, empty)
-        response["content"][MEDIA_TYPE]["examples"][code] = _refusal(code)
+        response["content"][MEDIA_TYPE]["examples"][code] = {"$ref": EXAMPLE_REF.format(name=code)}
         if TABLE[code].retryable:
             response["headers"] = {"Retry-After": header("Seconds", pattern="^[0-9]+$")}
     return responses
+
+
+KEY = taken(
+    "Idempotency-Key",
+    "Sent again with the same key, the request is not carried out twice",
+    "8d5a1f0e",
+)
 
 
 def parameters(kind: type[msgspec.Struct]) -> list[Schema]:
@@ -64,6 +79,7 @@ def parameters(kind: type[msgspec.Struct]) -> list[Schema]:
 
 
 def operation(
+    action: Action | None,
     example: msgspec.Struct,
     *,
     status: int = 200,
@@ -74,11 +90,14 @@ def operation(
     headers: Schema | None = None,
     others: dict[int, Schema] | None = None,
 ) -> dict[str, Any]:
-    """The keyword arguments of a route decorator. `codes` are those it can refuse with."""
+    """The keyword arguments of a route decorator. `codes` are those it can refuse with; `action`
+    is what a caller must be allowed to do (None: the route is outside /v1)."""
     success = {"description": HTTPStatus(status).phrase, "content": _json(example)}
     if headers:
         success["headers"] = headers
     extra: Schema = {"parameters": [*(parameters(query) if query else ()), *accepts]}
+    if action is not None:
+        extra["x-sealsvc-action"] = str(action)
     if body is not None:
         extra["requestBody"] = {"required": True, "content": _json(body)}
     return {

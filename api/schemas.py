@@ -13,10 +13,23 @@ from fastapi import Path
 from msgspec import Meta
 
 from sealsvc import messages
-from sealsvc.messages import Audit, Extents, Grant, List, Mapped, RecallSeals
+from sealsvc.messages import (
+    Audit,
+    Downgrade,
+    Extents,
+    Grant,
+    IssueClaim,
+    List,
+    Mapped,
+    RecallSeals,
+    Renew,
+    Return,
+)
+from sealsvc.overview import CheckPolicy, Coverage, Files, Holders, StartJob
+from sealsvc.protocol import Limit, Name
 
-# id and v belong to the control connection, not to a caller.
-_ENVELOPE = frozenset({"id", "v"})
+# These belong to the control connection, and to what the API itself says of its callers.
+_ENVELOPE = frozenset({"id", "v", "principal", "key", "only", "below"})
 
 
 def _default(field: msgspec.structs.FieldInfo) -> Any:
@@ -50,17 +63,55 @@ class RestHolder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 
 GrantBody = _rest_of(Grant, "GrantBody", holder=RestHolder)
+ClaimBody = _rest_of(IssueClaim, "ClaimBody", path=Name)
+ReturnBody = _rest_of(Return, "ReturnBody", "seal", "seqid")
+RenewBody = _rest_of(Renew, "RenewBody", "seal", "seqid")
+DowngradeBody = _rest_of(Downgrade, "DowngradeBody", "seal", "seqid")
 RecallBody = _rest_of(RecallSeals, "RecallBody")
 AuditBody = _rest_of(Audit, "AuditBody")
-ValidationBody = _rest_of(Mapped, "ValidationBody", "seal")
+ValidationBody = _rest_of(Mapped, "ValidationBody", "seal", "seqid")
+PolicyBody = _rest_of(CheckPolicy, "PolicyBody")
+JobBody = _rest_of(StartJob, "JobBody")
 ListQuery = _rest_of(List, "ListQuery")
 ExtentsQuery = _rest_of(Extents, "ExtentsQuery", "seal")
+FilesQuery = _rest_of(Files, "FilesQuery", "key")
+HoldersQuery = _rest_of(Holders, "HoldersQuery", "pid")
+CoverageQuery = _rest_of(Coverage, "CoverageQuery")
+
+
+class ConflictsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    limit: Limit = 100
 
 
 class EventsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`since` is the id to resume after, for a first request; Last-Event-ID goes before it."""
 
-    since: Annotated[int, Meta(ge=0, le=2**53)] | None = None
+    since: Annotated[str, Meta(pattern=r"^([0-9a-f]{8}\.)?[0-9]{1,15}$")] | None = None
+
+
+class LoginBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    token: Annotated[str, Meta(min_length=1, max_length=512)]
+
+
+class SessionInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """Who asks. `csrf` is what a session's changes must send as X-CSRF-Token (null: the caller is
+    not known by a session). `scopes` null: everything."""
+
+    name: str
+    role: str
+    how: str
+    actions: list[str]
+    scopes: list[str] | None = None
+    csrf: str | None = None
+
+
+class VersionInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """`api` is the version of this interface, `protocol` that of the control socket."""
+
+    version: str
+    api: str
+    protocol: int
+    run: str
 
 
 class NoQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -81,3 +132,17 @@ SealPath = Annotated[
 
 def fields(struct: msgspec.Struct) -> dict[str, Any]:
     return msgspec.structs.asdict(struct)
+
+
+FilePath = Annotated[
+    str,
+    Path(
+        pattern=r"^[0-9]{1,20}-[0-9]{1,20}-[0-9]{1,10}$",
+        description="A file's key",
+        examples=["66304-4711-1"],
+    ),
+]
+PidPath = Annotated[int, Path(ge=1, le=2**31 - 1, description="A holder's pid", examples=[4242])]
+JobPath = Annotated[
+    str, Path(pattern="^[0-9a-f]{16}$", description="A job's id", examples=["00c0ffee00c0ffee"])
+]

@@ -1,70 +1,175 @@
-"""sealsvc-api: run the REST API."""
+"""sealsvc-api: run the REST API, or make a token for it."""
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import contextlib
 import logging
 import os
+import secrets
+import signal
+import ssl
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from socket import AF_UNIX, socket
 
 import uvicorn
+from fastapi import FastAPI
 
 from api.app import build_app
-from api.settings import Settings, SettingsError, check_bind, listen
+from api.envelope import REQUEST_ID
+from api.peers import Protocol
+from api.principals import TOKEN_BYTES, digest
+from api.settings import (
+    Settings,
+    SettingsError,
+    check_bind,
+    listen,
+    listen_unix,
+    passed_sockets,
+)
+from sealsvc.journald import configure
 
 log = logging.getLogger("sealsvc.api")
 
 DRAIN = 5  # seconds that requests in flight are given at shutdown
+HEADERS = 16 * 1024  # bytes of a request's line and header fields
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sealsvc-api",
         description="The REST API of sealsvc: an unprivileged client of its control socket.",
+        epilog="`sealsvc-api --new-token` prints a token, and the line for the principals file.",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     parser.add_argument("--port", type=int, default=8377, help="port (%(default)s; 0: any free)")
+    parser.add_argument("--unix", type=Path, help="listen on a UNIX socket, too")
+    parser.add_argument("--unix-mode", default="0666", help="mode of that socket (%(default)s)")
     parser.add_argument("--socket", default="", help="control socket (default: SEALSVC_SOCKET)")
-    parser.add_argument("--token-file", type=Path, help="one sha256:HEX per line; none: read-only")
+    parser.add_argument("--principals", type=Path, help="who may ask (TOML); none: nobody")
+    parser.add_argument("--tls-cert", type=Path, help="certificate chain (PEM)")
+    parser.add_argument("--tls-key", type=Path, help="its key (PEM)")
+    parser.add_argument("--client-ca", type=Path, help="who signs clients' certificates (PEM)")
+    parser.add_argument("--max-connections", type=int, default=512, help="(%(default)s)")
     parser.add_argument(
-        "--allow-remote", action="store_true", help="listen on an address that is not loopback"
+        "--allow-remote",
+        action="store_true",
+        help="plain HTTP on an address that is not loopback",
     )
+    parser.add_argument("--new-token", action="store_true", help="make a token, and end")
     return parser
 
 
-def _settings(argv: Sequence[str] | None) -> Settings:
-    return Settings(**vars(_parser().parse_args(argv)))
+def _settings(arguments: argparse.Namespace) -> Settings:
+    given = vars(arguments)
+    del given["new_token"]
+    return Settings(**given)
 
 
 def _advise(settings: Settings) -> None:
     if os.geteuid() == 0:
         log.warning("running as root: the API needs no privilege, give it a user of its own")
-    if settings.token_file is None:
-        log.warning("no --token-file: every request that changes something is refused")
+    if settings.principals is None:
+        log.warning("no --principals: everybody is refused")
+
+
+class _Server(uvicorn.Server):
+    """One of several in a process: signals are for all of them."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _config(app: FastAPI, settings: Settings, *, tls: bool, first: bool) -> uvicorn.Config:
+    protocol = type("Limited", (Protocol,), {"most": settings.max_connections})
+    config = uvicorn.Config(
+        app,
+        http=protocol,
+        ws="websockets-sansio",
+        ws_max_size=64 * 1024,
+        ws_max_queue=8,
+        lifespan="on" if first else "off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        h11_max_incomplete_event_size=HEADERS,
+        timeout_graceful_shutdown=DRAIN,
+        ssl_certfile=settings.tls_cert if tls else None,
+        ssl_keyfile=settings.tls_key if tls else None,
+        ssl_ca_certs=str(settings.client_ca) if tls and settings.client_ca else None,
+        ssl_cert_reqs=ssl.CERT_OPTIONAL if tls and settings.client_ca else ssl.CERT_NONE,
+    )
+    if tls:
+        config.load()
+        assert config.ssl is not None
+        config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
+    return config
+
+
+async def _serve(servers: list[tuple[_Server, list[socket]]]) -> None:
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        for server, _ in servers:
+            server.should_exit = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    await asyncio.gather(*(server.serve(sockets=socks) for server, socks in servers))
+
+
+def _listeners(settings: Settings) -> tuple[list[socket], list[socket]]:
+    """Of the network, and of UNIX sockets; those that systemd passed go before our own."""
+    passed = passed_sockets()
+    if passed:
+        unix = [sock for sock in passed if sock.family == AF_UNIX]
+        return [sock for sock in passed if sock.family != AF_UNIX], unix
+    unix = [listen_unix(settings.unix, settings.unix_mode)] if settings.unix else []
+    return [listen(settings)], unix
 
 
 def _run(settings: Settings) -> None:
     check_bind(settings)
     app = build_app(settings)
-    with listen(settings) as sock:
+    network, unix = _listeners(settings)
+    with ExitStack() as stack:
+        for sock in (*network, *unix):
+            stack.enter_context(sock)
         _advise(settings)
-        config = uvicorn.Config(
-            app,
-            ws="none",
-            log_level="info",
-            server_header=False,
-            timeout_graceful_shutdown=DRAIN,
-        )
-        log.info("listening on http://%s:%d", settings.host, sock.getsockname()[1])
-        uvicorn.Server(config).run(sockets=[sock])
+        servers = []
+        tls = settings.tls_cert is not None
+        if network:
+            config = _config(app, settings, tls=tls, first=True)
+            servers.append((_Server(config), network))
+            where = network[0].getsockname()[1]
+            log.info("listening on %s://%s:%d", "https" if tls else "http", settings.host, where)
+        if unix:
+            config = _config(app, settings, tls=False, first=not network)
+            servers.append((_Server(config), unix))
+            log.info("listening on %s", unix[0].getsockname())
+        asyncio.run(_serve(servers))
+
+
+def _new_token() -> None:
+    token = secrets.token_urlsafe(TOKEN_BYTES)
+    print(f"token (it is shown once):  {token}")
+    print(f'for the principals file:   tokens = ["sha256:{digest(token).hex()}"]')
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    arguments = _parser().parse_args(argv)
+    if arguments.new_token:
+        _new_token()
+        return 0
+    configure("info", lambda: {"SEALSVC_REQUEST": REQUEST_ID.get()})
     try:
-        _run(_settings(argv))
+        _run(_settings(arguments))
     except SettingsError as error:
         print(f"sealsvc-api: {error}", file=sys.stderr)
         return 2

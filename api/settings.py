@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +17,27 @@ class SettingsError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Times are seconds. `events_queue` is how many events one SSE client may lag behind before
-    it is dropped; `events_clients` how many may listen at once."""
+    """Times are seconds. `events_queue` is how many events, and `events_bytes` how much of them,
+    one listener may lag behind before it is dropped; `events_clients` how many may listen at once,
+    `stream_life` after which it must come again, and show itself again. `unix` is the path of a
+    listener on which the kernel vouches for who asks. With `tls_cert` and `tls_key` the network
+    listener speaks TLS, with `client_ca` clients may show certificates."""
 
     host: str = "127.0.0.1"
     port: int = 8377
+    unix: Path | None = None
+    unix_mode: str = "0666"
     socket: str = ""
-    token_file: Path | None = None
+    principals: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    client_ca: Path | None = None
     allow_remote: bool = False
-    events_queue: int = 256
-    events_clients: int = 64
+    max_connections: int = 512
+    events_queue: int = 2048
+    events_bytes: int = 1 << 20
+    events_clients: int = 256
+    stream_life: float = 3600.0
     heartbeat: float = 15.0
     send_timeout: float = 10.0
     shortest_backoff: float = 0.1
@@ -48,20 +60,19 @@ def is_loopback(host: str) -> bool:
 
 
 def check_bind(settings: Settings) -> None:
-    """Refuse to listen where others can reach it, unless that was meant and tokens exist."""
-    if is_loopback(settings.host):
+    """Refuse to listen where others can reach it, unless that was meant, or TLS protects it."""
+    if bool(settings.tls_cert) != bool(settings.tls_key):
+        raise SettingsError("--tls-cert and --tls-key belong together")
+    if settings.client_ca and not settings.tls_cert:
+        raise SettingsError("--client-ca needs --tls-cert and --tls-key")
+    if is_loopback(settings.host) or settings.tls_cert or settings.allow_remote:
         return
-    if not settings.allow_remote:
-        raise SettingsError(
-            f"{settings.host} is not a loopback address, and this API speaks plain HTTP: bearer"
-            " tokens would cross the network in the clear. Put a TLS proxy in front of a loopback"
-            " address, or give --allow-remote if the network is trusted."
-        )
-    if settings.token_file is None:
-        raise SettingsError(
-            "--allow-remote needs --token-file: callers that are not on loopback must show a token"
-            " even to read."
-        )
+    raise SettingsError(
+        f"{settings.host} is not a loopback address, and without --tls-cert this API speaks plain"
+        " HTTP: bearer tokens would cross the network in the clear. Give it a certificate, put a"
+        " TLS proxy in front of a loopback address, or say --allow-remote if the network is"
+        " trusted."
+    )
 
 
 def listen(settings: Settings) -> socket.socket:
@@ -72,3 +83,36 @@ def listen(settings: Settings) -> socket.socket:
     except OSError as error:
         where = f"{settings.host} port {settings.port}"
         raise SettingsError(f"cannot listen on {where}: {error.strerror or error}") from None
+
+
+def listen_unix(path: Path, mode: str) -> socket.socket:
+    """A stale socket is replaced, a live one is an error."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        with socket.socket(socket.AF_UNIX) as probe:
+            if probe.connect_ex(str(path)) == 0:
+                raise SettingsError(f"another server answers on {path}")
+        path.unlink(missing_ok=True)
+        sock.bind(str(path))
+        path.chmod(int(mode, 8))
+        sock.listen(128)
+    except OSError as error:
+        sock.close()
+        raise SettingsError(f"cannot listen on {path}: {error.strerror or error}") from None
+    except SettingsError:
+        sock.close()
+        raise
+    return sock
+
+
+def passed_sockets() -> list[socket.socket]:
+    """The listeners that systemd made for us (sd_listen_fds(3)); the variables are taken out, so
+    that no child believes they are meant for it."""
+    pid, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "0")
+    os.environ.pop("LISTEN_FDNAMES", None)
+    if pid != str(os.getpid()):
+        return []
+    found = [socket.socket(fileno=fd) for fd in range(3, 3 + int(count))]
+    for sock in found:
+        sock.set_inheritable(False)
+    return found

@@ -1,19 +1,44 @@
-"""/v1/status"""
+"""/v1/status and /v1/version"""
 
 from __future__ import annotations
 
 from fastapi import APIRouter, Depends, Response
 
 from api import examples, inputs
+from api.access import Action
 from api.answers import answer
-from api.connection import Daemon
+from api.connection import Daemon, expect
 from api.operations import operation
-from api.schemas import NoQuery
-from sealsvc.messages import Status
+from api.schemas import NoQuery, VersionInfo
+from sealsvc.messages import ServiceStatus, Status
+from sealsvc.overview import Measures
 
 router = APIRouter(tags=["status"], dependencies=[Depends(inputs.query(NoQuery))])
 
+API_VERSION = "1.0"
 
-@router.get("/status", summary="The service as it stands", **operation(examples.STATUS))
+
+@router.get(
+    "/status", summary="The service as it stands", **operation(Action.STATUS, examples.STATUS)
+)
 async def show(daemon: Daemon) -> Response:
     return answer((await daemon.call(Status)).result)
+
+
+@router.get(
+    "/measures",
+    summary="Counts and distributions since the start of the service",
+    **operation(Action.METRICS, examples.MEASURES),
+)
+async def measures(daemon: Daemon) -> Response:
+    return answer((await daemon.call(Measures)).result)
+
+
+@router.get(
+    "/version", summary="Which versions answer", **operation(Action.STATUS, examples.VERSION)
+)
+async def version(daemon: Daemon) -> Response:
+    found = expect(await daemon.call(Status), ServiceStatus)
+    return answer(
+        VersionInfo(version=found.version, api=API_VERSION, protocol=found.protocol, run=found.run)
+    )

@@ -78,7 +78,7 @@ class FenceSection(Section, frozen=True):
 
 class RegistrySection(Section, frozen=True):
     enabled: bool = True
-    directory: str = "/var/lib/sealsvc"
+    directory: str = ""
     retention_days: Days = 90.0
     max_bytes: Annotated[int, Meta(ge=1 << 20)] = 1 << 30
 
@@ -90,6 +90,15 @@ class Config(Section, frozen=True):
     fence: FenceSection = FenceSection()
     registry: RegistrySection = RegistrySection()
 
+    @property
+    def registry_path(self) -> Path:
+        """Where the registry is: apart for each control socket, unless said otherwise."""
+        if self.registry.directory:
+            return Path(self.registry.directory)
+        if self.service.socket == DEFAULT_SOCKET:
+            return Path("/var/lib/sealsvc")
+        return Path(self.service.socket).with_name("registry")
+
 
 class ConfigError(Exception):
     """The configuration cannot be used; the text names the key."""
@@ -99,15 +108,21 @@ def load(path: Path | None) -> Config:
     """Read `path` (None: defaults). SEALSVC_SOCKET overrides service.socket."""
     try:
         data = path.read_bytes() if path else b""
-        config = msgspec.toml.decode(data, type=Config)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
-    except msgspec.DecodeError as error:
+    return parse(data, path)
+
+
+def parse(data: bytes, path: Path | None) -> Config:
+    """The same of text that was read already; `path` is named in errors."""
+    try:
+        config = msgspec.toml.decode(data, type=Config)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from error
     for root in config.policy.roots:
         if not os.path.isabs(root):
             raise ConfigError(f"{path}: policy.roots: {root!r} is not an absolute path")
-    if not os.path.isabs(config.registry.directory):
+    if config.registry.directory and not os.path.isabs(config.registry.directory):
         raise ConfigError(
             f"{path}: registry.directory: {config.registry.directory!r} is not an absolute path"
         )

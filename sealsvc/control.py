@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from sealsvc import processes
+from sealsvc import faults, processes
 from sealsvc.errors import Refusal
 from sealsvc.events import EventLog
 from sealsvc.messages import (
@@ -118,10 +118,15 @@ class Connection:
         try:
             reply = await self._answer(request, fds)
             self.send(Answer(id=request.id, result=reply.result), reply.fds)
+            faults.point(f"{type(request).__name__.lower()}:answered")
         except Refusal as refusal:
             self.send(_failure(request.id, refusal))
         except asyncio.CancelledError:
             self.send(_failure(request.id, Refusal("cancelled", "the request was cancelled")))
+        except OSError as error:  # of a call that has no words of its own
+            log.warning("request %s of pid %d: %s", type(request).__name__, self.peer.pid, error)
+            told = Refusal("io-error", str(error), {"errno": error.errno})
+            self.send(_failure(request.id, told))
         except Exception as error:  # the supervisor of requests: a defect of ours, told as one
             log.exception("request %s of pid %d", type(request).__name__, self.peer.pid)
             self.send(_failure(request.id, Refusal("internal", repr(error))))
@@ -152,7 +157,8 @@ class Connection:
         if not self._watching:
             self._watching = True
             self.server.events.watch(self._event)
-        return Watching(seq=self.server.events.seq, gap=gap)
+        events = self.server.events
+        return Watching(seq=events.seq, gap=gap, run=events.run)
 
     def _event(self, event: Event) -> None:
         """Events are dropped for a slow reader, and it is told how many."""

@@ -10,18 +10,20 @@ import os
 import resource
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import msgspec
 
-from sealsvc import clock
+from sealsvc import clock, faults
 from sealsvc.adoption import Adoption
 from sealsvc.audit import audit
 from sealsvc.badblocks import BadBlocks
-from sealsvc.config import Config
+from sealsvc.config import Config, PolicySection
 from sealsvc.control import ControlServer
+from sealsvc.desk import Desk
 from sealsvc.enforce import Enforcer, EnforcerSet
 from sealsvc.enforce.bpf import BpfEnforcer
 from sealsvc.enforce.fanotify import FanotifyEnforcer
@@ -32,17 +34,22 @@ from sealsvc.errors import Refusal
 from sealsvc.events import EventLog
 from sealsvc.fence import Fencing
 from sealsvc.grants import Grants
+from sealsvc.history import Historian
 from sealsvc.host import Host
 from sealsvc.host.kernel import KernelHost, kernel_release
 from sealsvc.host.sim import SimHost
+from sealsvc.jobs import JobRunner
 from sealsvc.journal import Journal
 from sealsvc.keeper import Keeper, own
 from sealsvc.life import Life
+from sealsvc.limits import RateLimit
 from sealsvc.mounts import Detached, MountWatch
 from sealsvc.once import Once
 from sealsvc.policy import Policy
 from sealsvc.recall import Recaller
 from sealsvc.reclaim import JOURNAL, Reclaimed, reclaim
+from sealsvc.registry import Registry
+from sealsvc.reload import PolicyFile
 from sealsvc.returns import Returns
 from sealsvc.ring_keeper import RingKeeper
 from sealsvc.rings import Rings
@@ -74,8 +81,11 @@ class Daemon:
         self.journal = Journal(
             lambda fd: keeper.keep(JOURNAL, fd) if keeper else None, self.reclaimed.seals
         )
+        faults.point("start:journalled")
+        section = msgspec.structs.replace(config.registry, directory=str(config.registry_path))
+        self.registry = Registry(section, self._registry_fails, self._registry_recovers)
         self.life = Life(self.table, self.events, self.journal, push)
-        self.grants = Grants(host, self.enforcers, policy, self.life, self.workers)
+        self.grants = Grants(host, self.enforcers, policy, self.life, self.workers, self.registry)
         returns = Returns(self.life, host, self.workers)
         self.fencing = Fencing(self.life, returns, self.tasks, config.fence)
         self.recaller = Recaller(self.life, self.fencing, config.policy, push)
@@ -89,10 +99,11 @@ class Daemon:
             policy,
             self.enforcers,
             self.once,
+            Historian(self.registry.queries, host, policy, self.workers),
             kernel_release(),
         )
         self.rings = (
-            Rings(RingKeeper(keeper), self.grants, policy, self.service.watch_holder)
+            Rings(RingKeeper(keeper), self.grants, policy, self.service.holders.watch)
             if keeper
             else None
         )
@@ -109,6 +120,12 @@ class Daemon:
             policy.is_operator,
         )
         self.service.connections = lambda: len(self.server.connections)
+        self.events.path_of = self.life.path_of
+        self.events.watch(self.service.measures.hear)
+        self.policy = policy
+        self.policy_file = PolicyFile(config, self._take_policy)
+        jobs = JobRunner(self.grants, self.recaller, self.events, self.tasks, config.service.socket)
+        self.service.desk = Desk(self.service, self.policy_file, jobs)
         self._stop = asyncio.Event()
         self._failure: Refusal | None = None
         self._lapses: dict[str, int] = {}
@@ -118,13 +135,17 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
         async with AsyncExitStack() as stack:
             stack.callback(self._leave_keeper)
+            stack.push_async_callback(asyncio.to_thread, self.registry.close)
             stack.callback(self.workers.stop)
             for enforcer in self.enforcers.enforcers:
                 self._start(enforcer, stack)
             stack.push_async_callback(self.tasks.stop)
+            self._start_registry()
             self._resume()
+            faults.point("start:resumed")
             await self.workers.run(self._arm)
             mounts = MountWatch(self._mounts_changed)
             mounts.start()
@@ -139,6 +160,7 @@ class Daemon:
                 self.tasks.spawn("audit", self._audit())
             log.info("serving on %s", self.config.service.socket)
             notify("READY=1")
+            self.tasks.spawn("watchdog", _pet_watchdog())
             await self._stop.wait()
             notify("STOPPING=1")
         if self._failure:
@@ -164,13 +186,34 @@ class Daemon:
             self._failure = failure
             self._stop.set()
 
+    def _start_registry(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.registry.start()
+        self.events.watch(self.registry.watch)
+        self.registry.started(self.config, self.enforcers.reasons)
+        self.registry.present((seal.info(), seal.map) for seal in self.reclaimed.seals)
+
+    def _registry_fails(self, reason: str) -> None:
+        """From any thread."""
+        tell = functools.partial(self.events.publish, "alarm", reason=reason)
+        self._loop.call_soon_threadsafe(tell)
+
+    def _registry_recovers(self, lost: int) -> None:
+        """From any thread."""
+
+        def tell() -> None:
+            self.events.publish("recorded", lost=lost)
+            self.registry.present((seal.info(), seal.map) for seal in self.table)
+
+        self._loop.call_soon_threadsafe(tell)
+
     def _resume(self) -> None:
         """Go on with the seals of the service that was here before."""
         for seal in self.reclaimed.seals:
             self.table.add(seal)
         for seal in self.reclaimed.seals:
             if not seal.exited.is_set():
-                self.service.watch_holder(seal)
+                self.service.holders.watch(seal)
         if self.rings:
             self.adoption.resume(self.rings.resume(self.reclaimed.seals))
         for seal in self.reclaimed.seals:
@@ -205,7 +248,7 @@ class Daemon:
         seen by every later seal."""
         if self.host.simulated:
             return  # there is no mount to open
-        for filesystem in self.host.filesystems(self.config.policy.roots):
+        for filesystem in self.host.filesystems(self.policy.roots):
             if filesystem.unsupported:
                 continue
             try:
@@ -217,6 +260,20 @@ class Daemon:
                     os.close(fd)
             except (Refusal, OSError) as error:
                 log.warning("%s is armed at its first grant: %s", filesystem.mount, error)
+
+    def _reload(self) -> None:
+        """SIGHUP, what `systemctl reload` sends."""
+        try:
+            self.policy_file.reload()
+        except Refusal as refusal:
+            log.error("the policy stays as it is: %s", refusal)
+
+    def _take_policy(self, section: PolicySection, changed: list[str]) -> None:
+        self.policy.section = self.recaller.policy = section
+        self.service.rate = RateLimit(section.grants_per_second, section.grants_burst)
+        self.events.publish("policy", changed=changed)
+        if "roots" in changed:
+            self.tasks.spawn("arm new roots", self.workers.run(self._arm))
 
     def _mounts_changed(self) -> None:
         self.recaller.mounts_changed()
@@ -272,11 +329,21 @@ def notify(message: str) -> None:
             sock.sendall(message.encode())
 
 
+async def _pet_watchdog() -> None:
+    """WatchdogSec of the unit: systemd restarts a service whose event loop hangs."""
+    period = float(os.environ.get("WATCHDOG_USEC", 0)) / 1e6 / 2
+    while period:
+        notify("WATCHDOG=1")
+        await asyncio.sleep(period)
+
+
 def kernel_daemon(config: Config) -> Daemon:
     """The daemon on the real system."""
     # Each held operation, file and holder is a descriptor.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    # The event loop should not wait long for a thread that computes (the registry's).
+    sys.setswitchinterval(0.0005)
     # A lease that breaks within a momentary probe signals the process: nobody needs to hear it.
     signal.signal(signal.SIGIO, signal.SIG_IGN)
     keeper = own(config.service.keeper_path)
@@ -292,14 +359,20 @@ def kernel_daemon(config: Config) -> Daemon:
 
 def sim_daemon(config: Config) -> Daemon:
     """The same daemon on a simulated system, for development and for tests: needs no root."""
+    host = SimHost()
+    enforcer = SimEnforcer(host)
+    daemon = Daemon(simulated(config), host, [enforcer], None)
+    daemon.service.simulate = functools.partial(simulate, host, enforcer, daemon.tick)
+    return daemon
+
+
+def simulated(config: Config) -> Config:
+    """Whoever runs a simulation is an operator in it, and there is one file system, /sim."""
     replace = msgspec.structs.replace
     policy = replace(
         config.policy,
         roots=config.policy.roots or ["/sim"],
         operators=[*config.policy.operators, os.getuid()],
     )
-    host = SimHost()
-    enforcer = SimEnforcer(host)
-    daemon = Daemon(replace(config, policy=policy), host, [enforcer], None)
-    daemon.service.simulate = functools.partial(simulate, host, enforcer, daemon.tick)
-    return daemon
+    registry = replace(config.registry, enabled=bool(config.registry.directory))
+    return replace(config, policy=policy, registry=registry)

@@ -55,8 +55,9 @@ _ROWS = (
     # Requests that policy does not allow: exit 3.
     ErrorClass(
         "unauthenticated", errno.EACCES, 401, 3, False,
-        "A bearer token is required",
-        "Send `Authorization: Bearer TOKEN` with a token from the API's token file.",
+        "Nobody known asks",
+        "Send `Authorization: Bearer TOKEN` with a token of the API's principals file, or show a"
+        " client certificate that it names.",
         "NFS4ERR_WRONGSEC",
     ),
     ErrorClass(
@@ -96,6 +97,11 @@ _ROWS = (
         "The holder process does not exist",
         "Name a running process.",
         "NFS4ERR_STALE_CLIENTID",
+    ),
+    ErrorClass(
+        "no-such-job", errno.ENOENT, 404, 4, False,
+        "There is no such job",
+        "Only the newest jobs of this run of the service are kept; list them.",
     ),
     # Files and file systems a seal cannot be kept on: exit 5.
     ErrorClass(

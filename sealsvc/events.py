@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import time
 from collections import deque
 from collections.abc import Callable
@@ -21,12 +22,16 @@ class EventLog:
         self._kept: deque[Event] = deque(maxlen=history)
         self._watchers: set[Callable[[Event], None]] = set()
         self.seq = 0
+        # Numbers count in one run of the service: its name tells whether they mean anything.
+        self.run = secrets.token_hex(4)
+        self.path_of: Callable[[str], str | None] = lambda seal: None  # noqa: ARG005
 
     def publish(self, name: str, seal: str | None = None, /, **data: Any) -> None:
         if name not in EVENTS:
             raise ValueError(f"event {name!r} is not in sealsvc.messages.EVENTS")
         self.seq += 1
-        event = Event(seq=self.seq, time=time.time(), name=name, seal=seal, data=data)
+        path = self.path_of(seal) if seal else None
+        event = Event(seq=self.seq, time=time.time(), name=name, seal=seal, path=path, data=data)
         self._kept.append(event)
         if name in ("alarm", "drift"):
             log.error("%s: seal %s: %s", name, seal, data)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import signal
 
-from sealsvc import clock
+from sealsvc import clock, faults
 from sealsvc.config import FenceSection
+from sealsvc.enforce import Verdict
 from sealsvc.errors import Refusal
 from sealsvc.life import Life, may
 from sealsvc.model import Fence, State
@@ -50,6 +51,8 @@ class Fencing:
             case State.FENCING:
                 self._signal(seal)
             case State.FENCE_FAILED | State.ORPHANED:
+                if seal.state is State.FENCE_FAILED:
+                    seal.hold.change(Verdict.BUSY)  # it may have died before it said so
                 self._prove_in_time(seal)
                 if seal.deadline is not None:
                     self.await_deadline(seal)
@@ -70,6 +73,7 @@ class Fencing:
                 break
         else:
             return
+        faults.point("fence:due")
         if seal.state is State.ORPHANED:
             self._overdue(seal, "the holder is gone, and something that it left maps the range")
         elif seal.request.fence is Fence.NONE:
@@ -91,6 +95,7 @@ class Fencing:
         seal.climb("signal", f"SIGTERM to {seal.process.holder.pid}")
         self.life.journal.progressed(seal)
         seal.process.signal(signal.SIGTERM)
+        faults.point("fence:signalled")
         self.tasks.spawn(f"fence {seal.id}", self._after_signal(seal))
 
     async def _after_signal(self, seal: Seal) -> None:
@@ -106,18 +111,23 @@ class Fencing:
     def _kill(self, seal: Seal) -> None:
         seal.deadline = clock.now() + self.section.proof_timeout
         seal.process.signal(signal.SIGKILL)
+        faults.point("fence:killed")
         self.tasks.spawn(f"fence {seal.id}", self._after_kill(seal))
 
     async def _after_kill(self, seal: Seal) -> None:
         await clock.within(seal.deadline or 0.0, seal.released, seal.exited)
+        faults.point("fence:exited")
         await self._conclude(seal)
 
     async def _conclude(self, seal: Seal) -> None:
         """A seal is over only when it is proven that nothing of its range is mapped."""
-        left = await self._left_after(seal, self.section.proof_timeout)
+        patience = self.section.proof_timeout if seal.exited.is_set() else 0.0
+        deadline = seal.deadline = clock.now() + patience
+        left = await self._left_until(seal, deadline)
         if seal.state is not State.FENCING:
             return
         if not left and seal.exited.is_set():
+            faults.point("fence:proven")
             seal.climb("proof")
             self.life.step(seal, Step.PROVEN, "fenced")
             return
@@ -160,9 +170,8 @@ class Fencing:
             pause = min(_LONGEST_PAUSE, pause * 2 or 0.01)
             await clock.within(clock.now() + pause, seal.released)
 
-    async def _left_after(self, seal: Seal, seconds: float) -> list[str]:
-        """What is left, looked for again and again for so long; at once when nothing is."""
-        deadline = clock.now() + (seconds if seal.exited.is_set() else 0.0)
+    async def _left_until(self, seal: Seal, deadline: float) -> list[str]:
+        """What is left, looked for again and again until then; at once when nothing is."""
         pauses = iter(_PROOF_PAUSES)
         while True:
             await clock.within(clock.now() + next(pauses, _LONGEST_PAUSE))

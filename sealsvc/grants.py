@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
-from sealsvc import extents, filesystem, seals
+from sealsvc import extents, faults, filesystem, seals
 from sealsvc.enforce import EnforcerSet, Guard, Verdict
 from sealsvc.errors import Refusal
 from sealsvc.host import ExtentMap, Host, Target
@@ -20,6 +20,7 @@ from sealsvc.messages import Grant
 from sealsvc.model import ByteRange, FileId, IoMode, Kind, State
 from sealsvc.policy import Policy
 from sealsvc.processes import Peer, Process
+from sealsvc.registry import Registry
 from sealsvc.seals import Seal
 from sealsvc.states import Step
 from sealsvc.workers import Workers
@@ -82,9 +83,10 @@ class Grants:
         policy: Policy,
         life: Life,
         workers: Workers,
+        registry: Registry,
     ) -> None:
         self.host, self.enforcers, self.policy = host, enforcers, policy
-        self.life, self.workers = life, workers
+        self.life, self.workers, self.registry = life, workers, registry
         self.silent: set[int] = set()  # devices that did not answer the last audit
         self._files = FileLocks()
         self._queues: WeakValueDictionary[int, FairQueue] = WeakValueDictionary()
@@ -106,25 +108,35 @@ class Grants:
                 target = await self._open(request, descriptor)
                 # Of a frozen file system the last close may block.
                 undo.callback(self.workers.of(target.file.device).submit, os.close, target.fd)
+                faults.point("grant:opened")
                 turn = self._queue_of(target.file.device).turn(asker.peer.uid)
                 async with self.lock(target.file), turn:
                     seal = await self._grant(request, asker, target, before)
                 undo.pop_all()
         except Refusal as refusal:
-            self.counters["refusals"] += 1
-            self.life.events.publish(
-                "refused",
-                code=refusal.code,
-                message=refusal.message,
-                details=refusal.details,
-                path=request.path,
-            )
+            self.refused(refusal, request, asker.peer)
             raise
         return seal, target.fd
 
     def lock(self, file: FileId) -> _FileLock:
         """Whoever has it is the one who grants on the file."""
         return self._files.of(file)
+
+    def refused(self, refusal: Refusal, request: Grant, peer: Peer) -> None:
+        self.counters["refusals"] += 1
+        self.life.events.publish(
+            "refused",
+            code=refusal.code,
+            message=refusal.message,
+            details=refusal.details,
+            path=request.path,
+        )
+        self.registry.refused(refusal, request.path, peer)
+
+    @property
+    def queued(self) -> int:
+        """Grants that wait for their turn."""
+        return sum(queue.waiting for queue in self._queues.values())
 
     def _queue_of(self, device: int) -> FairQueue:
         """Who waits for one file system stands in no other's way."""
@@ -155,20 +167,33 @@ class Grants:
 
     async def _open(self, request: Grant, descriptor: int | None) -> Target:
         writable = request.iomode is IoMode.RW
+
+        def work() -> Target:
+            if descriptor is not None:
+                return self.host.adopt(descriptor, writable=writable)
+            return self.host.open_path(request.path or "", self.policy.roots, writable=writable)
+
         if descriptor is not None:
-            pool = self.workers.of(filesystem.device_of(descriptor))
-            return await pool.run(lambda: self.host.adopt(descriptor, writable=writable))
-        pool = self.workers.of(filesystem.device_at(request.path or ""))
-        return await pool.run(
-            lambda: self.host.open_path(request.path or "", self.policy.roots, writable=writable)
-        )
+            device = filesystem.device_of(descriptor)
+        else:
+            device = filesystem.device_at(request.path or "")
+        opening = asyncio.ensure_future(self.workers.of(device).run(work))
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            await asyncio.wait([opening])
+            if not opening.cancelled() and opening.exception() is None:
+                os.close(opening.result().fd)
+            raise
 
     async def _grant(
         self, request: Grant, asker: Asker, target: Target, before: Callable[[Seal], None]
     ) -> Seal:
+        self.policy.refuse_outside(request.only, target.path)
         wanted = _range(request, target)
         self._end_courtesy(request, target, wanted)
         self.policy.admit(request, wanted, asker.process.holder, target, self.life.table)
+        faults.point("grant:admitted")
         abandoned = threading.Event()
         try:
             seal = await asyncio.shield(
@@ -190,8 +215,9 @@ class Grants:
         except BaseException:
             seal.hold.release()
             raise
-        self.counters["grants"] += 1
         self.life.begin(seal)
+        self.registry.granted(seal.info(), seal.map, asker.peer)
+        self.counters["grants"] += 1
         return seal
 
     def _end_courtesy(self, request: Grant, target: Target, wanted: ByteRange) -> None:
@@ -227,21 +253,27 @@ class Grants:
             risks = self.policy.accept(chosen.gaps(target.filesystem, request.kind))
             # 2. Prepare: give every block a written place of its own.
             host.prepare(target, sealed, request.prepare, progress)
+            faults.point("grant:prepared")
             # 3. Arm, and prove that nobody gets around the guard. What conflicts waits from here.
             pid = asker.process.holder.pid
             exclusive = request.kind is Kind.EXCLUSIVE
             guard = Guard(token, sealed, pid, exclusive, Verdict.ARMING)
             hold = chosen.hold(target, guard)
             undo.callback(hold.release)
+            faults.point("grant:held")
             # 4. Bring to the device what was pending, then read the map: before, it proves nothing.
             host.settle(target)
+            faults.point("grant:settled")
             found = host.read_map(target.fd, sealed)
             check_map(found, sealed, target)
+            faults.point("grant:map-read")
             # 5. Mark the holder's description, so that its end can be proven.
             host.mark(target.fd, token)
+            faults.point("grant:marked")
             # 6. Take away what could still move blocks; nothing may have moved meanwhile.
             host.steady(target, sealed)
             check_still(found, host.read_map(target.fd, sealed), sealed, target)
+            faults.point("grant:steadied")
             # 7. Pins are last: with one in force, even looking may block (docs/pin.md).
             if chosen.hold_late(hold, target, guard):
                 with hold.given_up_after(_PIN_PATIENCE):

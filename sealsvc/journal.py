@@ -9,6 +9,7 @@ Layout: _MAGIC, tail (u64, bytes from the start), then records: length (u32), ms
 
 from __future__ import annotations
 
+import logging
 import mmap
 import os
 import struct
@@ -21,6 +22,8 @@ from sealsvc.filesystem import Filesystem
 from sealsvc.messages import Grant, Holder, LadderStep
 from sealsvc.model import ByteRange, FileId, RingPlace, State
 from sealsvc.seals import Seal
+
+log = logging.getLogger(__name__)
 
 _MAGIC = b"SEALJRN2"
 _TAIL = len(_MAGIC)
@@ -99,7 +102,10 @@ class Journal:
     def rewrite_if_large(self, live: Iterable[Seal]) -> None:
         """Forget what is over, once that is most of it."""
         if self._tail > 4 * self._least:
-            self._rewrite(live)
+            try:
+                self._rewrite(live)
+            except OSError as error:
+                log.warning("the journal stays as long as it is: %s", error)
 
     def close(self) -> None:
         if self._memory is not None:
@@ -108,33 +114,38 @@ class Journal:
             self._memory = None
 
     def _rewrite(self, live: Iterable[Seal]) -> None:
-        records = [_encode(_granted(seal)) for seal in live]
+        records = b"".join(_framed(_encode(_granted(seal))) for seal in live)
+        tail = _START + len(records)
+        size = max(_FIRST_SIZE, tail)
+        fd = os.memfd_create("sealsvc-journal")
+        try:
+            os.ftruncate(fd, size)
+            memory = mmap.mmap(fd, size)
+            memory[:_START] = (_MAGIC + struct.pack("=Q", tail)).ljust(_START, b"\0")
+            memory[_START:tail] = records
+            self._publish(fd)  # until then the old one is the journal
+        except BaseException:
+            os.close(fd)
+            raise
         self.close()
-        size = max(_FIRST_SIZE, _START + sum(len(r) + 4 for r in records))
-        self._fd = os.memfd_create("sealsvc-journal")
-        os.ftruncate(self._fd, size)
-        self._memory = mmap.mmap(self._fd, size)
-        self._memory[:_TAIL] = _MAGIC
-        self._move_tail(_START)
-        for record in records:
-            self._append(record)
-        self._least = max(_FIRST_SIZE // 4, self._tail)
-        self._publish(self._fd)
+        self._fd, self._memory, self._tail = fd, memory, tail
+        self._least = max(_FIRST_SIZE // 4, tail)
 
     def _append(self, record: bytes) -> None:
-        end = self._tail + 4 + len(record)
+        framed = _framed(record)
+        end = self._tail + len(framed)
         assert self._memory is not None
         if end > len(self._memory):
             size = max(end, 2 * len(self._memory))
             os.ftruncate(self._fd, size)
             self._memory.resize(size)
-        self._memory[self._tail : end] = struct.pack("=I", len(record)) + record
-        self._move_tail(end)
+        self._memory[self._tail : end] = framed
+        struct.pack_into("=Q", self._memory, _TAIL, end)
+        self._tail = end
 
-    def _move_tail(self, tail: int) -> None:
-        assert self._memory is not None
-        struct.pack_into("=Q", self._memory, _TAIL, tail)
-        self._tail = tail
+
+def _framed(record: bytes) -> bytes:
+    return struct.pack("=I", len(record)) + record
 
 
 def read(fd: int) -> list[Granted]:
@@ -147,6 +158,7 @@ def read(fd: int) -> list[Granted]:
             )
         (tail,) = struct.unpack_from("=Q", memory, _TAIL)
         live: dict[int, Granted] = {}
+        filesystems: dict[Filesystem, Filesystem] = {}  # very many seals are of very few
         at = _START
         while at < tail:
             (size,) = struct.unpack_from("=I", memory, at)
@@ -154,6 +166,8 @@ def read(fd: int) -> list[Granted]:
             at += 4 + size
             match record:
                 case Granted():
+                    found = filesystems.setdefault(record.filesystem, record.filesystem)
+                    record.filesystem = found
                     live[record.token] = record
                 case Progress():
                     live[record.token].progress = record

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-from sealsvc import clock, states
+from sealsvc import clock, faults, states
 from sealsvc.enforce import Verdict
 from sealsvc.events import EventLog
 from sealsvc.journal import Journal
@@ -52,22 +52,36 @@ class Life:
         seal.move(Step.GRANT)
         if seal.request.ttl:
             seal.expires = clock.now() + seal.request.ttl
-        self.journal.granted(seal)
+        try:
+            faults.point("grant:recording")
+            self.journal.granted(seal)
+        except BaseException:  # it never was
+            seal.hold.release()
+            raise
+        faults.point("grant:journalled")
         seal.publish()
         self.table.add(seal)
         self.events.publish("granted", seal.id, seal=seal.info())
         seal.hold.change(seal.verdict)
+        faults.point("grant:published")
 
     def step(self, seal: Seal, step: Step, reason: str = "") -> None:
-        """KeyError, and nothing is changed, when the table does not know the step."""
-        before = seal.state
+        """KeyError when the table does not know the step, OSError when it cannot be recorded: the
+        seal is as it was then."""
+        was = seal.standing
         transition = seal.move(step, reason)
-        self.journal.progressed(seal)
+        try:
+            faults.point("step:recording")
+            self.journal.progressed(seal)
+        except BaseException:
+            seal.standing = was
+            raise
+        faults.point(f"{step}:journalled")
         seal.publish()
         self.events.publish(
             "state",
             seal.id,
-            **{"from": before, "to": seal.state, "step": step},
+            **{"from": was.state, "to": seal.state, "step": step},
             reason=reason,
             seqid=seal.seqid,
         )
@@ -78,6 +92,11 @@ class Life:
         """A seal that is over, as it was at its end, while that is remembered."""
         return self._ended.get(seal_id)
 
+    def path_of(self, seal_id: str) -> str | None:
+        """The path of a seal's file, also of one that is over while that is remembered."""
+        seal = self.table.get(seal_id) or self._ended.get(seal_id)
+        return seal.path if seal else None
+
     # Changes of terms
 
     def shrink(self, seal: Seal, left: ByteRange) -> None:
@@ -86,6 +105,7 @@ class Life:
         self.table.resize(seal, left)
         if seal.wanted is not None:
             seal.wanted = seal.wanted.clipped(left)
+        faults.point("shrink:resized")
         self.journal.granted(seal)
         seal.hold.resize(seal.effective)
         seal.publish()
@@ -145,7 +165,9 @@ class Life:
         if len(self._ended) > _REMEMBERED:
             self._ended.popitem(last=False)
         self.table.remove(seal)
+        faults.point("end:removed")
         seal.hold.release()
+        faults.point("end:released")
         seal.released.set()
         seal.at_end()
 

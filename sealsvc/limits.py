@@ -47,6 +47,10 @@ class FairQueue:
         self._free = slots
         self._waiting: dict[int, deque[asyncio.Future[None]]] = {}  # in order of turns
 
+    @property
+    def waiting(self) -> int:
+        return sum(len(queue) for queue in self._waiting.values())
+
     @asynccontextmanager
     async def turn(self, user: int) -> AsyncIterator[None]:
         if self._free and not self._waiting:

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from sealsvc import overview
 from sealsvc.model import (
     ByteRange,
     Conflict,
@@ -27,28 +28,15 @@ from sealsvc.model import (
     RingPlace,
     State,
 )
-
-VERSION = 1
-MAX_MESSAGE = 64 * 1024
-MAX_FDS = 2
-MAX_ANSWER_FDS = 4
-DEFAULT_SOCKET = "/run/sealsvc/control.sock"
-
-Offset = Annotated[int, Meta(ge=0, le=2**62)]
-Length = Annotated[int, Meta(ge=1, le=2**62)]
-SealId = Annotated[str, Meta(pattern="^[0-9a-f]{24}$")]
-Seconds = Annotated[float, Meta(ge=0, le=86400 * 365)]
-RequestId = Annotated[int, Meta(ge=0, le=2**53)]
-Name = Annotated[str, Meta(min_length=1, max_length=4096)]
-Limit = Annotated[int, Meta(ge=1, le=1000)]
-RingNumber = Annotated[int, Meta(ge=0, le=2**32 - 1)]
-
-
-class Request(
-    msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="op"
-):
-    id: RequestId
-    v: int = VERSION
+from sealsvc.protocol import DEFAULT_SOCKET as DEFAULT_SOCKET
+from sealsvc.protocol import MAX_ANSWER_FDS as MAX_ANSWER_FDS
+from sealsvc.protocol import MAX_FDS as MAX_FDS
+from sealsvc.protocol import MAX_MESSAGE as MAX_MESSAGE
+from sealsvc.protocol import VERSION as VERSION
+from sealsvc.protocol import Keyed as Keyed
+from sealsvc.protocol import Length, Limit, Name, Offset, Request, RequestId, RingNumber, Seconds
+from sealsvc.protocol import SealId as SealId
+from sealsvc.records import RegistryAnswer, RegistryRequest
 
 
 class Requirements(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -69,22 +57,19 @@ class HolderSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     pidfd: bool = False
 
 
-class Keyed(Request, frozen=True, kw_only=True):
-    """A request that changes something. One that is sent again with the same `key` (by the same
-    user, within the time that service.idempotency names) is not carried out again: it is answered
-    as the first was."""
+class Conditions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What must hold for a grant, beside the service's policy; asked for by a front that answers
+    for others, and judged here, where nothing can change in between. The file lies `below` one of
+    these directories; the holder is a process of one of the users `uids`. Whatever does not fit is
+    answered as if it did not exist."""
 
-    key: Annotated[str, Meta(max_length=64)] = ""
+    below: list[Name] | None = None
+    uids: list[int] | None = None
 
 
-class Grant(Keyed, frozen=True, tag="grant"):
-    """Ask for a seal, by `path` or by the descriptor sent with the request.
-
-    Without offset and length the range is the whole file. `grace` is the time a recall leaves the
-    holder, `ttl` the life of the seal (0: unlimited); seconds. Answer: SealInfo, with the sealed
-    descriptor beside it when the request was by path and the caller itself (or its pidfd child)
-    holds it.
-    """
+class Terms(Keyed, frozen=True, kw_only=True):
+    """Which seal is wanted. Without offset and length the range is the whole file. `grace` is the
+    time a recall leaves the holder, `ttl` the life of the seal (0: unlimited); seconds."""
 
     path: Name | None = None
     offset: Offset = 0
@@ -97,7 +82,15 @@ class Grant(Keyed, frozen=True, tag="grant"):
     ttl: Seconds = 0.0
     tag: Annotated[str, Meta(max_length=256)] = ""
     require: Requirements = Requirements()
-    prepare: list[Preparation] = []
+    prepare: list[Preparation] = msgspec.field(default_factory=list)
+    only: Conditions = Conditions()
+
+
+class Grant(Terms, frozen=True, tag="grant"):
+    """Ask for a seal, by `path` or by the descriptor sent with the request. Answer: SealInfo, with
+    the sealed descriptor beside it when the request was by path and the caller itself (or its
+    pidfd child) holds it."""
+
     holder: HolderSpec = HolderSpec()
 
 
@@ -124,6 +117,13 @@ class Attach(Request, frozen=True, tag="attach"):
     data: Annotated[int, Meta(ge=0, le=2**26)] = 65536
     ring: RingNumber | None = None
     secret: Annotated[str, Meta(pattern="^[0-9a-f]{16}$")] | None = None
+
+
+class IssueClaim(Terms, frozen=True, tag="issue-claim"):
+    """Ask for a claim: a secret with which another process takes up the seal within `seconds`
+    (Redeem), by `path`. Only operators may. Answer: ClaimInfo."""
+
+    seconds: Annotated[float, Meta(gt=0, le=3600)] = 60.0
 
 
 class Return(Keyed, frozen=True, tag="return"):
@@ -198,19 +198,30 @@ class Show(Request, frozen=True, tag="show"):
 
 
 class List(Request, frozen=True, tag="list"):
-    """Live seals in order of id, after `after`. Answer: SealPage."""
+    """Live seals in order of id, after `after`; `below` are directories, `owner` is whom the seal
+    was asked for (Request.principal), `search` a part of id, path, tag or the holder's name.
+    Answer: SealPage."""
 
     path: Name | None = None
     state: State | None = None
     pid: int | None = None
+    uid: int | None = None
+    kind: Kind | None = None
+    tag: str | None = None
+    owner: str | None = None
+    filesystem: Name | None = None
+    below: list[Name] | None = None
+    search: Annotated[str, Meta(max_length=256)] | None = None
     after: SealId | None = None
     limit: Limit = 100
 
 
 class Extents(Request, frozen=True, tag="extents"):
-    """The extent map recorded at grant, extents [start, start + limit). Answer: ExtentPage."""
+    """The extent map recorded at grant, extents [start, start + limit); of a seal that is over, as
+    long as the registry has it. With `now`, that of this moment. Answer: ExtentPage."""
 
     seal: SealId
+    now: bool = False
     start: Annotated[int, Meta(ge=0)] = 0
     limit: Limit = 500
 
@@ -298,10 +309,13 @@ AnyRequest = (
     | RecallSeals
     | Watch
     | Audit
+    | RegistryRequest
     | Filesystems
     | Status
     | Cancel
     | Simulate
+    | IssueClaim
+    | overview.AnyRequest
 )
 
 
@@ -327,9 +341,9 @@ class LadderStep(msgspec.Struct, frozen=True, kw_only=True):
 class SealInfo(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="seal"):
     """A seal as it stands. `effective` is the range rounded out to whole blocks: what is truly
     held still. `fence_class` says what can be done against a holder that does not give it back
-    (docs/fencing.md), `wanted` which part a recall wants, `ladder` what has been done. Times are
-    seconds: `granted_at` and `state_since` of the Unix epoch, `deadline_in` and `expires_in` from
-    now (null: none)."""
+    (docs/fencing.md), `wanted` which part a recall wants, `ladder` what has been done, `owner`
+    whom it was asked for (Request.principal). Times are seconds: `granted_at` and `state_since` of
+    the Unix epoch, `deadline_in` and `expires_in` from now (null: none)."""
 
     id: str
     seqid: int
@@ -359,6 +373,7 @@ class SealInfo(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=
     fence_class: FenceClass = FenceClass.COOPERATIVE
     wanted: ByteRange | None = None
     ladder: list[LadderStep] = []
+    owner: str = ""
     ring: RingPlace | None = None
 
 
@@ -481,6 +496,16 @@ class EnforcerInfo(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
+class RegistryInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """`lag` events wait to be written, `lost` never will be; `troubles` says why it cannot be
+    written right now."""
+
+    enabled: bool = False
+    lag: int = 0
+    lost: int = 0
+    troubles: list[str] = []
+
+
 class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="status"):
     version: str
     protocol: int
@@ -494,13 +519,17 @@ class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True, tag_field="type",
     conflicts_waiting: int
     connections: int
     counters: dict[str, int]
+    registry: RegistryInfo = RegistryInfo()
+    run: str = ""
 
 
 class Watching(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="watching"):
-    """`seq` is that of the newest event; `gap` is true when some after `since` are gone."""
+    """`seq` is that of the newest event; `gap` is true when some after `since` are gone. `run`
+    names this run of the service: numbers of another run mean nothing in it."""
 
     seq: int
     gap: bool
+    run: str = ""
 
 
 class Simulated(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="simulated"):
@@ -520,11 +549,13 @@ Result = (
     | ExtentPage
     | RecallReport
     | AuditReport
+    | RegistryAnswer
     | FilesystemList
     | ServiceStatus
     | Watching
     | Simulated
     | Done
+    | overview.Result
 )
 
 
@@ -578,12 +609,14 @@ class RecallAny(msgspec.Struct, frozen=True, kw_only=True, tag_field="reply", ta
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="reply", tag="event"):
     """Something that happened. `seq` counts from 1 in each run of the service; `time` is seconds
-    of the Unix epoch. `name` is one of EVENTS; `data` depends on it."""
+    of the Unix epoch. `name` is one of EVENTS; `data` depends on it; `path` is that of the seal's
+    file."""
 
     seq: int
     time: float
     name: str
     seal: str | None = None
+    path: str | None = None
     data: dict[str, Any] = {}
     v: int = VERSION
 
@@ -591,7 +624,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="reply", tag="e
 EVENTS = {
     "granted": "a seal was granted (data: the SealInfo)",
     "refused": "a grant was refused (data: code, message, details, path)",
-    "state": "a seal changed state (data: from, to, reason, seqid)",
+    "state": "a step in a seal's life (data: from, to, step, reason, seqid)",
     "conflict": "an operation met a seal (data: operation, seals, verdict)",
     "recall": "a seal was asked for (data: reason, grace, wanted, operation, merged: one was under"
     " way already)",
@@ -599,6 +632,9 @@ EVENTS = {
     "conflict-ended": "a waiting operation went on or was refused (data: operation, result,"
     " waited seconds)",
     "reclaimed": "the service was restarted and took its seals over (data: seals)",
+    "recorded": "the registry can be written again (data: lost: events that were not recorded)",
+    "job": "a job began, went on or ended (data: the JobInfo, without its result)",
+    "policy": "the policy was read again (data: changed)",
     "drift": "a sealed extent map changed: a broken promise (data: the Drift)",
     "alarm": "an operator should look (data: reason)",
     "ring": "a ring was used natively (data: ring, and how many grants, returns and recalls since)",

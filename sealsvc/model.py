@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 
 class Kind(StrEnum):
@@ -72,10 +74,10 @@ class State(StrEnum):
 
 
 class ByteRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """[offset, offset + length) in bytes; never empty."""
+    """[offset, offset + length) in bytes; never empty. What clients send is held to the bounds."""
 
-    offset: int
-    length: int
+    offset: Annotated[int, Meta(ge=0, le=2**62)]
+    length: Annotated[int, Meta(ge=1, le=2**62)]
 
     @property
     def end(self) -> int:

@@ -8,7 +8,7 @@ from sealsvc import states
 from sealsvc.config import PolicySection
 from sealsvc.errors import Refusal
 from sealsvc.host import Target
-from sealsvc.messages import Gap, Grant, Holder
+from sealsvc.messages import Conditions, Gap, Grant, Holder, Terms
 from sealsvc.model import ByteRange, IoMode, Kind
 from sealsvc.processes import Peer
 from sealsvc.seals import Seal, SealTable
@@ -44,16 +44,37 @@ class Policy:
             raise Refusal(
                 "denied", f"uid {peer.uid} may not name a holder by pid", {"uid": peer.uid}
             )
+        self._refuse_long_grace(request)
+        reader = request.iomode is IoMode.READ and request.path is None
+        if request.kind is Kind.EXCLUSIVE and reader and not self.is_operator(peer):
+            raise Refusal(
+                "denied", "an exclusive seal by a read-only descriptor would shut writers out"
+            )
+
+    def _refuse_long_grace(self, request: Terms) -> None:
         if request.grace > self.section.max_grace:
             raise Refusal(
                 "denied",
                 f"grace {request.grace:g} s is above policy.max_grace {self.section.max_grace:g} s",
                 {"max_grace": self.section.max_grace},
             )
-        reader = request.iomode is IoMode.READ and request.path is None
-        if request.kind is Kind.EXCLUSIVE and reader and not self.is_operator(peer):
+
+    def authorise_claim(self, peer: Peer, request: Terms) -> None:
+        if request.path is None:
+            raise Refusal("bad-request", "a claim names its file by `path`")
+        if not self.is_operator(peer):
+            raise Refusal("denied", f"uid {peer.uid} may not issue claims", {"uid": peer.uid})
+        self._refuse_long_grace(request)
+
+    def refuse_outside(self, only: Conditions, path: str) -> None:
+        """Told as if there were no such file: what lies outside is not the asker's to know of."""
+        if only.below is not None and not lies_below(path, only.below):
+            raise Refusal("no-such-file", "there is no such file", {})
+
+    def refuse_other_user(self, only: Conditions, holder: Holder) -> None:
+        if only.uids is not None and holder.uid not in only.uids:
             raise Refusal(
-                "denied", "an exclusive seal by a read-only descriptor would shut writers out"
+                "no-such-holder", f"process {holder.pid} does not exist", {"pid": holder.pid}
             )
 
     def admit(
@@ -143,6 +164,14 @@ class Policy:
                 {"risks": missing},
             )
         return risks
+
+
+def lies_below(path: str, directories: Iterable[str]) -> bool:
+    """Whether the path, as it is written, is one of the directories or in one of them."""
+    if ".." in path.split("/"):
+        return False
+    roots = [directory.rstrip("/") for directory in directories]
+    return any(path == root or path.startswith(root + "/") for root in roots)
 
 
 def _excludes(seal: Seal, request: Grant, pid: int) -> bool:

@@ -6,8 +6,9 @@ What happens at the deadline is fence.py's; how a seal is given back, returns.py
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from sealsvc import clock, filesystem
+from sealsvc import clock, faults, filesystem
 from sealsvc.config import PolicySection
 from sealsvc.enforce import Outcome, Report
 from sealsvc.errors import Refusal
@@ -25,6 +26,17 @@ _PRESSURE_PAUSE = 10.0  # seconds between two requests to the same effect
 _PRESSURE_GRACE = 10.0
 
 
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """An operation that waits, for which seals, and since when."""
+
+    enforcer: str
+    report: Report
+    seals: list[str]
+    path: str
+    since: float
+
+
 class Recaller:
     """`push_any(seal, message)` delivers to whoever receives the seal's recalls."""
 
@@ -37,7 +49,7 @@ class Recaller:
     ) -> None:
         self.life, self.fencing, self.policy, self.push_any = life, fencing, policy, push_any
         self.table: SealTable = life.table
-        self.waiting: dict[tuple[str, int], Report] = {}
+        self.waiting: dict[tuple[str, int], Waiting] = {}
         self.counters = {"conflicts": 0, "recalls": 0, "recalls_merged": 0}
         self._relieved_at = -_PRESSURE_PAUSE
 
@@ -48,9 +60,10 @@ class Recaller:
         met = [seal for seal in found if seal is not None]
         key = (enforcer, report.waiter)
         if report.outcome is Outcome.ENDED:
-            self.waiting.pop(key, None)
+            waited = self.waiting.pop(key, None)
             self.life.events.publish(
                 "conflict-ended",
+                waited.seals[0] if waited and waited.seals else None,
                 operation=report.operation,
                 result=report.error,
                 waited=report.waited,
@@ -66,7 +79,8 @@ class Recaller:
             errno=report.error,
         )
         if report.outcome is Outcome.HELD:
-            self.waiting[key] = report
+            ids, path = [seal.id for seal in met], met[0].path if met else ""
+            self.waiting[key] = Waiting(enforcer, report, ids, path, clock.now())
         for seal in met:
             self._met(seal, report)
 
@@ -102,6 +116,7 @@ class Recaller:
         if seal.state is State.RECALLED:
             self._merge(seal, reason, operation, wanted, grace)
         elif may(seal, Step.RECALL):
+            faults.point("recall:started")
             now = clock.now()
             seal.recalled_at, seal.wanted, seal.intruder = now, wanted, operation
             seal.deadline = now + (seal.request.grace if grace is None else grace)
@@ -109,6 +124,7 @@ class Recaller:
             self.counters["recalls"] += 1
             self._publish(seal, reason, merged=False)
             self.life.step(seal, Step.RECALL, reason)
+            faults.point("recall:told")
 
     def _merge(
         self,

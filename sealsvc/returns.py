@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sealsvc import faults
 from sealsvc.errors import Refusal
 from sealsvc.host import Host
 from sealsvc.life import Life, may
@@ -34,6 +35,7 @@ class Returns:
         """LAYOUTRETURN. Raises still-mapped, and changes nothing, while a mapping is left."""
         await self._refuse_if_mapped(seal)
         if seal.live:
+            faults.point("return:proven")
             self.counters["returns"] += 1
             # Of a holder that is gone it is no return: whoever asked has had it proven.
             self.life.step(seal, Step.RETURN if may(seal, Step.RETURN) else Step.PROVEN, reason)

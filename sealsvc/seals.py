@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -56,6 +56,13 @@ def reserve_tokens(taken: Iterable[int]) -> None:
 def _new_id(token: int) -> str:
     """24 hex digits: the 12 bytes of an NFSv4 stateid's `other`."""
     return f"{_INSTANCE}{token:016x}"
+
+
+class Standing(NamedTuple):
+    state: State
+    seqid: int
+    reason: str
+    since: float
 
 
 @dataclass(slots=True, eq=False)
@@ -131,6 +138,15 @@ class Seal:
     def fence_class(self) -> FenceClass:
         return _FENCE_CLASSES[self.request.fence]
 
+    @property
+    def standing(self) -> Standing:
+        """Where `move` has brought it: assign it to take a move back."""
+        return Standing(self.state, self.seqid, self.reason, self.state_since)
+
+    @standing.setter
+    def standing(self, was: Standing) -> None:
+        self.state, self.seqid, self.reason, self.state_since = was
+
     def move(self, step: Step, reason: str = "") -> Transition:
         transition = states.after(self.state, step)
         if transition.to is not self.state:
@@ -193,6 +209,7 @@ class Seal:
             fence_class=self.fence_class,
             wanted=self.wanted,
             ladder=list(self.ladder),
+            owner=request.principal,
             ring=self.place,
         )
 

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import os
 from collections.abc import Awaitable, Callable
 from importlib.metadata import version
 from typing import Any
 
-from sealsvc import clock, extents, native, processes, states, validation
-from sealsvc.audit import audit
+import msgspec
+
+from sealsvc import clock, extents, native, processes, states, validation, views
+from sealsvc.audit import audit, present_map
+from sealsvc.claims import Claims
 from sealsvc.control import Connection, Reply
+from sealsvc.desk import Desk, asked_at_desk
 from sealsvc.enforce import Enforcer, EnforcerSet
 from sealsvc.errors import Refusal
 from sealsvc.filesystem import Filesystem
 from sealsvc.grants import Asker, Grants, close_all
+from sealsvc.history import Historian
+from sealsvc.holders import Holders
 from sealsvc.limits import RateLimit
+from sealsvc.measures import MeasuresTaken
 from sealsvc.messages import (
     VERSION,
     AnyRequest,
@@ -34,6 +40,7 @@ from sealsvc.messages import (
     Gap,
     Grant,
     HolderSpec,
+    IssueClaim,
     Keyed,
     List,
     Mapped,
@@ -46,6 +53,7 @@ from sealsvc.messages import (
     Reclaim,
     Register,
     Registered,
+    RegistryInfo,
     Renew,
     Result,
     Return,
@@ -59,13 +67,19 @@ from sealsvc.messages import (
 )
 from sealsvc.model import ByteRange, Kind, State
 from sealsvc.once import Once
+from sealsvc.overview import Redeem
 from sealsvc.policy import Policy
 from sealsvc.processes import Peer, Process
 from sealsvc.recall import Recaller
+from sealsvc.records import RegistryRequest
 from sealsvc.returns import Returns
 from sealsvc.rings import RingClient, Rings
 from sealsvc.seals import Seal
 from sealsvc.states import Step
+
+# Requests that change something, but for grants, of which more is told; and what of them is not.
+_TOLD = (Keyed, Forgotten, Reclaim)
+_UNTOLD = {"id", "v", "key", "wait"}
 
 
 class Service:
@@ -77,36 +91,64 @@ class Service:
         policy: Policy,
         enforcers: EnforcerSet,
         once: Once,
+        historian: Historian,
         kernel: str,
     ) -> None:
         self.grants, self.returns, self.recaller = grants, returns, recaller
         self.life, self.table = grants.life, grants.life.table
         self.policy, self.enforcers, self.once, self.kernel = policy, enforcers, once, kernel
+        self.historian, self.registry = historian, grants.registry
+        self.holders = Holders(recaller.fencing.holder_exited)
         self.rate = RateLimit(policy.section.grants_per_second, policy.section.grants_burst)
         self.started = clock.now()
         self.connections: Callable[[], int] = lambda: 0
         self.rings: Rings | None = None
+        self.measures, self.claims = MeasuresTaken(), Claims()
+        self.desk: Desk | None = None
         self.simulate: Callable[[Simulate], Awaitable[dict[str, Any]]] | None = None
 
     async def handle(self, connection: Connection, request: AnyRequest, fds: list[int]) -> Reply:
         if isinstance(request, Register):
             return await self._register(connection, request, fds)
         if isinstance(request, Grant):
-            return await self._grant(connection, request, fds)
+            with self.measures.timed("grant"):
+                return await self._grant(connection, request, fds)
         close_all(fds)
         if isinstance(request, Attach):
             return self._rings().attach(connection, request)
+        if isinstance(request, Redeem):
+            return await self._redeem(connection, request)
         if isinstance(request, Keyed) and request.key:
-            act = functools.partial(self._act, connection, request)
+            act = functools.partial(self._told, connection, request)
             result, _ = await self.once.run(connection.peer.uid, request, act)
             return Reply(result)
-        return Reply(await self._act(connection, request))
+        return Reply(await self._told(connection, request))
+
+    async def _told(self, connection: Connection, request: AnyRequest) -> Result:
+        """Act, and have the registry know who asked for it, where it changes something."""
+        if not isinstance(request, _TOLD):
+            return await self._act(connection, request)
+        outcome = "internal"
+        try:
+            result = await self._act(connection, request)
+            outcome = "done"
+        except Refusal as refusal:
+            outcome = refusal.code
+            raise
+        finally:
+            terms = msgspec.structs.asdict(request)
+            seal = terms.pop("seal", None)
+            said = {name: terms[name] for name in terms.keys() - _UNTOLD if terms[name]}
+            operation = type(request).__struct_config__.tag
+            self.registry.asked(connection.peer, str(operation), seal, outcome=outcome, **said)
+        return result
 
     async def _act(self, connection: Connection, request: AnyRequest) -> Result:
         peer = connection.peer
         match request:
             case Return():
-                return await self._return(peer, request)
+                with self.measures.timed("return"):
+                    return await self._return(peer, request)
             case Downgrade():
                 seal = self._seal_at(peer, request.seal, request.seqid)
                 await self.returns.downgrade(seal)
@@ -129,16 +171,23 @@ class Service:
             case List():
                 return await self._list(peer, request)
             case Extents():
-                return self._extents(peer, request)
+                return await self._extents(peer, request)
             case RecallSeals():
                 return await self._recall(peer, request)
             case Audit():
-                chosen = [self._seal(peer, request.seal)] if request.seal else self._seen(peer)
+                chosen = [self._seal(peer, request.seal)] if request.seal else self.seen(peer)
                 return await audit(self.grants, self.recaller, chosen)
+            case _ if isinstance(request, RegistryRequest):
+                return await self.historian.answer(peer, request)
             case Filesystems():
                 return await self._filesystems()
             case Status():
                 return self._status()
+            case IssueClaim():
+                self.policy.authorise_claim(peer, request)
+                return self.claims.issue(peer, request)
+            case _ if self.desk is not None and asked_at_desk(request):
+                return await self.desk.answer(peer, request)
             case Simulate() if self.simulate is not None:
                 if not self.policy.is_operator(peer):
                     raise Refusal("denied", f"uid {peer.uid} may not simulate")
@@ -206,7 +255,7 @@ class Service:
         else:
             before = self.rings.mirror(connection)
             seal, fd = await self.grants.grant(request, asker, descriptor, before)
-        self.watch_holder(seal)
+        self.holders.watch(seal)
         return seal, fd
 
     async def _new_grant(
@@ -216,12 +265,16 @@ class Service:
         fds: list[int],
         make: Callable[[Asker, int | None], Awaitable[tuple[Seal, int]]] | None = None,
     ) -> Reply:
+        process = None
         try:
-            self.policy.authorise_grant(connection.peer, request, len(fds))
+            self._authorise(connection.peer, request, len(fds))
             self.rate.take(connection.peer.uid)
             process = self._holder(connection, request, fds)
+            self.policy.refuse_other_user(request.only, process.holder)
         except BaseException:
             close_all(fds)
+            if process is not None:
+                process.close()
             raise
         descriptor = None
         try:
@@ -239,6 +292,22 @@ class Service:
         os.close(fd)
         return Reply(seal.info())
 
+    def _authorise(self, peer: Peer, request: Grant, fds: int) -> None:
+        try:
+            self.policy.authorise_grant(peer, request, fds)
+        except Refusal as refusal:
+            self.grants.refused(refusal, request, peer)
+            raise
+
+    async def _redeem(self, connection: Connection, request: Redeem) -> Reply:
+        """The grant that was promised, to the process that shows the claim."""
+        issued = self.claims.redeem(request.claim, connection.peer)
+        asker = Asker(issued.peer, connection.process.share(), connection)
+        with self.measures.timed("grant"):
+            seal, fd = await self.grants.grant(issued.grant, asker, None)
+        self.holders.watch(seal)
+        return Reply(seal.info(), [fd])
+
     def _holder(self, connection: Connection, request: Grant, fds: list[int]) -> Process:
         spec = request.holder
         if spec.pidfd:
@@ -253,22 +322,7 @@ class Service:
             return process
         if spec.pid is not None:
             return self.grants.host.process(spec.pid)
-        return Process(connection.process.holder, os.dup(connection.process.pidfd))
-
-    def watch_holder(self, seal: Seal) -> None:
-        loop = asyncio.get_running_loop()
-        pidfd = seal.process.pidfd
-
-        def exited() -> None:
-            loop.remove_reader(pidfd)
-            self.recaller.fencing.holder_exited(seal)
-
-        def over() -> None:
-            loop.remove_reader(pidfd)
-            seal.process.close()
-
-        loop.add_reader(pidfd, exited)
-        seal.at_end = over
+        return connection.process.share()
 
     async def _return(self, peer: Peer, request: Return) -> SealInfo:
         seal = self._seal_at(peer, request.seal, request.seqid)
@@ -332,19 +386,16 @@ class Service:
             return found
         return self._seal(peer, seal_id).info()
 
-    def _seen(self, peer: Peer) -> list[Seal]:
+    def seen(self, peer: Peer) -> list[Seal]:
         return [seal for seal in self.table if self.policy.may_see(peer, seal)]
 
     async def _list(self, peer: Peer, request: List) -> SealPage:
-        chosen = self._seen(peer)
+        chosen = self.seen(peer)
         if request.path is not None:
             file = await self.grants.workers.run(self.grants.host.identify, request.path)
             here = {seal.id for seal in self.table.of_file(file)}
             chosen = [seal for seal in chosen if seal.id in here]
-        if request.state is not None:
-            chosen = [seal for seal in chosen if seal.state is request.state]
-        if request.pid is not None:
-            chosen = [seal for seal in chosen if seal.process.holder.pid == request.pid]
+        chosen = views.chosen(chosen, request)
         chosen = sorted(chosen, key=lambda seal: seal.id)
         if request.after is not None:
             chosen = [seal for seal in chosen if seal.id > request.after]
@@ -352,10 +403,14 @@ class Service:
         more = len(chosen) > len(page)
         return SealPage(seals=[seal.info() for seal in page], next=page[-1].id if more else None)
 
-    def _extents(self, peer: Peer, request: Extents) -> ExtentPage:
-        seal = self._seal(peer, request.seal)
+    async def _extents(self, peer: Peer, request: Extents) -> ExtentPage:
+        if self.registry.enabled and not request.now and self.table.get(request.seal) is None:
+            found = await self.historian.map_at_grant(peer, request.seal)
+        else:
+            seal = self._seal(peer, request.seal)
+            found = await present_map(self.grants, seal) if request.now else seal.map
         end = request.start + min(request.limit, 400)
-        rows = seal.map[request.start : end]
+        rows = found[request.start : end]
         return ExtentPage(
             extents=[
                 Extent(
@@ -366,8 +421,8 @@ class Service:
                 )
                 for logical, physical, length, flags in rows
             ],
-            total=len(seal.map),
-            next=end if end < len(seal.map) else None,
+            total=len(found),
+            next=end if end < len(found) else None,
         )
 
     # Recalls
@@ -479,6 +534,13 @@ class Service:
                 **self.recaller.counters,
                 **self.recaller.fencing.counters,
             },
+            registry=RegistryInfo(
+                enabled=self.registry.enabled,
+                lag=self.registry.lag,
+                lost=self.registry.lost,
+                troubles=self.registry.troubles,
+            ),
+            run=self.life.events.run,
         )
 
     def _enforcer(self, enforcer: Enforcer) -> EnforcerInfo:

@@ -11,6 +11,7 @@ import click
 
 from sealsvc.cli.parameters import TIMEOUT
 from sealsvc.client import Client
+from sealsvc.remote import RemoteClient
 
 F = TypeVar("F", bound=Callable[..., Any])
 P = ParamSpec("P")
@@ -25,9 +26,11 @@ _PROMPT = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """`socket` None: SEALSVC_SOCKET or the default. `timeout` None: the command's own."""
+    """`socket` None: SEALSVC_SOCKET or the default. `url`: the REST API instead. `timeout` None:
+    the command's own."""
 
     socket: str | None = None
+    url: str | None = None
     output: str = "human"
     color: str = "auto"
     timeout: float | None = None
@@ -39,11 +42,12 @@ class Settings:
     def connect(self, *, patient: bool = False) -> Client:
         """`patient`: the answer may rightly take long (a preparation, a recall that is waited
         for), so that only --timeout bounds it."""
-        return Client(self.socket, self.timeout or (None if patient else _PROMPT))
+        timeout = self.timeout or (None if patient else _PROMPT)
+        return RemoteClient(self.url, timeout) if self.url else Client(self.socket, timeout)
 
     @classmethod
     def of(cls, ctx: click.Context) -> Settings:
-        names = ("socket", "output", "color", "timeout")
+        names = ("socket", "url", "output", "color", "timeout")
         return cls(**{n: ctx.meta[_META + n] for n in names if _META + n in ctx.meta})
 
 
@@ -59,6 +63,14 @@ _SHARED = (
         metavar="PATH",
         help="Control socket of the service [env: SEALSVC_SOCKET].",
         type=click.Path(),
+        expose_value=False,
+        callback=_remember,
+    ),
+    click.option(
+        "--url",
+        metavar="URL",
+        envvar="SEALSVC_URL",
+        help="REST API to ask instead, with the token in SEALSVC_TOKEN [env: SEALSVC_URL].",
         expose_value=False,
         callback=_remember,
     ),

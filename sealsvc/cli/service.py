@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -42,11 +44,12 @@ def serve(file: Path | None, socket: str | None, roots: tuple[str, ...], sim: bo
       sealsvc serve --socket /tmp/seal.sock --sim
     """
     try:
-        chosen = _override(config.load(file), socket, roots)
+        override = functools.partial(_override, socket=socket, roots=roots)
+        chosen = override(config.load(file))
         logging.basicConfig(
             level=chosen.service.log_level.upper(), format="%(levelname)s %(name)s: %(message)s"
         )
-        _serve(chosen, sim)
+        _serve(chosen, sim, file, override)
     except (config.ConfigError, Refusal, ValueError) as error:
         click.echo(f"sealsvc: {error}", err=True)
         sys.exit(1)
@@ -96,12 +99,23 @@ def _override(loaded: config.Config, socket: str | None, roots: tuple[str, ...])
     return loaded
 
 
-def _serve(chosen: config.Config, sim: bool) -> None:
-    from sealsvc.daemon import kernel_daemon, sim_daemon
+def _serve(
+    chosen: config.Config,
+    sim: bool,
+    file: Path | None,
+    override: Callable[[config.Config], config.Config],
+) -> None:
+    from sealsvc.daemon import kernel_daemon, sim_daemon, simulated
 
     if os.geteuid() != 0 and not sim:
         raise Refusal("denied", "sealing files of the real system needs root: or try --sim")
-    asyncio.run((sim_daemon if sim else kernel_daemon)(chosen).run())
+    daemon = (sim_daemon if sim else kernel_daemon)(chosen)
+    daemon.policy_file.source = file
+    daemon.policy_file.overrides = (lambda found: simulated(override(found))) if sim else override
+    try:
+        asyncio.run(daemon.run())
+    except OSError as error:
+        raise Refusal("io-error", f"the service cannot go on: {error}") from error
 
 
 if __name__ == "__main__":

@@ -112,6 +112,13 @@ def measure(
     )
 
 
+def expected_rows(path: str) -> int:
+    """How many rows `measure` will have of everything that is not disruptive."""
+    with ExitStack() as stack:
+        bench = Bench(_directory(path), stack)
+        return len(_chosen(None, bench.filesystem, disruptive=False)) * len(Kind) * len(Conflict)
+
+
 def _directory(path: str) -> str:
     real = os.path.realpath(path)
     return real if os.path.isdir(real) else os.path.dirname(real)

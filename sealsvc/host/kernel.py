@@ -45,8 +45,12 @@ class KernelHost:
             raise _open_refusal(error, path) from None
         finally:
             os.close(directory)
-        # O_NONBLOCK kept a FIFO or a lease from stopping us; regular files do not want it.
-        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_NONBLOCK)
+        try:
+            # O_NONBLOCK kept a FIFO or a lease from stopping us; regular files do not want it.
+            fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_NONBLOCK)
+        except OSError:
+            os.close(fd)
+            raise
         return self._target(fd, path, writable=writable)
 
     def adopt(self, fd: int, *, writable: bool) -> Target:

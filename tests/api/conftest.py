@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import socket
 import threading
 import time
@@ -12,6 +13,7 @@ import pytest
 import uvicorn
 
 from api.app import build_app
+from api.peers import Protocol
 from api.settings import Settings
 from tests.api.fake_daemon import FakeDaemon
 
@@ -36,7 +38,12 @@ class Api:
         self.port: int = self._sock.getsockname()[1]
         self.base = f"http://127.0.0.1:{self.port}"
         config = uvicorn.Config(
-            self.app, ws="none", log_level="warning", timeout_graceful_shutdown=1
+            self.app,
+            http=Protocol,
+            ws="websockets-sansio",
+            log_level="warning",
+            timeout_graceful_shutdown=1,
+            proxy_headers=False,
         )
         self.server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self.server.run, args=([self._sock],), daemon=True)
@@ -60,13 +67,33 @@ class Api:
         until(lambda: self.app.state.feed.position is not None)
 
 
-@pytest.fixture
-def token_file(tmp_path: Path) -> Path:
-    path = tmp_path / "tokens"
-    other, right = (sha256(t.encode()).hexdigest() for t in ("another", TOKEN))
-    path.write_text(f"# two people\n\nsha256:{other}\nsha256:{right}\n")
+def write_principals(path: Path, **entries: dict[str, object]) -> Path:
+    """`token` of an entry is put down hashed."""
+    lines = []
+    for name, entry in entries.items():
+        lines.append(f"[principal.{name}]")
+        for key, value in entry.items():
+            if key == "token":
+                key, value = "tokens", [f"sha256:{sha256(str(value).encode()).hexdigest()}"]
+            lines.append(f"{key} = {json.dumps(value)}")
+    path.write_text("# who may ask\n" + "\n".join(lines) + "\n")
     path.chmod(0o600)
     return path
+
+
+@pytest.fixture
+def principals(tmp_path: Path) -> Path:
+    return write_principals(
+        tmp_path / "principals.toml",
+        other={"role": "viewer", "token": "another"},
+        root={
+            "role": "admin",
+            "scopes": ["/"],
+            "holders": ["*"],
+            "token": TOKEN,
+            "requests_per_second": 100_000,
+        },
+    )
 
 
 @pytest.fixture
@@ -75,14 +102,15 @@ def control(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def settings(control: Path, token_file: Path) -> Settings:
+def settings(control: Path, principals: Path) -> Settings:
     return Settings(
         socket=str(control),
-        token_file=token_file,
+        principals=principals,
         heartbeat=0.2,
         shortest_backoff=0.01,
         longest_backoff=0.05,
         events_queue=16,
+        events_bytes=1 << 20,
         events_clients=3,
         send_timeout=0.5,
     )

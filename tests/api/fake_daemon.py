@@ -17,6 +17,7 @@ import msgspec
 
 from api import examples
 from sealsvc import messages as m
+from sealsvc import overview
 from sealsvc.errors import Refusal
 from tests.api.fake_seals import Seals
 
@@ -35,8 +36,8 @@ class FakeDaemon:
     """Serves from construction to close(). `requests` is everything that was asked, `happened` the
     number of events before the first client."""
 
-    def __init__(self, path: Path, happened: int = 0) -> None:
-        self.path = path
+    def __init__(self, path: Path, happened: int = 0, run: str = "") -> None:
+        self.path, self.run = path, run
         self.started = time.monotonic()
         self.requests: list[m.AnyRequest] = []
         self._seals = Seals()
@@ -155,6 +156,8 @@ class FakeDaemon:
                 return self._seals.give_back(request)
             case m.List():
                 return self._seals.page(request)
+            case m.Renew() | m.Downgrade():
+                return self._seals.find(request.seal)
             case m.Extents():
                 self._seals.find(request.seal)
                 return examples.EXTENTS
@@ -165,7 +168,7 @@ class FakeDaemon:
                 return self._watch(peer, request)
             case m.Status():
                 uptime = time.monotonic() - self.started
-                return msgspec.structs.replace(examples.STATUS, uptime=uptime)
+                return msgspec.structs.replace(examples.STATUS, uptime=uptime, run=self.run)
         return _FIXED[type(request)]
 
     def _watch(self, peer: Peer, request: m.Watch) -> m.Watching:
@@ -174,11 +177,34 @@ class FakeDaemon:
         for event in self.history:
             if event.seq > since:
                 peer.send(event)
-        return m.Watching(seq=self.seq, gap=since < self.forgotten)
+        return m.Watching(seq=self.seq, gap=since < self.forgotten, run=self.run)
 
+
+MEASURES = overview.MeasuresReport(
+    run="",
+    counters={"conflicts": {"held": 2}, "events": {"drift": 1}},
+    latencies={
+        name: overview.Histogram(bounds=[0.1, 1.0], counts=[3, 1, 0], sum=0.5)
+        for name in ("grant", "return", "recall", "conflict")
+    },
+    gauges={"queue": {"grants": 0.0}, "lapses": {"bpf": 0.0}},
+)
 
 _FIXED: dict[type, Any] = {
     m.RecallSeals: examples.RECALLS,
     m.Audit: examples.AUDIT,
     m.Filesystems: examples.FILESYSTEMS,
+    overview.Files: examples.FILES,
+    overview.Holders: examples.HOLDERS,
+    overview.Conflicts: examples.CONFLICTS,
+    overview.ShowPolicy: examples.POLICY,
+    overview.CheckPolicy: examples.POLICY,
+    overview.ReloadPolicy: examples.POLICY,
+    overview.StartJob: examples.JOB,
+    overview.ShowJob: examples.JOB,
+    overview.CancelJob: examples.JOB,
+    overview.Jobs: examples.JOBS,
+    overview.Coverage: examples.COVERAGE,
+    overview.Measures: MEASURES,
+    m.IssueClaim: examples.CLAIM,
 }

@@ -16,7 +16,7 @@ class Seals:
 
     def find(self, seal: str) -> m.SealInfo:
         if seal not in self.held:
-            raise Refusal("no-such-seal", f"no seal {seal}", {"seal": seal})
+            raise Refusal("no-such-seal", f"there is no seal {seal}", {"seal": seal})
         return self.held[seal]
 
     def grant(self, request: m.Grant) -> m.SealInfo:
@@ -26,6 +26,7 @@ class Seals:
             raise Refusal(code, f"refused with {code}", {"path": request.path}, later)
         seal = f"{len(self.held) + 1:024x}"
         made = {"id": seal, "path": request.path or "", "seqid": 1, "tag": request.tag}
+        made["owner"] = request.principal
         self.held[seal] = msgspec.structs.replace(examples.SEAL, **made)
         return self.held[seal]
 
@@ -45,6 +46,7 @@ class Seals:
             and request.path in (None, seal.path)
             and request.state in (None, seal.state)
             and request.pid in (None, seal.holder.pid)
+            and (request.below is None or any(seal.path.startswith(d) for d in request.below))
         ]
         page = found[: request.limit]
         return m.SealPage(seals=page, next=page[-1].id if len(found) > len(page) else None)

@@ -51,14 +51,14 @@ class Stream:
         return next(block.comments[0] for block in self._blocks if block.comments)
 
     def ids(self, count: int) -> list[int]:
-        return [int(self.event().id) for _ in range(count)]
+        return [int(self.event().id.rpartition(".")[2]) for _ in range(count)]
 
 
 @contextmanager
-def stream(api: Api, last: int | None = None, **query: int) -> Iterator[Stream]:
+def stream(api: Api, last: int | str | None = None, **query: int) -> Iterator[Stream]:
     headers = {} if last is None else {"Last-Event-ID": str(last)}
     with (
-        api.client(None) as http,
+        api.client() as http,
         http.stream("GET", "/v1/events", headers=headers, params=query) as answer,
     ):
         assert answer.status_code == 200, answer.read()

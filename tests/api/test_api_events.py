@@ -2,17 +2,21 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from pathlib import Path
 
 import httpx
 import pytest
 
-from api.events import _stream
-from api.feed import Feed, Listener, gap
+from api.access import Caller, Role
+from api.events import _followed, _since
+from api.feed import Feed, Listener, Packet, gap, packet
 from sealsvc.errors import Refusal
 from sealsvc.messages import Event, Status, Watch
-from tests.api.conftest import Api, until
+from tests.api.conftest import TOKEN, Api, until
 from tests.api.fake_daemon import FakeDaemon
 from tests.api.sse import stream
+
+ANYBODY = Caller("root", Role.ADMIN, None, None, 100.0, how="token")
 
 
 def listeners(api: Api) -> int:
@@ -95,15 +99,30 @@ def test_a_restart_of_the_service_is_a_gap(api: Api, daemon: FakeDaemon) -> None
         daemon.emit()
         assert events.ids(2) == [1, 2]
         daemon.close()
-        again = FakeDaemon(daemon.path, happened=3)
+        again = FakeDaemon(daemon.path, happened=3, run="0badcafe")
         try:
             told = events.event()
-            assert (told.event, told.id) == ("gap", "0")
+            assert (told.event, told.id) == ("gap", "0badcafe.0")
             assert "restarted" in told.data["data"]["reason"]
             again.emit()
             assert events.ids(4) == [1, 2, 3, 4], "what happened before we were back, too"
         finally:
             again.close()
+
+
+def test_an_id_of_another_run_is_recognised(lonely: Api, control: Path) -> None:
+    """Though there is an event with that number in this run, too."""
+    daemon = FakeDaemon(control, happened=3, run="0badcafe")
+    try:
+        lonely.ready()
+        with stream(lonely, last="0ddba115.2") as events:
+            told = events.event()
+            assert (told.event, told.id) == ("gap", "0badcafe.0")
+            assert events.ids(3) == [1, 2, 3]
+        with stream(lonely, last="0badcafe.2") as events:
+            assert events.ids(1) == [3]
+    finally:
+        daemon.close()
 
 
 def test_a_lost_connection_to_the_same_run_loses_nothing(api: Api, daemon: FakeDaemon) -> None:
@@ -140,32 +159,67 @@ def test_a_reader_that_takes_nothing_is_dropped(api: Api, daemon: FakeDaemon) ->
     raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     raw.connect(("127.0.0.1", api.port))
     with raw, stream(api) as brisk:
-        raw.sendall(b"GET /v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        bearer = f"Authorization: Bearer {TOKEN}".encode()
+        raw.sendall(b"GET /v1/events HTTP/1.1\r\nHost: localhost\r\n" + bearer + b"\r\n\r\n")
         until(lambda: listeners(api) == 2)
         # Enough to fill the kernel's buffers (several MiB on loopback), uvicorn's and the queue.
-        for number in range(1, 400):
-            daemon.emit(padding="x" * 30_000)
-            assert brisk.ids(1) == [number], "the brisk reader must not suffer"
+        for number in range(1, 400, 10):
+            for _ in range(10):
+                daemon.emit(padding="x" * 30_000)
+            expected = list(range(number, number + 10))
+            assert brisk.ids(10) == expected, "the brisk reader must not suffer"
         until(lambda: listeners(api) == 1)
         until(lambda: len(api.server.server_state.tasks) == 1)
 
 
-def test_what_is_in_the_past_and_live_comes_once() -> None:
-    async def run() -> list[str | None]:
-        feed, listener = Feed("/nowhere", 8, 8), Listener(8)
-        for seq in (3, 4):
-            listener.offer(Event(seq=seq, time=0.0, name="alarm"))
-        past = [Event(seq=seq, time=0.0, name="alarm") for seq in (2, 3)]
-        stream = _stream(feed, listener, 1, past)
-        return [(await anext(stream)).id for _ in range(4)]
+def told(seq: int, path: str | None = None) -> Packet:
+    return packet(Event(seq=seq, time=0.0, name="alarm", path=path), "")
 
-    assert asyncio.run(run()) == ["1", "2", "3", "4"]
+
+def test_what_is_in_the_past_and_live_comes_once() -> None:
+    async def run() -> list[int]:
+        feed = Feed("/nowhere", 8, 1 << 20, 8)
+        listener = Listener(ANYBODY, 8, 1 << 20)
+        for seq in (3, 4):
+            listener.offer(told(seq))
+        batches = _followed(feed, listener, 1, [told(2), told(3)], 60.0)
+        found = [*await anext(batches), *await anext(batches)]
+        await batches.aclose()
+        return [item.event.seq for item in found]
+
+    assert asyncio.run(run()) == [2, 3, 4]
 
 
 def test_a_slow_listener_ends_and_keeps_its_order() -> None:
-    listener = Listener(2)
-    assert [listener.offer(gap(n, "")) for n in range(4)] == [True, True, False, False]
+    listener = Listener(ANYBODY, 2, 1 << 20)
+    offered = [listener.offer(packet(gap(n, ""), "")) for n in range(4)]
+    assert offered == [True, True, False, False]
     assert listener.dropped
+
+
+def test_a_listener_is_bounded_in_bytes() -> None:
+    listener = Listener(ANYBODY, 1000, 300)
+    assert listener.offer(told(1))
+    assert not all(listener.offer(told(n)) for n in range(2, 20))
+
+
+def test_a_confined_listener_hears_of_its_files_alone() -> None:
+    confined = Caller("eve", Role.VIEWER, ("/srv/a",), (), 100.0, how="token")
+    listener = Listener(confined, 8, 1 << 20)
+    for seq, path in enumerate(["/srv/a/x", "/srv/ab", None, "/srv/a", "/srv/a/../b"], 1):
+        assert listener.offer(told(seq, path))
+
+    async def first() -> list[int]:
+        return [item.event.seq for item in await anext(listener.batches())]
+
+    assert asyncio.run(first()) == [1, 4]
+
+
+def test_an_id_names_the_run() -> None:
+    assert _since("5f3a91c2.17", None) == (17, "5f3a91c2")
+    assert _since(None, "17") == (17, None)
+    assert _since("", None) == (None, None)
+    assert packet(Event(seq=3, time=0.0, name="alarm"), "ab").mark == "ab.3"
 
 
 @pytest.mark.parametrize("denied", [Watch, Status])
@@ -178,4 +232,4 @@ def test_events_denied_leave_the_rest(api: Api, daemon: FakeDaemon, denied: type
         until(lambda: http.get("/v1/filesystems").status_code == 200)
         assert http.get("/v1/events").json()["code"] == "denied"
     with pytest.raises(Refusal, match="policy"):
-        feed.listen()
+        feed.listen(ANYBODY)

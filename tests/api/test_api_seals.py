@@ -36,7 +36,8 @@ def test_grant(http: httpx.Client, daemon: FakeDaemon) -> None:
     assert answer.headers["etag"] == '"1"'
     assert http.get(answer.headers["location"]).json() == seal
     (asked,) = daemon.asked(Grant)
-    assert asked == Grant(id=asked.id, path="/srv/a", holder=HolderSpec(pid=7))
+    wanted = Grant(id=asked.id, path="/srv/a", holder=HolderSpec(pid=7), principal="root")
+    assert asked == wanted
 
 
 def test_every_field_of_a_grant_arrives(http: httpx.Client, daemon: FakeDaemon) -> None:
@@ -53,14 +54,18 @@ def test_every_field_of_a_grant_arrives(http: httpx.Client, daemon: FakeDaemon) 
         "tag": "t",
         "require": {"map_sync": True, "populate": False, "pmd": False},
         "prepare": ["unshare"],
-        "key": "again",
-        "holder": {"pid": 7, "fd": 3, "pidfd": False},
+        "only": {"below": None, "uids": None},
+        "principal": "root",
+        "holder": {"pid": 7, "fd": None, "pidfd": False},
     }
-    body = {**fields, "holder": {"pid": 7, "fd": 3}}
-    assert http.post("/v1/seals", json=body).status_code == 201
+    ours = {k: v for k, v in fields.items() if k not in ("only", "principal")}
+    body = {**ours, "holder": {"pid": 7}}
+    headers = {"Idempotency-Key": "again"}
+    assert http.post("/v1/seals", json=body, headers=headers).status_code == 201
     (asked,) = daemon.asked(Grant)
     sent = msgspec.to_builtins(asked)
-    assert {name: sent[name] for name in sent if name not in ("id", "v", "op")} == fields
+    assert {name: sent[name] for name in sent if name not in ("id", "v", "op", "key")} == fields
+    assert len(asked.key) == 48
     assert asked.require == Requirements(map_sync=True)
     assert asked.prepare == [Preparation.UNSHARE]
 
@@ -152,7 +157,7 @@ def test_extents(http: httpx.Client, daemon: FakeDaemon, seal: str) -> None:
 def test_validation(http: httpx.Client, daemon: FakeDaemon, seal: str) -> None:
     where = f"/v1/seals/{seal}/validation"
     assert http.post(where).json()["pfn_checked"] == 16384
-    assert http.post(where, json={"address": 4096, "seqid": 1}).status_code == 200
+    assert http.post(where, json={"address": 4096}, headers={"If-Match": '"1"'}).status_code == 200
     first, second = daemon.asked(Mapped)
     assert (first.seal, first.address, first.seqid) == (seal, None, None)
     assert (second.address, second.seqid) == (4096, 1)

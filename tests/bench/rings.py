@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import psutil
 
+from tests.bench.figures import Bench
+
 ROOT = Path(__file__).parents[2]
 LIBSEAL = ROOT / "native" / "libseal"
 BUILT = ROOT / "build" / "native" / "native" / "libseal" / "libseal_static.a"
@@ -40,11 +42,11 @@ def keeper_of(control: str) -> psutil.Process:
     return psutil.Process(next(p.pid for p in found if path in (p.info["cmdline"] or [])))
 
 
-class Rings:
-    """What the measurements below share with the others (tests/bench/__main__.py: Bench)."""
+class RingBench:
+    """The client in C and its ways, beside what all benchmarks share."""
 
-    def __init__(self, bench: Any, directory: Path) -> None:
-        self.bench, self.program = bench, build(directory)
+    def __init__(self, bench: Bench) -> None:
+        self.bench, self.program = bench, build(bench.floors.parent)
 
     def samples(self, mode: str, path: Path, rounds: int, live: int = 0) -> list[float]:
         with self.holding(mode, path, rounds, live) as lines:
@@ -76,7 +78,7 @@ class Rings:
         time.sleep(0.2)
 
 
-def fill_of(rings: Rings, path: Path, live: int) -> dict[str, float]:
+def fill_of(rings: RingBench, path: Path, live: int) -> dict[str, float]:
     """Grant and return with so many live seals beside, and what those cost in memory. Shared pages
     of the table count as the keeper's."""
     keeper = keeper_of(rings.bench.socket)

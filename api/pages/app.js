@@ -1,0 +1,146 @@
+// The frame: who is logged in, which page is shown, and when it is drawn anew.
+
+import { h } from "./dom.js";
+import { get, post, remove, setCsrf, Refused } from "./rest.js";
+import { open, close, onEvent } from "./stream.js";
+import { overview } from "./overview.js";
+import { seals, seal } from "./seals.js";
+import { files, file, holders, holder } from "./files.js";
+import { filesystems } from "./filesystems.js";
+import { timeline } from "./timeline.js";
+
+const PAGES = { "": overview, seals, files, holders, filesystems, events: timeline };
+const DETAILS = { seals: seal, files: file, holders: holder };
+const GATHER = 250, LOOK = 3000; // milliseconds
+
+const at = (id) => document.getElementById(id);
+const main = at("main");
+let session = null, drawing = 0, due = null, shown = null;
+
+const app = {
+  get name() { return session?.name; },
+  may: (action) => session?.actions.includes(action) ?? false,
+  refresh: () => draw(),
+  async does(done, work) {
+    try {
+      await work();
+      say(done);
+    } catch (error) {
+      say(error instanceof Refused ? `${error.message} ${error.advice}` : String(error));
+    }
+    draw();
+  },
+};
+
+function say(text) {
+  at("said").textContent = text;
+  setTimeout(() => { if (at("said").textContent === text) at("said").textContent = ""; }, 6000);
+}
+
+function tellLink(how) {
+  at("link").className = `link ${how}`;
+  at("link").textContent = how === "live" ? "live" : "reconnecting";
+}
+
+function banner(text) {
+  at("banner").hidden = !text;
+  at("banner").textContent = text;
+}
+
+async function draw() {
+  if (!session) return;
+  const turn = ++drawing;
+  const [page, detail] = location.hash.replace(/^#\//, "").split("/").map(decodeURIComponent);
+  const view = detail ? DETAILS[page] : PAGES[page ?? ""];
+  let nodes;
+  try {
+    if (!view) throw new Refused({ detail: "There is no such page.", status: 404 });
+    nodes = await view(app, detail);
+    banner("");
+  } catch (error) {
+    if (!(error instanceof Refused)) throw error;
+    if (!session) return;
+    if (error.code === "service-unavailable") {
+      banner("The service does not answer. Seals stay in force; this page comes back by itself.");
+      if (shown === location.hash) return; // what was last seen stays to be read
+    }
+    nodes = [h("h1", { tabindex: "-1" }, "Not to be shown"), h("p", { class: "bad", id: "refused" }, error.message), h("p", {}, error.advice)];
+  }
+  if (turn !== drawing) return;
+  const fresh = shown !== location.hash;
+  shown = location.hash;
+  replace(nodes, fresh);
+  for (const a of document.querySelectorAll("#nav a")) {
+    if (a.hash === `#/${page ?? ""}`) a.setAttribute("aria-current", "page");
+    else a.removeAttribute("aria-current");
+  }
+}
+
+// The one who types, or has the focus on a button, must not lose it to an update.
+function replace(nodes, fresh) {
+  const focused = document.activeElement;
+  const name = focused && main.contains(focused) ? focused.id || focused.getAttribute("aria-label") : null;
+  const [from, to] = [focused?.selectionStart, focused?.selectionEnd];
+  main.replaceChildren(...nodes.flat(Infinity).filter(Boolean));
+  document.title = `${main.querySelector("h1")?.textContent ?? "sealsvc"} – sealsvc`;
+  if (fresh) { main.querySelector("h1")?.focus(); return; }
+  if (!name) return;
+  const again = at(name) ?? [...main.querySelectorAll("[aria-label]")].find((e) => e.getAttribute("aria-label") === name);
+  again?.focus();
+  if (from !== undefined && from !== null) again?.setSelectionRange?.(from, to);
+}
+
+function soon() {
+  due ??= setTimeout(() => { due = null; draw(); }, GATHER);
+}
+
+function login(problem) {
+  session = null;
+  close();
+  setCsrf(null);
+  banner("");
+  at("nav").hidden = at("logout").hidden = true;
+  at("who").textContent = "";
+  tellLink("lost");
+  at("link").textContent = "not connected";
+  const token = h("input", { id: "token", type: "password", autocomplete: "current-password", required: true });
+  shown = null;
+  main.replaceChildren(h("form", { class: "login", onsubmit: async (event) => {
+    event.preventDefault();
+    try {
+      begin(await post("/v1/session", { token: token.value }));
+    } catch (error) {
+      login(error.message);
+    }
+  } }, h("h1", {}, "Log in"), h("label", {}, "Token", token), h("button", { type: "submit" }, "Log in"),
+  problem && h("p", { class: "bad", role: "alert" }, problem)));
+  token.focus();
+}
+
+function begin(found) {
+  session = found;
+  setCsrf(found.csrf);
+  at("nav").hidden = at("logout").hidden = false;
+  at("who").textContent = `${found.name} (${found.role})`;
+  open(tellLink);
+  draw();
+}
+
+at("logout").addEventListener("click", async () => {
+  await remove("/v1/session").catch(() => {});
+  login();
+});
+at("theme").addEventListener("click", () => {
+  const root = document.documentElement;
+  const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+  root.dataset.theme = dark ? "light" : "dark";
+  localStorage.setItem("theme", root.dataset.theme);
+});
+if (localStorage.getItem("theme")) document.documentElement.dataset.theme = localStorage.getItem("theme");
+
+window.addEventListener("hashchange", () => draw());
+window.addEventListener("logged-out", () => { if (session) login("The session is over."); });
+onEvent(soon);
+setInterval(() => { if (session && !document.hidden) draw(); }, LOOK);
+
+get("/v1/session").then(begin, () => login());

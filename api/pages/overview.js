@@ -1,0 +1,47 @@
+// The overview: what is there, what is asked back, what waits, what went wrong, how long it takes.
+
+import { h, table, state, link, clock, duration, keyOf } from "./dom.js";
+import { get } from "./rest.js";
+import { seen } from "./stream.js";
+import { histogram } from "./pictures.js";
+
+const card = (name, value, kind) => h("div", { class: `card ${kind ?? ""}` }, h("dt", {}, name), h("dd", {}, String(value)));
+
+export async function overview() {
+  const [status, recalls, conflicts, measures] = await Promise.all([
+    get("/v1/status"), get("/v1/recalls"), get("/v1/conflicts"), get("/v1/measures")]);
+  const count = (name) => measures.counters.events?.[name] ?? 0;
+  const states = Object.entries(status.seals);
+  const alarms = seen.filter((e) => e.name === "alarm" || e.name === "drift").slice(0, 10);
+  return [
+    h("h1", { tabindex: "-1" }, "Overview"),
+    h("dl", { class: "cards", id: "cards" },
+      card("live seals", states.reduce((sum, [, n]) => sum + n, 0)),
+      states.filter(([, n]) => n).map(([name, n]) => card(name, n, ["lost", "fence-failed"].includes(name) ? "bad" : "")),
+      card("operations waiting", status.conflicts_waiting),
+      card("grants", status.counters.grants ?? 0),
+      card("drift", count("drift"), count("drift") ? "bad" : ""),
+      card("alarms", count("alarm"), count("alarm") ? "bad" : ""),
+      card("up", duration(status.uptime))),
+    h("h2", {}, "Asked back"),
+    table("Recalls in flight", [["seal"], ["state"], ["path", "path"], ["deadline", "number"], ["reason", "optional"]],
+      recalls.seals.map((x) => [link(`/seals/${x.id}`, h("span", { class: "id" }, x.id)), state(x.state),
+        link(`/files/${keyOf(x.file)}`, x.path), x.deadline_in === null ? "–" : `in ${duration(x.deadline_in)}`, x.reason]),
+      "No seal is being recalled."),
+    h("h2", {}, "Waiting"),
+    table("Operations that wait", [["operation"], ["process"], ["path", "path"], ["waits", "number"]],
+      conflicts.conflicts.map((c) => [c.operation.name, `${c.operation.comm} ${c.operation.pid}`, c.path, duration(c.waits)]),
+      "Nothing waits for a seal."),
+    h("h2", {}, "Alarms"),
+    table("Newest alarms", [["time"], ["what"], ["why", "path"]],
+      alarms.map((e) => [clock(e.time), e.name, e.data.reason ?? e.path ?? ""]), "No alarm since this page was opened."),
+    h("h2", {}, "Enforcers"),
+    table("Enforcers", [["name"], ["available"], ["reason", "path"]],
+      status.enforcers.map((e) => [e.name, h("span", { class: e.available ? "good" : "warn" }, e.available ? "yes" : "no"), e.reason])),
+    h("h2", {}, "How long it takes"),
+    h("div", { class: "columns" }, Object.entries(measures.latencies).map(([name, found]) => {
+      const { picture, label } = histogram(name, found);
+      return h("figure", { class: "card" }, picture, h("figcaption", {}, label));
+    })),
+  ];
+}

@@ -1,0 +1,95 @@
+"""The operators' desk: what they ask that no holder does (overview.py)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeGuard, get_args
+
+from sealsvc import views
+from sealsvc.errors import Refusal
+from sealsvc.jobs import JobRunner
+from sealsvc.overview import (
+    AnyRequest,
+    CancelJob,
+    CheckPolicy,
+    Conflicts,
+    Coverage,
+    Files,
+    Holders,
+    JobList,
+    Jobs,
+    Measures,
+    MeasuresReport,
+    ReloadPolicy,
+    Result,
+    ShowJob,
+    ShowPolicy,
+    StartJob,
+)
+from sealsvc.processes import Peer
+from sealsvc.reload import PolicyFile
+
+if TYPE_CHECKING:
+    from sealsvc.service import Service
+
+_ASKED: tuple[type, ...] = get_args(AnyRequest)
+
+
+def asked_at_desk(request: object) -> TypeGuard[AnyRequest]:
+    return isinstance(request, _ASKED)
+
+
+class Desk:
+    def __init__(self, service: Service, policy_file: PolicyFile, jobs: JobRunner) -> None:
+        self.service, self.policy_file, self.jobs = service, policy_file, jobs
+
+    async def answer(self, peer: Peer, request: AnyRequest) -> Result:
+        service = self.service
+        match request:
+            case Files():
+                return views.files(service.seen(peer), request)
+            case Holders():
+                return views.holders(service.seen(peer), request)
+        if not service.policy.is_operator(peer):
+            raise Refusal("denied", f"uid {peer.uid} is not an operator", {"uid": peer.uid})
+        match request:
+            case Conflicts():
+                return views.conflicts(service.recaller.waiting.values(), request)
+            case Measures():
+                return self._measures()
+            case ShowPolicy():
+                return self.policy_file.show()
+            case CheckPolicy():
+                return self.policy_file.check(request.text)
+            case ReloadPolicy():
+                return self.policy_file.reload()
+        return await self._job(request)
+
+    async def _job(self, request: AnyRequest) -> Result:
+        match request:
+            case StartJob():
+                return self.jobs.start(request)
+            case ShowJob():
+                return self.jobs.find(request.job)
+            case Jobs():
+                return JobList(jobs=self.jobs.all())
+            case CancelJob():
+                return await self.jobs.cancel(request.job)
+            case Coverage():
+                return self.jobs.coverage(request)
+        raise Refusal("unknown-operation", "the service does not serve this operation")
+
+    def _measures(self) -> MeasuresReport:
+        service, taken = self.service, self.service.measures
+        return MeasuresReport(
+            run=service.life.events.run,
+            counters={name: dict(counter) for name, counter in taken.counters.items()},
+            latencies={name: found.told() for name, found in taken.latencies.items()},
+            gauges={
+                "queue": {
+                    "grants": float(service.grants.queued),
+                    "conflicts": float(len(service.recaller.waiting)),
+                    "claims": float(len(service.claims)),
+                },
+                "lapses": {e.name: float(e.lapses()) for e in service.enforcers.available},
+            },
+        )

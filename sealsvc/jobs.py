@@ -1,0 +1,208 @@
+"""Jobs: what takes longer than a request should. They report progress as events, can be cancelled,
+and are remembered for a while; they end with the service."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from sealsvc.audit import audit
+from sealsvc.errors import Refusal
+from sealsvc.events import EventLog
+from sealsvc.filesystem import mounts
+from sealsvc.grants import Grants
+from sealsvc.overview import (
+    Coverage,
+    CoverageReport,
+    CoverageRow,
+    JobInfo,
+    JobKind,
+    JobState,
+    StartJob,
+)
+from sealsvc.policy import lies_below
+from sealsvc.recall import Recaller
+from sealsvc.tasks import Tasks
+
+_REMEMBERED = 64
+_BATCH = 64  # seals audited between two reports of progress
+_PAUSE = 0.25  # seconds between two events of one job
+_LINE = 64 * 1024
+_SHOWN = 100  # drifts in a result
+_ROWS = 150  # rows of coverage in one message
+
+
+@dataclass(slots=True)
+class Job:
+    info: JobInfo
+    task: asyncio.Task[None] | None = None
+    told_at: float = 0.0
+
+
+@dataclass(slots=True)
+class _Measured:
+    at: float
+    rows: list[CoverageRow] = field(default_factory=list)
+
+
+class JobRunner:
+    """`socket` is where the service itself answers: the doctor is a client like any other."""
+
+    def __init__(
+        self, grants: Grants, recaller: Recaller, events: EventLog, tasks: Tasks, socket: str
+    ) -> None:
+        self.grants, self.recaller, self.events = grants, recaller, events
+        self.tasks, self.socket = tasks, socket
+        self._jobs: OrderedDict[str, Job] = OrderedDict()
+        self._coverage: dict[str, _Measured] = {}
+
+    def start(self, request: StartJob) -> JobInfo:
+        running = [j for j in self._jobs.values() if j.info.state is JobState.RUNNING]
+        for job in running:
+            if job.info.kind is request.kind:
+                message = f"job {job.info.id} of this kind is under way"
+                raise Refusal("limit-reached", message, {"job": job.info.id}, retry_after=5.0)
+        work = self._work(request)
+        info = JobInfo(
+            id=secrets.token_hex(8),
+            kind=request.kind,
+            state=JobState.RUNNING,
+            path=request.path,
+            principal=request.principal,
+            started_at=time.time(),
+        )
+        job = self._jobs[info.id] = Job(info)
+        while len(self._jobs) > _REMEMBERED:
+            self._jobs.pop(next(iter(self._jobs)))
+        job.task = self.tasks.spawn(f"job {info.id}", self._run(job, work))
+        return info
+
+    def _work(self, request: StartJob) -> Callable[[Job], Awaitable[dict[str, Any]]]:
+        if request.kind is JobKind.AUDIT:
+            if request.path is not None:
+                raise Refusal("bad-request", "an audit job looks at every seal: it takes no path")
+            return self._audit
+        if request.path is None:
+            raise Refusal("bad-request", "the doctor needs the path of a directory")
+        if self.grants.host.simulated:
+            raise Refusal("filesystem-unsupported", "there is nothing to measure in a simulation")
+        return self._doctor
+
+    def find(self, job: str) -> JobInfo:
+        if job not in self._jobs:
+            raise Refusal("no-such-job", f"there is no job {job}", {"job": job})
+        return self._jobs[job].info
+
+    def all(self) -> list[JobInfo]:
+        bare = msgspec.structs.replace
+        return [bare(job.info, result={}) for job in reversed(self._jobs.values())]
+
+    async def cancel(self, job: str) -> JobInfo:
+        self.find(job)
+        task = self._jobs[job].task
+        if task is not None and not task.done():
+            task.cancel()
+            await asyncio.wait([task])
+        return self.find(job)
+
+    def coverage(self, request: Coverage) -> CoverageReport:
+        mount = _mount_of(request.path)
+        found = self._coverage.get(mount)
+        rows = found.rows if found else []
+        end = request.start + min(request.limit, _ROWS)
+        return CoverageReport(
+            mount=mount,
+            measured_at=found.at if found else None,
+            rows=rows[request.start : end],
+            next=end if end < len(rows) else None,
+        )
+
+    async def _run(self, job: Job, work: Callable[[Job], Awaitable[dict[str, Any]]]) -> None:
+        self._tell(job)
+        try:
+            result = await work(job)
+            self._tell(job, state=JobState.DONE, result=result)
+        except asyncio.CancelledError:
+            self._tell(job, state=JobState.CANCELLED)
+        except (Refusal, OSError) as error:
+            self._tell(job, state=JobState.FAILED, error=str(error))
+
+    def _tell(self, job: Job, **changes: Any) -> None:
+        over = "state" in changes
+        if over:
+            changes["ended_at"] = time.time()
+        job.info = msgspec.structs.replace(job.info, **changes)
+        now = time.monotonic()
+        if over or now >= job.told_at + _PAUSE:
+            job.told_at = now
+            self.events.publish("job", job=msgspec.structs.replace(job.info, result={}))
+
+    async def _audit(self, job: Job) -> dict[str, Any]:
+        seals = list(self.grants.life.table)
+        checked, drifted, unreadable = 0, list[Any](), list[str]()
+        for start in range(0, len(seals), _BATCH):
+            batch = [seal for seal in seals[start : start + _BATCH] if seal.live]
+            report = await audit(self.grants, self.recaller, batch)
+            checked += report.checked
+            drifted += report.drifted
+            unreadable += report.unreadable
+            self._tell(job, done=start + len(batch), total=len(seals))
+        return {
+            "checked": checked,
+            "drifted": msgspec.to_builtins(drifted[:_SHOWN]),
+            "unreadable": unreadable[:_SHOWN],
+        }
+
+    async def _doctor(self, job: Job) -> dict[str, Any]:
+        path = job.info.path or ""
+        measured = _Measured(time.time())
+        child = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "sealsvc.doctor", path, self.socket),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            limit=_LINE,
+        )
+        assert child.stdout is not None
+        assert child.stderr is not None
+        try:
+            async for line in child.stdout:
+                self._measured(job, measured, line)
+            said = (await child.stderr.read()).decode(errors="replace")
+            if await child.wait():
+                raise Refusal("io-error", f"the doctor failed: {said[-500:].strip()}")
+        finally:
+            if child.returncode is None:
+                child.terminate()  # it takes its scratch files with it
+                await child.wait()
+        self._coverage[_mount_of(path)] = measured
+        counts: dict[str, int] = {}
+        for row in measured.rows:
+            counts[row.result] = counts.get(row.result, 0) + 1
+        return {"mount": _mount_of(path), "rows": len(measured.rows), "results": counts}
+
+    def _measured(self, job: Job, measured: _Measured, line: bytes) -> None:
+        told = msgspec.json.decode(line)
+        if "total" in told:
+            self._tell(job, total=told["total"])
+            return
+        row = msgspec.convert(told, CoverageRow)
+        measured.rows.append(row)
+        step = f"{row.operation} {row.kind} {row.conflict}: {row.result}"
+        self._tell(job, done=len(measured.rows), step=step)
+
+
+def _mount_of(path: str) -> str:
+    """The mount point that a path lies on, by the mount table: looking at the path may block."""
+    real = os.path.normpath(path)
+    points = [mount.point for mount in mounts() if lies_below(real, [mount.point])]
+    return max(points, key=len, default="/")

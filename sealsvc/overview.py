@@ -1,0 +1,272 @@
+"""Messages for those who look after the service: what is sealed by whom, what waits, how long
+things take, its policy, and its jobs. Part of the control protocol (messages.py)."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from sealsvc.model import FileId, Operation
+from sealsvc.protocol import Keyed, Limit, Name, Request
+
+JobId = Annotated[str, Meta(pattern="^[0-9a-f]{16}$")]
+FileKey = Annotated[str, Meta(pattern=r"^[0-9]{1,20}-[0-9]{1,20}-[0-9]{1,10}$")]
+
+
+class Files(Request, frozen=True, tag="files"):
+    """Files with live seals, in order of their key, after `after`; only `path`, or those `below`
+    one of these directories, if given. Answer: FilePage."""
+
+    path: Name | None = None
+    key: FileKey | None = None
+    below: list[Name] | None = None
+    after: FileKey | None = None
+    limit: Limit = 100
+
+
+class Holders(Request, frozen=True, tag="holders"):
+    """Processes with live seals, in order of pid, after pid `after`. Answer: HolderPage."""
+
+    pid: int | None = None
+    below: list[Name] | None = None
+    after: int | None = None
+    limit: Limit = 100
+
+
+class Conflicts(Request, frozen=True, tag="conflicts"):
+    """Operations that wait for a seal at this moment, the longest first. Answer: ConflictPage."""
+
+    below: list[Name] | None = None
+    limit: Limit = 100
+
+
+class Measures(Request, frozen=True, tag="measures"):
+    """Counts and distributions since the start of the service. Answer: MeasuresReport."""
+
+
+class ShowPolicy(Request, frozen=True, tag="policy"):
+    """The policy in force. Answer: PolicyReport."""
+
+
+class CheckPolicy(Request, frozen=True, tag="check-policy"):
+    """Would this text be a configuration, and what would change? Nothing is changed. Answer:
+    PolicyReport."""
+
+    text: Annotated[str, Meta(max_length=48 * 1024)]
+
+
+class ReloadPolicy(Keyed, frozen=True, tag="reload-policy"):
+    """Read the configuration file again and take its [policy] over. Answer: PolicyReport; refused,
+    with everything as it was, when the file is not a configuration."""
+
+
+class JobKind(StrEnum):
+    AUDIT = "audit"
+    DOCTOR = "doctor"
+
+
+class JobState(StrEnum):
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class StartJob(Keyed, frozen=True, tag="start-job"):
+    """Begin what takes long: an `audit` of every seal, or the `doctor` on a file system, in a
+    scratch directory below `path`. One of each kind at a time. Answer: JobInfo."""
+
+    kind: JobKind
+    path: Name | None = None
+
+
+class ShowJob(Request, frozen=True, tag="job"):
+    """Answer: JobInfo."""
+
+    job: JobId
+
+
+class Jobs(Request, frozen=True, tag="jobs"):
+    """Jobs that run, and the newest of those that are over. Answer: JobList."""
+
+
+class CancelJob(Request, frozen=True, tag="cancel-job"):
+    """Answer: JobInfo, of a job that was cancelled or had ended."""
+
+    job: JobId
+
+
+class Coverage(Request, frozen=True, tag="coverage"):
+    """What the doctor measured last on the file system of `path` in this run of the service.
+    Answer: CoverageReport; rows [start, start + limit)."""
+
+    path: Name
+    start: Annotated[int, Meta(ge=0)] = 0
+    limit: Limit = 1000
+
+
+class FileInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """`key` names the file while it has a seal; `states` counts its seals by state."""
+
+    key: str
+    file: FileId
+    path: str
+    filesystem: str
+    mount: str
+    seals: int
+    sealed_bytes: int
+    states: dict[str, int]
+
+
+class FilePage(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="files"):
+    files: list[FileInfo]
+    next: str | None = None
+
+
+class HolderInfo(msgspec.Struct, frozen=True, kw_only=True):
+    pid: int
+    start_time: int
+    uid: int
+    comm: str
+    alive: bool
+    seals: int
+    sealed_bytes: int
+    states: dict[str, int]
+
+
+class HolderPage(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="holders"):
+    holders: list[HolderInfo]
+    next: int | None = None
+
+
+class WaitingConflict(msgspec.Struct, frozen=True, kw_only=True):
+    """`waits` is how long it has waited, in seconds."""
+
+    enforcer: str
+    operation: Operation
+    path: str
+    seals: list[str]
+    waits: float
+
+
+class ConflictPage(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="conflicts"):
+    conflicts: list[WaitingConflict]
+    total: int
+
+
+class Histogram(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds: `counts[i]` observations were at most `bounds[i]`, the last beyond all bounds."""
+
+    bounds: list[float]
+    counts: list[int]
+    sum: float
+
+
+class MeasuresReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="measures"):
+    """`counters` are by name and label ("conflicts", "held"), `latencies` by what was timed:
+    grant, return, recall (to the end of the seal), conflict (the wait of an operation)."""
+
+    run: str
+    counters: dict[str, dict[str, int]]
+    latencies: dict[str, Histogram]
+    gauges: dict[str, dict[str, float]]
+
+
+class PolicyReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="policy"):
+    """`changed` names the keys of [policy] that differ from those in force before, `restart` the
+    keys elsewhere that only a restart would take over."""
+
+    source: str
+    policy: dict[str, Any]
+    changed: list[str] = []
+    restart: list[str] = []
+
+
+class JobInfo(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="job"):
+    """`done` of `total` steps; `total` 0: not known yet. Times are seconds of the Unix epoch."""
+
+    id: str
+    kind: JobKind
+    state: JobState
+    path: str | None = None
+    principal: str
+    started_at: float
+    ended_at: float | None = None
+    done: int = 0
+    total: int = 0
+    step: str = ""
+    error: str = ""
+    result: dict[str, Any] = {}
+
+
+class JobList(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="jobs"):
+    jobs: list[JobInfo]
+
+
+class CoverageRow(msgspec.Struct, frozen=True, kw_only=True):
+    """As `sealctl doctor` has it."""
+
+    operation: str
+    kind: str
+    conflict: str
+    enforcer: str
+    result: str
+    errno: str | None = None
+    map_changed: bool = False
+    note: str = ""
+
+
+class CoverageReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="coverage"):
+    """`measured_at` null: the doctor was not run on it."""
+
+    mount: str
+    measured_at: float | None = None
+    rows: list[CoverageRow]
+    next: int | None = None
+
+
+class Redeem(Keyed, frozen=True, tag="redeem"):
+    """Turn a claim into the seal that was asked for, with the caller as its holder. A claim is
+    redeemed once. Answer: SealInfo, with the sealed descriptor beside it."""
+
+    claim: Annotated[str, Meta(min_length=16, max_length=128)]
+
+
+class ClaimInfo(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="claim"):
+    """`claim` is a secret: whoever shows it to the service, in time and as one of the allowed
+    users, is granted the seal."""
+
+    claim: str
+    expires_in: float
+    uids: list[int] | None = None
+
+
+AnyRequest = (
+    Files
+    | Holders
+    | Conflicts
+    | Measures
+    | ShowPolicy
+    | CheckPolicy
+    | ReloadPolicy
+    | StartJob
+    | ShowJob
+    | Jobs
+    | CancelJob
+    | Coverage
+    | Redeem
+)
+Result = (
+    FilePage
+    | HolderPage
+    | ConflictPage
+    | MeasuresReport
+    | PolicyReport
+    | JobInfo
+    | JobList
+    | CoverageReport
+    | ClaimInfo
+)

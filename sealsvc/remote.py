@@ -1,0 +1,189 @@
+"""A client of the REST API with the manner of `client.Client`: `sealctl --url` speaks through it,
+so that every command says the same as over the socket. What needs a descriptor or a holder's
+connection (hold, redeem) is not to be had over HTTP."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import ssl
+from collections.abc import Iterator, Sequence
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+import msgspec
+
+from sealsvc import overview
+from sealsvc.client import Client, Reply
+from sealsvc.errors import TABLE, Refusal
+from sealsvc.messages import (
+    AnyRequest,
+    Audit,
+    Downgrade,
+    Event,
+    Extents,
+    Filesystems,
+    List,
+    Mapped,
+    Push,
+    RecallSeals,
+    Renew,
+    Result,
+    Return,
+    Show,
+    Status,
+    Watch,
+    Watching,
+)
+
+# Request -> method and path; the fields that are in the path are not in the query or the body.
+_ROUTES: dict[type, tuple[str, str]] = {
+    Show: ("GET", "/v1/seals/{seal}"),
+    List: ("GET", "/v1/seals"),
+    Extents: ("GET", "/v1/seals/{seal}/extents"),
+    Filesystems: ("GET", "/v1/filesystems"),
+    Status: ("GET", "/v1/status"),
+    overview.Files: ("GET", "/v1/files"),
+    overview.Holders: ("GET", "/v1/holders"),
+    overview.Conflicts: ("GET", "/v1/conflicts"),
+    overview.Measures: ("GET", "/v1/measures"),
+    overview.Coverage: ("GET", "/v1/coverage"),
+    overview.ShowPolicy: ("GET", "/v1/policy"),
+    overview.CheckPolicy: ("POST", "/v1/policy/validation"),
+    overview.ReloadPolicy: ("POST", "/v1/policy/reload"),
+    overview.StartJob: ("POST", "/v1/jobs"),
+    overview.Jobs: ("GET", "/v1/jobs"),
+    overview.ShowJob: ("GET", "/v1/jobs/{job}"),
+    overview.CancelJob: ("DELETE", "/v1/jobs/{job}"),
+    Audit: ("POST", "/v1/audits"),
+    RecallSeals: ("POST", "/v1/recalls"),
+    Mapped: ("POST", "/v1/seals/{seal}/validation"),
+    Renew: ("POST", "/v1/seals/{seal}/renewal"),
+    Downgrade: ("POST", "/v1/seals/{seal}/downgrade"),
+    Return: ("POST", "/v1/seals/{seal}/return"),
+}
+TOKEN_VARIABLE = "SEALSVC_TOKEN"
+
+_decode = msgspec.json.Decoder(Result).decode
+
+
+class RemoteClient(Client):
+    """`url` is http://HOST:PORT, https://HOST:PORT, and the token is in SEALSVC_TOKEN: arguments
+    can be read by everybody, an environment by its owner alone."""
+
+    def __init__(self, url: str, timeout: float | None = 60.0) -> None:
+        self.path, self.timeout = url, timeout
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise Refusal("bad-request", f"{url!r} is not the URL of a sealsvc-api")
+        self._parts = parts
+        self._stream: http.client.HTTPResponse | None = None
+        self._connection = self._connect(timeout)
+
+    def _connect(self, timeout: float | None) -> http.client.HTTPConnection:
+        host, port = self._parts.hostname or "", self._parts.port
+        if self._parts.scheme == "https":
+            context = ssl.create_default_context()
+            return http.client.HTTPSConnection(host, port, timeout=timeout, context=context)
+        return http.client.HTTPConnection(host, port, timeout=timeout)
+
+    def fileno(self) -> int:
+        return -1
+
+    def close(self) -> None:
+        self._connection.close()
+        if self._stream is not None:
+            self._stream.close()
+
+    def call(
+        self,
+        kind: type[AnyRequest],
+        /,
+        fds: Sequence[int] = (),
+        timeout: float | None = None,  # noqa: ARG002 (the interface)
+        **fields: Any,
+    ) -> Reply:
+        unsaid = (None, False, "")
+        given = {n: v for n, v in fields.items() if not any(v is nothing for nothing in unsaid)}
+        if kind is Watch:
+            return Reply(self._watch(given.get("since")))
+        if kind not in _ROUTES or fds:
+            message = f"{kind.__name__} is not to be had over HTTP: use the control socket"
+            raise Refusal("unknown-operation", message)
+        method, template = _ROUTES[kind]
+        path = template.format(**given)
+        rest = {name: given[name] for name in given if f"{{{name}}}" not in template}
+        headers = {}
+        if (seqid := rest.pop("seqid", None)) is not None:
+            headers["If-Match"] = f'"{seqid}"'
+        if key := rest.pop("key", None):
+            headers["Idempotency-Key"] = key
+        if method == "GET" and rest:
+            path += "?" + urlencode({n: "true" if v is True else v for n, v in rest.items()})
+        body = msgspec.json.encode(rest) if method == "POST" else None
+        answer = self._ask(self._connection, method, path, body, headers)
+        return Reply(_decode(answer.read()))
+
+    def _ask(
+        self,
+        connection: http.client.HTTPConnection,
+        method: str,
+        path: str,
+        body: bytes | None,
+        headers: dict[str, str],
+    ) -> http.client.HTTPResponse:
+        if token := os.environ.get(TOKEN_VARIABLE):
+            headers["Authorization"] = f"Bearer {token}"
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        try:
+            connection.request(method, self._parts.path.rstrip("/") + path, body, headers)
+            answer = connection.getresponse()
+        except TimeoutError as error:
+            raise TimeoutError(f"no answer from {self.path} in time") from error
+        except (OSError, http.client.HTTPException) as error:
+            raise Refusal(
+                "service-unavailable", f"no API answers on {self.path}: {error}"
+            ) from None
+        if answer.status >= 400:
+            raise _refusal(answer)
+        return answer
+
+    # Events
+
+    def _watch(self, since: int | None) -> Watching:
+        connection = self._connect(None)
+        path = "/v1/events" + ("" if since is None else f"?since={since}")
+        self._stream = self._ask(connection, "GET", path, None, {})
+        run, _, seq = self._opening().rpartition(".")
+        return Watching(seq=int(seq or 0), gap=False, run=run)
+
+    def _opening(self) -> str:
+        for name, value in self._lines():
+            if name == "id":
+                return value
+        return "0"
+
+    def _lines(self) -> Iterator[tuple[str, str]]:
+        assert self._stream is not None
+        for line in self._stream:
+            name, _, value = line.decode().rstrip("\r\n").partition(": ")
+            yield name, value
+
+    def pushes(self, timeout: float | None = None) -> Iterator[Push]:  # noqa: ARG002
+        """Events alone: recalls go to those who hold seals, over the socket."""
+        if self._stream is None:
+            return
+        for name, value in self._lines():
+            if name == "data":
+                yield msgspec.json.decode(value.encode(), type=Event)
+
+
+def _refusal(answer: http.client.HTTPResponse) -> Refusal:
+    try:
+        told = json.loads(answer.read())
+        code = told["code"] if told["code"] in TABLE else "internal"
+        return Refusal(code, told["detail"], told.get("details", {}), told.get("retry_after"))
+    except (ValueError, KeyError, TypeError):
+        return Refusal("internal", f"the API answered {answer.status} {answer.reason}")

@@ -1,0 +1,153 @@
+"""What is sealed, seen from other sides than the seal's: files, holders, operations that wait.
+
+Each page walks the whole table, which is memory: for people and dashboards, not for hot paths."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+from sealsvc import clock
+from sealsvc.messages import List
+from sealsvc.overview import (
+    ConflictPage,
+    Conflicts,
+    FileInfo,
+    FilePage,
+    Files,
+    HolderInfo,
+    HolderPage,
+    Holders,
+    WaitingConflict,
+)
+from sealsvc.policy import lies_below
+from sealsvc.recall import Waiting
+from sealsvc.seals import Seal
+
+_PAGE = 100  # what fits into one message, whatever the paths are
+
+
+def key_of(seal: Seal) -> str:
+    return f"{seal.file.device}-{seal.file.inode}-{seal.file.generation}"
+
+
+def chosen(seals: Iterable[Seal], request: List) -> list[Seal]:
+    """The seals that the filters of a List let through; `path` is judged elsewhere."""
+    tests: list[Callable[[Seal], bool]] = []
+    if request.state is not None:
+        tests.append(lambda seal: seal.state is request.state)
+    if request.kind is not None:
+        tests.append(lambda seal: seal.request.kind is request.kind)
+    if request.pid is not None:
+        tests.append(lambda seal: seal.process.holder.pid == request.pid)
+    if request.uid is not None:
+        tests.append(lambda seal: seal.process.holder.uid == request.uid)
+    if request.tag is not None:
+        tests.append(lambda seal: seal.request.tag == request.tag)
+    if request.owner is not None:
+        tests.append(lambda seal: seal.request.principal == request.owner)
+    if request.filesystem is not None:
+        tests.append(lambda seal: seal.filesystem.mount == request.filesystem)
+    if (below := request.below) is not None:
+        tests.append(lambda seal: lies_below(seal.path, below))
+    if (text := request.search) is not None:
+        tests.append(lambda seal: _mentions(seal, text.lower()))
+    return [seal for seal in seals if all(test(seal) for test in tests)]
+
+
+def _mentions(seal: Seal, text: str) -> bool:
+    holder = seal.process.holder
+    told = (seal.id, seal.path, seal.request.tag, holder.comm, str(holder.pid))
+    return any(text in part.lower() for part in told)
+
+
+def _within(seals: Iterable[Seal], below: list[str] | None) -> list[Seal]:
+    return [seal for seal in seals if below is None or lies_below(seal.path, below)]
+
+
+def files(seals: Iterable[Seal], request: Files) -> FilePage:
+    by_key: dict[str, list[Seal]] = {}
+    for seal in _within(seals, request.below):
+        by_key.setdefault(key_of(seal), []).append(seal)
+    found = sorted(
+        key
+        for key, own in by_key.items()
+        if (request.key is None or key == request.key)
+        and (request.path is None or any(seal.path == request.path for seal in own))
+        and (request.after is None or key > request.after)
+    )
+    page = found[: min(request.limit, _PAGE)]
+    return FilePage(
+        files=[_file(key, by_key[key]) for key in page],
+        next=page[-1] if len(found) > len(page) else None,
+    )
+
+
+def _file(key: str, seals: list[Seal]) -> FileInfo:
+    newest = max(seals, key=lambda seal: seal.granted_at)
+    return FileInfo(
+        key=key,
+        file=newest.file,
+        path=newest.path,
+        filesystem=newest.filesystem.type,
+        mount=newest.filesystem.mount,
+        seals=len(seals),
+        sealed_bytes=sum(seal.effective.length for seal in seals),
+        states=_states(seals),
+    )
+
+
+def holders(seals: Iterable[Seal], request: Holders) -> HolderPage:
+    by_pid: dict[int, list[Seal]] = {}
+    for seal in _within(seals, request.below):
+        by_pid.setdefault(seal.process.holder.pid, []).append(seal)
+    found = sorted(
+        pid
+        for pid in by_pid
+        if (request.pid is None or pid == request.pid)
+        and (request.after is None or pid > request.after)
+    )
+    page = found[: min(request.limit, _PAGE)]
+    return HolderPage(
+        holders=[_holder(by_pid[pid]) for pid in page],
+        next=page[-1] if len(found) > len(page) else None,
+    )
+
+
+def _holder(seals: list[Seal]) -> HolderInfo:
+    # A pid that was used again has seals of two processes: the newest speaks for it.
+    newest = max(seals, key=lambda seal: seal.granted_at)
+    holder = newest.process.holder
+    return HolderInfo(
+        pid=holder.pid,
+        start_time=holder.start_time,
+        uid=holder.uid,
+        comm=holder.comm,
+        alive=not newest.exited.is_set(),
+        seals=len(seals),
+        sealed_bytes=sum(seal.effective.length for seal in seals),
+        states=_states(seals),
+    )
+
+
+def _states(seals: list[Seal]) -> dict[str, int]:
+    return dict(Counter(str(seal.state) for seal in seals))
+
+
+def conflicts(waiting: Iterable[Waiting], request: Conflicts) -> ConflictPage:
+    now, below = clock.now(), request.below
+    found = [w for w in waiting if below is None or lies_below(w.path, below)]
+    found.sort(key=lambda w: w.since)
+    return ConflictPage(
+        conflicts=[
+            WaitingConflict(
+                enforcer=w.enforcer,
+                operation=w.report.operation,
+                path=w.path,
+                seals=w.seals[:100],
+                waits=max(0.0, now - w.since),
+            )
+            for w in found[: min(request.limit, _PAGE)]
+        ],
+        total=len(found),
+    )

@@ -1,0 +1,136 @@
+"""The figures of the ring: what tests/bench/rings.py measures, beside its floors and its peers."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from sealsvc.client import Client
+from sealsvc.messages import Return
+from tests.bench.figures import Bench, Figure, alternate
+from tests.bench.rings import RingBench, etcd, etcd_cycle, fill_of
+
+_LIVE, _CLIENTS = 1_000_000, 1000
+
+
+def seal_valid(bench: Bench, rounds: int) -> Figure:
+    """A check of a seal in the table; nanoseconds. Peer: fcntl(F_GETLEASE)."""
+    ringing = RingBench(bench)
+    path = bench.file("valid")
+    lease = np.percentile(ringing.samples("getlease", path, 50), 50)
+    figure = alternate(
+        "seal_valid", "a plain load of 8 bytes", 1.5,
+        lambda: ringing.samples("valid", path, 50),
+        lambda: ringing.samples("load", path, 50), rounds,
+    )  # fmt: skip
+    peers = {"F_GETLEASE": round(float(lease) / figure.p50, 1)}
+    return replace(figure, unit="ns", peers=peers)
+
+
+def ring_grant_return(bench: Bench, rounds: int) -> Figure:
+    """Grant and return, a pair: the return goes with the next grant, as a client that has always
+    something to seal does it. Beside it: each waited for; 32 pairs by two doorbells (pairs per
+    second); fcntl leases, etcd leases and the control socket, as multiples."""
+    ringing = RingBench(bench)
+    path = bench.file("ring")
+    figure = alternate(
+        "ring_grant_return", "eventfd round trip in C", 2.0,
+        lambda: ringing.samples("pipelined", path, 1000),
+        lambda: bench.floor("eventfd", 2000), rounds,
+    )  # fmt: skip
+    apart = np.percentile(ringing.samples("cycle", path, 2000), 50)
+    batch = np.percentile(ringing.samples("batch", path, 1000), 50)
+    peers = {
+        "each_waited_for_us": round(float(apart), 2),
+        "batched_per_second": round(1e6 / float(batch)),
+        "fcntl_lease": _times(bench.floor("lease-cycle", 2000, str(path)), figure),
+        "control_socket": _times(_control_cycle(bench, path), figure),
+    }
+    with etcd() as port:
+        if port is not None:
+            peers["etcd_lease"] = _times(etcd_cycle(port, 200), figure)
+    return replace(figure, peers=peers)
+
+
+def _times(samples: list[float], figure: Figure) -> float:
+    return round(float(np.percentile(samples, 50)) / figure.p50, 1)
+
+
+def _control_cycle(bench: Bench, path: Path) -> list[float]:
+    samples = []
+    with Client(bench.socket) as client:
+        for _ in range(50):
+            fd = os.open(path, os.O_RDWR)
+            begun = time.perf_counter()
+            reply = client.grant(fds=[fd], kind="shared")
+            os.close(fd)
+            client.call(Return, seal=reply.seal.id)
+            samples.append((time.perf_counter() - begun) * 1e6)
+    return samples
+
+
+def cold_grant_return(bench: Bench, rounds: int) -> Figure:
+    """A seal on a file that is not registered: grant by descriptor, close, return."""
+    path, bare = bench.file("cold"), bench.file("cold-bare")
+    floor = [
+        cold + trip
+        for cold, trip in zip(
+            bench.floor("cold", 2000, str(bare)), bench.floor("eventfd", 2000), strict=True
+        )
+    ]
+    return alternate(
+        "cold_grant_return", "mark, FIEMAP, unmark in C + eventfd round trip", 2.0,
+        lambda: _control_cycle(bench, path), lambda: floor, rounds,
+    )  # fmt: skip
+
+
+def conflict_to_recall(bench: Bench, rounds: int) -> Figure:
+    """From just before another process's truncate(2) to the holder's callback."""
+    ringing = RingBench(bench)
+    path, lease = bench.file("recalled", 8192), bench.file("lease")
+    return alternate(
+        "conflict_to_recall", "F_SETLEASE break seen through signalfd in C", 1.5,
+        lambda: ringing.samples("recall", path, 20),
+        lambda: bench.floor("lease", 50, str(lease)), rounds,
+    )  # fmt: skip
+
+
+def bytes_per_seal(bench: Bench, rounds: int) -> Figure:
+    """Memory of the keeper for a million live seals, each; and what a grant costs beside them."""
+    ringing = RingBench(bench)
+    path = bench.file("million")
+    counts = (1, 1000, 100_000, _LIVE)
+    found = {live: fill_of(ringing, path, live) for live in counts}
+    cost = {f"grant_us_at_{live}": round(row["p50"], 2) for live, row in found.items()}
+    used = round(found[_LIVE]["bytes"], 1)
+    growth = round(found[_LIVE]["p50"] / found[1000]["p50"], 2)
+    return Figure(
+        "bytes_per_seal", "B", used, used, 64.0, "a slot of the table", round(used / 64, 2), 8.0,
+        {**cost, "grant_at_most_over_1k": growth},
+    )  # fmt: skip
+
+
+def many_clients(bench: Bench, rounds: int) -> Figure:
+    """A thousand rings at once, mixed work, all served: the slowest of a hundred commands."""
+    ringing = RingBench(bench)
+    path = bench.file("clients")
+    samples = ringing.samples("clients", path, 20, _CLIENTS)
+    p50, p99 = np.percentile(samples, 50), np.percentile(samples, 99)
+    return Figure(
+        "many_clients_p99", "us", round(p99, 1), round(p99, 1), round(p50, 1),
+        f"the median of the same, {_CLIENTS} rings", round(p99 / p50, 2), 20.0,
+    )  # fmt: skip
+
+
+RING_BENCHMARKS = {
+    "seal_valid": seal_valid,
+    "ring_grant_return": ring_grant_return,
+    "cold_grant_return": cold_grant_return,
+    "conflict_to_recall": conflict_to_recall,
+    "bytes_per_seal": bytes_per_seal,
+    "many_clients_p99": many_clients,
+}

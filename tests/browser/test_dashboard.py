@@ -1,0 +1,242 @@
+"""The dashboard as its users meet it."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from sealsvc.messages import Return, Simulate
+from tests.api.conftest import write_principals
+from tests.api.running import Front, front, service
+from tests.browser.conftest import TOKEN, enter, picture
+
+PAGES = ["", "#/seals", "#/files", "#/holders", "#/filesystems", "#/events"]
+
+
+@contextmanager
+def intruder(there: Front, path: str) -> Iterator[None]:
+    """An operation that conflicts, and waits until its seal is returned."""
+
+    def intrude() -> None:
+        with there.client() as script:
+            script.call(Simulate, action="conflict", path=path, length=4096, pid=1, timeout=60)
+
+    thread = threading.Thread(target=intrude)
+    thread.start()
+    try:
+        yield
+    finally:
+        with there.http() as http, there.client() as control:
+            for seal in http.get("/v1/seals", params={"path": path}).json()["seals"]:
+                control.call(Return, seal=seal["id"])
+        thread.join(20)
+
+
+def test_a_wrong_token_is_told(page: Page) -> None:
+    page.goto("/dashboard/")
+    page.get_by_label("Token").fill("wrong")
+    page.get_by_role("button", name="Log in").click()
+    expect(page.get_by_role("alert").filter(has_text="not known")).to_be_visible()
+    picture(page, "login")
+
+
+def test_logging_in_and_out(page: Page) -> None:
+    enter(page)
+    expect(page.get_by_role("heading", name="Overview")).to_be_visible()
+    assert page.evaluate("document.cookie") == "", "no script can read the session"
+    page.reload()
+    expect(page.get_by_role("heading", name="Overview")).to_be_visible()
+    page.get_by_role("button", name="Log out").click()
+    expect(page.get_by_label("Token")).to_be_visible()
+    page.reload()
+    expect(page.get_by_label("Token")).to_be_visible()
+
+
+def test_a_conflict_is_seen_while_it_happens(page: Page, there: Front) -> None:
+    """Without a click: the page is told."""
+    enter(page)
+    expect(page.get_by_text("Nothing waits for a seal.")).to_be_visible()
+    with intruder(there, "/sim/volume-2"):
+        waiting = page.get_by_role("region", name="Operations that wait")
+        expect(waiting.get_by_text("fallocate-punch-hole")).to_be_visible(timeout=3000)
+        recalls = page.get_by_role("region", name="Recalls in flight")
+        expect(recalls.get_by_text("/sim/volume-2")).to_be_visible()
+        picture(page, "overview")
+    expect(page.get_by_text("Nothing waits for a seal.")).to_be_visible(timeout=3000)
+    page.goto("/dashboard/#/events")
+    listed = page.get_by_role("list", name="Events")
+    expect(listed.get_by_text("conflict-ended").first).to_be_visible()
+    picture(page, "events")
+
+
+def test_searching_and_recalling_by_a_click(page: Page, there: Front) -> None:
+    enter(page, where="#/seals")
+    rows = page.locator("tbody tr")
+    before = rows.count()
+    assert before >= 2
+    page.get_by_label("Search").press_sequentially("volume-1", delay=20)
+    expect(rows).to_have_count(1)
+    expect(page.get_by_label("Search")).to_be_focused()
+    page.get_by_label("State").select_option("lost")
+    expect(page.get_by_text("No seal matches.")).to_be_visible()
+    page.get_by_label("State").select_option("")
+    picture(page, "seals")
+    page.get_by_role("button", name="Recall seal").click()
+    expect(rows.first.locator(".state")).to_have_text("recalled", timeout=3000)
+    with there.http() as http:
+        (seal,) = http.get("/v1/seals", params={"path": "/sim/volume-1"}).json()["seals"]
+        assert seal["reason"] == "dashboard"
+
+
+def test_a_viewer_is_offered_nothing_to_click(page: Page) -> None:
+    enter(page, "viewer", "#/seals")
+    expect(page.locator("tbody tr").first).to_be_visible()
+    expect(page.get_by_role("button", name="Recall seal")).to_have_count(0)
+    expect(page.get_by_role("button", name="Return seal")).to_have_count(0)
+
+
+def test_a_files_map_is_drawn_and_drift_shows(page: Page, there: Front) -> None:
+    enter(page, where="#/files")
+    page.get_by_role("link", name="/sim/db").click()
+    drawing = page.get_by_role("img", name="Extent map")
+    expect(drawing).to_be_visible()
+    expect(page.locator("svg .sealed")).to_have_count(1)
+    expect(page.locator("#drift")).to_have_count(0)
+    with there.client() as control:
+        control.call(Simulate, action="drift", path="/sim/db")
+    expect(page.locator("#drift")).to_be_visible(timeout=5000)
+    expect(page.locator("svg .extent.drift").first).to_be_attached()
+    picture(page, "file")
+
+
+def test_holders_and_file_systems(page: Page) -> None:
+    enter(page, where="#/holders")
+    page.locator("tbody a").first.click()
+    expect(page.get_by_role("heading", name="Holder")).to_be_visible()
+    picture(page, "holder")
+    page.get_by_role("link", name="File systems").click()
+    expect(page.get_by_role("heading", name="/sim")).to_be_visible()
+    page.get_by_role("button", name="Measure the coverage here").click()
+    expect(page.locator("#said")).to_contain_text("nothing to measure")
+
+
+COVERAGE = {
+    "type": "coverage",
+    "mount": "/sim",
+    "measured_at": 1767225600.0,
+    "rows": [
+        {
+            "operation": operation,
+            "kind": kind,
+            "conflict": conflict,
+            "enforcer": "fanotify+bpf",
+            "result": "not-covered" if operation == "swapext" and kind == "shared" else result,
+            "map_changed": False,
+            "note": "",
+        }
+        for operation in ("truncate", "fallocate-punch-hole", "ficlone", "swapext", "pread")
+        for kind in ("exclusive", "shared")
+        for conflict, result in (("wait", "waits"), ("refuse", "refused"))
+    ],
+}
+
+
+def test_coverage_is_a_heat_map(page: Page) -> None:
+    """Of rows as the doctor reports them; a simulation has nothing to measure."""
+    page.route("**/v1/coverage?*", lambda route: route.fulfill(json=COVERAGE))
+    enter(page, where="#/filesystems")
+    expect(page.locator("td.heat.waits")).to_have_count(9)
+    expect(page.locator("td.heat.not-covered")).to_have_count(2)
+    expect(page.get_by_text("NOT COVERED").first).to_be_visible()
+    picture(page, "filesystems")
+
+
+def test_what_is_not_there_is_told(page: Page) -> None:
+    enter(page, where=f"#/seals/{'f' * 24}")
+    expect(page.locator("#refused")).to_contain_text("there is no seal")
+    page.goto("/dashboard/#/nothing")
+    expect(page.locator("#refused")).to_contain_text("no such page")
+
+
+def test_it_recovers_after_the_service_was_restarted(browser: Browser, tmp_path: Path) -> None:
+    principals = write_principals(
+        tmp_path / "p.toml", root={"role": "admin", "scopes": ["/"], "token": TOKEN}
+    )
+    with service(tmp_path, "--sim") as first, front(tmp_path, principals) as there:
+        context = browser.new_context(base_url=there.base)
+        page = context.new_page()
+        enter(page)
+        first.terminate()
+        first.wait(20)
+        expect(page.get_by_role("alert").filter(has_text="does not answer")).to_be_visible()
+        picture(page, "unavailable")
+        with service(tmp_path, "--sim"):
+            expect(page.locator("#banner")).to_be_hidden(timeout=15_000)
+            page.goto("/dashboard/#/events")
+            listed = page.get_by_role("list", name="Events")
+            expect(listed.get_by_text("restarted").first).to_be_visible()
+        context.close()
+
+
+def test_on_a_phone_and_in_the_dark(browser: Browser, there: Front) -> None:
+    context = browser.new_context(
+        base_url=there.base, viewport={"width": 375, "height": 740}, color_scheme="dark"
+    )
+    page = context.new_page()
+    enter(page, where="#/seals")
+    expect(page.locator("tbody tr").first).to_be_visible()
+    for where in PAGES:
+        page.goto(f"/dashboard/{where}")
+        page.wait_for_selector("h1")
+        wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+        assert wide <= 0, f"{where} is {wide} px wider than the screen"
+    picture(page, "phone-dark")
+    context.close()
+
+
+def test_everything_is_reached_by_keyboard(page: Page) -> None:
+    enter(page)
+    page.keyboard.press("Tab")
+    page.goto("/dashboard/#/seals")
+    expect(page.locator("h1")).to_be_focused()
+    reached = set()
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.id || document.activeElement.ariaLabel"))
+    assert {"search", "filter-state", "filter-kind", "Seals"} <= reached
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(browser: Browser, there: Front, axe: str, scheme: str) -> None:
+    # Only the checker itself is let past the page's policy.
+    context = browser.new_context(base_url=there.base, color_scheme=scheme, bypass_csp=True)
+    page = context.new_page()
+    page.route("**/v1/coverage?*", lambda route: route.fulfill(json=COVERAGE))
+    page.goto("/dashboard/")
+    page.wait_for_selector("#token")
+    found = [*violations(page, axe)]
+    enter(page)
+    with there.http() as http:
+        file = http.get("/v1/files").json()["files"][0]["key"]
+    for where in [*PAGES, f"#/files/{file}"]:
+        page.goto(f"/dashboard/{where}")
+        page.wait_for_selector("h1")
+        page.wait_for_timeout(200)
+        found += [f"{where}: {told}" for told in violations(page, axe)]
+    context.close()
+    assert not found, "\n".join(found)
+
+
+def violations(page: Page, axe: str) -> list[str]:
+    page.evaluate(axe)
+    result = page.evaluate("axe.run()")
+    return [
+        f"{found['id']}: {json.dumps([node['html'][:160] for node in found['nodes'][:3]])}"
+        for found in result["violations"]
+    ]

@@ -1,0 +1,65 @@
+"""A client that leaves, or cancels, in the middle of a slow grant: it leaves nothing behind."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sealsvc.client import Client
+from sealsvc.messages import Cancel, Grant, List, Return, Status
+from tests.faults.conftest import Intrude, granted, nothing_is_left, serve
+from tests.faults.test_errors import PREPARED, injecting
+from tests.service.conftest import Running, until
+from tests.soak.leaks import differences, footprint
+
+pytestmark = [
+    pytest.mark.kernel,
+    pytest.mark.skipif(shutil.which("strace") is None, reason="there is no strace"),
+]
+
+# What takes long, and whether only such calls on the file are meant.
+SLOW = [("openat2", False), ("fallocate", True), ("fsync", True), ("ioctl", True), ("fcntl", True)]
+
+
+@pytest.fixture
+def client(running: Running) -> Iterator[Client]:
+    """Of a service that soon forgets the files that it watched."""
+    with running.config.open("a") as config:
+        config.write("[enforcers]\nlinger = 0.1\n")
+    serve(running)
+    running.ready()
+    with Client(str(running.socket), timeout=10) as made:
+        yield made
+
+
+@pytest.mark.parametrize("manner", ["leaves", "cancels"])
+@pytest.mark.parametrize(("call", "only"), SLOW)
+def test_a_grant_is_given_up(
+    running: Running, client: Client, file: Path, intrude: Intrude, call: str, only: bool,
+    manner: str,
+) -> None:  # fmt: skip
+    client.call(Return, seal=granted(client, file))
+    time.sleep(1.2)  # longer than the file lingers
+    assert running.process
+    before = footprint(running.process.pid)
+    slowly = f"{call}:delay_enter=300000:when=1"
+    with (
+        Client(str(running.socket)) as leaving,
+        injecting(running, slowly, path=file if only else None),
+    ):
+        asked = leaving.send(Grant, path=str(file), kind="shared", **PREPARED)
+        time.sleep(0.15)
+        if manner == "cancels":
+            leaving.call(Cancel, request=asked)
+        else:
+            leaving.close()
+        time.sleep(0.5)
+    until(lambda: client.call(Status).result.connections == 1)
+    assert client.call(List).result.seals == []
+    pid = running.process.pid
+    until(lambda: not differences(before, footprint(pid), 16, 1 << 20), 5)
+    nothing_is_left(running, file, intrude)
