@@ -20,6 +20,7 @@ static const struct {
 	{"no-such-file", ENOENT},
 	{"no-such-seal", ENOENT},
 	{"no-such-holder", ESRCH},
+	{"no-such-job", ENOENT},
 	{"not-a-regular-file", EINVAL},
 	{"filesystem-unsupported", ENOTSUP},
 	{"enforcer-unavailable", ENOTSUP},

@@ -137,11 +137,9 @@ def library() -> Path:
 def test_the_library_exports_what_the_header_declares_and_nothing_else() -> None:
     said = run("nm", "-D", "--defined-only", library())
     exported = set(re.findall(r" T (\w+)@@LIBSEAL_1", said))
-    header = re.sub(
-        r"/\*.*?\*/|static inline[^}]*}", "", (LIBSEAL / "seal.h").read_text(), flags=re.S
-    )
-    declared = set(re.findall(r"\b(seal_\w+)\([^)]*\)?[^;]*;", header)) - {"seal_valid"}
-    assert exported == {name for name in declared if name in header}
+    text = (LIBSEAL / "seal.h").read_text()
+    header = re.sub(r"/\*.*?\*/|static inline.*?^}", "", text, flags=re.S | re.M)
+    assert exported == set(re.findall(r"\b(seal_\w+)\(", header))
     assert "libseal.so.1" in run("readelf", "-d", library())
 
 
