@@ -9,10 +9,10 @@ native/libseal/seal.h names.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Self
 
 from sealsvc.client import socket_path
@@ -113,12 +113,7 @@ class Seal:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         while True:
             try:
                 self.refresh()
@@ -126,7 +121,7 @@ class Seal:
             except FileNotFoundError:
                 return  # it is over
             except OSError as failure:
-                if failure.errno != 116:  # ESTALE: it was recalled in between
+                if failure.errno != errno.ESTALE:  # it was recalled in between
                     raise
             else:
                 return

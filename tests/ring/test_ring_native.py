@@ -1,5 +1,5 @@
-"""The C side by itself: its tests under sanitizers, fuzzers for a bounded time, the doorbells' model,
-and what libseal promises as a library."""
+"""The C side by itself: its tests under sanitizers, fuzzers for a bounded time, the model of the
+doorbells, and what libseal promises as a library."""
 
 from __future__ import annotations
 

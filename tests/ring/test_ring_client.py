@@ -1,0 +1,88 @@
+"""The Python face of libseal: contexts, event loops, and readers that are late."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+
+from sealsvc.model import State
+from sealsvc.ring_client import AsyncRingClient, News, RingClient
+from tests.ring.conftest import BLOCK, SIZE, truncating
+from tests.service.conftest import Running, until
+
+pytestmark = [pytest.mark.kernel]
+
+
+def test_leaving_its_context_returns_a_seal(client: RingClient, fd: int, file: Path) -> None:
+    registered = client.register(fd)
+    with client.grant(registered, 0, BLOCK) as seal:
+        assert seal.valid
+    assert seal.state is State.RETURNED
+    assert not seal.valid
+    with truncating(file, 0), client.grant(registered, 0, BLOCK) as recalled:
+        until(lambda: recalled.state in (State.RECALLED, State.GRANTED))
+    assert recalled.state is State.RETURNED
+
+
+def test_a_client_that_is_closed_cannot_be_used(running: Running, fd: int) -> None:
+    client = RingClient(str(running.socket))
+    client.close()
+    client.close()
+    with pytest.raises(ValueError, match="closed"):
+        client.register(fd)
+
+
+def test_who_does_not_dispatch_is_told_that_news_were_dropped(
+    running: Running, fd: int, file: Path
+) -> None:
+    with RingClient(str(running.socket), events=2) as client:
+        registered = client.register(fd)
+        seals = [client.grant(registered, n * BLOCK, BLOCK) for n in range(4)]
+        assert not client.missed
+        with truncating(file, 0):
+            until(lambda: all(seal.state is State.RECALLED for seal in seals))
+            assert len(client.dispatch()) == 2
+            assert client.missed
+            assert not client.missed
+            for seal in seals:
+                seal.refresh()
+                seal.give_back()
+
+
+def test_in_an_event_loop(running: Running, fd: int, file: Path) -> None:
+    async def hold() -> list[News]:
+        with AsyncRingClient(str(running.socket)) as client:
+            seal = client.grant(client.register(fd), 0, SIZE)
+            truncation = await asyncio.create_subprocess_exec("truncate", "-s", "0", file)
+            found = []
+            async with asyncio.timeout(20), aclosing(client.pushes()) as pushes:
+                async for news in pushes:
+                    found.append(news)
+                    if news.kind == "recall":
+                        seal.refresh()
+                        seal.give_back()
+                    if seal.state is State.RETURNED:
+                        break
+            assert await truncation.wait() == 0
+            return found
+
+    found = asyncio.run(hold())
+    assert found[0].kind == "recall"
+    assert found[0].length == SIZE
+    assert os.fstat(fd).st_size == 0
+
+
+def test_seals_are_independent_of_the_clients_threads(client: RingClient, fd: int) -> None:
+    """Validity may be asked by any thread while the client is used."""
+    registered = client.register(fd)
+    seal = client.grant(registered, 0, BLOCK)
+
+    async def ask() -> bool:
+        answers = [asyncio.to_thread(lambda: seal.valid) for _ in range(8)]
+        return all(await asyncio.gather(*answers))
+
+    assert asyncio.run(ask())
