@@ -135,6 +135,9 @@ class Policy:
                 retry_after=1.0,
             )
 
+    def accepts(self, risk: str) -> bool:
+        return bool({"all", risk} & set(self.section.accept_risks))
+
     def admit_ring(self, slots: int, reserved: int, table: SealTable) -> None:
         """May a client have a seal table of so many slots, where `reserved` are others'?"""
         section = self.section

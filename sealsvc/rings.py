@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from sealsvc.control import Connection, Reply
-from sealsvc.enforce import Verdict, watchable
+from sealsvc.enforce import Verdict, Watchable, watchable
 from sealsvc.errors import Refusal
 from sealsvc.grants import Asker, Grants
 from sealsvc.keeper import KeeperError
@@ -32,8 +32,10 @@ from sealsvc.ring_keeper import RingKeeper, RingRow, moment
 from sealsvc.seals import Seal
 
 _LINGER = 60.0  # seconds a ring waits for its client to come again
+_MAX_OF_USER = 1024  # of the keeper's 4096
 _USED = (State.GRANTED, State.ACTIVE)
 _NO_SLOT = 2**32 - 1
+_RISK = "overlay-truncate"
 
 
 @dataclass(eq=False)
@@ -116,6 +118,9 @@ class Rings:
     def _create(self, connection: Connection, request: Attach) -> RingClient:
         if any(client.connection is connection for client in self.clients.values()):
             raise Refusal("bad-request", "this connection has a ring")
+        mine = sum(client.row.owner == connection.peer.uid for client in self.clients.values())
+        if mine >= _MAX_OF_USER:
+            raise Refusal("limit-reached", f"a user may have {_MAX_OF_USER} rings")
         reserved = sum(client.row.slots for client in self.clients.values())
         self.policy.admit_ring(request.slots, reserved, self.table)
         secret, uid = secrets.randbits(64), connection.peer.uid
@@ -167,7 +172,7 @@ class Rings:
 
     def _place(self, client: RingClient, seal: Seal) -> None:
         """Make it known natively, while its guard still holds everything."""
-        front = watchable(seal.hold) if seal.request.kind is Kind.SHARED else None
+        front = self._front(seal)
         try:
             file = self.keeper.register(client.number, seal, watched=front is not None)
         except KeeperError as error:
@@ -177,6 +182,17 @@ class Rings:
             front.watch(seal.place.key)
         self.keeper.freshen(seal)
         client.files[file] = seal
+
+    def _front(self, seal: Seal) -> Watchable | None:
+        """What is to leave the judging to the ring; None: the registration holds its whole range.
+        Behind it bpf then leaves truncations alone, which has to be accepted."""
+        if seal.request.kind is not Kind.SHARED:
+            return None
+        if len(seal.enforcers) > 1:
+            if not self.policy.accepts(_RISK):
+                return None
+            seal.accepted_risks = sorted({*seal.accepted_risks, _RISK})
+        return watchable(seal.hold)
 
     def _hook(self, client: RingClient, seal: Seal) -> None:
         place, before = seal.place, seal.at_end

@@ -52,7 +52,8 @@ struct question {
 	uint64_t start, end;
 	int32_t tgid;
 	uint32_t open, seen; /* it is an open; fanotify has seen it, or will */
-	int32_t error;	     /* the answer */
+	uint32_t truncates;
+	int32_t error; /* the answer */
 };
 
 static __always_inline int changes_nothing(const struct attempt *a, uint32_t reflink)
@@ -99,6 +100,8 @@ static __always_inline int left_to_front(const struct question *q, const struct 
 		return q->seen;
 	case SEAL_BPF_BEHIND_LEASE:
 		return q->open;
+	case SEAL_BPF_BEHIND_WATCH:
+		return q->seen || q->truncates;
 	}
 	return 0;
 }
@@ -136,6 +139,7 @@ static __always_inline int ask(const struct seal_bpf_entry *entry, const struct 
 		.tgid = tgid,
 		.open = a->op == SEAL_OP_OPEN || a->op == SEAL_OP_EXEC,
 		.seen = a->seen,
+		.truncates = a->op == SEAL_OP_TRUNCATE,
 	};
 
 	event->token_count = 0;

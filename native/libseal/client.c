@@ -102,6 +102,7 @@ static int read_mailbox(struct seal_client *client)
 	client->head = box.command_head;
 	client->reaped = box.reaped;
 	client->event_tail = box.event_tail;
+	client->spin = client->options.spin;
 	/* Apart from the ids of whoever used the ring before us. */
 	client->next_id = (uint64_t)box.command_head << 16;
 	return 0;

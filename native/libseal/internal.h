@@ -30,6 +30,7 @@ struct seal_client {
 	uint32_t command_size, event_count, data_size, slot_count;
 	uint32_t head, reaped, event_tail;
 	uint64_t next_id;
+	uint32_t spin; /* looks before the next sleep */
 	uint32_t ring;
 	char secret[17];
 	char file_ids[FILES_MAX][ID_SIZE];

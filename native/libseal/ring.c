@@ -151,6 +151,19 @@ static int sleep_until(struct seal_client *client, const struct seal_command *en
 	return 0;
 }
 
+/* Looking that leads to nothing, as on a single processor, is given up; now and then it is tried. */
+static void adapt(struct seal_client *client, int seen)
+{
+	uint32_t most = client->options.spin;
+
+	if (seen)
+		client->spin = client->spin > most / 2 ? most : 2 * client->spin;
+	else
+		client->spin /= 2;
+	if (!client->spin && client->next_id % 64 == 0)
+		client->spin = most;
+}
+
 int ring_wait(struct seal_client *client, uint32_t place, struct seal_command *out)
 {
 	struct seal_command *entry = (void *)(client->commands + place);
@@ -158,7 +171,8 @@ int ring_wait(struct seal_client *client, uint32_t place, struct seal_command *o
 
 	if (client->options.spin)
 		__atomic_store_n(&client->mailbox->bell_wanted, 0, __ATOMIC_RELAXED);
-	if (!spin(entry, client->options.spin))
+	adapt(client, spin(entry, client->spin));
+	if (!is_done(entry))
 		error = sleep_until(client, entry,
 				    client_now_ns() + (uint64_t)client->options.timeout * 1000000);
 	*out = *entry;

@@ -100,7 +100,7 @@ struct seal_options {
 	uint32_t events;    /* a power of two; 256 */
 	uint32_t data;	    /* bytes, a power of two; 65536 */
 	uint32_t timeout;   /* ms that a blocking call waits; 30000 */
-	uint32_t spin;	    /* looks at a completion before sleeping; 0 */
+	uint32_t spin;	    /* looks before sleeping, at most: adapted; 0 */
 	/* Called by seal_dispatch() alone. They may use the client. */
 	void (*news)(struct seal_client *client, const struct seal_news *news, void *context);
 	void (*done)(struct seal_client *client, const struct seal_completion *done, void *context);

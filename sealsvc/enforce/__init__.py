@@ -201,9 +201,7 @@ class Holds:
 
     def change(self, verdict: Verdict) -> None:
         for hold in self.holds:
-            # Those behind cannot ask: they keep the whole of a registered range.
-            asks = verdict is Verdict.WATCH and hold is not self.front
-            hold.change(Verdict.WAIT if asks else verdict)
+            hold.change(verdict)
 
     def resize(self, range: ByteRange) -> None:
         for hold in self.holds:

@@ -369,8 +369,8 @@ class BpfEnforcer:
                 "token": guard.token,
                 "holder": guard.holder,
                 "exclusive": int(guard.exclusive),
-                "policy": guards.POLICIES[guard.verdict],
-                "front": _FRONTS[guard.behind],
+                "policy": _policy(guard),
+                "front": _front(guard),
             },
         )
         result: int = lib.seal_bpf_put(self._bpf, key, generation, int(reflink), struct)
@@ -450,6 +450,16 @@ def unpin(directory: Path) -> bool:
     if result < 0:
         raise OSError(-result, os.strerror(-result), str(directory))
     return True
+
+
+def _front(guard: Guard) -> int:
+    watched = guard.verdict is Verdict.WATCH
+    return int(lib.SEAL_BPF_BEHIND_WATCH if watched else _FRONTS[guard.behind])
+
+
+def _policy(guard: Guard) -> int:
+    watched = guard.verdict is Verdict.WATCH
+    return int(guards.POLICIES[Verdict.WAIT if watched else guard.verdict])
 
 
 def _nobody(report: Report) -> None:

@@ -247,6 +247,8 @@ static void recall(const char *socket, const char *path, int rounds)
 			die(path, errno);
 		seal = grant(BLOCK);
 		recalled = 0;
+		/* What the service did about the one before is over. */
+		usleep(5000);
 		if (write(go[1], &byte, 1) < 0)
 			die("pipe", errno);
 		while (!recalled) {

@@ -53,6 +53,14 @@ def test_who_does_not_dispatch_is_told_that_news_were_dropped(
                 seal.give_back()
 
 
+def test_looking_before_sleeping(running: Running, fd: int) -> None:
+    with RingClient(str(running.socket), spin=1000) as client:
+        registered = client.register(fd)
+        for _ in range(200):
+            client.grant(registered, 0, BLOCK).give_back()
+        assert client.dispatch() == []
+
+
 def test_in_an_event_loop(running: Running, fd: int, file: Path) -> None:
     async def hold() -> list[News]:
         with AsyncRingClient(str(running.socket)) as client:

@@ -19,6 +19,9 @@ enum seal_bpf_front {
 	SEAL_BPF_ALONE,
 	SEAL_BPF_BEHIND_FANOTIFY,
 	SEAL_BPF_BEHIND_LEASE,
+	/* fanotify, and it lets go on what meets no seal in the range. Truncations are left to it
+	 * altogether: those by path it sees, and none can be told from those through an overlay. */
+	SEAL_BPF_BEHIND_WATCH,
 };
 
 struct seal_bpf_range {
