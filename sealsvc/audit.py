@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from sealsvc import extents
 from sealsvc.errors import Refusal
@@ -24,8 +25,17 @@ _DEAD = frozenset({errno.EIO, errno.ENODEV, errno.ENXIO, errno.ESHUTDOWN})
 # Seals, and extents of theirs, that one thread looks at in one go.
 _BATCH, _BATCH_EXTENTS = 64, 1 << 16
 
-# What was found of a seal: how its map differs and the map, why it cannot be read, or nothing.
-_Look = tuple[extents.Difference, ExtentMap] | Exception | None
+
+class _Found(NamedTuple):
+    """How a map differs from what was `recorded` of it; and the map."""
+
+    difference: extents.Difference
+    recorded: ExtentMap
+    present: ExtentMap
+
+
+# What was found of a seal, why it cannot be read, or nothing.
+_Look = _Found | Exception | None
 
 
 async def audit(grants: Grants, recaller: Recaller, chosen: Iterable[Seal]) -> AuditReport:
@@ -64,8 +74,8 @@ async def _audit_filesystem(
                 unreadable.append(reason)
             else:
                 checked += 1
-                if found is not None and not seal.may_change():
-                    drifted.append(_drift(grants, recaller, seal, *found))
+                if found is not None and _promised(seal, found):
+                    drifted.append(_drift(grants, recaller, seal, found))
         looked += len(looks)
         if len(looks) < len(batch):
             left = [seal for seal in chosen[looked:] if seal.live]
@@ -99,20 +109,24 @@ def _batch(chosen: list[Seal], start: int) -> list[Seal]:
     return chosen[start:end]
 
 
-def _drift(
-    grants: Grants, recaller: Recaller, seal: Seal, found: extents.Difference, now: ExtentMap
-) -> Drift:
+def _promised(seal: Seal, found: _Found) -> bool:
+    """A registration's map may change while nothing in it is sealed, and is read anew then."""
+    return seal.map is found.recorded and not seal.may_change()
+
+
+def _drift(grants: Grants, recaller: Recaller, seal: Seal, found: _Found) -> Drift:
+    difference = found.difference
     drift = Drift(
         seal=seal.id,
         path=seal.path,
-        logical=found.offset,
-        expected=found.expected,
-        found=found.found,
+        logical=difference.offset,
+        expected=difference.expected,
+        found=difference.found,
     )
     if not seal.drifted:
         recaller.life.events.publish("drift", seal.id, drift=drift)
-        grants.registry.drifted(drift, seal.map, now)
-        recaller.lose(seal, f"the map differs at {found.offset}")
+        grants.registry.drifted(drift, found.recorded, found.present)
+        recaller.lose(seal, f"the map differs at {difference.offset}")
     return drift
 
 
@@ -173,8 +187,11 @@ def _look_at(grants: Grants, batch: list[Seal], found: list[_Look]) -> None:
             found.append(error)
 
 
-def _difference(grants: Grants, seal: Seal) -> tuple[extents.Difference, ExtentMap] | None:
+def _difference(grants: Grants, seal: Seal) -> _Found | None:
     pinned = "pin" in seal.enforcers
     now = grants.host.look(seal.hold.anchor, seal.file, None if pinned else seal.effective)
-    found = None if pinned else extents.first_difference(seal.map, now, seal.effective)
-    return (found, now) if found else None
+    if pinned:
+        return None
+    recorded = seal.map
+    found = extents.first_difference(recorded, now, seal.effective)
+    return _Found(found, recorded, now) if found else None

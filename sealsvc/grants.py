@@ -28,6 +28,10 @@ from sealsvc.workers import Workers
 _PIN_PATIENCE = 1.0  # seconds
 
 
+# What is done with a seal just before it begins, and with a stack for what undoes that.
+Before = Callable[[Seal, ExitStack], None]
+
+
 @dataclass(frozen=True, slots=True)
 class Asker:
     """Who asks: the connection (recalls go to it), its peer, and the process that is to hold."""
@@ -97,7 +101,7 @@ class Grants:
         request: Grant,
         asker: Asker,
         descriptor: int | None,
-        before: Callable[[Seal], None] = lambda _: None,
+        before: Before = lambda *_: None,
     ) -> tuple[Seal, int]:
         """A new seal and the descriptor of its holder, which the caller closes. Takes `descriptor`
         and the asker's process over, whatever happens. `before` is called with the seal just before
@@ -186,9 +190,7 @@ class Grants:
                 os.close(opening.result().fd)
             raise
 
-    async def _grant(
-        self, request: Grant, asker: Asker, target: Target, before: Callable[[Seal], None]
-    ) -> Seal:
+    async def _grant(self, request: Grant, asker: Asker, target: Target, before: Before) -> Seal:
         self.policy.refuse_outside(request.only, target.path)
         wanted = _range(request, target)
         self._end_courtesy(request, target, wanted)
@@ -210,11 +212,11 @@ class Grants:
             if not placing.cancelled() and placing.exception() is None:
                 placing.result().hold.release()
             raise
-        try:
-            before(seal)
-        except BaseException:
-            seal.hold.release()
-            raise
+        with ExitStack() as undo:
+            undo.callback(seal.hold.release)
+            before(seal, undo)
+            self.life.record(seal)
+            undo.pop_all()
         self.life.begin(seal)
         self.registry.granted(seal.info(), seal.map, asker.peer)
         self.counters["grants"] += 1

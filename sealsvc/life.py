@@ -47,18 +47,17 @@ class Life:
             Action.RELEASE: self._release,
         }
 
-    def begin(self, seal: Seal) -> None:
-        """From here on the seal outlives us: recorded first, then known to anybody."""
+    def record(self, seal: Seal) -> None:
+        """From here on the seal outlives us. When this raises, it never was."""
         seal.move(Step.GRANT)
         if seal.request.ttl:
             seal.expires = clock.now() + seal.request.ttl
-        try:
-            faults.point("grant:recording")
-            self.journal.granted(seal)
-        except BaseException:  # it never was
-            seal.hold.release()
-            raise
+        faults.point("grant:recording")
+        self.journal.granted(seal)
         faults.point("grant:journalled")
+
+    def begin(self, seal: Seal) -> None:
+        """What is recorded becomes known."""
         seal.publish()
         self.table.add(seal)
         self.events.publish("granted", seal.id, seal=seal.info())

@@ -161,8 +161,8 @@ class Rings:
         del fields["ring"]
         asker = Asker(asker.peer, asker.process, client)
 
-        def before(seal: Seal) -> None:
-            self._place(client, seal)
+        def before(seal: Seal, undo: ExitStack) -> None:
+            self._place(client, seal, undo)
 
         seal, fd = await self.grants.grant(Grant(**fields), asker, descriptor, before)
         self.watch_holder(seal)
@@ -170,18 +170,20 @@ class Rings:
         self._publish(seal)
         return seal, fd
 
-    def _place(self, client: RingClient, seal: Seal) -> None:
+    def _place(self, client: RingClient, seal: Seal, undo: ExitStack) -> None:
         """Make it known natively, while its guard still holds everything."""
         front = self._front(seal)
         try:
             file = self.keeper.register(client.number, seal, watched=front is not None)
         except KeeperError as error:
             raise Refusal("limit-reached", f"it cannot be registered: {error.strerror}") from None
+        undo.callback(self.keeper.unregister, client.number, file, State.REFUSED)
         seal.place = RingPlace(client.number, file, watched=front is not None)
         if front is not None:
             front.watch(seal.place.key)
         self.keeper.freshen(seal)
         client.files[file] = seal
+        undo.callback(client.files.pop, file)
 
     def _front(self, seal: Seal) -> Watchable | None:
         """What is to leave the judging to the ring; None: the registration holds its whole range.
@@ -226,16 +228,17 @@ class Rings:
 
     # Seals that are granted over the socket have a slot, too
 
-    def mirror(self, connection: Connection) -> Callable[[Seal], None]:
+    def mirror(self, connection: Connection) -> Callable[[Seal, ExitStack], None]:
         """To be called with a seal before it begins."""
         client = self.of(connection)
 
-        def before(seal: Seal) -> None:
+        def before(seal: Seal, undo: ExitStack) -> None:
             if client is not None:
                 with suppress(KeeperError):  # the table is full
                     slot = self.keeper.take_slot(client.number, seal)
                     seal.place = RingPlace(client.number, slot=slot)
                     self._publish_mirror(client, seal)
+                    undo.callback(self._withdraw, seal)
 
         return before
 
@@ -249,6 +252,10 @@ class Rings:
                 client.idle_since = time.monotonic()
 
         seal.publish = publish
+
+    def _withdraw(self, seal: Seal) -> None:
+        seal.state = State.REFUSED
+        seal.publish()
 
     # In the course of time
 

@@ -222,13 +222,14 @@ int seal_gate_guard(struct seal_gate *gate, uint64_t device, uint64_t inode,
 {
 	struct seal_guard *there, *grown;
 	struct file *file;
-	int error = 0;
+	int error = 0, was_arming = 0;
 
 	pthread_mutex_lock(&gate->lock);
 	file = gate_find_file(gate, device, inode);
 	if (!file) {
 		error = -ENOENT;
 	} else if ((there = gate_find_guard(file, guard->id))) {
+		was_arming = there->policy == SEAL_POLICY_ARMING;
 		*there = *guard;
 	} else if ((grown = realloc(file->guards, (file->guard_count + 1) * sizeof(*grown)))) {
 		file->guards = grown;
@@ -238,6 +239,8 @@ int seal_gate_guard(struct seal_gate *gate, uint64_t device, uint64_t inode,
 	}
 	if (!error)
 		gate_settle_all(gate, file);
+	if (was_arming && guard->policy == SEAL_POLICY_WAIT)
+		gate_announce_again(gate, file, guard);
 	pthread_mutex_unlock(&gate->lock);
 	return error;
 }

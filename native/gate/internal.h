@@ -108,6 +108,9 @@ void gate_hold(struct seal_gate *gate, struct file *file, struct waiter *waiter,
 	       const struct seal_operation *operation);
 void gate_finish(struct seal_gate *gate, struct waiter *waiter, int error);
 void gate_settle_all(struct seal_gate *gate, struct file *file);
+/* A guard that was being armed belongs to a seal now: whoever waits for another one already, and was
+ * reported before this one could be recalled, is reported once more. */
+void gate_announce_again(struct seal_gate *gate, struct file *file, const struct seal_guard *guard);
 struct waiter *gate_find_waiter(struct seal_gate *gate, uint64_t id, struct file **file);
 /* Take the waiter out of its file's list; NULL when there is none. The caller finishes it. */
 struct waiter *gate_take_waiter(struct seal_gate *gate, uint64_t id);

@@ -214,6 +214,19 @@ void gate_settle_all(struct seal_gate *gate, struct file *file)
 	}
 }
 
+void gate_announce_again(struct seal_gate *gate, struct file *file, const struct seal_guard *guard)
+{
+	for (struct waiter *waiter = file->waiters; waiter; waiter = waiter->next) {
+		const struct seal_operation *operation = &waiter->report.operation;
+		int own = gate_in_process(guard->holder, operation->tid);
+
+		if (!waiter->reported || !seal_conflicts(operation, guard, &file->traits, own))
+			continue;
+		waiter->report.kind = SEAL_REPORT_HELD;
+		gate->deliver(gate->context, &waiter->report);
+	}
+}
+
 /* Follow the waiter's process, so that we learn when it is killed in the middle of its wait. */
 static int follow(struct seal_gate *gate, struct waiter *waiter)
 {

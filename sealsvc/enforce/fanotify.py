@@ -29,6 +29,8 @@ from sealsvc.messages import Gap, Grant
 from sealsvc.model import ByteRange, FileId, Kind, Operation
 from sealsvc.native import ffi, lib
 
+# Guards that nobody is told to have met: a grant is being made, or nothing in it is sealed.
+_UNTOLD = (Verdict.ARMING, Verdict.WATCH)
 _VERDICTS = {policy: verdict for verdict, policy in guards.POLICIES.items()}
 _OUTCOMES = {
     lib.SEAL_REPORT_HELD: Outcome.HELD,
@@ -349,7 +351,7 @@ class FanotifyEnforcer:
         return tuple(
             token
             for token, guard in list(watched.guards.items())  # grants go on meanwhile
-            if guard.verdict is not Verdict.WATCH
+            if guard.verdict not in _UNTOLD
             and lib.seal_conflicts(
                 operation,
                 ffi.new("struct seal_guard *", guards.fields(guard)),
