@@ -78,6 +78,7 @@ def build_app(settings: Settings) -> FastAPI:
     app.state.feed = feed
     app.state.connection = Connection(path, feed.follow, backoff)
     problems.install(app)
+    app.router.routes.append(seals.QUICK)
     app.include_router(health.router)
     app.include_router(metrics.router)
     app.include_router(session.login_router)
