@@ -203,7 +203,6 @@ SEAL_PARAMETER = {
     ),
 )
 async def show(request: Request) -> Response:
-    """Everything from the request itself, as QUICK has it."""
     seal: str = request.path_params["seal"]
     if request.scope["query_string"]:
         await NO_QUERY(request)
