@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable, Iterable
-from typing import TypeVar
+from collections.abc import Iterable
 
 from sealsvc import extents
 from sealsvc.errors import Refusal
+from sealsvc.extents import ExtentMap
 from sealsvc.grants import Grants
-from sealsvc.host import ExtentMap
 from sealsvc.messages import AuditReport, Drift
 from sealsvc.recall import Recaller
 from sealsvc.seals import Seal
@@ -22,14 +21,11 @@ _PATIENCE, _SHORT_PATIENCE = 10.0, 1.0
 _DEAD = frozenset({errno.EIO, errno.ENODEV, errno.ENXIO, errno.ESHUTDOWN})
 
 
-T = TypeVar("T")
+# Seals, and extents of theirs, that one thread looks at in one go.
+_BATCH, _BATCH_EXTENTS = 64, 1 << 16
 
-
-class _Silent(Refusal):
-    """The file system does not answer."""
-
-    def __init__(self) -> None:
-        super().__init__("io-error", "the file system does not answer")
+# What was found of a seal: how its map differs and the map, why it cannot be read, or nothing.
+_Look = tuple[extents.Difference, ExtentMap] | Exception | None
 
 
 async def audit(grants: Grants, recaller: Recaller, chosen: Iterable[Seal]) -> AuditReport:
@@ -52,31 +48,32 @@ async def _audit_filesystem(
     grants: Grants, recaller: Recaller, device: int, chosen: list[Seal]
 ) -> AuditReport:
     checked, drifted, unreadable, lost = 0, list[Drift](), list[str](), list[Seal]()
-    for number, seal in enumerate(chosen):
-        try:
-            found = await _look(grants, device, seal, _difference)
-        except _Silent:
-            left = [other for other in chosen[number:] if other.live]
-            unreadable += [f"{other.id}: its file system does not answer" for other in left]
-            _tell_silence(grants, device, left)
-            break
-        except (Refusal, OSError) as error:
+    looked = 0
+    while looked < len(chosen):
+        batch = _batch(chosen, looked)
+        for seal, found in zip(batch, looks := await _look(grants, device, batch), strict=False):
             if not seal.live:
                 continue
-            unreadable.append(f"{seal.id}: {error}")
-            if _errno(error) in _DEAD and not seal.drifted:
-                recaller.lose(seal, f"its map cannot be read any more: {error}")
-                lost.append(seal)
-            continue
+            if isinstance(found, Exception):
+                unreadable.append(f"{seal.id}: {found}")
+                if _errno(found) in _DEAD and not seal.drifted:
+                    recaller.lose(seal, f"its map cannot be read any more: {found}")
+                    lost.append(seal)
+            elif "pin" in seal.enforcers:
+                reason = f"{seal.id}: its map is pinned: looking could block (docs/pin.md)"
+                unreadable.append(reason)
+            else:
+                checked += 1
+                if found is not None:
+                    drifted.append(_drift(grants, recaller, seal, *found))
+        looked += len(looks)
+        if len(looks) < len(batch):
+            left = [seal for seal in chosen[looked:] if seal.live]
+            unreadable += [f"{seal.id}: its file system does not answer" for seal in left]
+            _tell_silence(grants, device, left)
+            break
+    else:
         grants.silent.discard(device)
-        if not seal.live:
-            continue
-        if "pin" in seal.enforcers:
-            unreadable.append(f"{seal.id}: its map is pinned: looking could block (docs/pin.md)")
-            continue
-        checked += 1
-        if found is not None:
-            drifted.append(_drift(recaller, seal, found))
     _tell_death(grants, lost)
     return AuditReport(checked=checked, drifted=drifted, unreadable=unreadable)
 
@@ -85,11 +82,26 @@ async def present_map(grants: Grants, seal: Seal) -> ExtentMap:
     """The sealed range's map of this moment."""
     if "pin" in seal.enforcers:
         raise Refusal("io-error", "its map is pinned: looking could block (docs/pin.md)")
-    found = await _look(grants, seal.file.device, seal, _present)
+    looking = grants.workers.of(("audit", seal.file.device), 1).run(_present, grants, seal)
+    try:
+        found = await asyncio.wait_for(looking, _PATIENCE)
+    except TimeoutError:
+        raise Refusal("io-error", "the file system does not answer") from None
     return extents.clip(found, seal.effective)
 
 
-def _drift(recaller: Recaller, seal: Seal, found: extents.Difference) -> Drift:
+def _batch(chosen: list[Seal], start: int) -> list[Seal]:
+    """What one thread looks at in one go: asking it takes longer than a look does."""
+    end, extents_left = start, _BATCH_EXTENTS
+    while end < min(len(chosen), start + _BATCH) and (end == start or extents_left > 0):
+        extents_left -= len(chosen[end].map)
+        end += 1
+    return chosen[start:end]
+
+
+def _drift(
+    grants: Grants, recaller: Recaller, seal: Seal, found: extents.Difference, now: ExtentMap
+) -> Drift:
     drift = Drift(
         seal=seal.id,
         path=seal.path,
@@ -99,11 +111,12 @@ def _drift(recaller: Recaller, seal: Seal, found: extents.Difference) -> Drift:
     )
     if not seal.drifted:
         recaller.life.events.publish("drift", seal.id, drift=drift)
+        grants.registry.drifted(drift, seal.map, now)
         recaller.lose(seal, f"the map differs at {found.offset}")
     return drift
 
 
-# Alarms: one for each file system, not one for each seal and each audit.
+# Alarms: one for each file system, not one for each audit; each seal that is lost has its own.
 
 
 def _tell_silence(grants: Grants, device: int, left: list[Seal]) -> None:
@@ -123,32 +136,45 @@ def _named(seal: Seal) -> str:
     return f"the {seal.filesystem.type} of {seal.filesystem.mount} ({seal.filesystem.source})"
 
 
-def _errno(error: Refusal | OSError) -> int | None:
-    found = error.details.get("errno") if isinstance(error, Refusal) else error.errno
-    return found if isinstance(found, int) else None
+def _errno(error: Exception) -> int | None:
+    if isinstance(error, Refusal):
+        found = error.details.get("errno")
+        return found if isinstance(found, int) else None
+    return error.errno if isinstance(error, OSError) else None
 
 
 # Looking: by one thread for each file system, however often a look does not come back.
 
 
-async def _look(grants: Grants, device: int, seal: Seal, how: Callable[[Grants, Seal], T]) -> T:
+async def _look(grants: Grants, device: int, batch: list[Seal]) -> list[_Look]:
+    """What was found of each; fewer than there are when the file system does not answer in time."""
     pool = grants.workers.of(("audit", device), 1)
     patience = _SHORT_PATIENCE if device in grants.silent else _PATIENCE
-    looking = asyncio.ensure_future(pool.run(how, grants, seal))
+    found: list[_Look] = []
+    looking = asyncio.ensure_future(pool.run(_look_at, grants, batch, found))
     try:
         done, _ = await asyncio.wait([looking], timeout=patience)
     finally:
         looking.cancel()
-    if not done:
-        raise _Silent
-    return looking.result()
+    if done:
+        looking.result()  # raises what is a defect of ours
+    return found[:]
 
 
 def _present(grants: Grants, seal: Seal) -> ExtentMap:
     return grants.host.look(seal.hold.anchor, seal.file, seal.effective)
 
 
-def _difference(grants: Grants, seal: Seal) -> extents.Difference | None:
+def _look_at(grants: Grants, batch: list[Seal], found: list[_Look]) -> None:
+    for seal in batch:
+        try:
+            found.append(_difference(grants, seal))
+        except (Refusal, OSError) as error:
+            found.append(error)
+
+
+def _difference(grants: Grants, seal: Seal) -> tuple[extents.Difference, ExtentMap] | None:
     pinned = "pin" in seal.enforcers
     now = grants.host.look(seal.hold.anchor, seal.file, None if pinned else seal.effective)
-    return None if pinned else extents.first_difference(seal.map, now, seal.effective)
+    found = None if pinned else extents.first_difference(seal.map, now, seal.effective)
+    return (found, now) if found else None

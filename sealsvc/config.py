@@ -79,7 +79,7 @@ class FenceSection(Section, frozen=True):
 
 class RegistrySection(Section, frozen=True):
     enabled: bool = True
-    directory: str = "/var/lib/sealsvc"
+    directory: str = ""
     retention_days: Days = 90.0
     max_bytes: Annotated[int, Meta(ge=1 << 20)] = 1 << 30
 
@@ -90,6 +90,15 @@ class Config(Section, frozen=True):
     enforcers: EnforcersSection = EnforcersSection()
     fence: FenceSection = FenceSection()
     registry: RegistrySection = RegistrySection()
+
+    @property
+    def registry_path(self) -> Path:
+        """Where the registry is: apart for each control socket, unless said otherwise."""
+        if self.registry.directory:
+            return Path(self.registry.directory)
+        if self.service.socket == DEFAULT_SOCKET:
+            return Path("/var/lib/sealsvc")
+        return Path(self.service.socket).with_name("registry")
 
 
 class ConfigError(Exception):
@@ -127,7 +136,7 @@ def parse(data: bytes, path: Path | None) -> Config:
     for root in config.policy.roots:
         if not os.path.isabs(root):
             raise ConfigError(f"{path}: policy.roots: {root!r} is not an absolute path")
-    if not os.path.isabs(config.registry.directory):
+    if config.registry.directory and not os.path.isabs(config.registry.directory):
         raise ConfigError(
             f"{path}: registry.directory: {config.registry.directory!r} is not an absolute path"
         )

@@ -10,6 +10,7 @@ import os
 import resource
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
@@ -32,6 +33,7 @@ from sealsvc.errors import Refusal
 from sealsvc.events import EventLog
 from sealsvc.fence import Fencing
 from sealsvc.grants import Grants
+from sealsvc.history import Historian
 from sealsvc.host import Host
 from sealsvc.host.kernel import KernelHost, kernel_release
 from sealsvc.host.sim import SimHost
@@ -45,6 +47,7 @@ from sealsvc.once import Once
 from sealsvc.policy import Policy
 from sealsvc.recall import Recaller
 from sealsvc.reclaim import JOURNAL, Reclaimed, reclaim
+from sealsvc.registry import Registry
 from sealsvc.reload import PolicyFile
 from sealsvc.returns import Returns
 from sealsvc.seals import SealTable
@@ -76,8 +79,10 @@ class Daemon:
             lambda fd: keeper.keep(JOURNAL, fd) if keeper else None, self.reclaimed.seals
         )
         faults.point("start:journalled")
+        section = msgspec.structs.replace(config.registry, directory=str(config.registry_path))
+        self.registry = Registry(section, self._registry_fails, self._registry_recovers)
         self.life = Life(self.table, self.events, self.journal, push)
-        self.grants = Grants(host, self.enforcers, policy, self.life, self.workers)
+        self.grants = Grants(host, self.enforcers, policy, self.life, self.workers, self.registry)
         returns = Returns(self.life, host, self.workers)
         self.fencing = Fencing(self.life, returns, self.tasks, config.fence)
         self.recaller = Recaller(self.life, self.fencing, config.policy, push)
@@ -91,6 +96,7 @@ class Daemon:
             policy,
             self.enforcers,
             self.once,
+            Historian(self.registry.queries, host, policy, self.workers),
             kernel_release(),
         )
         self.server = ControlServer(
@@ -120,10 +126,12 @@ class Daemon:
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         async with AsyncExitStack() as stack:
             stack.callback(self._leave_keeper)
+            stack.push_async_callback(asyncio.to_thread, self.registry.close)
             stack.callback(self.workers.stop)
             for enforcer in self.enforcers.enforcers:
                 self._start(enforcer, stack)
             stack.push_async_callback(self.tasks.stop)
+            self._start_registry()
             self._resume()
             faults.point("start:resumed")
             await self.workers.run(self._arm)
@@ -166,12 +174,33 @@ class Daemon:
             self._failure = failure
             self._stop.set()
 
+    def _start_registry(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.registry.start()
+        self.events.watch(self.registry.watch)
+        self.registry.started(self.config, self.enforcers.reasons)
+        self.registry.present((seal.info(), seal.map) for seal in self.reclaimed.seals)
+
+    def _registry_fails(self, reason: str) -> None:
+        """From any thread."""
+        tell = functools.partial(self.events.publish, "alarm", reason=reason)
+        self._loop.call_soon_threadsafe(tell)
+
+    def _registry_recovers(self, lost: int) -> None:
+        """From any thread."""
+
+        def tell() -> None:
+            self.events.publish("recorded", lost=lost)
+            self.registry.present((seal.info(), seal.map) for seal in self.table)
+
+        self._loop.call_soon_threadsafe(tell)
+
     def _resume(self) -> None:
         """Go on with the seals of the service that was here before."""
         for seal in self.reclaimed.seals:
             self.table.add(seal)
             if not seal.exited.is_set():
-                self.service.watch_holder(seal)
+                self.service.holders.watch(seal)
             if seal.request.key:
                 self.once.remember(seal.process.holder.uid, seal.request, seal.info())
             self.fencing.resume(seal)
@@ -293,6 +322,8 @@ def kernel_daemon(config: Config) -> Daemon:
     # Each held operation, file and holder is a descriptor.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    # The event loop should not wait long for a thread that computes (the registry's).
+    sys.setswitchinterval(0.0005)
     # A lease that breaks within a momentary probe signals the process: nobody needs to hear it.
     signal.signal(signal.SIGIO, signal.SIG_IGN)
     keeper = own(config.service.keeper_path)
@@ -323,4 +354,5 @@ def simulated(config: Config) -> Config:
         roots=config.policy.roots or ["/sim"],
         operators=[*config.policy.operators, os.getuid()],
     )
-    return replace(config, policy=policy)
+    registry = replace(config.registry, enabled=bool(config.registry.directory))
+    return replace(config, policy=policy, registry=registry)

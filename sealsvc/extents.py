@@ -194,7 +194,10 @@ def same(expected: ExtentMap, found: ExtentMap, span: ByteRange) -> bool:
 
 
 def first_difference(expected: ExtentMap, found: ExtentMap, span: ByteRange) -> Difference | None:
-    a, b = normalise(clip(expected, span)), normalise(clip(found, span))
+    a, b = clip(expected, span), clip(found, span)
+    if np.array_equal(a, b):
+        return None
+    a, b = normalise(a), normalise(b)
     common = min(len(a), len(b))
     differing = np.flatnonzero(a[:common].ravel() != b[:common].ravel())
     at = int(differing[0]) // a.shape[1] if len(differing) else common

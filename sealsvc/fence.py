@@ -121,7 +121,9 @@ class Fencing:
 
     async def _conclude(self, seal: Seal) -> None:
         """A seal is over only when it is proven that nothing of its range is mapped."""
-        left = await self._left_after(seal, self.section.proof_timeout)
+        patience = self.section.proof_timeout if seal.exited.is_set() else 0.0
+        deadline = seal.deadline = clock.now() + patience
+        left = await self._left_until(seal, deadline)
         if seal.state is not State.FENCING:
             return
         if not left and seal.exited.is_set():
@@ -168,9 +170,8 @@ class Fencing:
             pause = min(_LONGEST_PAUSE, pause * 2 or 0.01)
             await clock.within(clock.now() + pause, seal.released)
 
-    async def _left_after(self, seal: Seal, seconds: float) -> list[str]:
-        """What is left, looked for again and again for so long; at once when nothing is."""
-        deadline = clock.now() + (seconds if seal.exited.is_set() else 0.0)
+    async def _left_until(self, seal: Seal, deadline: float) -> list[str]:
+        """What is left, looked for again and again until then; at once when nothing is."""
         pauses = iter(_PROOF_PAUSES)
         while True:
             await clock.within(clock.now() + next(pauses, _LONGEST_PAUSE))

@@ -20,6 +20,7 @@ from sealsvc.messages import Grant
 from sealsvc.model import ByteRange, FileId, IoMode, Kind, State
 from sealsvc.policy import Policy
 from sealsvc.processes import Peer, Process
+from sealsvc.registry import Registry
 from sealsvc.seals import Seal
 from sealsvc.states import Step
 from sealsvc.workers import Workers
@@ -82,9 +83,10 @@ class Grants:
         policy: Policy,
         life: Life,
         workers: Workers,
+        registry: Registry,
     ) -> None:
         self.host, self.enforcers, self.policy = host, enforcers, policy
-        self.life, self.workers = life, workers
+        self.life, self.workers, self.registry = life, workers, registry
         self.silent: set[int] = set()  # devices that did not answer the last audit
         self._files = FileLocks()
         self._queues: WeakValueDictionary[int, FairQueue] = WeakValueDictionary()
@@ -105,16 +107,20 @@ class Grants:
                     seal = await self._grant(request, asker, target)
                 undo.pop_all()
         except Refusal as refusal:
-            self.counters["refusals"] += 1
-            self.life.events.publish(
-                "refused",
-                code=refusal.code,
-                message=refusal.message,
-                details=refusal.details,
-                path=request.path,
-            )
+            self.refused(refusal, request, asker.peer)
             raise
         return seal, target.fd
+
+    def refused(self, refusal: Refusal, request: Grant, peer: Peer) -> None:
+        self.counters["refusals"] += 1
+        self.life.events.publish(
+            "refused",
+            code=refusal.code,
+            message=refusal.message,
+            details=refusal.details,
+            path=request.path,
+        )
+        self.registry.refused(refusal, request.path, peer)
 
     @property
     def queued(self) -> int:
@@ -192,6 +198,7 @@ class Grants:
                 placing.result().hold.release()
             raise
         self.life.begin(seal)
+        self.registry.granted(seal.info(), seal.map, asker.peer)
         self.counters["grants"] += 1
         return seal
 

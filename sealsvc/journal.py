@@ -152,6 +152,7 @@ def read(fd: int) -> list[Granted]:
             )
         (tail,) = struct.unpack_from("=Q", memory, _TAIL)
         live: dict[int, Granted] = {}
+        filesystems: dict[Filesystem, Filesystem] = {}  # very many seals are of very few
         at = _START
         while at < tail:
             (size,) = struct.unpack_from("=I", memory, at)
@@ -159,6 +160,8 @@ def read(fd: int) -> list[Granted]:
             at += 4 + size
             match record:
                 case Granted():
+                    found = filesystems.setdefault(record.filesystem, record.filesystem)
+                    record.filesystem = found
                     live[record.token] = record
                 case Progress():
                     live[record.token].progress = record

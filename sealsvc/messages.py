@@ -33,6 +33,7 @@ from sealsvc.protocol import VERSION as VERSION
 from sealsvc.protocol import Keyed as Keyed
 from sealsvc.protocol import Length, Limit, Name, Offset, Request, RequestId, Seconds
 from sealsvc.protocol import SealId as SealId
+from sealsvc.records import RegistryAnswer, RegistryRequest
 
 
 class Requirements(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -188,8 +189,8 @@ class List(Request, frozen=True, tag="list"):
 
 
 class Extents(Request, frozen=True, tag="extents"):
-    """The extent map recorded at grant, extents [start, start + limit); with `now`, that of this
-    moment. Answer: ExtentPage."""
+    """The extent map recorded at grant, extents [start, start + limit); of a seal that is over, as
+    long as the registry has it. With `now`, that of this moment. Answer: ExtentPage."""
 
     seal: SealId
     now: bool = False
@@ -278,6 +279,7 @@ AnyRequest = (
     | RecallSeals
     | Watch
     | Audit
+    | RegistryRequest
     | Filesystems
     | Status
     | Cancel
@@ -395,7 +397,11 @@ class RecallOutcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RecallReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="recalls"):
+    """`more` were recalled beside those that a message has room for; seals that are not over come
+    first."""
+
     recalled: list[RecallOutcome]
+    more: int = 0
 
 
 class Drift(msgspec.Struct, frozen=True, kw_only=True):
@@ -409,9 +415,12 @@ class Drift(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AuditReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="audit-report"):
+    """`more` were found, drifted or unreadable, beside those that a message has room for."""
+
     checked: int
     drifted: list[Drift]
     unreadable: list[str]
+    more: int = 0
 
 
 class Gap(msgspec.Struct, frozen=True, kw_only=True):
@@ -448,6 +457,16 @@ class EnforcerInfo(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
+class RegistryInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """`lag` events wait to be written, `lost` never will be; `troubles` says why it cannot be
+    written right now."""
+
+    enabled: bool = False
+    lag: int = 0
+    lost: int = 0
+    troubles: list[str] = []
+
+
 class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="status"):
     version: str
     protocol: int
@@ -461,6 +480,7 @@ class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True, tag_field="type",
     conflicts_waiting: int
     connections: int
     counters: dict[str, int]
+    registry: RegistryInfo = RegistryInfo()
     run: str = ""
 
 
@@ -488,6 +508,7 @@ Result = (
     | ExtentPage
     | RecallReport
     | AuditReport
+    | RegistryAnswer
     | FilesystemList
     | ServiceStatus
     | Watching
@@ -562,7 +583,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="reply", tag="e
 EVENTS = {
     "granted": "a seal was granted (data: the SealInfo)",
     "refused": "a grant was refused (data: code, message, details, path)",
-    "state": "a seal changed state (data: from, to, reason, seqid)",
+    "state": "a step in a seal's life (data: from, to, step, reason, seqid)",
     "conflict": "an operation met a seal (data: operation, seals, verdict)",
     "recall": "a seal was asked for (data: reason, grace, wanted, operation, merged: one was under"
     " way already)",
@@ -570,6 +591,7 @@ EVENTS = {
     "conflict-ended": "a waiting operation went on or was refused (data: operation, result,"
     " waited seconds)",
     "reclaimed": "the service was restarted and took its seals over (data: seals)",
+    "recorded": "the registry can be written again (data: lost: events that were not recorded)",
     "job": "a job began, went on or ended (data: the JobInfo, without its result)",
     "policy": "the policy was read again (data: changed)",
     "drift": "a sealed extent map changed: a broken promise (data: the Drift)",

@@ -74,7 +74,7 @@ class State(StrEnum):
 
 
 class ByteRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """[offset, offset + length) in bytes; never empty. Decoding holds it to the bounds."""
+    """[offset, offset + length) in bytes; never empty. What clients send is held to the bounds."""
 
     offset: Annotated[int, Meta(ge=0, le=2**62)]
     length: Annotated[int, Meta(ge=1, le=2**62)]

@@ -28,11 +28,16 @@ class Peer:
 
 @dataclass(slots=True)
 class Process:
-    """A process that cannot be mistaken for another: `pidfd` is owned by this object (-1: the
-    process is gone)."""
+    """A process that cannot be mistaken for another. `pidfd` (-1: the process is gone) is closed by
+    the last of those who share this object: a process may have very many seals."""
 
     holder: Holder
     pidfd: int
+    users: int = 1
+
+    def share(self) -> Process:
+        self.users += 1
+        return self
 
     def signal(self, number: signal.Signals) -> bool:
         """False when the process is gone."""
@@ -45,7 +50,8 @@ class Process:
         return True
 
     def close(self) -> None:
-        if self.pidfd >= 0:
+        self.users -= 1
+        if self.users <= 0 <= self.pidfd:
             os.close(self.pidfd)
             self.pidfd = -1
 

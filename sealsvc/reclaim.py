@@ -8,6 +8,7 @@ the kernel is heard of.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from dataclasses import dataclass
@@ -35,6 +36,16 @@ class Reclaimed:
 
 
 def reclaim(keeper: Keeper, enforcers: EnforcerSet) -> Reclaimed:
+    # Of very many seals the collector would look through all again and again, and find nothing.
+    gc.disable()
+    try:
+        return _reclaim(keeper, enforcers)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def _reclaim(keeper: Keeper, enforcers: EnforcerSet) -> Reclaimed:
     kept = keeper.kept()
     try:
         records = journal.read(kept[JOURNAL]) if JOURNAL in kept else []
@@ -67,8 +78,7 @@ class _Holders:
         key = (holder.pid, holder.start_time)
         if key not in self._found:
             self._found[key] = processes.again(holder)
-        found = self._found[key]
-        return Process(holder, os.dup(found.pidfd) if found.pidfd >= 0 else -1)
+        return self._found[key].share()
 
     def close(self) -> None:
         for process in self._found.values():

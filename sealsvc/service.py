@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
+import itertools
 import os
 from collections.abc import Awaitable, Callable
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
 
 from sealsvc import clock, extents, native, processes, states, validation, views
 from sealsvc.audit import audit, present_map
@@ -18,12 +20,16 @@ from sealsvc.enforce import Enforcer, EnforcerSet
 from sealsvc.errors import Refusal
 from sealsvc.filesystem import Filesystem
 from sealsvc.grants import Asker, Grants, close_all
+from sealsvc.history import Historian
+from sealsvc.holders import Holders
 from sealsvc.limits import RateLimit
 from sealsvc.measures import MeasuresTaken
 from sealsvc.messages import (
+    MAX_MESSAGE,
     VERSION,
     AnyRequest,
     Audit,
+    AuditReport,
     Downgrade,
     EnforcerInfo,
     Extent,
@@ -46,6 +52,7 @@ from sealsvc.messages import (
     RecallReport,
     RecallSeals,
     Reclaim,
+    RegistryInfo,
     Renew,
     Result,
     Return,
@@ -56,6 +63,7 @@ from sealsvc.messages import (
     Simulate,
     Simulated,
     Status,
+    encode,
 )
 from sealsvc.model import ByteRange, Kind, State
 from sealsvc.once import Once
@@ -63,9 +71,17 @@ from sealsvc.overview import Redeem
 from sealsvc.policy import Policy
 from sealsvc.processes import Peer, Process
 from sealsvc.recall import Recaller
+from sealsvc.records import RegistryRequest
 from sealsvc.returns import Returns
 from sealsvc.seals import Seal
 from sealsvc.states import Step
+
+T = TypeVar("T")
+
+# Requests that change something, but for grants, of which more is told; and what of them is not.
+_TOLD = (Keyed, Forgotten, Reclaim)
+_RECALLS = 500  # outcomes in one answer
+_UNTOLD = {"id", "v", "key", "wait"}
 
 
 class Service:
@@ -77,11 +93,14 @@ class Service:
         policy: Policy,
         enforcers: EnforcerSet,
         once: Once,
+        historian: Historian,
         kernel: str,
     ) -> None:
         self.grants, self.returns, self.recaller = grants, returns, recaller
         self.life, self.table = grants.life, grants.life.table
         self.policy, self.enforcers, self.once, self.kernel = policy, enforcers, once, kernel
+        self.historian, self.registry = historian, grants.registry
+        self.holders = Holders(recaller.fencing.holder_exited)
         self.rate = RateLimit(policy.section.grants_per_second, policy.section.grants_burst)
         self.started = clock.now()
         self.connections: Callable[[], int] = lambda: 0
@@ -97,10 +116,29 @@ class Service:
         if isinstance(request, Redeem):
             return await self._redeem(connection, request)
         if isinstance(request, Keyed) and request.key:
-            act = functools.partial(self._act, connection, request)
+            act = functools.partial(self._told, connection, request)
             result, _ = await self.once.run(connection.peer.uid, request, act)
             return Reply(result)
-        return Reply(await self._act(connection, request))
+        return Reply(await self._told(connection, request))
+
+    async def _told(self, connection: Connection, request: AnyRequest) -> Result:
+        """Act, and have the registry know who asked for it, where it changes something."""
+        if not isinstance(request, _TOLD):
+            return await self._act(connection, request)
+        outcome = "internal"
+        try:
+            result = await self._act(connection, request)
+            outcome = "done"
+        except Refusal as refusal:
+            outcome = refusal.code
+            raise
+        finally:
+            terms = msgspec.structs.asdict(request)
+            seal = terms.pop("seal", None)
+            said = {name: terms[name] for name in terms.keys() - _UNTOLD if terms[name]}
+            operation = type(request).__struct_config__.tag
+            self.registry.asked(connection.peer, str(operation), seal, outcome=outcome, **said)
+        return result
 
     async def _act(self, connection: Connection, request: AnyRequest) -> Result:
         peer = connection.peer
@@ -135,7 +173,9 @@ class Service:
                 return await self._recall(peer, request)
             case Audit():
                 chosen = [self._seal(peer, request.seal)] if request.seal else self.seen(peer)
-                return await audit(self.grants, self.recaller, chosen)
+                return _shortened(await audit(self.grants, self.recaller, chosen))
+            case _ if isinstance(request, RegistryRequest):
+                return await self.historian.answer(peer, request)
             case Filesystems():
                 return await self._filesystems()
             case Status():
@@ -188,7 +228,7 @@ class Service:
     async def _new_grant(self, connection: Connection, request: Grant, fds: list[int]) -> Reply:
         process = None
         try:
-            self.policy.authorise_grant(connection.peer, request, len(fds))
+            self._authorise(connection.peer, request, len(fds))
             self.rate.take(connection.peer.uid)
             process = self._holder(connection, request, fds)
             self.policy.refuse_other_user(request.only, process.holder)
@@ -207,20 +247,26 @@ class Service:
             raise
         asker = Asker(connection.peer, process, connection)
         seal, fd = await self.grants.grant(request, asker, descriptor)
-        self.watch_holder(seal)
+        self.holders.watch(seal)
         if request.path is not None and request.holder.pid is None:
             return Reply(seal.info(), [fd])
         os.close(fd)
         return Reply(seal.info())
 
+    def _authorise(self, peer: Peer, request: Grant, fds: int) -> None:
+        try:
+            self.policy.authorise_grant(peer, request, fds)
+        except Refusal as refusal:
+            self.grants.refused(refusal, request, peer)
+            raise
+
     async def _redeem(self, connection: Connection, request: Redeem) -> Reply:
         """The grant that was promised, to the process that shows the claim."""
         issued = self.claims.redeem(request.claim, connection.peer)
-        process = Process(connection.process.holder, os.dup(connection.process.pidfd))
-        asker = Asker(issued.peer, process, connection)
+        asker = Asker(issued.peer, connection.process.share(), connection)
         with self.measures.timed("grant"):
             seal, fd = await self.grants.grant(issued.grant, asker, None)
-        self.watch_holder(seal)
+        self.holders.watch(seal)
         return Reply(seal.info(), [fd])
 
     def _holder(self, connection: Connection, request: Grant, fds: list[int]) -> Process:
@@ -237,22 +283,7 @@ class Service:
             return process
         if spec.pid is not None:
             return self.grants.host.process(spec.pid)
-        return Process(connection.process.holder, os.dup(connection.process.pidfd))
-
-    def watch_holder(self, seal: Seal) -> None:
-        loop = asyncio.get_running_loop()
-        pidfd = seal.process.pidfd
-
-        def exited() -> None:
-            loop.remove_reader(pidfd)
-            self.recaller.fencing.holder_exited(seal)
-
-        def over() -> None:
-            loop.remove_reader(pidfd)
-            seal.process.close()
-
-        loop.add_reader(pidfd, exited)
-        seal.at_end = over
+        return connection.process.share()
 
     async def _return(self, peer: Peer, request: Return) -> SealInfo:
         seal = self._seal_at(peer, request.seal, request.seqid)
@@ -334,8 +365,11 @@ class Service:
         return SealPage(seals=[seal.info() for seal in page], next=page[-1].id if more else None)
 
     async def _extents(self, peer: Peer, request: Extents) -> ExtentPage:
-        seal = self._seal(peer, request.seal)
-        found = await present_map(self.grants, seal) if request.now else seal.map
+        if self.registry.enabled and not request.now and self.table.get(request.seal) is None:
+            found = await self.historian.map_at_grant(peer, request.seal)
+        else:
+            seal = self._seal(peer, request.seal)
+            found = await present_map(self.grants, seal) if request.now else seal.map
         end = request.start + min(request.limit, 400)
         rows = found[request.start : end]
         return ExtentPage(
@@ -377,9 +411,9 @@ class Service:
                 await self._until_over(chosen, request.range)
         if request.filesystem is not None or request.all:
             self._forget(chosen)
-        return RecallReport(
-            recalled=[RecallOutcome(seal=seal.id, state=seal.state) for seal in chosen]
-        )
+        chosen.sort(key=lambda seal: not seal.live)
+        told = [RecallOutcome(seal=seal.id, state=seal.state) for seal in chosen[:_RECALLS]]
+        return RecallReport(recalled=told, more=len(chosen) - len(told))
 
     async def _until_given_back(self, chosen: list[Seal], count: int) -> None:
         while sum(not seal.live for seal in chosen) < count:
@@ -461,12 +495,36 @@ class Service:
                 **self.recaller.counters,
                 **self.recaller.fencing.counters,
             },
+            registry=RegistryInfo(
+                enabled=self.registry.enabled,
+                lag=self.registry.lag,
+                lost=self.registry.lost,
+                troubles=self.registry.troubles,
+            ),
             run=self.life.events.run,
         )
 
     def _enforcer(self, enforcer: Enforcer) -> EnforcerInfo:
         reason = self.enforcers.reasons[enforcer.name]
         return EnforcerInfo(name=enforcer.name, available=not reason, reason=reason)
+
+
+def _shortened(report: AuditReport) -> AuditReport:
+    """To what a message has room for, drift before the rest."""
+    drifted = _fitting(report.drifted, MAX_MESSAGE // 4)
+    unreadable = _fitting(report.unreadable, MAX_MESSAGE // 4)
+    found = len(report.drifted) + len(report.unreadable)
+    return AuditReport(
+        checked=report.checked,
+        drifted=drifted,
+        unreadable=unreadable,
+        more=found - len(drifted) - len(unreadable),
+    )
+
+
+def _fitting(items: list[T], room: int) -> list[T]:
+    sizes = itertools.accumulate(len(encode(item)) + 1 for item in items)
+    return [item for item, size in zip(items, sizes, strict=True) if size <= room]
 
 
 def push(seal: Seal, message: Recall | RecallAny) -> bool:

@@ -14,6 +14,7 @@ from sealsvc.cli.audit import audit
 from sealsvc.cli.completion import VARIABLE, completion
 from sealsvc.cli.doctor import doctor
 from sealsvc.cli.filesystems import filesystems
+from sealsvc.cli.history import changes, history
 from sealsvc.cli.hold import hold
 from sealsvc.cli.ls import ls
 from sealsvc.cli.map import map_command
@@ -24,6 +25,7 @@ from sealsvc.cli.redeem import redeem
 from sealsvc.cli.show import show
 from sealsvc.cli.status import status
 from sealsvc.cli.terms import downgrade, renew, return_command
+from sealsvc.cli.trail import trail
 from sealsvc.cli.units import duration
 from sealsvc.cli.validate import validate
 from sealsvc.cli.watch import watch
@@ -54,6 +56,9 @@ COMMANDS = (
     recall,
     watch,
     audit,
+    history,
+    changes,
+    trail,
     status,
     filesystems,
     doctor,

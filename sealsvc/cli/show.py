@@ -14,7 +14,7 @@ from sealsvc.cli.drawing import extent_table
 from sealsvc.cli.options import Settings, pass_settings, shared_options
 from sealsvc.cli.output import emit, fields, state_text
 from sealsvc.cli.seals import complete_seal, find_seal
-from sealsvc.cli.units import duration, exact_range
+from sealsvc.cli.units import duration, exact_range, moment
 from sealsvc.client import Client
 from sealsvc.messages import Extent, ExtentPage, Extents, LadderStep, SealInfo, Show
 from sealsvc.model import ByteRange
@@ -111,8 +111,7 @@ def _list(names: list[str]) -> str:
 
 
 def _when(epoch: float) -> str:
-    moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(epoch))
-    return f"{moment} ({duration(time.time() - epoch)} ago)"
+    return f"{moment(epoch)} ({duration(time.time() - epoch)} ago)"
 
 
 def _until(seconds: float | None) -> str:

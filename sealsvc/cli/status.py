@@ -9,7 +9,7 @@ from sealsvc.cli.answers import ask
 from sealsvc.cli.options import Settings, pass_settings, shared_options
 from sealsvc.cli.output import emit, fields
 from sealsvc.cli.units import duration
-from sealsvc.messages import ServiceStatus, Status
+from sealsvc.messages import RegistryInfo, ServiceStatus, Status
 
 EXAMPLES = """\b
 Examples:
@@ -39,12 +39,20 @@ def _print(console: Console, status: ServiceStatus) -> None:
         ("seals", _counts(status.seals)),
         ("conflicts waiting", str(status.conflicts_waiting)),
         ("connections", str(status.connections)),
+        ("registry", _registry(status.registry)),
     ]
     for enforcer in status.enforcers:
         state = "available" if enforcer.available else f"absent: {enforcer.reason}"
         rows.append((f"enforcer {enforcer.name}", state))
     rows += [(name, str(value)) for name, value in sorted(status.counters.items())]
     console.print(fields(rows))
+
+
+def _registry(registry: RegistryInfo) -> str:
+    if not registry.enabled:
+        return "off"
+    told = f"{registry.lag} events wait, {registry.lost} lost"
+    return "; ".join([*registry.troubles, told])
 
 
 def _counts(seals: dict[str, int]) -> str:

@@ -7,6 +7,7 @@ the same number; `about_size` and `duration` are for reading only and round.
 from __future__ import annotations
 
 import re
+import time
 from fractions import Fraction
 
 from sealsvc.model import ByteRange
@@ -80,6 +81,11 @@ def parse_duration(text: str) -> float:
     if not parts or "".join(number + unit for number, unit in parts) != text:
         raise ValueError(f"{text!r} is not a duration (such as 10, 500ms, 5m or 1h30m)")
     return float(sum(Fraction(number) * _MILLISECONDS[unit] for number, unit in parts) / 1000)
+
+
+def moment(epoch: float) -> str:
+    """Local time, to the second."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(epoch))
 
 
 def duration(seconds: float) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from sealsvc.registry.answers import Verification
+from sealsvc.records import Verification
 
 _ORIGIN = bytes(32)
 

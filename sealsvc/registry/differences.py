@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from sealsvc import extents
 from sealsvc.extents import FLAGS, LENGTH, LOGICAL, PHYSICAL, ExtentMap
 from sealsvc.model import ByteRange
-from sealsvc.registry.answers import Change, MapDifference
+from sealsvc.records import Change, MapDifference
 
 # Their `physical` does not move along with `logical`.
 _PLACELESS = (

@@ -17,8 +17,7 @@ import msgspec
 from sealsvc.errors import Refusal
 from sealsvc.extents import ExtentMap
 from sealsvc.model import ByteRange, FileId
-from sealsvc.registry import chain, differences, schema
-from sealsvc.registry.answers import (
+from sealsvc.records import (
     AuditEntry,
     AuditTrail,
     ConflictHistory,
@@ -31,6 +30,7 @@ from sealsvc.registry.answers import (
     Transitions,
     Verification,
 )
+from sealsvc.registry import chain, differences, schema
 from sealsvc.registry.archive import Archive, Place
 
 _TIME_LIMIT = 10.0  # seconds a query may take
@@ -67,11 +67,16 @@ class Queries:
         if wanted.file is not None:
             where.add("device = ? AND inode = ?", wanted.file.device, wanted.file.inode)
         where.add("holder_pid = ?", wanted.pid)
+        where.add("holder_uid = ?", wanted.uid)
         where.add("state = ?", wanted.state)
         where.add("(ended_at IS NULL OR ended_at >= ?)", wanted.since)
         where.add("granted_at <= ?", wanted.until)
         rows, cursor = self._page("SELECT * FROM seals", where, "number", after, limit)
         return SealHistory(seals=[_seal(row) for row in rows], next=cursor)
+
+    def seal(self, seal: str) -> SealRecord:
+        with self._open() as connection:
+            return _seal(_row_of(connection, seal))
 
     def transitions(self, seal: str) -> Transitions:
         with self._open() as connection:

@@ -27,6 +27,7 @@ from sealsvc.registry.retention import Retention
 log = logging.getLogger(__name__)
 
 _BATCH = 512
+_LINGER = 0.25  # seconds from the first entry of a batch to its writing
 _RETENTION_PAUSE = 60.0  # seconds
 _BYTES_OF_MAPS = 64 << 20  # queued; beyond it entries are queued without theirs
 
@@ -145,12 +146,20 @@ class Writer:
         self._batch, self._notes = self._notes, []
         with suppress(queue.Empty):
             entry = self._queue.get(timeout=timeout) if timeout else self._queue.get_nowait()
+            self._linger()
             while True:
                 if entry is not None:
                     self._batch.append(entry)
                 if len(self._batch) >= _BATCH:
                     return
                 entry = self._queue.get_nowait()
+
+    def _linger(self) -> None:
+        """Whoever is granted a seal right now should not have to share the interpreter with us."""
+        until = time.monotonic() + min(_LINGER, self._retry)
+        full = min(_BATCH, self._most // 4)
+        while self.lag < full and time.monotonic() < until and not self._closing.wait(0.02):
+            pass
 
     def _attempt(self) -> bool:
         """Write the batch. False when it is to be tried again."""

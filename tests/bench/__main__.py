@@ -14,75 +14,24 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-
-import numpy as np
 
 from sealsvc import native
 from sealsvc.client import Client
-from sealsvc.errors import Refusal
-from sealsvc.messages import Recall, Return, Status
+from sealsvc.messages import Recall, Return
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
 from scratch import mounted  # noqa: E402 (after the path)
-from service.conftest import RISKS, Running, serving  # noqa: E402
 
-Sampler = Callable[[], list[float]]
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One line of bench.jsonl; p50, p99 and floor in `unit`, ratio = p50 / floor."""
-
-    name: str
-    unit: str
-    p50: float
-    p99: float
-    floor: float
-    floor_name: str
-    ratio: float
-    goal: float
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What the benchmarks share."""
-
-    root: Path
-    socket: str
-    floors: Path
-    extents: int
-    seals: int
-
-    def floor(self, name: str, rounds: int, *arguments: str) -> list[float]:
-        command = [str(self.floors), name, str(rounds), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-        return [float(line) for line in done.stdout.split()]
-
-    def file(self, name: str, size: int = 1 << 20) -> Path:
-        path = self.root / name
-        path.write_bytes(os.urandom(size))
-        with path.open("rb") as opened:
-            os.fsync(opened.fileno())
-        return path
-
-
-def alternate(
-    name: str, floor_name: str, goal: float, figure: Sampler, floor: Sampler, rounds: int
-) -> Figure:
-    a: list[float] = []
-    b: list[float] = []
-    for _ in range(rounds):
-        a += figure()
-        b += floor()
-    p50, p99, beneath = np.percentile(a, 50), np.percentile(a, 99), np.percentile(b, 50)
-    return Figure(
-        name, "us", round(p50, 3), round(p99, 3), round(beneath, 3), floor_name,
-        round(p50 / beneath, 2), goal,
-    )  # fmt: skip
+from tests.bench.auditing import audit  # noqa: E402
+from tests.bench.fanout import fan_out  # noqa: E402
+from tests.bench.figures import Bench, Figure, alternate  # noqa: E402
+from tests.bench.recording import registry  # noqa: E402
+from tests.bench.restart import reclaim  # noqa: E402
+from tests.service.conftest import RISKS, serving  # noqa: E402
 
 
 def cycle(bench: Bench, rounds: int) -> Figure:
@@ -194,53 +143,14 @@ def fiemap(bench: Bench, rounds: int) -> Figure:
         )  # fmt: skip
 
 
-def reclaim(bench: Bench, rounds: int) -> Figure:
-    """From kill -9 of a service with seals to the answer of the next one, which has them all; in
-    microseconds, processes and interpreters included. The floor is the same with nothing sealed."""
-    with tempfile.TemporaryDirectory(prefix="sealsvc-bench-") as made:
-        running = Running(Path(made), [bench.root], RISKS)
-        running.start()
-        running.ready()
-
-        def restart(expected: int) -> list[float]:
-            running.kill()
-            begun = time.perf_counter()
-            running.start()
-            while True:
-                try:
-                    with Client(str(running.socket)) as client:
-                        told = client.call(Status).result
-                    break
-                except Refusal:
-                    time.sleep(0.001)
-            taken = time.perf_counter() - begun
-            assert sum(told.seals.values()) == expected, told.seals
-            return [taken * 1e6]
-
-        try:
-            floor = [sample for _ in range(rounds) for sample in restart(0)]
-            with Client(str(running.socket)) as client:
-                paths = [bench.file(f"reclaim-{n}", 16 * 4096) for n in range(bench.seals // 8)]
-                for n in range(bench.seals):
-                    reply = client.grant(
-                        path=str(paths[n % len(paths)]), kind="shared", conflict="refuse",
-                        offset=n // len(paths) * 4096, length=4096,
-                    )  # fmt: skip
-                    os.close(reply.fds[0])
-                figure = [sample for _ in range(rounds) for sample in restart(bench.seals)]
-        finally:
-            running.end()
-    return alternate(
-        f"reclaim-{bench.seals}", "a restart with nothing sealed", 8.0,
-        lambda: figure, lambda: floor, 1,
-    )  # fmt: skip
-
-
-BENCHMARKS: dict[str, Callable[[Bench, int], Figure]] = {
+BENCHMARKS: dict[str, Callable[[Bench, int], Figure | list[Figure]]] = {
     "control-cycle": cycle,
     "conflict-to-recall": recall,
     "bystander-pwrite": bystander,
     "fiemap": fiemap,
+    "fan-out": fan_out,
+    "audit": audit,
+    "registry": registry,
     "reclaim": reclaim,
 }
 
@@ -250,7 +160,9 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="default: all")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--extents", type=int, default=1_000_000)
-    parser.add_argument("--seals", type=int, default=10_000)
+    parser.add_argument(
+        "--seals", type=int, nargs="+", default=[1_000, 10_000, 100_000], help="to be reclaimed"
+    )
     parser.add_argument("--no-lab", action="store_true", help="not those that need the lab")
     parser.add_argument("--out", type=Path, default=Path("bench.jsonl"))
     options = parser.parse_args()
@@ -268,15 +180,17 @@ def main() -> None:
         subprocess.run(["gcc", "-O2", "-o", floors, source, "-lpthread"], check=True)
         with serving(Path(made), [root], RISKS) as socket, options.out.open("w") as out:
             bench = Bench(root, socket, floors, options.extents, options.seals)
-            print(f"{'figure':<20}{'p50':>10}{'p99':>10}{'floor':>10}{'ratio':>8}{'goal':>7}")
+            print(f"{'figure':<24}{'p50':>14}{'p99':>14}{'floor':>12}{'ratio':>8}{'goal':>7}")
             for name in options.names or BENCHMARKS:
-                figure = BENCHMARKS[name](bench, options.rounds)
-                out.write(json.dumps(asdict(figure)) + "\n")
-                print(
-                    f"{figure.name:<20}{figure.p50:>10}{figure.p99:>10}{figure.floor:>10}"
-                    f"{figure.ratio:>8}{figure.goal:>7}   us; floor: {figure.floor_name}",
-                    flush=True,
-                )
+                measured = BENCHMARKS[name](bench, options.rounds)
+                for figure in measured if isinstance(measured, list) else [measured]:
+                    out.write(json.dumps(asdict(figure)) + "\n")
+                    print(
+                        f"{figure.name:<24}{figure.p50:>14}{figure.p99:>14}{figure.floor:>12}"
+                        f"{figure.ratio:>8}{figure.goal:>7}   {figure.unit}; floor:"
+                        f" {figure.floor_name}",
+                        flush=True,
+                    )
     if not options.names and not options.no_lab:
         os.sched_setaffinity(0, everywhere)
         subprocess.run([sys.executable, "-m", "tests.bench.lab"], cwd=ROOT, check=False)

@@ -203,6 +203,58 @@ static int fiemap_floor(const char *path, int rounds)
 	return 0;
 }
 
+/* Each of the files in ranges of `length` bytes, `count` of them; microseconds per range. */
+static int fiemap_ranges_floor(int rounds, unsigned long length, int count, char **paths, int files)
+{
+	size_t size = sizeof(struct fiemap) + 512 * sizeof(struct fiemap_extent);
+	struct fiemap *map = malloc(size);
+	int *fds = calloc((size_t)files, sizeof(*fds));
+
+	if (!map || !fds)
+		die("malloc");
+	for (int i = 0; i < files; i++) {
+		fds[i] = open(paths[i], O_RDONLY);
+		if (fds[i] < 0)
+			die(paths[i]);
+	}
+	for (int round = 0; round < rounds; round++) {
+		double begun = now_us();
+
+		for (int i = 0; i < files * count; i++) {
+			memset(map, 0, sizeof(*map));
+			map->fm_start = (unsigned long)(i % count) * length;
+			map->fm_length = length;
+			map->fm_extent_count = 512;
+			if (ioctl(fds[i / count], FS_IOC_FIEMAP, map) < 0)
+				die("FIEMAP");
+		}
+		printf("%.5f\n", (now_us() - begun) / (files * count));
+	}
+	return 0;
+}
+
+/* At each line of the standard input: the time, and then a message of `size` bytes to each of the
+ * descriptors. */
+static int send_floor(size_t size, char **numbers, int count)
+{
+	int *fds = calloc((size_t)count, sizeof(*fds));
+	char *message = calloc(1, size);
+	char line[16];
+
+	if (!fds || !message)
+		die("malloc");
+	for (int i = 0; i < count; i++)
+		fds[i] = atoi(numbers[i]);
+	while (fgets(line, sizeof(line), stdin)) {
+		printf("%.9f\n", now_us() / 1e6);
+		fflush(stdout);
+		for (int i = 0; i < count; i++)
+			if (write(fds[i], message, size) < 0)
+				die("send");
+	}
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	int rounds = argc > 2 ? atoi(argv[2]) : 0;
@@ -217,6 +269,13 @@ int main(int argc, char **argv)
 		return pwrite_floor(argv[3], rounds, 1);
 	if (argc > 3 && !strcmp(argv[1], "fiemap"))
 		return fiemap_floor(argv[3], rounds);
-	fprintf(stderr, "usage: floors socket|lease|pwrite|pwrite-watched|fiemap ROUNDS [FILE]\n");
+	if (argc > 5 && !strcmp(argv[1], "fiemap-ranges"))
+		return fiemap_ranges_floor(rounds, strtoul(argv[3], NULL, 10), atoi(argv[4]),
+					   argv + 5, argc - 5);
+	if (argc > 3 && !strcmp(argv[1], "send"))
+		return send_floor((size_t)rounds, argv + 3, argc - 3);
+	fprintf(stderr, "usage: floors socket|lease|pwrite|pwrite-watched|fiemap ROUNDS [FILE]\n"
+			"       floors fiemap-ranges ROUNDS LENGTH COUNT FILE...\n"
+			"       floors send SIZE DESCRIPTOR...\n");
 	return 2;
 }

@@ -71,7 +71,14 @@ class Seal:
             self.broken = True
             info = self.info
             recall = Recall(
-                seal=info.id, seqid=2, tag=info.tag, range=info.range, grace=1, reason=""
+                seal=info.id,
+                seqid=2,
+                tag=info.tag,
+                range=info.range,
+                wanted=info.range,
+                grace=1,
+                reason="",
+                fence=info.fence,
             )
             self.client.send(encode(recall))
 

@@ -65,7 +65,8 @@ def test_a_seal_for_a_local_process_by_pid_and_descriptor(http: httpx.Client, fi
     extents = http.get(f"/v1/seals/{seal['id']}/extents").json()
     assert extents["total"] == seal["extents"]
     assert http.delete(f"/v1/seals/{seal['id']}").json()["state"] == "returned"
-    assert http.get(f"/v1/seals/{seal['id']}").status_code == 404
+    assert http.get(f"/v1/seals/{seal['id']}").json()["state"] == "returned"
+    assert http.get(f"/v1/seals/{'0' * 24}").status_code == 404
     holder.communicate(b"", timeout=10)
 
 

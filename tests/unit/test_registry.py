@@ -30,8 +30,8 @@ from sealsvc.config import Config
 from sealsvc.errors import Refusal
 from sealsvc.messages import Drift
 from sealsvc.model import ByteRange, FileId, State
+from sealsvc.records import Change, SealFilter
 from sealsvc.registry import Registry, schema
-from sealsvc.registry.answers import Change, SealFilter
 from sealsvc.registry.entries import digest
 
 

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from registry_support import PEER, T, Told, event, info, map_of, registry, written
 
+from sealsvc.records import Verification
 from sealsvc.registry import chain, schema
-from sealsvc.registry.answers import Verification
 from sealsvc.registry.chain import Chain
 
 ENTRIES = 50

@@ -28,8 +28,8 @@ from registry_support import (
 from sealsvc.errors import Refusal
 from sealsvc.messages import Drift
 from sealsvc.model import State
+from sealsvc.records import SealFilter
 from sealsvc.registry import chain, schema
-from sealsvc.registry.answers import SealFilter
 from sealsvc.registry.archive import Archive
 from sealsvc.registry.retention import Retention, size_of
 

@@ -1,25 +1,82 @@
-"""What the registry answers. Pages hold the newest first; `next` is the cursor of the next page
-(null: this was the last). Times are seconds of the Unix epoch."""
+"""What the registry is asked, what it records, and how it answers. Pages hold the newest first;
+`next` is the cursor of the next page (null: this was the last). Times are seconds of the Unix
+epoch."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 from sealsvc.model import ByteRange, FileId
+from sealsvc.protocol import Limit, Request, SealId
 
 
-class SealFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Null asks for any. `since` and `until` choose the seals that lived at some time between.
-    Device and inode tell the file, whatever its generation."""
+class SealFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Null asks for any. `pid` and `uid` are the holder's; `since` and `until` choose the seals
+    that lived at some time between. Device and inode tell the file, whatever its generation."""
 
     path: str | None = None
     file: FileId | None = None
     pid: int | None = None
+    uid: int | None = None
     state: str | None = None
     since: float | None = None
     until: float | None = None
+
+
+# What the registry is asked. Who is no operator is told of its own seals alone.
+
+Cursor = Annotated[str, Meta(pattern="^[0-9]{1,18}$")]
+
+
+class History(Request, frozen=True, tag="history"):
+    """Seals, live and over, the newest first, from the cursor `after` on. Answer: SealHistory."""
+
+    wanted: SealFilter = SealFilter()
+    after: Cursor | None = None
+    limit: Limit = 100
+
+
+class Steps(Request, frozen=True, tag="steps"):
+    """Each step of a seal's life, in order. Answer: Transitions."""
+
+    seal: SealId
+
+
+class PastConflicts(Request, frozen=True, tag="past-conflicts"):
+    """Operations that met a seal (or `seal`), the newest first. Answer: ConflictHistory."""
+
+    seal: SealId | None = None
+    pid: int | None = None
+    since: float | None = None
+    until: float | None = None
+    after: Cursor | None = None
+    limit: Limit = 100
+
+
+class MapChanges(Request, frozen=True, tag="map-changes"):
+    """How the extent map of the file is now, compared with that at the grant of `seal`; at most
+    `limit` stretches are told. Answer: MapDifference."""
+
+    seal: SealId
+    limit: Limit = 100
+
+
+class Trail(Request, frozen=True, tag="trail"):
+    """Entries of the audit trail, the newest first; for operators. Answer: AuditTrail."""
+
+    kind: Annotated[str, Meta(max_length=64)] | None = None
+    seal: SealId | None = None
+    since: float | None = None
+    until: float | None = None
+    after: Cursor | None = None
+    limit: Limit = 100
+
+
+class VerifyTrail(Request, frozen=True, tag="verify-trail"):
+    """Walk through the whole audit trail; for operators. Answer: Verification."""
 
 
 class SealRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -149,3 +206,9 @@ class MapDifference(
     changes: list[Change]
     total: int
     changed: int
+
+
+RegistryRequest = History | Steps | PastConflicts | MapChanges | Trail | VerifyTrail
+RegistryAnswer = (
+    SealHistory | Transitions | ConflictHistory | MapDifference | AuditTrail | Verification
+)

@@ -1,0 +1,54 @@
+"""One process with many seals costs the service one pidfd, and its end is told to all of them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from sealsvc.client import Client
+from sealsvc.messages import List, Status
+from tests.service.conftest import RISKS, Running, until
+from tests.service.test_life import holding
+
+pytestmark = pytest.mark.kernel
+MANY = 30  # beside the first
+MORE = f"""
+seals = [client.grant(path=sys.argv[2], kind="shared") for _ in range({MANY})]
+for seal in seals:
+    os.close(seal.fds[0])
+print("all", flush=True)
+time.sleep(600)
+"""
+
+
+def pidfds(running: Running) -> int:
+    assert running.process is not None
+    links = [os.readlink(link) for link in Path(f"/proc/{running.process.pid}/fd").iterdir()]
+    return sum("pidfd" in link for link in links)
+
+
+def test_many_seals_of_one_process(root: Path, file: Path, tmp_path: Path) -> None:
+    running = Running(tmp_path, [root], RISKS)
+    running.start()
+    running.ready()
+    try:
+        with Client(str(running.socket)) as client:
+            bare = pidfds(running)
+        with holding(str(running.socket), file, MORE) as (process, _):
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"all\n"
+            assert pidfds(running) <= bare + 1
+            # Nor do the next service's seals have one each.
+            running.kill()
+            running.start()
+            running.ready()
+            with Client(str(running.socket)) as client:
+                assert client.call(Status).result.seals == {"granted": MANY + 1}
+                assert pidfds(running) <= 2
+                process.kill()
+                until(lambda: client.call(List).result.seals == [])
+                until(lambda: pidfds(running) <= 1)
+    finally:
+        running.end()
