@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import functools
-import logging
 import os
 import sys
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import msgspec
 
 from sealsvc import __version__, config
 from sealsvc.errors import Refusal
+from sealsvc.journald import configure
 
 
 @click.group()
@@ -46,9 +46,7 @@ def serve(file: Path | None, socket: str | None, roots: tuple[str, ...], sim: bo
     try:
         override = functools.partial(_override, socket=socket, roots=roots)
         chosen = override(config.load(file))
-        logging.basicConfig(
-            level=chosen.service.log_level.upper(), format="%(levelname)s %(name)s: %(message)s"
-        )
+        configure(chosen.service.log_level)
         _serve(chosen, sim, file, override)
     except (config.ConfigError, Refusal, ValueError) as error:
         click.echo(f"sealsvc: {error}", err=True)
