@@ -14,14 +14,18 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0 or not shutil.which("dpkg-deb"), reason="needs root on a Debian"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        os.geteuid() != 0 or not shutil.which("dpkg-deb"), reason="needs root on a Debian"
+    ),
+    pytest.mark.slow,
+    pytest.mark.timeout(300),
+]
 
 
 def run(*command: str | Path, **more: object) -> str:
     done = subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, timeout=100, **more
+        [str(part) for part in command], capture_output=True, text=True, timeout=280, **more
     )  # type: ignore[call-overload]
     assert done.returncode == 0, done.stdout + done.stderr
     return str(done.stdout)
@@ -70,7 +74,11 @@ token=$(sealsvc-api --new-token | awk '/shown once/ {print $NF}')
 digest=$(printf %s "$token" | sha256sum | cut -d' ' -f1)
 printf '[principal.me]\nrole = "admin"\nscopes = ["/"]\ntokens = ["sha256:%s"]\n' "$digest" \
 	>>/etc/sealsvc/principals.toml
-until sealctl status >/dev/null 2>&1; do sleep 0.1; done
+for _ in $(seq 100); do
+	sealctl status >/dev/null 2>&1 && break
+	kill -0 $service
+	sleep 0.1
+done
 # As the unit runs it: as its own user, which the configuration names as an operator.
 setpriv --reuid sealsvc-api --regid sealsvc-api --clear-groups --bounding-set=-all --no-new-privs \
 	sealsvc-api --port 18377 --principals /etc/sealsvc/principals.toml 2>/run/api.log & api=$!
