@@ -13,6 +13,7 @@ from api import (
     files,
     filesystems,
     health,
+    history,
     jobs,
     metrics,
     policy,
@@ -36,6 +37,7 @@ NOUNS = (
     seals.router,
     recalls.router,
     files.router,
+    history.router,
     filesystems.router,
     events.router,
     jobs.router,
@@ -78,6 +80,7 @@ def build_app(settings: Settings) -> FastAPI:
     app.state.feed = feed
     app.state.connection = Connection(path, feed.follow, backoff)
     problems.install(app)
+    app.router.routes.append(seals.QUICK)
     app.include_router(health.router)
     app.include_router(metrics.router)
     app.include_router(session.login_router)

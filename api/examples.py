@@ -59,6 +59,19 @@ from sealsvc.overview import (
     PolicyReport,
     WaitingConflict,
 )
+from sealsvc.records import (
+    AuditEntry,
+    AuditTrail,
+    Change,
+    ConflictHistory,
+    ConflictRecord,
+    MapDifference,
+    SealHistory,
+    SealRecord,
+    Transition,
+    Transitions,
+    Verification,
+)
 
 ID = "65f0c0ffee5ea15e00000001"
 PATH = "/srv/pmem/volume-7.img"
@@ -218,6 +231,79 @@ MEASURES = MeasuresReport(
     counters={"conflicts": {"held": 2}, "events": {"drift": 0}},
     latencies={"grant": Histogram(bounds=[0.001, 0.01], counts=[3, 1, 0], sum=0.005)},
     gauges={"queue": {"grants": 0.0}},
+)
+RECORD = SealRecord(
+    id=ID,
+    boot="5f3a91c2-0000-4000-8000-000000000000",
+    file=SEAL.file,
+    path=PATH,
+    filesystem="xfs",
+    range=SEAL.range,
+    effective=SEAL.effective,
+    kind="exclusive",
+    iomode="rw",
+    conflict="wait",
+    fence="none",
+    holder_pid=4242,
+    holder_start=98765,
+    holder_uid=1000,
+    holder_comm="rdma-target",
+    asker_pid=4242,
+    asker_uid=1000,
+    tag="nic-0",
+    enforcers=["fanotify"],
+    granted_at=1767225600.0,
+    ended_at=1767225700.0,
+    state="returned",
+    reason="",
+    mapped=True,
+)
+HISTORY = SealHistory(seals=[RECORD], next="41")
+STEPS = Transitions(
+    seal=ID,
+    transitions=[
+        Transition(seqid=2, time=1767225600.5, before="granted", after="active", reason="")
+    ],
+)
+PAST_CONFLICTS = ConflictHistory(
+    conflicts=[
+        ConflictRecord(
+            time=1767225610.0,
+            operation="fallocate-punch-hole",
+            offset=4096,
+            length=65536,
+            pid=7001,
+            tid=7001,
+            comm="fallocate",
+            uid=0,
+            detail="",
+            seals=[ID],
+            verdict="held",
+            error=0,
+            ended_at=1767225611.0,
+            result=0,
+            waited=1.0,
+        )
+    ],
+    next="7",
+)
+CHANGES = MapDifference(
+    seal=ID,
+    range=SEAL.effective,
+    changes=[Change(range=ByteRange(0, 4096), expected="8388608+4096", found="hole")],
+    total=1,
+    changed=4096,
+)
+TRAIL = AuditTrail(
+    entries=[
+        AuditEntry(
+            seq=41, time=1767225600.0, kind="granted", seal=ID, data={"path": PATH}, hash="00" * 32
+        )
+    ],
+    next="40",
+)
+VERIFICATION = Verification(
+    intact=False, first=1, last=41, first_bad=7, why="the hash does not fit", head="00" * 32
 )
 CLAIM = ClaimInfo(claim="N0tAReal-Claim0123456789", expires_in=60.0, uids=[1000])
 VERSION = VersionInfo(version="0.1.0", api="1.0", protocol=1, run="5f3a91c2")

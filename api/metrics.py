@@ -97,6 +97,10 @@ def _of_status(status: ServiceStatus) -> Iterator[Metric]:
     yield _gauge("conflicts_waiting", "Operations that wait", {"": float(status.conflicts_waiting)})
     able = {e.name: float(e.available) for e in status.enforcers}
     yield _gauge("enforcer_available", "Whether an enforcer can be used", able, "enforcer")
+    yield _gauge("registry_lag", "Events not yet on disk", {"": float(status.registry.lag)})
+    yield _counter("registry_lost", "Events never written", {"": status.registry.lost})
+    troubles = float(len(status.registry.troubles))
+    yield _gauge("registry_troubles", "Why the registry cannot be written", {"": troubles})
     for name, text in _PLAIN.items():
         if name in status.counters:
             yield _counter(name, text, {"": status.counters[name]})

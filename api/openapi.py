@@ -14,7 +14,7 @@ from api.operations import REF, examples_of_refusals
 from api.problems import Problem
 from api.sessions import COOKIE
 from api.status import API_VERSION
-from sealsvc import messages, overview
+from sealsvc import messages, overview, records
 
 DESCRIPTION = """\
 Seals on the extent maps of files. Who asks is known by a bearer token, a client certificate, the
@@ -28,6 +28,7 @@ TAGS = {
     "files": "The seals, seen from files and holders",
     "filesystems": "What can be kept where",
     "events": "What happens, as it happens",
+    "history": "What became of seals, and who did what",
     "jobs": "What takes long",
     "policy": "What the service allows",
     "session": "Who asks",
@@ -71,6 +72,12 @@ DOCUMENTED = (
     overview.JobList,
     overview.CoverageReport,
     overview.ClaimInfo,
+    records.SealHistory,
+    records.Transitions,
+    records.ConflictHistory,
+    records.MapDifference,
+    records.AuditTrail,
+    records.Verification,
 )
 _SCHEMES = {
     "bearer": {

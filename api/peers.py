@@ -68,6 +68,11 @@ class Protocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+            # asyncio sets it for sockets that were made with a protocol number, which listeners of
+            # socket.create_server and of systemd were not: each answer would wait 40 ms for an ACK.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.app_state = {**self.app_state, STATE: peer_of(transport)}
         if len(self.connections) > self.most:
             transport.abort()

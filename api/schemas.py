@@ -124,9 +124,9 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     status: str
 
 
-_SEAL_ID = get_args(messages.SealId)[1].pattern
+SEAL_ID: str = get_args(messages.SealId)[1].pattern
 SealPath = Annotated[
-    str, Path(pattern=_SEAL_ID, description="A seal's id", examples=["65f0c0ffee5ea15e00000001"])
+    str, Path(pattern=SEAL_ID, description="A seal's id", examples=["65f0c0ffee5ea15e00000001"])
 ]
 
 

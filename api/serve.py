@@ -39,29 +39,29 @@ DRAIN = 5  # seconds that requests in flight are given at shutdown
 HEADERS = 16 * 1024  # bytes of a request's line and header fields
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
         prog="sealsvc-api",
         description="The REST API of sealsvc: an unprivileged client of its control socket.",
         epilog="`sealsvc-api --new-token` prints a token, and the line for the principals file.",
     )
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
-    parser.add_argument("--port", type=int, default=8377, help="port (%(default)s; 0: any free)")
-    parser.add_argument("--unix", type=Path, help="listen on a UNIX socket, too")
-    parser.add_argument("--unix-mode", default="0666", help="mode of that socket (%(default)s)")
-    parser.add_argument("--socket", default="", help="control socket (default: SEALSVC_SOCKET)")
-    parser.add_argument("--principals", type=Path, help="who may ask (TOML); none: nobody")
-    parser.add_argument("--tls-cert", type=Path, help="certificate chain (PEM)")
-    parser.add_argument("--tls-key", type=Path, help="its key (PEM)")
-    parser.add_argument("--client-ca", type=Path, help="who signs clients' certificates (PEM)")
-    parser.add_argument("--max-connections", type=int, default=512, help="(%(default)s)")
-    parser.add_argument(
+    made.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    made.add_argument("--port", type=int, default=8377, help="port (%(default)s; 0: any free)")
+    made.add_argument("--unix", type=Path, help="listen on a UNIX socket, too")
+    made.add_argument("--unix-mode", default="0666", help="mode of that socket (%(default)s)")
+    made.add_argument("--socket", default="", help="control socket (default: SEALSVC_SOCKET)")
+    made.add_argument("--principals", type=Path, help="who may ask (TOML); none: nobody")
+    made.add_argument("--tls-cert", type=Path, help="certificate chain (PEM)")
+    made.add_argument("--tls-key", type=Path, help="its key (PEM)")
+    made.add_argument("--client-ca", type=Path, help="who signs clients' certificates (PEM)")
+    made.add_argument("--max-connections", type=int, default=512, help="(%(default)s)")
+    made.add_argument(
         "--allow-remote",
         action="store_true",
         help="plain HTTP on an address that is not loopback",
     )
-    parser.add_argument("--new-token", action="store_true", help="make a token, and end")
-    return parser
+    made.add_argument("--new-token", action="store_true", help="make a token, and end")
+    return made
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
@@ -163,7 +163,7 @@ def _new_token() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     if arguments.new_token:
         _new_token()
         return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pwd
 from pathlib import Path
 from typing import Annotated
 
@@ -50,7 +51,7 @@ class ServiceSection(Section, frozen=True):
 
 class PolicySection(Section, frozen=True):
     roots: list[str] = []
-    operators: list[int] = msgspec.field(default_factory=lambda: [0])
+    operators: list[int | str] = msgspec.field(default_factory=lambda: [0])
     accept_risks: list[str] = []
     max_grace: Seconds = 300.0
     max_recall: Seconds = 600.0
@@ -113,12 +114,25 @@ def load(path: Path | None) -> Config:
     return parse(data, path)
 
 
+def _numbered(config: Config, path: Path | None) -> Config:
+    """With numbers for the names of operators."""
+    numbers: list[int | str] = []
+    for user in config.policy.operators:
+        try:
+            numbers.append(user if isinstance(user, int) else pwd.getpwnam(user).pw_uid)
+        except KeyError:
+            raise ConfigError(f"{path}: policy.operators: there is no user {user!r}") from None
+    policy = msgspec.structs.replace(config.policy, operators=numbers)
+    return msgspec.structs.replace(config, policy=policy)
+
+
 def parse(data: bytes, path: Path | None) -> Config:
     """The same of text that was read already; `path` is named in errors."""
     try:
         config = msgspec.toml.decode(data, type=Config)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from error
+    config = _numbered(config, path)
     for root in config.policy.roots:
         if not os.path.isabs(root):
             raise ConfigError(f"{path}: policy.roots: {root!r} is not an absolute path")

@@ -245,20 +245,27 @@ class ControlServer:
         self.events, self.tasks, self.may_watch = events, tasks, may_watch
         self.connections: set[Connection] = set()
         self._sock: socket.socket | None = None
+        self._ours = True
 
     def start(self) -> None:
-        """Listen; a stale socket of a dead service is replaced, a live one is an error."""
+        """Listen; a stale socket of a dead service is replaced, a live one is an error. A socket
+        that systemd made is taken as it is: clients wait in its queue during a restart."""
+        sock = _passed(self.path)
+        self._ours = sock is None
+        self._sock = sock = sock or self._bound()
+        sock.setblocking(False)
+        asyncio.get_running_loop().add_reader(sock, self._acceptable)
+
+    def _bound(self) -> socket.socket:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._refuse_if_served()
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
-        sock.setblocking(False)
         with suppress(FileNotFoundError):
             self.path.unlink()
         sock.bind(str(self.path))
         self.path.chmod(self.mode)
         sock.listen(1024)
-        self._sock = sock
-        asyncio.get_running_loop().add_reader(sock, self._acceptable)
+        return sock
 
     def _refuse_if_served(self) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe, suppress(OSError):
@@ -292,8 +299,22 @@ class ControlServer:
             asyncio.get_running_loop().remove_reader(self._sock)
             self._sock.close()
             self._sock = None
-            with suppress(FileNotFoundError):
-                self.path.unlink()
+            if self._ours:
+                with suppress(FileNotFoundError):
+                    self.path.unlink()
+
+
+def _passed(path: Path) -> socket.socket | None:
+    """The listener at `path` among those that systemd passed (sd_listen_fds(3))."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return None
+    for fd in range(3, 3 + int(os.environ.get("LISTEN_FDS", "0"))):
+        sock = socket.socket(fileno=fd)
+        if sock.family == socket.AF_UNIX and sock.getsockname() == str(path):
+            sock.set_inheritable(False)
+            return sock
+        sock.detach()
+    return None
 
 
 def _descriptors(ancillary: list[Any]) -> list[int]:

@@ -34,7 +34,8 @@ class EventLog:
         event = Event(seq=self.seq, time=time.time(), name=name, seal=seal, path=path, data=data)
         self._kept.append(event)
         if name in ("alarm", "drift"):
-            log.error("%s: seal %s: %s", name, seal, data)
+            fields = {"SEALSVC_SEAL": seal or "", "SEALSVC_EVENT": name}
+            log.error("%s: seal %s: %s", name, seal, data, extra={"fields": fields})
         for watcher in tuple(self._watchers):
             watcher(event)
 

@@ -14,7 +14,7 @@ from urllib.parse import urlencode, urlsplit
 
 import msgspec
 
-from sealsvc import overview
+from sealsvc import overview, records
 from sealsvc.client import Client, Reply
 from sealsvc.errors import TABLE, Refusal
 from sealsvc.messages import (
@@ -56,6 +56,12 @@ _ROUTES: dict[type, tuple[str, str]] = {
     overview.Jobs: ("GET", "/v1/jobs"),
     overview.ShowJob: ("GET", "/v1/jobs/{job}"),
     overview.CancelJob: ("DELETE", "/v1/jobs/{job}"),
+    records.Steps: ("GET", "/v1/seals/{seal}/history"),
+    records.MapChanges: ("GET", "/v1/seals/{seal}/changes"),
+    records.History: ("GET", "/v1/history"),
+    records.PastConflicts: ("GET", "/v1/history/conflicts"),
+    records.Trail: ("GET", "/v1/trail"),
+    records.VerifyTrail: ("POST", "/v1/trail/verification"),
     Audit: ("POST", "/v1/audits"),
     RecallSeals: ("POST", "/v1/recalls"),
     Mapped: ("POST", "/v1/seals/{seal}/validation"),
@@ -104,6 +110,8 @@ class RemoteClient(Client):
         timeout: float | None = None,  # noqa: ARG002 (the interface)
         **fields: Any,
     ) -> Reply:
+        if isinstance(wanted := fields.pop("wanted", None), records.SealFilter):
+            fields |= msgspec.structs.asdict(wanted)
         unsaid = (None, False, "")
         given = {n: v for n, v in fields.items() if not any(v is nothing for nothing in unsaid)}
         if kind is Watch:

@@ -39,9 +39,9 @@ export async function file(app, key) {
   return [
     h("h1", { tabindex: "-1" }, found.path),
     facts([["file system", `${found.filesystem} at ${found.mount}`], ["inode", `${found.file.inode}, generation ${found.file.generation}`],
-      ["sealed", `${found.seals} seals, ${bytes(found.sealed_bytes)}`]]),
+      ["seals", `${found.seals}, ${bytes(found.sealed_bytes)} sealed`]]),
     h("h2", {}, "Extent map"),
-    map && map.drifted.length > 0 && h("p", { class: "bad", id: "drift" }, `${map.drifted.length} extents are not where they were sealed.`),
+    map && map.drifted.length > 0 && h("p", { class: "bad", id: "drift" }, `Not where they were sealed: ${map.drifted.length} of ${recorded.length} extents.`),
     unreadable > 0 && h("p", { class: "warn" }, `The present map of ${unreadable} seals cannot be read.`),
     map?.picture,
     app.may("recall") && h("p", {}, h("button", { type: "button", class: "danger",

@@ -8,6 +8,7 @@ from rich.console import Console
 from sealsvc.cli.answers import ask
 from sealsvc.cli.options import Settings, pass_settings, shared_options
 from sealsvc.cli.output import emit, printable, table
+from sealsvc.cli.progress import waiting
 from sealsvc.cli.seals import complete_seal, find_seal
 from sealsvc.cli.units import exact_size
 from sealsvc.messages import Audit, AuditReport
@@ -34,7 +35,8 @@ def audit(settings: Settings, seal: str | None) -> int:
     """
     with settings.connect(patient=True) as client:
         wanted = find_seal(client, seal) if seal else None
-        report = ask(client, Audit, AuditReport, seal=wanted)
+        with waiting("comparing every sealed map with the recorded one"):
+            report = ask(client, Audit, AuditReport, seal=wanted)
     emit(settings, report, lambda console: _print(console, report))
     if report.drifted:
         return DRIFT_FOUND

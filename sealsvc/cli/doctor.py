@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,6 +10,7 @@ from rich.console import Console
 from sealsvc.cli.options import Settings, pass_settings, shared_options
 from sealsvc.cli.output import emit, printable, table
 from sealsvc.cli.parameters import Words
+from sealsvc.cli.progress import steps
 from sealsvc.model import Conflict, Kind
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ Examples:
 """
 
 _STYLES = {"waits": "green", "refused": "green", "not-covered": "bold red", "not-applicable": "dim"}
-_CLEAR_LINE = "\r\x1b[K"
 
 
 @click.command(epilog=EXAMPLES)
@@ -50,20 +49,23 @@ def doctor(settings: Settings, /, path: str, **only: Any) -> None:
     --enforcer or when none runs, a private one.
     """
     # The measuring code loads the native module, which almost nothing else here needs.
-    from sealsvc.doctor.report import measure
+    from sealsvc.doctor.report import expected_rows, measure
 
-    report = measure(
-        path,
-        socket=settings.socket,
-        enforcers=_split(only["enforcers"]) or None,
-        kinds=[Kind(word) for word in _flat(only["kinds"])] or list(Kind),
-        conflicts=[Conflict(word) for word in _flat(only["conflicts"])] or list(Conflict),
-        operations=_split(only["operations"]) or None,
-        disruptive=only["disruptive"],
-        progress=_progress if sys.stderr.isatty() else None,
-    )
-    if sys.stderr.isatty():
-        click.echo(_CLEAR_LINE, err=True, nl=False)
+    kinds = [Kind(word) for word in _flat(only["kinds"])] or list(Kind)
+    conflicts = [Conflict(word) for word in _flat(only["conflicts"])] or list(Conflict)
+    operations = _split(only["operations"]) or None
+    whole = expected_rows(path) if operations is None else len(operations) * 4
+    with steps(whole * len(kinds) * len(conflicts) // 4) as done:
+        report = measure(
+            path,
+            socket=settings.socket,
+            enforcers=_split(only["enforcers"]) or None,
+            kinds=kinds,
+            conflicts=conflicts,
+            operations=operations,
+            disruptive=only["disruptive"],
+            progress=lambda row: done(_told(row)),
+        )
     emit(settings, report, lambda console: _print(console, report))
 
 
@@ -75,9 +77,8 @@ def _split(lists: tuple[str, ...]) -> list[str]:
     return [word.strip() for words in lists for word in words.split(",")]
 
 
-def _progress(row: Row) -> None:
-    told = printable(f"{row.operation} {row.kind} {row.conflict}: {row.result}")
-    click.echo(_CLEAR_LINE + told, err=True, nl=False)
+def _told(row: Row) -> str:
+    return f"{row.operation} {row.kind} {row.conflict}: {row.result}"
 
 
 def _print(console: Console, report: Report) -> None:

@@ -15,6 +15,7 @@ from sealsvc.cli.options import Settings, pass_settings, shared_options
 from sealsvc.cli.output import note
 from sealsvc.cli.parameters import DURATION, RANGE, SIGNAL, Words, choice
 from sealsvc.cli.paths import absolute
+from sealsvc.cli.progress import waiting
 from sealsvc.client import Reply
 from sealsvc.errors import Refusal
 from sealsvc.messages import HolderSpec, Requirements
@@ -103,7 +104,10 @@ def hold(
     with settings.connect(patient=True) as client:
         child = StoppedChild(command, target_fd)
         try:
-            reply = client.grant([child.pidfd], path=path, holder=HolderSpec(pidfd=True), **fields)
+            with waiting(f"preparing and sealing {path}"):
+                reply = client.grant(
+                    [child.pidfd], path=path, holder=HolderSpec(pidfd=True), **fields
+                )
             fd = _sealed_fd(reply)
         except BaseException:  # Ctrl-C included: the child must not stay behind, stopped
             child.abandon()

@@ -25,6 +25,7 @@ from sealsvc.cli.redeem import redeem
 from sealsvc.cli.show import show
 from sealsvc.cli.status import status
 from sealsvc.cli.terms import downgrade, renew, return_command
+from sealsvc.cli.top import top
 from sealsvc.cli.trail import trail
 from sealsvc.cli.units import duration
 from sealsvc.cli.validate import validate
@@ -55,6 +56,7 @@ COMMANDS = (
     return_command,
     recall,
     watch,
+    top,
     audit,
     history,
     changes,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import functools
-import logging
 import os
 import sys
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import msgspec
 
 from sealsvc import __version__, config
 from sealsvc.errors import Refusal
+from sealsvc.journald import configure
 
 
 @click.group()
@@ -46,9 +46,7 @@ def serve(file: Path | None, socket: str | None, roots: tuple[str, ...], sim: bo
     try:
         override = functools.partial(_override, socket=socket, roots=roots)
         chosen = override(config.load(file))
-        logging.basicConfig(
-            level=chosen.service.log_level.upper(), format="%(levelname)s %(name)s: %(message)s"
-        )
+        configure(chosen.service.log_level)
         _serve(chosen, sim, file, override)
     except (config.ConfigError, Refusal, ValueError) as error:
         click.echo(f"sealsvc: {error}", err=True)
@@ -109,10 +107,10 @@ def _serve(
 
     if os.geteuid() != 0 and not sim:
         raise Refusal("denied", "sealing files of the real system needs root: or try --sim")
-    daemon = (sim_daemon if sim else kernel_daemon)(chosen)
-    daemon.policy_file.source = file
-    daemon.policy_file.overrides = (lambda found: simulated(override(found))) if sim else override
+    overrides = (lambda found: simulated(override(found))) if sim else override
     try:
+        daemon = (sim_daemon if sim else kernel_daemon)(chosen)
+        daemon.policy_file.source, daemon.policy_file.overrides = file, overrides
         asyncio.run(daemon.run())
     except OSError as error:
         raise Refusal("io-error", f"the service cannot go on: {error}") from error

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
@@ -29,6 +30,13 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
+class _Server(uvicorn.Server):
+    async def main_loop(self) -> None:
+        """Without its ticks, each of which a test would wait for."""
+        while not self.should_exit:
+            await asyncio.sleep(0.005)
+
+
 class Api:
     """The API under a real uvicorn, in a thread."""
 
@@ -45,7 +53,7 @@ class Api:
             timeout_graceful_shutdown=1,
             proxy_headers=False,
         )
-        self.server = uvicorn.Server(config)
+        self.server = _Server(config)
         self._thread = threading.Thread(target=self.server.run, args=([self._sock],), daemon=True)
         self._thread.start()
         until(lambda: self.server.started)

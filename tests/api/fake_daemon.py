@@ -17,7 +17,7 @@ import msgspec
 
 from api import examples
 from sealsvc import messages as m
-from sealsvc import overview
+from sealsvc import overview, records
 from sealsvc.errors import Refusal
 from tests.api.fake_seals import Seals
 
@@ -204,6 +204,12 @@ _FIXED: dict[type, Any] = {
     overview.ShowJob: examples.JOB,
     overview.CancelJob: examples.JOB,
     overview.Jobs: examples.JOBS,
+    records.History: examples.HISTORY,
+    records.Steps: examples.STEPS,
+    records.PastConflicts: examples.PAST_CONFLICTS,
+    records.MapChanges: examples.CHANGES,
+    records.Trail: examples.TRAIL,
+    records.VerifyTrail: examples.VERIFICATION,
     overview.Coverage: examples.COVERAGE,
     overview.Measures: MEASURES,
     m.IssueClaim: examples.CLAIM,

@@ -99,8 +99,6 @@ def test_the_running_service_follows_the_table(
     role = None if name == NOBODY else Role(name.removesuffix("-in"))
     caller = role and Caller(name, role, ("/srv/pmem",) if "-in" in name else None, (), 1.0, "")
     for action, (method, path, body) in REQUESTS.items():
-        if action is Action.TRAIL:
-            continue
         where = path.format(own=own, other=other)
         before = len(daemon.requests)
         answer = http.request(method, where, json=body, headers=as_(name))
@@ -126,7 +124,7 @@ def test_every_route_has_an_action_that_the_table_has() -> None:
         if "x-sealsvc-action" in operation
     }
     # Those that depend on whose seal it is, or on how wide a recall is, are asked for inside.
-    inside = {Action.SEALS_CHANGE, Action.RECALL_WIDE, Action.TRAIL}
+    inside = {Action.SEALS_CHANGE, Action.RECALL_WIDE}
     assert {Action(name) for name in used} == set(Action) - inside
     assert set(REQUESTS) == set(MEANS) == set(Action)
 

@@ -17,6 +17,7 @@ from api.rates import Rates
 from api.sessions import COOKIE, LIFE, Sessions
 from api.settings import Settings, SettingsError, check_bind, is_loopback
 from sealsvc.errors import Refusal
+from sealsvc.messages import Grant, List
 from tests.api.conftest import TOKEN, Api, until, write_principals
 from tests.api.fake_daemon import FakeDaemon
 from tests.api.test_api_serve import serving
@@ -36,13 +37,13 @@ class Clock:
 def test_without_a_valid_token_nothing_is_told(
     api: Api, daemon: FakeDaemon, method: str, header: str | None
 ) -> None:
-    before = len(daemon.requests)
     with api.client(None, **({"Authorization": header} if header else {})) as http:
         answer = http.request(method, "/v1/seals", json=BODY if method == "POST" else None)
     assert answer.status_code == 401
     assert answer.headers["www-authenticate"].startswith("Bearer")
     assert answer.json()["code"] == "unauthenticated"
-    assert len(daemon.requests) == before, "the daemon must not hear of it"
+    assert not daemon.asked(List), "the daemon must not hear of it"
+    assert not daemon.asked(Grant)
 
 
 def test_health_and_the_description_are_open_to_all(api: Api) -> None:

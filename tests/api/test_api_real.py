@@ -23,6 +23,7 @@ from tests.api.conftest import TOKEN
 from tests.api.running import ROOT, Front, simulated, wait_for
 
 MiB = 1 << 20
+REGISTRY = '[registry]\ndirectory = "{}"\n'
 CONFIG = '[policy]\nroots = ["/sim"]\nmax_grace = 300.0\n'
 
 
@@ -30,7 +31,7 @@ CONFIG = '[policy]\nroots = ["/sim"]\nmax_grace = 300.0\n'
 def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
     directory = tmp_path_factory.mktemp("real")
     config = directory / "sealsvc.toml"
-    config.write_text(CONFIG)
+    config.write_text(CONFIG + REGISTRY.format(directory / "registry"))
     with simulated(directory, "--config", str(config)) as found:
         found.config = config  # type: ignore[attr-defined]
         yield found
@@ -266,7 +267,8 @@ def test_an_audit_as_a_job(there: Front, http: httpx.Client, file: str) -> None:
 def test_the_policy_is_read_again(there: Front, http: httpx.Client, file: str) -> None:
     config: Path = there.config  # type: ignore[attr-defined]
     assert http.get("/v1/policy").json()["policy"]["max_grace"] == 300.0
-    text = CONFIG.replace("300.0", "5.0") + "[service]\nworkers = 3\n"
+    before = config.read_text()
+    text = before.replace("300.0", "5.0") + "[service]\nworkers = 3\n"
     checked = http.post("/v1/policy/validation", json={"text": text}).json()
     assert (checked["changed"], checked["restart"]) == (["max_grace"], ["service.workers"])
     bad = http.post("/v1/policy/validation", json={"text": "[policy]\nmax_grace = -1\n"})
@@ -280,8 +282,36 @@ def test_the_policy_is_read_again(there: Front, http: httpx.Client, file: str) -
         body = {"path": file, "grace": 6.0, "holder": {"pid": os.getpid()}}
         assert http.post("/v1/seals", json=body).json()["code"] == "denied"
     finally:
-        config.write_text(CONFIG)
+        config.write_text(before)
         http.post("/v1/policy/reload").raise_for_status()
+
+
+# What is recorded
+
+
+def test_history_changes_and_the_trail(http: httpx.Client, control: Client, file: str) -> None:
+    seal = granted(http, file)["id"]
+    control.call(Simulate, action="drift", path=file)
+    wait_for(lambda: bool(_recorded(http, file)))
+    changed = http.get(f"/v1/seals/{seal}/changes").json()
+    assert (changed["seal"], changed["total"] > 0) == (seal, True)
+    assert http.post("/v1/audits", json={"seal": seal}).json()["drifted"]
+    steps = f"/v1/seals/{seal}/history"
+    wait_for(lambda: "lost" in [t["after"] for t in http.get(steps).json()["transitions"]])
+    http.delete(f"/v1/seals/{seal}").raise_for_status()
+    wait_for(lambda: _recorded(http, file)[0]["ended_at"] is not None)
+    assert _recorded(http, file, state="returned")[0]["id"] == seal
+    assert _recorded(http, file, state="expired") == []
+    page = http.get("/v1/trail", params={"limit": 1})
+    assert len(page.json()["entries"]) == 1
+    assert http.get(page.links["next"]["url"]).json()["entries"] != page.json()["entries"]
+    assert http.post("/v1/trail/verification").json()["intact"] is True
+    assert http.get("/v1/history/conflicts").status_code == 200
+    assert http.get(f"/v1/seals/{'f' * 24}/history").json()["code"] == "no-such-seal"
+
+
+def _recorded(http: httpx.Client, path: str, **more: str) -> list[dict[str, Any]]:
+    return list(http.get("/v1/history", params={"path": path, **more}).json()["seals"])
 
 
 # Events
@@ -341,6 +371,8 @@ def test_sealctl_says_the_same_over_both(there: Front, http: httpx.Client, file:
         ("filesystems",),
         ("audit", seal),
         ("show", "f" * 24),
+        ("history", "--path", file, "-o", "json"),
+        ("trail", "--limit", "1", "-o", "json"),
         ("recall", "--path", "/sim/none"),
         ("validate", seal),
     ):

@@ -15,7 +15,7 @@ LEAVES = {
     *("sealsvc.overview", "sealsvc.protocol", "sealsvc.records"),
 }
 PURE = LEAVES | {"sealsvc.extents"}
-API = {"sealsvc.client", "sealsvc.journald", "sealsvc", "api"} | LEAVES
+API = {"sealsvc.client", "sealsvc.journald", "sealsvc.records", "sealsvc", "api"} | LEAVES
 
 
 def imports(path: Path) -> set[str]:

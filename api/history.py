@@ -1,0 +1,161 @@
+"""/v1/history and /v1/trail: what became of seals, of the maps they held, and who did what."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from fastapi import APIRouter, Depends, Request, Response
+from msgspec import Meta
+
+from api import examples, inputs
+from api.access import Action
+from api.answers import answer
+from api.auth import Asking
+from api.connection import PATIENT, Daemon, expect
+from api.operations import CHANGING, GUARDED, operation
+from api.schemas import NoQuery, SealPath, fields
+from api.scope import asked_by, seal_in_scope
+from api.seals import LINK, linked
+from sealsvc.model import State
+from sealsvc.protocol import Limit, Name
+from sealsvc.records import (
+    AuditTrail,
+    ConflictHistory,
+    Cursor,
+    History,
+    MapChanges,
+    PastConflicts,
+    SealFilter,
+    SealHistory,
+    Steps,
+    Trail,
+    VerifyTrail,
+)
+
+router = APIRouter(tags=["history"])
+NOTHING = Depends(inputs.query(NoQuery))
+
+CODES = (*GUARDED, "no-such-seal", "io-error")
+
+
+class HistoryQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`since` and `until` (seconds of the Unix epoch) choose the seals that lived between."""
+
+    path: Name | None = None
+    pid: Annotated[int, Meta(ge=1, le=2**31)] | None = None
+    uid: Annotated[int, Meta(ge=0, le=2**32)] | None = None
+    state: State | None = None
+    since: Annotated[float, Meta(ge=0, le=1e12)] | None = None
+    until: Annotated[float, Meta(ge=0, le=1e12)] | None = None
+    after: Cursor | None = None
+    limit: Limit = 100
+
+
+class PastQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    pid: Annotated[int, Meta(ge=1, le=2**31)] | None = None
+    since: Annotated[float, Meta(ge=0, le=1e12)] | None = None
+    until: Annotated[float, Meta(ge=0, le=1e12)] | None = None
+    after: Cursor | None = None
+    limit: Limit = 100
+
+
+class TrailQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    kind: Annotated[str, Meta(max_length=64)] | None = None
+    since: Annotated[float, Meta(ge=0, le=1e12)] | None = None
+    until: Annotated[float, Meta(ge=0, le=1e12)] | None = None
+    after: Cursor | None = None
+    limit: Limit = 100
+
+
+class ChangesQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    limit: Limit = 100
+
+
+@router.get(
+    "/history",
+    summary="Seals, live and over, the newest first",
+    **operation(Action.TRAIL, examples.HISTORY, query=HistoryQuery, codes=CODES, headers=LINK),
+)
+async def seals(
+    request: Request,
+    daemon: Daemon,
+    query: Annotated[msgspec.Struct, Depends(inputs.query(HistoryQuery))],
+) -> Response:
+    asked = fields(query)
+    page = {name: asked.pop(name) for name in ("after", "limit")}
+    state = asked.pop("state")
+    wanted = SealFilter(**asked, state=None if state is None else str(state))
+    found = expect(await daemon.call(History, wanted=wanted, **page), SealHistory)
+    return answer(found, 200, linked(request, found.next))
+
+
+@router.get(
+    "/history/conflicts",
+    summary="Operations that met a seal, the newest first",
+    **operation(Action.TRAIL, examples.PAST_CONFLICTS, query=PastQuery, codes=CODES, headers=LINK),
+)
+async def conflicts(
+    request: Request,
+    daemon: Daemon,
+    query: Annotated[msgspec.Struct, Depends(inputs.query(PastQuery))],
+) -> Response:
+    found = expect(await daemon.call(PastConflicts, **fields(query)), ConflictHistory)
+    return answer(found, 200, linked(request, found.next))
+
+
+@router.get(
+    "/seals/{seal}/history",
+    summary="Each step of a seal's life, in order",
+    dependencies=[NOTHING],
+    **operation(Action.SEALS_READ, examples.STEPS, codes=CODES),
+)
+async def steps(daemon: Daemon, caller: Asking, seal: SealPath) -> Response:
+    if caller.below is not None:
+        await seal_in_scope(daemon, caller, seal)
+    return answer((await daemon.call(Steps, seal=seal)).result)
+
+
+@router.get(
+    "/seals/{seal}/changes",
+    summary="How the file's extent map is now, compared with that at the seal's grant",
+    **operation(
+        Action.SEALS_READ,
+        examples.CHANGES,
+        query=ChangesQuery,
+        codes=(*CODES, "no-such-file", "outside-roots", "not-a-regular-file"),
+    ),
+)
+async def changes(
+    daemon: Daemon,
+    caller: Asking,
+    seal: SealPath,
+    query: Annotated[msgspec.Struct, Depends(inputs.query(ChangesQuery))],
+) -> Response:
+    if caller.below is not None:
+        await seal_in_scope(daemon, caller, seal)
+    return answer((await daemon.call(MapChanges, seal=seal, **fields(query))).result)
+
+
+@router.get(
+    "/trail",
+    summary="Entries of the audit trail, the newest first",
+    **operation(Action.TRAIL, examples.TRAIL, query=TrailQuery, codes=CODES, headers=LINK),
+)
+async def trail(
+    request: Request,
+    daemon: Daemon,
+    query: Annotated[msgspec.Struct, Depends(inputs.query(TrailQuery))],
+) -> Response:
+    found = expect(await daemon.call(Trail, **fields(query)), AuditTrail)
+    return answer(found, 200, linked(request, found.next))
+
+
+@router.post(
+    "/trail/verification",
+    summary="Walk through the whole audit trail",
+    dependencies=[NOTHING],
+    **operation(Action.TRAIL, examples.VERIFICATION, codes=(*CHANGING, "io-error")),
+)
+async def verify(daemon: Daemon, caller: Asking) -> Response:
+    return answer((await daemon.call(VerifyTrail, PATIENT, **asked_by(caller))).result)

@@ -1,0 +1,211 @@
+"""The small parts behind the face: logs for the journal, claims, measures, the policy's file,
+sockets that systemd passes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sealsvc import config
+from sealsvc.claims import Claims
+from sealsvc.config import Config, ConfigError
+from sealsvc.errors import Refusal
+from sealsvc.journald import JournalHandler, LineFormatter, encoded
+from sealsvc.measures import BOUNDS, MeasuresTaken
+from sealsvc.messages import Conditions, Event, IssueClaim, Status
+from sealsvc.overview import MeasuresReport
+from sealsvc.policy import lies_below
+from sealsvc.processes import Peer
+from sealsvc.reload import PolicyFile
+
+ROOT = Path(__file__).parents[2]
+OPERATOR = Peer(pid=1, uid=0, gid=0)
+
+
+def record(message: str, **fields: object) -> logging.LogRecord:
+    made = logging.LogRecord("sealsvc.api", logging.WARNING, "", 0, message, (), None)
+    made.fields = fields
+    return made
+
+
+def test_fields_reach_the_journal(tmp_path: Path) -> None:
+    path = str(tmp_path / "journal")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
+        journal.bind(path)
+        handler = JournalHandler(lambda: {"SEALSVC_REQUEST": "abc"}, path)
+        handler.emit(record("changed", SEALSVC_SEAL="65f0"))
+        told = journal.recv(65536).split(b"\n")
+        handler._sock.close()
+    assert {b"MESSAGE=changed", b"PRIORITY=4", b"SEALSVC_REQUEST=abc", b"SEALSVC_SEAL=65f0"} <= {
+        *told
+    }
+
+
+def test_a_value_of_several_lines_cannot_forge_a_field() -> None:
+    told = encoded({"MESSAGE": "one\nPRIORITY=0"})
+    assert told == b"MESSAGE\n" + struct.pack("<Q", 14) + b"one\nPRIORITY=0\n"
+
+
+def test_without_a_journal_a_line_has_the_fields() -> None:
+    text = LineFormatter().format(record("changed", SEALSVC_SEAL="65f0", SEALSVC_STATUS=""))
+    assert text == "WARNING sealsvc.api: changed [sealsvc_seal=65f0]"
+
+
+# Claims
+
+
+def claim(claims: Claims, **terms: object) -> str:
+    return claims.issue(OPERATOR, IssueClaim(id=1, path="/pmem/a", **terms)).claim  # type: ignore[arg-type]
+
+
+def test_a_claim_is_a_secret_of_its_own_terms() -> None:
+    claims = Claims()
+    secret = claim(claims, tag="mine", principal="alice", key="k")
+    assert len(secret) >= 43
+    issued = claims.redeem(secret, Peer(2, 1000, 1000))
+    assert (issued.peer, issued.grant.tag, issued.grant.principal) == (OPERATOR, "mine", "alice")
+    assert issued.grant.key == ""
+    assert len(claims) == 0
+
+
+def test_the_wrong_user_does_not_use_a_claim_up() -> None:
+    claims = Claims()
+    secret = claim(claims, only=Conditions(uids=[1000]))
+    with pytest.raises(Refusal, match="denied"):
+        claims.redeem(secret, Peer(2, 1001, 1001))
+    assert claims.redeem(secret, Peer(2, 1000, 1000)).grant.path == "/pmem/a"
+
+
+def test_a_claim_expires() -> None:
+    claims = Claims()
+    secret = claim(claims, seconds=0.01)
+    time.sleep(0.02)
+    with pytest.raises(Refusal, match="expired"):
+        claims.redeem(secret, OPERATOR)
+    assert len(claims) == 0
+
+
+# Measures
+
+
+def heard(name: str, seal: str | None = None, **data: object) -> Event:
+    return Event(seq=1, time=0.0, name=name, seal=seal, data=dict(data))
+
+
+def test_what_is_heard_is_counted() -> None:
+    taken = MeasuresTaken()
+    taken.hear(heard("conflict", verdict="held"))
+    taken.hear(heard("conflict-ended", result=0, waited=0.3))
+    taken.hear(heard("refused", code="denied"))
+    taken.hear(heard("recall", "a", merged=False))
+    taken.hear(heard("state", "a", to="returned"))
+    taken.hear(heard("state", "b", to="returned"))
+    assert taken.counters["conflicts"] == {"held": 1}
+    assert taken.counters["conflicts_ended"] == {"passed": 1}
+    assert taken.counters["refusals"] == {"denied": 1}
+    assert taken.counters["transitions"] == {"returned": 2}
+    told = taken.latencies["conflict"].told()
+    assert told.counts[told.bounds.index(0.5)] == 1
+    assert told.sum == 0.3
+    assert sum(taken.latencies["recall"].counts) == 1, "b was not recalled"
+
+
+def test_what_is_refused_is_not_timed() -> None:
+    taken = MeasuresTaken()
+    with pytest.raises(Refusal), taken.timed("grant"):
+        raise Refusal("denied", "no")
+    with taken.timed("grant"):
+        pass
+    assert sum(taken.latencies["grant"].counts) == 1
+    assert list(BOUNDS) == sorted(BOUNDS)
+    assert MeasuresReport(run="", counters={}, latencies={}, gauges={})
+
+
+# Policy
+
+
+def test_a_policy_that_is_none_changes_nothing(tmp_path: Path) -> None:
+    path, taken = tmp_path / "sealsvc.toml", list[object]()
+    file = PolicyFile(Config(), lambda section, changed: taken.append((section, changed)))
+    with pytest.raises(Refusal, match="without a configuration file"):
+        file.reload()
+    file.source = path
+    with pytest.raises(Refusal, match="io-error"):
+        file.reload()
+    for text in ("[policy", "[policy]\nsurprise = 1\n", "[policy]\nmax_grace = -1.0\n"):
+        path.write_text(text)
+        with pytest.raises(Refusal, match="bad-request"):
+            file.reload()
+    assert not taken
+    path.write_text("[policy]\nmax_grace = 7.0\n[service]\nworkers = 2\n")
+    report = file.reload()
+    assert (report.changed, report.restart) == (["max_grace"], ["service.workers"])
+    ((section, changed),) = taken  # type: ignore[misc]
+    assert (section.max_grace, changed) == (7.0, ["max_grace"])
+    assert file.reload().changed == []
+
+
+def test_operators_may_be_named() -> None:
+    found = config.parse(b'[policy]\noperators = ["root", 7]\n', None)
+    assert found.policy.operators == [0, 7]
+    with pytest.raises(ConfigError, match="no user 'nobody-at-all'"):
+        config.parse(b'[policy]\noperators = ["nobody-at-all"]\n', None)
+
+
+@pytest.mark.parametrize(
+    ("path", "inside"),
+    [("/a", True), ("/a/b", True), ("/ab", False), ("/a/../b", False), ("/", False)],
+)
+def test_below(path: str, inside: bool) -> None:
+    assert lies_below(path, ["/a"]) is inside
+    assert lies_below(path, ["/a/"]) is inside
+    assert lies_below(path, ["/"]) is (".." not in path)
+
+
+# systemd
+
+
+def test_a_socket_that_systemd_passed_is_served_and_left(tmp_path: Path) -> None:
+    from sealsvc.client import Client
+
+    path = tmp_path / "control.sock"
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(str(path))
+    listener.listen()
+    notified = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    notified.bind(str(tmp_path / "notify"))
+    notified.settimeout(20)
+    # Connected before there is a service: it waits in the queue.
+    with listener, notified, Client(str(path), timeout=20) as early:
+        script = (
+            "import os, sys; os.dup2(int(sys.argv[1]), 3); os.environ['LISTEN_PID'] ="
+            " str(os.getpid()); os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
+        )
+        serve = ("-m", "sealsvc.cli.service", "serve", "--sim", "--socket", str(path))
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, str(listener.fileno()), *serve],
+            cwd=ROOT,
+            pass_fds=[listener.fileno()],
+            env={
+                **os.environ,
+                "LISTEN_FDS": "1",
+                "NOTIFY_SOCKET": str(tmp_path / "notify"),
+                "WATCHDOG_USEC": "200000",
+            },
+        )
+        try:
+            assert early.call(Status).result
+            told = {notified.recv(100) for _ in range(3)}
+            assert told == {b"READY=1", b"WATCHDOG=1"}
+        finally:
+            process.terminate()
+            assert process.wait(20) == 0
+        assert path.exists(), "it is systemd's"
