@@ -443,7 +443,11 @@ class RecallOutcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RecallReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="recalls"):
+    """`more` were recalled beside those that a message has room for; seals that are not over come
+    first."""
+
     recalled: list[RecallOutcome]
+    more: int = 0
 
 
 class Drift(msgspec.Struct, frozen=True, kw_only=True):
@@ -457,9 +461,12 @@ class Drift(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AuditReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="audit-report"):
+    """`more` were found, drifted or unreadable, beside those that a message has room for."""
+
     checked: int
     drifted: list[Drift]
     unreadable: list[str]
+    more: int = 0
 
 
 class Gap(msgspec.Struct, frozen=True, kw_only=True):

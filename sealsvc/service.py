@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 from collections.abc import Awaitable, Callable
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -24,10 +25,12 @@ from sealsvc.holders import Holders
 from sealsvc.limits import RateLimit
 from sealsvc.measures import MeasuresTaken
 from sealsvc.messages import (
+    MAX_MESSAGE,
     VERSION,
     AnyRequest,
     Attach,
     Audit,
+    AuditReport,
     Downgrade,
     EnforcerInfo,
     Extent,
@@ -64,6 +67,7 @@ from sealsvc.messages import (
     Simulate,
     Simulated,
     Status,
+    encode,
 )
 from sealsvc.model import ByteRange, Kind, State
 from sealsvc.once import Once
@@ -77,8 +81,11 @@ from sealsvc.rings import RingClient, Rings
 from sealsvc.seals import Seal
 from sealsvc.states import Step
 
+T = TypeVar("T")
+
 # Requests that change something, but for grants, of which more is told; and what of them is not.
 _TOLD = (Keyed, Forgotten, Reclaim)
+_RECALLS = 500  # outcomes in one answer
 _UNTOLD = {"id", "v", "key", "wait"}
 
 
@@ -176,7 +183,7 @@ class Service:
                 return await self._recall(peer, request)
             case Audit():
                 chosen = [self._seal(peer, request.seal)] if request.seal else self.seen(peer)
-                return await audit(self.grants, self.recaller, chosen)
+                return _shortened(await audit(self.grants, self.recaller, chosen))
             case _ if isinstance(request, RegistryRequest):
                 return await self.historian.answer(peer, request)
             case Filesystems():
@@ -450,9 +457,9 @@ class Service:
                 await self._until_over(chosen, request.range)
         if request.filesystem is not None or request.all:
             self._forget(chosen)
-        return RecallReport(
-            recalled=[RecallOutcome(seal=seal.id, state=seal.state) for seal in chosen]
-        )
+        chosen.sort(key=lambda seal: not seal.live)
+        told = [RecallOutcome(seal=seal.id, state=seal.state) for seal in chosen[:_RECALLS]]
+        return RecallReport(recalled=told, more=len(chosen) - len(told))
 
     async def _until_given_back(self, chosen: list[Seal], count: int) -> None:
         while sum(not seal.live for seal in chosen) < count:
@@ -546,6 +553,24 @@ class Service:
     def _enforcer(self, enforcer: Enforcer) -> EnforcerInfo:
         reason = self.enforcers.reasons[enforcer.name]
         return EnforcerInfo(name=enforcer.name, available=not reason, reason=reason)
+
+
+def _shortened(report: AuditReport) -> AuditReport:
+    """To what a message has room for, drift before the rest."""
+    drifted = _fitting(report.drifted, MAX_MESSAGE // 4)
+    unreadable = _fitting(report.unreadable, MAX_MESSAGE // 4)
+    found = len(report.drifted) + len(report.unreadable)
+    return AuditReport(
+        checked=report.checked,
+        drifted=drifted,
+        unreadable=unreadable,
+        more=found - len(drifted) - len(unreadable),
+    )
+
+
+def _fitting(items: list[T], room: int) -> list[T]:
+    sizes = itertools.accumulate(len(encode(item)) + 1 for item in items)
+    return [item for item, size in zip(items, sizes, strict=True) if size <= room]
 
 
 def push(seal: Seal, message: Recall | RecallAny) -> bool:

@@ -54,3 +54,5 @@ def _print(console: Console, report: AuditReport) -> None:
         console.print(made)
     for seal in report.unreadable:
         console.print(f"unreadable: {printable(seal)}", style="yellow")
+    if report.more:
+        console.print(f"... and {report.more} more", style="yellow")

@@ -93,7 +93,7 @@ def _recall(
         if not seals:
             return ask(client, RecallSeals, RecallReport, **scope, **manner)
         ids = [find_seal(client, seal) for seal in seals]
-        outcomes: list[RecallOutcome] = []
+        outcomes: list[RecallOutcome] = []  # one each: nothing is cut
         for seal in ids:
             outcomes += ask(client, RecallSeals, RecallReport, seal=seal, **manner).recalled
         return RecallReport(recalled=outcomes)
@@ -107,3 +107,5 @@ def _print(console: Console, report: RecallReport) -> None:
     for outcome in report.recalled:
         made.add_row(outcome.seal, state_text(outcome.state))
     console.print(made)
+    if report.more:
+        console.print(f"... and {report.more} more")

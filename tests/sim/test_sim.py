@@ -205,3 +205,25 @@ def test_a_lapse_of_an_enforcer_alarms_and_has_every_map_looked_at(play: Any) ->
         assert names.index("alarm") < names.index("drift")
 
     play(act)
+
+
+def test_answers_about_very_many_seals_are_cut_to_a_message(play):
+    many = 1200
+
+    async def act(scene: Scene) -> None:
+        def hold() -> None:
+            for _ in range(many):
+                for fd in scene.client.grant(path=PATH, kind="shared", length=4096).fds:
+                    os.close(fd)
+
+        await asyncio.to_thread(hold)
+        await scene.do("drift", offset=0)
+        report = (await scene.call(Audit)).result
+        assert report.checked == many
+        assert 0 < len(report.drifted) < many
+        assert len(report.drifted) + report.more == many
+        recalled = (await scene.call(RecallSeals, all=True)).result
+        assert 0 < len(recalled.recalled) < many
+        assert len(recalled.recalled) + recalled.more == many
+
+    play(act)
