@@ -132,7 +132,7 @@ class FileId(msgspec.Struct, frozen=True, forbid_unknown_fields=True, order=True
         return f"{self.device >> 8 & 0xFFF}:{self.device & 0xFF}/{self.inode}.{self.generation}"
 
 
-class RingPlace(msgspec.Struct, frozen=True, array_like=True):
+class RingPlace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where a client's ring has a seal. `file` is a registered file's index (-1: none), `slot` one
     of the seal table (-1: it is a registration), `parent` the token of the registration that a seal
     was granted in (0: it was granted over the control socket). `watched`: the gate leaves the

@@ -21,7 +21,7 @@ import msgspec
 from sealsvc.control import Connection, Reply
 from sealsvc.enforce import Verdict, Watchable, watchable
 from sealsvc.errors import Refusal
-from sealsvc.grants import Asker, Grants
+from sealsvc.grants import Asker, Grants, close_all
 from sealsvc.keeper import KeeperError
 from sealsvc.messages import Attach, Attached, Grant, Recall, RecallAny, Register
 from sealsvc.model import Kind, RingPlace, State
@@ -108,6 +108,9 @@ class Rings:
         with ExitStack() as undo:
             undo.callback(self._drop_if_unused, client)
             fds = self.keeper.descriptors(client.number)
+            undo.callback(close_all, fds)
+            if len(fds) != lib.SEAL_RING_FDS:
+                raise Refusal("limit-reached", "the service has too many descriptors open")
             undo.pop_all()
         client.connection = connection
         files = {number: seal.id for number, seal in client.files.items()}
@@ -290,7 +293,11 @@ class Rings:
         """Tell what was done natively, and forget rings whose client does not come again."""
         if not self.clients:
             return
-        for row in self.keeper.list()[0]:
+        try:
+            rows, _ = self.keeper.list()
+        except KeeperError:
+            return  # the next tick tells it
+        for row in rows:
             client = self.clients.get(row.ring)
             if client is None:
                 continue
