@@ -114,3 +114,11 @@ def test_the_doctor_as_a_job(there: Front, root: Path) -> None:
 
 def _over(http: httpx.Client, where: str) -> bool:
     return bool(http.get(where).json()["state"] != "running")
+
+
+def test_file_systems_and_their_gaps_are_told(there: Front, root: Path) -> None:
+    with there.http() as http:
+        found = http.get("/v1/filesystems").json()["filesystems"]
+    here = next(one for one in found if one["mount"] == str(root))
+    assert here["supported"]
+    assert "overlay-truncate" in {gap["risk"] for gap in here["gaps"]}
