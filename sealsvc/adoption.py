@@ -23,7 +23,7 @@ from sealsvc.host import ExtentMap, Target
 from sealsvc.life import may
 from sealsvc.model import ByteRange, Kind, Operation, RingPlace, State
 from sealsvc.native import lib
-from sealsvc.processes import Process
+from sealsvc.processes import Peer
 from sealsvc.recall import Recaller, wanted_of
 from sealsvc.returns import Returns
 from sealsvc.ring_keeper import IO_MODES, NANO, state_of
@@ -152,6 +152,9 @@ class Adoption:
         ), slot, state, seqid)  # fmt: skip
         self.life.journal.granted(seal)
         self.table.add(seal)
+        holder = seal.process.holder
+        asker = Peer(pid=holder.pid, uid=holder.uid, gid=-1)
+        self.grants.registry.granted(seal.info(), seal.map, asker)
         self._hook(parent, seal)
         if state not in _QUIET:
             # It was recalled while no service was there.
@@ -161,7 +164,6 @@ class Adoption:
 
     def _build(self, parent: Seal, place: RingPlace, slot: Slot, state: State, seqid: int) -> Seal:
         effective = slot.range.rounded(parent.filesystem.block_size)
-        process = parent.process
         return Seal(
             token=slot.id,
             id=f"{place.ring & 0xFFFFFFFF:08x}{slot.id:016x}",
@@ -181,7 +183,7 @@ class Adoption:
             map=extents.clip(parent.map, effective),
             enforcers=parent.enforcers,
             hold=SlotHold(self.rings, parent),
-            process=Process(process.holder, os.dup(process.pidfd) if process.pidfd >= 0 else -1),
+            process=parent.process.share(),
             accepted_risks=parent.accepted_risks,
             client=parent.client,
             marked=parent.marked,
