@@ -42,12 +42,14 @@ def _example(text: str) -> str:
 
 
 def _options(command: click.Command, context: click.Context) -> str:
-    rows = []
-    for option in command.get_params(context):
-        if isinstance(option, click.Option) and (record := option.get_help_record(context)):
-            names, help_text = record
-            rows.append(f".TP\n.B {_text(names)}\n{_text(help_text)}")
-    return "\n".join(rows)
+    records = [
+        record
+        for option in command.params
+        if isinstance(option, click.Option) and (record := option.get_help_record(context))
+    ]
+    # Not command.get_params(): its names of the help option depend on who asked first.
+    records.append(("-h, --help", "Show this message and exit."))
+    return "\n".join(f".TP\n.B {_text(names)}\n{_text(told)}" for names, told in records)
 
 
 def _epilog(command: click.Command) -> str:

@@ -18,7 +18,7 @@ from sealsvc.errors import Refusal
 from sealsvc.journald import configure
 
 
-@click.group()
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def main() -> None:
     """sealsvc grants revocable extent-map seals on files."""
