@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,12 @@ _GUEST_SECONDS = 1800.0
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-lab", action="store_true", help="skip the tests that boot the lab")
+    parser.addoption(
+        "--lab-minutes",
+        type=float,
+        default=40.0,
+        help="start no guest for tests later than so many minutes after the first (40; 0: do)",
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -48,6 +55,17 @@ def why_not(config: pytest.Config, kernel: str = DEFAULT) -> str | None:
     if INSIDE:
         return "this is the guest"
     return "--no-lab" if config.getoption("--no-lab") else unavailable(kernel)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Older kernels last: if there is not time for everything, the newest matters most."""
+    if not INSIDE:
+        items.sort(key=lambda item: bool(_is_of_older_kernel(item)))
+
+
+def _is_of_older_kernel(item: pytest.Item) -> bool:
+    return item.get_closest_marker("lab") is not None and _Wanted.by(item).kernel != DEFAULT
 
 
 # On the host: reports from guests stand in for the runs of marked tests.
@@ -111,15 +129,23 @@ class _Results:
     def __init__(self, session: pytest.Session) -> None:
         self._session = session
         self._reports: dict[str, list[pytest.TestReport]] = {}
+        self._until = 0.0
 
     def of(self, item: pytest.Item) -> list[pytest.TestReport]:
         if item.nodeid not in self._reports:
             wanted = _Wanted.by(item)
-            if reason := why_not(item.config, wanted.kernel):
+            if reason := why_not(item.config, wanted.kernel) or self._time_is_up():
                 where = (str(item.path), (item.location[1] or 0) + 1, f"Skipped: {reason}")
                 return [_report(item, "skipped", where)]
             self._boot(self._companions(wanted), wanted)
         return self._reports[item.nodeid]
+
+    def _time_is_up(self) -> str:
+        minutes = self._session.config.getoption("--lab-minutes")
+        self._until = self._until or time.monotonic() + minutes * 60
+        if minutes and time.monotonic() > self._until:
+            return f"the lab has had its {minutes:g} minutes (--lab-minutes)"
+        return ""
 
     def _companions(self, wanted: _Wanted) -> list[pytest.Item]:
         return [
@@ -149,7 +175,17 @@ class _Results:
 def _run_inside(group: list[pytest.Item], wanted: _Wanted, share: Path) -> tuple[bool, str]:
     """Whether the guest died, and what to say of a test that has no report."""
     names = [item.nodeid for item in group]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    # Importing what no test in there uses takes a minute on an emulated processor.
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "pytest_timeout",
+    ]
     try:
         done = run(
             [*command, "-o", f"timeout={_TEST_SECONDS}", *names],
@@ -157,7 +193,7 @@ def _run_inside(group: list[pytest.Item], wanted: _Wanted, share: Path) -> tuple
             timeout=_GUEST_SECONDS,
             machine=wanted.machine,
             share=share,
-            environment={_REPORTS: "reports"},
+            environment={_REPORTS: "reports", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         )
     except (LabError, OSError, subprocess.SubprocessError) as error:
         return True, str(error)

@@ -409,7 +409,9 @@ def test_a_truncation_that_has_passed_its_hook_is_waited_for(
         ends.callback(os.close, pipe[1])
         truncation = subprocess.Popen(["truncate", "-s", "4K", path])
         found = native.ffi.new("struct seal_pin_waiter[]", 4)
-        until(lambda: native.lib.seal_pin_waiters(found, 4) == 1)
+        until(lambda: native.lib.seal_pin_waiters(found, 4) == 1 or truncation.poll() is not None)
+        if truncation.returncode is not None:
+            pytest.skip(f"a pin holds no truncation up on Linux {os.uname().release}")
         with ThreadPoolExecutor(1) as pool:
             sealing = pool.submit(seal, target)
             waited = not wait([sealing], 1).done
