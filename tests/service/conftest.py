@@ -20,7 +20,7 @@ from sealsvc.release import release
 
 ROOT = Path(__file__).parents[2]
 MiB = 1 << 20
-PATIENCE = 60.0  # some things are slow in the lab
+PATIENCE = 120.0  # some things are slow in the lab
 
 
 class Running:
