@@ -294,7 +294,7 @@ def test_a_bad_range_is_told_and_the_seal_asked_back(below, tmp_path: Path) -> N
         recall = next(client.pushes(PATIENCE))
         assert isinstance(recall, Recall)
         assert (recall.seal, recall.reason) == (seal.id, "media error at 8192")
-        [told] = alarms(str(running.socket))
+        [told] = alarms(str(running.socket), seal.id)
         assert f"{seal.id} of {point}/file: media error at 8192" in told
         assert f"bytes {place} to {place + 4095}" in told
         report = client.call(Audit, seal=seal.id).result

@@ -63,13 +63,13 @@ def unharmed(client: Client, seal: str) -> None:
     give_back(client, seal)
 
 
-def alarms(socket: str) -> list[str]:
-    """All that there were, but for those that are about one seal."""
+def alarms(socket: str, seal: str | None = None) -> list[str]:
+    """All that there were about the seal; without one, those that are about none."""
     with Client(socket, timeout=PATIENCE) as client:
         client.call(Watch, since=0)
         client.call(Status)
         found = [p for p in client.pushes(0) if isinstance(p, Event) and p.name == "alarm"]
-        return [event.data["reason"] for event in found if event.seal is None]
+        return [event.data["reason"] for event in found if event.seal == seal]
 
 
 def deaths(socket: str) -> list[str]:
