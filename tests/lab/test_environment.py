@@ -301,5 +301,5 @@ def test_a_bad_range_is_told_and_the_seal_asked_back(below, tmp_path: Path) -> N
         assert (report.checked, report.drifted) == (1, [])  # its map has not moved
         give_back(client, seal.id)
         time.sleep(6)  # another look at it
-        assert len(alarms(str(running.socket))) == 1
+        assert len(alarms(str(running.socket), seal.id)) == 1
         unharmed(client, another.id)
