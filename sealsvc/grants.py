@@ -217,8 +217,7 @@ class Grants:
             before(seal, undo)
             self.life.record(seal)
             undo.pop_all()
-        self.life.begin(seal)
-        self.registry.granted(seal.info(), seal.map, asker.peer)
+        self.registry.granted(self.life.begin(seal), seal.map, asker.peer)
         self.counters["grants"] += 1
         return seal
 

@@ -56,13 +56,15 @@ class Life:
         self.journal.granted(seal)
         faults.point("grant:journalled")
 
-    def begin(self, seal: Seal) -> None:
-        """What is recorded becomes known."""
+    def begin(self, seal: Seal) -> SealInfo:
+        """What is recorded becomes known: as what is returned."""
         seal.publish()
         self.table.add(seal)
-        self.events.publish("granted", seal.id, seal=seal.info())
+        info = seal.info()
+        self.events.publish("granted", seal.id, seal=info)
         seal.hold.change(seal.verdict)
         faults.point("grant:published")
+        return info
 
     def step(self, seal: Seal, step: Step, reason: str = "") -> None:
         """KeyError when the table does not know the step, OSError when it cannot be recorded: the

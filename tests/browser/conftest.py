@@ -34,8 +34,9 @@ def chromium() -> str:
     pytest.skip("no chromium: apt-get install chromium")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """Its event loop counts as running in this thread for as long as it is there."""
     with sync_playwright() as playwright:
         made = playwright.chromium.launch(executable_path=chromium(), args=ARGUMENTS)
         yield made

@@ -161,7 +161,10 @@ def each_time(
     raise AssertionError("unreachable")
 
 
-@pytest.mark.parametrize(("call", "error", "only"), SERVICE)
+@pytest.mark.parametrize(
+    ("call", "error", "only", "keeper"),
+    [(*row, False) for row in SERVICE] + [(*row, True) for row in KEEPER],
+)
 def test_each_call_of_a_grant_fails(
     running: Running,
     client: Client,
@@ -170,24 +173,9 @@ def test_each_call_of_a_grant_fails(
     call: str,
     error: str,
     only: bool,
+    keeper: bool,
 ) -> None:
-    codes = each_time(running, file, client, call, error, only=only, keeper=False)
-    print(codes)
-    assert codes, f"no {call} was seen"
-    nothing_is_left(running, file, intrude)
-
-
-@pytest.mark.parametrize(("call", "error", "only"), KEEPER)
-def test_each_call_of_the_keeper_fails(
-    running: Running,
-    client: Client,
-    file: Path,
-    intrude: Intrude,
-    call: str,
-    error: str,
-    only: bool,
-) -> None:
-    codes = each_time(running, file, client, call, error, only=only, keeper=True)
+    codes = each_time(running, file, client, call, error, only=only, keeper=keeper)
     print(codes)
     assert codes, f"no {call} was seen"
     nothing_is_left(running, file, intrude)
