@@ -12,6 +12,7 @@
 #include <sys/eventfd.h>
 #include <sys/fanotify.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -67,13 +68,55 @@ static int socket_floor(int rounds)
 	return 0;
 }
 
+/* An intruder that was there before, as it is for the figure: at each byte it waits for the other side
+ * to be asleep, notes the time where both see it, and does it. */
+static double *begun;
+
+static pid_t start_intruder(const char *path, int go[2], int (*intrude)(const char *path))
+{
+	char byte;
+	pid_t child;
+
+	begun = mmap(NULL, sizeof(*begun), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1,
+		     0);
+	if (begun == MAP_FAILED || pipe(go) < 0)
+		die("pipe");
+	child = fork();
+	if (child == 0) {
+		close(go[1]);
+		while (read(go[0], &byte, 1) == 1) {
+			usleep(1000);
+			*begun = now_us();
+			if (intrude(path) < 0)
+				_exit(1);
+		}
+		_exit(0);
+	}
+	close(go[0]);
+	return child;
+}
+
+static int open_and_close(const char *path)
+{
+	int fd = open(path, O_RDONLY);
+
+	return fd < 0 ? -1 : close(fd);
+}
+
+static int cut(const char *path)
+{
+	return truncate(path, 4096);
+}
+
 /* From just before another process's open(2) to the lease holder's read of its signalfd. */
 static int lease_floor(const char *path, int rounds)
 {
 	struct signalfd_siginfo info;
+	int go[2], fd, signals;
+	pid_t child = start_intruder(path, go, open_and_close);
 	sigset_t set;
-	int fd = open(path, O_RDWR), signals;
 
+	fd = open(path, O_RDWR);
 	if (fd < 0)
 		die(path);
 	sigemptyset(&set);
@@ -81,33 +124,69 @@ static int lease_floor(const char *path, int rounds)
 	sigprocmask(SIG_BLOCK, &set, NULL);
 	signals = signalfd(-1, &set, 0);
 	for (int i = 0; i < rounds; i++) {
-		int pipes[2];
-		double begun, seen;
-		pid_t child;
+		double seen;
 
-		if (pipe(pipes) < 0 || fcntl(fd, F_SETLEASE, F_WRLCK) < 0)
-			die("F_SETLEASE");
+		/* Until the intruder of the round before has closed its descriptor. */
+		while (fcntl(fd, F_SETLEASE, F_WRLCK) < 0)
+			usleep(100);
 		fcntl(fd, F_SETSIG, SIGRTMIN);
 		fcntl(fd, F_SETOWN, getpid());
-		child = fork();
-		if (child == 0) {
-			begun = now_us();
-			if (write(pipes[1], &begun, sizeof(begun)) < 0)
-				_exit(1);
-			_exit(open(path, O_RDONLY) < 0);
-		}
-		if (read(signals, &info, sizeof(info)) < 0)
+		if (write(go[1], "", 1) < 0 || read(signals, &info, sizeof(info)) < 0)
 			die("signalfd");
 		seen = now_us();
-		if (read(pipes[0], &begun, sizeof(begun)) < 0)
-			die("pipe");
+		printf("%.3f\n", seen - *begun);
 		fcntl(fd, F_SETLEASE, F_UNLCK);
-		waitpid(child, NULL, 0);
-		/* The child's inherited descriptor is gone with it: the next lease can be taken. */
-		close(pipes[0]);
-		close(pipes[1]);
-		printf("%.3f\n", seen - begun);
 	}
+	close(go[1]);
+	waitpid(child, NULL, 0);
+	return 0;
+}
+
+/* The same by the mechanism that we have: a bare responder in C, in a process of its own, that tells the
+ * holder by an eventfd, and lets the operation go on when the holder says so. */
+static int responder_floor(const char *path, int rounds)
+{
+	int go[2], bell = eventfd(0, EFD_CLOEXEC), over = eventfd(0, EFD_CLOEXEC);
+	pid_t child = start_intruder(path, go, cut), responder;
+	eventfd_t count;
+
+	responder = fork();
+	if (responder == 0) {
+		char buffer[4096] __attribute__((aligned(8)));
+		struct fanotify_event_metadata *meta = (void *)buffer;
+		int group = fanotify_init(FAN_CLASS_PRE_CONTENT, O_RDONLY);
+
+		close(go[1]); /* the intruder ends when nobody has it */
+		if (group < 0 ||
+		    fanotify_mark(group, FAN_MARK_ADD, FAN_PRE_ACCESS, AT_FDCWD, path) < 0)
+			die("fanotify");
+		eventfd_write(bell, 1);
+		while (read(group, buffer, sizeof(buffer)) > 0) {
+			struct fanotify_response answer = {meta->fd, FAN_ALLOW};
+
+			eventfd_write(bell, 1);
+			eventfd_read(over, &count);
+			if (write(group, &answer, sizeof(answer)) < 0)
+				die("answer");
+			close(meta->fd);
+		}
+		_exit(0);
+	}
+	eventfd_read(bell, &count); /* it watches */
+	for (int i = 0; i < rounds; i++) {
+		double seen;
+
+		if (write(go[1], "", 1) < 0 || eventfd_read(bell, &count) < 0)
+			die("eventfd");
+		seen = now_us();
+		printf("%.3f\n", seen - *begun);
+		eventfd_write(over, 1);
+		usleep(1000);
+	}
+	close(go[1]);
+	waitpid(child, NULL, 0);
+	kill(responder, SIGKILL);
+	waitpid(responder, NULL, 0);
 	return 0;
 }
 
@@ -338,6 +417,8 @@ int main(int argc, char **argv)
 		return lease_cycle(argv[3], rounds);
 	if (argc > 3 && !strcmp(argv[1], "lease"))
 		return lease_floor(argv[3], rounds);
+	if (argc > 3 && !strcmp(argv[1], "responder"))
+		return responder_floor(argv[3], rounds);
 	if (argc > 3 && !strcmp(argv[1], "pwrite"))
 		return pwrite_floor(argv[3], rounds, 0);
 	if (argc > 3 && !strcmp(argv[1], "pwrite-watched"))
@@ -349,10 +430,10 @@ int main(int argc, char **argv)
 					   argv + 5, argc - 5);
 	if (argc > 3 && !strcmp(argv[1], "send"))
 		return send_floor((size_t)rounds, argv + 3, argc - 3);
-	fprintf(stderr,
-		"usage: floors socket|eventfd|lease|lease-cycle|cold|pwrite|pwrite-watched|fiemap"
-		" ROUNDS [FILE]\n"
-		"       floors fiemap-ranges ROUNDS LENGTH COUNT FILE...\n"
-		"       floors send SIZE DESCRIPTOR...\n");
+	fprintf(stderr, "usage: floors "
+			"socket|eventfd|lease|responder|lease-cycle|cold|pwrite|pwrite-watched"
+			"|fiemap ROUNDS [FILE]\n"
+			"       floors fiemap-ranges ROUNDS LENGTH COUNT FILE...\n"
+			"       floors send SIZE DESCRIPTOR...\n");
 	return 2;
 }

@@ -14,6 +14,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -209,26 +210,28 @@ static void news(struct seal_client *of, const struct seal_news *what, void *con
 	}
 }
 
-/* From just before another process's truncate(2) to the holder's callback. */
+/* From just before another process's truncate(2) to the holder's callback. The intruder waits a little
+ * first, as that of the floor does: until the holder sleeps. */
 static void recall(const char *socket, const char *path, int rounds)
 {
 	struct seal_options options = {.size = sizeof(options), .socket = socket, .news = news};
 	static const char block[2 * BLOCK];
-	int error, go[2], begun[2], fd = open(path, O_RDWR | O_CLOEXEC);
+	int error, go[2], over[2], fd = open(path, O_RDWR | O_CLOEXEC);
+	double *begun = mmap(NULL, sizeof(*begun), PROT_READ | PROT_WRITE,
+			     MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	pid_t child;
 	char byte = 0;
 
-	if (pipe(go) < 0 || pipe(begun) < 0)
+	if (pipe(go) < 0 || pipe(over) < 0 || begun == MAP_FAILED)
 		die("pipe", errno);
 	child = fork();
 	if (child == 0) {
 		close(go[1]);
 		close(fd);
 		while (read(go[0], &byte, 1) == 1) {
-			double at = now_us();
-
-			if (write(begun[1], &at, sizeof(at)) < 0 || truncate(path, BLOCK) < 0 ||
-			    write(begun[1], &at, sizeof(at)) < 0)
+			usleep(1000);
+			*begun = now_us();
+			if (truncate(path, BLOCK) < 0 || write(over[1], &byte, 1) < 0)
 				_exit(1);
 		}
 		_exit(0);
@@ -241,7 +244,6 @@ static void recall(const char *socket, const char *path, int rounds)
 	file = seal_register(client, fd, NULL);
 	for (int i = 0; i < rounds; i++) {
 		struct seal seal;
-		double at;
 
 		if (pwrite(fd, block, sizeof(block), 0) < 0 || fsync(fd) < 0)
 			die(path, errno);
@@ -257,15 +259,13 @@ static void recall(const char *socket, const char *path, int rounds)
 			poll(&poller, 1, 1000);
 			seal_dispatch(client);
 		}
-		if (read(begun[0], &at, sizeof(at)) < 0)
-			die("pipe", errno);
-		printf("%.3f\n", recalled_at - at);
+		printf("%.3f\n", recalled_at - *begun);
 		error = seal_refresh(client, &seal);
 		if (!error)
 			error = seal_return(client, &seal);
 		if (error)
 			die("seal_return", error);
-		if (read(begun[0], &at, sizeof(at)) < 0)
+		if (read(over[0], &byte, 1) < 0)
 			die("pipe", errno);
 	}
 	close(go[1]);

@@ -11,7 +11,7 @@ import numpy as np
 
 from sealsvc.client import Client
 from sealsvc.messages import Return
-from tests.bench.figures import Bench, Figure, alternate
+from tests.bench.figures import Bench, Figure, alternate, figure_of
 from tests.bench.rings import RingBench, etcd, etcd_cycle, fill_of
 
 _LIVE, _CLIENTS = 1_000_000, 1000
@@ -88,15 +88,28 @@ def cold_grant_return(bench: Bench, rounds: int) -> Figure:
     )  # fmt: skip
 
 
-def conflict_to_recall(bench: Bench, rounds: int) -> Figure:
-    """From just before another process's truncate(2) to the holder's callback."""
+def conflict_to_recall(bench: Bench, rounds: int) -> list[Figure]:
+    """From just before another process's truncate(2) to the holder's callback: against a lease, which
+    takes one wake-up, and against the least that a fanotify responder in another process can do, which
+    takes two."""
     ringing = RingBench(bench)
     path, lease = bench.file("recalled", 8192), bench.file("lease")
-    return alternate(
-        "conflict_to_recall", "F_SETLEASE break seen through signalfd in C", 1.5,
-        lambda: ringing.samples("recall", path, 20),
-        lambda: bench.floor("lease", 50, str(lease)), rounds,
-    )  # fmt: skip
+    bare = bench.file("responded", 8192)
+    ours: list[float] = []
+    leases: list[float] = []
+    responder: list[float] = []
+    for _ in range(rounds):
+        ours += ringing.samples("recall", path, 30)
+        leases += bench.floor("lease", 50, str(lease))
+        responder += bench.floor("responder", 50, str(bare))
+    return [
+        figure_of(
+            "conflict_to_recall", ours, leases, "F_SETLEASE break seen through signalfd in C", 1.5
+        ),
+        figure_of(
+            "conflict_to_recall_bare", ours, responder, "C fanotify responder + eventfd", 1.5
+        ),
+    ]
 
 
 def bytes_per_seal(bench: Bench, rounds: int) -> Figure:
