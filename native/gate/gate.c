@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/timerfd.h>
 #include <unistd.h>
 
 #include "internal.h"
@@ -47,6 +48,7 @@ static void destroy(struct seal_gate *gate)
 	close_if_open(gate->placeholder);
 	close_if_open(gate->epoll);
 	close_if_open(gate->wake);
+	close_if_open(gate->later);
 	seal_syscall_reader_close(&gate->reader_calls);
 	seal_syscall_reader_close(&gate->other_calls);
 	free(gate);
@@ -73,24 +75,25 @@ static int start_threads(struct seal_gate *gate)
 	return -error;
 }
 
-int seal_gate_open(struct seal_gate **out, seal_gate_deliver *deliver, void *context)
+int seal_gate_open(struct seal_gate **out, const struct seal_gate_outlet *outlet)
 {
 	struct seal_gate *gate = calloc(1, sizeof(*gate));
 	unsigned flags = FAN_CLASS_PRE_CONTENT | FAN_CLOEXEC | FAN_UNLIMITED_QUEUE |
 			 FAN_UNLIMITED_MARKS | FAN_REPORT_TID;
-	struct epoll_event wake = {.events = EPOLLIN, .data.u64 = 0};
+	struct epoll_event wake = {.events = EPOLLIN, .data.u64 = EVENT_WAKE};
+	struct epoll_event later = {.events = EPOLLIN, .data.u64 = EVENT_LATER};
 	int error;
 
 	if (!gate)
 		return -ENOMEM;
 	gate->tgid = getpid();
-	gate->deliver = deliver;
-	gate->context = context;
+	gate->outlet = *outlet;
 	pthread_mutex_init(&gate->lock, NULL);
 	pthread_mutex_init(&gate->calls_lock, NULL);
 	seal_syscall_reader_init(&gate->reader_calls);
 	seal_syscall_reader_init(&gate->other_calls);
 	gate->placeholder = gate->group = gate->arming = gate->epoll = gate->wake = -1;
+	gate->later = -1;
 	gate->group = fanotify_init(flags, O_RDONLY | O_LARGEFILE | O_CLOEXEC);
 	if (gate->group >= 0)
 		gate->arming = fanotify_init(FAN_CLASS_PRE_CONTENT | FAN_CLOEXEC, O_RDONLY);
@@ -100,7 +103,10 @@ int seal_gate_open(struct seal_gate **out, seal_gate_deliver *deliver, void *con
 		gate->epoll = epoll_create1(EPOLL_CLOEXEC);
 	if (gate->epoll >= 0)
 		gate->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (gate->wake < 0 || epoll_ctl(gate->epoll, EPOLL_CTL_ADD, gate->wake, &wake) < 0) {
+	if (gate->wake >= 0)
+		gate->later = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+	if (gate->later < 0 || epoll_ctl(gate->epoll, EPOLL_CTL_ADD, gate->wake, &wake) < 0 ||
+	    epoll_ctl(gate->epoll, EPOLL_CTL_ADD, gate->later, &later) < 0) {
 		error = -errno;
 		destroy(gate);
 		return error;
@@ -374,7 +380,7 @@ void seal_gate_replay(struct seal_gate *gate)
 		for (struct file *file = gate->files[i]; file; file = file->next)
 			for (struct waiter *waiter = file->waiters; waiter; waiter = waiter->next)
 				if (waiter->reported || waiter->asked)
-					gate->deliver(gate->context, &waiter->report);
+					gate->outlet.deliver(gate->outlet.context, &waiter->report);
 	pthread_mutex_unlock(&gate->lock);
 }
 

@@ -18,13 +18,17 @@
 #define WATCH_MASK (FAN_PRE_ACCESS | FAN_OPEN_PERM)
 
 #define BUCKETS 4096
+/* What the epoll set of the minder says; waiters count from 1. */
+#define EVENT_WAKE 0
+#define EVENT_LATER UINT64_MAX
 #define ABSOLVED_MAX 8 /* registrations one operation can be proven to be free of */
 
 /* An operation that waits for our answer. */
 struct waiter {
-	struct waiter *next;
+	struct waiter *next, *next_fresh;
 	uint64_t id, since_us;
 	int event_fd, pidfd;
+	int fresh;	/* the minder is still to find out who it is, and to tell of it */
 	int reported;	/* a HELD report was made, so that its end is to be reported too */
 	uint64_t asked; /* the registration of the last UNPROVEN report */
 	uint64_t absolved[ABSOLVED_MAX];
@@ -53,13 +57,12 @@ struct file {
 };
 
 struct seal_gate {
-	int group, arming, epoll, wake;
-	int placeholder; /* O_PATH, on nothing that matters */
+	int group, arming, epoll, wake, later; /* a timer */
+	int placeholder;		       /* O_PATH, on nothing that matters */
 	int32_t tgid, exempt;
 	int stopping;
 	pthread_t reader, minder;
-	seal_gate_deliver *deliver;
-	void *context;
+	struct seal_gate_outlet outlet;
 	seal_gate_watch_judge *judge;
 	void *judge_context;
 
@@ -67,6 +70,8 @@ struct seal_gate {
 	pthread_mutex_t lock;
 	struct file *files[BUCKETS];
 	struct waiter *unseen; /* tasks not yet asleep: looked at again by the minder */
+	struct waiter *fresh;  /* those of the files' waiters that are, in the order they came */
+	int greets_later;      /* the timer runs */
 	uint64_t next_waiter;
 	struct seal_gate_counters counters;
 
@@ -95,17 +100,28 @@ int gate_in_process(int32_t tgid, int32_t tid);
  * gets at once (0: it is to wait), and the registration whose proof is all that is missing (0: none). */
 struct verdict {
 	int policy, error;
+	int is_told; /* all it waits for are seals in rings, whose clients were told in judging */
 	uint64_t unproven;
 };
 /* `waiter` is NULL for an operation that is not held yet. */
 struct verdict gate_judge(const struct seal_gate *gate, const struct file *file,
 			  const struct seal_operation *operation, const struct waiter *waiter);
+/* Of an operation that comes just now. The bells of holders are rung in here, and nothing is to come
+ * between that and their waking up: what is to be told waits for a flush. */
+struct verdict gate_judge_first(struct seal_gate *gate, const struct file *file,
+				const struct seal_operation *operation);
 void gate_respond(struct seal_gate *gate, int event_fd, int error);
 void gate_pass(struct seal_gate *gate, int event_fd);
 struct waiter *gate_new_waiter(struct seal_gate *gate, const struct seal_event *event, int event_fd,
 			       const struct file *file);
 void gate_hold(struct seal_gate *gate, struct file *file, struct waiter *waiter,
 	       const struct seal_operation *operation);
+/* The same of one that waits for nobody who is not told. Who it is, and what the service is to hear of
+ * it, is left to the minder. */
+void gate_hold_fresh(struct seal_gate *gate, struct file *file, struct waiter *waiter,
+		     const struct seal_operation *operation);
+/* The minder's part of it, for one of them. 0 when there was none. The lock is let go of in between. */
+int gate_greet(struct seal_gate *gate);
 void gate_finish(struct seal_gate *gate, struct waiter *waiter, int error);
 void gate_settle_all(struct seal_gate *gate, struct file *file);
 /* A guard that was being armed belongs to a seal now: whoever waits for another one already, and was

@@ -1,8 +1,9 @@
-/* The minder thread: tasks that were not yet asleep, and waiters that die. */
+/* The minder thread: tasks that were not yet asleep, waiters that are to be told of, and those that die. */
 #include <errno.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "internal.h"
 
@@ -29,13 +30,27 @@ static void look_again(struct seal_gate *gate)
 			continue;
 		}
 		*at = waiter->next;
-		seal_operation_judge(&waiter->event, &call, &operation);
 		if (file) {
-			gate_hold(gate, file, waiter, &operation);
+			struct verdict verdict;
+
+			seal_operation_judge(&waiter->event, &call, &operation);
+			verdict = gate_judge_first(gate, file, &operation);
+			if (verdict.policy < 0 || verdict.error || !verdict.is_told)
+				gate_hold(gate, file, waiter, &operation);
+			else
+				gate_hold_fresh(gate, file, waiter, &operation);
 		} else {
 			gate_finish(gate, waiter, 0);
 		}
 	}
+}
+
+static void greets_now(struct seal_gate *gate)
+{
+	uint64_t count;
+
+	if (read(gate->later, &count, sizeof(count)) > 0)
+		gate->greets_later = 0;
 }
 
 static void waiter_died(struct seal_gate *gate, uint64_t id)
@@ -66,13 +81,18 @@ void *gate_minder_main(void *argument)
 			nanosleep(&nap, NULL);
 		pthread_mutex_lock(&gate->lock);
 		for (int i = 0; i < n; i++)
-			if (events[i].data.u64 == 0)
+			if (events[i].data.u64 == EVENT_WAKE)
 				eventfd_read(gate->wake, &count);
+			else if (events[i].data.u64 == EVENT_LATER)
+				greets_now(gate);
 			else
 				waiter_died(gate, events[i].data.u64);
 		look_again(gate);
+		while (gate_greet(gate))
+			gate->outlet.flush(gate->outlet.context);
 		stopping = gate->stopping;
 		pthread_mutex_unlock(&gate->lock);
+		gate->outlet.flush(gate->outlet.context);
 	}
 	return NULL;
 }

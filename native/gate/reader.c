@@ -22,6 +22,7 @@ struct range_info { /* struct fanotify_event_info_range, since v6.14 */
 static int admit(struct seal_gate *gate, struct file *file, const struct seal_event *event,
 		 int event_fd)
 {
+	struct verdict verdict = {.policy = -1};
 	struct seal_operation operation;
 	struct seal_syscall call;
 	struct waiter *waiter;
@@ -35,7 +36,8 @@ static int admit(struct seal_gate *gate, struct file *file, const struct seal_ev
 	}
 	if (call.state != SEAL_TASK_RUNNING) {
 		seal_operation_judge(event, &call, &operation);
-		if (gate_judge(gate, file, &operation, NULL).policy < 0) {
+		verdict = gate_judge_first(gate, file, &operation);
+		if (verdict.policy < 0) {
 			if (seal_changes_maps(operation.op))
 				gate_passage_begins(gate, file, event->tid, &call);
 			return 1;
@@ -48,8 +50,10 @@ static int admit(struct seal_gate *gate, struct file *file, const struct seal_ev
 		waiter->next = gate->unseen;
 		gate->unseen = waiter;
 		eventfd_write(gate->wake, 1);
-	} else {
+	} else if (verdict.error || !verdict.is_told) {
 		gate_hold(gate, file, waiter, &operation);
+	} else {
+		gate_hold_fresh(gate, file, waiter, &operation);
 	}
 	return 0;
 }

@@ -5,13 +5,16 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <sys/syscall.h>
+#include <sys/timerfd.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "internal.h"
 #include "sealsvc/procfs.h"
 
+#define GREETS_LATER_NS 10000000
 #define FAN_DENY_WITH(error) (FAN_DENY | ((uint32_t)(error) << 24))
 
 uint64_t gate_now_us(void)
@@ -88,6 +91,8 @@ static void ask_watch(const struct seal_gate *gate, const struct file *file,
 		verdict->unproven = unproven;
 	else if (policy >= 0 && !unproven)
 		verdict->unproven = 0;
+	if (unproven)
+		verdict->is_told = 0;
 	meet(verdict, policy, error);
 }
 
@@ -96,7 +101,7 @@ static void ask_watch(const struct seal_gate *gate, const struct file *file,
 struct verdict gate_judge(const struct seal_gate *gate, const struct file *file,
 			  const struct seal_operation *operation, const struct waiter *waiter)
 {
-	struct verdict verdict = {-1, 0, 0};
+	struct verdict verdict = {.policy = -1, .is_told = 1};
 
 	for (size_t i = 0; i < file->guard_count; i++) {
 		const struct seal_guard *guard = &file->guards[i];
@@ -117,9 +122,20 @@ struct verdict gate_judge(const struct seal_gate *gate, const struct file *file,
 		else if ((own && guard->policy != SEAL_POLICY_ARMING) ||
 			 guard->policy == SEAL_POLICY_BUSY)
 			error = EBUSY;
-		verdict.unproven = 0;
+		verdict.unproven = verdict.is_told = 0;
 		meet(&verdict, (int)guard->policy, error);
 	}
+	return verdict;
+}
+
+struct verdict gate_judge_first(struct seal_gate *gate, const struct file *file,
+				const struct seal_operation *operation)
+{
+	struct verdict verdict;
+
+	gate->outlet.postpone(gate->outlet.context, 1);
+	verdict = gate_judge(gate, file, operation, NULL);
+	gate->outlet.postpone(gate->outlet.context, 0);
 	return verdict;
 }
 
@@ -134,25 +150,19 @@ static void identify(struct seal_report *what)
 	}
 }
 
-/* End a waiter: answer it, report its end when its beginning was, and free it. */
-void gate_finish(struct seal_gate *gate, struct waiter *waiter, int error)
+static void deliver(struct seal_gate *gate, const struct waiter *waiter)
 {
-	gate_respond(gate, waiter->event_fd, error == EINTR ? EPERM : error);
-	if (waiter->pidfd >= 0)
-		close(waiter->pidfd); /* leaves the epoll set with it */
-	waiter->report.waited_us = gate_now_us() - waiter->since_us;
-	waiter->report.result = error;
-	if (waiter->reported) {
-		waiter->report.kind = SEAL_REPORT_ENDED;
-		gate->deliver(gate->context, &waiter->report);
-	} else if (error && error != EINTR) {
-		waiter->report.kind = SEAL_REPORT_REFUSED;
-		waiter->report.waiter = 0;
-		gate->deliver(gate->context, &waiter->report);
-		gate->counters.refused++;
-	}
-	gate->counters.waiters--;
-	free(waiter);
+	gate->outlet.deliver(gate->outlet.context, &waiter->report);
+}
+
+static void leave_fresh(struct seal_gate *gate, struct waiter *waiter)
+{
+	struct waiter **at = &gate->fresh;
+
+	while (*at != waiter)
+		at = &(*at)->next_fresh;
+	*at = waiter->next_fresh;
+	waiter->fresh = 0;
 }
 
 static void announce(struct seal_gate *gate, struct waiter *waiter)
@@ -161,8 +171,35 @@ static void announce(struct seal_gate *gate, struct waiter *waiter)
 		return;
 	waiter->reported = 1;
 	waiter->report.kind = SEAL_REPORT_HELD;
-	gate->deliver(gate->context, &waiter->report);
+	deliver(gate, waiter);
 	gate->counters.held++;
+}
+
+/* End a waiter: answer it, report its end when its beginning was, and free it. */
+void gate_finish(struct seal_gate *gate, struct waiter *waiter, int error)
+{
+	if (waiter->fresh) {
+		/* It did wait, and somebody was recalled for it. */
+		leave_fresh(gate, waiter);
+		identify(&waiter->report);
+		announce(gate, waiter);
+	}
+	gate_respond(gate, waiter->event_fd, error == EINTR ? EPERM : error);
+	if (waiter->pidfd >= 0)
+		close(waiter->pidfd); /* leaves the epoll set with it */
+	waiter->report.waited_us = gate_now_us() - waiter->since_us;
+	waiter->report.result = error;
+	if (waiter->reported) {
+		waiter->report.kind = SEAL_REPORT_ENDED;
+		deliver(gate, waiter);
+	} else if (error && error != EINTR) {
+		waiter->report.kind = SEAL_REPORT_REFUSED;
+		waiter->report.waiter = 0;
+		deliver(gate, waiter);
+		gate->counters.refused++;
+	}
+	gate->counters.waiters--;
+	free(waiter);
 }
 
 /* It conflicts with no seal; whether a registration's client still maps what it would change is for
@@ -173,7 +210,7 @@ static void ask_for_proof(struct seal_gate *gate, struct waiter *waiter, uint64_
 		return;
 	waiter->asked = waiter->report.unproven = unproven;
 	waiter->report.kind = SEAL_REPORT_UNPROVEN;
-	gate->deliver(gate->context, &waiter->report);
+	deliver(gate, waiter);
 }
 
 /* Judge a held operation anew. Returns 1 when it has ended and is gone. */
@@ -192,6 +229,11 @@ static int settle(struct seal_gate *gate, struct file *file, struct waiter *wait
 	if (verdict.policy < 0 || verdict.error) {
 		gate_finish(gate, waiter, verdict.policy < 0 ? 0 : verdict.error);
 		return 1;
+	}
+	if (waiter->fresh) {
+		if (!verdict.is_told)
+			eventfd_write(gate->wake, 1); /* the minder is to come to it now */
+		return 0;
 	}
 	if (verdict.unproven)
 		ask_for_proof(gate, waiter, verdict.unproven);
@@ -223,7 +265,7 @@ void gate_announce_again(struct seal_gate *gate, struct file *file, const struct
 		if (!waiter->reported || !seal_conflicts(operation, guard, &file->traits, own))
 			continue;
 		waiter->report.kind = SEAL_REPORT_HELD;
-		gate->deliver(gate->context, &waiter->report);
+		deliver(gate, waiter);
 	}
 }
 
@@ -260,12 +302,9 @@ struct waiter *gate_new_waiter(struct seal_gate *gate, const struct seal_event *
 	return waiter;
 }
 
-/* Hold what conflicts; called with the lock held and the operation known. */
-void gate_hold(struct seal_gate *gate, struct file *file, struct waiter *waiter,
-	       const struct seal_operation *operation)
+/* It is known who waits for what. */
+static void introduce(struct seal_gate *gate, struct file *file, struct waiter *waiter)
 {
-	waiter->report.operation = *operation;
-	identify(&waiter->report);
 	if (settle(gate, file, waiter))
 		return;
 	if (follow(gate, waiter) == -ESRCH) {
@@ -274,6 +313,80 @@ void gate_hold(struct seal_gate *gate, struct file *file, struct waiter *waiter,
 	}
 	waiter->next = file->waiters;
 	file->waiters = waiter;
+}
+
+void gate_hold(struct seal_gate *gate, struct file *file, struct waiter *waiter,
+	       const struct seal_operation *operation)
+{
+	waiter->report.operation = *operation;
+	identify(&waiter->report);
+	introduce(gate, file, waiter);
+	gate->outlet.flush(gate->outlet.context);
+}
+
+/* Neither the minder nor the service is woken: on the processor of a holder whose bell was rung just now
+ * they may run first. A timer that is not near costs next to nothing to set; one that is takes as long
+ * as all the rest where the timer is emulated. */
+void gate_hold_fresh(struct seal_gate *gate, struct file *file, struct waiter *waiter,
+		     const struct seal_operation *operation)
+{
+	const struct itimerspec later = {.it_value.tv_nsec = GREETS_LATER_NS};
+	struct waiter **at = &gate->fresh;
+
+	waiter->report.operation = *operation;
+	waiter->fresh = 1;
+	while (*at)
+		at = &(*at)->next_fresh;
+	*at = waiter;
+	waiter->next = file->waiters;
+	file->waiters = waiter;
+	if (!gate->greets_later)
+		gate->greets_later = timerfd_settime(gate->later, 0, &later, NULL) == 0;
+	if (!gate->greets_later)
+		eventfd_write(gate->wake, 1);
+}
+
+/* The first of those that came is known now. */
+static void greet(struct seal_gate *gate, const struct seal_report *who)
+{
+	struct waiter *waiter = gate->fresh, **at;
+	struct file *file = gate_find_file(gate, waiter->report.device, waiter->report.inode);
+
+	leave_fresh(gate, waiter);
+	waiter->report.tgid = who->tgid;
+	waiter->report.uid = who->uid;
+	memcpy(waiter->report.comm, who->comm, sizeof(who->comm));
+	for (at = &file->waiters; *at != waiter;)
+		at = &(*at)->next;
+	*at = waiter->next;
+	introduce(gate, file, waiter);
+}
+
+int gate_greet(struct seal_gate *gate)
+{
+	struct seal_report who = {.kind = 0};
+	uint64_t id;
+
+	if (!gate->fresh)
+		return 0;
+	id = gate->fresh->id;
+	who.operation = gate->fresh->report.operation;
+	pthread_mutex_unlock(&gate->lock);
+	identify(&who);
+	pthread_mutex_lock(&gate->lock);
+	if (gate->fresh && gate->fresh->id == id) /* else it has ended */
+		greet(gate, &who);
+	return 1;
+}
+
+void seal_gate_tell(struct seal_gate *gate)
+{
+	while (gate->fresh) {
+		struct seal_report who = {.operation = gate->fresh->report.operation};
+
+		identify(&who);
+		greet(gate, &who);
+	}
 }
 
 struct waiter *gate_take_waiter(struct seal_gate *gate, uint64_t id)

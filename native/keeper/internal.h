@@ -26,6 +26,7 @@ void store_clear(struct store *store);
 struct outbox {
 	pthread_mutex_t lock;
 	int socket; /* -1: nobody listens, and nothing is kept */
+	int postponed;
 	struct message {
 		size_t size;
 		union {
@@ -40,8 +41,11 @@ void outbox_init(struct outbox *outbox);
 void outbox_open(struct outbox *outbox, int socket);
 void outbox_deliver(void *outbox, const struct seal_report *report);
 void outbox_deliver_ring(void *outbox, const struct seal_ring_report *report);
-/* Send what could not be sent before. */
-void outbox_flush(struct outbox *outbox);
+/* While it is postponed, what is delivered is kept; it goes before whatever is delivered next, or when it
+ * is flushed. */
+void outbox_postpone(void *outbox, int postpone);
+/* Send what was not, or could not be, sent before. */
+void outbox_flush(void *outbox);
 
 /* serve.c */
 struct keeper {

@@ -72,6 +72,16 @@ static int go_into_background(void)
 	return 0;
 }
 
+/* What a client says about its recalled seal is heard after the conflict. */
+static void deliver_ring(void *context, const struct seal_ring_report *report)
+{
+	struct keeper *keeper = context;
+
+	if (report->kind == SEAL_RING_FORWARD && keeper->gate)
+		seal_gate_tell(keeper->gate);
+	outbox_deliver_ring(&keeper->outbox, report);
+}
+
 static int start_rings(struct keeper *keeper)
 {
 	pthread_mutex_t *lock = &keeper->rings_lock;
@@ -80,7 +90,7 @@ static int start_rings(struct keeper *keeper)
 	pthread_mutex_init(lock, NULL);
 	if (keeper->gate)
 		lock = seal_gate_lock(keeper->gate);
-	error = seal_rings_open(&keeper->rings, lock, outbox_deliver_ring, &keeper->outbox);
+	error = seal_rings_open(&keeper->rings, lock, deliver_ring, keeper);
 	if (!error)
 		error = seal_rings_start(keeper->rings);
 	if (!error && keeper->gate)
@@ -91,6 +101,8 @@ static int start_rings(struct keeper *keeper)
 int main(int argc, char **argv)
 {
 	static struct keeper keeper = {.owner = -1};
+	const struct seal_gate_outlet outlet = {outbox_deliver, outbox_postpone, outbox_flush,
+						&keeper.outbox};
 	struct rlimit files;
 	int listener, result;
 
@@ -116,7 +128,7 @@ int main(int argc, char **argv)
 	write_file("/proc/self/oom_score_adj", "-1000");
 	outbox_init(&keeper.outbox);
 	/* Only now: threads do not survive fork. */
-	keeper.gate_error = seal_gate_open(&keeper.gate, outbox_deliver, &keeper.outbox);
+	keeper.gate_error = seal_gate_open(&keeper.gate, &outlet);
 	result = start_rings(&keeper);
 	if (result)
 		return complain("cannot serve rings", -result);

@@ -44,12 +44,29 @@ static void queue(struct outbox *outbox, const struct message *message)
 	outbox->messages[outbox->count++] = *message;
 }
 
+static void send_all(struct outbox *outbox)
+{
+	size_t done = 0;
+
+	while (done < outbox->count && sent(outbox, &outbox->messages[done]))
+		done++;
+	outbox->count -= done;
+	memmove(outbox->messages, outbox->messages + done,
+		outbox->count * sizeof(*outbox->messages));
+}
+
 static void deliver(struct outbox *outbox, const struct message *message, int may_be_dropped)
 {
+	int waits;
+
 	pthread_mutex_lock(&outbox->lock);
-	if (outbox->socket >= 0 && (outbox->count || !sent(outbox, message)) &&
-	    !(may_be_dropped && outbox->count >= UNREAD_LIMIT))
-		queue(outbox, message);
+	if (outbox->socket >= 0) {
+		if (!outbox->postponed)
+			send_all(outbox);
+		waits = outbox->postponed || outbox->count || !sent(outbox, message);
+		if (waits && !(may_be_dropped && outbox->count >= UNREAD_LIMIT))
+			queue(outbox, message);
+	}
 	pthread_mutex_unlock(&outbox->lock);
 }
 
@@ -67,15 +84,20 @@ void outbox_deliver_ring(void *context, const struct seal_ring_report *report)
 	deliver(context, &message, 0);
 }
 
-void outbox_flush(struct outbox *outbox)
+void outbox_postpone(void *context, int postpone)
 {
-	size_t done = 0;
+	struct outbox *outbox = context;
 
 	pthread_mutex_lock(&outbox->lock);
-	while (done < outbox->count && sent(outbox, &outbox->messages[done]))
-		done++;
-	outbox->count -= done;
-	memmove(outbox->messages, outbox->messages + done,
-		outbox->count * sizeof(*outbox->messages));
+	outbox->postponed = postpone;
+	pthread_mutex_unlock(&outbox->lock);
+}
+
+void outbox_flush(void *context)
+{
+	struct outbox *outbox = context;
+
+	pthread_mutex_lock(&outbox->lock);
+	send_all(outbox);
 	pthread_mutex_unlock(&outbox->lock);
 }

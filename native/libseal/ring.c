@@ -272,6 +272,8 @@ int seal_dispatch(struct seal_client *client)
 
 	if (error)
 		return error;
+	/* A recall is told before anything else: what it takes is in memory already. */
+	count = deliver_news(client);
 	/* Take the signs away first, then look at what they are about. */
 	while (epoll_wait(client->fds[BELL], &event, 1, 0) > 0)
 		;
@@ -279,6 +281,6 @@ int seal_dispatch(struct seal_client *client)
 	control_drain(client);
 	/* What comes before the last look is found by it; what comes later rings. */
 	want_bell(client);
-	count = deliver_completions(client) + deliver_news(client);
+	count += deliver_completions(client) + deliver_news(client);
 	return count || !is_over(client) ? count : -EPIPE;
 }

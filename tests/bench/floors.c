@@ -108,8 +108,17 @@ static int cut(const char *path)
 	return truncate(path, 4096);
 }
 
+/* A recall is rare, and comes when other things are in the caches: they are as cold for both sides. */
+static void chill(void)
+{
+	static volatile char other[8 << 20];
+
+	for (size_t i = 0; i < sizeof(other); i += 64)
+		other[i]++;
+}
+
 /* From just before another process's open(2) to the lease holder's read of its signalfd. */
-static int lease_floor(const char *path, int rounds)
+static int lease_floor(const char *path, int rounds, int cold)
 {
 	struct signalfd_siginfo info;
 	int go[2], fd, signals;
@@ -131,6 +140,8 @@ static int lease_floor(const char *path, int rounds)
 			usleep(100);
 		fcntl(fd, F_SETSIG, SIGRTMIN);
 		fcntl(fd, F_SETOWN, getpid());
+		if (cold)
+			chill();
 		if (write(go[1], "", 1) < 0 || read(signals, &info, sizeof(info)) < 0)
 			die("signalfd");
 		seen = now_us();
@@ -144,7 +155,7 @@ static int lease_floor(const char *path, int rounds)
 
 /* The same by the mechanism that we have: a bare responder in C, in a process of its own, that tells the
  * holder by an eventfd, and lets the operation go on when the holder says so. */
-static int responder_floor(const char *path, int rounds)
+static int responder_floor(const char *path, int rounds, int cold)
 {
 	int go[2], bell = eventfd(0, EFD_CLOEXEC), over = eventfd(0, EFD_CLOEXEC);
 	pid_t child = start_intruder(path, go, cut), responder;
@@ -176,6 +187,8 @@ static int responder_floor(const char *path, int rounds)
 	for (int i = 0; i < rounds; i++) {
 		double seen;
 
+		if (cold)
+			chill();
 		if (write(go[1], "", 1) < 0 || eventfd_read(bell, &count) < 0)
 			die("eventfd");
 		seen = now_us();
@@ -416,9 +429,9 @@ int main(int argc, char **argv)
 	if (argc > 3 && !strcmp(argv[1], "lease-cycle"))
 		return lease_cycle(argv[3], rounds);
 	if (argc > 3 && !strcmp(argv[1], "lease"))
-		return lease_floor(argv[3], rounds);
+		return lease_floor(argv[3], rounds, argc > 4);
 	if (argc > 3 && !strcmp(argv[1], "responder"))
-		return responder_floor(argv[3], rounds);
+		return responder_floor(argv[3], rounds, argc > 4);
 	if (argc > 3 && !strcmp(argv[1], "pwrite"))
 		return pwrite_floor(argv[3], rounds, 0);
 	if (argc > 3 && !strcmp(argv[1], "pwrite-watched"))
@@ -433,6 +446,7 @@ int main(int argc, char **argv)
 	fprintf(stderr, "usage: floors "
 			"socket|eventfd|lease|responder|lease-cycle|cold|pwrite|pwrite-watched"
 			"|fiemap ROUNDS [FILE]\n"
+			"       floors lease|responder ROUNDS FILE cold\n"
 			"       floors fiemap-ranges ROUNDS LENGTH COUNT FILE...\n"
 			"       floors send SIZE DESCRIPTOR...\n");
 	return 2;

@@ -89,26 +89,27 @@ def cold_grant_return(bench: Bench, rounds: int) -> Figure:
 
 
 def conflict_to_recall(bench: Bench, rounds: int) -> list[Figure]:
-    """From just before another process's truncate(2) to the holder's callback: against a lease, which
-    takes one wake-up, and against the least that a fanotify responder in another process can do, which
-    takes two."""
+    """From just before another process's truncate(2) to the holder's callback, with cold caches:
+    against a lease, which takes one wake-up, and against the least that a fanotify responder in
+    another process can do, which takes two. Peers: the floors over and over, with warm caches."""
     ringing = RingBench(bench)
-    path, lease = bench.file("recalled", 8192), bench.file("lease")
-    bare = bench.file("responded", 8192)
+    path, leased = bench.file("recalled", 8192), str(bench.file("lease"))
+    watched = str(bench.file("responded", 8192))
     ours: list[float] = []
-    leases: list[float] = []
+    lease: list[float] = []
     responder: list[float] = []
     for _ in range(rounds):
         ours += ringing.samples("recall", path, 30)
-        leases += bench.floor("lease", 50, str(lease))
-        responder += bench.floor("responder", 50, str(bare))
+        lease += bench.floor("lease", 30, leased, "cold")
+        responder += bench.floor("responder", 30, watched, "cold")
+    peers = {
+        f"warm_{name}_us": round(float(np.percentile(bench.floor(name, 200, file), 50)), 1)
+        for name, file in (("lease", leased), ("responder", watched))
+    }
+    signal, eventfd = "F_SETLEASE break seen through signalfd", "fanotify responder + eventfd"
     return [
-        figure_of(
-            "conflict_to_recall", ours, leases, "F_SETLEASE break seen through signalfd in C", 1.5
-        ),
-        figure_of(
-            "conflict_to_recall_bare", ours, responder, "C fanotify responder + eventfd", 1.5
-        ),
+        replace(figure_of("conflict_to_recall", ours, lease, f"{signal} in C", 1.5), peers=peers),
+        figure_of("conflict_to_recall_bare", ours, responder, f"{eventfd} in C", 1.5),
     ]
 
 

@@ -15,7 +15,7 @@ import pytest
 from sealsvc import native
 from sealsvc.client import Client
 from sealsvc.errors import Refusal
-from sealsvc.messages import Attach, Attached, List, RecallSeals, Register, Return
+from sealsvc.messages import Attach, Attached, Event, List, RecallSeals, Register, Return, Watch
 from sealsvc.model import ByteRange, IoMode, State
 from sealsvc.ring_client import RingClient
 from tests.ring.conftest import BLOCK, SIZE, hears, intruder, truncating
@@ -387,3 +387,30 @@ def test_a_ring_that_is_not_attached_registers_nothing(
     with Client(str(running.socket)) as other, pytest.raises(Refusal) as caught:
         other.call(Register, ring=client.identity[0], path=str(file))
     assert caught.value.code == "denied"
+
+
+def test_a_conflict_is_told_before_what_its_holder_did_about_it(
+    running: Running, client: RingClient, fd: int, file: Path
+) -> None:
+    """The holder hears of it first, and may be through before the service hears anything."""
+    registered = client.register(fd)
+    with Client(str(running.socket), timeout=20) as watcher:
+        watcher.call(Watch)
+        for size in range(SIZE - BLOCK, SIZE // 2, -16 * BLOCK):
+            seal = client.grant(registered, size - BLOCK, 2 * BLOCK)
+            with truncating(file, size) as process:
+                hears(client, lambda n: n.kind == "recall")
+                seal.refresh()
+                seal.give_back()
+            told: list[Event] = []
+            for push in watcher.pushes(20):
+                if isinstance(push, Event) and push.name in ("conflict", "recall", "state"):
+                    told.append(push)
+                    if push.data.get("to") == "returned":
+                        break
+            assert [event.name for event in told][:2] == ["conflict", "recall"], told
+            assert told[0].data["operation"]["pid"] == process.pid, told[0]
+            os.ftruncate(fd, SIZE)
+            os.posix_fallocate(fd, 0, SIZE)
+            os.pwrite(fd, b"x" * SIZE, 0)
+            os.fsync(fd)

@@ -35,12 +35,19 @@ struct seal_report {
 	char comm[16];
 };
 
-/* Called by any thread with the gate's lock held: must neither block nor call back. */
-typedef void seal_gate_deliver(void *context, const struct seal_report *report);
+/* Where reports go. `deliver` and `postpone` are called by any thread with the gate's lock held; none may
+ * block or call back. While `postpone` is 1, what is delivered is kept, for `flush` or the next that is
+ * delivered: whoever a conflict concerns is woken before anybody is told of it. */
+struct seal_gate_outlet {
+	void (*deliver)(void *context, const struct seal_report *report);
+	void (*postpone)(void *context, int postpone);
+	void (*flush)(void *context);
+	void *context;
+};
 
 /* Creates the group and starts the threads. 0 or -errno (-EINVAL: the kernel has no FAN_PRE_ACCESS,
  * -EPERM: CAP_SYS_ADMIN is missing). */
-int seal_gate_open(struct seal_gate **out, seal_gate_deliver *deliver, void *context);
+int seal_gate_open(struct seal_gate **out, const struct seal_gate_outlet *outlet);
 
 /* Stops the threads and closes the group; the kernel lets everything that is held go on. */
 void seal_gate_close(struct seal_gate *gate);
@@ -88,6 +95,10 @@ int seal_gate_absolve(struct seal_gate *gate, uint64_t waiter, uint64_t id);
 int seal_gate_settle(struct seal_gate *gate, uint64_t device, uint64_t inode);
 /* What guards the gate's tables; nobody who holds it may call the gate or block. */
 pthread_mutex_t *seal_gate_lock(struct seal_gate *gate);
+
+/* Report at once what would be reported in a moment: of operations whose holders were woken first. The
+ * lock is held. */
+void seal_gate_tell(struct seal_gate *gate);
 
 /* Report what is held once more, to somebody who has not heard of it. */
 void seal_gate_replay(struct seal_gate *gate);
