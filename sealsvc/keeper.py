@@ -10,6 +10,7 @@ import array
 import errno
 import mmap
 import os
+import resource
 import shutil
 import socket
 import subprocess
@@ -278,6 +279,16 @@ class Keeper:
         fds = array.array("i")
         for _, _, payload in ancillary:
             fds.frombytes(payload)
+        if received is not None and len(fds) != reply.count:
+            # The kernel delivers the message without those that the process has no number left
+            # for. What came is of no use without the others.
+            for stray in fds:
+                os.close(stray)
+            raise KeeperError(
+                errno.EMFILE,
+                f"of {reply.count} descriptors {len(fds)} could be received: the limit is"
+                f" {resource.getrlimit(resource.RLIMIT_NOFILE)[0]}",
+            )
         if received is None:
             for stray in fds:
                 os.close(stray)

@@ -9,6 +9,7 @@ under any other enforcer they recall the registration, as an NFSv4 delegation is
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import time
@@ -21,7 +22,7 @@ import msgspec
 from sealsvc.control import Connection, Reply
 from sealsvc.enforce import Verdict, Watchable, watchable
 from sealsvc.errors import Refusal
-from sealsvc.grants import Asker, Grants, close_all
+from sealsvc.grants import Asker, Grants
 from sealsvc.keeper import KeeperError
 from sealsvc.messages import Attach, Attached, Grant, Recall, RecallAny, Register
 from sealsvc.model import Kind, RingPlace, State
@@ -30,6 +31,8 @@ from sealsvc.native_headers import STATES
 from sealsvc.policy import Policy
 from sealsvc.ring_keeper import RingKeeper, RingRow, moment
 from sealsvc.seals import Seal
+
+log = logging.getLogger(__name__)
 
 _LINGER = 60.0  # seconds a ring waits for its client to come again
 _MAX_OF_USER = 1024  # of the keeper's 4096
@@ -107,10 +110,10 @@ class Rings:
             client = self._find(connection, request)
         with ExitStack() as undo:
             undo.callback(self._drop_if_unused, client)
-            fds = self.keeper.descriptors(client.number)
-            undo.callback(close_all, fds)
-            if len(fds) != lib.SEAL_RING_FDS:
-                raise Refusal("limit-reached", "the service has too many descriptors open")
+            try:
+                fds = self.keeper.descriptors(client.number)
+            except KeeperError as error:
+                raise Refusal("limit-reached", f"the ring cannot be told: {error}") from None
             undo.pop_all()
         client.connection = connection
         files = {number: seal.id for number, seal in client.files.items()}
@@ -295,8 +298,9 @@ class Rings:
             return
         try:
             rows, _ = self.keeper.list()
-        except KeeperError:
-            return  # the next tick tells it
+        except KeeperError as error:
+            log.warning("what rings did is told later: %s", error)
+            return
         for row in rows:
             client = self.clients.get(row.ring)
             if client is None:

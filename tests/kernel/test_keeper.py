@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import re
+import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import psutil
@@ -17,6 +18,7 @@ import pytest
 from sealsvc import keeper as keepers
 from sealsvc.errors import Refusal
 from sealsvc.keeper import Keeper, KeeperError
+from sealsvc.ring_keeper import RingKeeper
 from tests.service.conftest import until
 
 CAP_SYS_RESOURCE = 24  # linux/capability.h
@@ -178,3 +180,35 @@ def test_a_socket_of_a_dead_keeper_is_replaced(path: str) -> None:
         until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
     with closing(keepers.own(path)) as second:
         assert second.kept() == {}
+
+
+@pytest.mark.parametrize("spare", [0, 1, 2])
+def test_descriptors_that_cannot_be_received_are_told_of(keeper: Keeper, spare: int) -> None:
+    """The kernel delivers the message all the same; the next is the answer to the next request."""
+    with open(os.devnull, "rb") as file:
+        for number in range(3):
+            keeper.keep(f"kept-{number}", file.fileno())
+    rings = RingKeeper(keeper)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    taken: list[int] = []
+    try:
+        with suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        for _ in range(spare):
+            os.close(taken.pop())
+        refused(keeper.kept, errno.EMFILE)
+        if not spare:
+            refused(keeper.snapshot, errno.EMFILE)
+            refused(rings.list, errno.EMFILE)
+        assert keeper.gate_error() == 0
+    finally:
+        for fd in taken:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert rings.list() == ([], [])
+    found = keeper.kept()
+    assert sorted(found) == ["kept-0", "kept-1", "kept-2"]
+    for fd in found.values():
+        os.close(fd)
