@@ -40,7 +40,17 @@ _LABELLED = (
     ("refusals", "grant_refusals", "code", "Refused grants, by error code"),
     ("transitions", "seal_transitions", "state", "Seals that came into a state"),
     ("events", "events", "event", "Events, by name"),
+    ("ring_commands", "ring_commands", "command", "Commands that came through rings"),
+    ("ring_bells", "ring_bells", "outcome", "Doorbells of clients: rung, or spared to one awake"),
 )
+# Of rings; they are there where the service has a keeper.
+_RINGS = {
+    "rings": ("rings", "Rings that there are"),
+    "attached": ("rings_attached", "Rings whose client is connected"),
+    "registrations": ("ring_registrations", "Files registered in rings"),
+    "slots": ("ring_slots", "Slots of all seal tables"),
+    "slots_used": ("ring_slots_used", "Slots with a seal in them"),
+}
 _PLAIN = {
     "grants": "Seals granted",
     "recalls": "Recalls begun",
@@ -111,6 +121,16 @@ def _of_measures(measures: MeasuresReport) -> Iterator[Metric]:
         yield _histogram(name, text, measures.latencies[name])
     for there, name, label, text in _LABELLED:
         yield _counter(name, text, measures.counters.get(there, {}), label)
+    forwarded = measures.counters.get("ring_forwarded", {})
+    yield _counter("ring_forwarded", "Commands of rings that went to the service", forwarded)
+    troubles = measures.counters.get("ring_troubles", {})
+    for name, text in (
+        ("broken", "Rings whose client broke the rules, and that are served no more"),
+        ("dropped", "Events that their client did not read in time"),
+    ):
+        yield _counter(f"ring_{name}", text, {"": troubles[name]} if name in troubles else {})
+    for name, number in measures.gauges.get("rings", {}).items():
+        yield _gauge(*_RINGS[name], {"": number})
     drifts = measures.counters.get("events", {}).get("drift", 0)
     yield _counter("drifts", "Sealed extent maps that changed: broken promises", {"": drifts})
     alarms = measures.counters.get("events", {}).get("alarm", 0)

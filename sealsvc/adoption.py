@@ -107,7 +107,9 @@ class Adoption:
         """struct seal_ring_report, valid only now."""
         parent = self.rings.registration(raw.ring, raw.file)
         slot = _slot(raw.seal)
-        if raw.kind == lib.SEAL_RING_FORWARD:
+        if raw.kind == lib.SEAL_RING_OVER:
+            self._ended(raw.ring, slot, int(raw.handle))
+        elif raw.kind == lib.SEAL_RING_FORWARD:
             command = _command(raw)
             if parent is not None and command.op == lib.SEAL_CMD_GRANT:
                 self.tasks.spawn("registration", self._grant(parent, command))
@@ -116,6 +118,18 @@ class Adoption:
             self.tasks.spawn("ring command", self._serve(seal, slot, command))
         elif parent is not None and (seal := self._adopt(parent, raw.ring, raw.slot, slot)):
             self._recalled(parent, seal)
+
+    def _ended(self, ring: int, slot: Slot, word: int) -> None:
+        """A seal that was ours once, and quiet since: whoever keeps records is told of its end."""
+        state, seqid = state_of(word)
+        self.life.events.publish(
+            "state",
+            _id_of(ring, slot.id),
+            **{"from": state_of(slot.word)[0], "to": state},
+            step=Step.RETURN if state is State.RETURNED else Step.EXPIRE,
+            reason="",
+            seqid=seqid,
+        )
 
     def _recalled(self, parent: Seal, seal: Seal) -> None:
         """The conflict itself is reported next, and tells what is wanted."""
@@ -166,7 +180,7 @@ class Adoption:
         effective = slot.range.rounded(parent.filesystem.block_size)
         return Seal(
             token=slot.id,
-            id=f"{place.ring & 0xFFFFFFFF:08x}{slot.id:016x}",
+            id=_id_of(place.ring, slot.id),
             request=msgspec.structs.replace(
                 parent.request,
                 offset=slot.range.offset,
@@ -369,6 +383,10 @@ class Adoption:
                 recalled = True
                 self.recaller.recall(parent, f"conflict: {left[0]}", operation=operation)
             await clock.within(clock.now() + pause, parent.released)
+
+
+def _id_of(ring: int, token: int) -> str:
+    return f"{ring & 0xFFFFFFFF:08x}{token:016x}"
 
 
 def _slot(raw: Any) -> Slot:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, TypeGuard, get_args
 
 from sealsvc import views
 from sealsvc.errors import Refusal
 from sealsvc.jobs import JobRunner
+from sealsvc.keeper import KeeperError
 from sealsvc.overview import (
     AnyRequest,
     CancelJob,
@@ -80,9 +82,13 @@ class Desk:
 
     def _measures(self) -> MeasuresReport:
         service, taken = self.service, self.service.measures
+        rings: tuple[dict[str, dict[str, int]], dict[str, float]] = ({}, {})
+        if service.rings is not None:
+            with suppress(KeeperError):  # its numbers are missing this time
+                rings = service.rings.measures()
         return MeasuresReport(
             run=service.life.events.run,
-            counters={name: dict(counter) for name, counter in taken.counters.items()},
+            counters={name: dict(counter) for name, counter in taken.counters.items()} | rings[0],
             latencies={name: found.told() for name, found in taken.latencies.items()},
             gauges={
                 "queue": {
@@ -91,5 +97,6 @@ class Desk:
                     "claims": float(len(service.claims)),
                 },
                 "lapses": {e.name: float(e.lapses()) for e in service.enforcers.available},
+                "rings": rings[1],
             },
         )

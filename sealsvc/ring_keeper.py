@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,6 +22,20 @@ from sealsvc.seals import Seal
 NANO = 1_000_000_000
 IO_MODES = {IoMode.READ: lib.SEAL_READ, IoMode.RW: lib.SEAL_RW}
 _STATES = {number: state for state, number in STATES.items()}
+_COMMANDS = {
+    lib.SEAL_CMD_NOP: "nop",
+    lib.SEAL_CMD_GRANT: "grant",
+    lib.SEAL_CMD_RETURN: "return",
+    lib.SEAL_CMD_RENEW: "renew",
+    lib.SEAL_CMD_INQUIRE: "inquire",
+    lib.SEAL_CMD_MAPPED: "mapped",
+    lib.SEAL_CMD_DOWNGRADE: "downgrade",
+    lib.SEAL_CMD_SHRINK: "shrink",
+    lib.SEAL_CMD_EXTENTS: "extents",
+    lib.SEAL_CMD_PROGRESS: "progress",
+    lib.SEAL_RING_OPCODES - 1: "other",
+}
+_COUNTED = ("forwarded", "broken", "dropped", "rung", "spared")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +60,16 @@ class FileRow:
     live: int
     stale: bool
     id: int
+
+
+@dataclass(frozen=True, slots=True)
+class RingTable:
+    """`commands` by name and `counters` are of all rings that there were since the keeper began."""
+
+    rings: list[RingRow]
+    files: list[FileRow]
+    commands: dict[str, int]
+    counters: dict[str, int]
 
 
 def state_of(word: int) -> tuple[State, int]:
@@ -89,18 +112,20 @@ class RingKeeper:
     def replay(self) -> None:
         self.keeper.ring(lib.KEEPER_RING_REPLAY)
 
-    def list(self) -> tuple[list[RingRow], list[FileRow]]:
+    def list(self) -> RingTable:
         fds: list[int] = []
         self.keeper.ring(lib.KEEPER_RING_LIST, received=fds)
         try:
             table = os.pread(fds[0], os.fstat(fds[0]).st_size, 0)
         finally:
             os.close(fds[0])
-        rings, files = struct.unpack_from("=QQ", table)
-        at = 16 + rings * ffi.sizeof("struct seal_ring_row")
-        rows = ffi.from_buffer("struct seal_ring_row[]", table[16:at])
+        begin = ffi.sizeof("struct keeper_rings")
+        head = ffi.from_buffer("struct keeper_rings *", table[:begin])
+        at = begin + head.rings * ffi.sizeof("struct seal_ring_row")
+        rows = ffi.from_buffer("struct seal_ring_row[]", table[begin:at])
         registered = ffi.from_buffer("struct seal_file_row[]", table[at:])
-        return (
+        counters = head.counters
+        return RingTable(
             [
                 RingRow(
                     r.ring, r.owner, r.slots, r.used, r.secret, r.grants, r.returns, r.recalls,
@@ -108,7 +133,12 @@ class RingKeeper:
                 )
                 for r in rows
             ],
-            [FileRow(f.ring, f.file, f.live, bool(f.stale), f.id) for f in registered[0:files]],
+            [
+                FileRow(f.ring, f.file, f.live, bool(f.stale), f.id)
+                for f in registered[0 : head.files]
+            ],
+            {name: int(counters.commands[number]) for number, name in _COMMANDS.items()},
+            {name: int(getattr(counters, name)) for name in _COUNTED},
         )  # fmt: skip
 
     # Registrations

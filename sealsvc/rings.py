@@ -269,11 +269,11 @@ class Rings:
         """After a restart: the rings as they are, with the registrations among `seals`. What the
         service before did not come to record is let go. Those that are in rings, but not found
         here, are returned: seals in registrations, which adoption.py takes over."""
-        rows, files = self.keeper.list()
-        for row in rows:
+        there = self.keeper.list()
+        for row in there.rings:
             self.clients[row.ring] = RingClient(self.keeper, row)
         known = {seal.token for seal in seals}
-        for found in files:
+        for found in there.files:
             if found.id not in known:
                 self.keeper.unregister(found.ring, found.file, State.RETURNED)
         left = []
@@ -297,7 +297,7 @@ class Rings:
         if not self.clients:
             return
         try:
-            rows, _ = self.keeper.list()
+            rows = self.keeper.list().rings
         except KeeperError as error:
             log.warning("what rings did is told later: %s", error)
             return
@@ -320,6 +320,27 @@ class Rings:
                 client.idle_since = time.monotonic()
             elif time.monotonic() - client.idle_since > _LINGER:
                 self._drop_if_unused(client)
+
+    def measures(self) -> tuple[dict[str, dict[str, int]], dict[str, float]]:
+        """Counters by name and label, and what there is now."""
+        there = self.keeper.list()
+        told = there.counters
+        attached = [c for c in self.clients.values() if c.connection and c.connection.open]
+        return (
+            {
+                "ring_commands": there.commands,
+                "ring_troubles": {name: told[name] for name in ("broken", "dropped")},
+                "ring_forwarded": {"": told["forwarded"]},
+                "ring_bells": {name: told[name] for name in ("rung", "spared")},
+            },
+            {
+                "rings": float(len(there.rings)),
+                "attached": float(len(attached)),
+                "registrations": float(len(there.files)),
+                "slots": float(sum(row.slots for row in there.rings)),
+                "slots_used": float(sum(row.used for row in there.rings)),
+            },
+        )
 
     def _drop_if_unused(self, client: RingClient) -> None:
         if not client.in_use:

@@ -7,12 +7,13 @@
 
 #include "internal.h"
 
-/* Two counts, rows of rings, rows of registrations. The memfd, or -errno. */
+/* The head, rows of rings, rows of registrations. The memfd, or -errno. */
 static int list(struct seal_rings *rings)
 {
-	uint64_t counts[2] = {seal_rings_list(rings, NULL, 0), seal_rings_files(rings, NULL, 0)};
-	size_t head = sizeof(counts), rows = counts[0] * sizeof(struct seal_ring_row);
-	size_t size = head + rows + counts[1] * sizeof(struct seal_file_row);
+	struct keeper_rings there = {.rings = seal_rings_list(rings, NULL, 0),
+				     .files = seal_rings_files(rings, NULL, 0)};
+	size_t head = sizeof(there), rows = there.rings * sizeof(struct seal_ring_row);
+	size_t size = head + rows + there.files * sizeof(struct seal_file_row);
 	int fd = memfd_create("sealsvc-rings", MFD_CLOEXEC), error = 0;
 	char *at = malloc(size);
 
@@ -20,9 +21,10 @@ static int list(struct seal_rings *rings)
 		error = fd < 0 ? -errno : -ENOMEM;
 	if (!error) {
 		/* Only we create rings, or register files: the counts stay. */
-		memcpy(at, counts, head);
-		seal_rings_list(rings, (void *)(at + head), counts[0]);
-		seal_rings_files(rings, (void *)(at + head + rows), counts[1]);
+		seal_rings_count(rings, &there.counters);
+		memcpy(at, &there, head);
+		seal_rings_list(rings, (void *)(at + head), there.rings);
+		seal_rings_files(rings, (void *)(at + head + rows), there.files);
 		if (write(fd, at, size) != (ssize_t)size)
 			error = -EIO;
 	}

@@ -27,7 +27,7 @@ struct seal_slot {
 	uint8_t iomode;	   /* enum seal_iomode */
 	uint8_t policy;	   /* the service's */
 	uint8_t adopted;   /* the service's */
-	uint8_t reserved;
+	uint8_t told;	   /* the service's: who keeps records knows of it */
 };
 
 enum seal_iomode {

@@ -128,9 +128,10 @@ static int32_t find(struct ring *ring, const struct seal_command *command, struc
 	return (*out)->word == command->word ? 0 : -ESTALE;
 }
 
-static int32_t give_back(struct ring *ring, struct seal_command *command)
+static int32_t give_back(struct seal_rings *rings, struct ring *ring, struct seal_command *command)
 {
 	struct seal_slot *slot = &ring->slots[command->slot];
+	uint64_t was = slot->word;
 	int error = table_step(slot, SEAL_STEP_RETURN);
 
 	if (error)
@@ -139,6 +140,7 @@ static int32_t give_back(struct ring *ring, struct seal_command *command)
 	ring_owe(&ring->files[slot->file], slot);
 	ring->returns++;
 	command->word = slot->word;
+	ring_report_end(rings, ring, command->slot, was);
 	table_release(ring, command->slot);
 	return 0;
 }
@@ -240,7 +242,7 @@ int ring_execute(struct seal_rings *rings, struct ring *ring, uint32_t place,
 		command->status = grant(rings, ring, command);
 		break;
 	case SEAL_CMD_RETURN:
-		command->status = give_back(ring, command);
+		command->status = give_back(rings, ring, command);
 		break;
 	case SEAL_CMD_RENEW:
 		command->status = renew(ring, command);

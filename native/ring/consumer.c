@@ -57,6 +57,7 @@ unsigned ring_consume(struct seal_rings *rings, struct ring *ring, unsigned budg
 			       : take(ring, filled, &command);
 		if (!size) {
 			ring_flag(ring, SEAL_RING_BROKEN);
+			rings->counters.broken++;
 			count++;
 			break;
 		}
@@ -67,6 +68,8 @@ unsigned ring_consume(struct seal_rings *rings, struct ring *ring, unsigned budg
 		if (command.op == SEAL_CMD_PAD)
 			continue;
 		ring->commands_seen++;
+		rings->counters.commands[command.op < SEAL_RING_OPCODES ? command.op
+									: SEAL_RING_OPCODES - 1]++;
 		if (ring_execute(rings, ring, place, &command))
 			ring_answer(ring, place, &command);
 	}

@@ -12,6 +12,7 @@ void ring_push(struct ring *ring, const struct seal_ring_event *event)
 	/* Also when the client's tail is nonsense: it then misses what it did not read. */
 	if (ring->event_head - tail >= count) {
 		ring_flag(ring, SEAL_RING_MISSED);
+		ring->counters->dropped++;
 	} else {
 		*at = *event;
 		at->sequence = ++ring->event_head;

@@ -28,6 +28,7 @@ int ring_forward(struct seal_rings *rings, struct ring *ring, uint32_t place,
 
 		if (pending->handle)
 			continue;
+		rings->counters.forwarded++;
 		pending->handle = ++rings->next_handle;
 		pending->due_ns = ring_now_ns() + COMMAND_PATIENCE_NS;
 		pending->place = place;

@@ -44,6 +44,7 @@ struct ring {
 	struct registration *files;
 	struct pending pending[SEAL_RING_PENDING];
 	uint64_t grants, returns, recalls, commands_seen;
+	struct seal_ring_counters *counters; /* of all rings */
 };
 
 struct seal_rings {
@@ -54,6 +55,7 @@ struct seal_rings {
 	uint32_t generation;
 	uint64_t next_id, next_handle;
 	int epoll, wake;
+	struct seal_ring_counters counters;
 	/* The thread's own: rings that have more to do, by their place in `ring`. */
 	uint16_t busy[SEAL_RINGS_MAX];
 	uint8_t is_busy[SEAL_RINGS_MAX];
@@ -92,6 +94,8 @@ struct registration *ring_file(struct ring *ring, uint32_t file);
 void ring_owe(struct registration *file, const struct seal_slot *slot);
 /* Recall one that is quiet: the step, the news to the client, the report to the service. */
 void ring_recall(struct seal_rings *rings, struct ring *ring, uint32_t slot);
+/* It is over without the service, which hears of it where it ever heard of the seal; `was` before. */
+void ring_report_end(struct seal_rings *rings, struct ring *ring, uint32_t slot, uint64_t was);
 
 /* forward.c */
 /* 0, or -EAGAIN: too many are waiting. */

@@ -46,8 +46,11 @@ void ring_bell(struct ring *ring)
 
 	/* After what we published, before we look whether the client sleeps: seal_ring.h. */
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
-	if (!__atomic_load_n(&ring->mailbox->bell_wanted, __ATOMIC_RELAXED))
+	if (!__atomic_load_n(&ring->mailbox->bell_wanted, __ATOMIC_RELAXED)) {
+		ring->counters->spared++;
 		return;
+	}
+	ring->counters->rung++;
 	__atomic_store_n(&ring->mailbox->bell_wanted, 0, __ATOMIC_RELAXED);
 	/* Cannot fail, and cannot block: nobody else can write to it. */
 	if (write(ring->bell_fd, &one, sizeof(one)) < 0)
@@ -203,6 +206,7 @@ int64_t seal_ring_create(struct seal_rings *rings, const struct seal_ring_shape 
 	if (!ring)
 		return -ENOMEM;
 	ring->shape = *shape;
+	ring->counters = &rings->counters;
 	ring->memory_fd = ring->table_fd = ring->kick_fd = ring->bell_fd = -1;
 	ring->next_expiry = UINT64_MAX;
 	pthread_mutex_lock(rings->lock);

@@ -95,15 +95,17 @@ int64_t seal_ring_register(struct seal_rings *rings, uint32_t number,
 }
 
 /* Also those that are adopted: what the service still says of them finds them gone. */
-static void end_all(struct ring *ring, uint32_t file, uint32_t state)
+static void end_all(struct seal_rings *rings, struct ring *ring, uint32_t file, uint32_t state)
 {
 	for (uint32_t i = 0; i < ring->high && ring->files[file].live; i++) {
 		struct seal_slot *slot = table_live(ring, i);
+		uint64_t was = slot ? slot->word : 0;
 
 		if (!slot || slot->file != file)
 			continue;
 		table_publish(slot, state, seal_word_seqid(slot->word) + 1);
 		ring_tell_seal(ring, SEAL_EVENT_OVER, i);
+		ring_report_end(rings, ring, i, was);
 		table_release(ring, i);
 	}
 }
@@ -118,7 +120,7 @@ int seal_ring_unregister(struct seal_rings *rings, uint32_t number, uint32_t fil
 	if (ring)
 		there = ring_file(ring, file);
 	if (there) {
-		end_all(ring, file, state);
+		end_all(rings, ring, file, state);
 		free(there->map);
 		memset(there, 0, sizeof(*there));
 	}
@@ -204,6 +206,24 @@ void ring_owe(struct registration *file, const struct seal_slot *slot)
 		file->owed.end = given.end;
 }
 
+void ring_report_end(struct seal_rings *rings, struct ring *ring, uint32_t number, uint64_t was)
+{
+	const struct seal_slot *slot = &ring->slots[number];
+	struct seal_ring_report report = {
+		.kind = SEAL_RING_OVER,
+		.ring = ring->number,
+		.handle = slot->word,
+		.slot = number,
+		.file = slot->file,
+		.seal = *slot,
+	};
+
+	if (!slot->told || slot->adopted)
+		return;
+	report.seal.word = was;
+	rings->deliver(rings->context, &report);
+}
+
 void ring_recall(struct seal_rings *rings, struct ring *ring, uint32_t number)
 {
 	struct seal_slot *slot = &ring->slots[number];
@@ -223,6 +243,7 @@ void ring_recall(struct seal_rings *rings, struct ring *ring, uint32_t number)
 		table_step(slot, SEAL_STEP_EXPIRE);
 		ring_owe(file, slot);
 		ring_tell_seal(ring, SEAL_EVENT_OVER, number);
+		ring_report_end(rings, ring, number, report.seal.word);
 		table_release(ring, number);
 		return;
 	}

@@ -74,6 +74,7 @@ int seal_slot_quiet(struct seal_rings *rings, uint32_t number, uint32_t slot, ui
 	there = find(rings, number, slot, id, &ring);
 	if (there) {
 		there->adopted = 0;
+		there->told = 1;
 		if (there->expires && there->expires < ring->next_expiry)
 			ring->next_expiry = there->expires;
 	}
@@ -94,6 +95,13 @@ int seal_slot_read(struct seal_rings *rings, uint32_t number, uint32_t slot, str
 		*out = *there;
 	pthread_mutex_unlock(rings->lock);
 	return there ? 0 : -ENOENT;
+}
+
+void seal_rings_count(struct seal_rings *rings, struct seal_ring_counters *out)
+{
+	pthread_mutex_lock(rings->lock);
+	*out = rings->counters;
+	pthread_mutex_unlock(rings->lock);
 }
 
 size_t seal_rings_list(struct seal_rings *rings, struct seal_ring_row *out, size_t max)

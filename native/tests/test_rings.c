@@ -259,6 +259,60 @@ static void test_forwarding(void)
 	close_bench(&b);
 }
 
+static void test_ends_of_seals_that_were_told_of(void)
+{
+	struct seal_command known, unknown;
+	struct bench b;
+
+	open_bench(&b, 4);
+	known = grant(&b, 0, BLOCK);
+	about(&b, SEAL_CMD_MAPPED, known);
+	CHECK(seal_slot_quiet(b.rings, b.ring, known.slot, last.seal.id) == 0);
+	CHECK(seal_ring_complete(b.rings, b.ring, last.handle, 0) == 0 && reports == 1);
+	CHECK(about(&b, SEAL_CMD_RETURN, known).status == 0);
+	CHECK(reports == 2 && last.kind == SEAL_RING_OVER && last.slot == known.slot);
+	CHECK(seal_word_state(last.seal.word) == SEAL_GRANTED);
+	CHECK(seal_word_state(last.handle) == SEAL_RETURNED);
+	/* The next in the slot is another. */
+	unknown = grant(&b, 0, BLOCK);
+	CHECK(unknown.slot == known.slot);
+	CHECK(about(&b, SEAL_CMD_RETURN, unknown).status == 0 && reports == 2);
+	/* One ends with its registration. */
+	known = grant(&b, 0, BLOCK);
+	about(&b, SEAL_CMD_MAPPED, known);
+	CHECK(seal_slot_quiet(b.rings, b.ring, known.slot, last.seal.id) == 0);
+	grant(&b, 0, BLOCK);
+	CHECK(seal_ring_unregister(b.rings, b.ring, 0, SEAL_RETURNED) == 0);
+	CHECK(reports == 4 && last.kind == SEAL_RING_OVER && last.slot == known.slot);
+	close_bench(&b);
+}
+
+static void test_counters(void)
+{
+	struct seal_ring_counters counted;
+	struct seal_command granted;
+	struct bench b;
+
+	open_bench(&b, 64);
+	granted = grant(&b, 0, BLOCK);
+	about(&b, SEAL_CMD_RETURN, granted);
+	for (int i = 0; i < 20; i++)
+		grant(&b, (uint64_t)i * BLOCK, BLOCK);
+	run(&b, (struct seal_command){.op = 999});
+	about(&b, SEAL_CMD_MAPPED, granted); /* of a seal that is over */
+	CHECK(seal_ring_close(b.rings, b.ring, 0, 1, 0, UINT64_MAX) == 0);
+	grant(&b, 0, BLOCK);
+	b.mailbox->command_head++;
+	CHECK(seal_ring_poll(b.rings, b.ring, 8) == 1);
+	seal_rings_count(b.rings, &counted);
+	CHECK(counted.commands[SEAL_CMD_GRANT] == 22 && counted.commands[SEAL_CMD_RETURN] == 1);
+	CHECK(counted.commands[SEAL_CMD_MAPPED] == 1 && counted.commands[SEAL_CMD_RENEW] == 0);
+	CHECK(counted.commands[SEAL_RING_OPCODES - 1] == 1);
+	CHECK(counted.forwarded == 1 && counted.broken == 1 && counted.dropped == 12);
+	CHECK(counted.rung == 0 && counted.spared > 20);
+	close_bench(&b);
+}
+
 static void break_with(uint32_t head, struct seal_command entry)
 {
 	struct bench b;
@@ -459,6 +513,8 @@ static void test_doorbells(void)
 int main(void)
 {
 	test_grant_and_return();
+	test_ends_of_seals_that_were_told_of();
+	test_counters();
 	test_refusals();
 	test_conflicts();
 	test_forwarding();

@@ -17,6 +17,8 @@ from sealsvc.client import Client
 from sealsvc.errors import Refusal
 from sealsvc.messages import Attach, Attached, Event, List, RecallSeals, Register, Return, Watch
 from sealsvc.model import ByteRange, IoMode, State
+from sealsvc.overview import Measures, MeasuresReport
+from sealsvc.records import History, SealHistory, SealRecord
 from sealsvc.ring_client import RingClient
 from tests.ring.conftest import BLOCK, SIZE, hears, intruder, truncating
 from tests.service.conftest import Running, until
@@ -414,3 +416,52 @@ def test_a_conflict_is_told_before_what_its_holder_did_about_it(
             os.posix_fallocate(fd, 0, SIZE)
             os.pwrite(fd, b"x" * SIZE, 0)
             os.fsync(fd)
+
+
+def test_what_the_registry_heard_of_it_hears_the_end_of(
+    running: Running, client: RingClient, fd: int
+) -> None:
+    seal = client.grant(client.register(fd), 0, 4 * BLOCK)
+    seal.give_back_part(0, BLOCK)
+    with Client(str(running.socket), timeout=20) as desk:
+
+        def recorded() -> list[SealRecord]:
+            found = desk.call(History).result
+            assert isinstance(found, SealHistory)
+            return [record for record in found.seals if record.range.length < SIZE]
+
+        until(lambda: len(recorded()) == 1)
+        assert recorded()[0].ended_at is None
+        seal.give_back()
+        until(lambda: recorded()[0].ended_at is not None)
+        assert recorded()[0].state == "returned"
+
+
+def test_what_rings_do_is_counted(running: Running, client: RingClient, fd: int) -> None:
+    with Client(str(running.socket), timeout=20) as desk:
+
+        def measures() -> MeasuresReport:
+            found = desk.call(Measures).result
+            assert isinstance(found, MeasuresReport)
+            return found
+
+        before = measures()
+        registered = client.register(fd)
+        for _ in range(3):
+            client.grant(registered, 0, BLOCK).give_back()
+        kept = client.grant(registered, 0, 2 * BLOCK)
+        kept.give_back_part(0, BLOCK)
+        now = measures()
+
+    def more(name: str, label: str) -> int:
+        return now.counters[name][label] - before.counters[name][label]
+
+    assert more("ring_commands", "grant") == 4
+    assert more("ring_commands", "return") == 3
+    assert more("ring_commands", "shrink") == 1
+    assert more("ring_forwarded", "") == 1
+    assert more("ring_bells", "rung") + more("ring_bells", "spared") >= 8
+    assert now.counters["ring_troubles"] == {"broken": 0, "dropped": 0}
+    assert before.gauges["rings"]["registrations"] == 0
+    expected = {"rings": 1, "attached": 1, "registrations": 1, "slots": 1024, "slots_used": 1}
+    assert now.gauges["rings"] == expected

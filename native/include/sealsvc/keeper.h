@@ -15,7 +15,7 @@
 #include "sealsvc/gate.h"
 #include "sealsvc/rings.h"
 
-#define KEEPER_VERSION 2
+#define KEEPER_VERSION 3
 #define KEEPER_NAME 64	 /* bytes of a name, NUL included */
 #define KEEPER_BATCH 200 /* descriptors in one reply; the kernel takes 253 (SCM_MAX_FD) */
 
@@ -56,7 +56,7 @@ enum keeper_ring_op {
 	KEEPER_RING_COMPLETE, /* handle, status */
 	KEEPER_RING_TELL,     /* event */
 	KEEPER_RING_REPLAY,
-	KEEPER_RING_LIST,  /* memfd: uint64_t rings, files; seal_ring_row, seal_file_row */
+	KEEPER_RING_LIST,  /* memfd: keeper_rings, seal_ring_row, seal_file_row */
 	KEEPER_SLOT_TAKE,  /* terms */
 	KEEPER_SLOT_SET,   /* slot, terms; what waits on (device, inode) is judged anew */
 	KEEPER_SLOT_QUIET, /* slot, terms.id */
@@ -92,6 +92,11 @@ struct keeper_reply {
 /* After the reply of KEEPER_KEPT. */
 struct keeper_names {
 	char name[KEEPER_BATCH][KEEPER_NAME];
+};
+
+struct keeper_rings {
+	uint64_t rings, files; /* rows */
+	struct seal_ring_counters counters;
 };
 
 struct keeper_snapshot {

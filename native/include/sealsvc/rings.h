@@ -38,12 +38,13 @@ struct seal_rings;
 enum seal_ring_report_kind {
 	SEAL_RING_FORWARD = 100, /* a command for the service; its seal, if any, is adopted */
 	SEAL_RING_ADOPTED,	 /* a seal was recalled, and is the service's now */
+	SEAL_RING_OVER, /* one that was the service's once, and is quiet since, has ended */
 };
 
 struct seal_ring_report {
 	int32_t kind;
 	uint32_t ring;
-	uint64_t handle; /* FORWARD: for seal_ring_complete */
+	uint64_t handle; /* FORWARD: for seal_ring_complete; OVER: the seal's last word */
 	uint32_t slot, file;
 	struct seal_slot seal; /* as it was before */
 	struct seal_command command;
@@ -145,6 +146,17 @@ int seal_ring_tell(struct seal_rings *rings, uint32_t ring, const struct seal_ri
 
 /* Everything the service has not seen to is reported once more. */
 void seal_rings_replay(struct seal_rings *rings);
+
+/* Since the start, of all rings that there were. */
+#define SEAL_RING_OPCODES 12 /* SEAL_CMD_PROGRESS and all before it; the last counts all others */
+struct seal_ring_counters {
+	uint64_t commands[SEAL_RING_OPCODES];
+	uint64_t forwarded;
+	uint64_t broken;       /* rings that were flagged so */
+	uint64_t dropped;      /* events that did not fit */
+	uint64_t rung, spared; /* bells: the client slept, or did not */
+};
+void seal_rings_count(struct seal_rings *rings, struct seal_ring_counters *out);
 
 /* What there is, for a service that has just started. */
 struct seal_ring_row {
