@@ -9,6 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.bench.rings import BUILT, LIBSEAL
 from tests.lab import DEFAULT, LabError, run, unavailable
 
 ROOT = Path(__file__).parents[3]
@@ -26,9 +27,10 @@ def main() -> int:
         return 77
     with tempfile.TemporaryDirectory(prefix="sealsvc-bench-") as directory:
         share = Path(directory)
-        for source in (ROOT / "tests/bench/floors.c", ROOT / "tests/bench/lab/holder.c"):
-            command = ["gcc", "-O2", "-o", share / source.stem, source, "-lpthread"]
-            subprocess.run(command, check=True)
+        for name in ("floors.c", "lab/holder.c", "lab/ring_holder.c"):
+            source = ROOT / "tests/bench" / name
+            built = ["gcc", "-O2", f"-I{LIBSEAL}", "-o", share / source.stem, source]
+            subprocess.run([*built, "-lpthread", BUILT], check=True)
         inside = [sys.executable, "-m", "tests.bench.lab.inside", "--rounds", str(options.rounds)]
         names = options.names or NAMES
         try:

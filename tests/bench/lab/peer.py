@@ -12,9 +12,10 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from tests.bench.__main__ import Figure, alternate
+from tests.bench.figures import Figure, figure_of
 from tests.bench.lab import nfs
 from tests.lab.pmem import mounted_dax
 from tests.service.conftest import Running
@@ -36,35 +37,53 @@ def peer(rounds: int) -> Iterator[Figure]:
         running.start()
         try:
             running.ready()
-            yield _compare(root, Path(made, "client"), running, rounds)
+            yield from _compare(root, Path(made, "client"), running, rounds)
         finally:
             running.end()
 
 
-def _compare(root: Path, client: Path, running: Running, rounds: int) -> Figure:
-    ours, theirs = root / "sealed", root / "exported"
-    ours.write_bytes(os.urandom(SIZE))
+@contextmanager
+def _holding(program: str, running: Running, path: Path) -> Iterator[subprocess.Popen[str]]:
+    path.write_bytes(os.urandom(SIZE))
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
     holder = subprocess.Popen(
-        [SHARE / "holder", running.socket, ours],
+        [SHARE / program, running.socket, path],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
     try:
-        fd = os.open(client / "exported", os.O_RDWR | os.O_CREAT | os.O_DIRECT)
-        try:
-            with mmap.mmap(-1, SIZE) as data:
-                os.pwrite(fd, data, 0)
-            os.fsync(fd)
-            return alternate(
-                "conflict-recall-return", "the same through knfsd's block layouts", 0.1,
-                lambda: _sealed(ours, holder), lambda: _exported(theirs, fd), rounds,
-            )  # fmt: skip
-        finally:
-            os.close(fd)
+        yield holder
     finally:
         holder.kill()
         holder.communicate()
+
+
+def _compare(root: Path, client: Path, running: Running, rounds: int) -> Iterator[Figure]:
+    """Ours by the control socket, ours by a ring, and theirs, in turn."""
+    sealed, ringed, theirs = root / "sealed", root / "ringed", root / "exported"
+    fd = os.open(client / "exported", os.O_RDWR | os.O_CREAT | os.O_DIRECT)
+    by_socket: list[float] = []
+    by_ring: list[float] = []
+    by_kernel: list[float] = []
+    try:
+        with mmap.mmap(-1, SIZE) as data:
+            os.pwrite(fd, data, 0)
+        os.fsync(fd)
+        with (
+            _holding("holder", running, sealed) as holder,
+            _holding("ring_holder", running, ringed) as ring_holder,
+        ):
+            for _ in range(rounds):
+                by_socket += _sealed(sealed, holder)
+                by_ring += _sealed(ringed, ring_holder)
+                by_kernel += _exported(theirs, fd)
+    finally:
+        os.close(fd)
+    floor = "the same through knfsd's block layouts"
+    yield figure_of("conflict-recall-return", by_socket, by_kernel, floor, 0.1)
+    yield figure_of("ring-recall-return", by_ring, by_kernel, floor, 0.1)
 
 
 def _truncated(path: Path) -> float:
