@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from scratch import mounted  # noqa: E402 (after the path)
 
 from tests.bench.auditing import audit  # noqa: E402
+from tests.bench.faces import faces  # noqa: E402
 from tests.bench.fanout import fan_out  # noqa: E402
 from tests.bench.figures import Bench, Figure, alternate  # noqa: E402
 from tests.bench.recording import registry  # noqa: E402
@@ -154,6 +155,7 @@ BENCHMARKS: dict[str, Callable[[Bench, int], Figure | list[Figure]]] = {
     "audit": audit,
     "registry": registry,
     "reclaim": reclaim,
+    "faces": faces,
     **RING_BENCHMARKS,
 }
 

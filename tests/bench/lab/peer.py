@@ -18,7 +18,7 @@ from pathlib import Path
 from tests.bench.figures import Figure, figure_of
 from tests.bench.lab import nfs
 from tests.lab.pmem import mounted_dax
-from tests.service.conftest import Running
+from tests.service.conftest import RISKS, Running
 
 SIZE = 1 << 20
 BLOCK = 4096
@@ -33,7 +33,7 @@ def peer(rounds: int) -> Iterator[Figure]:
         tempfile.TemporaryDirectory() as made,
         nfs.exported(root, Path(made, "client")),
     ):
-        running = Running(Path(made), [root])
+        running = Running(Path(made), [root], RISKS)
         running.start()
         try:
             running.ready()
