@@ -33,6 +33,7 @@ class ServiceSection(Section, frozen=True):
     event_history: Count = 4096
     idempotency: Seconds = 600.0
     workers: Count = 8
+    ring_spin: Annotated[int, Meta(ge=0, le=1000)] = 0
     log_level: str = "info"
 
     @property

@@ -108,6 +108,7 @@ class Daemon:
             else None
         )
         if self.rings and keeper:
+            self.rings.keeper.spin(config.service.ring_spin)
             adoption = Adoption(self.rings, self.recaller, returns, self.tasks)
             self.adoption, self.service.rings = adoption, self.rings
             keeper.on_ring, keeper.on_unproven = adoption.reported, adoption.unproven

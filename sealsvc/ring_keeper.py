@@ -109,6 +109,10 @@ class RingKeeper:
         with suppress(KeeperError):
             self.keeper.ring(lib.KEEPER_RING_DROP, ring=ring)
 
+    def spin(self, microseconds: int) -> None:
+        """How long its thread looks at rings that are in use before it sleeps."""
+        self.keeper.ring(lib.KEEPER_RING_SPIN, handle=microseconds)
+
     def replay(self) -> None:
         self.keeper.ring(lib.KEEPER_RING_REPLAY)
 

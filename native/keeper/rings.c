@@ -105,6 +105,9 @@ int64_t keeper_ask_rings(struct keeper *keeper, const struct keeper_request *req
 	case KEEPER_RING_REPLAY:
 		seal_rings_replay(rings);
 		return 0;
+	case KEEPER_RING_SPIN:
+		seal_rings_spin(rings, (uint32_t)ask->handle);
+		return 0;
 	case KEEPER_RING_LIST:
 		return give(reply, fds, list(rings));
 	case KEEPER_SLOT_TAKE:

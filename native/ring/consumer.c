@@ -1,5 +1,6 @@
 /* The thread that serves all rings, and its side of the doorbells. */
 #include <errno.h>
+#include <sched.h>
 #include <signal.h>
 #include <stddef.h>
 #include <stdlib.h>
@@ -13,6 +14,11 @@
 #define BUDGET 64 /* commands of one ring before the others have their turn */
 #define EVENTS 64
 #define TICK_MS 100
+#define LEAST_PATIENCE_NS 1000
+#define CALM_TURNS 64
+#define SPIN_LIMIT_NS 10000000 /* then whatever else there is has its turn */
+#define LOOKS_BETWEEN_KICKS 16
+#define PAUSES 16
 #define LEAST_ENTRY offsetof(struct seal_command, length)
 
 /* Copy the entry at our tail. Its size, or 0: the client broke the rules. */
@@ -101,6 +107,58 @@ static int falls_asleep(struct ring *ring)
 	       (ring->flags & SEAL_RING_BROKEN);
 }
 
+/* Looked at without being kicked: 1 when there was something. */
+static int look(struct seal_rings *rings, unsigned place)
+{
+	struct ring *ring;
+	unsigned count = 0;
+
+	pthread_mutex_lock(rings->lock);
+	ring = rings->ring[place];
+	if (ring)
+		count = ring_consume(rings, ring, BUDGET);
+	pthread_mutex_unlock(rings->lock);
+	return count != 0;
+}
+
+/* Looking that leads to nothing is given up: a client on our own processor has to wait for its end. Now
+ * and then it is tried. */
+static void adapt(struct seal_rings *rings, int found)
+{
+	uint64_t most = __atomic_load_n(&rings->spin_ns, __ATOMIC_RELAXED);
+
+	if (found)
+		rings->patience_ns *= 2;
+	else
+		rings->patience_ns /= 2;
+	if (rings->patience_ns > most)
+		rings->patience_ns = most;
+	if (rings->patience_ns < LEAST_PATIENCE_NS)
+		rings->patience_ns = rings->calm = 0;
+}
+
+/* Is it to be looked at, rather than to kick? Only where commands come in such intervals. */
+static int stays_awake(struct seal_rings *rings, unsigned place, unsigned count)
+{
+	uint64_t most = __atomic_load_n(&rings->spin_ns, __ATOMIC_RELAXED), now, before;
+
+	if (!most || !count)
+		return 0;
+	if (!rings->patience_ns && ++rings->calm >= CALM_TURNS)
+		rings->patience_ns = most;
+	now = ring_now_ns();
+	before = rings->served_ns;
+	rings->served_ns = now;
+	if (!rings->patience_ns || now - before > most ||
+	    rings->watched_count == SEAL_RINGS_WATCHED)
+		return 0;
+	for (unsigned i = 0; i < rings->watched_count; i++)
+		if (rings->watched[i] == place)
+			return 1;
+	rings->watched[rings->watched_count++] = (uint16_t)place;
+	return 1;
+}
+
 /* 1: there is more of it. */
 static int serve(struct seal_rings *rings, unsigned place)
 {
@@ -110,8 +168,12 @@ static int serve(struct seal_rings *rings, unsigned place)
 	pthread_mutex_lock(rings->lock);
 	ring = rings->ring[place];
 	if (ring) {
+		unsigned count;
+
 		__atomic_store_n(&ring->mailbox->kick_wanted, 0, __ATOMIC_RELAXED);
-		more = ring_consume(rings, ring, BUDGET) >= BUDGET || !falls_asleep(ring);
+		count = ring_consume(rings, ring, BUDGET);
+		more = count >= BUDGET ||
+		       (!stays_awake(rings, place, count) && !falls_asleep(ring));
 	}
 	pthread_mutex_unlock(rings->lock);
 	return more;
@@ -182,6 +244,42 @@ static void serve_all(struct seal_rings *rings)
 	}
 }
 
+static void wakes(struct seal_rings *rings, uint64_t place);
+
+/* Until nothing has come for a while, or somebody else kicks. */
+static void spin(struct seal_rings *rings)
+{
+	uint64_t begun = ring_now_ns(), now = begun;
+	unsigned looks = 0, found = 0;
+
+	while (now - rings->served_ns < rings->patience_ns && now - begun < SPIN_LIMIT_NS) {
+		struct epoll_event event;
+
+		for (unsigned i = 0; i < rings->watched_count; i++)
+			if (look(rings, rings->watched[i])) {
+				rings->served_ns = now;
+				found++;
+			}
+		if (++looks % LOOKS_BETWEEN_KICKS == 0 && epoll_wait(rings->epoll, &event, 1, 0)) {
+			wakes(rings, event.data.u64);
+			break;
+		}
+		for (int i = 0; i < PAUSES; i++)
+#if defined(__x86_64__)
+			__builtin_ia32_pause();
+#else
+			__asm__ volatile("" ::: "memory");
+#endif
+		now = ring_now_ns();
+	}
+	adapt(rings, found != 0);
+	/* From now on they kick: what came before that is found by one more turn. */
+	for (unsigned i = 0; i < rings->watched_count; i++)
+		wakes(rings, rings->watched[i]);
+	rings->watched_count = 0;
+	rings->served_ns = 0;
+}
+
 static void *run(void *argument)
 {
 	struct seal_rings *rings = argument;
@@ -196,6 +294,10 @@ static void *run(void *argument)
 		for (int i = 0; i < n; i++)
 			wakes(rings, events[i].data.u64);
 		serve_all(rings);
+		if (rings->watched_count && !rings->busy_count) {
+			spin(rings);
+			serve_all(rings);
+		}
 		now = ring_now_ns();
 		if (now - ticked >= TICK_MS * UINT64_C(1000000)) {
 			seal_rings_tick(rings, now);
@@ -229,6 +331,17 @@ int seal_rings_open(struct seal_rings **out, pthread_mutex_t *lock, seal_rings_d
 	}
 	*out = rings;
 	return 0;
+}
+
+void seal_rings_spin(struct seal_rings *rings, uint32_t us)
+{
+	cpu_set_t cpus;
+	uint64_t ns = (uint64_t)us * 1000;
+
+	/* Who would be waited for has to run somewhere. */
+	if (sched_getaffinity(0, sizeof(cpus), &cpus) < 0 || CPU_COUNT(&cpus) < 2)
+		ns = 0;
+	__atomic_store_n(&rings->spin_ns, ns, __ATOMIC_RELAXED);
 }
 
 int seal_rings_start(struct seal_rings *rings)

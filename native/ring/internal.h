@@ -6,6 +6,7 @@
 #include "sealsvc/rings.h"
 #include "sealsvc/transitions.h"
 
+#define SEAL_RINGS_WATCHED 8
 #define COMMAND_PATIENCE_NS (UINT64_C(30) * 1000000000) /* for what was forwarded */
 
 struct registration {
@@ -60,6 +61,13 @@ struct seal_rings {
 	uint16_t busy[SEAL_RINGS_MAX];
 	uint8_t is_busy[SEAL_RINGS_MAX];
 	unsigned busy_count;
+	/* Rings that are looked at before we sleep: they need not kick. */
+	uint16_t watched[SEAL_RINGS_WATCHED];
+	unsigned watched_count;
+	uint64_t served_ns; /* when the last command was */
+	uint64_t patience_ns;
+	unsigned calm;	  /* turns since it was lost */
+	uint64_t spin_ns; /* the most of it; any thread's to set */
 	int started, stopping;
 	pthread_t thread;
 };

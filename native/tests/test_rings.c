@@ -481,7 +481,7 @@ static void *play_gate(void *argument)
 	return NULL;
 }
 
-static void test_doorbells(void)
+static void test_doorbells(uint32_t spin_us)
 {
 	struct play play = {0};
 	pthread_t gate;
@@ -491,13 +491,19 @@ static void test_doorbells(void)
 	play.bench = &b;
 	/* The one that the gate meets again and again. */
 	CHECK(grant(&b, 32 * BLOCK, BLOCK).status == 0);
+	seal_rings_spin(b.rings, spin_us);
 	CHECK(seal_rings_start(b.rings) == 0);
 	CHECK(pthread_create(&gate, NULL, play_gate, &play) == 0);
-	for (int i = 0; i < 20000; i++) {
-		struct seal_command granted = ask(&b, (struct seal_command){.op = SEAL_CMD_GRANT,
-									    .offset = BLOCK,
-									    .length = BLOCK,
-									    .iomode = SEAL_RW});
+	for (int i = 0; i < 10000; i++) {
+		struct seal_command granted;
+
+		/* Now and then the thread has gone to sleep, or is about to. */
+		if (i % 100 == 0)
+			usleep(spin_us);
+		granted = ask(&b, (struct seal_command){.op = SEAL_CMD_GRANT,
+							.offset = BLOCK,
+							.length = BLOCK,
+							.iomode = SEAL_RW});
 
 		if (granted.status == 0)
 			CHECK(ask(&b, (struct seal_command){.op = SEAL_CMD_RETURN,
@@ -523,6 +529,7 @@ int main(void)
 	test_ttl();
 	test_the_end_of_a_registration();
 	test_extents();
-	test_doorbells();
+	test_doorbells(0);
+	test_doorbells(30);
 	return 0;
 }

@@ -57,10 +57,12 @@ static void open_client(const char *socket, const char *path, uint32_t slots)
 {
 	struct seal_options options = {
 		.size = sizeof(options), .socket = socket, .slots = slots, .done = done};
+	const char *spin = getenv("RING_SPIN");
 	int error, fd = open(path, O_RDWR | O_CLOEXEC);
 
 	if (fd < 0)
 		die(path, errno);
+	options.spin = spin ? (uint32_t)atoi(spin) : 0;
 	error = seal_open(&client, &options);
 	if (error)
 		die("seal_open", error);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,11 @@ import numpy as np
 from sealsvc.client import Client
 from sealsvc.messages import Return
 from tests.bench.figures import Bench, Figure, alternate, figure_of
-from tests.bench.rings import RingBench, etcd, etcd_cycle, fill_of
+from tests.bench.rings import LIMITS, RingBench, etcd, etcd_cycle, fill_of, keeper_of
+from tests.service.conftest import RISKS, Running
 
 _LIVE, _CLIENTS = 1_000_000, 1000
+_SPIN, _LOOKS = 50, 2000  # microseconds, looks
 
 
 def seal_valid(bench: Bench, rounds: int) -> Figure:
@@ -54,6 +57,52 @@ def ring_grant_return(bench: Bench, rounds: int) -> Figure:
         if port is not None:
             peers["etcd_lease"] = _times(etcd_cycle(port, 200), figure)
     return replace(figure, peers=peers)
+
+
+def ring_spinning(bench: Bench, rounds: int) -> list[Figure]:
+    """Grant and return, each waited for, where the keeper's thread and the client look for a while
+    before they sleep, each on a processor of its own: against an eventfd round trip on one. Peers:
+    nobody looks; the keeper alone does."""
+    before, processors = os.sched_getaffinity(0), list(range(os.cpu_count() or 1))
+    if len(processors) < 2:
+        return []
+    samples: dict[tuple[int, int], list[float]] = {}
+    floor: list[float] = []
+    try:
+        for _ in range(max(1, rounds // 2)):
+            for keeper in (0, _SPIN):
+                with tempfile.TemporaryDirectory() as made:
+                    running = Running(Path(made), [bench.root], RISKS + LIMITS)
+                    text = running.config.read_text()
+                    spin = f"ring_spin = {keeper}\n[policy]"
+                    running.config.write_text(text.replace("[policy]", spin))
+                    os.sched_setaffinity(0, processors)
+                    running.start()
+                    try:
+                        running.ready()
+                        keeper_pid = keeper_of(str(running.socket)).pid
+                        for task in Path(f"/proc/{keeper_pid}/task").iterdir():
+                            os.sched_setaffinity(int(task.name), processors[:1])
+                        os.sched_setaffinity(0, processors[1:2])
+                        other = RingBench(replace(bench, socket=str(running.socket)))
+                        path = bench.file("spinning")
+                        for looks in (0, _LOOKS):
+                            found = samples.setdefault((keeper, looks), [])
+                            found += other.samples("cycle", path, 1000, spin=looks)
+                    finally:
+                        running.end()
+            os.sched_setaffinity(0, before)
+            floor += bench.floor("eventfd", 2000)
+    finally:
+        os.sched_setaffinity(0, before)
+    figure = figure_of(
+        "ring_spinning", samples[_SPIN, _LOOKS], floor, "eventfd round trip in C", 2.0
+    )
+    peers = {
+        f"{name}_us": round(float(np.percentile(samples[key], 50)), 2)
+        for name, key in (("nobody", (0, 0)), ("keeper_alone", (_SPIN, 0)))
+    }
+    return [replace(figure, peers=peers)]
 
 
 def _times(samples: list[float], figure: Figure) -> float:
@@ -143,6 +192,7 @@ def many_clients(bench: Bench, rounds: int) -> Figure:
 RING_BENCHMARKS = {
     "seal_valid": seal_valid,
     "ring_grant_return": ring_grant_return,
+    "ring_spinning": ring_spinning,
     "cold_grant_return": cold_grant_return,
     "conflict_to_recall": conflict_to_recall,
     "bytes_per_seal": bytes_per_seal,

@@ -48,17 +48,22 @@ class RingBench:
     def __init__(self, bench: Bench) -> None:
         self.bench, self.program = bench, build(bench.floors.parent)
 
-    def samples(self, mode: str, path: Path, rounds: int, live: int = 0) -> list[float]:
-        with self.holding(mode, path, rounds, live) as lines:
+    def samples(
+        self, mode: str, path: Path, rounds: int, live: int = 0, spin: int = 0
+    ) -> list[float]:
+        with self.holding(mode, path, rounds, live, spin) as lines:
             return lines
 
     @contextmanager
-    def holding(self, mode: str, path: Path, rounds: int, live: int) -> Iterator[list[float]]:
+    def holding(
+        self, mode: str, path: Path, rounds: int, live: int, spin: int = 0
+    ) -> Iterator[list[float]]:
         """Its samples; while the context lasts it has its seals."""
         arguments = [mode, self.bench.socket, path, rounds, live]
         process = subprocess.Popen(
             [self.program, *map(str, arguments)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "RING_SPIN": str(spin)},
         )  # fmt: skip
         assert process.stdout is not None
         assert process.stdin is not None

@@ -465,3 +465,27 @@ def test_what_rings_do_is_counted(running: Running, client: RingClient, fd: int)
     assert before.gauges["rings"]["registrations"] == 0
     expected = {"rings": 1, "attached": 1, "registrations": 1, "slots": 1024, "slots_used": 1}
     assert now.gauges["rings"] == expected
+
+
+def test_a_thread_that_looks_before_it_sleeps_serves_everybody(
+    running: Running, fd: int, file: Path
+) -> None:
+    """As long as may be configured: others are served meanwhile, and who pauses is served, too."""
+    running.stop()
+    text = running.config.read_text()
+    running.config.write_text(text.replace("[policy]", "ring_spin = 1000\n[policy]", 1))
+    running.start()
+    running.ready()
+    path = str(running.socket)
+    with RingClient(path, spin=1000) as eager, RingClient(path) as calm:
+        files = [eager.register(fd), calm.register(fd)]
+        kept = calm.grant(files[1], 0, BLOCK)
+        for at in range(2000):
+            eager.grant(files[0], 0, BLOCK).give_back()
+            if at % 200 == 0:
+                calm.grant(files[1], 0, BLOCK).give_back()
+                time.sleep(0.002)
+        with truncating(file, 0):
+            assert hears(calm, lambda n: n.kind == "recall").slot == kept.slot
+            kept.refresh()
+            kept.give_back()

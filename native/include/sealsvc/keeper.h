@@ -60,6 +60,7 @@ enum keeper_ring_op {
 	KEEPER_SLOT_TAKE,  /* terms */
 	KEEPER_SLOT_SET,   /* slot, terms; what waits on (device, inode) is judged anew */
 	KEEPER_SLOT_QUIET, /* slot, terms.id */
+	KEEPER_RING_SPIN,  /* handle: us */
 };
 
 struct keeper_ring_request {

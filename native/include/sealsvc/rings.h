@@ -60,6 +60,10 @@ int seal_rings_open(struct seal_rings **out, pthread_mutex_t *lock, seal_rings_d
 int seal_rings_start(struct seal_rings *rings);
 void seal_rings_close(struct seal_rings *rings);
 
+/* The thread looks at rings that are in use for so long before it sleeps; 0: not at all, as on a machine
+ * with one processor. */
+void seal_rings_spin(struct seal_rings *rings, uint32_t us);
+
 /* Serve what waits in the commands of one ring (at most `budget` of them): how many there were. */
 unsigned seal_ring_poll(struct seal_rings *rings, uint32_t ring, unsigned budget);
 
