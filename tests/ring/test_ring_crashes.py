@@ -169,7 +169,7 @@ fd = os.open(sys.argv[2], os.O_RDWR)
 chance = random.Random(int(sys.argv[3]))
 while True:
     try:
-        registered = client.register(fd)
+        registered = client.register(fd, length=1 << 20)
         break
     except OSError:  # the intruder is at it
         time.sleep(0.01)
