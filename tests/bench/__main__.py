@@ -100,7 +100,7 @@ def recall(bench: Bench, rounds: int) -> Figure:
     try:
         return alternate(
             "conflict-to-recall", "F_SETLEASE break seen through signalfd in C", 20.0,
-            figure, lambda: bench.floor("lease", 50, str(lease)), rounds,
+            figure, lambda: bench.floor("lease", 50, str(lease), "cold"), rounds,
         )  # fmt: skip
     finally:
         stdin.close()
