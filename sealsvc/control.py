@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from sealsvc import faults, processes
+from sealsvc import activation, faults, processes
 from sealsvc.errors import Refusal
 from sealsvc.events import EventLog
 from sealsvc.messages import (
@@ -244,9 +244,17 @@ class ControlServer:
         self.events, self.tasks, self.may_watch = events, tasks, may_watch
         self.connections: set[Connection] = set()
         self._sock: socket.socket | None = None
+        self._passed = False
 
     def start(self) -> None:
-        """Listen; a stale socket of a dead service is replaced, a live one is an error."""
+        """Listen, on the socket that was passed or on one of our own."""
+        sock = activation.passed(self.path)
+        self._passed = sock is not None
+        self._sock = sock or self._bind()
+        asyncio.get_running_loop().add_reader(self._sock, self._acceptable)
+
+    def _bind(self) -> socket.socket:
+        """A stale socket of a dead service is replaced, a live one is an error."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._refuse_if_served()
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
@@ -256,8 +264,7 @@ class ControlServer:
         sock.bind(str(self.path))
         self.path.chmod(self.mode)
         sock.listen(1024)
-        self._sock = sock
-        asyncio.get_running_loop().add_reader(sock, self._acceptable)
+        return sock
 
     def _refuse_if_served(self) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe, suppress(OSError):
@@ -291,6 +298,8 @@ class ControlServer:
             asyncio.get_running_loop().remove_reader(self._sock)
             self._sock.close()
             self._sock = None
+            if self._passed:
+                return  # whoever passed it goes on listening
             with suppress(FileNotFoundError):
                 self.path.unlink()
 

@@ -1,0 +1,116 @@
+"""The systemd units: without a warning, and no more open than was decided."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+UNITS = ROOT / "deploy" / "systemd"
+
+# systemd's measure of exposure, from 0 to 10. That of the service itself is what remains when it must
+# see the host's mounts and processes: the unit's comments say why.
+WORST = {"sealsvc.service": 4.5, "sealsvc-api.service": 1.1}
+
+# Each of these makes a mount namespace of the service's own.
+SEPARATING = (
+    "ProtectSystem ProtectHome PrivateTmp PrivateDevices ProtectProc ProcSubset ProtectKernelTunables"
+    " ProtectKernelModules ProtectKernelLogs ProtectControlGroups PrivateMounts PrivateNetwork"
+    " PrivateIPC PrivateUsers ReadOnlyPaths ReadWritePaths InaccessiblePaths BindPaths"
+    " TemporaryFileSystem RootDirectory RootImage DynamicUser MountFlags"
+).split()
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze (Debian: systemd)"
+)
+
+
+def installed(directory: Path) -> Path:
+    """The units as on a machine where the programs are, with their man pages."""
+    bin_directory = Path(sys.executable).parent
+    for unit in [*UNITS.glob("*.service"), *UNITS.glob("*.socket")]:
+        text = unit.read_text().replace("=/usr/bin/sealsvc", f"={bin_directory}/sealsvc")
+        (directory / unit.name).write_text(text)
+    for page in (ROOT / "deploy" / "man").glob("*.[1-8]"):
+        section = directory / "man" / f"man{page.suffix[1:]}"
+        section.mkdir(parents=True, exist_ok=True)
+        (section / page.name).write_text(page.read_text())
+    return directory
+
+
+def test_they_load_without_a_warning(tmp_path: Path) -> None:
+    units = sorted(installed(tmp_path).glob("sealsvc*.*"))
+    assert len(units) == 3
+    done = subprocess.run(
+        ["systemd-analyze", "verify", *units],
+        env={**os.environ, "MANPATH": f"{tmp_path}/man", "SYSTEMD_LOG_LEVEL": "warning"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    # What it says of the machine's own units is not ours.
+    said = [line for line in done.stderr.splitlines() if "sealsvc" in line]
+    assert not said
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", WORST)
+def test_the_exposure_is_bounded(name: str, record_property: pytest.RecordProperty) -> None:
+    done = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--no-pager", UNITS / name],
+        env={**os.environ, "LC_ALL": "C.UTF-8"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    found = re.search(rf"exposure level for {re.escape(name)}: ([0-9.]+)", done.stdout)
+    assert found, done.stdout + done.stderr
+    print(f"{name}: exposure {found[1]} of 10")
+    record_property("exposure", found[1])
+    assert float(found[1]) <= WORST[name]
+
+
+def keys(name: str) -> set[str]:
+    parser = configparser.RawConfigParser(strict=False)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read(UNITS / name)
+    return set(parser["Service"])
+
+
+def test_the_service_shares_the_host_s_mounts() -> None:
+    assert not keys("sealsvc.service") & set(SEPARATING)
+    # What is looked for is found where it is.
+    assert {"ProtectSystem", "PrivateUsers"} <= keys("sealsvc-api.service")
+
+
+def test_the_users_and_directories_are_as_systemd_reads_them(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/sealsvc").mkdir()
+    tokens = tmp_path / "etc/sealsvc/api-tokens"
+    tokens.touch(mode=0o600)
+    root = f"--root={tmp_path}"
+    # Where the whole tree stands in for /, only root may change owners.
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    subprocess.run(["systemd-sysusers", root, UNITS / "sealsvc.sysusers"], check=True, timeout=60)
+    user = next(
+        line.split(":")
+        for line in (tmp_path / "etc/passwd").read_text().splitlines()
+        if line.startswith("sealsvc-api:")
+    )
+    assert user[5:] == ["/", "/usr/sbin/nologin"]
+    subprocess.run(
+        ["systemd-tmpfiles", root, "--create", UNITS / "sealsvc.tmpfiles"], check=True, timeout=60
+    )
+    assert (tmp_path / "run/sealsvc").stat().st_mode & 0o7777 == 0o755
+    assert tokens.stat().st_mode & 0o7777 == 0o640
+    assert tokens.stat().st_gid == int(user[3])
