@@ -175,7 +175,10 @@ def exclusive_life(directory: Path, file: Path, capabilities: list[str]) -> None
         Client(str(socket), timeout=PATIENCE) as client,
     ):
         reply = client.grant(
-            path=str(sparse), kind="exclusive", fence="kill", prepare=["allocate", "align"]
+            path=str(sparse),
+            kind="exclusive",
+            fence="kill",
+            prepare=["allocate", "convert", "align"],
         )
         os.close(reply.fds[0])
         client.call(Return, seal=reply.seal.id)
