@@ -1,5 +1,5 @@
-"""The control socket as systemd passes it (sd_listen_fds(3)): clients that connect while the service
-is away, between a stop and a start or while it is upgraded, wait in its backlog."""
+"""The control socket as systemd passes it (sd_listen_fds(3)): clients that connect while the
+service is restarted or upgraded wait in its backlog."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def passed(path: Path) -> socket.socket | None:
     count = int(os.environ.pop("LISTEN_FDS", "0"))
     os.environ.pop("LISTEN_FDNAMES", None)
     for fd in range(FIRST, FIRST + count):
-        os.set_inheritable(fd, False)  # the keeper must not inherit it
+        os.set_inheritable(fd, False)
     if count == 0:
         return None
     if count > 1:

@@ -52,8 +52,8 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("setpriv") is None, reason="there is no setpriv"),
 ]
 
-# A process of another user that has mapped a file of its own, and holds on to it. (It opens the file
-# while it can still walk there.)
+# A process of another user that has mapped a file of its own, and holds on to it. (It opens the
+# file while it can still walk there.)
 HOLDER = """
 import mmap, os, signal, sys
 fd = os.open(sys.argv[1], os.O_RDWR)
@@ -67,6 +67,7 @@ print("mapped", flush=True)
 while True:
     signal.pause()
 """
+
 
 @contextmanager
 def serving(directory: Path, root: Path, capabilities: list[str], use: str) -> Iterator[Path]:
