@@ -20,31 +20,13 @@ WORST = {"sealsvc.service": 4.5, "sealsvc-api.service": 1.1}
 
 # Each of these makes a mount namespace of the service's own.
 SEPARATING = set(
-    [
-        "ProtectSystem",
-        "ProtectHome",
-        "PrivateTmp",
-        "PrivateDevices",
-        "ProtectProc",
-        "ProcSubset",
-        "PrivateMounts",
-        "ProtectKernelTunables",
-        "ProtectKernelModules",
-        "ProtectKernelLogs",
-        "ProtectControlGroups",
-        "PrivateNetwork",
-        "PrivateIPC",
-        "PrivateUsers",
-        "ReadOnlyPaths",
-        "ReadWritePaths",
-        "InaccessiblePaths",
-        "BindPaths",
-        "MountFlags",
-        "TemporaryFileSystem",
-        "RootDirectory",
-        "RootImage",
-        "DynamicUser",
-    ]
+    re.findall(
+        r"\w+",
+        """ProtectSystem ProtectHome PrivateTmp PrivateDevices ProtectProc ProcSubset PrivateMounts
+        ProtectKernelTunables ProtectKernelModules ProtectKernelLogs ProtectControlGroups
+        PrivateNetwork PrivateIPC PrivateUsers ReadOnlyPaths ReadWritePaths InaccessiblePaths
+        BindPaths MountFlags TemporaryFileSystem RootDirectory RootImage DynamicUser""",
+    )
 )
 
 pytestmark = pytest.mark.skipif(
