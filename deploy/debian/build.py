@@ -80,7 +80,7 @@ def make_environment(stage: Path) -> None:
     programs = stage / HOME / "bin"
     programs.mkdir(parents=True)
     write(stage / HOME / "pyvenv.cfg", "home = /usr/bin\ninclude-system-site-packages = false\n")
-    (programs / "python3").symlink_to(f"/usr/bin/{PYTHON}")
+    (programs / "python3").symlink_to(f"../../../bin/{PYTHON}")
     scripts = {point.name: point for point in metadata.distribution("sealsvc").entry_points}
     (stage / "usr/bin").mkdir(parents=True)
     for name in PROGRAMS:
@@ -127,7 +127,10 @@ def add_system_files(stage: Path, version: str) -> None:
 def add_copyright(stage: Path, distributions: Iterator[metadata.Distribution]) -> None:
     """The project's licence, and under which the packages are that come with it."""
     text = (ROOT / "LICENSE").read_text()
-    text += "\nThe package contains, each with its whole licence in its .dist-info:\n\n"
+    text += (
+        "\nThe package contains these, each with its whole licence in its .dist-info."
+        " /usr/share/common-licenses\nhas Apache-2.0 and MPL-2.0.\n\n"
+    )
     for each in distributions:
         if each.name != "sealsvc":
             told = each.metadata.get("License-Expression") or each.metadata.get("License") or ""
@@ -164,7 +167,10 @@ def libraries(stage: Path) -> str:
     """The Debian packages of the shared libraries that are used."""
     bundled = {path.parent for path in stage.rglob("*.so*") if path.parent.name.endswith(".libs")}
     with tempfile.TemporaryDirectory() as directory:
-        write(Path(directory, "debian/control"), "Source: sealsvc\n\nPackage: sealsvc\nArchitecture: any\n")
+        write(
+            Path(directory, "debian/control"),
+            "Source: sealsvc\n\nPackage: sealsvc\nArchitecture: any\n",
+        )
         found = run(
             "dpkg-shlibdeps",
             "-O",
