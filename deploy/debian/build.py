@@ -1,7 +1,7 @@
 """Makes build/sealsvc_VERSION_ARCH.deb from this tree and its .venv: `./dev deb`.
 
-The package carries its own Python packages, in the versions that were tested here: those of bookworm
-are too old. They lie in a private virtual environment at /usr/lib/sealsvc, over Debian's python3.
+The package carries its own Python packages, in the versions that were tested here: those of
+bookworm are too old. They lie in a private virtual environment at /usr/lib/sealsvc.
 """
 
 from __future__ import annotations

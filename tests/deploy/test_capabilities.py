@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -21,6 +22,7 @@ from sealsvc.config import ServiceSection
 from sealsvc.errors import Refusal
 from sealsvc.messages import Return, Show
 from sealsvc.release import release
+from tests.lab.pmem import mounted_dax
 
 ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "deploy" / "systemd" / "sealsvc.service"
@@ -220,6 +222,25 @@ MISSED = {
 
 def test_they_suffice(tmp_path: Path, private: Path) -> None:
     lives(tmp_path, private, NEEDED)
+
+
+@pytest.mark.lab
+def test_they_suffice_for_bpf(tmp_path: Path) -> None:
+    """Programs are loaded, attached and pinned, and refuse."""
+    with (
+        mounted_dax("xfs") as root,
+        serving(tmp_path, root, NEEDED, '["bpf"]') as socket,
+        Client(str(socket), timeout=PATIENCE) as client,
+    ):
+        kept_to_the_end(tmp_path)
+        file = root / "file"
+        file.write_bytes(os.urandom(MiB))
+        reply = client.grant(path=str(file), kind="shared", conflict="refuse")
+        with pytest.raises(OSError, match=os.strerror(errno.ETXTBSY)):
+            os.truncate(file, 4096)
+        os.close(reply.fds[0])
+        client.call(Return, seal=reply.seal.id)
+        os.truncate(file, 4096)
 
 
 @pytest.mark.parametrize("name", NEEDED)
