@@ -149,10 +149,11 @@ def test_the_service_under_its_unit(tmp_path: Path) -> None:
         assert Path("/var/lib/sealsvc").stat().st_mode & 0o7777 == 0o700
 
         # A seal is held, and outlives a restart and a death of the service.
-        hold = machine.start(
-            BIN / "sealctl", "hold", file, "--fence", "kill", "--grace", "1", "--", "sleep", "1000"
-        )
-        until(lambda: len(machine.seals()) == 1)
+        deaf = "trap '' TERM; sleep 1000"
+        options = ["--fence", "kill", "--grace", "1"]
+        hold = machine.start(BIN / "sealctl", "hold", file, *options, "--", "sh", "-c", deaf)
+        until(lambda: len(machine.seals()) == 1 or hold.poll() is not None)
+        assert hold.poll() is None, hold.communicate()
         seal = machine.seals()[0]["id"]
         machine.run("systemctl", "restart", "sealsvc.service")
         assert [each["id"] for each in machine.seals()] == [seal]
