@@ -20,7 +20,7 @@ import pytest
 from sealsvc.client import Client
 from sealsvc.config import ServiceSection
 from sealsvc.errors import Refusal
-from sealsvc.messages import Return, Show
+from sealsvc.messages import Return, ServiceStatus, Show, Status
 from sealsvc.release import release
 from tests.lab.pmem import mounted_dax
 
@@ -72,7 +72,9 @@ while True:
 
 
 @contextmanager
-def serving(directory: Path, root: Path, capabilities: list[str], use: str) -> Iterator[Path]:
+def serving(
+    directory: Path, root: Path, capabilities: list[str], use: str, *under: str
+) -> Iterator[Path]:
     """The service with these capabilities and no others, as its unit would start it."""
     socket, config, log = directory / "control.sock", directory / "toml", directory / "log"
     config.write_text(
@@ -80,7 +82,7 @@ def serving(directory: Path, root: Path, capabilities: list[str], use: str) -> I
         f"[enforcers]\nuse = {use}\nlinger = 0.1\n[fence]\nsignal_grace = 0.2\n"
     )
     bound = ",".join(["-all", *(f"+{name}" for name in capabilities)])
-    command = ["setpriv", "--bounding-set", bound, "--no-new-privs", sys.executable, "-m"]
+    command = [*under, "setpriv", "--bounding-set", bound, "--no-new-privs", sys.executable, "-m"]
     with log.open("w") as out:
         process = subprocess.Popen(
             [*command, "sealsvc.cli.service", "serve", "--config", config],
@@ -142,11 +144,11 @@ def private(xfs: Path) -> Iterator[Path]:
     shutil.rmtree(home)
 
 
-def shared_life(directory: Path, file: Path, capabilities: list[str]) -> None:
+def shared_life(directory: Path, file: Path, capabilities: list[str], *under: str) -> None:
     """A seal on another user's file, for another user's process: granted, proven, in conflict, and
     its holder fenced. Raises whatever does not work."""
     with (
-        serving(directory, file.parents[1], capabilities, '["fanotify"]') as socket,
+        serving(directory, file.parents[1], capabilities, '["fanotify"]', *under) as socket,
         holding(file) as holder,
         Client(str(socket), timeout=PATIENCE) as client,
     ):
@@ -208,6 +210,15 @@ def lives(directory: Path, file: Path, capabilities: list[str]) -> None:
         life(place, file, capabilities)
 
 
+def test_the_docs_name_them() -> None:
+    text = (ROOT / "docs" / "deploy.md").read_text()
+    table = re.findall(r"^\| `([A-Z_]+)` \|", text, re.MULTILINE)
+    given = re.search(r"--cap-add ([A-Z_,]+)", text)
+    assert given
+    assert [name.lower() for name in table] == NEEDED
+    assert given[1].lower().split(",") == NEEDED
+
+
 # What is refused without each.
 MISSED = {
     "sys_admin": "fanotify_init",
@@ -222,6 +233,37 @@ MISSED = {
 
 def test_they_suffice(tmp_path: Path, private: Path) -> None:
     lives(tmp_path, private, NEEDED)
+
+
+def test_they_suffice_in_a_container_s_namespaces(tmp_path: Path, private: Path) -> None:
+    """As docs/deploy.md has it: mounts of its own that hear of the host's, no network, and the
+    host's processes. What the host unmounts meanwhile is gone there, too."""
+    namespaces = ["unshare", "--mount", "--propagation", "slave", "--net", "--ipc", "--uts"]
+    shared_life(tmp_path, private, NEEDED, *namespaces)
+    shared = tmp_path / "shared"
+    other = shared / "other"
+    shared.mkdir()
+    mount("-t", "tmpfs", "tmpfs", shared)
+    try:
+        mount("--make-shared", shared)
+        other.mkdir()
+        mount("-t", "tmpfs", "tmpfs", other)
+        with (
+            serving(tmp_path, private.parents[1], NEEDED, '["fanotify"]', *namespaces) as socket,
+            Client(str(socket), timeout=PATIENCE) as client,
+        ):
+            status = client.call(Status).result
+            assert isinstance(status, ServiceStatus)
+            seen = Path(f"/proc/{status.pid}/mountinfo")
+            assert str(other) in seen.read_text()
+            subprocess.run(["umount", other], check=True, timeout=60)
+            assert str(other) not in seen.read_text()
+    finally:
+        subprocess.run(["umount", "--recursive", shared], check=True, timeout=60)
+
+
+def mount(*arguments: str | Path) -> None:
+    subprocess.run(["mount", *arguments], check=True, timeout=60)
 
 
 @pytest.mark.lab
