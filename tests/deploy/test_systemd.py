@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import re
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,17 +71,23 @@ def until(condition: Callable[[], bool]) -> None:
 
 @contextmanager
 def systemd(directory: Path, root: Path) -> Iterator[Machine]:
-    for name in ("sealsvc.service", "sealsvc.socket"):
-        (directory / name).write_text((UNITS / name).read_text())
+    for unit in (*UNITS.glob("*.service"), *UNITS.glob("*.socket")):
+        (directory / unit.name).write_text(unit.read_text())
     # There is no journal here.
-    (directory / "sealsvc.service.d").mkdir()
-    (directory / "sealsvc.service.d/log.conf").write_text(
-        "[Service]\nStandardError=append:/run/sealsvc.log\n"
-    )
+    logged = "[Service]\nStandardError=append:/run/sealsvc.log\n"
+    # The API sees nothing of /tmp and /home, where this tree may be.
+    visible = f"BindReadOnlyPaths={ROOT}\n"
+    for name, more in (("sealsvc", logged), ("sealsvc-api", logged + visible)):
+        (directory / f"{name}.service.d").mkdir()
+        (directory / f"{name}.service.d/test.conf").write_text(more)
+        program = Path("/usr/bin", name)
+        program.unlink(missing_ok=True)
+        program.symlink_to(BIN / name)
     for target in ("sysinit", "basic", "sockets", "local-fs", "multi-user", "shutdown", "default"):
         (directory / f"{target}.target").write_text(f"[Unit]\nDescription={target}\n")
-    Path("/usr/bin/sealsvc").symlink_to(BIN / "sealsvc")
-    Path("/etc/sealsvc").mkdir()
+    Path("/run/sealsvc.log").unlink(missing_ok=True)
+    Path("/run/systemd/private").unlink(missing_ok=True)
+    Path("/etc/sealsvc").mkdir(exist_ok=True)
     Path("/etc/sealsvc/sealsvc.toml").write_text(f'[policy]\nroots = ["{root}"]\n')
     # Its first process sees what is mounted now, and what it mounts is its own.
     command = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "/lib/systemd/systemd"]
@@ -178,4 +186,24 @@ def test_the_service_under_its_unit(tmp_path: Path) -> None:
         until(lambda: not Path("/run/sealsvc/keeper.sock").exists())
         assert not Path("/run/sealsvc/control.sock").exists()
         assert machine.show("Result") == "success"
+        assert "Traceback" not in log(), log()
+
+
+def test_the_api_under_its_unit(tmp_path: Path) -> None:
+    subprocess.run(["systemd-sysusers", UNITS / "sealsvc.sysusers"], check=True, timeout=PATIENCE)
+    user = pwd.getpwnam("sealsvc-api").pw_uid
+    with mounted_dax("xfs") as root, systemd(tmp_path, root) as machine:
+        Path("/etc/sealsvc/sealsvc.toml").write_text(
+            f'[policy]\nroots = ["{root}"]\noperators = [0, {user}]\n'
+        )
+        machine.run("systemctl", "start", "sealsvc.socket", "sealsvc-api.service")
+        until(lambda: "listening on" in log())
+        found = state_of(named("sealsvc-api"))
+        assert found["Uid"].split() == [str(user)] * 4
+        assert {int(found[name], 16) for name in ("CapBnd", "CapEff", "CapAmb")} == {0}
+        assert found["Seccomp"] == "2"
+        # It speaks HTTP here, and to the service through its socket; and to nobody else.
+        with urllib.request.urlopen("http://127.0.0.1:8377/v1/seals", timeout=PATIENCE) as answer:
+            assert json.load(answer)["seals"] == []
+        machine.run("systemctl", "stop", "sealsvc-api.service", "sealsvc.socket", "sealsvc.service")
         assert "Traceback" not in log(), log()
