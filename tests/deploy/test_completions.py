@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 BIN = Path(sys.executable).parent
-WANTED = {"recall", "renew", "return"}
+WANTED = {"recall", "redeem", "renew", "return"}
 
 # Each asks its shell what `sealctl re` may become.
 ASK = {
