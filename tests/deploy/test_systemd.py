@@ -6,13 +6,17 @@ import json
 import os
 import pwd
 import re
+import secrets
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -23,8 +27,52 @@ ROOT = Path(__file__).parents[2]
 UNITS = ROOT / "deploy" / "systemd"
 BIN = Path(sys.executable).parent
 PATIENCE = 60.0
+WATCHDOG = 3  # seconds; the unit's own are too many to wait for
+JOURNAL = Path("/run/log/journal")
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+# A seal by way of a ring, and somebody who is in its way.
+RING = """
+import os, select, subprocess, sys
+sys.path.insert(0, "ROOT")
+from sealsvc.ring_client import RingClient
+fd = os.open(sys.argv[1], os.O_RDWR)
+with RingClient(timeout=30) as client:
+    seal = client.grant(client.register(fd), 0, 4096)
+    assert seal.valid
+    intruder = subprocess.Popen(["truncate", "--size", "0", sys.argv[1]])
+    while not (news := client.dispatch()):
+        assert select.select([client], [], [], 30)[0]
+    assert news[0].kind == "recall"
+    assert not seal.valid
+    print("recalled")
+    seal.refresh()
+    seal.give_back()
+    assert intruder.wait(30) == 0
+    print("returned")
+""".replace("ROOT", str(ROOT))
+
+LIST = """
+import json, socket
+with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+    sock.settimeout(60)
+    sock.connect("/run/sealsvc/control.sock")
+    sock.send(b'{"v": 1, "id": 1, "op": "list"}')
+    print(*(seal["id"] for seal in json.loads(sock.recv(1 << 20))["result"]["seals"]))
+"""
+
+SOMEBODY = 12345
+ASK = """
+import socket
+with socket.socket(socket.AF_UNIX) as sock:
+    sock.settimeout(30)
+    sock.connect("/run/sealsvc-api.sock")
+    request = "DELETE /v1/seals/0123456789abcdef01234567 HTTP/1.1", "Host: localhost", "", ""
+    sock.sendall("\\r\\n".join(request).encode())
+    print(sock.recv(4096).split()[1].decode())
+"""
 
 
 class Machine:
@@ -50,16 +98,21 @@ class Machine:
     def show(self, name: str) -> str:
         return self.run("systemctl", "show", "--value", "-p", name, "sealsvc.service").strip()
 
-    def seals(self) -> list[dict[str, object]]:
-        found: list[dict[str, object]] = json.loads(self.run(BIN / "sealctl", "ls", "-o", "json"))[
-            "seals"
-        ]
-        return found
+    def seals(self) -> list[str]:
+        """Their ids. Asked for without sealctl, which takes seconds to start here."""
+        return self.run("/usr/bin/python3", "-I", "-c", LIST).split()
 
 
-def log() -> str:
-    file = Path("/run/sealsvc.log")
-    return file.read_text() if file.exists() else ""
+def log(*matches: str) -> str:
+    """What the journal has of our units: their lines, or those with these fields."""
+    units = () if matches else ("--unit=sealsvc*",)
+    return subprocess.run(
+        ["journalctl", "--quiet", "-o", "cat", f"--directory={JOURNAL}", *units, *matches],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    ).stdout
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -73,22 +126,26 @@ def until(condition: Callable[[], bool]) -> None:
 def systemd(directory: Path, root: Path) -> Iterator[Machine]:
     for unit in (*UNITS.glob("*.service"), *UNITS.glob("*.socket")):
         (directory / unit.name).write_text(unit.read_text())
-    # There is no journal here.
-    logged = "[Service]\nStandardError=append:/run/sealsvc.log\n"
+    for unit in Path("/lib/systemd/system").glob("systemd-journald*"):
+        (directory / unit.name).write_bytes(unit.read_bytes())
+    (directory / "sealsvc.service.d").mkdir()
+    (directory / "sealsvc.service.d/test.conf").write_text(f"[Service]\nWatchdogSec={WATCHDOG}\n")
     # The API sees nothing of /tmp and /home, where this tree may be.
-    visible = f"BindReadOnlyPaths={ROOT}\n"
-    for name, more in (("sealsvc", logged), ("sealsvc-api", logged + visible)):
-        (directory / f"{name}.service.d").mkdir()
-        (directory / f"{name}.service.d/test.conf").write_text(more)
+    (directory / "sealsvc-api.service.d").mkdir()
+    visible = f"[Service]\nBindReadOnlyPaths={ROOT}\n"
+    (directory / "sealsvc-api.service.d/test.conf").write_text(visible)
+    for name in ("sealsvc", "sealsvc-api"):
         program = Path("/usr/bin", name)
         program.unlink(missing_ok=True)
         program.symlink_to(BIN / name)
     for target in ("sysinit", "basic", "sockets", "local-fs", "multi-user", "shutdown", "default"):
         (directory / f"{target}.target").write_text(f"[Unit]\nDescription={target}\n")
-    Path("/run/sealsvc.log").unlink(missing_ok=True)
+    shutil.rmtree(JOURNAL, ignore_errors=True)
     Path("/run/systemd/private").unlink(missing_ok=True)
     Path("/etc/sealsvc").mkdir(exist_ok=True)
-    Path("/etc/sealsvc/sealsvc.toml").write_text(f'[policy]\nroots = ["{root}"]\n')
+    Path("/etc/sealsvc/sealsvc.toml").write_text(
+        f'[policy]\nroots = ["{root}"]\naccept_risks = ["all"]\n'
+    )
     # Its first process sees what is mounted now, and what it mounts is its own.
     command = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "/lib/systemd/systemd"]
     with subprocess.Popen(
@@ -99,7 +156,9 @@ def systemd(directory: Path, root: Path) -> Iterator[Machine]:
         try:
             until(lambda: Path("/run/systemd/private").exists())
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
-            yield Machine(int(children.split()[0]))
+            machine = Machine(int(children.split()[0]))
+            machine.run("systemctl", "start", "systemd-journald.service")
+            yield machine
         finally:
             process.kill()
 
@@ -162,14 +221,20 @@ def test_the_service_under_its_unit(tmp_path: Path) -> None:
         hold = machine.start(BIN / "sealctl", "hold", file, *options, "--", "sh", "-c", deaf)
         until(lambda: len(machine.seals()) == 1 or hold.poll() is not None)
         assert hold.poll() is None, hold.communicate()
-        seal = machine.seals()[0]["id"]
+        (seal,) = machine.seals()
         machine.run("systemctl", "restart", "sealsvc.service")
-        assert [each["id"] for each in machine.seals()] == [seal]
+        assert machine.seals() == [seal]
         os.kill(named("sealsvc"), signal.SIGKILL)
-        assert [each["id"] for each in machine.seals()] == [seal]
+        assert machine.seals() == [seal]
         until(lambda: machine.show("NRestarts") == "1")
         assert machine.show("ActiveState") == "active"
         assert named("sealsvc-keeper") == keeper
+
+        # A watchdog that is not petted is a service that hangs. (So far it was petted.)
+        os.kill(named("sealsvc"), signal.SIGSTOP)
+        until(lambda: machine.show("NRestarts") == "2")
+        assert machine.seals() == [seal]
+        assert machine.show("ActiveState") == "active"
 
         # A conflict waits; the holder misses its deadline and is fenced; the conflict goes on.
         intruder = machine.start("truncate", "--size", "4096", file)
@@ -179,6 +244,12 @@ def test_the_service_under_its_unit(tmp_path: Path) -> None:
         for process in (hold, intruder):
             assert process.stdout
             process.stdout.close()
+        # What it logs has fields (sealsvc/journald.py).
+        assert "serving on" in log("LOGGER=sealsvc.daemon")
+
+        # Rings are the keeper's, and so under the unit's filter of system calls.
+        told = machine.run(sys.executable, "-c", RING, file)
+        assert told == "recalled\nreturned\n"
 
         # Stopped with nothing sealed, nothing is left; and the keeper's end was its own.
         until(lambda: not machine.seals())
@@ -194,7 +265,17 @@ def test_the_api_under_its_unit(tmp_path: Path) -> None:
     user = pwd.getpwnam("sealsvc-api").pw_uid
     with mounted_dax("xfs") as root, systemd(tmp_path, root) as machine:
         Path("/etc/sealsvc/sealsvc.toml").write_text(
-            f'[policy]\nroots = ["{root}"]\noperators = [0, {user}]\n'
+            f'[policy]\nroots = ["{root}"]\noperators = [0, "sealsvc-api"]\n'
+        )
+        token = secrets.token_urlsafe(32)
+        principals = Path("/etc/sealsvc/principals.toml")
+        principals.write_text(
+            f'[principal.me]\nrole = "viewer"\nscopes = ["/"]\n'
+            f'tokens = ["sha256:{sha256(token.encode()).hexdigest()}"]\n'
+            f'[principal.somebody]\nrole = "viewer"\nscopes = ["/"]\nusers = [{SOMEBODY}]\n'
+        )
+        subprocess.run(
+            ["systemd-tmpfiles", "--create", UNITS / "sealsvc.tmpfiles"], check=True, timeout=60
         )
         machine.run("systemctl", "start", "sealsvc.socket", "sealsvc-api.service")
         until(lambda: "listening on" in log())
@@ -202,8 +283,24 @@ def test_the_api_under_its_unit(tmp_path: Path) -> None:
         assert found["Uid"].split() == [str(user)] * 4
         assert {int(found[name], 16) for name in ("CapBnd", "CapEff", "CapAmb")} == {0}
         assert found["Seccomp"] == "2"
-        # It speaks HTTP here, and to the service through its socket; and to nobody else.
-        with urllib.request.urlopen("http://127.0.0.1:8377/v1/seals", timeout=PATIENCE) as answer:
+        # It answers on the network of this host, to those it knows.
+        request = urllib.request.Request("http://127.0.0.1:8377/v1/seals")
+        with pytest.raises(urllib.error.HTTPError, match="401") as refused:
+            urllib.request.urlopen(request, timeout=PATIENCE)
+        refused.value.close()
+        request.add_header("Authorization", f"Bearer {token}")
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
             assert json.load(answer)["seals"] == []
-        machine.run("systemctl", "stop", "sealsvc-api.service", "sealsvc.socket", "sealsvc.service")
+        # And on its UNIX socket, where the kernel says who asks.
+        assert [asked_by(machine, uid) for uid in (SOMEBODY, SOMEBODY + 1)] == [403, 401]
+        assert "/v1/seals" in log("SEALSVC_PRINCIPAL=somebody")
+        machine.run("systemctl", "stop", "sealsvc-api.socket", "sealsvc-api.service")
+        assert not Path("/run/sealsvc-api.sock").exists()
+        machine.run("systemctl", "stop", "sealsvc.socket", "sealsvc.service")
         assert "Traceback" not in log(), log()
+
+
+def asked_by(machine: Machine, uid: int) -> int:
+    """The status that a user is answered with."""
+    as_user = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
+    return int(machine.run(*as_user, "/usr/bin/python3", "-I", "-c", ASK))
