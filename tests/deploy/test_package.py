@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,19 +12,6 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-
-
-@pytest.fixture(scope="module")
-def package() -> Path:
-    if shutil.which("dpkg-shlibdeps") is None:
-        pytest.skip("there is no dpkg-shlibdeps (Debian: dpkg-dev)")
-    if sys.base_prefix != "/usr":
-        pytest.skip("a package for Debian is built with Debian's python3")
-    done = subprocess.run(
-        [ROOT / "dev", "deb"], capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return Path(done.stdout.splitlines()[-1])
 
 
 def test_it_has_no_error(package: Path) -> None:
