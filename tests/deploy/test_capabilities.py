@@ -22,6 +22,7 @@ from sealsvc.config import ServiceSection
 from sealsvc.errors import Refusal
 from sealsvc.messages import Return, ServiceStatus, Show, Status
 from sealsvc.release import release
+from sealsvc.ring_client import RingClient
 from tests.lab.pmem import mounted_dax
 
 ROOT = Path(__file__).parents[2]
@@ -264,6 +265,24 @@ def test_they_suffice_in_a_container_s_namespaces(tmp_path: Path, private: Path)
 
 def mount(*arguments: str | Path) -> None:
     subprocess.run(["mount", *arguments], check=True, timeout=60)
+
+
+def test_they_suffice_for_rings(tmp_path: Path, private: Path) -> None:
+    """(tests/deploy/test_systemd.py has them under the unit's filter of system calls.)"""
+    with (
+        serving(tmp_path, private.parents[1], NEEDED, '["fanotify"]') as socket,
+        RingClient(str(socket), timeout=PATIENCE) as client,
+        private.open("r+b") as opened,
+    ):
+        seal = client.grant(client.register(opened.fileno()), 0, 4096)
+        assert seal.valid
+        # Another process: what a holder does itself is its own business.
+        intruder = subprocess.Popen(["truncate", "--size", "0", private])
+        until(lambda: any(news.kind == "recall" for news in client.dispatch()))
+        assert not seal.valid
+        seal.refresh()
+        seal.give_back()
+        assert intruder.wait(PATIENCE) == 0
 
 
 @pytest.mark.lab
