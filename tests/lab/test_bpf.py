@@ -18,7 +18,7 @@ import pytest
 from sealsvc import native
 from sealsvc.doctor import syscalls, uring
 from sealsvc.enforce import Guard, Report, Verdict
-from sealsvc.enforce.bpf import BpfEnforcer
+from sealsvc.enforce.bpf import DIRECTORY, BpfEnforcer
 from sealsvc.errors import Refusal
 from sealsvc.host import Target
 from sealsvc.host.kernel import KernelHost
@@ -39,10 +39,9 @@ RWF_ATOMIC = 0x40
 EBUSY, ETXTBSY = errno.EBUSY, errno.ETXTBSY
 
 pytestmark = [
-    pytest.mark.lab,
+    pytest.mark.lab(kernel=SERIES),
     pytest.mark.kernel,
     pytest.mark.slow,
-    pytest.mark.parametrize("lab_kernel", SERIES),
 ]
 
 Act = Callable[[int, Path, int], object]
@@ -56,6 +55,10 @@ class NoKeeper:
 
     def drop(self, name: str) -> None:
         pass
+
+
+# Where `loaded` does not pin.
+ELSEWHERE = DIRECTORY.with_name("sealsvc-elsewhere")
 
 
 def bpf(**options: Any) -> BpfEnforcer:
@@ -74,30 +77,40 @@ def scratch(name: str) -> Iterator[Path]:
             yield point
 
 
-@pytest.fixture(params=["xfs", "ext4", "xfs-dax", "ext4-dax"])
-def root(request: pytest.FixtureRequest, lab_kernel: str) -> Iterator[Path]:
+@pytest.fixture(scope="module", params=["xfs", "ext4", "xfs-dax", "ext4-dax"])
+def root(request: pytest.FixtureRequest) -> Iterator[Path]:
     with scratch(request.param) as point:
         yield point
 
 
-@pytest.fixture
-def xfs_root(lab_kernel: str) -> Iterator[Path]:
+@pytest.fixture(scope="module")
+def xfs_root() -> Iterator[Path]:
     with scratch("xfs") as point:
         yield point
 
 
-@pytest.fixture
-def enforcer(lab_kernel: str) -> Iterator[BpfEnforcer]:
+@pytest.fixture(scope="module")
+def loaded() -> Iterator[BpfEnforcer]:
+    """Once: an emulated processor verifies the programs for seconds."""
     enforcer = bpf()
     assert enforcer.probe() == ""
     yield enforcer
     enforcer.stop()
-    with suppress(FileNotFoundError):
-        enforcer.unpin()
     assert not enforcer.directory.exists()
 
 
+@pytest.fixture
+def enforcer(loaded: BpfEnforcer) -> Iterator[BpfEnforcer]:
+    """With no reports from before, and nothing that it guards."""
+    loaded.start(lambda report: None)
+    loaded.drain()
+    yield loaded
+    loaded.keep_only(set())
+
+
 def write(path: Path, size: int = SIZE) -> Path:
+    """A new file of this name."""
+    path.unlink(missing_ok=True)
     with path.open("wb") as file:
         file.write(os.urandom(CHUNK) * (size // CHUNK))
         os.fsync(file.fileno())
@@ -389,9 +402,9 @@ def test_behind_a_lease_only_opens_pass(xfs_root: Path, enforcer: BpfEnforcer) -
         hold.release()
 
 
-@pytest.mark.parametrize("fstype", ["xfs-dax", "ext4-dax"])
+@pytest.mark.parametrize("root", ["xfs-dax", "ext4-dax"], indirect=True)
 def test_a_truncation_that_has_passed_its_hook_is_waited_for(
-    lab_kernel: str, fstype: str, enforcer: BpfEnforcer
+    root: Path, enforcer: BpfEnforcer
 ) -> None:
     """As a grant does: hold, then read the map, which must not be the one of before."""
 
@@ -399,7 +412,7 @@ def test_a_truncation_that_has_passed_its_hook_is_waited_for(
         enforcer.hold(target, guard()).release()
         return len(native.read_extents(target.fd, SEALED))
 
-    with scratch(fstype) as root, ExitStack() as stack:
+    with ExitStack() as stack:
         path = write(root / "sealed")
         target = stack.enter_context(opened(root))
         pipe = native.ffi.new("int[2]")
@@ -447,7 +460,7 @@ def test_a_killed_service_leaves_its_refusals_and_the_next_takes_over(xfs_root: 
     ready, told = os.pipe()
     service = os.fork()
     if service == 0:
-        enforcer = bpf()
+        enforcer = bpf(directory=ELSEWHERE)
         with opened(xfs_root) as target:
             reason = enforcer.probe()
             if not reason:
@@ -475,7 +488,7 @@ def test_a_killed_service_leaves_its_refusals_and_the_next_takes_over(xfs_root: 
                         os._exit(0)
             os._exit(0)
         os.close(stop)
-        enforcer = bpf()
+        enforcer = bpf(directory=ELSEWHERE)
         assert enforcer.probe() == ""
         os.close(go_on)
         assert os.waitstatus_to_exitcode(os.waitpid(watcher, 0)[1]) == 0
@@ -496,7 +509,7 @@ def test_a_killed_service_leaves_its_refusals_and_the_next_takes_over(xfs_root: 
 
 
 def test_missing_programs_are_named_as_gaps(xfs_root: Path) -> None:
-    enforcer = bpf(without=["file_ioctl", "remap"])
+    enforcer = bpf(directory=ELSEWHERE, without=["file_ioctl", "remap"])
     assert enforcer.probe() == ""
     write(xfs_root / "sealed")
     with opened(xfs_root) as target:
@@ -509,7 +522,7 @@ def test_missing_programs_are_named_as_gaps(xfs_root: Path) -> None:
         assert in_child(lambda: os.ftruncate(target.fd, 0)) == ETXTBSY
         hold.release()
     enforcer.stop()
-    without = bpf(without=["file_permission"])
+    without = bpf(directory=ELSEWHERE, without=["file_permission"])
     assert "file_permission" in without.probe()
     assert not without.directory.exists()
 
