@@ -10,6 +10,8 @@ from fastapi import APIRouter, Depends, FastAPI
 from fastapi.telemetry import TelemetryConfig
 
 from api import (
+    changes,
+    claims,
     dashboard,
     events,
     files,
@@ -27,9 +29,9 @@ from api import (
 )
 from api.auth import authorise
 from api.connection import Backoff, Connection
+from api.description import Application
 from api.envelope import Envelope
 from api.feed import Feed
-from api.openapi import Application
 from api.principals import Principals
 from api.rates import Rates
 from api.sessions import Sessions
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
 
 NOUNS = (
     seals.router,
+    changes.router,
+    claims.router,
     recalls.router,
     files.router,
     history.router,
