@@ -56,7 +56,7 @@ def conditions(caller: Caller) -> Conditions:
     return Conditions(below=caller.directories, uids=uids)
 
 
-def _key(
+async def _key(
     idempotency_key: Annotated[
         str | None, Header(min_length=1, max_length=255, include_in_schema=False)
     ] = None,
