@@ -122,7 +122,8 @@ _OVER_TO = {
 
 
 def _ends(step: Step, *states: State) -> _Table:
-    return {(state, step): Transition(_OVER_TO[step], (_A.RELEASE,)) for state in states}
+    over = Transition(_OVER_TO[step], (_A.RELEASE,))
+    return {(state, step): over for state in State if state in states}  # a set has no order
 
 
 def _stays(step: Step, *states: State, does: tuple[Action, ...] = ()) -> _Table:

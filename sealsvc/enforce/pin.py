@@ -32,6 +32,9 @@ from sealsvc.model import ByteRange, Conflict, FileId, Kind, Operation
 from sealsvc.native import ffi, lib
 
 INTERVAL = 0.2  # seconds between two looks for waiters, while something is pinned
+# Before, break_layouts() asked for pinned pages only while somebody mapped the file
+# (mapping_mapped() in fs/dax.c), and nobody need.
+_SINCE = (6, 15)
 _MAX_WAITERS = 256
 _PATH_MAX = 4096
 _BY_DESCRIPTOR = {77: (0,), 285: (0,), 16: (0,), 326: (0, 2)}  # x86-64: which arguments are fds
@@ -87,7 +90,15 @@ class PinEnforcer:
         self._stopping = False
 
     def probe(self) -> str:
-        return "" if os.uname().machine == "x86_64" else "waiters are told apart on x86-64 only"
+        system = os.uname()
+        if system.machine != "x86_64":
+            return "waiters are told apart on x86-64 only"
+        if tuple(map(int, re.findall(r"\d+", system.release)[:2])) < _SINCE:
+            return (
+                f"before Linux {_SINCE[0]}.{_SINCE[1]} pinned pages hold nothing up"
+                f" when nobody maps the file; this is {system.release}"
+            )
+        return ""
 
     def unable(self, filesystem: Filesystem, request: Grant) -> str:
         if filesystem.unsupported:

@@ -58,10 +58,13 @@ def why_not(config: pytest.Config, kernel: str = DEFAULT) -> str | None:
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Older kernels last: if there is not time for everything, the newest matters most."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Older kernels last: if there is not time for everything, the newest matters most. Where files
+    are shared out to workers (pytest-xdist), those that take longest come first."""
     if not INSIDE:
-        items.sort(key=lambda item: bool(_is_of_older_kernel(item)))
+        items.sort(key=_is_of_older_kernel)
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: item.get_closest_marker("lab") is None)
 
 
 def _is_of_older_kernel(item: pytest.Item) -> bool:

@@ -13,9 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from sealsvc import native
 from sealsvc.client import Client
+from sealsvc.enforce.pin import PinEnforcer
 from sealsvc.errors import Refusal
 from sealsvc.messages import Audit, List, Recall, Reclaim, Return
+from tests.lab.kernels import SERIES
 from tests.lab.pmem import mounted_dax
 from tests.service.conftest import Running
 
@@ -187,6 +190,26 @@ def test_one_seal_a_file_and_no_looking(running: Running, file: Path) -> None:
         assert report.checked == 0
         assert "pinned" in report.unreadable[0]
         client.call(Return, seal=seal)
+
+
+@pytest.mark.lab(kernel=SERIES)
+def test_they_are_taken_only_where_they_hold(file: Path) -> None:
+    """What the enforcer says of this kernel is so, of a file that nobody maps."""
+    why_not = PinEnforcer(None).probe()  # type: ignore[arg-type]
+    ends = native.ffi.new("int[2]")
+    with file.open("rb") as opened:
+        assert native.lib.seal_pin(opened.fileno(), 0, ends) == 0
+        truncation = subprocess.Popen(["truncate", "-s", "4K", file])
+        try:
+            truncation.wait(3)
+        except subprocess.TimeoutExpired:
+            held = True
+        else:
+            held = False
+        os.close(ends[0])
+        os.close(ends[1])
+        assert truncation.wait(30) == 0
+    assert held == (why_not == ""), why_not
 
 
 def test_what_pins_cannot_do_is_refused(running: Running, file: Path) -> None:
