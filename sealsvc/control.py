@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from sealsvc import faults, processes
+from sealsvc import activation, faults, processes
 from sealsvc.errors import Refusal
 from sealsvc.events import EventLog
 from sealsvc.messages import (
@@ -245,21 +245,21 @@ class ControlServer:
         self.events, self.tasks, self.may_watch = events, tasks, may_watch
         self.connections: set[Connection] = set()
         self._sock: socket.socket | None = None
-        self._ours = True
+        self._passed = False
 
     def start(self) -> None:
-        """Listen; a stale socket of a dead service is replaced, a live one is an error. A socket
-        that systemd made is taken as it is: clients wait in its queue during a restart."""
-        sock = _passed(self.path)
-        self._ours = sock is None
-        self._sock = sock = sock or self._bound()
-        sock.setblocking(False)
-        asyncio.get_running_loop().add_reader(sock, self._acceptable)
+        """Listen, on the socket that was passed or on one of our own."""
+        sock = activation.passed(self.path)
+        self._passed = sock is not None
+        self._sock = sock or self._bind()
+        asyncio.get_running_loop().add_reader(self._sock, self._acceptable)
 
-    def _bound(self) -> socket.socket:
+    def _bind(self) -> socket.socket:
+        """A stale socket of a dead service is replaced, a live one is an error."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._refuse_if_served()
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        sock.setblocking(False)
         with suppress(FileNotFoundError):
             self.path.unlink()
         sock.bind(str(self.path))
@@ -299,22 +299,10 @@ class ControlServer:
             asyncio.get_running_loop().remove_reader(self._sock)
             self._sock.close()
             self._sock = None
-            if self._ours:
-                with suppress(FileNotFoundError):
-                    self.path.unlink()
-
-
-def _passed(path: Path) -> socket.socket | None:
-    """The listener at `path` among those that systemd passed (sd_listen_fds(3))."""
-    if os.environ.get("LISTEN_PID") != str(os.getpid()):
-        return None
-    for fd in range(3, 3 + int(os.environ.get("LISTEN_FDS", "0"))):
-        sock = socket.socket(fileno=fd)
-        if sock.family == socket.AF_UNIX and sock.getsockname() == str(path):
-            sock.set_inheritable(False)
-            return sock
-        sock.detach()
-    return None
+            if self._passed:
+                return  # whoever passed it goes on listening
+            with suppress(FileNotFoundError):
+                self.path.unlink()
 
 
 def _descriptors(ancillary: list[Any]) -> list[int]:

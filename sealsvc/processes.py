@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,7 +107,8 @@ def by_pidfd(pidfd: int) -> Process:
             raise Refusal("no-such-holder", "the process of the pidfd has exited")
         # The pid is the pidfd's while the process lives, and only then can it be signalled.
         holder = _describe(int(found[1]))
-        signal.pidfd_send_signal(pidfd, 0)
+        with suppress(PermissionError):  # somebody else's lives as well
+            signal.pidfd_send_signal(pidfd, 0)
     except ProcessLookupError:
         os.close(pidfd)
         raise Refusal("no-such-holder", "the process of the pidfd has exited") from None

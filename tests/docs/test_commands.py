@@ -22,7 +22,10 @@ from tests.docs.commands import ROOT, blocks, commands, played, programs
 from tests.service.conftest import MiB, until
 
 ELSEWHERE = {
-    "docs/deploy.md": "tests/deploy/test_package.py installs, starts and removes the package",
+    "docs/deploy.md": (
+        "tests/deploy/test_package.py, tests/deploy/test_systemd.py and"
+        " tests/deploy/test_container.py install, start and remove what it is about"
+    ),
     "docs/lab.md": "each boots a machine; tests/lab/test_lab.py boots them, through the same door",
 }
 LISTED = {
@@ -30,6 +33,9 @@ LISTED = {
     "sudo ./dev demo": "tests/docs/test_demo.py runs the program behind it",
     "sudo ./dev test": "it runs this test",
     "sudo ./dev lab -- CMD": "it boots a machine: tests/lab/test_lab.py",
+    "sudo ./dev deb && sudo apt install ./build/sealsvc_*.deb": (
+        "it is for a machine of its own: tests/deploy/test_package.py"
+    ),
     "sudo ./dev soak": "it takes ten minutes; tests/soak/test_soak.py is the short one",
     "OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318 sealsvc-api --principals principals.toml": (
         "tests/api/test_api_traces.py starts it so, with a collector"
