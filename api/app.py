@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Depends, FastAPI
+from fastapi.telemetry import TelemetryConfig
 
 from api import (
+    changes,
+    claims,
     dashboard,
     events,
     files,
@@ -25,16 +29,21 @@ from api import (
 )
 from api.auth import authorise
 from api.connection import Backoff, Connection
+from api.description import Application
 from api.envelope import Envelope
 from api.feed import Feed
-from api.openapi import Application
 from api.principals import Principals
 from api.rates import Rates
 from api.sessions import Sessions
 from api.settings import Settings
 
+if TYPE_CHECKING:
+    from api.spans import Spans
+
 NOUNS = (
     seals.router,
+    changes.router,
+    claims.router,
     recalls.router,
     files.router,
     history.router,
@@ -45,6 +54,13 @@ NOUNS = (
     session.router,
     status.router,
 )
+# Of what FastAPI could tell by itself, whatever the environment says.
+SILENT: TelemetryConfig = {
+    "tracing": False,
+    "metrics": False,
+    "logs": False,
+    "auto_configure": False,
+}
 
 
 @asynccontextmanager
@@ -60,7 +76,7 @@ def _v1() -> APIRouter:
     return router
 
 
-def build_app(settings: Settings) -> FastAPI:
+def build_app(settings: Settings, spans: Spans | None = None) -> FastAPI:
     """Raises SettingsError when the principals file cannot be used."""
     path = settings.control_socket
     feed = Feed(path, settings.events_queue, settings.events_bytes, settings.events_clients)
@@ -72,13 +88,15 @@ def build_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
         lifespan=_lifespan,
+        telemetry={**SILENT, **(spans.telemetry if spans else {})},
     )
     app.state.settings = settings
     app.state.principals = Principals(settings.principals)
     app.state.sessions = Sessions()
     app.state.rates = Rates()
     app.state.feed = feed
-    app.state.connection = Connection(path, feed.follow, backoff)
+    connect = spans.connection if spans else Connection
+    app.state.connection = connect(path, feed.follow, backoff)
     problems.install(app)
     app.router.routes.append(seals.QUICK)
     app.include_router(health.router)
@@ -87,5 +105,7 @@ def build_app(settings: Settings) -> FastAPI:
     app.include_router(events.sockets)
     app.include_router(_v1())
     dashboard.install(app)
-    app.add_middleware(Envelope)
+    if spans:
+        spans.install(app)
+    app.add_middleware(Envelope)  # around all that stands above
     return app

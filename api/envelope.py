@@ -7,6 +7,7 @@ import re
 import secrets
 import time
 from contextvars import ContextVar
+from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -14,6 +15,7 @@ from api.access import Caller
 from api.rates import Rate
 
 REQUEST_ID = ContextVar("request_id", default="")
+TRACE = "trace"  # in the state of a request that is traced: the trace's id
 _GIVEN = re.compile(rb"[A-Za-z0-9._-]{8,64}")
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -65,11 +67,12 @@ class Envelope:
             await self.app(scope, receive, sending)
         finally:
             if scope["method"] not in _READING:
-                _record(scope, state.get("caller"), status, time.monotonic() - began)
+                _record(scope, state, status, time.monotonic() - began)
 
 
-def _record(scope: Scope, caller: Caller | None, status: int, took: float) -> None:
+def _record(scope: Scope, state: dict[str, Any], status: int, took: float) -> None:
     """The trail has every attempt to change something, also those that were refused."""
+    caller: Caller | None = state.get("caller")
     seal = scope.get("path_params", {}).get("seal", "")
     trail.info(
         "%s %s: %d",
@@ -81,6 +84,7 @@ def _record(scope: Scope, caller: Caller | None, status: int, took: float) -> No
                 "SEALSVC_PRINCIPAL": caller.name if caller else "",
                 "SEALSVC_PROOF": caller.how if caller else "",
                 "SEALSVC_SEAL": seal,
+                "SEALSVC_TRACE": state.get(TRACE, ""),
                 "SEALSVC_STATUS": status,
                 "SEALSVC_MILLISECONDS": round(took * 1000, 1),
                 "SEALSVC_CLIENT": (scope.get("client") or ("",))[0],

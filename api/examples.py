@@ -33,6 +33,7 @@ from sealsvc.messages import (
     Gap,
     Holder,
     MappingReport,
+    PmemRegion,
     RecallOutcome,
     RecallReport,
     Requirements,
@@ -135,6 +136,7 @@ FILESYSTEM = FilesystemInfo(
     reason="",
     gaps=[Gap(risk="open-before-mark", kinds=[Kind.SHARED], why="opened before the mark")],
     seals=1,
+    pmem=PmemRegion(start=4 << 30, length=16 << 30),
 )
 FILESYSTEMS = FilesystemList(filesystems=[FILESYSTEM])
 STATUS = ServiceStatus(

@@ -9,13 +9,12 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from api import examples, inputs
 from api.access import Action
-from api.answers import answer
+from api.answers import answer, paged
 from api.auth import Asking
 from api.connection import Daemon, expect
-from api.operations import GUARDED, operation
+from api.operations import GUARDED, LINK, operation
 from api.schemas import FilePath, FilesQuery, HoldersQuery, NoQuery, PidPath, fields
 from api.scope import path_in_scope
-from api.seals import LINK, linked
 from sealsvc.errors import Refusal
 from sealsvc.overview import FilePage, Files, HolderPage, Holders
 
@@ -43,7 +42,7 @@ async def files(
     asked = fields(query)
     path_in_scope(caller, asked["path"])
     page = expect(await daemon.call(Files, **asked, below=caller.directories), FilePage)
-    return answer(page, 200, linked(request, page.next))
+    return paged(request, page)
 
 
 @router.get(
@@ -72,7 +71,7 @@ async def holders(
 ) -> Response:
     asked = {**fields(query), "below": caller.directories}
     page = expect(await daemon.call(Holders, **asked), HolderPage)
-    return answer(page, 200, linked(request, page.next))
+    return paged(request, page)
 
 
 @router.get(

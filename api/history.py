@@ -10,13 +10,12 @@ from msgspec import Meta
 
 from api import examples, inputs
 from api.access import Action
-from api.answers import answer
+from api.answers import answer, paged
 from api.auth import Asking
 from api.connection import PATIENT, Daemon, expect
-from api.operations import CHANGING, GUARDED, operation
+from api.operations import CHANGING, GUARDED, LINK, operation
 from api.schemas import NoQuery, SealPath, fields
-from api.scope import asked_by, seal_in_scope
-from api.seals import LINK, linked
+from api.scope import asked_by, refuse_unseen
 from sealsvc.model import State
 from sealsvc.protocol import Limit, Name
 from sealsvc.records import (
@@ -39,33 +38,27 @@ NOTHING = Depends(inputs.query(NoQuery))
 CODES = (*GUARDED, "no-such-seal", "io-error")
 
 
-class HistoryQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class _Paged(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    since: Annotated[float, Meta(ge=0, le=1e12)] | None = None
+    until: Annotated[float, Meta(ge=0, le=1e12)] | None = None
+    after: Cursor | None = None
+    limit: Limit = 100
+
+
+class PastQuery(_Paged, frozen=True, kw_only=True):
+    pid: Annotated[int, Meta(ge=1, le=2**31)] | None = None
+
+
+class HistoryQuery(PastQuery, frozen=True, kw_only=True):
     """`since` and `until` (seconds of the Unix epoch) choose the seals that lived between."""
 
     path: Name | None = None
-    pid: Annotated[int, Meta(ge=1, le=2**31)] | None = None
     uid: Annotated[int, Meta(ge=0, le=2**32)] | None = None
     state: State | None = None
-    since: Annotated[float, Meta(ge=0, le=1e12)] | None = None
-    until: Annotated[float, Meta(ge=0, le=1e12)] | None = None
-    after: Cursor | None = None
-    limit: Limit = 100
 
 
-class PastQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    pid: Annotated[int, Meta(ge=1, le=2**31)] | None = None
-    since: Annotated[float, Meta(ge=0, le=1e12)] | None = None
-    until: Annotated[float, Meta(ge=0, le=1e12)] | None = None
-    after: Cursor | None = None
-    limit: Limit = 100
-
-
-class TrailQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class TrailQuery(_Paged, frozen=True, kw_only=True):
     kind: Annotated[str, Meta(max_length=64)] | None = None
-    since: Annotated[float, Meta(ge=0, le=1e12)] | None = None
-    until: Annotated[float, Meta(ge=0, le=1e12)] | None = None
-    after: Cursor | None = None
-    limit: Limit = 100
 
 
 class ChangesQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -87,7 +80,7 @@ async def seals(
     state = asked.pop("state")
     wanted = SealFilter(**asked, state=None if state is None else str(state))
     found = expect(await daemon.call(History, wanted=wanted, **page), SealHistory)
-    return answer(found, 200, linked(request, found.next))
+    return paged(request, found)
 
 
 @router.get(
@@ -101,7 +94,7 @@ async def conflicts(
     query: Annotated[msgspec.Struct, Depends(inputs.query(PastQuery))],
 ) -> Response:
     found = expect(await daemon.call(PastConflicts, **fields(query)), ConflictHistory)
-    return answer(found, 200, linked(request, found.next))
+    return paged(request, found)
 
 
 @router.get(
@@ -111,8 +104,7 @@ async def conflicts(
     **operation(Action.SEALS_READ, examples.STEPS, codes=CODES),
 )
 async def steps(daemon: Daemon, caller: Asking, seal: SealPath) -> Response:
-    if caller.below is not None:
-        await seal_in_scope(daemon, caller, seal)
+    await refuse_unseen(daemon, caller, seal)
     return answer((await daemon.call(Steps, seal=seal)).result)
 
 
@@ -132,8 +124,7 @@ async def changes(
     seal: SealPath,
     query: Annotated[msgspec.Struct, Depends(inputs.query(ChangesQuery))],
 ) -> Response:
-    if caller.below is not None:
-        await seal_in_scope(daemon, caller, seal)
+    await refuse_unseen(daemon, caller, seal)
     return answer((await daemon.call(MapChanges, seal=seal, **fields(query))).result)
 
 
@@ -148,7 +139,7 @@ async def trail(
     query: Annotated[msgspec.Struct, Depends(inputs.query(TrailQuery))],
 ) -> Response:
     found = expect(await daemon.call(Trail, **fields(query)), AuditTrail)
-    return answer(found, 200, linked(request, found.next))
+    return paged(request, found)
 
 
 @router.post(

@@ -68,6 +68,10 @@ KEY = taken(
 )
 
 
+ETAG = {"ETag": header("The seal's seqid, quoted", examples=['"2"'])}
+LINK = {"Link": header("The next page (rel=next), if there is one")}
+
+
 def parameters(kind: type[msgspec.Struct]) -> list[Schema]:
     """The query parameters that `inputs.query(kind)` reads."""
     _, (schema) = msgspec.json.schema_components([kind], ref_template=REF)

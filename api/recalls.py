@@ -6,14 +6,14 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import msgspec
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Depends, Request, Response
 
 from api import examples, inputs
 from api.access import Action
-from api.answers import answer
+from api.answers import answer, paged
 from api.auth import Asking, demand
-from api.connection import PATIENT, PROMPT, Daemon
-from api.operations import CHANGING, GUARDED, KEY, operation
+from api.connection import PATIENT, PROMPT, Daemon, expect
+from api.operations import CHANGING, GUARDED, KEY, LINK, operation
 from api.schemas import AuditBody, ConflictsQuery, ListQuery, NoQuery, RecallBody, fields
 from api.scope import GivenKey, asked_by, path_in_scope, seal_in_scope
 from sealsvc.errors import Refusal
@@ -24,7 +24,8 @@ from sealsvc.overview import Conflicts
 router = APIRouter(tags=["recalls"])
 NOTHING = Depends(inputs.query(NoQuery))
 
-UNFINISHED = operation(Action.RECALL, examples.RECALLS, status=202)["responses"][202]
+UNFINISHED = (State.RECALLED, State.FENCING, State.FENCE_FAILED, State.LOST)
+BEGUN = operation(Action.RECALL, examples.RECALLS, status=202)["responses"][202]
 
 
 def _scope(asked: dict[str, Any]) -> str:
@@ -46,7 +47,7 @@ def _scope(asked: dict[str, Any]) -> str:
         body=examples.RECALL_BODY,
         codes=(*CHANGING, "no-such-seal", "no-such-file", "outside-roots", "try-later", "io-error"),
         accepts=(KEY,),
-        others={202: UNFINISHED},
+        others={202: BEGUN},
     ),
 )
 async def recall(
@@ -77,25 +78,32 @@ async def recall(
         examples.PAGE,
         query=ListQuery,
         codes=(*GUARDED, "no-such-file", "io-error"),
+        headers=LINK,
     ),
 )
 async def under_way(
+    request: Request,
     daemon: Daemon,
     caller: Asking,
     query: Annotated[msgspec.Struct, Depends(inputs.query(ListQuery))],
 ) -> Response:
     asked = fields(query)
     path_in_scope(caller, asked["path"])
-    states = [asked.pop("state")]
-    if states == [None]:
-        states = [State.RECALLED, State.FENCING, State.FENCE_FAILED, State.LOST]
-    found = []
-    for state in states:
-        reply = await daemon.call(List, **asked, state=state, below=caller.directories)
-        assert isinstance(reply.result, SealPage)
-        found += reply.result.seals
-    found.sort(key=lambda seal: seal.id)
-    return answer(SealPage(seals=found))
+    state, below = asked.pop("state"), caller.directories
+    pages = [
+        expect(await daemon.call(List, **asked, state=each, below=below), SealPage)
+        for each in (UNFINISHED if state is None else (state,))
+    ]
+    return paged(request, _merged(pages, asked["limit"]))
+
+
+def _merged(pages: list[SealPage], limit: int) -> SealPage:
+    """One page of several, in order of id; it ends where the first of those ends that go on."""
+    end = min((page.next for page in pages if page.next is not None), default=None)
+    seals = {s.id: s for page in pages for s in page.seals if end is None or s.id <= end}
+    ids = sorted(seals)
+    more = end is not None or len(ids) > limit
+    return SealPage(seals=[seals[i] for i in ids[:limit]], next=ids[:limit][-1] if more else None)
 
 
 @router.get(

@@ -29,7 +29,7 @@ from sealsvc.overview import CheckPolicy, Coverage, Files, Holders, StartJob
 from sealsvc.protocol import Limit, Name
 
 # These belong to the control connection, and to what the API itself says of its callers.
-_ENVELOPE = frozenset({"id", "v", "principal", "key", "only", "below"})
+_ENVELOPE = frozenset({"id", "v", "principal", "trace", "key", "only", "below"})
 
 
 def _default(field: msgspec.structs.FieldInfo) -> Any:

@@ -30,6 +30,12 @@ async def seal_in_scope(daemon: Connection, caller: Caller, seal: str) -> SealIn
     return found
 
 
+async def refuse_unseen(daemon: Connection, caller: Caller, seal: str) -> None:
+    """Raises as for a seal that is not, where the caller may not see it."""
+    if caller.below is not None:
+        await seal_in_scope(daemon, caller, seal)
+
+
 async def changeable(daemon: Connection, caller: Caller, seal: str) -> None:
     """Raises unless the caller may change this seal."""
     if caller.below is None and caller.may(Action.SEALS_CHANGE):
@@ -50,7 +56,7 @@ def conditions(caller: Caller) -> Conditions:
     return Conditions(below=caller.directories, uids=uids)
 
 
-def _key(
+async def _key(
     idempotency_key: Annotated[
         str | None, Header(min_length=1, max_length=255, include_in_schema=False)
     ] = None,

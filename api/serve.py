@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from socket import AF_UNIX, socket
+from typing import TYPE_CHECKING
 
 import uvicorn
 from fastapi import FastAPI
@@ -30,8 +31,12 @@ from api.settings import (
     listen,
     listen_unix,
     passed_sockets,
+    traced,
 )
 from sealsvc.journald import configure
+
+if TYPE_CHECKING:
+    from api.spans import Spans
 
 log = logging.getLogger("sealsvc.api")
 
@@ -134,13 +139,29 @@ def _listeners(settings: Settings) -> tuple[list[socket], list[socket]]:
     return [listen(settings)], unix
 
 
+def _spans() -> Spans | None:
+    if not traced(os.environ):
+        return None
+    try:
+        from api import spans
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            f"OTEL_* variables ask for traces, but {error.name} is not installed: install"
+            " sealsvc[trace], or unset them"
+        ) from None
+    return spans.over_http()
+
+
 def _run(settings: Settings) -> None:
     check_bind(settings)
-    app = build_app(settings)
+    spans = _spans()
+    app = build_app(settings, spans)
     network, unix = _listeners(settings)
     with ExitStack() as stack:
         for sock in (*network, *unix):
             stack.enter_context(sock)
+        if spans:
+            stack.callback(spans.close)
         _advise(settings)
         servers = []
         tls = settings.tls_cert is not None

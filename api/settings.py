@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,6 +104,27 @@ def listen_unix(path: Path, mode: str) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def traced(environment: Mapping[str, str]) -> bool:
+    """Whether the standard variables of OpenTelemetry ask for traces. That needs a word: without
+    one of them nothing is traced, wherever a collector may be."""
+    told = {name: value.strip().lower() for name, value in environment.items() if value.strip()}
+    if told.get("OTEL_SDK_DISABLED") == "true":
+        return False
+    kind = "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"
+    endpoints = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    default = "otlp" if any(name in told for name in endpoints) else "none"
+    exporter = told.get("OTEL_TRACES_EXPORTER", default)
+    if exporter == "none":
+        return False
+    protocol = told.get(kind) or told.get("OTEL_EXPORTER_OTLP_PROTOCOL") or "http/protobuf"
+    if exporter != "otlp" or protocol != "http/protobuf":
+        raise SettingsError(
+            f"traces by {exporter} over {protocol} are not to be had: OTEL_TRACES_EXPORTER is otlp"
+            f" or none, and {kind} is http/protobuf"
+        )
+    return True
 
 
 def passed_sockets() -> list[socket.socket]:

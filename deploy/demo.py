@@ -58,7 +58,16 @@ def scratch_xfs() -> Iterator[Path]:
         try:
             yield point
         finally:
+            unmount(point)
+
+
+def unmount(point: Path) -> None:
+    """What served it ends in its own time, the keeper last."""
+    deadline = time.monotonic() + 20
+    while subprocess.run(["umount", point], capture_output=True).returncode:
+        if time.monotonic() > deadline:
             run("umount", point)
+        time.sleep(0.1)
 
 
 @contextmanager

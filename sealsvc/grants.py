@@ -135,7 +135,7 @@ class Grants:
             details=refusal.details,
             path=request.path,
         )
-        self.registry.refused(refusal, request.path, peer)
+        self.registry.refused(refusal, request.path, peer, request.trace)
 
     @property
     def queued(self) -> int:
@@ -217,7 +217,7 @@ class Grants:
             before(seal, undo)
             self.life.record(seal)
             undo.pop_all()
-        self.registry.granted(self.life.begin(seal), seal.map, asker.peer)
+        self.registry.granted(self.life.begin(seal), seal.map, asker.peer, request.trace)
         self.counters["grants"] += 1
         return seal
 

@@ -477,7 +477,17 @@ class Gap(msgspec.Struct, frozen=True, kw_only=True):
     why: str
 
 
+class PmemRegion(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a device lies in physical memory, in bytes."""
+
+    start: int
+    length: int
+
+
 class FilesystemInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """`dax` says whether it is mounted so that its files have DAX; `pmem` is null where the device
+    is not persistent memory, or does not lie there in one piece."""
+
     mount: str
     type: str
     device: str
@@ -489,6 +499,7 @@ class FilesystemInfo(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     gaps: list[Gap]
     seals: int
+    pmem: PmemRegion | None = None
 
 
 class FilesystemList(

@@ -78,5 +78,5 @@ class Once:
 
 
 def _digest(request: Keyed) -> bytes:
-    same = msgspec.structs.replace(request, id=0)
+    same = msgspec.structs.replace(request, id=0, trace="")
     return hashlib.sha256(msgspec.msgpack.encode(same)).digest()

@@ -16,31 +16,31 @@ JobId = Annotated[str, Meta(pattern="^[0-9a-f]{16}$")]
 FileKey = Annotated[str, Meta(pattern=r"^[0-9]{1,20}-[0-9]{1,20}-[0-9]{1,10}$")]
 
 
-class Files(Request, frozen=True, tag="files"):
-    """Files with live seals, in order of their key, after `after`; only `path`, or those `below`
-    one of these directories, if given. Answer: FilePage."""
+class _Overview(Request, frozen=True, kw_only=True):
+    """Of what lies `below` one of these directories, if any are given."""
+
+    below: list[Name] | None = None
+    limit: Limit = 100
+
+
+class Files(_Overview, frozen=True, kw_only=True, tag="files"):
+    """Files with live seals, in order of their key, after `after`; only `path`, if given. Answer:
+    FilePage."""
 
     path: Name | None = None
     key: FileKey | None = None
-    below: list[Name] | None = None
     after: FileKey | None = None
-    limit: Limit = 100
 
 
-class Holders(Request, frozen=True, tag="holders"):
+class Holders(_Overview, frozen=True, kw_only=True, tag="holders"):
     """Processes with live seals, in order of pid, after pid `after`. Answer: HolderPage."""
 
     pid: int | None = None
-    below: list[Name] | None = None
     after: int | None = None
-    limit: Limit = 100
 
 
-class Conflicts(Request, frozen=True, tag="conflicts"):
+class Conflicts(_Overview, frozen=True, kw_only=True, tag="conflicts"):
     """Operations that wait for a seal at this moment, the longest first. Answer: ConflictPage."""
-
-    below: list[Name] | None = None
-    limit: Limit = 100
 
 
 class Measures(Request, frozen=True, tag="measures"):
@@ -108,17 +108,22 @@ class Coverage(Request, frozen=True, tag="coverage"):
     limit: Limit = 1000
 
 
-class FileInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """`key` names the file while it has a seal; `states` counts its seals by state."""
+class Sealed(msgspec.Struct, frozen=True, kw_only=True):
+    """Live seals together; `states` counts them by state."""
+
+    seals: int
+    sealed_bytes: int
+    states: dict[str, int]
+
+
+class FileInfo(Sealed, frozen=True, kw_only=True):
+    """`key` names the file while it has a seal."""
 
     key: str
     file: FileId
     path: str
     filesystem: str
     mount: str
-    seals: int
-    sealed_bytes: int
-    states: dict[str, int]
 
 
 class FilePage(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="files"):
@@ -126,15 +131,12 @@ class FilePage(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=
     next: str | None = None
 
 
-class HolderInfo(msgspec.Struct, frozen=True, kw_only=True):
+class HolderInfo(Sealed, frozen=True, kw_only=True):
     pid: int
     start_time: int
     uid: int
     comm: str
     alive: bool
-    seals: int
-    sealed_bytes: int
-    states: dict[str, int]
 
 
 class HolderPage(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="holders"):

@@ -20,6 +20,8 @@ SealId = Annotated[str, Meta(pattern="^[0-9a-f]{24}$")]
 Seconds = Annotated[float, Meta(ge=0, le=86400 * 365)]
 RequestId = Annotated[int, Meta(ge=0, le=2**53)]
 Name = Annotated[str, Meta(min_length=1, max_length=4096)]
+# traceparent of W3C Trace Context, of the only version there is.
+Trace = Annotated[str, Meta(pattern="^(00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2})?$")]
 RingNumber = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 Limit = Annotated[int, Meta(ge=1, le=1000)]
 
@@ -28,11 +30,12 @@ class Request(
     msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="op"
 ):
     """`principal` is whom the asker asks for, where it is a front for others (the REST API): it is
-    recorded, and gives no right."""
+    recorded, and gives no right. `trace` is recorded, too, with what the request changes."""
 
     id: RequestId
     v: int = VERSION
     principal: Annotated[str, Meta(max_length=128)] = ""
+    trace: Trace = ""
 
 
 class Keyed(Request, frozen=True, kw_only=True):

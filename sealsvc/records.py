@@ -31,12 +31,20 @@ class SealFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 Cursor = Annotated[str, Meta(pattern="^[0-9]{1,18}$")]
 
 
-class History(Request, frozen=True, tag="history"):
+class _Paged(Request, frozen=True, kw_only=True):
+    after: Cursor | None = None
+    limit: Limit = 100
+
+
+class _Between(_Paged, frozen=True, kw_only=True):
+    since: float | None = None
+    until: float | None = None
+
+
+class History(_Paged, frozen=True, kw_only=True, tag="history"):
     """Seals, live and over, the newest first, from the cursor `after` on. Answer: SealHistory."""
 
     wanted: SealFilter = SealFilter()
-    after: Cursor | None = None
-    limit: Limit = 100
 
 
 class Steps(Request, frozen=True, tag="steps"):
@@ -45,15 +53,11 @@ class Steps(Request, frozen=True, tag="steps"):
     seal: SealId
 
 
-class PastConflicts(Request, frozen=True, tag="past-conflicts"):
+class PastConflicts(_Between, frozen=True, kw_only=True, tag="past-conflicts"):
     """Operations that met a seal (or `seal`), the newest first. Answer: ConflictHistory."""
 
     seal: SealId | None = None
     pid: int | None = None
-    since: float | None = None
-    until: float | None = None
-    after: Cursor | None = None
-    limit: Limit = 100
 
 
 class MapChanges(Request, frozen=True, tag="map-changes"):
@@ -64,15 +68,11 @@ class MapChanges(Request, frozen=True, tag="map-changes"):
     limit: Limit = 100
 
 
-class Trail(Request, frozen=True, tag="trail"):
+class Trail(_Between, frozen=True, kw_only=True, tag="trail"):
     """Entries of the audit trail, the newest first; for operators. Answer: AuditTrail."""
 
     kind: Annotated[str, Meta(max_length=64)] | None = None
     seal: SealId | None = None
-    since: float | None = None
-    until: float | None = None
-    after: Cursor | None = None
-    limit: Limit = 100
 
 
 class VerifyTrail(Request, frozen=True, tag="verify-trail"):

@@ -70,6 +70,7 @@ _ROUTES: dict[type, tuple[str, str]] = {
     Return: ("POST", "/v1/seals/{seal}/return"),
 }
 TOKEN_VARIABLE = "SEALSVC_TOKEN"
+TRACE_VARIABLE = "TRACEPARENT"  # as OpenTelemetry hands a trace to a command
 
 _decode = msgspec.json.Decoder(Result).decode
 
@@ -143,6 +144,8 @@ class RemoteClient(Client):
     ) -> http.client.HTTPResponse:
         if token := os.environ.get(TOKEN_VARIABLE):
             headers["Authorization"] = f"Bearer {token}"
+        if trace := os.environ.get(TRACE_VARIABLE):
+            headers["traceparent"] = trace
         if body is not None:
             headers["Content-Type"] = "application/json"
         try:

@@ -22,6 +22,7 @@ from sealsvc.filesystem import Filesystem
 from sealsvc.grants import Asker, Grants, close_all
 from sealsvc.history import Historian
 from sealsvc.holders import Holders
+from sealsvc.host import pmem
 from sealsvc.limits import RateLimit
 from sealsvc.measures import MeasuresTaken
 from sealsvc.messages import (
@@ -47,6 +48,7 @@ from sealsvc.messages import (
     Keyed,
     List,
     Mapped,
+    PmemRegion,
     Recall,
     RecallAny,
     RecallOutcome,
@@ -495,10 +497,13 @@ class Service:
     # The service itself
 
     async def _filesystems(self) -> FilesystemList:
-        found = await self.grants.workers.run(self.grants.host.filesystems, self.policy.roots)
-        return FilesystemList(filesystems=[self._filesystem(f) for f in found])
+        run = self.grants.workers.run
+        found = await run(self.grants.host.filesystems, self.policy.roots)
+        regions = await run(lambda: [pmem.region_of(f.device) for f in found])
+        told = map(self._filesystem, found, regions)
+        return FilesystemList(filesystems=list(told))
 
-    def _filesystem(self, filesystem: Filesystem) -> FilesystemInfo:
+    def _filesystem(self, filesystem: Filesystem, region: tuple[int, int] | None) -> FilesystemInfo:
         able = [] if filesystem.unsupported else self.enforcers.available
         gaps: dict[str, Gap] = {}
         for kind in Kind:
@@ -517,6 +522,7 @@ class Service:
             reason=filesystem.unsupported or ("" if able else "no enforcer is available"),
             gaps=list(gaps.values()),
             seals=sum(seal.file.device == filesystem.device for seal in self.table),
+            pmem=None if region is None else PmemRegion(start=region[0], length=region[1]),
         )
 
     def _status(self) -> ServiceStatus:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 from sealsvc import clock
 from sealsvc.messages import List
@@ -23,6 +24,8 @@ from sealsvc.overview import (
 from sealsvc.policy import lies_below
 from sealsvc.recall import Waiting
 from sealsvc.seals import Seal
+
+T = TypeVar("T")
 
 _PAGE = 100  # what fits into one message, whatever the paths are
 
@@ -76,11 +79,8 @@ def files(seals: Iterable[Seal], request: Files) -> FilePage:
         and (request.path is None or any(seal.path == request.path for seal in own))
         and (request.after is None or key > request.after)
     )
-    page = found[: min(request.limit, _PAGE)]
-    return FilePage(
-        files=[_file(key, by_key[key]) for key in page],
-        next=page[-1] if len(found) > len(page) else None,
-    )
+    page, following = _cut(found, request.limit)
+    return FilePage(files=[_file(key, by_key[key]) for key in page], next=following)
 
 
 def _file(key: str, seals: list[Seal]) -> FileInfo:
@@ -91,9 +91,7 @@ def _file(key: str, seals: list[Seal]) -> FileInfo:
         path=newest.path,
         filesystem=newest.filesystem.type,
         mount=newest.filesystem.mount,
-        seals=len(seals),
-        sealed_bytes=sum(seal.effective.length for seal in seals),
-        states=_states(seals),
+        **_together(seals),
     )
 
 
@@ -107,11 +105,8 @@ def holders(seals: Iterable[Seal], request: Holders) -> HolderPage:
         if (request.pid is None or pid == request.pid)
         and (request.after is None or pid > request.after)
     )
-    page = found[: min(request.limit, _PAGE)]
-    return HolderPage(
-        holders=[_holder(by_pid[pid]) for pid in page],
-        next=page[-1] if len(found) > len(page) else None,
-    )
+    page, following = _cut(found, request.limit)
+    return HolderPage(holders=[_holder(by_pid[pid]) for pid in page], next=following)
 
 
 def _holder(seals: list[Seal]) -> HolderInfo:
@@ -124,14 +119,23 @@ def _holder(seals: list[Seal]) -> HolderInfo:
         uid=holder.uid,
         comm=holder.comm,
         alive=not newest.exited.is_set(),
-        seals=len(seals),
-        sealed_bytes=sum(seal.effective.length for seal in seals),
-        states=_states(seals),
+        **_together(seals),
     )
 
 
-def _states(seals: list[Seal]) -> dict[str, int]:
-    return dict(Counter(str(seal.state) for seal in seals))
+def _together(seals: list[Seal]) -> dict[str, Any]:
+    """The fields of Sealed."""
+    return {
+        "seals": len(seals),
+        "sealed_bytes": sum(seal.effective.length for seal in seals),
+        "states": dict(Counter(str(seal.state) for seal in seals)),
+    }
+
+
+def _cut(found: list[T], limit: int) -> tuple[list[T], T | None]:
+    """A page of it, and the cursor of the next (None: this was the last)."""
+    page = found[: min(limit, _PAGE)]
+    return page, page[-1] if len(found) > len(page) else None
 
 
 def conflicts(waiting: Iterable[Waiting], request: Conflicts) -> ConflictPage:

@@ -76,17 +76,23 @@ async function draw() {
   }
 }
 
-// The one who types, or has the focus on a button, must not lose it to an update.
+// What an element is called, to find it again when it was drawn anew.
+const called = (e) => `${e.tagName} ${e.id || e.getAttribute("aria-label") || e.getAttribute("href") || ""}`;
+const alike = (name) => [...main.querySelectorAll("a, button, input, select, [tabindex]")].filter((e) => called(e) === name);
+
+// The one who types, reads the heading, or has the focus on a button or a link, must not lose it to
+// an update.
 function replace(nodes, fresh) {
   const focused = document.activeElement;
-  const name = focused && main.contains(focused) ? focused.id || focused.getAttribute("aria-label") : null;
+  const name = focused && focused !== main && main.contains(focused) ? called(focused) : null;
+  const place = name ? alike(name).indexOf(focused) : -1;
   const [from, to] = [focused?.selectionStart, focused?.selectionEnd];
   main.replaceChildren(...nodes.flat(Infinity).filter(Boolean));
   document.title = `${main.querySelector("h1")?.textContent ?? "sealsvc"} – sealsvc`;
   if (fresh) { main.querySelector("h1")?.focus(); return; }
   if (!name) return;
-  const again = at(name) ?? [...main.querySelectorAll("[aria-label]")].find((e) => e.getAttribute("aria-label") === name);
-  again?.focus();
+  const again = alike(name)[place] ?? alike(name)[0];
+  again?.focus({ preventScroll: true });
   if (from !== undefined && from !== null) again?.setSelectionRange?.(from, to);
 }
 

@@ -1,6 +1,6 @@
 // File systems: what can be kept there, as declared and as the doctor measured it.
 
-import { h, table, facts } from "./dom.js";
+import { h, table, facts, bytes } from "./dom.js";
 import { get, post } from "./rest.js";
 
 async function rowsOf(path) {
@@ -42,6 +42,7 @@ export async function filesystems(app) {
     found.map((f, i) => h("section", { "aria-label": f.mount },
       h("h2", {}, f.mount),
       facts([["type", f.type], ["device", f.device], ["block size", String(f.block_size)], ["DAX", f.dax ? "yes" : "no"],
+        ["persistent memory", f.pmem ? `${bytes(f.pmem.length)} at 0x${f.pmem.start.toString(16)}` : "no"],
         ["shared extents", f.reflink ? "possible" : "no"], ["enforcers", f.enforcers.join(", ") || "–"],
         ["seals", String(f.seals)], ["can be kept", f.supported ? "yes" : f.reason],
         ["gaps", f.gaps.map((g) => `${g.risk} (${g.kinds.join(", ")})`).join("; ") || "none"]]),

@@ -1,7 +1,7 @@
 // The overview: what is there, what is asked back, what waits, what went wrong, how long it takes.
 
 import { h, table, state, link, clock, duration, keyOf } from "./dom.js";
-import { get } from "./rest.js";
+import { all, get } from "./rest.js";
 import { seen } from "./stream.js";
 import { histogram } from "./pictures.js";
 
@@ -9,7 +9,7 @@ const card = (name, value, kind) => h("div", { class: `card ${kind ?? ""}` }, h(
 
 export async function overview() {
   const [status, recalls, conflicts, measures] = await Promise.all([
-    get("/v1/status"), get("/v1/recalls"), get("/v1/conflicts"), get("/v1/measures")]);
+    get("/v1/status"), all("/v1/recalls", {}, "seals", 200), get("/v1/conflicts"), get("/v1/measures")]);
   const count = (name) => measures.counters.events?.[name] ?? 0;
   const states = Object.entries(status.seals);
   const alarms = seen.filter((e) => e.name === "alarm" || e.name === "drift").slice(0, 10);
@@ -25,7 +25,7 @@ export async function overview() {
       card("up", duration(status.uptime))),
     h("h2", {}, "Asked back"),
     table("Recalls in flight", [["seal"], ["state"], ["path", "path"], ["deadline", "number"], ["reason", "optional"]],
-      recalls.seals.map((x) => [link(`/seals/${x.id}`, h("span", { class: "id" }, x.id)), state(x.state),
+      recalls.map((x) => [link(`/seals/${x.id}`, h("span", { class: "id" }, x.id)), state(x.state),
         link(`/files/${keyOf(x.file)}`, x.path), x.deadline_in === null ? "–" : `in ${duration(x.deadline_in)}`, x.reason]),
       "No seal is being recalled."),
     h("h2", {}, "Waiting"),

@@ -44,6 +44,8 @@ export async function seals(app) {
 
 export async function seal(app, id) {
   const x = await get(`/v1/seals/${id}`);
+  // Not kept everywhere: a service may be without a registry.
+  const { transitions: steps } = await get(`/v1/seals/${id}/history`).catch(() => ({ transitions: [] }));
   return [
     h("h1", { tabindex: "-1" }, "Seal ", h("span", { class: "id" }, x.id)),
     facts([
@@ -55,6 +57,8 @@ export async function seal(app, id) {
       ["granted", new Date(x.granted_at * 1000).toLocaleString()], ["deadline", duration(x.deadline_in)], ["expires", duration(x.expires_in)],
       ["reason", x.reason || "–"], ["tag", x.tag || "–"]]),
     h("p", {}, actions(x, app)),
+    steps.length > 0 && [h("h2", {}, "Its life"), h("ol", { class: "timeline", "aria-label": "Steps of its life" },
+      steps.map((t) => h("li", {}, h("time", {}, clock(t.time)), h("span", { class: "name" }, t.after), t.reason || (t.before && `from ${t.before}`))))],
     x.ladder.length > 0 && [h("h2", {}, "Recall and fence"), h("ol", { class: "timeline" },
       x.ladder.map((l) => h("li", {}, h("time", {}, clock(l.time)), h("span", { class: "name" }, l.step), l.detail)))],
   ];

@@ -54,5 +54,6 @@ def _print_gaps(console: Console, found: list[FilesystemInfo]) -> None:
 
 
 def _features(fs: FilesystemInfo) -> str:
-    present = [name for name, has in (("reflink", fs.reflink), ("dax", fs.dax)) if has]
+    has = {"reflink": fs.reflink, "dax": fs.dax, "pmem": fs.pmem is not None}
+    present = [name for name, there in has.items() if there]
     return ", ".join(present) or "-"

@@ -45,6 +45,16 @@ def base_of(device: int) -> int:
         raise Unknown(f"device {os.major(device)}:{os.minor(device)}: {error}") from None
 
 
+def region_of(device: int) -> tuple[int, int] | None:
+    """The physical address and the length of the block device; None where that is not known."""
+    try:
+        start = base_of(device)
+        size = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/size")
+        return start, int(size.read_text()) * SECTOR
+    except (Unknown, OSError):
+        return None
+
+
 def _number(path: Path) -> int:
     major, minor = path.read_text().split(":")
     return os.makedev(int(major), int(minor))

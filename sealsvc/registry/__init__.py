@@ -91,9 +91,9 @@ class Registry:
         data = {"boot": self.boot, "config": config, "enforcers": enforcers}
         self._put(Entry(time.time(), "started", None, data))
 
-    def granted(self, seal: SealInfo, map: ExtentMap, asker: Peer) -> None:
+    def granted(self, seal: SealInfo, map: ExtentMap, asker: Peer, trace: str = "") -> None:
         """`map` is the one recorded at grant, which nobody changes any more."""
-        data = {"seal": seal, "asker": _peer(asker)}
+        data = {"seal": seal, **_asker(asker, trace)}
         self._put(
             Entry(seal.granted_at, "granted", seal.id, data, (seal,), ((seal.id, map),)),
         )
@@ -114,14 +114,14 @@ class Registry:
             )
         )
 
-    def refused(self, refusal: Refusal, path: str | None, asker: Peer) -> None:
+    def refused(self, refusal: Refusal, path: str | None, asker: Peer, trace: str = "") -> None:
         """A grant was refused."""
         data = {
             "code": refusal.code,
             "message": refusal.message,
             "details": refusal.details,
             "path": path,
-            "asker": _peer(asker),
+            **_asker(asker, trace),
         }
         self._put(Entry(time.time(), "refused", None, data))
 
@@ -132,7 +132,7 @@ class Registry:
 
     def asked(self, asker: Peer, operation: str, seal: str | None = None, **data: Any) -> None:
         """Somebody asked for what changes seals: a return, a recall. For the audit trail."""
-        told = {"operation": operation, "asker": _peer(asker), **data}
+        told = {"operation": operation, **_asker(asker), **data}
         self._put(Entry(time.time(), "asked", seal, told))
 
     def _put(self, entry: Entry) -> None:
@@ -140,8 +140,9 @@ class Registry:
             self._writer.put(entry)
 
 
-def _peer(peer: Peer) -> dict[str, int]:
-    return {"pid": peer.pid, "uid": peer.uid}
+def _asker(peer: Peer, trace: str = "") -> dict[str, Any]:
+    said = {"asker": {"pid": peer.pid, "uid": peer.uid}}
+    return {**said, "trace": trace} if trace else said
 
 
 def _boot_id() -> str:

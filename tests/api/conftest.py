@@ -16,6 +16,7 @@ import uvicorn
 from api.app import build_app
 from api.peers import Protocol
 from api.settings import Settings
+from api.spans import Spans
 from tests.api.fake_daemon import FakeDaemon
 
 TOKEN = "correct horse"
@@ -40,8 +41,8 @@ class _Server(uvicorn.Server):
 class Api:
     """The API under a real uvicorn, in a thread."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.app = build_app(settings)
+    def __init__(self, settings: Settings, spans: Spans | None = None) -> None:
+        self.app = build_app(settings, spans)
         self._sock = socket.create_server((settings.host, 0))
         self.port: int = self._sock.getsockname()[1]
         self.base = f"http://127.0.0.1:{self.port}"

@@ -12,7 +12,7 @@ import pytest
 
 from api.access import ALLOWED, MEANS, UNSCOPED, Action, Caller, Role, lies_below
 from api.app import build_app
-from api.openapi import Application
+from api.description import Application
 from api.settings import Settings
 from tests.api.conftest import Api, write_principals
 from tests.api.fake_daemon import FakeDaemon

@@ -16,7 +16,7 @@ import api
 from api import health, metrics, session
 from api.access import Action
 from api.app import NOUNS, build_app
-from api.openapi import DOCUMENTED, Application, rendered
+from api.description import DOCUMENTED, Application, rendered
 from api.settings import Settings
 from sealsvc.errors import TABLE
 

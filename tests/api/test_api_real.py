@@ -157,6 +157,31 @@ def test_a_conflict_is_seen_while_it_waits(
     assert "sealsvc_conflict_seconds_count" in text
 
 
+def test_recalls_have_pages(http: httpx.Client, control: Client, file: str) -> None:
+    """Of seals in two states, more than one message of the service may hold."""
+    terms = {"path": file, "kind": "shared", "grace": 300.0}
+    seals = []
+    for number in range(95):
+        reply = control.grant(length=4096, offset=number * 4096, **terms)
+        os.close(reply.fds[0])
+        seals.append(reply.seal.id)
+    seals.sort()
+    http.post("/v1/recalls", json={"path": file}).raise_for_status()
+    where = f"/v1/recalls?path={file}&limit=30"
+    found, sizes = [], []
+    while where:
+        answer = http.get(where)
+        page = answer.json()
+        found += [seal["id"] for seal in page["seals"]]
+        sizes.append(len(page["seals"]))
+        where = answer.links.get("next", {}).get("url", "")
+        assert bool(where) is (page["next"] is not None)
+    assert found == seals
+    assert sizes == [30, 30, 30, 5]
+    for seal in seals:
+        control.call(Return, seal=seal)
+
+
 def _waiting(http: httpx.Client, path: str) -> list[dict[str, Any]]:
     return [c for c in http.get("/v1/conflicts").json()["conflicts"] if c["path"] == path]
 

@@ -56,9 +56,10 @@ def test_every_field_of_a_grant_arrives(http: httpx.Client, daemon: FakeDaemon) 
         "prepare": ["unshare"],
         "only": {"below": None, "uids": None},
         "principal": "root",
+        "trace": "",
         "holder": {"pid": 7, "fd": None, "pidfd": False},
     }
-    ours = {k: v for k, v in fields.items() if k not in ("only", "principal")}
+    ours = {k: v for k, v in fields.items() if k not in ("only", "principal", "trace")}
     body = {**ours, "holder": {"pid": 7}}
     headers = {"Idempotency-Key": "again"}
     assert http.post("/v1/seals", json=body, headers=headers).status_code == 201

@@ -61,7 +61,10 @@ def axe() -> str:
 
 @pytest.fixture(scope="module")
 def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
-    with simulated(tmp_path_factory.mktemp("shown")) as found:
+    directory = tmp_path_factory.mktemp("shown")
+    config = directory / "sealsvc.toml"
+    config.write_text(f'[registry]\ndirectory = "{directory}/registry"\n')
+    with simulated(directory, "--config", str(config)) as found:
         with found.client() as control, found.http() as http:
             for name in ("db", "volume-1", "volume-2"):
                 path = f"/sim/{name}"

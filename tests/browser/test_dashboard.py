@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from sealsvc.messages import Return, Simulate
 from tests.api.conftest import write_principals
-from tests.api.running import Front, front, service
+from tests.api.running import Front, front, service, wait_for
 from tests.browser.conftest import TOKEN, enter, picture
 
 PAGES = ["", "#/seals", "#/files", "#/holders", "#/filesystems", "#/events"]
@@ -94,6 +94,17 @@ def test_searching_and_recalling_by_a_click(page: Page, there: Front) -> None:
         assert seal["reason"] == "dashboard"
 
 
+def test_one_seal_in_full(page: Page) -> None:
+    enter(page, where="#/seals")
+    row = page.locator("tbody tr").filter(has_text="/sim/db").first
+    row.get_by_role("link").first.click()
+    expect(page.get_by_role("heading", name="Seal")).to_be_visible()
+    expect(page.get_by_text("/sim/db").first).to_be_visible()
+    life = page.get_by_role("list", name="Steps of its life")
+    expect(life.get_by_text("granted").first).to_be_visible()
+    picture(page, "seal")
+
+
 def test_a_viewer_is_offered_nothing_to_click(page: Page) -> None:
     enter(page, "viewer", "#/seals")
     expect(page.locator("tbody tr").first).to_be_visible()
@@ -103,6 +114,8 @@ def test_a_viewer_is_offered_nothing_to_click(page: Page) -> None:
 
 def test_a_files_map_is_drawn_and_drift_shows(page: Page, there: Front) -> None:
     enter(page, where="#/files")
+    page.get_by_role("link", name="/sim/db").wait_for()
+    picture(page, "files")
     page.get_by_role("link", name="/sim/db").click()
     drawing = page.get_by_role("img", name="Extent map")
     expect(drawing).to_be_visible()
@@ -117,6 +130,8 @@ def test_a_files_map_is_drawn_and_drift_shows(page: Page, there: Front) -> None:
 
 def test_holders_and_file_systems(page: Page) -> None:
     enter(page, where="#/holders")
+    page.locator("tbody a").first.wait_for()
+    picture(page, "holders")
     page.locator("tbody a").first.click()
     expect(page.get_by_role("heading", name="Holder")).to_be_visible()
     picture(page, "holder")
@@ -210,6 +225,21 @@ def test_everything_is_reached_by_keyboard(page: Page) -> None:
         page.keyboard.press("Tab")
         reached.add(page.evaluate("document.activeElement.id || document.activeElement.ariaLabel"))
     assert {"search", "filter-state", "filter-kind", "Seals"} <= reached
+
+
+def test_the_focus_outlives_an_update(page: Page) -> None:
+    """The page is drawn anew every three seconds, and whenever something happens."""
+    enter(page, where="#/seals")
+    wanted = [
+        page.locator("h1"),
+        page.locator("tbody tr").nth(1).get_by_role("link").nth(2),  # a holder, of several rows
+        page.get_by_role("button", name="Recall seal").first,
+    ]
+    for place in wanted:
+        place.focus()
+        page.evaluate("window.old = document.activeElement")
+        wait_for(lambda: not page.evaluate("window.old.isConnected"))
+        expect(place).to_be_focused()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

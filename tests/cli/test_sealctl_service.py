@@ -19,6 +19,7 @@ from sealsvc.messages import (
     FilesystemList,
     Filesystems,
     Gap,
+    PmemRegion,
     ServiceStatus,
     Status,
     Watch,
@@ -150,6 +151,7 @@ def test_filesystems(daemon: FakeDaemon, sealctl: Start) -> None:
         reason="",
         gaps=[Gap(risk="xfs-swapext", kinds=[Kind.SHARED], why="no hook")],
         seals=2,
+        pmem=PmemRegion(start=1 << 32, length=1 << 30),
     )
     answer = FilesystemList(filesystems=[found])
     running = sealctl("filesystems")
@@ -157,7 +159,7 @@ def test_filesystems(daemon: FakeDaemon, sealctl: Start) -> None:
     status, out, _ = running.result()
     lines = [" ".join(line.split()) for line in out.splitlines()]
     assert status == 0
-    assert lines[1] == "/pmem xfs 259:0 4K reflink, dax 2 bpf -"
+    assert lines[1] == "/pmem xfs 259:0 4K reflink, dax, pmem 2 bpf -"
     assert lines[-1] == "xfs-swapext /pmem shared no hook"
     running = sealctl("filesystems", "-o", "json")
     daemon.serve(Filesystems, answer)

@@ -18,6 +18,7 @@ from sealsvc.client import Client
 from sealsvc.errors import TABLE
 from sealsvc.messages import Simulate
 from tests.api.running import ROOT, service
+from tests.docs.commands import played
 
 sys.path.insert(0, str(ROOT / "deploy"))
 
@@ -77,17 +78,13 @@ def lines() -> list[tuple[str, str]]:
 def test_the_example_works(socket: str, tmp_path: Path, name: str, line: str) -> None:
     """On a simulated file system, with the file, the seal and the holder that it speaks of."""
     file = f"/sim/{tmp_path.name}"
-    environment = {**os.environ, "SEALSVC_SOCKET": socket, "HOME": str(tmp_path)}
-    sealctl = f"{sys.executable} -m sealsvc.cli.sealctl"
     with Client(socket) as client:
         client.call(Simulate, action="create", path=file, size=4 << 20)
         held = client.grant(path=file, kind="shared", ttl=600.0, length=2 << 20)
         os.close(held.fds[0])
         other = client.grant(path=file, kind="shared", length=4096)
         os.close(other.fds[0])
-        environment["SEALSVC_SEAL"] = held.seal.id
-        command = line.split("  #")[0].split(" #")[0]
-        for there, here in [
+        names = [
             ("/pmem/db", file),
             ("/pmem", "/sim"),
             ("5f1e...", held.seal.id),
@@ -95,27 +92,20 @@ def test_the_example_works(socket: str, tmp_path: Path, name: str, line: str) ->
             ("60aa", other.seal.id),
             ("4711", str(os.getpid())),
             ("./server", "true"),
-            ("./my-server", "true"),
-            ("my-rdma-server", "true"),
+            ("./my-server", "my-server"),
             ("/usr/share/bash-completion/completions/sealctl", shlex.quote(str(tmp_path / "s"))),
             ("~/.config/fish/completions/sealctl.fish", shlex.quote(str(tmp_path / "f"))),
-        ]:
-            command = command.replace(there, here)
+        ]
         if name in ("validate", "hold"):
             client.call(Simulate, action="map", path=file, pid=os.getpid())
-        command = command.replace("sealctl ", f"{sealctl} ")
         if name == "recall":
             # Nobody listens here, and nobody waits.
-            command = command.replace("--wait", "")
-        limit = "3" if name in ENDLESS else "20"
+            names.append(("--wait", ""))
+        command = line.split("  #")[0].split(" #")[0]
+        limit = 3 if name in ENDLESS else 20
+        variables = {"SEALSVC_SOCKET": socket, "SEALSVC_SEAL": held.seal.id}
         for _ in range(20):
-            done = subprocess.run(
-                ["timeout", limit, "bash", "-c", command],
-                cwd=ROOT,
-                env=environment,
-                capture_output=True,
-                text=True,
-            )
+            done = played(command, tmp_path, names, limit, **variables)
             # The registry writes when there is time for it.
             if (name, done.returncode) not in {("history", 4), ("changes", 4)}:
                 break

@@ -1,0 +1,144 @@
+"""What is done to a seal: each is a POST below it, but for the return of all of it, which is also a
+DELETE. All take If-Match and Idempotency-Key, and are for whoever may change the seal."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter, Depends, Header, Response
+
+from api import examples, inputs
+from api.access import Action
+from api.answers import answer, shown
+from api.auth import Asking
+from api.connection import PATIENT, Connection, Daemon
+from api.etags import required_seqids
+from api.operations import CHANGING, ETAG, KEY, operation, taken
+from api.schemas import (
+    DowngradeBody,
+    NoQuery,
+    RenewBody,
+    ReturnBody,
+    SealPath,
+    ValidationBody,
+    fields,
+)
+from api.scope import GivenKey, asked_by, changeable
+from sealsvc.errors import Refusal
+from sealsvc.messages import AnyRequest, Downgrade, Mapped, Renew, Return, Show
+
+router = APIRouter(tags=["seals"], dependencies=[Depends(inputs.query(NoQuery))])
+
+PRECONDITION = taken("If-Match", "Do it only in this state (an ETag)", '"2"')
+CODES = (*CHANGING, "no-such-seal", "stale-seqid", "try-later", "io-error")
+
+IfMatch = Annotated[str | None, Header(include_in_schema=False)]
+Change = Callable[..., Awaitable[Response]]
+
+
+def _described(example: msgspec.Struct, body: msgspec.Struct | None = None) -> dict[str, Any]:
+    return operation(
+        Action.SEALS_CHANGE_OWN,
+        example,
+        body=body,
+        codes=(*CODES, "still-mapped"),
+        accepts=(PRECONDITION, KEY),
+        headers=ETAG,
+    )
+
+
+async def _asked(
+    daemon: Connection, caller: Asking, seal: str, if_match: str | None, key: str = ""
+) -> dict[str, Any]:
+    """What every change says, once it is allowed."""
+    await changeable(daemon, caller, seal)
+    seqid = await _precondition(daemon, seal, required_seqids(if_match))
+    return {"seal": seal, "seqid": seqid, **asked_by(caller, key)}
+
+
+async def _precondition(
+    daemon: Connection, seal: str, allowed: frozenset[int] | None
+) -> int | None:
+    """The seqid for the request, which takes one and checks it itself: that has no race."""
+    if allowed is None:
+        return None
+    if len(allowed) == 1:
+        return next(iter(allowed))
+    present = (await daemon.call(Show, seal=seal)).seal.seqid
+    if present not in allowed:
+        details = {"seqid": present, "allowed": sorted(allowed)}
+        raise Refusal("stale-seqid", f"the seal's seqid is {present} now", details)
+    return present
+
+
+def _changing(kind: type[AnyRequest], given: type[msgspec.Struct]) -> Change:
+    """A route that has the service do `kind` to a seal, as its body says."""
+    read = Depends(inputs.body(given))
+
+    async def change(
+        daemon: Daemon,
+        caller: Asking,
+        seal: SealPath,
+        key: GivenKey,
+        body: msgspec.Struct = read,
+        if_match: IfMatch = None,
+    ) -> Response:
+        asked = await _asked(daemon, caller, seal, if_match, key)
+        return shown((await daemon.call(kind, **asked, **fields(body))).seal)
+
+    return change
+
+
+router.post(
+    "/seals/{seal}/return",
+    summary="Return a seal, or a part at one end of it",
+    **_described(examples.SEAL, examples.RETURN_BODY),
+)(_changing(Return, ReturnBody))
+
+router.post(
+    "/seals/{seal}/renewal",
+    summary="Begin the seal's ttl anew",
+    **_described(examples.SEAL, examples.RENEW_BODY),
+)(_changing(Renew, RenewBody))
+
+router.post(
+    "/seals/{seal}/downgrade",
+    summary="From rw to read: the holder will only read from now on",
+    **_described(examples.SEAL, examples.DOWNGRADE_BODY),
+)(_changing(Downgrade, DowngradeBody))
+
+
+@router.delete(
+    "/seals/{seal}",
+    summary="Return a seal; its holder must have unmapped the range",
+    **_described(examples.RETURNED),
+)
+async def give_back(
+    daemon: Daemon, caller: Asking, seal: SealPath, key: GivenKey, if_match: IfMatch = None
+) -> Response:
+    asked = await _asked(daemon, caller, seal, if_match, key)
+    return shown((await daemon.call(Return, **asked)).seal)
+
+
+@router.post(
+    "/seals/{seal}/validation",
+    summary="Prove that the holder's mapping is as the seal requires; then the seal is active",
+    **operation(
+        Action.SEALS_CHANGE_OWN,
+        examples.MAPPING,
+        body=examples.VALIDATION_BODY,
+        codes=(*CODES, "no-such-holder", "mapping-invalid"),
+        accepts=(PRECONDITION,),
+    ),
+)
+async def validate(
+    daemon: Daemon,
+    caller: Asking,
+    seal: SealPath,
+    body: Annotated[msgspec.Struct, Depends(inputs.body(ValidationBody))],
+    if_match: IfMatch = None,
+) -> Response:
+    asked = await _asked(daemon, caller, seal, if_match)
+    return answer((await daemon.call(Mapped, PATIENT, **asked, **fields(body))).result)
