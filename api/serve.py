@@ -30,9 +30,9 @@ from api.settings import (
     check_bind,
     listen,
     listen_unix,
-    passed_sockets,
     traced,
 )
+from sealsvc import activation
 from sealsvc.journald import configure
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ async def _serve(servers: list[tuple[_Server, list[socket]]]) -> None:
 
 def _listeners(settings: Settings) -> tuple[list[socket], list[socket]]:
     """Of the network, and of UNIX sockets; those that systemd passed go before our own."""
-    passed = passed_sockets()
+    passed = activation.listeners()
     if passed:
         unix = [sock for sock in passed if sock.family == AF_UNIX]
         return [sock for sock in passed if sock.family != AF_UNIX], unix

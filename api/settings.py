@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -125,16 +124,3 @@ def traced(environment: Mapping[str, str]) -> bool:
             f" or none, and {kind} is http/protobuf"
         )
     return True
-
-
-def passed_sockets() -> list[socket.socket]:
-    """The listeners that systemd made for us (sd_listen_fds(3)); the variables are taken out, so
-    that no child believes they are meant for it."""
-    pid, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "0")
-    os.environ.pop("LISTEN_FDNAMES", None)
-    if pid != str(os.getpid()):
-        return []
-    found = [socket.socket(fileno=fd) for fd in range(3, 3 + int(count))]
-    for sock in found:
-        sock.set_inheritable(False)
-    return found

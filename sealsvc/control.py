@@ -249,7 +249,7 @@ class ControlServer:
 
     def start(self) -> None:
         """Listen, on the socket that was passed or on one of our own."""
-        sock = activation.passed(self.path)
+        sock = activation.control_socket(self.path)
         self._passed = sock is not None
         self._sock = sock or self._bind()
         asyncio.get_running_loop().add_reader(self._sock, self._acceptable)

@@ -15,7 +15,9 @@ LEAVES = {
     *("sealsvc.overview", "sealsvc.protocol", "sealsvc.records"),
 }
 PURE = LEAVES | {"sealsvc.extents"}
-API = {"sealsvc.client", "sealsvc.journald", "sealsvc.records", "sealsvc", "api"} | LEAVES
+# Beside the client: what any process under systemd has.
+SYSTEMD = {"sealsvc.activation", "sealsvc.journald"}
+API = {"sealsvc.client", "sealsvc.records", "sealsvc", "api"} | SYSTEMD | LEAVES
 
 
 def imports(path: Path) -> set[str]:
