@@ -161,6 +161,14 @@ def api_page() -> str:
             ),
         ),
         _section("OPTIONS") + "\n".join(rows),
+        _section(
+            "ENVIRONMENT",
+            ".TP\n.B OTEL_EXPORTER_OTLP_ENDPOINT\n"
+            + _text(
+                "Traces are sent to this collector, by OTLP over HTTP, where sealsvc[trace] is\n"
+                "installed; the other variables of OpenTelemetry are heeded, too."
+            ),
+        ),
         _section("EXAMPLES", _example("sealsvc-api --new-token")),
         _section("SEE ALSO", ".BR sealsvc (8)"),
     )

@@ -28,7 +28,10 @@ def exposed() -> str:
     counters = ("conflicts", "conflicts_ended", "refusals", "transitions", "events")
     measures = MeasuresReport(
         run="5f3a91c2",
-        counters={name: {"some": 1} for name in counters},
+        counters={
+            "ring_troubles": {"broken": 1, "dropped": 1},
+            **{name: {"some": 1} for name in counters},
+        },
         latencies=dict.fromkeys(("grant", "return", "recall", "conflict"), some),
         gauges={"queue": {"grants": 0.0}, "lapses": {"bpf": 0.0}},
     )
