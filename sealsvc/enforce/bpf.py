@@ -334,7 +334,7 @@ class BpfEnforcer:
             hold.put()
             if guard.exclusive:
                 self._prove_exclusive(key, target, guard)
-            self._wait_for_passed(key, target)
+            self._wait_for_passed(key, target, guard.behind)
             if not guard.behind:
                 hold.open_anchor(target.fd)
             undo.pop_all()
@@ -348,7 +348,7 @@ class BpfEnforcer:
             _prove_sole(target)
         self._exclusive.setdefault(file, set()).add(guard.token)
 
-    def _wait_for_passed(self, key: Any, target: Target) -> None:
+    def _wait_for_passed(self, key: Any, target: Target, behind: str) -> None:
         """What passed the hooks before the entry was there has ended, or the grant fails."""
         limit = int(self.drain_timeout * 1e6)
         if not _check(lib.seal_bpf_barrier(self._bpf, key, limit), "barrier"):
@@ -358,7 +358,10 @@ class BpfEnforcer:
                 {"path": target.path},
                 retry_after=0.1,
             )
-        _wait_for_truncation(target)
+        # A lease in front would not be there with anybody truncating the file, and opening it here
+        # would break that lease.
+        if behind != "lease":
+            _wait_for_truncation(target)
 
     def put(self, key: Any, generation: int, reflink: bool, guard: Guard) -> None:
         struct = ffi.new(

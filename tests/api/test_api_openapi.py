@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import ast
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -159,15 +158,3 @@ def test_the_served_document_is_this_one(http: httpx.Client, document: dict[str,
 def test_the_file_in_the_tree_is_this_one(app: Application) -> None:
     path = Path(api.__file__).with_name("openapi.json")
     assert path.read_text() == rendered(app), "run: python -m api.openapi > api/openapi.json"
-
-
-def test_the_api_imports_only_the_client_side_of_sealsvc() -> None:
-    known = ("client", "messages", "errors", "model", "overview", "protocol", "journald", "records")
-    allowed = {f"sealsvc.{name}" for name in known}
-    for path in Path(api.__file__).parent.glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("sealsvc"):
-                names = {f"sealsvc.{alias.name}" for alias in node.names}
-                assert node.module in allowed or names <= allowed, path
-            elif isinstance(node, ast.Import):
-                assert not any(alias.name.startswith("sealsvc") for alias in node.names), path

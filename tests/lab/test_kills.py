@@ -10,7 +10,7 @@ import pytest
 from tests.lab.pmem import mounted_dax
 from tests.service.test_kills import killed_under_load
 
-KILLS = int(os.environ.get("SEALSVC_LAB_KILLS", "5"))  # with each set of enforcers
+KILLS = int(os.environ.get("SEALSVC_LAB_KILLS", "3"))  # with each set of enforcers
 
 pytestmark = [pytest.mark.lab(cpus=2), pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -60,9 +60,9 @@ def root(request: pytest.FixtureRequest) -> Iterator[Path]:
         yield point
 
 
-@pytest.fixture
-def running(root: Path, tmp_path: Path) -> Iterator[Running]:
-    made = Running(tmp_path, [root], CONFIG)
+@pytest.fixture(scope="module")
+def running(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    made = Running(tmp_path_factory.mktemp("daemon"), [root], CONFIG)
     made.start()
     made.ready()
     yield made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import pytest
 
 from sealsvc.host import MappingQuestion
 from sealsvc.host.mapped import has_dax, validate
-from sealsvc.host.pmem import Unknown, base_of
+from sealsvc.host.pmem import Unknown, base_of, region_of
 from sealsvc.messages import Requirements
 from sealsvc.model import FileId
 from tests.lab.dax_files import PAGE, SIZE, SYNCHRONOUS, WHOLE, MiB, ask, extents, make
@@ -50,6 +51,17 @@ def facts(process: Holder, path: Path, moved: int = 0, **required: bool) -> Any:
                 require=Requirements(**required),
             )
         )
+
+
+def test_a_region_lies_in_persistent_memory() -> None:
+    found = region_of(os.stat("/dev/pmem0").st_rdev)
+    assert found
+    start, length = found
+    table = Path("/proc/iomem").read_text()
+    spans = re.findall(r"^ *([0-9a-f]+)-([0-9a-f]+) : Persistent Memory$", table, re.MULTILINE)
+    assert any(int(a, 16) <= start and start + length <= int(b, 16) + 1 for a, b in spans), table
+    assert length >= 900 * MiB
+    assert region_of(os.stat("/dev/null").st_rdev) is None
 
 
 @pytest.mark.parametrize("lab_kernel", ["6.12", "6.1"])

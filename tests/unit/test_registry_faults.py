@@ -329,8 +329,8 @@ def test_a_database_that_is_taken_away(
 
 def test_one_service_writes_at_a_time(tmp_path: Path, told: Told) -> None:
     first = registry(tmp_path, Told())
+    first.granted(info(2), map_of(2), PEER)
     written(first)
-    until(lambda: (tmp_path / "lock").exists())
     second = registry(tmp_path, told)
     second.granted(info(1), map_of(1), PEER)
     until(lambda: bool(told.alarms))
