@@ -30,7 +30,7 @@ class Fencing:
         self.life, self.returns, self.tasks, self.section = life, returns, tasks, section
         self.counters = {"fences": 0, "fences_failed": 0}
         life.on |= {
-            Action.AWAIT: self.await_deadline,
+            Action.AWAIT: self._await,
             Action.SIGNAL: self._signal,
             Action.KILL: self._kill,
             Action.PROVE: self._prove_in_time,
@@ -58,6 +58,10 @@ class Fencing:
                     self.await_deadline(seal)
 
     # The deadline
+
+    def _await(self, seal: Seal) -> None:
+        if not seal.is_overdue:  # the map may have changed after that
+            self.await_deadline(seal)
 
     def await_deadline(self, seal: Seal) -> None:
         """Fence at the seal's deadline, which may be moved back; when it was moved forward, this is

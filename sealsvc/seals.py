@@ -159,6 +159,12 @@ class Seal:
     def change_terms(self, **changes: Any) -> None:
         self.request = msgspec.structs.replace(self.request, **changes)
 
+    @property
+    def is_overdue(self) -> bool:
+        """Its deadline has passed, nobody may be fenced, and its holder has not moved since."""
+        said = [step.step for step in self.ladder if step.step in ("overdue", "progress")]
+        return said[-1:] == ["overdue"]
+
     def climb(self, step: str, detail: str = "") -> None:
         self.ladder.append(LadderStep(step=step, time=time.time(), detail=detail))
 

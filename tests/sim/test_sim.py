@@ -145,6 +145,29 @@ def test_a_mapping_keeps_a_seal_from_being_returned(play):
     play(act)
 
 
+def test_an_overdue_seal_whose_map_changes_is_not_overdue_twice(play):
+    """As hypothesis found it (test_life_model.py)."""
+
+    async def act(scene: Scene) -> None:
+        reply = await scene.grant(grace=0.05, fence="none")
+
+        async def told() -> list[str]:
+            info = (await scene.call(Show, seal=reply.seal.id)).seal
+            return [step.step for step in info.ladder]
+
+        await scene.call(RecallSeals, seal=reply.seal.id)
+        while "overdue" not in await told():
+            await asyncio.sleep(0.01)
+        await scene.do("drift", offset=20 << 20)
+        await scene.call(Audit)
+        assert (await scene.call(Show, seal=reply.seal.id)).seal.state is State.LOST
+        await asyncio.sleep(0.2)
+        assert (await told()).count("overdue") == 1
+        os.close(reply.fds[0])
+
+    play(act)
+
+
 @pytest.mark.parametrize("step", ["open", "prepare", "settle", "read-map", "mark", "arm"])
 def test_a_failed_step_leaves_nothing_armed(play, step: str):
     async def act(scene: Scene) -> None:
