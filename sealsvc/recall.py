@@ -17,7 +17,7 @@ from sealsvc.life import Life, may
 from sealsvc.messages import RecallAny
 from sealsvc.model import ByteRange, Conflict, Kind, Operation, State
 from sealsvc.seals import Seal, SealTable
-from sealsvc.states import Step
+from sealsvc.states import Step, after
 
 # Operations that change what lies behind their offset as well; the others name what they change.
 _TO_THE_END = ("truncate", "collapse", "insert", "hidden", "swap", "exchange", "move")
@@ -223,7 +223,8 @@ class Recaller:
             return
         seal.drifted = True
         if may(seal, Step.DRIFT):
-            if seal.deadline is None:
+            # Of a holder that is gone there is nothing to wait for until somebody conflicts.
+            if seal.deadline is None and after(seal.state, Step.DRIFT).to is State.LOST:
                 seal.deadline = clock.now() + seal.request.grace
             self.life.step(seal, Step.DRIFT, reason)
 

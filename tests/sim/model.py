@@ -231,9 +231,9 @@ class Model:
             if seal.drifted:
                 continue
             seal.drifted = True
-            if seal.deadline is None:
-                seal.deadline = self.now + seal.grace
             stays = seal.state in ("fencing", "fence-failed", "orphaned")
+            if seal.deadline is None and not stays:
+                seal.deadline = self.now + seal.grace
             seal.move(seal.state if stays else "lost")
         self.settle()
 
