@@ -166,7 +166,7 @@ class Recaller:
         later = min(cap, clock.now() + seal.request.grace)
         if later <= (seal.deadline or 0.0):
             return
-        overdue = seal.is_overdue
+        overdue = any(step.step == "overdue" for step in seal.ladder)
         seal.deadline = later
         seal.climb("progress")
         self.life.journal.progressed(seal)
