@@ -166,7 +166,7 @@ class Recaller:
         later = min(cap, clock.now() + seal.request.grace)
         if later <= (seal.deadline or 0.0):
             return
-        overdue = any(step.step == "overdue" for step in seal.ladder)
+        overdue = seal.is_overdue  # if not, the deadline is waited for already
         seal.deadline = later
         seal.climb("progress")
         self.life.journal.progressed(seal)

@@ -10,7 +10,6 @@ import socket as sockets
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +23,7 @@ from sealsvc.messages import Return, ServiceStatus, Show, Status
 from sealsvc.release import release
 from sealsvc.ring_client import RingClient
 from tests.lab.pmem import mounted_dax
+from tests.service import conftest
 
 ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "deploy" / "systemd" / "sealsvc.service"
@@ -108,10 +108,7 @@ def answers(socket: Path) -> bool:
 
 
 def until(condition: Callable[[], bool], what: str = "it") -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} never came true"
-        time.sleep(0.01)
+    conftest.until(condition, PATIENCE, what)
 
 
 @contextmanager

@@ -90,10 +90,10 @@ def serving(directory: Path, roots: list[Path], more: str = "") -> Iterator[str]
         running.end()
 
 
-def until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
+def until(condition: Callable[[], bool], seconds: float = PATIENCE, what: str = "it") -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it never came true"
+        assert time.monotonic() < deadline, f"{what} never came true"
         time.sleep(0.01)
 
 
