@@ -162,13 +162,16 @@ def hammering(paths: list[Path]) -> Iterator[None]:
             intruder.communicate()
 
 
-def drifted(held: Held) -> bool:
+def drifted(held: Held) -> str:
+    """Where it lies now, if that is not where it lay when it was granted."""
     fd = os.open(held.path, os.O_RDONLY)
     try:
         now = read_extents(fd, held.range)
     finally:
         os.close(fd)
-    return not extents.same(held.map, now, held.range)
+    if extents.same(held.map, now, held.range):
+        return ""
+    return f"{held.path.name} {held.range}: {held.map.tolist()} -> {now.tolist()}"
 
 
 def test_nothing_moves_and_nothing_is_lost(xfs: Path, tmp_path: Path) -> None:
@@ -198,7 +201,7 @@ def killed_under_load(
                 time.sleep(chance.random() * longest)
                 running.kill()
                 before = holders.certain()
-                bad = [seal for seal, held in before.items() if drifted(held)]
+                bad = {seal: moved for seal, held in before.items() if (moved := drifted(held))}
                 assert not bad, f"moved while nobody served: {bad}"
                 running.start()
                 if chance.random() < 0.2:  # killed in the middle of its start, too
