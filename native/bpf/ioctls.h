@@ -4,21 +4,11 @@
 #define SEAL_IOCTLS_H
 
 #include "notes.h"
+#include "numbers.h"
 
 #define S_IFMT 0170000
 #define S_IFBLK 0060000
 #define LOOP_MAJOR 7
-
-/* ioctls by type and number: their sizes differ between architectures. */
-#define NUMBER(command) ((command)&0xffff)
-#define EXT4_MOVE_EXT 0x660f
-#define EXT4_SWAP_BOOT 0x6611
-#define XFS_SWAPEXT 0x586d
-#define XFS_EXCHANGE_RANGE 0x5881
-#define XFS_COMMIT_RANGE 0x5883
-#define LOOP_SET_FD 0x4c00
-#define LOOP_CHANGE_FD 0x4c06
-#define LOOP_CONFIGURE 0x4c0a
 
 struct move_extent {
 	__u32 reserved, donor_fd;
@@ -141,7 +131,7 @@ static __always_inline int ioctl(struct file *file, unsigned int command, unsign
 	case XFS_SWAPEXT:
 	case XFS_EXCHANGE_RANGE:
 	case XFS_COMMIT_RANGE:
-		enter_loose(file, LOOSE_IOCTL);
+		enter_loose(file, LOOSE_IOCTL, 0);
 		break;
 	case LOOP_SET_FD:
 	case LOOP_CHANGE_FD:

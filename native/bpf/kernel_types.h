@@ -53,9 +53,18 @@ struct iocb {
 	__s64 aio_offset;
 };
 
+struct io_wq_work {
+	unsigned int cancel_seq; /* any member: its place is asked for, not what it holds */
+};
+
 struct io_kiocb {
 	struct file *file;
 	__u8 opcode;
+	struct io_wq_work work;
+};
+
+struct io_worker {
+	struct io_wq_work *cur_work;
 };
 
 /* What io_uring keeps at the start of a struct io_kiocb for reads and writes. */
@@ -79,7 +88,19 @@ struct files_struct {
 	struct fdtable *fdt;
 };
 
+struct thread_info {
+	__u32 status; /* x86 */
+};
+
+/* x86 */
+struct pt_regs {
+	unsigned long bp, r10, r9, cx, dx, si, orig_ax;
+};
+
 struct task_struct {
+	struct thread_info thread_info;
+	unsigned int flags;
+	void *worker_private;
 	int tgid;
 	struct task_struct *group_leader;
 	__u64 start_boottime;

@@ -51,6 +51,8 @@ struct {
 	__uint(max_entries, 1 << 20);
 } seal_events SEC(".maps");
 
+const volatile struct seal_bpf_set seal_set;
+
 static __always_inline struct seal_bpf_control *control(void)
 {
 	uint32_t zero = 0;

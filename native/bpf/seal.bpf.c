@@ -4,69 +4,29 @@
  * for write, whatever writes. So fentry programs judge with the arguments at hand and leave a note,
  * which lsm/file_permission turns into the refusal. Without a note it costs two loads.
  *
- * A fentry program that another task preempted on this CPU in the very same program is skipped by the
- * kernel (bpf_prog_info.recursion_misses counts it), only where the kernel itself is preemptible. */
+ * The kernel may skip a fentry program: skipped.h makes up for it. */
 #include "ioctls.h"
+#include "skipped.h"
 
 #include <bpf/bpf_tracing.h>
 
 char licence[] SEC("license") = "Dual MIT/GPL";
 
-#define MAY_WRITE 2
-#define ATTR_SIZE (1u << 3)
-#define FMODE_EXEC (1u << 5) /* struct file.f_flags, __FMODE_EXEC */
-#define RWF_ATOMIC 0x40	     /* since v6.11 */
-#define FALLOC_KEEP_SIZE 0x01
-#define FALLOC_PUNCH_HOLE 0x02
-#define FALLOC_COLLAPSE_RANGE 0x08
-#define FALLOC_ZERO_RANGE 0x10
-#define FALLOC_INSERT_RANGE 0x20
-#define FALLOC_UNSHARE_RANGE 0x40
-#define FALLOC_WRITE_ZEROES 0x80 /* since v6.17 */
-
-enum { IORING_OP_WRITE_FIXED = 5, IORING_OP_WRITE = 23 };
-
 SEC("lsm/file_permission")
 int BPF_PROG(file_permission, struct file *file, int mask, int earlier)
 {
 	struct seal_bpf_control *c = control();
-	struct note *n;
-	uint64_t task;
+	int64_t error;
 
-	if (earlier || !c || !(c->notes | c->blind_until))
+	if (earlier || !c)
 		return earlier;
-	if (mask & MAY_WRITE && bpf_ktime_get_ns() < c->blind_until && is_sealed(file))
-		return -ETXTBSY;
-	task = bpf_get_current_pid_tgid();
-	n = bpf_map_lookup_elem(&seal_notes, &task);
-	if (!n || n->file.inode != file->f_inode->i_ino ||
-	    n->file.device != file->f_inode->i_sb->s_dev)
-		return 0;
-	return refusal(n->error);
+	error = judge_skipped(file, mask);
+	if (!error && c->notes | c->blind_until)
+		error = read_note(file, mask, c);
+	return refusal(error);
 }
 
 /* fallocate; also MADV_REMOVE and the RESVSP family of XFS, which come through it */
-
-static __always_inline uint32_t fallocate_op(int mode)
-{
-	switch (mode & ~FALLOC_KEEP_SIZE) {
-	case 0:
-		return SEAL_OP_ALLOCATE;
-	case FALLOC_PUNCH_HOLE:
-		return SEAL_OP_PUNCH;
-	case FALLOC_ZERO_RANGE:
-		return SEAL_OP_ZERO;
-	case FALLOC_WRITE_ZEROES:
-		return SEAL_OP_WRITE_ZEROES;
-	case FALLOC_UNSHARE_RANGE:
-		return SEAL_OP_UNSHARE;
-	case FALLOC_COLLAPSE_RANGE:
-		return SEAL_OP_COLLAPSE;
-	case FALLOC_INSERT_RANGE:
-		return SEAL_OP_INSERT;
-	}
-	return SEAL_OP_HIDDEN; /* newer than this: may do anything from there on */
-}
 
 SEC("fentry/vfs_fallocate")
 int BPF_PROG(fallocate, struct file *file, int mode, loff_t offset, loff_t length)
@@ -75,7 +35,7 @@ int BPF_PROG(fallocate, struct file *file, int mode, loff_t offset, loff_t lengt
 
 	attempt_on_file(&a, file);
 	a.op = fallocate_op(mode);
-	enter(&a.file);
+	enter(&a.file, MAY_WRITE);
 	note(&a);
 	return 0;
 }
@@ -94,11 +54,14 @@ static __always_inline void pair(uint32_t op, struct file *in, loff_t in_at, str
 {
 	struct attempt a = {.offset = in_at, .length = length, .argument = flags, .op = op};
 	struct attempt b = {.offset = out_at, .length = length, .argument = flags, .op = op};
+	uint64_t both = 0;
 
 	attempt_on_file(&a, in);
 	attempt_on_file(&b, out);
-	enter(&a.file);
-	enter(&b.file);
+	if (a.file.device == b.file.device && a.file.inode == b.file.inode)
+		both = MAY_READ;
+	enter(&a.file, op == SEAL_OP_DEDUPE ? 0 : MAY_READ);
+	enter(&b.file, both | MAY_WRITE);
 	/* For the source of a dedupe permission has been asked already. */
 	note_for(&a, op == SEAL_OP_DEDUPE ? &b.file : &a.file);
 	if (!noted())
@@ -109,8 +72,8 @@ SEC("fentry/vfs_copy_file_range")
 int BPF_PROG(copy, struct file *in, loff_t in_at, struct file *out, loff_t out_at, size_t length,
 	     unsigned int flags)
 {
-	if (length) /* here 0 means nothing, not everything */
-		pair(SEAL_OP_COPY, in, in_at, out, out_at, length, flags);
+	/* Here a length of 0 means nothing, not everything. */
+	pair(length ? SEAL_OP_COPY : SEAL_OP_READ, in, in_at, out, out_at, length, flags);
 	return 0;
 }
 
@@ -183,6 +146,7 @@ int BPF_PROG(remap, struct file *file, loff_t at, loff_t length, bool write)
 	struct seal_bpf_underway exchange = {bpf_get_current_pid_tgid(), {0, LOOSE_IOCTL}};
 	struct attempt a = {.offset = at, .length = length, .op = SEAL_OP_DEDUPE};
 
+	enter_loose(file, LOOSE_REMAP, write ? MAY_WRITE : MAY_READ);
 	if (noted())
 		return 0;
 	attempt_on_file(&a, file);
@@ -199,6 +163,7 @@ int BPF_PROG(remap_end, struct file *file, loff_t at, loff_t length, bool write,
 	struct seal_bpf_control *c = control();
 	struct note *n = c && c->notes ? bpf_map_lookup_elem(&seal_notes, &task) : 0;
 
+	leave_loose(LOOSE_REMAP);
 	if (n && n->file.inode == file->f_inode->i_ino)
 		drop_note(); /* else it is meant for the other file */
 	return 0;
@@ -233,7 +198,7 @@ int BPF_PROG(writev, struct file *file, const void *vector, unsigned long count,
 	if (!(flags & RWF_ATOMIC))
 		return 0;
 	bpf_probe_read_kernel(&offset, sizeof(offset), at);
-	enter_loose(file, LOOSE_WRITE);
+	enter_loose(file, LOOSE_WRITE, MAY_WRITE);
 	atomic_write(file, offset, 0, flags);
 	return 0;
 }
@@ -254,7 +219,7 @@ int BPF_PROG(aio, struct kiocb *request, const struct iocb *iocb, bool vectored)
 {
 	if (!(iocb->aio_rw_flags & RWF_ATOMIC))
 		return 0;
-	enter_loose(request->ki_filp, LOOSE_WRITE);
+	enter_loose(request->ki_filp, LOOSE_WRITE, MAY_WRITE);
 	atomic_write(request->ki_filp, iocb->aio_offset, vectored ? 0 : iocb->aio_nbytes,
 		     iocb->aio_rw_flags);
 	return 0;
@@ -280,7 +245,7 @@ int BPF_PROG(uring, struct io_kiocb *request)
 		return 0;
 	if (request->opcode == IORING_OP_WRITE || request->opcode == IORING_OP_WRITE_FIXED)
 		length = BPF_CORE_READ(rw, len);
-	enter_loose(request->file, LOOSE_WRITE);
+	enter_loose(request->file, LOOSE_WRITE, MAY_WRITE);
 	atomic_write(request->file, BPF_CORE_READ(rw, kiocb.ki_pos), length, flags);
 	return 0;
 }

@@ -16,14 +16,6 @@
 
 #include "sealsvc/verdict.h"
 
-static uint64_t now_ns(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
-}
-
 int seal_bpf_identify(int fd, struct seal_bpf_file *out)
 {
 	struct stat st;
@@ -39,7 +31,7 @@ int seal_bpf_identify(int fd, struct seal_bpf_file *out)
 
 static uint64_t next_version(struct seal_bpf *bpf)
 {
-	uint64_t now = now_ns();
+	uint64_t now = bpf_now();
 
 	bpf->version = now > bpf->version ? now : bpf->version + 1;
 	return bpf->version;
@@ -191,63 +183,6 @@ static void count_entry(void *context, const struct seal_bpf_file *file,
 	counts[1] += entry->exclusive;
 }
 
-/* The barrier */
-
-static int is_gone(uint64_t task)
-{
-	char path[40];
-
-	snprintf(path, sizeof(path), "/proc/%u", (uint32_t)task);
-	return access(path, F_OK) && errno == ENOENT;
-}
-
-/* 1 when an operation on the file, or one that may be on it, is older than `since`. */
-static int is_under_way(struct seal_bpf *bpf, const struct seal_bpf_file *file, uint64_t since)
-{
-	struct seal_bpf_underway key, *last = NULL;
-	int found = 0;
-
-	while (!found && !bpf_map_get_next_key(bpf->underway, last, &key)) {
-		struct seal_bpf_since value;
-
-		last = &key;
-		if (bpf_map_lookup_elem(bpf->underway, &key, &value) || value.time > since)
-			continue;
-		if (key.file.device
-			    ? key.file.device != file->device || key.file.inode != file->inode
-			    : value.device != file->device)
-			continue;
-		/* A task that was killed while its program was skipped leaves this behind. */
-		if (!is_gone(key.task))
-			found = 1;
-		else if (!bpf_map_delete_elem(bpf->underway, &key) && !key.file.device)
-			__atomic_fetch_sub(&bpf->control->loose, 1, __ATOMIC_SEQ_CST);
-	}
-	return found;
-}
-
-int seal_bpf_barrier(struct seal_bpf *bpf, const struct seal_bpf_file *file, uint32_t timeout_us)
-{
-	uint64_t start = now_ns(), end = start + (uint64_t)timeout_us * 1000;
-	uint64_t untracked = __atomic_load_n(&bpf->control->untracked, __ATOMIC_SEQ_CST);
-	long pause = 50000;
-
-	/* The entry is there before we look for operations: notes.h has it the other way round. */
-	__atomic_thread_fence(__ATOMIC_SEQ_CST);
-	if (untracked != __atomic_exchange_n(&bpf->untracked, untracked, __ATOMIC_SEQ_CST))
-		return 0;
-	while (is_under_way(bpf, file, start)) {
-		struct timespec wait = {0, pause};
-
-		if (now_ns() >= end)
-			return 0;
-		nanosleep(&wait, NULL);
-		if (pause < 5000000)
-			pause *= 2;
-	}
-	return 1;
-}
-
 /* Events */
 
 static int take_event(void *context, void *data, size_t size)
@@ -279,6 +214,11 @@ int seal_bpf_fd(const struct seal_bpf *bpf)
 uint64_t seal_bpf_lost_events(const struct seal_bpf *bpf)
 {
 	return __atomic_load_n(&bpf->control->lost_events, __ATOMIC_RELAXED);
+}
+
+uint64_t seal_bpf_caught(const struct seal_bpf *bpf)
+{
+	return __atomic_load_n(&bpf->control->caught, __ATOMIC_RELAXED);
 }
 
 /* Beginning and end */

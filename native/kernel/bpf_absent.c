@@ -83,3 +83,9 @@ uint64_t seal_bpf_lost_events(const struct seal_bpf *bpf)
 	(void)bpf;
 	return 0;
 }
+
+uint64_t seal_bpf_caught(const struct seal_bpf *bpf)
+{
+	(void)bpf;
+	return 0;
+}

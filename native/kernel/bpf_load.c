@@ -80,6 +80,10 @@ static int parameters_of(const struct btf *btf, const char *function)
 
 static void choose(struct seal_bpf *bpf, const struct btf *btf)
 {
+	bpf->traceable = UINT64_MAX;
+	/* A copy asks for each permission once since v6.8, which brought this function. */
+	if (parameters_of(btf, "splice_file_range") < 0)
+		bpf->traceable &= ~(uint64_t)SEAL_BPF_TRACED_COPY;
 	for (size_t i = 0; i < BPF_PROGRAMS; i++) {
 		const struct bpf_program_need *need = &bpf_program_needs[i];
 		struct seal_bpf_program *program = &bpf->programs[i];
@@ -124,6 +128,8 @@ static int pin_maps_below(struct bpf_object *object, const char *directory)
 
 	bpf_object__for_each_map(map, object)
 	{
+		if (bpf_map__is_internal(map))
+			continue;
 		snprintf(path, sizeof(path), "%s/maps/%s", directory, bpf_map__name(map));
 		if (bpf_map__set_pin_path(map, path))
 			return -errno;
@@ -131,10 +137,24 @@ static int pin_maps_below(struct bpf_object *object, const char *directory)
 	return 0;
 }
 
+/* The programs' only constants: libbpf keeps them in a map of its own. */
+static int tell_set(struct bpf_object *object, const struct seal_bpf_set *set)
+{
+	struct bpf_map *map;
+
+	bpf_object__for_each_map(map, object)
+	{
+		if (bpf_map__is_internal(map) && bpf_map__value_size(map) == sizeof(*set))
+			return bpf_map__set_initial_value(map, set, sizeof(*set));
+	}
+	return -ENOEXEC;
+}
+
 /* With all programs that are on. */
 static int load_once(struct seal_bpf *bpf, const char *path, const char *directory)
 {
 	struct bpf_object *object = bpf_object__open_file(path, 0);
+	struct seal_bpf_set set = {.id = bpf_now()};
 	int result = 0;
 
 	if (!object)
@@ -147,7 +167,11 @@ static int load_once(struct seal_bpf *bpf, const char *path, const char *directo
 			bpf_program__set_autoload(program, bpf->programs[i].state == SEAL_BPF_ON);
 		else
 			result = -ENOEXEC;
+		if (bpf->programs[i].state == SEAL_BPF_ON)
+			set.traced |= bpf_program_needs[i].traced & bpf->traceable;
 	}
+	if (!result)
+		result = tell_set(object, &set);
 	if (!result)
 		result = pin_maps_below(object, directory);
 	if (!result)

@@ -65,4 +65,7 @@ int seal_bpf_fd(const struct seal_bpf *bpf);
 size_t seal_bpf_events(struct seal_bpf *bpf, struct seal_bpf_event *out, size_t max);
 uint64_t seal_bpf_lost_events(const struct seal_bpf *bpf);
 
+/* How often, since these maps were made, an operation was judged though its program was skipped. */
+uint64_t seal_bpf_caught(const struct seal_bpf *bpf);
+
 #endif

@@ -5,7 +5,7 @@
 
 #include <stdint.h>
 
-#define SEAL_BPF_LAYOUT 2
+#define SEAL_BPF_LAYOUT 3
 #define SEAL_BPF_RANGES 64 /* per file */
 #define SEAL_BPF_TOKENS 8  /* named in one event */
 
@@ -56,6 +56,7 @@ struct seal_bpf_control {
 	uint64_t service_start;
 	uint64_t lost_events;
 	uint64_t untracked;   /* operations that found no room in the map of those under way */
+	uint64_t caught;      /* programs that were skipped, and made up for (skipped.h) */
 	uint64_t blind_until; /* until then (CLOCK_MONOTONIC, ns) a note may be missing */
 };
 
@@ -69,6 +70,24 @@ struct seal_bpf_underway {
 struct seal_bpf_since {
 	uint64_t time; /* CLOCK_MONOTONIC, ns */
 	uint64_t device;
+	uint64_t set;	   /* which programs listed it: their id */
+	uint64_t expected; /* MAY_READ, MAY_WRITE: permissions that it has not asked for yet */
+};
+
+/* Programs without whose trace lsm/file_permission takes an operation for unjudged (skipped.h). */
+enum seal_bpf_traced {
+	SEAL_BPF_TRACED_FALLOCATE = 1,
+	SEAL_BPF_TRACED_COPY = 2,
+	SEAL_BPF_TRACED_CLONE = 4,
+	SEAL_BPF_TRACED_DEDUPE = 8,
+	SEAL_BPF_TRACED_REMAP = 16,
+	SEAL_BPF_TRACED_WRITEV = 32,
+};
+
+/* What the loader tells one set of programs. Two are attached while one takes over. */
+struct seal_bpf_set {
+	uint64_t id;	 /* not 0, and no other set's */
+	uint64_t traced; /* enum seal_bpf_traced: what of it is attached */
 };
 
 struct seal_bpf_event {
@@ -87,7 +106,8 @@ struct seal_bpf_event {
 
 _Static_assert(sizeof(struct seal_bpf_range) == 32, "seal_bpf_range is in pinned maps");
 _Static_assert(sizeof(struct seal_bpf_entry) == 24 + 32 * SEAL_BPF_RANGES, "seal_bpf_entry");
-_Static_assert(sizeof(struct seal_bpf_control) == 56, "seal_bpf_control is in a pinned map");
+_Static_assert(sizeof(struct seal_bpf_control) == 64, "seal_bpf_control is in a pinned map");
+_Static_assert(sizeof(struct seal_bpf_since) == 32, "seal_bpf_since is in a pinned map");
 _Static_assert(sizeof(struct seal_bpf_event) == 152, "seal_bpf_event is in a pinned ring");
 
 #endif
