@@ -355,7 +355,9 @@ def kernel_daemon(config: Config) -> Daemon:
         "lease": lambda: LeaseEnforcer(keeper),
         "pin": lambda: PinEnforcer(keeper),
     }
-    return Daemon(config, KernelHost(), [known[name]() for name in config.enforcers.use], keeper)
+    enforcers = [known[name]() for name in config.enforcers.use]
+    unmapped = [e.is_unmapped for e in enforcers if isinstance(e, BpfEnforcer)]
+    return Daemon(config, KernelHost(unmapped), enforcers, keeper)
 
 
 def sim_daemon(config: Config) -> Daemon:

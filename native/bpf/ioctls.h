@@ -24,21 +24,27 @@ static __always_inline uint64_t bytes(uint64_t blocks, uint32_t shift)
 	return blocks << (shift & 31) >> (shift & 31) == blocks ? blocks << (shift & 31) : 0;
 }
 
-/* The file behind a descriptor of the caller, judged as a whole or in part. Sure only while no other
- * thread can change the table. */
-static __always_inline int judge_fd(int64_t fd, struct attempt *a)
+/* The inode behind a descriptor of the caller, or 0. Sure only while no other thread can change the
+ * table. */
+static __always_inline struct inode *inode_behind(int64_t fd)
 {
 	struct files_struct *files = ((struct task_struct *)bpf_get_current_task_btf())->files;
 	struct file **slot, *file = 0;
-	struct inode *inode;
 
 	if (!files || fd < 0 || fd >= files->fdt->max_fds)
 		return 0;
 	slot = files->fdt->fd + fd;
 	bpf_probe_read_kernel(&file, sizeof(file), slot);
-	if (!file)
+	return file ? BPF_CORE_READ(file, f_inode) : 0;
+}
+
+/* Judged as a whole or in part. */
+static __always_inline int judge_fd(int64_t fd, struct attempt *a)
+{
+	struct inode *inode = inode_behind(fd);
+
+	if (!inode)
 		return 0;
-	inode = BPF_CORE_READ(file, f_inode);
 	a->file.device = BPF_CORE_READ(inode, i_sb, s_dev);
 	a->file.inode = BPF_CORE_READ(inode, i_ino);
 	a->generation = BPF_CORE_READ(inode, i_generation);

@@ -9,6 +9,7 @@
 #include "maps.h"
 #include "sealsvc/verdict.h"
 
+#define EBADF 9
 #define EFAULT 14
 #define EBUSY 16
 #define ETXTBSY 26

@@ -18,8 +18,21 @@ struct super_block {
 	dev_t s_dev;
 };
 
+struct rb_root {
+	void *rb_node;
+};
+
+struct rb_root_cached {
+	struct rb_root rb_root;
+};
+
+struct address_space {
+	struct rb_root_cached i_mmap; /* the areas that map it */
+};
+
 struct inode {
 	unsigned short i_mode;
+	struct address_space *i_mapping;
 	struct super_block *i_sb;
 	unsigned long i_ino;
 	dev_t i_rdev;

@@ -89,3 +89,10 @@ uint64_t seal_bpf_caught(const struct seal_bpf *bpf)
 	(void)bpf;
 	return 0;
 }
+
+int seal_bpf_is_mapped(struct seal_bpf *bpf, int fd)
+{
+	(void)bpf;
+	(void)fd;
+	return -ENOTSUP;
+}

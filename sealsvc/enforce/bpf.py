@@ -442,6 +442,10 @@ class BpfEnforcer:
     def replay(self) -> None:
         """Nothing waits here."""
 
+    def is_unmapped(self, fd: int) -> bool:
+        """True: nobody maps the file. False: somebody does, or it cannot be told here."""
+        return self._bpf is not None and lib.seal_bpf_is_mapped(self._bpf, fd) == 0
+
     # Reports
 
     def drain(self) -> None:

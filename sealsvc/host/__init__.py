@@ -131,8 +131,9 @@ class Host(Protocol):
         ...
 
     def is_free(self, question: ReleaseQuestion) -> bool:
-        """Does nobody but the service have the file open or mapped? The cheapest proof there is
-        that nothing is left of a holder, and the only call here that never blocks."""
+        """Is it known, without a look at processes, that nobody but the service maps the file? The
+        cheapest proof there is that nothing is left of a holder, and the only call here that never
+        blocks."""
         ...
 
     def remnants(self, question: ReleaseQuestion) -> list[Remnant]:

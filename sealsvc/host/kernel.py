@@ -6,7 +6,7 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -34,6 +34,10 @@ FALLOC_FL_UNSHARE_RANGE = 0x40
 
 class KernelHost:
     simulated = False
+
+    def __init__(self, unmapped: Sequence[Callable[[int], bool]] = ()) -> None:
+        """`unmapped`: each may know of a descriptor that nobody maps its file."""
+        self._unmapped = unmapped
 
     def open_path(self, path: str, roots: Sequence[str], *, writable: bool) -> Target:
         root = _root_of(path, roots)
@@ -170,7 +174,11 @@ class KernelHost:
         return anchor < 0 or native.token_held(anchor, token)
 
     def is_free(self, question: ReleaseQuestion) -> bool:
-        return question.anchor >= 0 and native.lease_probe(question.anchor, fcntl.F_WRLCK)
+        anchor = question.anchor
+        return anchor >= 0 and (
+            any(is_unmapped(anchor) for is_unmapped in self._unmapped)
+            or native.lease_probe(anchor, fcntl.F_WRLCK)
+        )
 
     def remnants(self, question: ReleaseQuestion) -> list[Remnant]:
         q = question
