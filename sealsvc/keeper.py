@@ -184,6 +184,11 @@ class Keeper:
         names = ("events", "own", "passed", "held", "refused", "failed_answers")
         return {name: int(getattr(reply.counters, name)) for name in names}
 
+    def prover(self, fd: int) -> None:
+        """The BPF program that knows who maps a file: the gate runs it as well."""
+        with suppress(KeeperError):  # it has no gate, or is older than this
+            self._call(lib.KEEPER_PROVER, fd=fd)
+
     def absolve(self, waiter: int, guard: int) -> None:
         """It is proven that nothing is left of what a registration's seals kept of the range that
         a held operation would change."""

@@ -46,6 +46,7 @@ static void destroy(struct seal_gate *gate)
 		free(waiter);
 	}
 	close_if_open(gate->placeholder);
+	close_if_open(gate->prover);
 	close_if_open(gate->epoll);
 	close_if_open(gate->wake);
 	close_if_open(gate->later);
@@ -92,7 +93,8 @@ int seal_gate_open(struct seal_gate **out, const struct seal_gate_outlet *outlet
 	pthread_mutex_init(&gate->calls_lock, NULL);
 	seal_syscall_reader_init(&gate->reader_calls);
 	seal_syscall_reader_init(&gate->other_calls);
-	gate->placeholder = gate->group = gate->arming = gate->epoll = gate->wake = -1;
+	gate->prover = gate->placeholder = gate->group = gate->arming = gate->epoll = gate->wake =
+		-1;
 	gate->later = -1;
 	gate->group = fanotify_init(flags, O_RDONLY | O_LARGEFILE | O_CLOEXEC);
 	if (gate->group >= 0)
@@ -366,6 +368,20 @@ void seal_gate_on_watch(struct seal_gate *gate, seal_gate_watch_judge *judge, vo
 	gate->judge = judge;
 	gate->judge_context = context;
 	pthread_mutex_unlock(&gate->lock);
+}
+
+int seal_gate_prover(struct seal_gate *gate, int prover)
+{
+	int old, fresh = prover < 0 ? -1 : fcntl(prover, F_DUPFD_CLOEXEC, 0);
+
+	if (prover >= 0 && fresh < 0)
+		return -errno;
+	pthread_mutex_lock(&gate->lock);
+	old = gate->prover;
+	gate->prover = fresh;
+	pthread_mutex_unlock(&gate->lock);
+	close_if_open(old);
+	return 0;
 }
 
 pthread_mutex_t *seal_gate_lock(struct seal_gate *gate)

@@ -65,6 +65,7 @@ struct seal_gate {
 	struct seal_gate_outlet outlet;
 	seal_gate_watch_judge *judge;
 	void *judge_context;
+	int prover; /* -1: none */
 
 	/* Never held across a call that can touch a watched file. */
 	pthread_mutex_t lock;

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "internal.h"
+#include "sealsvc/mappings.h"
 #include "sealsvc/procfs.h"
 
 #define GREETS_LATER_NS 10000000
@@ -86,6 +87,11 @@ static void ask_watch(const struct seal_gate *gate, const struct file *file,
 	if (gate->judge)
 		policy = gate->judge(gate->judge_context, guard->watch, operation, &file->traits,
 				     own, is_absolved(waiter, guard->id), &error, &unproven);
+	if (unproven && gate->prover >= 0 && !seal_is_mapped(gate->prover, file->path_fd)) {
+		unproven = 0;
+		policy = gate->judge(gate->judge_context, guard->watch, operation, &file->traits,
+				     own, 1, &error, &unproven);
+	}
 	/* The proof is asked for last: what waits for a seal can change until then. */
 	if (unproven && verdict->policy < 0)
 		verdict->unproven = unproven;

@@ -62,6 +62,8 @@ static int64_t ask_gate(struct keeper *keeper, const struct keeper_request *requ
 		return 0;
 	case KEEPER_ABSOLVE:
 		return seal_gate_absolve(gate, request->id, request->guard.id);
+	case KEEPER_PROVER:
+		return seal_gate_prover(gate, fd);
 	case KEEPER_COUNT:
 		seal_gate_count(gate, &reply->counters);
 		return 0;

@@ -90,9 +90,8 @@ uint64_t seal_bpf_caught(const struct seal_bpf *bpf)
 	return 0;
 }
 
-int seal_bpf_is_mapped(struct seal_bpf *bpf, int fd)
+int seal_bpf_prover(const struct seal_bpf *bpf)
 {
 	(void)bpf;
-	(void)fd;
 	return -ENOTSUP;
 }

@@ -204,6 +204,7 @@ class BpfEnforcer:
         self.keeper = keeper
         self.directory, self.without, self.drain_timeout = directory, without, drain_timeout
         self._bpf: Any = None
+        self._prover = -1  # descriptor of the program that knows who maps a file
         self._missing: dict[str, str] = {}
         self._caught_before = 0  # the count outlives a service; those of programs do not
         self._exclusive: dict[tuple[int, int], set[int]] = {}  # tokens, by device and inode
@@ -237,6 +238,9 @@ class BpfEnforcer:
             self.stop()
             return reason
         self._caught_before = int(lib.seal_bpf_caught(self._bpf))
+        self._prover = lib.seal_bpf_prover(self._bpf)
+        if self._prover >= 0:
+            self.keeper.prover(self._prover)
         lib.seal_bpf_exempt(self._bpf, os.getpid(), _start_time())
         return ""
 
@@ -322,7 +326,7 @@ class BpfEnforcer:
         if self._bpf is None:
             return
         empty = not self._tokens()
-        bpf, self._bpf = self._bpf, None
+        bpf, self._bpf, self._prover = self._bpf, None, -1
         lib.seal_bpf_close(bpf)
         if empty:
             self.unpin()
@@ -444,7 +448,7 @@ class BpfEnforcer:
 
     def is_unmapped(self, fd: int) -> bool:
         """True: nobody maps the file. False: somebody does, or it cannot be told here."""
-        return self._bpf is not None and lib.seal_bpf_is_mapped(self._bpf, fd) == 0
+        return self._prover >= 0 and lib.seal_is_mapped(self._prover, fd) == 0
 
     # Reports
 

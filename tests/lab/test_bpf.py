@@ -54,6 +54,9 @@ class NoKeeper:
     def keep(self, name: str, fd: int) -> None:
         pass
 
+    def prover(self, fd: int) -> None:
+        pass
+
     def drop(self, name: str) -> None:
         pass
 

@@ -65,9 +65,9 @@ int seal_bpf_fd(const struct seal_bpf *bpf);
 size_t seal_bpf_events(struct seal_bpf *bpf, struct seal_bpf_event *out, size_t max);
 uint64_t seal_bpf_lost_events(const struct seal_bpf *bpf);
 
-/* 1 when somebody maps the file of this descriptor, 0 when nobody does; -ENOTSUP where the kernel does
- * not take the program that looks. */
-int seal_bpf_is_mapped(struct seal_bpf *bpf, int fd);
+/* A descriptor for seal_is_mapped, which stays ours; -ENOTSUP where the kernel does not take the
+ * program. */
+int seal_bpf_prover(const struct seal_bpf *bpf);
 
 /* How often, since these maps were made, an operation was judged though its program was skipped. */
 uint64_t seal_bpf_caught(const struct seal_bpf *bpf);

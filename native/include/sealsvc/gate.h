@@ -88,6 +88,9 @@ typedef int seal_gate_watch_judge(void *context, uint64_t watch,
 				  const struct seal_traits *traits, int by_holder, int absolved,
 				  int *error, uint64_t *unproven);
 void seal_gate_on_watch(struct seal_gate *gate, seal_gate_watch_judge *judge, void *context);
+/* With this descriptor (seal_is_mapped; -1: none) the gate finds the proof itself, where nobody maps the
+ * file. 0 or -errno. */
+int seal_gate_prover(struct seal_gate *gate, int prover);
 /* It is proven that nothing is left of what guard `id` kept of the part that a held operation would
  * change. 0, -ENOENT (it is gone) or -ENOSPC (it has met too many registrations, and is denied). */
 int seal_gate_absolve(struct seal_gate *gate, uint64_t waiter, uint64_t id);

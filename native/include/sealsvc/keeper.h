@@ -41,6 +41,7 @@ enum keeper_op {
 	KEEPER_LEAVE,	/* 1: nothing is sealed or kept but `name`, the keeper ends; 0: it stays */
 	KEEPER_RELEASE, /* let everything go and end; -EBUSY while another owns it */
 	KEEPER_RING,	/* ring: see below */
+	KEEPER_PROVER,	/* fd: seal_gate_prover */
 };
 
 /* What is asked of the rings (sealsvc/rings.h), by the names of the functions. */

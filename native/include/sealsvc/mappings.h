@@ -21,6 +21,11 @@ struct seal_mapping {
 int64_t seal_mappings(int pid, uint64_t device, uint64_t inode, uint64_t start, uint64_t length,
 		      struct seal_mapping *out, size_t max);
 
+/* 1 when somebody maps the file of descriptor fd (O_PATH will do), 0 when nobody does, -errno when that
+ * cannot be told. `prover` is the BPF program `mapped` of native/bpf; it looks at the file itself, and
+ * misses nobody. */
+int seal_is_mapped(int prover, int fd);
+
 struct seal_opener {
 	int32_t pid;
 	int32_t fd;	/* -1: mapped, with no descriptor of it left */
