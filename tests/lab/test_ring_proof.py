@@ -1,4 +1,4 @@
-"""Rings with bpf: the keeper proves by itself that nothing is left of a seal that was given back."""
+"""Rings with bpf: the keeper proves by itself that nothing is left of what was given back."""
 
 from __future__ import annotations
 
