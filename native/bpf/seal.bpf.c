@@ -16,11 +16,12 @@ SEC("lsm/file_permission")
 int BPF_PROG(file_permission, struct file *file, int mask, int earlier)
 {
 	struct seal_bpf_control *c = control();
-	int64_t error;
+	int64_t error = 0;
 
 	if (earlier || !c)
 		return earlier;
-	error = judge_skipped(file, mask);
+	if (may_be_sealed(c, file))
+		error = judge_skipped(file, mask);
 	if (!error && c->notes | c->blind_until)
 		error = read_note(file, mask, c);
 	return refusal(error);

@@ -7,7 +7,9 @@
  * list the operation as under way.
  *
  * Kernel threads (nfsd) are in no system call, asynchronous atomic writes are not to be told from others,
- * and copies ask more than once before v6.8: for these a skip remains a gap, and is counted. */
+ * and copies ask more than once before v6.8: for these a skip remains a gap. One that is
+ * under way when its file is sealed first is not listed, if skipped: a grant waits for the inode's lock,
+ * which it has taken by then. */
 #ifndef SEAL_SKIPPED_H
 #define SEAL_SKIPPED_H
 
@@ -43,9 +45,11 @@ static __always_inline uint32_t traced_by_ioctl(unsigned long command, int mask)
 static __always_inline uint32_t traced_by_worker(struct task_struct *task)
 {
 	struct io_worker *worker = task->worker_private;
-	struct io_wq_work *work = worker ? BPF_CORE_READ(worker, cur_work) : 0;
+	struct io_wq_work *work = 0;
 	struct io_kiocb *request;
 
+	if (bpf_core_type_exists(struct io_worker) && worker)
+		work = BPF_CORE_READ(worker, cur_work);
 	if (!work)
 		return 0;
 	request = (void *)work - bpf_core_field_offset(struct io_kiocb, work);
@@ -72,10 +76,9 @@ static __always_inline uint32_t traced_by_call32(const struct pt_regs *regs, int
 
 #define NR_FALLOCATE 285
 
-/* These ask to read their source, then to write: who was skipped is seen both times. */
-#define PAIRS (SEAL_BPF_TRACED_COPY | SEAL_BPF_TRACED_CLONE)
-
-#define BY_FILE (PAIRS | SEAL_BPF_TRACED_FALLOCATE | SEAL_BPF_TRACED_DEDUPE)
+#define BY_FILE                                                                                    \
+	(SEAL_BPF_TRACED_FALLOCATE | SEAL_BPF_TRACED_COPY | SEAL_BPF_TRACED_CLONE |                \
+	 SEAL_BPF_TRACED_DEDUPE)
 
 /* By far the most calls: read, write, pread64, pwrite64, readv and writev. A 32-bit caller's calls of
  * these numbers ask for nothing. */
@@ -155,14 +158,12 @@ static __always_inline void list(struct file *file, const struct seal_bpf_file *
 		enter_loose(file, LOOSE_WRITE, 0);
 }
 
-static __always_inline void count(struct seal_bpf_control *c, uint32_t skipped, int mask)
+/* Most files are not, and only for the others it is worth a look at the system call. */
+static __always_inline int may_be_sealed(const struct seal_bpf_control *c, struct file *file)
 {
-	uint32_t seen_before = mask & MAY_WRITE ? PAIRS : 0;
+	unsigned long bit = file->f_inode->i_ino & (SEAL_BPF_BITS - 1);
 
-	if (c)
-		__sync_fetch_and_add(&c->caught, !!(skipped & BY_FILE & ~seen_before) +
-							 !!(skipped & SEAL_BPF_TRACED_REMAP) +
-							 !!(skipped & SEAL_BPF_TRACED_WRITEV));
+	return c->sealed[bit / 64] >> bit % 64 & 1;
 }
 
 /* 0 or the errno. */
@@ -179,7 +180,6 @@ static __always_inline int judge_skipped(struct file *file, int mask)
 	skipped = traced & ~traces(&a.file, traced, mask);
 	if (!skipped)
 		return 0;
-	count(control(), skipped, mask);
 	list(file, &a.file, skipped);
 	if (skipped != traced) /* a clone is judged as such and as a remapping */
 		return 0;

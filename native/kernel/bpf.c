@@ -45,7 +45,25 @@ static uint32_t any_exclusive(const struct seal_bpf_entry *entry)
 	return 0;
 }
 
-/* The counters are raised before and lowered after: the programs look at them first. */
+static void set_bit(struct seal_bpf *bpf, const struct seal_bpf_file *file)
+{
+	uint64_t bit = file->inode % SEAL_BPF_BITS;
+
+	if (!bpf->sealed[bit]++)
+		__atomic_fetch_or(&bpf->control->sealed[bit / 64], UINT64_C(1) << bit % 64,
+				  __ATOMIC_SEQ_CST);
+}
+
+static void clear_bit(struct seal_bpf *bpf, const struct seal_bpf_file *file)
+{
+	uint64_t bit = file->inode % SEAL_BPF_BITS;
+
+	if (!--bpf->sealed[bit])
+		__atomic_fetch_and(&bpf->control->sealed[bit / 64], ~(UINT64_C(1) << bit % 64),
+				   __ATOMIC_SEQ_CST);
+}
+
+/* Counters and bits are raised before and lowered after: the programs look at them first. */
 static int replace(struct seal_bpf *bpf, const struct seal_bpf_file *file,
 		   struct seal_bpf_entry *entry, int is_new)
 {
@@ -54,8 +72,10 @@ static int replace(struct seal_bpf *bpf, const struct seal_bpf_file *file,
 
 	entry->version = next_version(bpf);
 	entry->exclusive = is;
-	if (is_new)
+	if (is_new) {
+		set_bit(bpf, file);
 		__atomic_fetch_add(&bpf->control->entries, 1, __ATOMIC_SEQ_CST);
+	}
 	if (is && !was)
 		__atomic_fetch_add(&bpf->control->exclusive, 1, __ATOMIC_SEQ_CST);
 	if (entry->count)
@@ -64,8 +84,10 @@ static int replace(struct seal_bpf *bpf, const struct seal_bpf_file *file,
 		result = bpf_map_delete_elem(bpf->files, file);
 	if ((result && is && !was) || (!result && was && !is))
 		__atomic_fetch_sub(&bpf->control->exclusive, 1, __ATOMIC_SEQ_CST);
-	if ((result && is_new) || (!result && !entry->count))
+	if ((result && is_new) || (!result && !entry->count)) {
 		__atomic_fetch_sub(&bpf->control->entries, 1, __ATOMIC_SEQ_CST);
+		clear_bit(bpf, file);
+	}
 	return result;
 }
 
@@ -173,14 +195,35 @@ int64_t seal_bpf_list(struct seal_bpf *bpf, struct seal_bpf_seal *out, size_t ma
 	return listing.count;
 }
 
+struct census {
+	struct seal_bpf *bpf;
+	uint32_t entries, exclusive;
+};
+
 static void count_entry(void *context, const struct seal_bpf_file *file,
 			const struct seal_bpf_entry *entry)
 {
-	uint32_t *counts = context;
+	struct census *census = context;
 
-	(void)file;
-	counts[0]++;
-	counts[1] += entry->exclusive;
+	census->entries++;
+	census->exclusive += entry->exclusive;
+	census->bpf->sealed[file->inode % SEAL_BPF_BITS]++;
+}
+
+static void take_census(struct seal_bpf *bpf)
+{
+	struct census census = {.bpf = bpf};
+	uint64_t bits[SEAL_BPF_BITS / 64] = {0};
+
+	each_entry(bpf, count_entry, &census);
+	/* One that died between a counter and its entry left the counter too high, never too low. */
+	__atomic_store_n(&bpf->control->entries, census.entries, __ATOMIC_SEQ_CST);
+	__atomic_store_n(&bpf->control->exclusive, census.exclusive, __ATOMIC_SEQ_CST);
+	for (uint32_t bit = 0; bit < SEAL_BPF_BITS; bit++)
+		if (bpf->sealed[bit])
+			bits[bit / 64] |= UINT64_C(1) << bit % 64;
+	for (uint32_t i = 0; i < SEAL_BPF_BITS / 64; i++)
+		__atomic_store_n(&bpf->control->sealed[i], bits[i], __ATOMIC_SEQ_CST);
 }
 
 /* Events */
@@ -214,11 +257,6 @@ int seal_bpf_fd(const struct seal_bpf *bpf)
 uint64_t seal_bpf_lost_events(const struct seal_bpf *bpf)
 {
 	return __atomic_load_n(&bpf->control->lost_events, __ATOMIC_RELAXED);
-}
-
-uint64_t seal_bpf_caught(const struct seal_bpf *bpf)
-{
-	return __atomic_load_n(&bpf->control->caught, __ATOMIC_RELAXED);
 }
 
 int seal_bpf_prover(const struct seal_bpf *bpf)
@@ -269,7 +307,6 @@ static int map_fd(struct seal_bpf *bpf, const char *name)
 
 static int take_maps_over(struct seal_bpf *bpf)
 {
-	uint32_t counts[2] = {0, 0};
 	void *control;
 
 	control = mmap(NULL, sizeof(*bpf->control), PROT_READ | PROT_WRITE, MAP_SHARED,
@@ -282,10 +319,7 @@ static int take_maps_over(struct seal_bpf *bpf)
 	bpf->ring = ring_buffer__new(map_fd(bpf, "seal_events"), take_event, bpf, NULL);
 	if (!bpf->ring)
 		return -errno;
-	each_entry(bpf, count_entry, counts);
-	/* One that died between a counter and its entry left the counter too high, never too low. */
-	__atomic_store_n(&bpf->control->entries, counts[0], __ATOMIC_SEQ_CST);
-	__atomic_store_n(&bpf->control->exclusive, counts[1], __ATOMIC_SEQ_CST);
+	take_census(bpf);
 	bpf->untracked = bpf->control->untracked;
 	bpf->control->layout = SEAL_BPF_LAYOUT;
 	return 0;

@@ -84,12 +84,6 @@ uint64_t seal_bpf_lost_events(const struct seal_bpf *bpf)
 	return 0;
 }
 
-uint64_t seal_bpf_caught(const struct seal_bpf *bpf)
-{
-	(void)bpf;
-	return 0;
-}
-
 int seal_bpf_prover(const struct seal_bpf *bpf)
 {
 	(void)bpf;

@@ -16,6 +16,7 @@ struct seal_bpf {
 	struct ring_buffer *ring;
 	struct seal_bpf_control *control; /* mapped: the programs count in it as well */
 	int files, underway;		  /* maps, owned by object */
+	uint32_t sealed[SEAL_BPF_BITS];	  /* files behind each bit of control->sealed */
 	uint64_t traceable;		  /* enum seal_bpf_traced, as this kernel has it */
 	pthread_mutex_t lock;		  /* changes of entries */
 	uint64_t version;		  /* the last one given */

@@ -30,7 +30,7 @@ static const struct bpf_program_need bpf_program_needs[] = {
 	{"clone_end", "vfs_clone_file_range", 0, 0, 0},
 	{"clone", "vfs_clone_file_range", 0, 0, SEAL_BPF_TRACED_CLONE},
 	{"clone_inner_end", "do_clone_file_range", 0, "do_clone_file_range", 0},
-	{"clone_inner", "do_clone_file_range", 0, "do_clone_file_range", 0},
+	{"clone_inner", "do_clone_file_range", 0, "do_clone_file_range", SEAL_BPF_TRACED_CLONE},
 	{"dedupe_end", "vfs_dedupe_file_range_one", 0, 0, 0},
 	{"dedupe", "vfs_dedupe_file_range_one", 0, 0, SEAL_BPF_TRACED_DEDUPE},
 	/* Not to be traced before v6.9; since v6.10 XFS exchanges extents through it. */

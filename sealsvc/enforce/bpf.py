@@ -45,10 +45,11 @@ _ALWAYS = frozenset({"file_permission", "setattr"})
 
 @dataclass(frozen=True, slots=True)
 class _Program:
-    """`misses`: how often the kernel skipped it."""
+    """`misses`: how often the kernel skipped it; `spared`: something makes up for that."""
 
     name: str
     state: int
+    spared: bool
     misses: int
     why: str
 
@@ -206,7 +207,6 @@ class BpfEnforcer:
         self._bpf: Any = None
         self._prover = -1  # descriptor of the program that knows who maps a file
         self._missing: dict[str, str] = {}
-        self._caught_before = 0  # the count outlives a service; those of programs do not
         self._exclusive: dict[tuple[int, int], set[int]] = {}  # tokens, by device and inode
         self._deliver: Callable[[Report], None] = _nobody
         self._events = ffi.new("struct seal_bpf_event[]", _BATCH)
@@ -237,7 +237,6 @@ class BpfEnforcer:
             reason = f"without {', '.join(sorted(missing))} there is nothing to refuse with"
             self.stop()
             return reason
-        self._caught_before = int(lib.seal_bpf_caught(self._bpf))
         self._prover = lib.seal_bpf_prover(self._bpf)
         if self._prover >= 0:
             self.keeper.prover(self._prover)
@@ -259,7 +258,7 @@ class BpfEnforcer:
         out = ffi.new("struct seal_bpf_program[]", _MAX_PROGRAMS)
         count = lib.seal_bpf_programs(self._bpf, out, _MAX_PROGRAMS)
         return [
-            _Program(_text(p.name), int(p.state), int(p.misses), _text(p.why))
+            _Program(_text(p.name), int(p.state), bool(p.spared), int(p.misses), _text(p.why))
             for p in (out[i] for i in range(count))
         ]
 
@@ -269,19 +268,14 @@ class BpfEnforcer:
         return dict(self._missing)
 
     def skips(self) -> int:
-        """How often the kernel skipped a program that judges operations, because another task was
-        in it on that CPU."""
-        if self._bpf is None:
-            return 0
-        return sum(p.misses for p in self._programs() if not p.name.endswith("_end"))
+        """How often the kernel skipped a program because another task was in it on that CPU."""
+        return sum(p.misses for p in self._programs()) if self._bpf is not None else 0
 
     def lapses(self) -> int:
-        """Of those, the ones that lsm/file_permission did not make up for."""
-        skips = self.skips()
-        return max(0, skips - self._caught()) if self._bpf is not None else 0
-
-    def _caught(self) -> int:
-        return int(lib.seal_bpf_caught(self._bpf)) - self._caught_before
+        """Those of skips() that nothing makes up for."""
+        if self._bpf is None:
+            return 0
+        return sum(p.misses for p in self._programs() if not p.spared)
 
     def unable(self, filesystem: Filesystem, request: Grant) -> str:
         if filesystem.unsupported:

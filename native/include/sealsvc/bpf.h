@@ -30,6 +30,7 @@ enum seal_bpf_state {
 struct seal_bpf_program {
 	const char *name;
 	int32_t state;	 /* enum seal_bpf_state */
+	int32_t spared;	 /* where it is skipped, others make up for it */
 	uint64_t misses; /* how often the kernel skipped it */
 	char why[160];
 };
@@ -68,8 +69,5 @@ uint64_t seal_bpf_lost_events(const struct seal_bpf *bpf);
 /* A descriptor for seal_is_mapped, which stays ours; -ENOTSUP where the kernel does not take the
  * program. */
 int seal_bpf_prover(const struct seal_bpf *bpf);
-
-/* How often, since these maps were made, an operation was judged though its program was skipped. */
-uint64_t seal_bpf_caught(const struct seal_bpf *bpf);
 
 #endif

@@ -8,6 +8,7 @@
 #define SEAL_BPF_LAYOUT 3
 #define SEAL_BPF_RANGES 64 /* per file */
 #define SEAL_BPF_TOKENS 8  /* named in one event */
+#define SEAL_BPF_BITS 4096 /* a power of two */
 
 /* Devices are dev_t of the kernel (major << 20 | minor), not of stat(2). */
 struct seal_bpf_file {
@@ -55,8 +56,9 @@ struct seal_bpf_control {
 	int32_t service;
 	uint64_t service_start;
 	uint64_t lost_events;
-	uint64_t untracked;   /* operations that found no room in the map of those under way */
-	uint64_t caught;      /* programs that were skipped, and made up for (skipped.h) */
+	uint64_t untracked; /* operations that found no room in the map of those under way */
+	uint64_t sealed[SEAL_BPF_BITS /
+			64];  /* a bit for each sealed inode: its number modulo BITS */
 	uint64_t blind_until; /* until then (CLOCK_MONOTONIC, ns) a note may be missing */
 };
 
@@ -112,7 +114,8 @@ struct seal_bpf_question {
 
 _Static_assert(sizeof(struct seal_bpf_range) == 32, "seal_bpf_range is in pinned maps");
 _Static_assert(sizeof(struct seal_bpf_entry) == 24 + 32 * SEAL_BPF_RANGES, "seal_bpf_entry");
-_Static_assert(sizeof(struct seal_bpf_control) == 64, "seal_bpf_control is in a pinned map");
+_Static_assert(sizeof(struct seal_bpf_control) == 56 + SEAL_BPF_BITS / 8,
+	       "seal_bpf_control is in a pinned map");
 _Static_assert(sizeof(struct seal_bpf_since) == 32, "seal_bpf_since is in a pinned map");
 _Static_assert(sizeof(struct seal_bpf_event) == 152, "seal_bpf_event is in a pinned ring");
 
