@@ -152,6 +152,13 @@ def test_a_service_that_is_away_is_an_error(
     assert named(request)["error.type"] == "503"
 
 
+def test_head_is_named_so(http: httpx.Client, kept: InMemorySpanExporter) -> None:
+    http.head("/v1/status").raise_for_status()
+    request, _ = the_two(kept)
+    assert request.name == "HEAD /v1/status"
+    assert named(request)["sealsvc.principal"] == "root"
+
+
 def test_what_is_no_route_has_no_name(http: httpx.Client, kept: InMemorySpanExporter) -> None:
     assert http.get("/v1/secret/path").status_code == 404
     until(lambda: len(requests(kept)) == 1)
@@ -224,7 +231,7 @@ def test_who_does_not_trace_has_none_of_it() -> None:
         "print(type(app.state.connection).__name__, [m.cls.__name__ for m in app.user_middleware])"
     )
     done = started(program)
-    assert done.stdout == "[]\nConnection ['Envelope']\n", done.stderr
+    assert done.stdout == "[]\nConnection ['Envelope', 'Head']\n", done.stderr
 
 
 # To a collector
