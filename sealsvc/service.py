@@ -444,6 +444,8 @@ class Service:
             )
         if request.any is not None and request.pid is None:
             raise Refusal("bad-request", "`any` needs the scope pid: whose seals")
+        if request.seqid is not None and request.seal is None:
+            raise Refusal("bad-request", "`seqid` needs the scope seal: whose seqid")
         if not self.policy.is_operator(peer):
             raise Refusal("denied", f"uid {peer.uid} may not recall seals")
         reason = request.reason or "operator"
@@ -476,7 +478,7 @@ class Service:
 
     async def _scope(self, peer: Peer, request: RecallSeals) -> list[Seal]:
         if request.seal is not None:
-            return [self._seal(peer, request.seal)]
+            return [self._seal_at(peer, request.seal, request.seqid)]
         if request.path is not None:
             file = await self.grants.workers.run(self.grants.host.identify, request.path)
             here = self.table.of_file(file)
