@@ -80,7 +80,7 @@ def _v1() -> APIRouter:
 def build_app(settings: Settings, spans: Spans | None = None) -> FastAPI:
     """Raises SettingsError when the principals file cannot be used."""
     path = settings.control_socket
-    feed = Feed(path, settings.events_queue, settings.events_bytes, settings.events_clients)
+    feed = Feed(path, settings.events_queue, settings.events_bytes, settings.max_listeners)
     backoff = Backoff(settings.shortest_backoff, settings.longest_backoff)
     # No documentation pages: they would run scripts from somebody else's server.
     app = Application(

@@ -120,7 +120,7 @@ def settings(control: Path, principals: Path) -> Settings:
         longest_backoff=0.05,
         events_queue=16,
         events_bytes=1 << 20,
-        events_clients=3,
+        max_listeners=3,
         send_timeout=0.5,
     )
 
