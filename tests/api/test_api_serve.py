@@ -22,6 +22,12 @@ from tests.api.conftest import PATIENCE, TOKEN, until
 from tests.api.fake_daemon import FakeDaemon
 
 
+@pytest.fixture(autouse=True)
+def _our_log_stays_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """main() in this process would have the log go to the stderr of one test for ever."""
+    monkeypatch.setattr("api.serve.configure", lambda *_: None)
+
+
 @dataclass
 class Program:
     """sealsvc-api as a process. Its log is a file: a pipe that nobody reads would stop it."""
