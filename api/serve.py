@@ -161,10 +161,10 @@ def _spans() -> Spans | None:
         return None
     try:
         from api import spans
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         raise SettingsError(
-            f"OTEL_* variables ask for traces, but {error.name} is not installed: install"
-            " sealsvc[trace], or unset them"
+            f"OTEL_* variables ask for traces, which take packages that are not here ({error}):"
+            " pip install 'sealsvc[trace]', or unset the variables"
         ) from None
     return spans.over_http()
 

@@ -210,14 +210,16 @@ def started(program: str, **variables: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_without_the_packages_it_says_what_to_install() -> None:
+@pytest.mark.parametrize("missing", ["opentelemetry.sdk", "opentelemetry.exporter"])
+def test_without_the_packages_it_says_what_to_install(missing: str) -> None:
     program = (
-        "import sys; sys.modules['opentelemetry.sdk'] = None\n"
+        f"import sys; sys.modules['{missing}'] = None\n"
         "from api.serve import main; sys.exit(main(['--port', '0']))"
     )
     done = started(program, OTEL_TRACES_EXPORTER="otlp")
     assert done.returncode == 2
-    assert "sealsvc[trace]" in done.stderr
+    assert missing in done.stderr
+    assert "pip install 'sealsvc[trace]', or unset the variables" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
