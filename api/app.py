@@ -32,6 +32,7 @@ from api.connection import Backoff, Connection
 from api.description import Application
 from api.envelope import Envelope
 from api.feed import Feed
+from api.methods import Head
 from api.principals import Principals
 from api.rates import Rates
 from api.sessions import Sessions
@@ -79,7 +80,7 @@ def _v1() -> APIRouter:
 def build_app(settings: Settings, spans: Spans | None = None) -> FastAPI:
     """Raises SettingsError when the principals file cannot be used."""
     path = settings.control_socket
-    feed = Feed(path, settings.events_queue, settings.events_bytes, settings.events_clients)
+    feed = Feed(path, settings.events_queue, settings.events_bytes, settings.max_listeners)
     backoff = Backoff(settings.shortest_backoff, settings.longest_backoff)
     # No documentation pages: they would run scripts from somebody else's server.
     app = Application(
@@ -107,5 +108,6 @@ def build_app(settings: Settings, spans: Spans | None = None) -> FastAPI:
     dashboard.install(app)
     if spans:
         spans.install(app)
+    app.add_middleware(Head)
     app.add_middleware(Envelope)  # around all that stands above
     return app

@@ -7,15 +7,15 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 import msgspec
-from fastapi import APIRouter, Depends, Header, Response
+from fastapi import APIRouter, Depends, Response
 
 from api import examples, inputs
 from api.access import Action
 from api.answers import answer, shown
 from api.auth import Asking
 from api.connection import PATIENT, Connection, Daemon
-from api.etags import required_seqids
-from api.operations import CHANGING, ETAG, KEY, operation, taken
+from api.operations import CHANGING, ETAG, KEY, operation
+from api.preconditions import PRECONDITION, IfMatch, seqid_wanted
 from api.schemas import (
     DowngradeBody,
     NoQuery,
@@ -26,15 +26,12 @@ from api.schemas import (
     fields,
 )
 from api.scope import GivenKey, asked_by, changeable
-from sealsvc.errors import Refusal
-from sealsvc.messages import AnyRequest, Downgrade, Mapped, Renew, Return, Show
+from sealsvc.messages import AnyRequest, Downgrade, Mapped, Renew, Return
 
 router = APIRouter(tags=["seals"], dependencies=[Depends(inputs.query(NoQuery))])
 
-PRECONDITION = taken("If-Match", "Do it only in this state (an ETag)", '"2"')
 CODES = (*CHANGING, "no-such-seal", "stale-seqid", "try-later", "io-error")
 
-IfMatch = Annotated[str | None, Header(include_in_schema=False)]
 Change = Callable[..., Awaitable[Response]]
 
 
@@ -54,23 +51,8 @@ async def _asked(
 ) -> dict[str, Any]:
     """What every change says, once it is allowed."""
     await changeable(daemon, caller, seal)
-    seqid = await _precondition(daemon, seal, required_seqids(if_match))
+    seqid = await seqid_wanted(daemon, seal, if_match)
     return {"seal": seal, "seqid": seqid, **asked_by(caller, key)}
-
-
-async def _precondition(
-    daemon: Connection, seal: str, allowed: frozenset[int] | None
-) -> int | None:
-    """The seqid for the request, which takes one and checks it itself: that has no race."""
-    if allowed is None:
-        return None
-    if len(allowed) == 1:
-        return next(iter(allowed))
-    present = (await daemon.call(Show, seal=seal)).seal.seqid
-    if present not in allowed:
-        details = {"seqid": present, "allowed": sorted(allowed)}
-        raise Refusal("stale-seqid", f"the seal's seqid is {present} now", details)
-    return present
 
 
 def _changing(kind: type[AnyRequest], given: type[msgspec.Struct]) -> Change:

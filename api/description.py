@@ -19,8 +19,8 @@ from sealsvc import messages, overview, records
 DESCRIPTION = """\
 Seals on the extent maps of files. Who asks is known by a bearer token, a client certificate, the
 user at the other end of a UNIX socket, or the dashboard's session; `x-sealsvc-action` of a route is
-what that principal's role must allow (docs/security.md). Every refusal is application/problem+json
-whose `type` and `code` are stable."""
+what that principal's role must allow (docs/security.md). HEAD is served wherever GET is, and not
+listed. Every refusal is application/problem+json whose `type` and `code` are stable."""
 
 TAGS = {
     "seals": "What is sealed, and asking for it",

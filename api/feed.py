@@ -148,7 +148,7 @@ class Feed:
         if self._refused is not None:
             raise self._refused
         if len(self._listeners) >= self._clients:
-            message = f"{self._clients} clients already follow the events"
+            message = f"{self._clients} clients follow the events already (--max-listeners)"
             raise Refusal("limit-reached", message, {"limit": self._clients}, retry_after=5.0)
         listener = Listener(caller, self._queue, self._size)
         self._listeners.add(listener)

@@ -61,7 +61,7 @@ def _names(tls: ssl.SSLObject) -> frozenset[str]:
 
 
 class Protocol(H11Protocol):
-    """At most `most` connections at a time (all listeners together): those beyond are closed at
+    """At most `most` connections at a time on all sockets of a server: those beyond are closed at
     once, before a byte of theirs is read."""
 
     most = 512

@@ -13,6 +13,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from api.methods import allowed
 from sealsvc.errors import Refusal
 from sealsvc.messages import encode
 
@@ -93,7 +94,11 @@ async def _unrouted(request: Request, error: Exception) -> Response:
     message = f"{request.method} {request.url.path}: {error.detail}; see /v1/openapi.json"
     refusal = Refusal("unknown-operation" if known else "bad-request", message)
     told = problem(refusal, request.url.path, error.status_code)
-    return _response(told, error.headers)
+    headers = dict(error.headers or {})
+    # The router names the methods of one route; others may stand at the same path.
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and (methods := allowed(request)):
+        headers["Allow"] = ", ".join(methods)
+    return _response(told, headers)
 
 
 async def _defect(request: Request, _: Exception) -> Response:

@@ -14,6 +14,7 @@ from api.answers import answer, paged
 from api.auth import Asking, demand
 from api.connection import PATIENT, PROMPT, Daemon, expect
 from api.operations import CHANGING, GUARDED, KEY, LINK, operation
+from api.preconditions import PRECONDITION, IfMatch, seqid_wanted
 from api.schemas import AuditBody, ConflictsQuery, ListQuery, NoQuery, RecallBody, fields
 from api.scope import GivenKey, asked_by, path_in_scope, seal_in_scope
 from sealsvc.errors import Refusal
@@ -39,14 +40,19 @@ def _scope(asked: dict[str, Any]) -> str:
 @router.post(
     "/recalls",
     summary="Recall every seal in one scope",
-    description="200 when `wait` is true: the recalls have ended; 202 otherwise: they have begun.",
+    description="200 when `wait` is true: the recalls have ended; 202 otherwise: they have begun."
+    " If-Match has the ETag of the seal that `seal` names; a wider scope has none.",
     dependencies=[NOTHING],
     **operation(
         Action.RECALL,
         examples.RECALLS,
         body=examples.RECALL_BODY,
-        codes=(*CHANGING, "no-such-seal", "no-such-file", "outside-roots", "try-later", "io-error"),
-        accepts=(KEY,),
+        codes=(
+            *CHANGING,
+            *("no-such-seal", "stale-seqid", "no-such-file", "outside-roots", "try-later"),
+            "io-error",
+        ),
+        accepts=(PRECONDITION, KEY),
         others={202: BEGUN},
     ),
 )
@@ -55,11 +61,16 @@ async def recall(
     caller: Asking,
     key: GivenKey,
     body: Annotated[msgspec.Struct, Depends(inputs.body(RecallBody))],
+    if_match: IfMatch = None,
 ) -> Response:
     asked = fields(body)
     scope = _scope(asked)
+    if if_match is not None and scope != "seal":
+        message = f"If-Match is the ETag of one seal: name it by `seal` instead of `{scope}`, or"
+        raise Refusal("bad-request", f"{message} leave If-Match out", {"field": "If-Match"})
     if scope == "seal":
         await seal_in_scope(daemon, caller, asked["seal"])
+        asked["seqid"] = await seqid_wanted(daemon, asked["seal"], if_match)
     elif scope == "path":
         path_in_scope(caller, asked["path"])
     else:

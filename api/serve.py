@@ -44,6 +44,12 @@ DRAIN = 5  # seconds that requests in flight are given at shutdown
 HEADERS = 16 * 1024  # bytes of a request's line and header fields
 
 
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="sealsvc-api",
@@ -59,7 +65,18 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--tls-cert", type=Path, help="certificate chain (PEM)")
     made.add_argument("--tls-key", type=Path, help="its key (PEM)")
     made.add_argument("--client-ca", type=Path, help="who signs clients' certificates (PEM)")
-    made.add_argument("--max-connections", type=int, default=512, help="(%(default)s)")
+    made.add_argument(
+        "--max-connections",
+        type=_count,
+        default=512,
+        help="connections at a time, on the network and on UNIX sockets each (%(default)s)",
+    )
+    made.add_argument(
+        "--max-listeners",
+        type=_count,
+        default=256,
+        help="clients that follow the events at a time; each takes a connection (%(default)s)",
+    )
     made.add_argument(
         "--allow-remote",
         action="store_true",
@@ -144,10 +161,10 @@ def _spans() -> Spans | None:
         return None
     try:
         from api import spans
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         raise SettingsError(
-            f"OTEL_* variables ask for traces, but {error.name} is not installed: install"
-            " sealsvc[trace], or unset them"
+            f"OTEL_* variables ask for traces, which take packages that are not here ({error}):"
+            " pip install 'sealsvc[trace]', or unset the variables"
         ) from None
     return spans.over_http()
 

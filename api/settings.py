@@ -18,7 +18,7 @@ class SettingsError(Exception):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Times are seconds. `events_queue` is how many events, and `events_bytes` how much of them,
-    one listener may lag behind before it is dropped; `events_clients` how many may listen at once,
+    one listener may lag behind before it is dropped; `max_listeners` how many may listen at once,
     `stream_life` after which it must come again, and show itself again. `unix` is the path of a
     listener on which the kernel vouches for who asks. With `tls_cert` and `tls_key` the network
     listener speaks TLS, with `client_ca` clients may show certificates."""
@@ -34,9 +34,9 @@ class Settings:
     client_ca: Path | None = None
     allow_remote: bool = False
     max_connections: int = 512
+    max_listeners: int = 256
     events_queue: int = 2048
     events_bytes: int = 1 << 20
-    events_clients: int = 256
     stream_life: float = 3600.0
     heartbeat: float = 15.0
     send_timeout: float = 10.0

@@ -165,8 +165,10 @@ def api_page() -> str:
             "ENVIRONMENT",
             ".TP\n.B OTEL_EXPORTER_OTLP_ENDPOINT\n"
             + _text(
-                "Traces are sent to this collector, by OTLP over HTTP, where sealsvc[trace] is\n"
-                "installed; the other variables of OpenTelemetry are heeded, too."
+                "Traces are sent to this collector, by OTLP over HTTP; the other variables of\n"
+                "OpenTelemetry are heeded, too. It takes the extra sealsvc[trace], which the\n"
+                "Debian package has, and a network, which the unit has not: docs/deploy.md has\n"
+                "the drop-in."
             ),
         ),
         _section("EXAMPLES", _example("sealsvc-api --new-token")),

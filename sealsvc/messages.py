@@ -234,6 +234,7 @@ class RecallSeals(Keyed, frozen=True, tag="recall"):
     oldest first. Answer: RecallReport."""
 
     seal: SealId | None = None
+    seqid: int | None = None
     path: Name | None = None
     range: ByteRange | None = None
     filesystem: Name | None = None

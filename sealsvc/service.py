@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from importlib.metadata import version
 from typing import Any, TypeVar
 
@@ -22,7 +22,6 @@ from sealsvc.filesystem import Filesystem
 from sealsvc.grants import Asker, Grants, close_all
 from sealsvc.history import Historian
 from sealsvc.holders import Holders
-from sealsvc.host import pmem
 from sealsvc.limits import RateLimit
 from sealsvc.measures import MeasuresTaken
 from sealsvc.messages import (
@@ -444,6 +443,8 @@ class Service:
             )
         if request.any is not None and request.pid is None:
             raise Refusal("bad-request", "`any` needs the scope pid: whose seals")
+        if request.seqid is not None and request.seal is None:
+            raise Refusal("bad-request", "`seqid` needs the scope seal: whose seqid")
         if not self.policy.is_operator(peer):
             raise Refusal("denied", f"uid {peer.uid} may not recall seals")
         reason = request.reason or "operator"
@@ -476,7 +477,7 @@ class Service:
 
     async def _scope(self, peer: Peer, request: RecallSeals) -> list[Seal]:
         if request.seal is not None:
-            return [self._seal(peer, request.seal)]
+            return [self._seal_at(peer, request.seal, request.seqid)]
         if request.path is not None:
             file = await self.grants.workers.run(self.grants.host.identify, request.path)
             here = self.table.of_file(file)
@@ -497,11 +498,13 @@ class Service:
     # The service itself
 
     async def _filesystems(self) -> FilesystemList:
-        run = self.grants.workers.run
-        found = await run(self.grants.host.filesystems, self.policy.roots)
-        regions = await run(lambda: [pmem.region_of(f.device) for f in found])
-        told = map(self._filesystem, found, regions)
-        return FilesystemList(filesystems=list(told))
+        host = self.grants.host
+
+        def look(roots: Sequence[str]) -> list[tuple[Filesystem, tuple[int, int] | None]]:
+            return [(found, host.region_of(found.device)) for found in host.filesystems(roots)]
+
+        found = await self.grants.workers.run(look, self.policy.roots)
+        return FilesystemList(filesystems=[self._filesystem(*each) for each in found])
 
     def _filesystem(self, filesystem: Filesystem, region: tuple[int, int] | None) -> FilesystemInfo:
         able = [] if filesystem.unsupported else self.enforcers.available

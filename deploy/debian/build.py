@@ -1,7 +1,8 @@
 """Makes build/sealsvc_VERSION_ARCH.deb from this tree and its .venv: `./dev deb`.
 
 The package carries its own Python packages, in the versions that were tested here: those of
-bookworm are too old. They lie in a private virtual environment at /usr/lib/sealsvc.
+bookworm are too old. They lie in a private virtual environment at /usr/lib/sealsvc, where nobody is
+to install anything: so the packages that traces take are among them.
 """
 
 from __future__ import annotations
@@ -26,18 +27,22 @@ ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
 HOME = Path("usr/lib/sealsvc")
+EXTRAS = {"trace"}
 PROGRAMS = ("sealsvc", "sealctl", "sealsvc-api")
 DOC = Path("usr/share/doc/sealsvc")
 
 
-def needed(name: str, found: dict[str, metadata.Distribution]) -> dict[str, metadata.Distribution]:
-    """The distribution and all that it requires, as installed here."""
+def needed(
+    name: str, extras: set[str], found: dict[str, metadata.Distribution]
+) -> dict[str, metadata.Distribution]:
+    """The distribution and all that it requires with these extras, as installed here."""
     distribution = metadata.distribution(name)
     if distribution.name not in found:
         found[distribution.name] = distribution
         for requirement in map(Requirement, distribution.requires or ()):
-            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-                needed(requirement.name, found)
+            marker = requirement.marker
+            if marker is None or any(marker.evaluate({"extra": e}) for e in {"", *extras}):
+                needed(requirement.name, requirement.extras, found)
     return found
 
 
@@ -254,7 +259,7 @@ def main() -> None:
         ["git", "-C", ROOT, "log", "-1", "--format=%ct"], capture_output=True, text=True
     ).stdout.strip()
     os.environ.setdefault("SOURCE_DATE_EPOCH", when or "0")
-    found = needed("sealsvc", {})
+    found = needed("sealsvc", EXTRAS, {})
     version = found["sealsvc"].version
     with tempfile.TemporaryDirectory(dir=ROOT / "build", prefix="deb-") as directory:
         stage = Path(directory) / "sealsvc"

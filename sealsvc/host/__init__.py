@@ -97,6 +97,11 @@ class Host(Protocol):
 
     def filesystems(self, roots: Sequence[str]) -> list[Filesystem]: ...
 
+    def region_of(self, device: int) -> tuple[int, int] | None:
+        """The physical address and the length of a file system's device; None where it is not
+        persistent memory, or not in one piece."""
+        ...
+
     def refuse_if_unkeepable(self, target: Target) -> None: ...
 
     def prepare(

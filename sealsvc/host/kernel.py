@@ -24,6 +24,7 @@ from sealsvc.host import (
     Remnant,
     Target,
     mapped,
+    pmem,
 )
 from sealsvc.host.prepare import prepare
 from sealsvc.model import ByteRange, FileId, Preparation
@@ -92,6 +93,9 @@ class KernelHost:
             if os.path.isdir(root):
                 self._add(found, root)
         return list(found.values())
+
+    def region_of(self, device: int) -> tuple[int, int] | None:
+        return pmem.region_of(device)
 
     def refuse_if_unkeepable(self, target: Target) -> None:
         if reason := target.filesystem.unsupported:

@@ -94,6 +94,9 @@ class SimHost:
     def filesystems(self, roots: Sequence[str]) -> list[Filesystem]:
         return [FILESYSTEM] if roots else []
 
+    def region_of(self, device: int) -> tuple[int, int] | None:  # noqa: ARG002 (the interface)
+        return None
+
     def refuse_if_unkeepable(self, target: Target) -> None:
         """Everything can be kept here."""
 

@@ -20,7 +20,7 @@ from api.spans import Spans
 from tests.api.fake_daemon import FakeDaemon
 
 TOKEN = "correct horse"
-PATIENCE = 10.0
+PATIENCE = 30.0  # programs take many seconds to start where others use the processors
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -120,7 +120,7 @@ def settings(control: Path, principals: Path) -> Settings:
         longest_backoff=0.05,
         events_queue=16,
         events_bytes=1 << 20,
-        events_clients=3,
+        max_listeners=3,
         send_timeout=0.5,
     )
 

@@ -158,6 +158,9 @@ class FakeDaemon:
                 return self._seals.page(request)
             case m.Renew() | m.Downgrade():
                 return self._seals.find(request.seal)
+            case m.RecallSeals(seal=str(seal)):
+                self._seals.at(seal, request.seqid)
+                return examples.RECALLS
             case m.Extents():
                 self._seals.find(request.seal)
                 return examples.EXTENTS

@@ -30,10 +30,14 @@ class Seals:
         self.held[seal] = msgspec.structs.replace(examples.SEAL, **made)
         return self.held[seal]
 
-    def give_back(self, request: m.Return) -> m.SealInfo:
-        seal = self.find(request.seal)
-        if request.seqid not in (None, seal.seqid):
+    def at(self, seal_id: str, seqid: int | None) -> m.SealInfo:
+        seal = self.find(seal_id)
+        if seqid not in (None, seal.seqid):
             raise Refusal("stale-seqid", f"it is {seal.seqid}", {"seqid": seal.seqid})
+        return seal
+
+    def give_back(self, request: m.Return) -> m.SealInfo:
+        seal = self.at(request.seal, request.seqid)
         del self.held[request.seal]
         return msgspec.structs.replace(seal, seqid=seal.seqid + 1, state=State.RETURNED)
 

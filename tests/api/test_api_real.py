@@ -17,7 +17,7 @@ from websockets.sync.client import connect
 
 from sealsvc.client import Client
 from sealsvc.errors import Refusal
-from sealsvc.messages import Recall, Return, Simulate
+from sealsvc.messages import Recall, Return, Show, Simulate
 from sealsvc.overview import Redeem
 from tests.api.conftest import TOKEN
 from tests.api.running import ROOT, Front, simulated, wait_for
@@ -79,6 +79,19 @@ def test_the_whole_life_of_a_seal(http: httpx.Client, file: str) -> None:
     assert gone.json()["state"] == "returned"
     assert http.get(where).json()["state"] == "returned"
     assert http.delete(where).json()["code"] == "no-such-seal"
+
+
+def test_a_seal_that_has_moved_on_is_not_recalled(
+    http: httpx.Client, control: Client, file: str
+) -> None:
+    seal = granted(http, file, kind="shared")
+    first = {"If-Match": http.get(f"/v1/seals/{seal['id']}").headers["etag"]}
+    body = {"seal": seal["id"]}
+    assert http.post("/v1/recalls", json=body, headers=first).status_code == 202
+    again = http.post("/v1/recalls", json=body, headers=first)
+    assert (again.status_code, again.json()["code"]) == (412, "stale-seqid")
+    assert control.call(Show, seal=seal["id"]).seal.state == "recalled"
+    control.call(Return, seal=seal["id"])
 
 
 def test_a_request_that_is_sent_again_is_not_carried_out_twice(

@@ -111,7 +111,7 @@ def test_if_none_match(http: httpx.Client, seal: str, header: str, status: int) 
     assert (answer.content == b"") is (status == 304)
 
 
-@pytest.mark.parametrize(
+IF_MATCH = pytest.mark.parametrize(
     ("header", "status"),
     [
         (None, 200),
@@ -125,6 +125,9 @@ def test_if_none_match(http: httpx.Client, seal: str, header: str, status: int) 
         ("1", 400),
     ],
 )
+
+
+@IF_MATCH
 def test_if_match(
     http: httpx.Client, daemon: FakeDaemon, seal: str, header: str | None, status: int
 ) -> None:
@@ -137,6 +140,45 @@ def test_if_match(
         assert answer.headers["etag"] == '"2"'
     if header == '"1"':
         assert daemon.asked(Return)[0].seqid == 1
+
+
+@IF_MATCH
+def test_a_recall_of_a_seal_if_it_matches(
+    http: httpx.Client, daemon: FakeDaemon, seal: str, header: str | None, status: int
+) -> None:
+    headers = {} if header is None else {"If-Match": header}
+    answer = http.post("/v1/recalls", json={"seal": seal, "wait": True}, headers=headers)
+    assert answer.status_code == status
+    if status == 412:
+        assert answer.json()["code"] == "stale-seqid"
+    asked = daemon.asked(RecallSeals)
+    assert {one.seqid for one in asked if status == 200} <= {None, 1}
+    # The service itself compares, where nothing can change in between.
+    if header in ('"1"', '"2"'):
+        assert [one.seqid for one in asked] == [int(header.strip('"'))]
+
+
+@pytest.mark.parametrize("scope", [{"path": "/srv/a"}, {"pid": 7}, {"all": True}])
+@pytest.mark.parametrize("header", ['"1"', "*"])
+def test_a_wider_recall_has_no_etag(
+    http: httpx.Client, daemon: FakeDaemon, seal: str, scope: dict[str, object], header: str
+) -> None:
+    answer = http.post("/v1/recalls", json=scope, headers={"If-Match": header})
+    told = answer.json()
+    assert (answer.status_code, told["code"]) == (400, "bad-request")
+    assert told["details"] == {"field": "If-Match"}
+    assert "name it by `seal`" in told["detail"]
+    assert "leave If-Match out" in told["detail"]
+    assert not daemon.asked(RecallSeals)
+
+
+def test_a_recall_of_a_seal_that_is_not_there(http: httpx.Client) -> None:
+    answer = http.post("/v1/recalls", json={"seal": NOBODY}, headers={"If-Match": '"1"'})
+    assert answer.json()["code"] == "no-such-seal"
+
+
+def test_a_seqid_belongs_into_if_match(http: httpx.Client, seal: str) -> None:
+    assert http.post("/v1/recalls", json={"seal": seal, "seqid": 1}).status_code == 400
 
 
 def test_entity_tags() -> None:

@@ -14,10 +14,18 @@ from pathlib import Path
 
 import httpx
 import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from api.serve import main
 from tests.api.conftest import PATIENCE, TOKEN, until
 from tests.api.fake_daemon import FakeDaemon
+
+
+@pytest.fixture(autouse=True)
+def _our_log_stays_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """main() in this process would have the log go to the stderr of one test for ever."""
+    monkeypatch.setattr("api.serve.configure", lambda *_: None)
 
 
 @dataclass
@@ -68,6 +76,30 @@ def test_the_whole_program(daemon: FakeDaemon, principals: Path) -> None:
         assert "Traceback" not in program.said
 
 
+def test_as_many_follow_the_events_as_the_operator_says(
+    daemon: FakeDaemon, principals: Path
+) -> None:
+    """By SSE and by WebSocket together."""
+    arguments = ("--socket", str(daemon.path), "--principals", str(principals))
+    bearer = {"Authorization": f"Bearer {TOKEN}"}
+    with (
+        serving(*arguments, "--max-listeners", "2") as program,
+        httpx.Client(base_url=program.base, headers=bearer) as http,
+    ):
+        until(lambda: _ready(http))
+        socket = program.base.replace("http", "ws") + "/v1/events/ws"
+        with http.stream("GET", "/v1/events") as stream:
+            until(lambda: stream.status_code == 200)
+            with connect(socket, additional_headers=bearer):
+                refused = http.get("/v1/events")
+                assert (refused.status_code, refused.json()["code"]) == (429, "limit-reached")
+                assert refused.json()["details"] == {"limit": 2}
+                assert "--max-listeners" in refused.json()["detail"]
+                with pytest.raises(InvalidStatus, match="403"):
+                    connect(socket, additional_headers=bearer).close()
+            until(lambda: http.head("/v1/events").status_code == 200)
+
+
 def _ready(http: httpx.Client) -> bool:
     try:
         return http.get("/readyz").status_code == 200
@@ -93,6 +125,16 @@ def test_a_port_in_use_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert main(["--port", str(taken.getsockname()[1])]) == 2
     assert "cannot listen on 127.0.0.1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--max-connections", "--max-listeners"])
+@pytest.mark.parametrize("number", ["0", "-1", "many", "1.5", ""])
+def test_a_limit_is_a_number(option: str, number: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([f"{option}={number}"])
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert f"argument {option}: {number!r} is not a whole number above 0" in told
 
 
 def test_a_bad_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

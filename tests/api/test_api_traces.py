@@ -152,6 +152,13 @@ def test_a_service_that_is_away_is_an_error(
     assert named(request)["error.type"] == "503"
 
 
+def test_head_is_named_so(http: httpx.Client, kept: InMemorySpanExporter) -> None:
+    http.head("/v1/status").raise_for_status()
+    request, _ = the_two(kept)
+    assert request.name == "HEAD /v1/status"
+    assert named(request)["sealsvc.principal"] == "root"
+
+
 def test_what_is_no_route_has_no_name(http: httpx.Client, kept: InMemorySpanExporter) -> None:
     assert http.get("/v1/secret/path").status_code == 404
     until(lambda: len(requests(kept)) == 1)
@@ -203,14 +210,16 @@ def started(program: str, **variables: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_without_the_packages_it_says_what_to_install() -> None:
+@pytest.mark.parametrize("missing", ["opentelemetry.sdk", "opentelemetry.exporter"])
+def test_without_the_packages_it_says_what_to_install(missing: str) -> None:
     program = (
-        "import sys; sys.modules['opentelemetry.sdk'] = None\n"
+        f"import sys; sys.modules['{missing}'] = None\n"
         "from api.serve import main; sys.exit(main(['--port', '0']))"
     )
     done = started(program, OTEL_TRACES_EXPORTER="otlp")
     assert done.returncode == 2
-    assert "sealsvc[trace]" in done.stderr
+    assert missing in done.stderr
+    assert "pip install 'sealsvc[trace]', or unset the variables" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
@@ -224,7 +233,7 @@ def test_who_does_not_trace_has_none_of_it() -> None:
         "print(type(app.state.connection).__name__, [m.cls.__name__ for m in app.user_middleware])"
     )
     done = started(program)
-    assert done.stdout == "[]\nConnection ['Envelope']\n", done.stderr
+    assert done.stdout == "[]\nConnection ['Envelope', 'Head']\n", done.stderr
 
 
 # To a collector

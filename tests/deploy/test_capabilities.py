@@ -29,6 +29,8 @@ ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "deploy" / "systemd" / "sealsvc.service"
 NOBODY = 65534
 MiB = 1 << 20
+# For what a service does that is up, and what one without a capability leaves undone. It starts and
+# ends in conftest's: in the lab, on processors that others use, a start takes half a minute.
 PATIENCE = 20.0
 
 
@@ -92,14 +94,14 @@ def serving(
             env={k: v for k, v in os.environ.items() if k != "SEALSVC_SOCKET"},
         )
     try:
-        until(lambda: process.poll() is not None or answers(socket))
+        conftest.until(lambda: process.poll() is not None or answers(socket), what="the service")
         assert process.poll() is None, log.read_text()
         yield socket
     finally:
         process.terminate()
-        process.wait(PATIENCE)
+        process.wait(conftest.PATIENCE)
         release(ServiceSection(socket=str(socket)))
-        until(lambda: not (directory / "keeper.sock").exists())
+        conftest.until(lambda: not (directory / "keeper.sock").exists(), what="the keeper's end")
 
 
 def answers(socket: Path) -> bool:
@@ -288,7 +290,7 @@ def test_they_suffice_for_bpf(tmp_path: Path) -> None:
     with (
         mounted_dax("xfs") as root,
         serving(tmp_path, root, NEEDED, '["bpf"]') as socket,
-        Client(str(socket), timeout=PATIENCE) as client,
+        Client(str(socket), timeout=conftest.PATIENCE) as client,
     ):
         kept_to_the_end(tmp_path)
         file = root / "file"

@@ -27,6 +27,27 @@ def test_it_has_no_error(package: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_it_brings_what_traces_take(package: Path, tmp_path: Path) -> None:
+    """To whoever is not given this virtual environment besides."""
+    subprocess.run(["dpkg-deb", "--extract", package, tmp_path], check=True, timeout=60)
+    (packages,) = tmp_path.glob("usr/lib/sealsvc/lib/python3*/site-packages")
+    program = (
+        "import sys; sys.path.append(sys.argv[1])\n"
+        "from api import serve, spans\n"
+        "serve._spans().close()\n"
+        "print(spans.__file__)"
+    )
+    done = subprocess.run(
+        [f"/usr/bin/{packages.parent.name}", "-I", "-S", "-c", program, packages],
+        env={"OTEL_TRACES_EXPORTER": "otlp"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout == f"{packages}/api/spans.py\n", done.stderr
+
+
 # In namespaces of their own: mounts and processes end with them, and the machine is in memory.
 LIFE = """
 set -e

@@ -9,8 +9,10 @@ import re
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import textwrap
 import time
 import urllib.error
 import urllib.request
@@ -25,6 +27,7 @@ from tests.lab.pmem import mounted_dax
 
 ROOT = Path(__file__).parents[2]
 UNITS = ROOT / "deploy" / "systemd"
+DOCS = (ROOT / "docs" / "deploy.md").read_text()
 BIN = Path(sys.executable).parent
 PATIENCE = 60.0
 WATCHDOG = 3  # seconds; the unit's own are too many to wait for
@@ -294,10 +297,29 @@ def test_the_api_under_its_unit(tmp_path: Path) -> None:
         # And on its UNIX socket, where the kernel says who asks.
         assert [asked_by(machine, uid) for uid in (SOMEBODY, SOMEBODY + 1)] == [403, 401]
         assert "/v1/seals" in log("SEALSVC_PRINCIPAL=somebody")
+        # With the drop-in that docs/deploy.md has, it calls a collector.
+        with socket.create_server(("127.0.0.1", 0)) as collector:
+            collector.settimeout(PATIENCE)
+            drop_in = tmp_path / "sealsvc-api.service.d/traces.conf"
+            drop_in.write_text(tracing(collector.getsockname()[1]))
+            machine.run("systemctl", "daemon-reload")
+            machine.run("systemctl", "restart", "sealsvc-api.service")
+            with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+                assert answer.status == 200
+            peer, _ = collector.accept()
+            with peer:
+                assert peer.recv(65536).startswith(b"POST /v1/traces ")
         machine.run("systemctl", "stop", "sealsvc-api.socket", "sealsvc-api.service")
         assert not Path("/run/sealsvc-api.sock").exists()
         machine.run("systemctl", "stop", "sealsvc.socket", "sealsvc.service")
         assert "Traceback" not in log(), log()
+
+
+def tracing(port: int) -> str:
+    found = re.search(r"(?:^    .*\n)*^    PrivateNetwork=no\n(?:^    .*\n)*", DOCS, re.MULTILINE)
+    assert found
+    told = textwrap.dedent(found[0]).replace("192.0.2.7:4318", f"127.0.0.1:{port}")
+    return told.replace("192.0.2.7", "127.0.0.1")
 
 
 def asked_by(machine: Machine, uid: int) -> int:

@@ -217,10 +217,19 @@ def test_a_seal_in_courtesy_stands_in_nobodys_way(client: Client, file: Path) ->
 
 def test_stale_seqids_are_refused(client: Client, file: Path) -> None:
     seal = held(client, file)
-    for request in (Return, Renew):
+    for request in (Return, Renew, RecallSeals):
         stale = refusal(lambda r=request: client.call(r, seal=seal, seqid=7))
         assert (stale.code, stale.details) == ("stale-seqid", {"seqid": 1})
-    client.call(Return, seal=seal, seqid=1)
+    client.call(RecallSeals, seal=seal, seqid=1)
+    client.call(Return, seal=seal, seqid=2)
+
+
+def test_a_seqid_is_of_one_seal(client: Client, file: Path) -> None:
+    seal = held(client, file)
+    wide = refusal(lambda: client.call(RecallSeals, path=str(file), seqid=1))
+    assert (wide.code, "seqid" in wide.message) == ("bad-request", True)
+    assert client.call(Show, seal=seal).seal.state == "granted"
+    client.call(Return, seal=seal)
 
 
 # Requests that are sent twice

@@ -17,12 +17,14 @@ from sealsvc.config import Config, PolicySection, ServiceSection
 from sealsvc.daemon import Daemon
 from sealsvc.enforce.sim import SimEnforcer, simulate
 from sealsvc.errors import Refusal
-from sealsvc.host.sim import SimHost
+from sealsvc.host.sim import DEVICE, SimHost
 from sealsvc.messages import (
     Audit,
     Event,
+    Filesystems,
     List,
     Mapped,
+    PmemRegion,
     Recall,
     RecallSeals,
     Return,
@@ -127,6 +129,23 @@ def test_an_audit_finds_what_drifted(play):
         assert [d.logical for d in report.drifted] == [16 << 20]
         assert (await scene.call(Show, seal=reply.seal.id)).seal.state is State.LOST
         os.close(reply.fds[0])
+
+    play(act)
+
+
+def test_where_a_filesystem_lies_in_memory_is_what_the_host_says(play, monkeypatch):
+    async def act(scene: Scene) -> None:
+        (found,) = (await scene.call(Filesystems)).result.filesystems
+        assert (found.mount, found.pmem) == ("/sim", None)
+        asked: list[int] = []
+
+        def region_of(device: int) -> tuple[int, int]:
+            asked.append(device)
+            return 1 << 32, 1 << 30
+
+        monkeypatch.setattr(scene.host, "region_of", region_of)
+        (found,) = (await scene.call(Filesystems)).result.filesystems
+        assert (found.pmem, asked) == (PmemRegion(start=1 << 32, length=1 << 30), [DEVICE])
 
     play(act)
 

@@ -26,6 +26,7 @@ from sealsvc.model import State
 from sealsvc.records import SealFilter
 from sealsvc.registry import Registry, schema
 from sealsvc.registry.archive import Archive
+from sealsvc.registry.retention import Retention
 
 
 @pytest.fixture
@@ -370,16 +371,25 @@ def test_damage_that_only_retention_meets(
     tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sealsvc.registry.writer._RETENTION_PAUSE", 0.05)
+    between_steps, step = threading.Lock(), Retention.step
+
+    def stepping(self: Retention, connection: sqlite3.Connection) -> bool:
+        with between_steps:
+            return step(self, connection)
+
+    monkeypatch.setattr(Retention, "step", stepping)
     book = registry(tmp_path, told, retention_days=1.0)
     for n in range(3000):
         book.granted(info(n), map_of(n), PEER)
     written(book)
-    with closing(sqlite3.connect(tmp_path / schema.NAME)) as other:
-        # A change, though none, so that the writer does not go by the pages that it has read.
-        (version,) = other.execute("PRAGMA user_version").fetchone()
-        other.execute(f"PRAGMA user_version = {version}")
-        other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    scribble(tmp_path / schema.NAME)
+    # A step between the change and the damage would read what is still whole, and go by that.
+    with between_steps:
+        with closing(sqlite3.connect(tmp_path / schema.NAME)) as other:
+            # A change, though none, so that the writer does not go by the pages that it has read.
+            (version,) = other.execute("PRAGMA user_version").fetchone()
+            other.execute(f"PRAGMA user_version = {version}")
+            other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        scribble(tmp_path / schema.NAME)
     until(lambda: bool(told.recoveries))
     written(book)
     assert len(told.alarms) == 1
