@@ -137,7 +137,7 @@ class Model:
         if seal.state != "recalled":
             raise Refused("bad-request")
         later = min(seal.recalled_at + MAX_RECALL, self.now + seal.grace)
-        if later > (seal.deadline or 0):
+        if later > max(self.now, seal.deadline or 0):
             seal.deadline, seal.overdue = later, False
 
     def give_back(self, seal: Seal, part: tuple[int, int] | None = None) -> None:

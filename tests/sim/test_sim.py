@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from sealsvc import clock
 from sealsvc.client import Client, Reply
 from sealsvc.config import Config, PolicySection, ServiceSection
 from sealsvc.daemon import Daemon
@@ -24,6 +25,7 @@ from sealsvc.messages import (
     List,
     Mapped,
     Recall,
+    RecallProgress,
     RecallSeals,
     Return,
     Show,
@@ -51,6 +53,13 @@ class Scene:
     async def grant(self, **fields: Any) -> Reply:
         return await asyncio.to_thread(lambda: self.client.grant(path=PATH, **fields))
 
+    async def ladder(self, seal: str) -> list[str]:
+        return [step.step for step in (await self.call(Show, seal=seal)).seal.ladder]
+
+    async def climbs(self, seal: str, step: str) -> None:
+        while step not in await self.ladder(seal):
+            await asyncio.sleep(0.01)
+
     async def do(self, action: str, **fields: Any) -> dict[str, Any]:
         return await simulate(
             self.host,
@@ -61,7 +70,11 @@ class Scene:
 
 
 @pytest.fixture
-def play(tmp_path: Path) -> Callable[[Callable[[Scene], Awaitable[None]]], None]:
+def play(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Callable[[Scene], Awaitable[None]]], None]:
+    monkeypatch.setattr(clock, "_ahead", 0.0)  # what passes in a test is over with it
+
     async def stage(act: Callable[[Scene], Awaitable[None]]) -> None:
         socket = tmp_path / "s"
         config = Config(
@@ -150,19 +163,31 @@ def test_an_overdue_seal_whose_map_changes_is_not_overdue_twice(play):
 
     async def act(scene: Scene) -> None:
         reply = await scene.grant(grace=0.05, fence="none")
-
-        async def told() -> list[str]:
-            info = (await scene.call(Show, seal=reply.seal.id)).seal
-            return [step.step for step in info.ladder]
-
         await scene.call(RecallSeals, seal=reply.seal.id)
-        while "overdue" not in await told():
-            await asyncio.sleep(0.01)
+        await scene.climbs(reply.seal.id, "overdue")
         await scene.do("drift", offset=20 << 20)
         await scene.call(Audit)
         assert (await scene.call(Show, seal=reply.seal.id)).seal.state is State.LOST
         await asyncio.sleep(0.2)
-        assert (await told()).count("overdue") == 1
+        assert (await scene.ladder(reply.seal.id)).count("overdue") == 1
+        os.close(reply.fds[0])
+
+    play(act)
+
+
+def test_progress_gains_nothing_once_the_longest_recall_is_over(play):
+    """As hypothesis found it (test_life_model.py)."""
+
+    async def act(scene: Scene) -> None:
+        reply = await scene.grant(grace=0.05, fence="none")
+        await scene.call(RecallSeals, seal=reply.seal.id)
+        await scene.climbs(reply.seal.id, "overdue")
+        await scene.do("clock", seconds=PolicySection().max_recall)
+        before = (await scene.call(Show, seal=reply.seal.id)).seal
+        await scene.call(RecallProgress, seal=reply.seal.id)
+        await asyncio.sleep(0.2)
+        after = (await scene.call(Show, seal=reply.seal.id)).seal
+        assert (after.ladder, after.seqid) == (before.ladder, before.seqid)
         os.close(reply.fds[0])
 
     play(act)
