@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import Awaitable, Callable
+import subprocess
+import time
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,11 @@ import pytest
 
 from sealsvc import clock
 from sealsvc.client import Client, Reply
-from sealsvc.config import Config, PolicySection, ServiceSection
+from sealsvc.config import Config, FenceSection, PolicySection, ServiceSection
 from sealsvc.daemon import Daemon
 from sealsvc.enforce.sim import SimEnforcer, simulate
 from sealsvc.errors import Refusal
+from sealsvc.host import ReleaseQuestion, Remnant
 from sealsvc.host.sim import SimHost
 from sealsvc.messages import (
     Audit,
@@ -33,9 +36,10 @@ from sealsvc.messages import (
     Watch,
 )
 from sealsvc.model import Conflict, Kind, State
+from sealsvc.processes import Process
 
 PATH = "/sim/a"
-STRANGER = 2**22 + 1  # above any pid
+STRANGER, HEIR = 2**22 + 1, 2**22 + 2  # above any pid
 
 
 class SimDaemon(Daemon):
@@ -98,6 +102,14 @@ def play(
             host.close()
 
     return lambda act: asyncio.run(stage(act))
+
+
+@pytest.fixture
+def holder() -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(["sleep", "1000"])
+    yield process
+    process.kill()
+    process.wait()
 
 
 def test_a_conflict_waits_until_the_recalled_seal_is_returned(play):
@@ -189,6 +201,73 @@ def test_progress_gains_nothing_once_the_longest_recall_is_over(play):
         after = (await scene.call(Show, seal=reply.seal.id)).seal
         assert (after.ladder, after.seqid) == (before.ladder, before.seqid)
         os.close(reply.fds[0])
+
+    play(act)
+
+
+def test_a_killed_holder_that_ends_late_gains_no_time(play, holder, monkeypatch):
+    """As hypothesis found it (test_life_model.py)."""
+    monkeypatch.setattr(Process, "signal", lambda *_: True)  # nothing ends by it
+
+    async def act(scene: Scene) -> None:
+        reply = await scene.grant(grace=0.05, fence="kill", holder={"pid": holder.pid})
+        await scene.do("map", pid=HEIR)
+        await scene.call(RecallSeals, seal=reply.seal.id)
+        await scene.climbs(reply.seal.id, "signal")
+        await scene.do("clock", seconds=FenceSection().signal_grace)
+        await scene.climbs(reply.seal.id, "kill")
+        await scene.do("clock", seconds=FenceSection().proof_timeout - 1)
+        holder.kill()
+        holder.wait()
+        await asyncio.sleep(0.1)
+        await scene.do("clock", seconds=1)
+        await asyncio.wait_for(scene.climbs(reply.seal.id, "failed"), 2)
+
+    play(act)
+
+
+def test_what_was_seen_while_the_holder_lived_proves_nothing(play, holder, monkeypatch):
+    """As hypothesis found it (test_life_model.py)."""
+    monkeypatch.setattr(Process, "signal", lambda *_: True)  # nothing ends by it
+
+    async def act(scene: Scene) -> None:
+        remnants = scene.host.remnants
+
+        def look(question: ReleaseQuestion) -> list[Remnant]:
+            found = remnants(question)
+            if holder.poll() is None:  # right behind the look it hands its mapping on, and ends
+                scene.host.map(PATH, HEIR)
+                holder.kill()
+                holder.wait()
+                time.sleep(0.1)
+            return found
+
+        monkeypatch.setattr(scene.host, "remnants", look)
+        reply = await scene.grant(grace=0.05, fence="signal", holder={"pid": holder.pid})
+        await scene.call(RecallSeals, seal=reply.seal.id)
+        await scene.climbs(reply.seal.id, "signal")
+        await scene.do("clock", seconds=FenceSection().signal_grace)
+        await asyncio.sleep(0.3)
+        assert (await scene.call(Show, seal=reply.seal.id)).seal.state is State.FENCE_FAILED
+
+    play(act)
+
+
+def test_the_pid_of_a_holder_that_is_gone_explains_no_mapping(play, holder):
+    """Else one of two seals of it would be given up because of the other."""
+
+    async def act(scene: Scene) -> None:
+        granted = [
+            await scene.grant(kind=Kind.SHARED, holder={"pid": holder.pid}) for _ in range(2)
+        ]
+        await scene.do("map", pid=HEIR)
+        holder.kill()
+        holder.wait()
+        await scene.do("map", pid=holder.pid)  # another process has it now
+        await scene.do("unmap", pid=HEIR)
+        await asyncio.sleep(0.2)
+        for reply in granted:
+            assert (await scene.call(Show, seal=reply.seal.id)).seal.state is State.ORPHANED
 
     play(act)
 
