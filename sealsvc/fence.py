@@ -109,8 +109,10 @@ class Fencing:
         if seal.request.fence is Fence.KILL and not seal.exited.is_set():
             seal.climb("kill", f"SIGKILL to {seal.process.holder.pid}")
             self.life.step(seal, Step.ESCALATE, "SIGTERM did not help")
-        else:
-            await self._conclude(seal)
+            return
+        if seal.exited.is_set():
+            seal.deadline = clock.now() + self.section.proof_timeout
+        await self._conclude(seal)
 
     def _kill(self, seal: Seal) -> None:
         seal.deadline = clock.now() + self.section.proof_timeout
@@ -124,18 +126,17 @@ class Fencing:
         await self._conclude(seal)
 
     async def _conclude(self, seal: Seal) -> None:
-        """A seal is over only when it is proven that nothing of its range is mapped."""
-        patience = self.section.proof_timeout if seal.exited.is_set() else 0.0
-        deadline = seal.deadline = clock.now() + patience
-        left = await self._left_until(seal, deadline)
+        """A seal is over only when it is proven that nothing of its range is mapped. The deadline
+        is that of what went before: a late end of the holder does not move it."""
+        left = await self._left_until(seal, seal.deadline or 0.0)
         if seal.state is not State.FENCING:
             return
-        if not left and seal.exited.is_set():
+        if not left:
             faults.point("fence:proven")
             seal.climb("proof")
             self.life.step(seal, Step.PROVEN, "fenced")
             return
-        why = ", ".join(left) or "the holder did not end"
+        why = ", ".join(left)
         self.counters["fences_failed"] += 1
         seal.deadline = None
         seal.climb("failed", why)
@@ -166,7 +167,7 @@ class Fencing:
     async def _watch_until_proven(self, seal: Seal) -> None:
         state, pause = seal.state, 0.0
         while seal.live and seal.state is state:
-            if seal.exited.is_set() and not await self._left(seal):
+            if not await self._left(seal):
                 if seal.state is state:
                     seal.climb("proof")
                     self.life.step(seal, Step.PROVEN, seal.reason)
@@ -184,6 +185,9 @@ class Fencing:
                 return left
 
     async def _left(self, seal: Seal) -> list[str]:
+        """Looks only once the holder has ended: before that it may hand on what was not there."""
+        if not seal.exited.is_set():
+            return ["the holder did not end"]
         try:
             return await self.returns.remnants(seal)
         except (Refusal, OSError) as error:

@@ -159,12 +159,13 @@ class Recaller:
         )
 
     def progress(self, seal: Seal) -> None:
-        """The holder is at it: the grace begins anew, up to the cap."""
+        """The holder is at it: the grace begins anew, up to the cap. After that there is nothing to
+        gain: one that is overdue stays so."""
         if seal.state is not State.RECALLED or seal.recalled_at is None:
             raise Refusal("bad-request", f"seal {seal.id} is {seal.state}: nothing is under way")
-        cap = seal.recalled_at + self.policy.max_recall
-        later = min(cap, clock.now() + seal.request.grace)
-        if later <= (seal.deadline or 0.0):
+        now, cap = clock.now(), seal.recalled_at + self.policy.max_recall
+        later = min(cap, now + seal.request.grace)
+        if later <= max(now, seal.deadline or 0.0):
             return
         overdue = seal.is_overdue  # if not, the deadline is waited for already
         seal.deadline = later

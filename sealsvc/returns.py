@@ -20,10 +20,13 @@ class Returns:
     async def remnants(self, seal: Seal, part: ByteRange | None = None) -> list[str]:
         """What still maps the seal's range (or a part of it), as text; empty is the proof that
         nothing does."""
+        # Not the pid of a holder that is gone: it explains nothing, and another may have it.
         others = frozenset(
             other.process.holder.pid
             for other in self.life.table.of_file(seal.file)
-            if other is not seal and other.effective.overlaps(seal.effective)
+            if other is not seal
+            and not other.exited.is_set()
+            and other.effective.overlaps(seal.effective)
         )
         question = seal.question(others, part)
         if self.host.is_free(question):

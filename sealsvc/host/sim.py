@@ -5,13 +5,15 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import select
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from sealsvc import processes
+from sealsvc import native, processes
 from sealsvc.errors import Refusal
 from sealsvc.extents import EXTENT_LAST
 from sealsvc.filesystem import Filesystem
@@ -43,7 +45,7 @@ class _File:
     id: FileId
     fd: int  # the memfd; open as long as the host lives
     moved: dict[int, int] = field(default_factory=dict)  # extent index -> times it moved
-    mappers: set[int] = field(default_factory=set)
+    mappers: dict[int, int] = field(default_factory=dict)  # pid -> pidfd; -1: made up
 
 
 class SimHost:
@@ -153,9 +155,7 @@ class SimHost:
 
     def remnants(self, question: ReleaseQuestion) -> list[Remnant]:
         q = question
-        with self._lock:
-            found = [f for f in self._files.values() if f.id == q.file]
-            pids = sorted(pid for f in found for pid in f.mappers)
+        pids = self._mappers(q.file)
         return [Remnant(pid, q.range) for pid in pids if pid == q.holder or pid not in q.others]
 
     def writable_mappings(self, question: ReleaseQuestion) -> list[Remnant]:
@@ -169,9 +169,7 @@ class SimHost:
     def validate(self, question: MappingQuestion) -> MappingFacts:
         """A simulated mapping has everything that was required, wherever it is said to be."""
         q = question
-        with self._lock:
-            found = [f for f in self._files.values() if f.id == q.file and q.pid in f.mappers]
-        if not found:
+        if q.pid not in self._mappers(q.file):
             raise Refusal(
                 "mapping-invalid",
                 f"process {q.pid} does not map the file (simulated)",
@@ -208,12 +206,17 @@ class SimHost:
             file.moved[index] = file.moved.get(index, 0) + 1
 
     def map(self, path: str, pid: int) -> None:
+        """Until it is unmapped or the process ends. One that is made up never does."""
         with self._lock:
-            self._known(path).mappers.add(pid)
+            self.unmap(path, pid)
+            mappers = self._known(path).mappers
+            mappers[pid] = -1
+            with suppress(OSError):
+                mappers[pid] = native.pidfd_open(pid)
 
     def unmap(self, path: str, pid: int) -> None:
         with self._lock:
-            self._known(path).mappers.discard(pid)
+            _close(self._known(path).mappers.pop(pid, -1))
 
     def fail(self, step: str, error: int, times: int = 1) -> None:
         """Have the next `times` calls of `step` fail with the errno."""
@@ -246,8 +249,17 @@ class SimHost:
         with self._lock:
             for file in self._files.values():
                 os.close(file.fd)
+                for pidfd in file.mappers.values():
+                    _close(pidfd)
             self._files.clear()
             self._inodes.clear()
+
+    def _mappers(self, file: FileId) -> list[int]:
+        with self._lock:
+            found = [f for f in self._files.values() if f.id == file]
+            return sorted(
+                pid for f in found for pid, pidfd in f.mappers.items() if not _has_ended(pidfd)
+            )
 
     def _file(self, path: str) -> _File:
         if found := self._files.get(path):
@@ -278,6 +290,19 @@ class SimHost:
 
     def _target(self, file: _File, fd: int, path: str, *, writable: bool) -> Target:
         return Target(file.id, fd, path, os.fstat(fd).st_size, FILESYSTEM, writable)
+
+
+def _has_ended(pidfd: int) -> bool:
+    if pidfd < 0:
+        return False
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    return bool(poller.poll(0))
+
+
+def _close(pidfd: int) -> None:
+    if pidfd >= 0:
+        os.close(pidfd)
 
 
 def _beneath(path: str, roots: Sequence[str]) -> str:

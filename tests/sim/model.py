@@ -19,8 +19,10 @@ SETTLING = {"recalled", "fencing", "fence-failed", "orphaned", "lost"}
 OVER = {"returned", "revoked", "expired"}
 
 
-@dataclass
-class Holder:
+@dataclass(eq=False)
+class Process:
+    """A holder, or one that maps what it was given by a holder and has no seal itself."""
+
     name: int
     deaf: bool
     alive: bool = True
@@ -30,7 +32,7 @@ class Holder:
 class Seal:
     name: int
     file: str
-    holder: Holder
+    holder: Process
     start: int
     end: int
     kind: str
@@ -80,7 +82,7 @@ class Model:
     now: float = 0.0
     seals: list[Seal] = field(default_factory=list)
     conflicts: list[Conflict] = field(default_factory=list)
-    maps: dict[str, set[int]] = field(default_factory=dict)  # holders' names, by file
+    maps: dict[str, set[Process]] = field(default_factory=dict)  # by file
 
     def of_file(self, file: str) -> list[Seal]:
         return [seal for seal in self.seals if seal.live and seal.file == file]
@@ -108,7 +110,7 @@ class Model:
         self._must_live(seal)
         if not seal.holder.alive:
             raise Refused("no-such-holder")
-        if seal.holder.name not in self.maps.get(seal.file, set()):
+        if seal.holder not in self._mappers(seal.file):
             raise Refused("mapping-invalid")
         if seal.state == "granted":
             seal.move("active")
@@ -137,7 +139,7 @@ class Model:
         if seal.state != "recalled":
             raise Refused("bad-request")
         later = min(seal.recalled_at + MAX_RECALL, self.now + seal.grace)
-        if later > (seal.deadline or 0):
+        if later > max(self.now, seal.deadline or 0):
             seal.deadline, seal.overdue = later, False
 
     def give_back(self, seal: Seal, part: tuple[int, int] | None = None) -> None:
@@ -174,7 +176,7 @@ class Model:
 
     def downgrade(self, seal: Seal) -> None:
         self._must_live(seal)
-        if seal.holder.name in self.maps.get(seal.file, set()):
+        if seal.holder in self._mappers(seal.file):
             raise Refused("still-mapped")
         if seal.state not in ("granted", "active", "recalled"):
             raise Refused("try-later")
@@ -195,15 +197,16 @@ class Model:
         if self._left(seal):
             raise Refused("still-mapped")
 
-    def _left(self, seal: Seal) -> set[int]:
+    def _left(self, seal: Seal) -> set[Process]:
         others = {
-            other.holder.name
+            other.holder
             for other in self.of_file(seal.file)
             if other is not seal and other.meets(seal.start, seal.end)
         }
-        mappers = self.maps.get(seal.file, set())
-        own = {seal.holder.name} if seal.holder.alive else set()
-        return {name for name in mappers if name in own or name not in others}
+        return self._mappers(seal.file) - (others - {seal.holder})
+
+    def _mappers(self, file: str) -> set[Process]:
+        return {process for process in self.maps.get(file, set()) if process.alive}
 
     # The world
 
@@ -214,14 +217,14 @@ class Model:
     def _met(self, conflict: Conflict) -> list[Seal]:
         return [s for s in self.of_file(conflict.file) if s.meets(conflict.start, conflict.end)]
 
-    def map(self, file: str, holder: int) -> None:
-        self.maps.setdefault(file, set()).add(holder)
+    def map(self, file: str, process: Process) -> None:
+        self.maps.setdefault(file, set()).add(process)
 
-    def unmap(self, file: str, holder: int) -> None:
-        self.maps.get(file, set()).discard(holder)
+    def unmap(self, file: str, process: Process) -> None:
+        self.maps.get(file, set()).discard(process)
         self.settle()
 
-    def end_holder(self, holder: Holder) -> None:
+    def end_holder(self, holder: Process) -> None:
         holder.alive = False
         self.settle()
 
@@ -247,15 +250,28 @@ class Model:
                     seal.expires = self.now + COURTESY
                 else:
                     seal.move("expired")
-        for seal in self.seals:
-            if seal.deadline is not None and self._awaits(seal) and seal.deadline <= self.now:
-                self._deadline(seal)
+        for seal in self._due(self.now):
+            self._deadline(seal)
+            self._judge_all()  # whoever is refused now hears of it before what follows
         self.settle()
 
     def next_due(self) -> float | None:
         moments = [s.deadline for s in self.seals if s.deadline is not None and self._awaits(s)]
         moments += [s.expires for s in self.seals if s.expires is not None and self._expires(s)]
         return min(moments, default=None)
+
+    def _due(self, moment: float) -> list[Seal]:
+        return [
+            seal
+            for seal in self.seals
+            if seal.deadline is not None and self._awaits(seal) and seal.deadline <= moment
+        ]
+
+    def is_open(self, moment: float) -> bool:
+        """Whether the last look for a proof falls together with a fence that may end the very
+        process that it looks for: it sees it or not."""
+        due = self._due(moment)
+        return 0 < sum(seal.ended for seal in due) < len(due)
 
     @staticmethod
     def _awaits(seal: Seal) -> bool:
@@ -269,7 +285,7 @@ class Model:
 
     def _deadline(self, seal: Seal) -> None:
         if seal.state == "fencing":
-            if seal.fence == "kill" and seal.holder.alive:
+            if seal.fence == "kill" and not seal.ended:
                 seal.move("fencing")
                 seal.holder.alive = False
             else:
@@ -281,7 +297,7 @@ class Model:
         else:
             seal.move("fencing")
             seal.deadline = self.now + SIGNAL_GRACE
-            seal.holder.alive = seal.holder.deaf
+            seal.holder.alive = seal.holder.alive and seal.holder.deaf
 
     def settle(self) -> None:
         """What follows by itself, until nothing more does."""
@@ -301,7 +317,11 @@ class Model:
             if seal.state == "fencing" and not seal.ended:
                 seal.ended, seal.deadline = True, self.now + PROOF_TIMEOUT
                 return True
-        return any(self._judge(c) for c in self.conflicts if c.result is None)
+        return self._judge_all()
+
+    def _judge_all(self) -> bool:
+        changed = [self._judge(c) for c in self.conflicts if c.result is None]
+        return any(changed)
 
     def _judge(self, conflict: Conflict) -> bool:
         met = self._met(conflict)

@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import Awaitable, Callable
+import subprocess
+import time
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sealsvc import clock
 from sealsvc.client import Client, Reply
-from sealsvc.config import Config, PolicySection, ServiceSection
+from sealsvc.config import Config, FenceSection, PolicySection, ServiceSection
 from sealsvc.daemon import Daemon
 from sealsvc.enforce.sim import SimEnforcer, simulate
 from sealsvc.errors import Refusal
+from sealsvc.host import ReleaseQuestion, Remnant
 from sealsvc.host.sim import DEVICE, SimHost
 from sealsvc.messages import (
     Audit,
@@ -26,6 +30,7 @@ from sealsvc.messages import (
     Mapped,
     PmemRegion,
     Recall,
+    RecallProgress,
     RecallSeals,
     Return,
     Show,
@@ -33,9 +38,10 @@ from sealsvc.messages import (
     Watch,
 )
 from sealsvc.model import Conflict, Kind, State
+from sealsvc.processes import Process
 
 PATH = "/sim/a"
-STRANGER = 2**22 + 1  # above any pid
+STRANGER, HEIR = 2**22 + 1, 2**22 + 2  # above any pid
 
 
 class SimDaemon(Daemon):
@@ -53,6 +59,13 @@ class Scene:
     async def grant(self, **fields: Any) -> Reply:
         return await asyncio.to_thread(lambda: self.client.grant(path=PATH, **fields))
 
+    async def ladder(self, seal: str) -> list[str]:
+        return [step.step for step in (await self.call(Show, seal=seal)).seal.ladder]
+
+    async def climbs(self, seal: str, step: str) -> None:
+        while step not in await self.ladder(seal):
+            await asyncio.sleep(0.01)
+
     async def do(self, action: str, **fields: Any) -> dict[str, Any]:
         return await simulate(
             self.host,
@@ -63,7 +76,11 @@ class Scene:
 
 
 @pytest.fixture
-def play(tmp_path: Path) -> Callable[[Callable[[Scene], Awaitable[None]]], None]:
+def play(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Callable[[Scene], Awaitable[None]]], None]:
+    monkeypatch.setattr(clock, "_ahead", 0.0)  # what passes in a test is over with it
+
     async def stage(act: Callable[[Scene], Awaitable[None]]) -> None:
         socket = tmp_path / "s"
         config = Config(
@@ -87,6 +104,14 @@ def play(tmp_path: Path) -> Callable[[Callable[[Scene], Awaitable[None]]], None]
             host.close()
 
     return lambda act: asyncio.run(stage(act))
+
+
+@pytest.fixture
+def holder() -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(["sleep", "1000"])
+    yield process
+    process.kill()
+    process.wait()
 
 
 def test_a_conflict_waits_until_the_recalled_seal_is_returned(play):
@@ -169,20 +194,99 @@ def test_an_overdue_seal_whose_map_changes_is_not_overdue_twice(play):
 
     async def act(scene: Scene) -> None:
         reply = await scene.grant(grace=0.05, fence="none")
-
-        async def told() -> list[str]:
-            info = (await scene.call(Show, seal=reply.seal.id)).seal
-            return [step.step for step in info.ladder]
-
         await scene.call(RecallSeals, seal=reply.seal.id)
-        while "overdue" not in await told():
-            await asyncio.sleep(0.01)
+        await scene.climbs(reply.seal.id, "overdue")
         await scene.do("drift", offset=20 << 20)
         await scene.call(Audit)
         assert (await scene.call(Show, seal=reply.seal.id)).seal.state is State.LOST
         await asyncio.sleep(0.2)
-        assert (await told()).count("overdue") == 1
+        assert (await scene.ladder(reply.seal.id)).count("overdue") == 1
         os.close(reply.fds[0])
+
+    play(act)
+
+
+def test_progress_gains_nothing_once_the_longest_recall_is_over(play):
+    """As hypothesis found it (test_life_model.py)."""
+
+    async def act(scene: Scene) -> None:
+        reply = await scene.grant(grace=0.05, fence="none")
+        await scene.call(RecallSeals, seal=reply.seal.id)
+        await scene.climbs(reply.seal.id, "overdue")
+        await scene.do("clock", seconds=PolicySection().max_recall)
+        before = (await scene.call(Show, seal=reply.seal.id)).seal
+        await scene.call(RecallProgress, seal=reply.seal.id)
+        await asyncio.sleep(0.2)
+        after = (await scene.call(Show, seal=reply.seal.id)).seal
+        assert (after.ladder, after.seqid) == (before.ladder, before.seqid)
+        os.close(reply.fds[0])
+
+    play(act)
+
+
+def test_a_killed_holder_that_ends_late_gains_no_time(play, holder, monkeypatch):
+    """As hypothesis found it (test_life_model.py)."""
+    monkeypatch.setattr(Process, "signal", lambda *_: True)  # nothing ends by it
+
+    async def act(scene: Scene) -> None:
+        reply = await scene.grant(grace=0.05, fence="kill", holder={"pid": holder.pid})
+        await scene.do("map", pid=HEIR)
+        await scene.call(RecallSeals, seal=reply.seal.id)
+        await scene.climbs(reply.seal.id, "signal")
+        await scene.do("clock", seconds=FenceSection().signal_grace)
+        await scene.climbs(reply.seal.id, "kill")
+        await scene.do("clock", seconds=FenceSection().proof_timeout - 1)
+        holder.kill()
+        holder.wait()
+        await asyncio.sleep(0.1)
+        await scene.do("clock", seconds=1)
+        await asyncio.wait_for(scene.climbs(reply.seal.id, "failed"), 2)
+
+    play(act)
+
+
+def test_what_was_seen_while_the_holder_lived_proves_nothing(play, holder, monkeypatch):
+    """As hypothesis found it (test_life_model.py)."""
+    monkeypatch.setattr(Process, "signal", lambda *_: True)  # nothing ends by it
+
+    async def act(scene: Scene) -> None:
+        remnants = scene.host.remnants
+
+        def look(question: ReleaseQuestion) -> list[Remnant]:
+            found = remnants(question)
+            if holder.poll() is None:  # right behind the look it hands its mapping on, and ends
+                scene.host.map(PATH, HEIR)
+                holder.kill()
+                holder.wait()
+                time.sleep(0.1)
+            return found
+
+        monkeypatch.setattr(scene.host, "remnants", look)
+        reply = await scene.grant(grace=0.05, fence="signal", holder={"pid": holder.pid})
+        await scene.call(RecallSeals, seal=reply.seal.id)
+        await scene.climbs(reply.seal.id, "signal")
+        await scene.do("clock", seconds=FenceSection().signal_grace)
+        await asyncio.sleep(0.3)
+        assert (await scene.call(Show, seal=reply.seal.id)).seal.state is State.FENCE_FAILED
+
+    play(act)
+
+
+def test_the_pid_of_a_holder_that_is_gone_explains_no_mapping(play, holder):
+    """Else one of two seals of it would be given up because of the other."""
+
+    async def act(scene: Scene) -> None:
+        granted = [
+            await scene.grant(kind=Kind.SHARED, holder={"pid": holder.pid}) for _ in range(2)
+        ]
+        await scene.do("map", pid=HEIR)
+        holder.kill()
+        holder.wait()
+        await scene.do("map", pid=holder.pid)  # another process has it now
+        await scene.do("unmap", pid=HEIR)
+        await asyncio.sleep(0.2)
+        for reply in granted:
+            assert (await scene.call(Show, seal=reply.seal.id)).seal.state is State.ORPHANED
 
     play(act)
 
