@@ -277,8 +277,8 @@ class Cancel(Request, frozen=True, tag="cancel"):
 class Simulate(Request, frozen=True, tag="simulate"):
     """Only under `serve --sim`: make something happen in the simulated kernel. `action` is one of
     create (path, size), conflict (path, operation, offset, length, pid; answered when it ends),
-    fail (step, errno, times), drift (path), map and unmap (path, pid), exit (pid), clock (seconds:
-    so much time passes). Answer: Simulated."""
+    fail (step, errno, times), drift (path), map and unmap (path, pid), clock (seconds: so much time
+    passes). Answer: Simulated."""
 
     action: str
     path: Name | None = None
