@@ -2,7 +2,7 @@
  *
  * An LSM hook can refuse but does not always know the operation: security_file_permission() is asked
  * for write, whatever writes. So fentry programs judge with the arguments at hand and leave a note,
- * which lsm/file_permission turns into the refusal. Without a note it costs two loads.
+ * which lsm/file_permission turns into the refusal. Others pay for a few loads.
  *
  * The kernel may skip a fentry program: skipped.h makes up for it. */
 #include "ioctls.h"
