@@ -28,6 +28,7 @@ from tests.lab.qemu import MACHINE, Machine, MiB
 
 INSIDE = "SEALSVC_LAB" in os.environ
 _REPORTS = "SEALSVC_LAB_REPORTS"
+_OURS = "SEALSVC_"  # how much the tests are to do: for them, wherever they run
 _TEST_SECONDS = 300  # for a test that does not say: the guest's processor is some ten times slower
 _GUEST_SECONDS = 1800.0
 
@@ -196,7 +197,11 @@ def _run_inside(group: list[pytest.Item], wanted: _Wanted, share: Path) -> tuple
             timeout=_GUEST_SECONDS,
             machine=wanted.machine,
             share=share,
-            environment={_REPORTS: "reports", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+            environment={
+                **{name: value for name, value in os.environ.items() if name.startswith(_OURS)},
+                _REPORTS: "reports",
+                "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+            },
         )
     except (LabError, OSError, subprocess.SubprocessError) as error:
         return True, str(error)

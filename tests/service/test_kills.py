@@ -28,7 +28,7 @@ from sealsvc.messages import List, Recall, Reclaim, Return
 from sealsvc.model import ByteRange
 from sealsvc.native import read_extents
 
-from tests.service.conftest import RISKS, Running  # isort: skip
+from tests.service.conftest import RISKS, Running, until  # isort: skip
 from tests.service.test_races import HAMMER  # isort: skip
 
 pytestmark = [pytest.mark.kernel, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -36,6 +36,7 @@ pytestmark = [pytest.mark.kernel, pytest.mark.slow, pytest.mark.timeout(900)]
 KILLS = int(os.environ.get("SEALSVC_KILLS", "200"))
 FILES = 6
 UNIT = 65536
+PATIENCE = 60.0
 LIVE = {"granted", "active", "recalled"}
 
 
@@ -198,6 +199,8 @@ def killed_under_load(
         with hammering(files[:2]):
             thread.start()
             for _ in range(kills):
+                # On a slow machine it takes its time until there is something to lose.
+                until(lambda: len(holders.certain()) > 2, PATIENCE)
                 time.sleep(chance.random() * longest)
                 running.kill()
                 before = holders.certain()
