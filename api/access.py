@@ -44,11 +44,11 @@ class Action(StrEnum):
 MEANS = {
     Action.SESSION: "see and end one's own session",
     Action.STATUS: "see the service's state",
-    Action.METRICS: "collect metrics",
+    Action.METRICS: "collect metrics of the whole service (needs the scope /)",
     Action.SEALS_READ: "see seals, extents, files, holders and conflicts in scope",
     Action.EVENTS: "follow the events of what is in scope",
     Action.FILESYSTEMS: "see file systems in scope, and their coverage",
-    Action.JOBS_READ: "see jobs",
+    Action.JOBS_READ: "see jobs (needs the scope /)",
     Action.SEALS_GRANT: "ask for seals and claims in scope",
     Action.SEALS_CHANGE_OWN: "renew, validate, downgrade and return seals of one's own",
     Action.SEALS_CHANGE: "the same with the seals of others in scope",
@@ -88,9 +88,17 @@ ALLOWED: dict[Role, frozenset[Action]] = {
     Role.ADMIN: frozenset(Action),
 }
 
-# What concerns more than any list of directories can name.
+# What concerns, or tells of, more than a list of directories can name.
 UNSCOPED = frozenset(
-    {Action.RECALL_WIDE, Action.JOBS_RUN, Action.POLICY_READ, Action.POLICY_CHANGE, Action.TRAIL}
+    {
+        Action.METRICS,
+        Action.RECALL_WIDE,
+        Action.JOBS_READ,
+        Action.JOBS_RUN,
+        Action.POLICY_READ,
+        Action.POLICY_CHANGE,
+        Action.TRAIL,
+    }
 )
 
 
@@ -118,8 +126,15 @@ class Caller:
 
     @property
     def directories(self) -> list[str] | None:
-        """As the control protocol wants them."""
+        """The scopes as the control protocol takes them; None for the scope /."""
         return None if self.below is None else list(self.below)
+
+    @property
+    def confined(self) -> list[str]:
+        """The directories below which a path that this caller sends is looked up. Also with the
+        scope / a path is never followed outside the service's roots or through a symbolic link:
+        what the rest of the machine holds is no caller's to ask."""
+        return ["/"] if self.below is None else list(self.below)
 
 
 def lies_below(path: str, directories: tuple[str, ...]) -> bool:

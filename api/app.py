@@ -37,6 +37,7 @@ from api.principals import Principals
 from api.rates import Rates
 from api.sessions import Sessions
 from api.settings import Settings
+from api.shares import Shares
 
 if TYPE_CHECKING:
     from api.spans import Spans
@@ -66,7 +67,8 @@ SILENT: TelemetryConfig = {
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    async with app.state.connection.kept():
+    feed: Feed = app.state.feed
+    async with app.state.connection.kept(), feed.rechecked(app.state.settings.recheck):
         yield
 
 
@@ -77,10 +79,23 @@ def _v1() -> APIRouter:
     return router
 
 
+def probe_app(app: FastAPI) -> FastAPI:
+    """What probes may ask of `app`, to be served on a listener of its own."""
+    probes = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, telemetry=SILENT)
+    probes.state = app.state
+    problems.install(probes)
+    probes.include_router(health.router)
+    probes.add_middleware(Envelope)
+    return probes
+
+
 def build_app(settings: Settings, spans: Spans | None = None) -> FastAPI:
     """Raises SettingsError when the principals file cannot be used."""
     path = settings.control_socket
-    feed = Feed(path, settings.events_queue, settings.events_bytes, settings.max_listeners)
+    listeners = Shares(
+        "listeners", settings.max_listeners, settings.listeners_each, "--max-listeners"
+    )
+    feed = Feed(path, settings.events_queue, settings.events_bytes, listeners)
     backoff = Backoff(settings.shortest_backoff, settings.longest_backoff)
     # No documentation pages: they would run scripts from somebody else's server.
     app = Application(
@@ -95,6 +110,10 @@ def build_app(settings: Settings, spans: Spans | None = None) -> FastAPI:
     app.state.principals = Principals(settings.principals)
     app.state.sessions = Sessions()
     app.state.rates = Rates()
+    most = settings.max_connections
+    app.state.in_flight = Shares(
+        "requests in flight", most, settings.requests_each, "--max-connections"
+    )
     app.state.feed = feed
     connect = spans.connection if spans else Connection
     app.state.connection = connect(path, feed.follow, backoff)

@@ -14,6 +14,7 @@ from api.peers import STATE, Peer
 from api.principals import Known, Principals
 from api.rates import Rates
 from api.sessions import COOKIE, CSRF_HEADER, Sessions, csrf_matches
+from api.shares import Shares
 from sealsvc.errors import Refusal
 
 ACTION = "x-sealsvc-action"
@@ -69,13 +70,25 @@ def _same_origin(connection: HTTPConnection) -> bool:
 
 
 def admit(connection: HTTPConnection, action: Action) -> Caller:
-    """Identified, within its rate, and allowed."""
+    """Identified, within its rate and its share, and allowed. Envelope gives the share back."""
     caller = identify(connection)
     rates: Rates = connection.app.state.rates
     connection.state.caller = caller
     connection.state.rate = rates.take(caller.name, caller.rate)
     demand(caller, action)
+    if connection.scope["type"] == "http":
+        in_flight: Shares = connection.app.state.in_flight
+        in_flight.take(caller)
+        connection.state.share = in_flight
     return caller
+
+
+def still(connection: HTTPConnection, caller: Caller) -> bool:
+    """Whether whoever opened this connection is still known, with the same rights."""
+    try:
+        return identify(connection) == caller
+    except Refusal:
+        return False
 
 
 def demand(caller: Caller, action: Action) -> None:

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.access import Caller
 from api.rates import Rate
+from api.shares import Shares
 
 REQUEST_ID = ContextVar("request_id", default="")
 TRACE = "trace"  # in the state of a request that is traced: the trace's id
@@ -66,6 +67,9 @@ class Envelope:
         try:
             await self.app(scope, receive, sending)
         finally:
+            share: Shares | None = state.get("share")
+            if share is not None:
+                share.give_back(state["caller"])
             if scope["method"] not in _READING:
                 _record(scope, state, status, time.monotonic() - began)
 

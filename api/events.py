@@ -8,6 +8,7 @@ import logging
 import re
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Request, Response, WebSocket
@@ -17,8 +18,8 @@ from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from api import examples, inputs
-from api.access import Action
-from api.auth import Asking, admit
+from api.access import Action, Caller
+from api.auth import Asking, admit, still
 from api.connection import Connection, Daemon
 from api.feed import Feed, Listener, Packet, mark, packet
 from api.operations import GUARDED, operation, taken
@@ -66,14 +67,16 @@ def _since(header: str | None, query: str | None) -> tuple[int | None, str | Non
 
 
 async def _followed(
-    feed: Feed, listener: Listener, last: int, past: list[Packet], life: float
+    feed: Feed, listener: Listener, last: int, past: AsyncIterator[list[Packet]], life: float
 ) -> AsyncIterator[list[Packet]]:
     """What is past, then what comes; until the listener is dropped, or its time is over."""
     deadline = time.monotonic() + life
     try:
-        if past:
-            last = past[-1].event.seq
-            yield past
+        async for batch in past:
+            if listener.dropped:
+                return
+            last = batch[-1].event.seq
+            yield batch
         async for taken in listener.batches():
             fresh = []
             for item in taken:
@@ -88,6 +91,36 @@ async def _followed(
             await asyncio.sleep(GATHER)
     finally:
         feed.leave(listener)
+
+
+async def _begun(
+    feed: Feed, daemon: Connection, caller: Caller, since: int | None, run: str | None
+) -> tuple[int, AsyncIterator[list[Packet]]]:
+    """The number that the stream goes on from, and what is past. The first page is read here, so
+    that a refusal can still be answered as one."""
+    if not daemon.connected or feed.position is None:
+        raise daemon.down()
+    if since is None:
+        return feed.position, _nothing()
+    past = feed.replay(daemon, since, caller, run)
+    first = await anext(past, None)
+    if first is None:
+        return since, _nothing()
+    begins_anew = first[0].event.name == "gap"
+    return 0 if begins_anew else since, _rejoined(first, past)
+
+
+async def _nothing() -> AsyncIterator[list[Packet]]:
+    for batch in list[list[Packet]]():
+        yield batch
+
+
+async def _rejoined(
+    first: list[Packet], rest: AsyncIterator[list[Packet]]
+) -> AsyncIterator[list[Packet]]:
+    yield first
+    async for batch in rest:
+        yield batch
 
 
 async def _stream(
@@ -132,17 +165,12 @@ async def events(
     settings: Settings = request.app.state.settings
     since, run = _since(last_event_id, query.since)
     # Listening starts before the past is read, so that nothing falls between the two.
-    listener = feed.listen(caller)
+    listener = feed.listen(caller, partial(still, request, caller))
     try:
-        if not daemon.connected or feed.position is None:
-            raise daemon.down()
-        last = feed.position if since is None else since
-        past = [] if since is None else await feed.replay(since, caller, run)
+        last, past = await _begun(feed, daemon, caller, since, run)
     except BaseException:
         feed.leave(listener)
         raise
-    # After a change of run the numbers begin again.
-    last = 0 if past and past[0].event.name == "gap" else last
     batches = _followed(feed, listener, last, past, settings.stream_life)
     return EventStream(
         _stream(batches, mark(last, feed.run)),
@@ -162,22 +190,22 @@ async def events_ws(socket: WebSocket, since: str | None = None) -> None:
     try:
         caller = admit(socket, Action.EVENTS)
         number, run = _since(None, since)
-        listener = feed.listen(caller)
+        listener = feed.listen(caller, partial(still, socket, caller))
     except Refusal as refusal:
         log.info("a WebSocket was refused: %s", refusal)
         await socket.close()
         return
     try:
-        if not daemon.connected or feed.position is None:
-            await socket.close()
-            return
-        last = feed.position if number is None else number
-        past = [] if number is None else await feed.replay(number, caller, run)
+        last, past = await _begun(feed, daemon, caller, number, run)
         await socket.accept()
+    except Refusal as refusal:
+        log.info("a WebSocket was refused: %s", refusal)
+        feed.leave(listener)
+        await socket.close()
+        return
     except BaseException:
         feed.leave(listener)
         raise
-    last = 0 if past and past[0].event.name == "gap" else last
     batches = _followed(feed, listener, last, past, settings.stream_life)
     sender = asyncio.create_task(_send(socket, batches, settings.send_timeout))
     try:

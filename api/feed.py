@@ -11,23 +11,33 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from weakref import WeakSet
+from weakref import WeakSet, finalize
 
 from api.access import Caller
-from api.connection import PROMPT, expect
+from api.connection import PROMPT, Connection, expect
+from api.shares import Shares
 from sealsvc.client import AsyncClient
 from sealsvc.errors import Refusal
-from sealsvc.messages import Event, ServiceStatus, Status, Watch, Watching, encode
+from sealsvc.messages import (
+    Event,
+    EventPage,
+    PastEvents,
+    ServiceStatus,
+    Status,
+    Watch,
+    Watching,
+    encode,
+)
 
 log = logging.getLogger("sealsvc.api")
 
 # Pushes a client keeps unread: above what a service keeps for replay, since those come at once.
 BACKLOG = 65536
-REPLAY_TIMEOUT = 5.0
-REPLAYS_AT_ONCE = 4
+PAGES_AT_ONCE = 4  # of past events, that the service is asked for
+_END_OF_RIGHTS = "the listener's rights have changed"
 
 Arrivals = asyncio.Queue[Event | None]
 
@@ -59,15 +69,23 @@ def visible(event: Event, caller: Caller) -> bool:
     return caller.below is None or event.name == "gap" or caller.sees(event.path)
 
 
-class Listener:
-    """A bounded queue that ends when its reader falls behind."""
+def _always() -> bool:
+    return True
 
-    def __init__(self, caller: Caller, count: int, size: int) -> None:
-        self.caller = caller
+
+class Listener:
+    """A bounded queue that ends when its reader falls behind, or may listen no more: `entitled`
+    tells whether it still may."""
+
+    def __init__(
+        self, caller: Caller, count: int, size: int, entitled: Callable[[], bool] = _always
+    ) -> None:
+        self.caller, self.entitled = caller, entitled
         self._count, self._size, self._held = count, size, 0
         self._queue: deque[Packet] = deque()
         self._arrived = asyncio.Event()
         self.dropped = False
+        self.leave: Callable[[], object] = lambda: None
 
     def offer(self, packet: Packet) -> bool:
         if self.dropped:
@@ -76,13 +94,16 @@ class Listener:
             return True
         self._held += len(packet.data)
         if len(self._queue) >= self._count or self._held > self._size:
-            # The reader resumes from its last id and loses nothing.
-            self.dropped = True
-            self._queue.clear()
+            self.end()  # the reader resumes from its last id and loses nothing
         else:
             self._queue.append(packet)
-        self._arrived.set()
+            self._arrived.set()
         return not self.dropped
+
+    def end(self) -> None:
+        self.dropped = True
+        self._queue.clear()
+        self._arrived.set()
 
     async def batches(self) -> AsyncIterator[list[Packet]]:
         while True:
@@ -129,12 +150,12 @@ async def _watch(client: AsyncClient, since: int | None) -> Watching:
 
 
 class Feed:
-    def __init__(self, path: str, queue: int, size: int, clients: int) -> None:
+    def __init__(self, path: str, queue: int, size: int, shares: Shares) -> None:
         self._path = path
-        self._queue, self._size, self._clients = queue, size, clients
+        self._queue, self._size, self._shares = queue, size, shares
         # Weak: a listener whose response never started has nobody to take it out.
         self._listeners: WeakSet[Listener] = WeakSet()
-        self._replays = asyncio.Semaphore(REPLAYS_AT_ONCE)
+        self._pages = asyncio.Semaphore(PAGES_AT_ONCE)
         self._refused: Refusal | None = None
         self._lost_at = 0.0
         self.position: int | None = None
@@ -144,18 +165,40 @@ class Feed:
     def __len__(self) -> int:
         return len(self._listeners)
 
-    def listen(self, caller: Caller) -> Listener:
+    def listen(self, caller: Caller, entitled: Callable[[], bool] = _always) -> Listener:
         if self._refused is not None:
             raise self._refused
-        if len(self._listeners) >= self._clients:
-            message = f"{self._clients} clients follow the events already (--max-listeners)"
-            raise Refusal("limit-reached", message, {"limit": self._clients}, retry_after=5.0)
-        listener = Listener(caller, self._queue, self._size)
+        self._shares.take(caller)
+        listener = Listener(caller, self._queue, self._size, entitled)
+        listener.leave = finalize(listener, self._shares.give_back, caller)
         self._listeners.add(listener)
         return listener
 
     def leave(self, listener: Listener) -> None:
         self._listeners.discard(listener)
+        listener.leave()
+
+    @asynccontextmanager
+    async def rechecked(self, interval: float) -> AsyncIterator[None]:
+        """Inside this context, listeners that may listen no more are ended within `interval`
+        seconds."""
+
+        async def recheck() -> None:
+            while True:
+                await asyncio.sleep(interval)
+                for listener in tuple(self._listeners):
+                    if not listener.entitled():
+                        log.info("a listener was ended: %s", _END_OF_RIGHTS)
+                        listener.end()
+                        self.leave(listener)
+
+        task = asyncio.create_task(recheck(), name="rights of listeners")
+        try:
+            yield
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
 
     async def follow(self, client: AsyncClient) -> None:
         """The session of the shared connection: watch until it ends."""
@@ -206,26 +249,28 @@ class Feed:
                 self._listeners.discard(listener)
                 self.drops += 1
 
-    async def replay(self, since: int, caller: Caller, run: str | None = None) -> list[Packet]:
-        """What the service still keeps of the events after `since`, on a connection of its own:
-        on the shared one, every other listener would see them again."""
-        async with self._replays, AsyncClient(self._path) as client, arrivals(client) as queue:
-            watching = await _watch(client, since)
-            if since <= watching.seq and run in (None, watching.run):
-                lost = [gap(since, "the service no longer keeps these events")]
-                kept = await _until(queue, watching.seq, since)
-                found = lost + kept if watching.gap else kept
-                return [packet(e, watching.run) for e in found if visible(e, caller)]
-            earlier = packet(gap(0, "that id is of another run of the service"), watching.run)
-        return [earlier, *await self.replay(0, caller)]
+    async def replay(
+        self, daemon: Connection, since: int, caller: Caller, run: str | None = None
+    ) -> AsyncIterator[list[Packet]]:
+        """What the service still keeps of the events after `since`, up to the newest of this
+        moment, page by page. It begins with a gap when some are missing, or when `since` is of
+        another run of the service than `run`."""
+        page = await self._page(daemon, since)
+        this, newest = page.run, page.seq
+        if since > newest or run not in (None, this):
+            yield [packet(gap(0, "that id is of another run of the service"), this)]
+            since = 0
+            page = await self._page(daemon, since)
+        while page.run == this:
+            lost = [gap(since, "the service no longer keeps these events")] if page.gap else []
+            batch = [packet(e, this) for e in [*lost, *page.events] if visible(e, caller)]
+            if batch:
+                yield batch
+            if not page.events or page.events[-1].seq >= newest:
+                return
+            since = page.events[-1].seq
+            page = await self._page(daemon, since)
 
-
-async def _until(queue: Arrivals, last: int, since: int) -> list[Event]:
-    events: list[Event] = []
-    # The protocol does not promise that the newest event is among those kept.
-    with suppress(TimeoutError):
-        async with asyncio.timeout(REPLAY_TIMEOUT):
-            while since < last and (event := await queue.get()) is not None:
-                events.append(event)
-                since = event.seq
-    return [event for event in events if event.seq <= last or event.name == "gap"]
+    async def _page(self, daemon: Connection, since: int) -> EventPage:
+        async with self._pages:
+            return expect(await daemon.call(PastEvents, since=since), EventPage)

@@ -29,7 +29,7 @@ NOTHING = Depends(inputs.query(NoQuery))
         Action.SEALS_READ,
         examples.FILES,
         query=FilesQuery,
-        codes=(*GUARDED, "no-such-file"),
+        codes=(*GUARDED, "no-such-file", "io-error"),
         headers=LINK,
     ),
 )
@@ -41,7 +41,8 @@ async def files(
 ) -> Response:
     asked = fields(query)
     path_in_scope(caller, asked["path"])
-    page = expect(await daemon.call(Files, **asked, below=caller.directories), FilePage)
+    below = caller.confined if asked["path"] is not None else caller.directories
+    page = expect(await daemon.call(Files, **asked, below=below), FilePage)
     return paged(request, page)
 
 

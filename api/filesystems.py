@@ -35,7 +35,8 @@ def _concerns(filesystem: FilesystemInfo, caller: Caller) -> bool:
     **operation(Action.FILESYSTEMS, examples.FILESYSTEMS, codes=(*GUARDED, "io-error")),
 )
 async def index(daemon: Daemon, caller: Asking) -> Response:
-    found = expect(await daemon.call(Filesystems), FilesystemList).filesystems
+    reply = await daemon.call(Filesystems, below=caller.directories)
+    found = expect(reply, FilesystemList).filesystems
     return answer(FilesystemList(filesystems=[f for f in found if _concerns(f, caller)]))
 
 
@@ -56,8 +57,9 @@ async def coverage(
 ) -> Response:
     asked = fields(query)
     path: str = asked["path"]
-    if caller.below is not None and not (
-        caller.sees(path) or any(lies_below(scope, (path,)) for scope in caller.below)
-    ):
+    below = caller.confined
+    if any(lies_below(scope, (path,)) for scope in below):
+        below = ["/"]  # a directory above a scope: it is on the same file system, or holds it
+    elif not caller.sees(path):
         raise no_such_file(path)
-    return answer((await daemon.call(Coverage, **asked)).result)
+    return answer((await daemon.call(Coverage, **asked, below=below)).result)

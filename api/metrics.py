@@ -175,13 +175,12 @@ router = APIRouter(tags=["status"], dependencies=[Depends(inputs.query(NoQuery))
 
 
 @router.get("/metrics", summary="For Prometheus", **_documented())
-async def metrics(request: Request, daemon: Daemon, caller: Asking) -> Response:
+async def metrics(request: Request, daemon: Daemon, _caller: Asking) -> Response:
     feed: Feed = request.app.state.feed
     families = [
         *_of_status(expect(await daemon.call(Status), ServiceStatus)),
         *_of_measures(expect(await daemon.call(Measures), MeasuresReport)),
         *_of_api(feed),
+        *_of_filesystems(expect(await daemon.call(Filesystems), FilesystemList)),
     ]
-    if caller.below is None:  # mount points are paths
-        families += _of_filesystems(expect(await daemon.call(Filesystems), FilesystemList))
     return Response(rendered(families), media_type=CONTENT_TYPE_LATEST)

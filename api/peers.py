@@ -1,7 +1,7 @@
 """Who is at the other end of a connection, as the kernel or TLS vouches for it.
 
-uvicorn tells an application the peer's address alone, so its protocol class is extended by what is
-known when the connection is made. It rides in the ASGI state of each request.
+uvicorn tells an application the peer's address alone. http_protocol.py asks for the rest when a
+connection is made, and puts it into the ASGI state of each request.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ import ssl
 import struct
 from dataclasses import dataclass
 from typing import Any
-
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 STATE = "sealsvc.peer"
 
@@ -58,21 +56,3 @@ def _names(tls: ssl.SSLObject) -> frozenset[str]:
     certificate: dict[str, Any] = tls.getpeercert() or {}
     wanted = ("DNS", "URI", "email")
     return frozenset(v for k, v in certificate.get("subjectAltName", ()) if k in wanted)
-
-
-class Protocol(H11Protocol):
-    """At most `most` connections at a time on all sockets of a server: those beyond are closed at
-    once, before a byte of theirs is read."""
-
-    most = 512
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        sock = transport.get_extra_info("socket")
-        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
-            # asyncio sets it for sockets that were made with a protocol number, which listeners of
-            # socket.create_server and of systemd were not: each answer would wait 40 ms for an ACK.
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.app_state = {**self.app_state, STATE: peer_of(transport)}
-        if len(self.connections) > self.most:
-            transport.abort()

@@ -32,7 +32,7 @@ from api.settings import SettingsError
 log = logging.getLogger("sealsvc.api")
 
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
-_LOOK = 1.0  # seconds between two looks at the file
+_LOOK = 0.25  # seconds between two looks at the file
 TOKEN_BYTES = 32
 
 

@@ -12,13 +12,13 @@ from api import examples, inputs
 from api.access import Action
 from api.answers import answer, paged
 from api.auth import Asking, demand
-from api.connection import PATIENT, PROMPT, Daemon, expect
+from api.connection import PATIENT, PROMPT, Daemon
 from api.operations import CHANGING, GUARDED, KEY, LINK, operation
 from api.preconditions import PRECONDITION, IfMatch, seqid_wanted
 from api.schemas import AuditBody, ConflictsQuery, ListQuery, NoQuery, RecallBody, fields
-from api.scope import GivenKey, asked_by, path_in_scope, seal_in_scope
+from api.scope import GivenKey, asked_by, listed, path_in_scope, seal_in_scope
 from sealsvc.errors import Refusal
-from sealsvc.messages import Audit, List, RecallSeals, SealPage
+from sealsvc.messages import Audit, RecallSeals, SealPage
 from sealsvc.model import State
 from sealsvc.overview import Conflicts
 
@@ -73,6 +73,7 @@ async def recall(
         asked["seqid"] = await seqid_wanted(daemon, asked["seal"], if_match)
     elif scope == "path":
         path_in_scope(caller, asked["path"])
+        asked["below"] = caller.confined
     else:
         demand(caller, Action.RECALL_WIDE)
     wait: bool = asked["wait"]
@@ -99,10 +100,9 @@ async def under_way(
     query: Annotated[msgspec.Struct, Depends(inputs.query(ListQuery))],
 ) -> Response:
     asked = fields(query)
-    path_in_scope(caller, asked["path"])
-    state, below = asked.pop("state"), caller.directories
+    state = asked.pop("state")
     pages = [
-        expect(await daemon.call(List, **asked, state=each, below=below), SealPage)
+        await listed(daemon, caller, {**asked, "state": each})
         for each in (UNFINISHED if state is None else (state,))
     ]
     return paged(request, _merged(pages, asked["limit"]))

@@ -10,9 +10,9 @@ from fastapi import Depends, Header
 
 from api.access import Action, Caller
 from api.auth import demand
-from api.connection import Connection
+from api.connection import Connection, expect
 from sealsvc.errors import Refusal
-from sealsvc.messages import Conditions, SealInfo, Show
+from sealsvc.messages import Conditions, List, SealInfo, SealPage, Show
 
 
 def no_such_seal(seal: str) -> Refusal:
@@ -48,6 +48,13 @@ async def changeable(daemon: Connection, caller: Caller, seal: str) -> None:
 def path_in_scope(caller: Caller, path: str | None) -> None:
     if path is not None and not caller.sees(path):
         raise no_such_file(path)
+
+
+async def listed(daemon: Connection, caller: Caller, asked: dict[str, Any]) -> SealPage:
+    """A page of the live seals that the caller may see; `asked` are fields of List."""
+    path_in_scope(caller, asked["path"])
+    below = caller.confined if asked["path"] is not None else caller.directories
+    return expect(await daemon.call(List, **asked, below=below), SealPage)
 
 
 def conditions(caller: Caller) -> Conditions:

@@ -21,12 +21,13 @@ from api.scope import (
     GivenKey,
     asked_by,
     conditions,
+    listed,
     path_in_scope,
     refuse_unseen,
     seal_in_scope,
 )
 from sealsvc.errors import Refusal
-from sealsvc.messages import Extents, Grant, HolderSpec, List, SealPage
+from sealsvc.messages import Extents, Grant, HolderSpec
 
 router = APIRouter(tags=["seals"])
 
@@ -101,10 +102,7 @@ async def index(
     query: Annotated[msgspec.Struct, Depends(inputs.query(ListQuery))],
 ) -> Response:
     asked = fields(query)
-    path_in_scope(caller, asked["path"])
-    page = (await daemon.call(List, **asked, below=caller.directories)).result
-    assert isinstance(page, SealPage)
-    return paged(request, page)
+    return paged(request, await listed(daemon, caller, asked))
 
 
 SEAL_PARAMETER = {

@@ -11,25 +11,27 @@ import secrets
 import signal
 import ssl
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from socket import AF_UNIX, socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from fastapi import FastAPI
 
-from api.app import build_app
+from api.app import build_app, probe_app
 from api.envelope import REQUEST_ID
-from api.peers import Protocol
+from api.http_protocol import HEAD_TIMEOUT, Protocol
 from api.principals import TOKEN_BYTES, digest
 from api.settings import (
     Settings,
     SettingsError,
     check_bind,
     listen,
+    listen_for_probes,
     listen_unix,
+    raise_descriptor_limit,
     traced,
 )
 from sealsvc import activation
@@ -76,6 +78,12 @@ def parser() -> argparse.ArgumentParser:
         type=_count,
         default=256,
         help="clients that follow the events at a time; each takes a connection (%(default)s)",
+    )
+    made.add_argument(
+        "--probes",
+        default="",
+        metavar="HOST:PORT",
+        help="answer /healthz and /readyz on an address of their own, too",
     )
     made.add_argument(
         "--allow-remote",
@@ -134,8 +142,21 @@ def _config(app: FastAPI, settings: Settings, *, tls: bool, first: bool) -> uvic
     return config
 
 
+def _hurry_handshakes(loop: asyncio.AbstractEventLoop) -> None:
+    """uvicorn cannot be told a limit for TLS handshakes, and asyncio's own is a minute."""
+    create: Callable[..., Awaitable[asyncio.Server]] = loop.create_server
+
+    async def hurried(*arguments: Any, **named: Any) -> asyncio.Server:
+        if named.get("ssl"):
+            named["ssl_handshake_timeout"] = HEAD_TIMEOUT
+        return await create(*arguments, **named)
+
+    loop.create_server = hurried  # type: ignore[method-assign]
+
+
 async def _serve(servers: list[tuple[_Server, list[socket]]]) -> None:
     loop = asyncio.get_running_loop()
+    _hurry_handshakes(loop)
 
     def stop() -> None:
         for server, _ in servers:
@@ -153,7 +174,7 @@ def _listeners(settings: Settings) -> tuple[list[socket], list[socket]]:
         unix = [sock for sock in passed if sock.family == AF_UNIX]
         return [sock for sock in passed if sock.family != AF_UNIX], unix
     unix = [listen_unix(settings.unix, settings.unix_mode)] if settings.unix else []
-    return [listen(settings)], unix
+    return [listen(settings.host, settings.port)], unix
 
 
 def _spans() -> Spans | None:
@@ -174,23 +195,31 @@ def _run(settings: Settings) -> None:
     spans = _spans()
     app = build_app(settings, spans)
     network, unix = _listeners(settings)
+    probes = [listen_for_probes(settings)] if settings.probes else []
     with ExitStack() as stack:
-        for sock in (*network, *unix):
+        for sock in (*network, *unix, *probes):
             stack.enter_context(sock)
         if spans:
             stack.callback(spans.close)
         _advise(settings)
-        servers = []
+        raise_descriptor_limit()
         tls = settings.tls_cert is not None
-        if network:
-            config = _config(app, settings, tls=tls, first=True)
-            servers.append((_Server(config), network))
-            where = network[0].getsockname()[1]
+        servers: list[tuple[_Server, list[socket]]] = []
+        for socks, served, encrypted in (
+            (network, app, tls),
+            (unix, app, False),
+            (probes, probe_app(app), False),
+        ):
+            if socks:
+                config = _config(served, settings, tls=encrypted, first=not servers)
+                servers.append((_Server(config), socks))
+        for sock in network:
+            where = sock.getsockname()[1]
             log.info("listening on %s://%s:%d", "https" if tls else "http", settings.host, where)
-        if unix:
-            config = _config(app, settings, tls=False, first=not network)
-            servers.append((_Server(config), unix))
-            log.info("listening on %s", unix[0].getsockname())
+        for sock in unix:
+            log.info("listening on %s", sock.getsockname())
+        for sock in probes:
+            log.info("probes are answered on http://%s:%d", *sock.getsockname()[:2])
         asyncio.run(_serve(servers))
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ipaddress
+import resource
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from sealsvc.client import socket_path
+
+_BACKLOG = 1024  # connections that wait to be accepted
+_DESCRIPTORS = 16384
 
 
 class SettingsError(Exception):
@@ -19,9 +23,12 @@ class SettingsError(Exception):
 class Settings:
     """Times are seconds. `events_queue` is how many events, and `events_bytes` how much of them,
     one listener may lag behind before it is dropped; `max_listeners` how many may listen at once,
-    `stream_life` after which it must come again, and show itself again. `unix` is the path of a
-    listener on which the kernel vouches for who asks. With `tls_cert` and `tls_key` the network
-    listener speaks TLS, with `client_ca` clients may show certificates."""
+    and `listeners_each` of one principal; `requests_each` is how many requests of one principal are
+    served at a time. After `stream_life` a listener must come again, and show itself again; every
+    `recheck` seconds it is seen whether it may listen still. `unix` is the path of a listener on
+    which the kernel vouches for who asks. With `tls_cert` and `tls_key` the network listener speaks
+    TLS, with `client_ca` clients may show certificates. `probes` is the address of a listener that
+    serves /healthz and /readyz alone."""
 
     host: str = "127.0.0.1"
     port: int = 8377
@@ -35,6 +42,10 @@ class Settings:
     allow_remote: bool = False
     max_connections: int = 512
     max_listeners: int = 256
+    listeners_each: int = 64
+    requests_each: int = 128
+    recheck: float = 0.25
+    probes: str = ""
     events_queue: int = 2048
     events_bytes: int = 1 << 20
     stream_life: float = 3600.0
@@ -75,14 +86,30 @@ def check_bind(settings: Settings) -> None:
     )
 
 
-def listen(settings: Settings) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
     """The bound socket. It is bound here so that a port in use is one line, not a traceback."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((settings.host, settings.port), family=family, backlog=128)
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
-        where = f"{settings.host} port {settings.port}"
+        where = f"{host} port {port}"
         raise SettingsError(f"cannot listen on {where}: {error.strerror or error}") from None
+
+
+def listen_for_probes(settings: Settings) -> socket.socket:
+    """The listener of /healthz and /readyz. They tell nothing, so any address may be used."""
+    host, colon, port = settings.probes.rpartition(":")
+    if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65535:
+        raise SettingsError(f"--probes {settings.probes!r} is not HOST:PORT")
+    return listen(host.strip("[]") or "127.0.0.1", int(port))
+
+
+def raise_descriptor_limit() -> None:
+    """Sockets in a TLS handshake count in no limit of ours: there must be room for them, too."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def listen_unix(path: Path, mode: str) -> socket.socket:
@@ -95,7 +122,7 @@ def listen_unix(path: Path, mode: str) -> socket.socket:
         path.unlink(missing_ok=True)
         sock.bind(str(path))
         path.chmod(int(mode, 8))
-        sock.listen(128)
+        sock.listen(_BACKLOG)
     except OSError as error:
         sock.close()
         raise SettingsError(f"cannot listen on {path}: {error.strerror or error}") from None

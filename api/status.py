@@ -7,6 +7,7 @@ from fastapi import APIRouter, Depends, Response
 from api import examples, inputs
 from api.access import Action
 from api.answers import answer
+from api.auth import Asking
 from api.connection import Daemon, expect
 from api.operations import operation
 from api.schemas import NoQuery, VersionInfo
@@ -21,8 +22,8 @@ API_VERSION = "1.0"
 @router.get(
     "/status", summary="The service as it stands", **operation(Action.STATUS, examples.STATUS)
 )
-async def show(daemon: Daemon) -> Response:
-    return answer((await daemon.call(Status)).result)
+async def show(daemon: Daemon, caller: Asking) -> Response:
+    return answer((await daemon.call(Status, below=caller.directories)).result)
 
 
 @router.get(

@@ -125,7 +125,7 @@ class Daemon:
         self.events.watch(self.service.measures.hear)
         self.policy = policy
         self.policy_file = PolicyFile(config, self._take_policy)
-        jobs = JobRunner(self.grants, self.recaller, self.events, self.tasks, config.service.socket)
+        jobs = JobRunner(self.grants, self.recaller, self.events, self.tasks, self.service.paths)
         self.service.desk = Desk(self.service, self.policy_file, jobs)
         self._stop = asyncio.Event()
         self._failure: Refusal | None = None

@@ -48,7 +48,10 @@ class Desk:
         service = self.service
         match request:
             case Files():
-                return views.files(service.seen(peer), request)
+                seals = service.seen(peer)
+                if request.path is not None:
+                    seals = await service.of_path(peer, seals, request.path, request.below)
+                return views.files(seals, request)
             case Holders():
                 return views.holders(service.seen(peer), request)
         if not service.policy.is_operator(peer):
@@ -69,7 +72,7 @@ class Desk:
     async def _job(self, request: AnyRequest) -> Result:
         match request:
             case StartJob():
-                return self.jobs.start(request)
+                return await self.jobs.start(request)
             case ShowJob():
                 return self.jobs.find(request.job)
             case Jobs():
@@ -77,7 +80,7 @@ class Desk:
             case CancelJob():
                 return await self.jobs.cancel(request.job)
             case Coverage():
-                return self.jobs.coverage(request)
+                return await self.jobs.coverage(request)
         raise Refusal("unknown-operation", "the service does not serve this operation")
 
     def _measures(self) -> MeasuresReport:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import logging
 import secrets
 import time
@@ -9,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from sealsvc.messages import EVENTS, Event
+from sealsvc.messages import EVENTS, Event, EventPage, encode
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +47,13 @@ class EventLog:
         kept = [event for event in self._kept if event.seq > seq]
         oldest = self._kept[0].seq if self._kept else self.seq + 1
         return kept, seq > self.seq or seq + 1 < oldest
+
+    def page(self, since: int, count: int, size: int) -> EventPage:
+        """At most `count` of the events after `since`, and about `size` bytes of them, encoded."""
+        kept, gap = self.since(since)
+        sizes = itertools.accumulate(len(encode(event)) + 1 for event in kept[:count])
+        fitting = bisect.bisect_right(list(sizes), size)
+        return EventPage(events=kept[: max(1, fitting)], seq=self.seq, gap=gap, run=self.run)
 
     def watch(self, watcher: Callable[[Event], None]) -> None:
         self._watchers.add(watcher)

@@ -18,7 +18,8 @@ from sealsvc.life import Life
 from sealsvc.limits import FairQueue
 from sealsvc.messages import Grant
 from sealsvc.model import ByteRange, FileId, IoMode, Kind, State
-from sealsvc.policy import Policy
+from sealsvc.paths import concealed
+from sealsvc.policy import Policy, lies_below
 from sealsvc.processes import Peer, Process
 from sealsvc.registry import Registry
 from sealsvc.seals import Seal
@@ -159,7 +160,7 @@ class Grants:
         writable = seal.request.iomode is IoMode.RW
         target = self.host.open_path(seal.path, self.policy.roots, writable=writable)
         try:
-            if (target.file.device, target.file.inode) != (seal.file.device, seal.file.inode):
+            if not target.file.same_inode(seal.file):
                 raise Refusal(
                     "no-such-file", f"{seal.path} is another file by now", {"path": seal.path}
                 )
@@ -172,10 +173,17 @@ class Grants:
     async def _open(self, request: Grant, descriptor: int | None) -> Target:
         writable = request.iomode is IoMode.RW
 
+        below = request.only.below
+
         def work() -> Target:
             if descriptor is not None:
-                return self.host.adopt(descriptor, writable=writable)
-            return self.host.open_path(request.path or "", self.policy.roots, writable=writable)
+                target = self.host.adopt(descriptor, writable=writable)
+                return target if below is None else self._confined(target, below)
+            path = request.path or ""
+            try:
+                return self.host.open_path(path, self.policy.roots, writable=writable)
+            except Refusal as refusal:
+                raise concealed(refusal, path, below) from None
 
         if descriptor is not None:
             device = filesystem.device_of(descriptor)
@@ -189,6 +197,19 @@ class Grants:
             if not opening.cancelled() and opening.exception() is None:
                 os.close(opening.result().fd)
             raise
+
+    def _confined(self, target: Target, below: list[str]) -> Target:
+        """The target, if its path leads to it here, below one of the directories. The path of a
+        descriptor is one of the mount namespace that it was opened in."""
+        outside = Refusal("no-such-file", "there is no such file", {})  # its path is not told
+        try:
+            found = self.host.identify(target.path, self.policy.roots)
+            if not lies_below(target.path, below) or not target.file.same_inode(found):
+                raise outside
+        except BaseException as error:
+            os.close(target.fd)
+            raise outside if isinstance(error, Refusal) else error from None
+        return target
 
     async def _grant(self, request: Grant, asker: Asker, target: Target, before: Before) -> Seal:
         self.policy.refuse_outside(request.only, target.path)

@@ -29,6 +29,7 @@ from sealsvc.overview import (
     JobState,
     StartJob,
 )
+from sealsvc.paths import Paths
 from sealsvc.policy import lies_below
 from sealsvc.recall import Recaller
 from sealsvc.tasks import Tasks
@@ -55,23 +56,24 @@ class _Measured:
 
 
 class JobRunner:
-    """`socket` is where the service itself answers: the doctor is a client like any other."""
-
     def __init__(
-        self, grants: Grants, recaller: Recaller, events: EventLog, tasks: Tasks, socket: str
+        self, grants: Grants, recaller: Recaller, events: EventLog, tasks: Tasks, paths: Paths
     ) -> None:
         self.grants, self.recaller, self.events = grants, recaller, events
-        self.tasks, self.socket = tasks, socket
+        self.tasks, self.paths = tasks, paths
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._coverage: dict[str, _Measured] = {}
 
-    def start(self, request: StartJob) -> JobInfo:
+    async def start(self, request: StartJob) -> JobInfo:
+        work = self._work(request)
+        if request.path is not None:
+            # Below a root, by no symbolic link: the doctor writes there with the service's rights.
+            await self.paths.identify(request.path, ["/"])
         running = [j for j in self._jobs.values() if j.info.state is JobState.RUNNING]
         for job in running:
             if job.info.kind is request.kind:
                 message = f"job {job.info.id} of this kind is under way"
                 raise Refusal("limit-reached", message, {"job": job.info.id}, retry_after=5.0)
-        work = self._work(request)
         info = JobInfo(
             id=secrets.token_hex(8),
             kind=request.kind,
@@ -114,7 +116,8 @@ class JobRunner:
             await asyncio.wait([task])
         return self.find(job)
 
-    def coverage(self, request: Coverage) -> CoverageReport:
+    async def coverage(self, request: Coverage) -> CoverageReport:
+        await self.paths.identify(request.path, request.below)
         mount = _mount_of(request.path)
         found = self._coverage.get(mount)
         rows = found.rows if found else []
@@ -163,10 +166,12 @@ class JobRunner:
         }
 
     async def _doctor(self, job: Job) -> dict[str, Any]:
+        """In a service of its own: what is measured shows in no list, counter or alarm of ours."""
         path = job.info.path or ""
         measured = _Measured(time.time())
+        enforcers = ",".join(e.name for e in self.grants.enforcers.available)
         child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "sealsvc.doctor", path, self.socket),
+            *(sys.executable, "-m", "sealsvc.doctor", path, enforcers),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

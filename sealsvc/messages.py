@@ -231,12 +231,14 @@ class RecallSeals(Keyed, frozen=True, tag="recall"):
     `filesystem` (a path on it), `pid` (a holder), or `all`. With `wait` the answer comes when the
     recalls have ended. With `any`, beside `pid`, the holder is asked for that many of its seals,
     of its own choice (CB_RECALL_ANY); those it still owes after the grace are chosen for it, the
-    oldest first. Answer: RecallReport."""
+    oldest first. With `below` a `path` must lie below one of these directories, and so must the
+    files whose seals are recalled. Answer: RecallReport."""
 
     seal: SealId | None = None
     seqid: int | None = None
     path: Name | None = None
     range: ByteRange | None = None
+    below: list[Name] | None = None
     filesystem: Name | None = None
     pid: int | None = None
     all: bool = False
@@ -253,6 +255,14 @@ class Watch(Request, frozen=True, tag="watch"):
     since: int | None = None
 
 
+class PastEvents(Request, frozen=True, tag="past-events"):
+    """The events after number `since` that the service still keeps, the oldest first, as many as
+    fit into a message. Answer: EventPage."""
+
+    since: Annotated[int, Meta(ge=0, le=2**53)]
+    limit: Limit = 1000
+
+
 class Audit(Request, frozen=True, tag="audit"):
     """Compare the present extent map of every live seal (or of one) with the recorded one; a
     drifted seal becomes `lost`. Answer: AuditReport."""
@@ -261,11 +271,18 @@ class Audit(Request, frozen=True, tag="audit"):
 
 
 class Filesystems(Request, frozen=True, tag="filesystems"):
-    """Answer: FilesystemList: the file systems under the allowed roots."""
+    """The file systems under the allowed roots. With `below`, seals are counted that lie below
+    these directories. Answer: FilesystemList."""
+
+    below: list[Name] | None = None
 
 
 class Status(Request, frozen=True, tag="status"):
-    """Answer: ServiceStatus."""
+    """With `below`, the status holds what concerns files below these directories and nothing that
+    tells of others: no counters, no connections, no reports on the registry. Answer:
+    ServiceStatus."""
+
+    below: list[Name] | None = None
 
 
 class Cancel(Request, frozen=True, tag="cancel"):
@@ -309,6 +326,7 @@ AnyRequest = (
     | Extents
     | RecallSeals
     | Watch
+    | PastEvents
     | Audit
     | RegistryRequest
     | Filesystems
@@ -559,6 +577,30 @@ class Done(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="don
     pass
 
 
+class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="reply", tag="event"):
+    """Something that happened. `seq` counts from 1 in each run of the service; `time` is seconds
+    of the Unix epoch. `name` is one of EVENTS; `data` depends on it; `path` is that of the seal's
+    file."""
+
+    seq: int
+    time: float
+    name: str
+    seal: str | None = None
+    path: str | None = None
+    data: dict[str, Any] = {}
+    v: int = VERSION
+
+
+class EventPage(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="event-page"):
+    """`seq` is that of the newest event there is; ask again with `since` = the last one's until it
+    is reached. `gap` is true when events after `since` are no longer kept. `run` as in Watching."""
+
+    events: list[Event]
+    seq: int
+    gap: bool
+    run: str
+
+
 Result = (
     SealInfo
     | Registered
@@ -572,6 +614,7 @@ Result = (
     | FilesystemList
     | ServiceStatus
     | Watching
+    | EventPage
     | Simulated
     | Done
     | overview.Result
@@ -623,20 +666,6 @@ class RecallAny(msgspec.Struct, frozen=True, kw_only=True, tag_field="reply", ta
     count: int
     grace: float
     reason: str
-    v: int = VERSION
-
-
-class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="reply", tag="event"):
-    """Something that happened. `seq` counts from 1 in each run of the service; `time` is seconds
-    of the Unix epoch. `name` is one of EVENTS; `data` depends on it; `path` is that of the seal's
-    file."""
-
-    seq: int
-    time: float
-    name: str
-    seal: str | None = None
-    path: str | None = None
-    data: dict[str, Any] = {}
     v: int = VERSION
 
 

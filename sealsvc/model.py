@@ -128,6 +128,10 @@ class FileId(msgspec.Struct, frozen=True, forbid_unknown_fields=True, order=True
     inode: int
     generation: int = 0
 
+    def same_inode(self, other: FileId) -> bool:
+        """Whether both name one inode; a generation may be missing in one of them (0)."""
+        return (self.device, self.inode) == (other.device, other.inode)
+
     def __str__(self) -> str:
         return f"{self.device >> 8 & 0xFFF}:{self.device & 0xFF}/{self.inode}.{self.generation}"
 

@@ -100,10 +100,12 @@ class CancelJob(Request, frozen=True, tag="cancel-job"):
 
 
 class Coverage(Request, frozen=True, tag="coverage"):
-    """What the doctor measured last on the file system of `path` in this run of the service.
-    Answer: CoverageReport; rows [start, start + limit)."""
+    """What the doctor measured last on the file system of `path` in this run of the service. With
+    `below`, the path must lie below one of these directories. Answer: CoverageReport; rows
+    [start, start + limit)."""
 
     path: Name
+    below: list[Name] | None = None
     start: Annotated[int, Meta(ge=0)] = 0
     limit: Limit = 1000
 

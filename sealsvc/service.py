@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from importlib.metadata import version
 from typing import Any, TypeVar
@@ -47,6 +48,7 @@ from sealsvc.messages import (
     Keyed,
     List,
     Mapped,
+    PastEvents,
     PmemRegion,
     Recall,
     RecallAny,
@@ -73,7 +75,8 @@ from sealsvc.messages import (
 from sealsvc.model import ByteRange, Kind, State
 from sealsvc.once import Once
 from sealsvc.overview import Redeem
-from sealsvc.policy import Policy
+from sealsvc.paths import Paths
+from sealsvc.policy import Policy, lies_below
 from sealsvc.processes import Peer, Process
 from sealsvc.recall import Recaller
 from sealsvc.records import RegistryRequest
@@ -106,6 +109,7 @@ class Service:
         self.life, self.table = grants.life, grants.life.table
         self.policy, self.enforcers, self.once, self.kernel = policy, enforcers, once, kernel
         self.historian, self.registry = historian, grants.registry
+        self.paths = Paths(grants.host, grants.workers, policy)
         self.holders = Holders(recaller.fencing.holder_exited)
         self.rate = RateLimit(policy.section.grants_per_second, policy.section.grants_burst)
         self.started = clock.now()
@@ -188,11 +192,16 @@ class Service:
             case _ if isinstance(request, RegistryRequest):
                 return await self.historian.answer(peer, request)
             case Filesystems():
-                return await self._filesystems()
+                return await self._filesystems(request.below)
+            case PastEvents():
+                if not self.policy.is_operator(peer):
+                    raise Refusal("denied", f"uid {peer.uid} may not watch events")
+                return self.life.events.page(request.since, request.limit, MAX_MESSAGE - 1024)
             case Status():
-                return self._status()
+                return self._status(request.below)
             case IssueClaim():
                 self.policy.authorise_claim(peer, request)
+                await self.paths.identify(request.path or "", request.only.below or ["/"])
                 return self.claims.issue(peer, request)
             case _ if self.desk is not None and asked_at_desk(request):
                 return await self.desk.answer(peer, request)
@@ -400,9 +409,7 @@ class Service:
     async def _list(self, peer: Peer, request: List) -> SealPage:
         chosen = self.seen(peer)
         if request.path is not None:
-            file = await self.grants.workers.run(self.grants.host.identify, request.path)
-            here = {seal.id for seal in self.table.of_file(file)}
-            chosen = [seal for seal in chosen if seal.id in here]
+            chosen = await self.of_path(peer, chosen, request.path, request.below)
         chosen = views.chosen(chosen, request)
         chosen = sorted(chosen, key=lambda seal: seal.id)
         if request.after is not None:
@@ -410,6 +417,20 @@ class Service:
         page = chosen[: min(request.limit, 40)]
         more = len(chosen) > len(page)
         return SealPage(seals=[seal.info() for seal in page], next=page[-1].id if more else None)
+
+    async def of_path(
+        self, peer: Peer, seals: list[Seal], path: str, below: list[str] | None
+    ) -> list[Seal]:
+        """The seals on the file at `path`. Only operators are told that a file does not exist."""
+        operator = self.policy.is_operator(peer)
+        try:
+            file = await self.paths.identify(path, below if operator else ["/"])
+        except Refusal:
+            if operator:
+                raise
+            return [seal for seal in seals if seal.path == path]
+        here = {seal.id for seal in self.table.of_file(file)}
+        return [seal for seal in seals if seal.id in here]
 
     async def _extents(self, peer: Peer, request: Extents) -> ExtentPage:
         if self.registry.enabled and not request.now and self.table.get(request.seal) is None:
@@ -479,11 +500,16 @@ class Service:
         if request.seal is not None:
             return [self._seal_at(peer, request.seal, request.seqid)]
         if request.path is not None:
-            file = await self.grants.workers.run(self.grants.host.identify, request.path)
-            here = self.table.of_file(file)
-            return [s for s in here if not request.range or s.effective.overlaps(request.range)]
+            here = self.table.of_file(await self.paths.identify(request.path, request.below))
+            # A hard link below `below` may name a file that was sealed outside of it.
+            return [
+                s
+                for s in here
+                if (request.below is None or lies_below(s.path, request.below))
+                and (request.range is None or s.effective.overlaps(request.range))
+            ]
         if request.filesystem is not None:
-            where = await self.grants.workers.run(self.grants.host.identify, request.filesystem)
+            where = await self.paths.identify(request.filesystem)
             return [seal for seal in self.table if seal.file.device == where.device]
         if request.pid is not None:
             return [s for s in self.table if s.process.holder.pid == request.pid]
@@ -497,16 +523,25 @@ class Service:
 
     # The service itself
 
-    async def _filesystems(self) -> FilesystemList:
+    async def _filesystems(self, below: list[str] | None) -> FilesystemList:
         host = self.grants.host
 
         def look(roots: Sequence[str]) -> list[tuple[Filesystem, tuple[int, int] | None]]:
             return [(found, host.region_of(found.device)) for found in host.filesystems(roots)]
 
         found = await self.grants.workers.run(look, self.policy.roots)
-        return FilesystemList(filesystems=[self._filesystem(*each) for each in found])
+        seals = [s for s in self.table if below is None or lies_below(s.path, below)]
+        counts = Counter(seal.file.device for seal in seals)
+        return FilesystemList(
+            filesystems=[
+                self._filesystem(filesystem, region, counts[filesystem.device])
+                for filesystem, region in found
+            ]
+        )
 
-    def _filesystem(self, filesystem: Filesystem, region: tuple[int, int] | None) -> FilesystemInfo:
+    def _filesystem(
+        self, filesystem: Filesystem, region: tuple[int, int] | None, seals: int
+    ) -> FilesystemInfo:
         able = [] if filesystem.unsupported else self.enforcers.available
         gaps: dict[str, Gap] = {}
         for kind in Kind:
@@ -524,25 +559,39 @@ class Service:
             supported=bool(able),
             reason=filesystem.unsupported or ("" if able else "no enforcer is available"),
             gaps=list(gaps.values()),
-            seals=sum(seal.file.device == filesystem.device for seal in self.table),
+            seals=seals,
             pmem=None if region is None else PmemRegion(start=region[0], length=region[1]),
         )
 
-    def _status(self) -> ServiceStatus:
+    def _status(self, below: list[str] | None) -> ServiceStatus:
         counts: dict[str, int] = {}
         for seal in self.table:
-            counts[seal.state] = counts.get(seal.state, 0) + 1
-        return ServiceStatus(
+            if below is None or lies_below(seal.path, below):
+                counts[seal.state] = counts.get(seal.state, 0) + 1
+        waiting = self.recaller.waiting.values()
+        status = ServiceStatus(
             version=version("sealsvc"),
             protocol=VERSION,
             pid=os.getpid(),
             uptime=clock.now() - self.started,
             simulated=self.grants.host.simulated,
             kernel=self.kernel,
-            roots=self.policy.roots,
+            roots=self._roots(below),
             enforcers=[self._enforcer(enforcer) for enforcer in self.enforcers.enforcers],
             seals=counts,
-            conflicts_waiting=len(self.recaller.waiting),
+            conflicts_waiting=sum(below is None or lies_below(w.path, below) for w in waiting),
+            connections=0,
+            counters={},
+            registry=RegistryInfo(enabled=self.registry.enabled, lag=0, lost=0, troubles=[]),
+            run=self.life.events.run,
+        )
+        return status if below is not None else self._whole(status)
+
+    def _whole(self, status: ServiceStatus) -> ServiceStatus:
+        """With what concerns the whole service."""
+        registry = self.registry
+        return msgspec.structs.replace(
+            status,
             connections=self.connections(),
             counters={
                 **self.grants.counters,
@@ -551,13 +600,22 @@ class Service:
                 **self.recaller.fencing.counters,
             },
             registry=RegistryInfo(
-                enabled=self.registry.enabled,
-                lag=self.registry.lag,
-                lost=self.registry.lost,
-                troubles=self.registry.troubles,
+                enabled=registry.enabled,
+                lag=registry.lag,
+                lost=registry.lost,
+                troubles=registry.troubles,
             ),
-            run=self.life.events.run,
         )
+
+    def _roots(self, below: list[str] | None) -> list[str]:
+        """The roots that lie below one of the directories, or contain one."""
+        return [
+            root
+            for root in self.policy.roots
+            if below is None
+            or lies_below(root, below)
+            or any(lies_below(directory, [root]) for directory in below)
+        ]
 
     def _enforcer(self, enforcer: Enforcer) -> EnforcerInfo:
         reason = self.enforcers.reasons[enforcer.name]

@@ -69,14 +69,14 @@ def _within(seals: Iterable[Seal], below: list[str] | None) -> list[Seal]:
 
 
 def files(seals: Iterable[Seal], request: Files) -> FilePage:
+    """The files of these seals; whether they are that at `path` is judged elsewhere."""
     by_key: dict[str, list[Seal]] = {}
     for seal in _within(seals, request.below):
         by_key.setdefault(key_of(seal), []).append(seal)
     found = sorted(
         key
-        for key, own in by_key.items()
+        for key in by_key
         if (request.key is None or key == request.key)
-        and (request.path is None or any(seal.path == request.path for seal in own))
         and (request.after is None or key > request.after)
     )
     page, following = _cut(found, request.limit)

@@ -1,5 +1,6 @@
-"""The doctor as a child of the service: `python -m sealsvc.doctor PATH SOCKET` prints a JSON line
-for each row that it measures, after one that tells how many there will be."""
+"""The doctor as a child of the service: `python -m sealsvc.doctor PATH ENFORCER,...` measures with
+a private service and prints a JSON line for each row, after one that tells how many there will
+be."""
 
 from __future__ import annotations
 
@@ -17,10 +18,10 @@ def _tell(value: object) -> None:
 
 
 def main() -> int:
-    path, socket = sys.argv[1:]
+    path, enforcers = sys.argv[1:]
     try:
         _tell({"total": expected_rows(path)})
-        measure(path, socket=socket, progress=_tell)
+        measure(path, enforcers=enforcers.split(","), progress=_tell)
     except (Refusal, OSError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -71,9 +71,9 @@ class KernelHost:
         path = os.readlink(f"/proc/self/fd/{fd}")
         return self._target(fd, path, writable=mode == os.O_RDWR)
 
-    def identify(self, path: str) -> FileId:
+    def identify(self, path: str, roots: Sequence[str] | None = None) -> FileId:
         try:
-            fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fd = _open_to_identify(path, roots)
         except OSError as error:
             raise _open_refusal(error, path) from None
         try:
@@ -315,6 +315,17 @@ def _root_of(path: str, roots: Sequence[str]) -> str:
         f"{path} is not below an allowed root",
         {"path": path, "roots": list(roots)},
     )
+
+
+def _open_to_identify(path: str, roots: Sequence[str] | None) -> int:
+    if roots is None:
+        return os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    root = path if path in roots else _root_of(path, roots)
+    directory = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return native.open_beneath(directory, os.path.relpath(path, root), os.O_PATH)
+    finally:
+        os.close(directory)
 
 
 def _open_refusal(error: OSError, path: str) -> Refusal:

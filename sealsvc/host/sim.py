@@ -84,7 +84,7 @@ class SimHost:
             os.close(fd)
             raise
 
-    def identify(self, path: str) -> FileId:
+    def identify(self, path: str, roots: Sequence[str] | None = None) -> FileId:  # noqa: ARG002
         path = os.path.normpath(path)
         with self._lock:
             if file := self._files.get(path):

@@ -14,7 +14,7 @@ import pytest
 import uvicorn
 
 from api.app import build_app
-from api.peers import Protocol
+from api.http_protocol import Protocol
 from api.settings import Settings
 from api.spans import Spans
 from tests.api.fake_daemon import FakeDaemon

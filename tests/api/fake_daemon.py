@@ -9,7 +9,7 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,8 @@ class FakeDaemon:
         self.seq = 0
         self.forgotten = 0
         self.denied: set[type] = set()
+        self.page = 3  # events in one answer to PastEvents
+        self.delay = 0.0  # seconds before each answer
         self._lock = threading.Lock()
         self._peers: list[Peer] = []
         self._threads: list[threading.Thread] = []
@@ -56,6 +58,13 @@ class FakeDaemon:
         self._listener.bind(str(path))
         self._listener.listen()
         self._spawn(self._accept)
+
+    @contextlib.contextmanager
+    def slow(self, seconds: float) -> Iterator[None]:
+        """Inside this context each answer takes so long."""
+        self.delay = seconds
+        yield
+        self.delay = 0.0
 
     def _spawn(self, target: Callable[..., None], *args: object) -> None:
         thread = threading.Thread(target=target, args=args, daemon=True)
@@ -91,6 +100,7 @@ class FakeDaemon:
         with peer.sock:
             while data := self._receive(peer):
                 request = m.decode_request(data)
+                time.sleep(self.delay)
                 with self._lock:
                     self.requests.append(request)
                     if getattr(request, "path", None) == "/drop":
@@ -167,6 +177,11 @@ class FakeDaemon:
             case m.Mapped():
                 self._seals.find(request.seal)
                 return examples.MAPPING
+            case m.PastEvents():
+                kept = [event for event in self.history if event.seq > request.since]
+                gap = request.since < self.forgotten
+                page = kept[: self.page]
+                return m.EventPage(events=page, seq=self.seq, gap=gap, run=self.run)
             case m.Watch():
                 return self._watch(peer, request)
             case m.Status():

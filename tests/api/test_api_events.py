@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
@@ -10,6 +11,7 @@ import pytest
 from api.access import Caller, Role
 from api.events import _followed, _since
 from api.feed import Feed, Listener, Packet, gap, packet
+from api.shares import Shares
 from sealsvc.errors import Refusal
 from sealsvc.messages import Event, Status, Watch
 from tests.api.conftest import TOKEN, Api, until
@@ -178,11 +180,15 @@ def told(seq: int, path: str | None = None) -> Packet:
 
 def test_what_is_in_the_past_and_live_comes_once() -> None:
     async def run() -> list[int]:
-        feed = Feed("/nowhere", 8, 1 << 20, 8)
+        feed = Feed("/nowhere", 8, 1 << 20, Shares("listeners", 8, 8))
         listener = Listener(ANYBODY, 8, 1 << 20)
         for seq in (3, 4):
             listener.offer(told(seq))
-        batches = _followed(feed, listener, 1, [told(2), told(3)], 60.0)
+
+        async def past() -> AsyncIterator[list[Packet]]:
+            yield [told(2), told(3)]
+
+        batches = _followed(feed, listener, 1, past(), 60.0)
         found = [*await anext(batches), *await anext(batches)]
         await batches.aclose()
         return [item.event.seq for item in found]

@@ -34,7 +34,7 @@ BARE = """
 import json, socket, sys
 import uvicorn
 from fastapi import FastAPI
-from api.peers import Protocol
+from api.http_protocol import Protocol
 
 seal = json.load(sys.stdin)
 app = FastAPI(openapi_url=None)

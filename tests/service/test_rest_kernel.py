@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -37,6 +39,13 @@ def there(root: Path, socket: str, tmp_path: Path) -> Iterator[Front]:
             "holders": ["*"],
             "token": "guest",
         },
+        scoped={
+            "role": "operator",
+            "scopes": [str(root / "guest")],
+            "holders": ["*"],
+            "token": "scoped",
+        },
+        viewer={"role": "viewer", "scopes": ["/"], "token": "viewer"},
     )
     directory = Path(socket).parent
     with front(directory, principals) as found:
@@ -97,6 +106,125 @@ def test_what_lies_outside_the_scope_stays_hidden(there: Front, root: Path, file
     inside.unlink()
 
 
+@dataclass(frozen=True)
+class Maze:
+    """`inside` is the guest's directory; from there lead a symbolic link to a directory outside and
+    a hard link of a sealed file outside."""
+
+    inside: Path
+    seal: str
+    file: Path
+
+    @property
+    def forbidden(self) -> list[Path]:
+        name = self.file.name
+        return [
+            self.file,
+            self.inside / "out" / name,
+            self.inside / ".." / name,
+            self.inside / "link",
+            self.inside / "proc" / "self" / "root" / str(self.file).lstrip("/"),
+        ]
+
+    @property
+    def missing(self) -> list[Path]:
+        return [
+            self.inside / "nothing",
+            self.inside / "out" / "nothing",
+            self.inside / ".." / "nothing",
+            self.inside / "dangling",
+        ]
+
+
+@pytest.fixture
+def maze(there: Front, root: Path, file: Path) -> Iterator[Maze]:
+    inside = root / "guest"
+    inside.mkdir(exist_ok=True)
+    links = {"out": root, "link": file, "dangling": root / "nowhere", "proc": Path("/proc")}
+    for name, target in links.items():
+        (inside / name).symlink_to(target)
+    (inside / "hard").hardlink_to(file)
+    with opened(file) as (pid, fd), there.http() as http:
+        body = {"holder": {"pid": pid, "fd": fd}, "kind": "shared"}
+        answer = http.post("/v1/seals", json=body)
+        assert answer.status_code == 201, answer.text
+        yield Maze(inside, answer.json()["id"], file)
+        http.delete(f"/v1/seals/{answer.json()['id']}").raise_for_status()
+    for name in (*links, "hard"):
+        (inside / name).unlink()
+
+
+# Each request of REST that takes a path, in a query or in a body.
+def _asked(http: httpx.Client, path: Path) -> list[httpx.Response]:
+    named = {"path": str(path)}
+    return [
+        http.get("/v1/seals", params=named),
+        http.get("/v1/recalls", params=named),
+        http.get("/v1/files", params=named),
+        http.get("/v1/coverage", params=named),
+        http.post("/v1/recalls", json=named),
+        http.post("/v1/seals", json={**named, "holder": {"pid": os.getpid()}}),
+        http.post("/v1/claims", json=named),
+    ]
+
+
+def _shown(answer: httpx.Response, path: Path) -> tuple[int, str]:
+    """Status and body, but for the path that was asked for and the request's id."""
+    text = answer.text.replace(answer.headers["x-request-id"], "ID")
+    return answer.status_code, text.replace(json.dumps(str(path))[1:-1], "PATH")
+
+
+def test_a_forbidden_path_is_answered_as_a_missing_one(there: Front, maze: Maze) -> None:
+    with there.http("scoped") as http:
+        plain = [_shown(a, maze.missing[0]) for a in _asked(http, maze.missing[0])]
+        for path in [*maze.forbidden, *maze.missing[1:]]:
+            assert [_shown(a, path) for a in _asked(http, path)] == plain, path
+    with there.http() as http:
+        assert http.get(f"/v1/seals/{maze.seal}").json()["state"] == "granted"
+
+
+def test_a_hard_link_below_a_scope_recalls_nothing_outside(there: Front, maze: Maze) -> None:
+    with there.http("scoped") as http:
+        path = str(maze.inside / "hard")
+        assert http.get("/v1/seals", params={"path": path}).json()["seals"] == []
+        assert http.post("/v1/recalls", json={"path": path}).json()["recalled"] == []
+    with there.http() as http:
+        assert http.get(f"/v1/seals/{maze.seal}").json()["state"] == "granted"
+        assert http.get("/v1/seals", params={"path": path}).json()["seals"], "the scope / sees it"
+
+
+def test_nobody_maps_the_host_by_paths(there: Front) -> None:
+    with there.http("viewer") as http:
+        said = {
+            _shown(http.get("/v1/seals", params={"path": path}), Path(path))
+            for path in ("/etc/passwd", "/etc/nothing", "/proc/self/root/etc", "/root")
+        }
+    assert {status for status, _ in said} == {404}
+    assert len(said) == 1
+
+
+def test_status_tells_a_scope_of_itself_alone(there: Front, maze: Maze, root: Path) -> None:
+    with there.http("scoped") as http:
+        status = http.get("/v1/status").json()
+        assert (status["seals"], status["counters"], status["connections"]) == ({}, {}, 0)
+        (here,) = http.get("/v1/filesystems").json()["filesystems"]
+        assert here["seals"] == 0
+        for path in ("/v1/jobs", "/v1/measures", "/metrics"):
+            assert http.get(path).status_code == 403, path
+    with there.http() as http:
+        assert http.get("/v1/status").json()["seals"] == {"granted": 1}
+
+
+def test_the_doctor_stays_below_the_roots(there: Front, root: Path, tmp_path: Path) -> None:
+    (root / "away").symlink_to(tmp_path)
+    with there.http() as http:
+        for path in (str(tmp_path), "/", "tmp", str(root / "away"), str(root / ".." / "tmp")):
+            answer = http.post("/v1/jobs", json={"kind": "doctor", "path": path})
+            assert (answer.status_code, answer.json()["code"]) == (404, "no-such-file"), path
+    assert not list(tmp_path.glob(".sealsvc-doctor-*"))
+    (root / "away").unlink()
+
+
 def test_the_doctor_as_a_job(there: Front, root: Path) -> None:
     if "xfs" not in str(root):
         pytest.skip("once is enough")
@@ -108,6 +236,7 @@ def test_the_doctor_as_a_job(there: Front, root: Path) -> None:
         busy = http.post("/v1/jobs", json={"kind": "doctor", "path": str(root)})
         assert busy.json()["code"] == "limit-reached"
         assert http.get(where).json()["total"] > 100
+        assert http.get("/v1/seals").json()["seals"] == [], "it has a service of its own"
         assert http.delete(where).json()["state"] == "cancelled"
         until(lambda: not json.loads(http.get("/v1/seals").text)["seals"])
 

@@ -1,0 +1,249 @@
+"""Clients that let the server wait, ask for everything, or have lost their rights."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+from api import http_protocol
+from api.access import Caller, Role
+from api.settings import Settings
+from api.shares import Shares
+from sealsvc.errors import Refusal
+from tests.api.conftest import TOKEN, Api, until, write_principals
+from tests.api.fake_daemon import FakeDaemon
+from tests.api.sse import stream
+from tests.api.test_api_serve import serving
+
+GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+def opened(port: int) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), timeout=10)
+
+
+def closed_within(sock: socket.socket, seconds: float) -> bool:
+    sock.settimeout(seconds)
+    try:
+        while sock.recv(65536):
+            pass
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        pass
+    return True
+
+
+def cut_off(sock: socket.socket, parts: list[bytes]) -> bool:
+    """Whether the connection is closed before all parts are sent, one each 10 ms."""
+    try:
+        for part in parts:
+            sock.sendall(part)
+            time.sleep(0.01)
+    except OSError:
+        return True
+    return False
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    import h11
+
+    monkeypatch.setattr(http_protocol, "SEND_TIMEOUT", 0.3)
+    monkeypatch.setattr(http_protocol, "_TIMEOUTS", {h11.IDLE: 0.3, h11.SEND_BODY: 0.3})
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b"GET /hea",
+        b"POST /v1/session HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{",
+        GET + b"GET /hea",
+    ],
+    ids=["silent", "half a head", "half a body", "half a second head"],
+)
+@pytest.mark.usefixtures("hurried")
+def test_who_lets_the_server_wait_is_closed(api: Api, said: bytes) -> None:
+    with opened(api.port) as sock:
+        sock.sendall(said)
+        began = time.monotonic()
+        assert closed_within(sock, 5)
+        assert time.monotonic() - began < 3
+
+
+@pytest.mark.usefixtures("hurried")
+def test_a_trickle_of_bytes_buys_no_time(api: Api) -> None:
+    with opened(api.port) as sock:
+        began = time.monotonic()
+        assert cut_off(sock, [bytes([byte]) for byte in GET[:-1] * 10])
+        assert time.monotonic() - began < 5
+
+
+@pytest.mark.usefixtures("hurried")
+def test_who_reads_no_answer_is_closed(api: Api) -> None:
+    with opened(api.port) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.settimeout(0.5)
+        request = b"GET /v1/openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        assert cut_off(sock, [request] * 400)
+
+
+def test_a_served_request_is_not_hurried(
+    api: Api, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server's own time is no client's fault: an answer may take longer than any time-out."""
+    import h11
+
+    monkeypatch.setattr(http_protocol, "_TIMEOUTS", {h11.IDLE: 0.2, h11.SEND_BODY: 0.2})
+    with api.client() as http, daemon.slow(0.6):
+        assert http.get("/v1/status").status_code == 200
+
+
+def test_silent_sockets_shut_nobody_out(daemon: FakeDaemon, principals: Path) -> None:
+    arguments = ("--socket", str(daemon.path), "--principals", str(principals))
+    with serving(*arguments, "--max-connections", "64") as program, ExitStack() as stack:
+        port = int(program.base.rpartition(":")[2])
+        for _ in range(64):
+            stack.enter_context(opened(port))
+        bearer = {"Authorization": f"Bearer {TOKEN}"}
+        for _ in range(5):
+            with httpx.Client(base_url=program.base, headers=bearer, timeout=5) as http:
+                began = time.monotonic()
+                until(lambda: http.get("/readyz").status_code == 200)
+                assert http.get("/v1/status").status_code == 200
+                assert time.monotonic() - began < 5
+            stack.enter_context(opened(port))
+
+
+def test_probes_have_a_listener_of_their_own(daemon: FakeDaemon) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    arguments = ("--socket", str(daemon.path), "--probes", f"127.0.0.1:{port}")
+    with serving(*arguments), httpx.Client(base_url=f"http://127.0.0.1:{port}") as http:
+        until(lambda: http.get("/readyz").status_code == 200)
+        assert http.get("/healthz").status_code == 200
+        for other in ("/v1/status", "/metrics", "/dashboard/", "/v1/openapi.json"):
+            assert http.get(other).status_code == 404, other
+
+
+def caller(name: str, role: Role = Role.VIEWER) -> Caller:
+    return Caller(name, role, None, None, 100.0, how="token")
+
+
+def test_a_share_for_each_and_a_reserve_for_operators() -> None:
+    shares = Shares("listeners", 16, 8)
+    greedy, other, operator = caller("a"), caller("b"), caller("c", Role.OPERATOR)
+    for _ in range(8):
+        shares.take(greedy)
+    with pytest.raises(Refusal, match="its share"):
+        shares.take(greedy)
+    for _ in range(6):
+        shares.take(other)
+    with pytest.raises(Refusal, match="as many as may be"):
+        shares.take(other)
+    shares.take(operator)
+    assert len(shares) == 15
+    shares.give_back(greedy)
+    shares.give_back(greedy)
+    shares.take(other)
+    assert len(shares) == 14
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    from dataclasses import replace
+
+    return replace(settings, listeners_each=2, recheck=0.05, events_queue=8192)
+
+
+def test_one_listener_takes_no_more_than_its_share(api: Api) -> None:
+    with stream(api), stream(api), api.client() as http:
+        refused = http.get("/v1/events")
+        assert (refused.status_code, refused.json()["code"]) == (429, "limit-reached")
+        with api.client("another") as other, other.stream("GET", "/v1/events") as answer:
+            assert answer.status_code == 200
+    until(lambda: len(api.app.state.feed._shares) == 0)
+
+
+def test_requests_in_flight_are_given_back(api: Api) -> None:
+    with api.client() as http:
+        assert http.get("/v1/status").status_code == 200
+        assert http.get("/v1/seals/none").status_code == 400
+        assert http.post("/v1/recalls", json={}).status_code == 400
+    until(lambda: len(api.app.state.in_flight) == 0)
+
+
+@contextmanager
+def followed(api: Api) -> Iterator[Iterator[str]]:
+    with api.client() as http, http.stream("GET", "/v1/events") as answer:
+        assert answer.status_code == 200
+        yield answer.iter_lines()
+
+
+def changed(principals: Path, **entry: object) -> None:
+    root = {"role": "admin", "scopes": ["/"], "token": TOKEN, **entry}
+    write_principals(principals, root=root)
+
+
+@pytest.mark.parametrize("entry", [{"token": "new"}, {"role": "viewer"}, {"scopes": ["/srv"]}])
+def test_a_stream_ends_with_the_rights_it_was_begun_with(
+    api: Api, principals: Path, entry: dict[str, object]
+) -> None:
+    with followed(api) as lines:
+        changed(principals, **entry)
+        began = time.monotonic()
+        assert any("ended" in line for line in lines)
+        assert time.monotonic() - began < 2
+    until(lambda: len(api.app.state.feed) == 0)
+
+
+def test_a_stream_goes_on_when_others_change(api: Api, principals: Path) -> None:
+    with stream(api) as events:
+        text = principals.read_text()
+        principals.write_text(text.replace("principal.other", "principal.somebody"))
+        time.sleep(0.8)
+        api.app.state.principals.known.by_token(TOKEN)
+        assert len(api.app.state.feed) == 1
+        assert events.opening.id
+
+
+def test_a_websocket_ends_with_its_token(api: Api, principals: Path) -> None:
+    where = api.base.replace("http", "ws") + "/v1/events/ws"
+    with connect(where, additional_headers={"Authorization": f"Bearer {TOKEN}"}) as socket_:
+        changed(principals, token="new")
+        with pytest.raises(ConnectionClosed):
+            socket_.recv(timeout=3)
+
+
+def test_a_stream_ends_when_its_session_does(api: Api) -> None:
+    with httpx.Client(base_url=api.base, timeout=10) as http:
+        session = http.post("/v1/session", json={"token": TOKEN})
+        csrf = session.json()["csrf"]
+        with http.stream("GET", "/v1/events") as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            with httpx.Client(base_url=api.base, cookies=dict(http.cookies)) as other:
+                gone = other.delete("/v1/session", headers={"X-CSRF-Token": csrf})
+                assert gone.status_code == 200
+            assert any("ended" in line for line in lines)
+
+
+def test_all_that_is_kept_is_replayed(api: Api, daemon: FakeDaemon) -> None:
+    daemon.page = 200
+    for _ in range(4096):
+        daemon.emit(text="x" * 100)
+    began = time.monotonic()
+    with stream(api, last=0) as events:
+        assert events.ids(1) == [1]
+        first = time.monotonic() - began
+        assert events.ids(4095) == list(range(2, 4097))
+    assert first < 2, "the first page does not wait for the others"
