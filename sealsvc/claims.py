@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import msgspec
@@ -35,6 +37,7 @@ class Claims:
     def __init__(self) -> None:
         # By digest: looking one up tells nothing of the others by the time it takes.
         self._issued: dict[bytes, Issued] = {}
+        self._redeeming: set[bytes] = set()
 
     def __len__(self) -> int:
         return len(self._issued)
@@ -50,16 +53,26 @@ class Claims:
         self._issued[_digest(secret)] = Issued(peer, grant, clock.now() + seconds)
         return ClaimInfo(claim=secret, expires_in=seconds, uids=request.only.uids)
 
-    def redeem(self, secret: str, by: Peer) -> Issued:
-        """Once. A claim that is shown by the wrong user stays open for the right one."""
+    @contextmanager
+    def redeem(self, secret: str, by: Peer) -> Iterator[Issued]:
+        """The claim, for a grant that is made within the context. The claim is spent when the grant
+        succeeds; after a refusal it can be shown again until it expires. A claim that is shown by
+        the wrong user stays open for the right one. Raises Refusal: denied, or try-later while the
+        claim is being redeemed already."""
         self._forget()
         digest = _digest(secret)
         found = self._issued.get(digest)
         allowed = found.grant.only.uids if found else None
         if found is None or (allowed is not None and by.uid not in allowed):
             raise Refusal("denied", "the claim was redeemed, has expired, or is for another user")
-        del self._issued[digest]
-        return found
+        if digest in self._redeeming:
+            raise Refusal("try-later", "the claim is being redeemed", retry_after=0.1)
+        self._redeeming.add(digest)
+        try:
+            yield found
+            self._issued.pop(digest, None)
+        finally:
+            self._redeeming.discard(digest)
 
     def _forget(self) -> None:
         now = clock.now()

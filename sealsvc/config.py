@@ -62,6 +62,7 @@ class PolicySection(Section, frozen=True):
     max_seals_per_holder: Count = 100_000
     max_seals_per_filesystem: Count = 100_000
     max_bytes_per_user: Annotated[int, Meta(ge=0)] = 0
+    max_ring_bytes_per_user: Annotated[int, Meta(ge=0)] = 64 << 20
     grants_per_second: Annotated[float, Meta(ge=0)] = 0.0
     grants_burst: Count = 100
     pressure: Annotated[float, Meta(gt=0, le=1)] = 0.9

@@ -89,7 +89,7 @@ class Daemon:
         returns = Returns(self.life, host, self.workers)
         self.fencing = Fencing(self.life, returns, self.tasks, config.fence)
         self.recaller = Recaller(self.life, self.fencing, config.policy, push)
-        self.once = Once(config.service.idempotency)
+        self.once = Once(config.service.idempotency, lambda seal: self.table.get(seal) is not None)
         self.detached = Detached(self.table, self.events)
         self.badblocks = BadBlocks(self.recaller, self.events, self.workers)
         self.service = Service(
@@ -218,8 +218,8 @@ class Daemon:
         if self.rings:
             self.adoption.resume(self.rings.resume(self.reclaimed.seals))
         for seal in self.reclaimed.seals:
-            if seal.request.key:
-                self.once.remember(seal.process.holder.uid, seal.request, seal.info())
+            if seal.digest:
+                self.once.remember(seal.asker_uid, seal.request.key, seal.digest, seal.info())
             self.fencing.resume(seal)
         for seal in self.reclaimed.torn:
             self.recaller.lose(seal, f"its enforcement by {', '.join(seal.enforcers)} is torn")

@@ -35,11 +35,13 @@ Before = Callable[[Seal, ExitStack], None]
 
 @dataclass(frozen=True, slots=True)
 class Asker:
-    """Who asks: the connection (recalls go to it), its peer, and the process that is to hold."""
+    """Who asks: the connection (recalls go to it), its peer, and the process that is to hold.
+    `digest` is that of a request with a key (once.py)."""
 
     peer: Peer
     process: Process
     client: object
+    digest: bytes = b""
 
 
 class FileLocks:
@@ -316,6 +318,8 @@ class Grants:
                 accepted_risks=risks,
                 client=asker.client,
                 marked=True,
+                asker_uid=asker.peer.uid,
+                digest=asker.digest,
             )
             # 8. Conflicts that waited while we worked are conflicts with a seal from now on.
             undo.pop_all()

@@ -48,7 +48,9 @@ class Progress(msgspec.Struct, array_like=True, tag="progress"):
 
 
 class Granted(msgspec.Struct, array_like=True, tag="granted"):
-    """A seal as it was granted; `map` is rows of four uint64, as sealsvc.native gives them."""
+    """A seal as it was granted; `map` is rows of four uint64, as sealsvc.native gives them. Fields
+    are added at the end, with a default: an older version reads over them, and a newer one does
+    without."""
 
     token: int
     id: str
@@ -67,6 +69,8 @@ class Granted(msgspec.Struct, array_like=True, tag="granted"):
     progress: Progress
     place: RingPlace | None = None
     mark: int = 0
+    asker_uid: int = -1
+    digest: bytes = b""
 
 
 class Ended(msgspec.Struct, array_like=True, tag="ended"):
@@ -215,4 +219,6 @@ def _granted(seal: Seal) -> Granted:
         progress=_progress(seal),
         place=seal.place,
         mark=seal.mark,
+        asker_uid=seal.asker_uid,
+        digest=seal.digest,
     )

@@ -17,11 +17,14 @@ from sealsvc.enforce import Verdict
 from sealsvc.events import EventLog
 from sealsvc.journal import Journal
 from sealsvc.messages import Recall, SealInfo
-from sealsvc.model import ByteRange, IoMode, Operation
+from sealsvc.model import ByteRange, IoMode, Operation, State
 from sealsvc.seals import Seal, SealTable
 from sealsvc.states import Action, Step
 
 log = logging.getLogger(__name__)
+
+# Ends that the holder did not ask for: it is told of them.
+_UNASKED = (State.EXPIRED, State.REVOKED)
 
 _REMEMBERED = 4096  # seals that are over
 
@@ -128,7 +131,14 @@ class Life:
 
     def tell(self, seal: Seal, operation: Operation | None = None) -> None:
         """Push a recall that is under way, or the news that the map has changed, to the holder."""
-        message = Recall(
+        told = self.push(seal, self._notice(seal, operation))
+        seal.climb("notify", "" if told else "nobody listens")
+        self.journal.progressed(seal)
+        if not told:
+            log.warning("seal %s: nobody listens for its recall", seal.id)
+
+    def _notice(self, seal: Seal, operation: Operation | None = None) -> Recall:
+        return Recall(
             seal=seal.id,
             seqid=seal.seqid,
             tag=seal.request.tag,
@@ -141,11 +151,6 @@ class Life:
             operation=operation or seal.intruder,
             changed=seal.drifted,
         )
-        told = self.push(seal, message)
-        seal.climb("notify", "" if told else "nobody listens")
-        self.journal.progressed(seal)
-        if not told:
-            log.warning("seal %s: nobody listens for its recall", seal.id)
 
     def _restore(self, seal: Seal) -> None:
         seal.deadline = seal.recalled_at = seal.wanted = seal.intruder = None
@@ -170,6 +175,9 @@ class Life:
         seal.hold.release()
         faults.point("end:released")
         seal.released.set()
+        # Whoever has a ring sees it in the seal's slot.
+        if seal.state in _UNASKED and seal.place is None and not seal.exited.is_set():
+            self.push(seal, self._notice(seal))
         seal.at_end()
 
 

@@ -642,7 +642,8 @@ class Recall(msgspec.Struct, frozen=True, kw_only=True, tag_field="reply", tag="
     """CB_LAYOUTRECALL: give `seal` back within `grace` seconds, at least the part `wanted` of its
     `range`. `operation` is the conflict that caused it (null: an operator's request). `changed`
     (clora_changed) is true when the extent map is not the sealed one any more: the holder must not
-    even flush through it. `state` is the seal's."""
+    even flush through it. `state` is the seal's: one that is over (expired, revoked) tells that the
+    seal has ended, and there is nothing to give back."""
 
     seal: str
     seqid: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from sealsvc import states
 from sealsvc.config import PolicySection
@@ -12,6 +13,17 @@ from sealsvc.messages import Conditions, Gap, Grant, Holder, Terms
 from sealsvc.model import ByteRange, IoMode, Kind
 from sealsvc.processes import Peer
 from sealsvc.seals import Seal, SealTable
+
+_MAX_RINGS = 4096  # SEAL_RINGS_MAX of native/include/sealsvc/rings.h
+
+
+@dataclass(frozen=True, slots=True)
+class RingShare:
+    """What a ring takes of what there is."""
+
+    uid: int
+    slots: int
+    bytes: int
 
 
 class Policy:
@@ -138,20 +150,38 @@ class Policy:
     def accepts(self, risk: str) -> bool:
         return bool({"all", risk} & set(self.section.accept_risks))
 
-    def admit_ring(self, slots: int, reserved: int, table: SealTable) -> None:
-        """May a client have a seal table of so many slots, where `reserved` are others'?"""
-        section = self.section
-        for name, wanted in (
-            ("max_seals", len(table) + reserved + slots),
-            ("max_seals_per_holder", slots),
-        ):
-            if wanted > getattr(section, name):
-                raise Refusal(
-                    "limit-reached",
-                    f"policy.{name} is {getattr(section, name)}; {slots} slots are asked for",
-                    {"limit": name},
-                    retry_after=1.0,
-                )
+    def admit_ring(
+        self, peer: Peer, slots: int, size: int, rings: Iterable[RingShare], table: SealTable
+    ) -> None:
+        """May `peer` have one more ring, of so many slots and bytes, beside these? Of rings and
+        slots a user that is no operator may have at most as many as are left for all others."""
+        section, there = self.section, list(rings)
+        mine = [ring for ring in there if ring.uid == peer.uid]
+        left = section.max_seals - len(table) - sum(ring.slots for ring in there) - slots
+        if left < 0:
+            raise _ring_limit("max_seals", section.max_seals, f"{slots} slots are asked for")
+        if slots > section.max_seals_per_holder:
+            raise _ring_limit(
+                "max_seals_per_holder", section.max_seals_per_holder, f"{slots} are asked for"
+            )
+        rings_left = _MAX_RINGS - len(there) - 1
+        if rings_left < 0:
+            raise _ring_limit("rings", _MAX_RINGS, "there are as many")
+        if self.is_operator(peer):
+            return
+        if len(mine) + 1 > rings_left:
+            raise _ring_limit("rings", rings_left, f"user {peer.uid} has {len(mine)}")
+        if sum(ring.slots for ring in mine) + slots > left:
+            raise _ring_limit(
+                "slots", left, f"user {peer.uid} would have more than are left for others"
+            )
+        taken = sum(ring.bytes for ring in mine)
+        if taken + size > section.max_ring_bytes_per_user:
+            raise _ring_limit(
+                "max_ring_bytes_per_user",
+                section.max_ring_bytes_per_user,
+                f"the rings of user {peer.uid} have {taken} bytes, and this one takes {size}",
+            )
 
     def accept(self, gaps: Iterable[Gap]) -> list[str]:
         """The risks that a seal with these gaps takes; refused unless each is accepted by name."""
@@ -167,6 +197,15 @@ class Policy:
                 {"risks": missing},
             )
         return risks
+
+
+def _ring_limit(name: str, limit: int, why: str) -> Refusal:
+    return Refusal(
+        "limit-reached",
+        f"policy.{name} is {limit}: {why}" if "max_" in name else f"at most {limit} {name}: {why}",
+        {"limit": name},
+        retry_after=1.0,
+    )
 
 
 def lies_below(path: str, directories: Iterable[str]) -> bool:

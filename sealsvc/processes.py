@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import signal
 import socket
 import struct
@@ -50,11 +51,23 @@ class Process:
             return False
         return True
 
+    @property
+    def ended(self) -> bool:
+        """With all of its threads; a zombie has ended."""
+        return self.pidfd < 0 or has_ended(self.pidfd)
+
     def close(self) -> None:
         self.users -= 1
         if self.users <= 0 <= self.pidfd:
             os.close(self.pidfd)
             self.pidfd = -1
+
+
+def has_ended(pidfd: int) -> bool:
+    """A pidfd can be read from when the process, with all of its threads, has ended."""
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    return bool(poller.poll(0))
 
 
 def peer_of(sock: socket.socket) -> Peer:

@@ -165,6 +165,8 @@ def _seal(record: journal.Granted, process: Process, holds: list[Hold]) -> Seal:
         drifted=progress.drifted,
         place=record.place,
         mark=record.mark,
+        asker_uid=record.asker_uid,
+        digest=record.digest,
     )
     if process.pidfd < 0:
         seal.exited.set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -51,6 +52,7 @@ class RingRow:
     returns: int
     recalls: int
     commands: int
+    bytes: int  # of shared memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,15 @@ def state_of(word: int) -> tuple[State, int]:
 def moment(seconds: float | None) -> int:
     """A moment of sealsvc.clock as slots have it."""
     return 0 if seconds is None else int(seconds * NANO)
+
+
+def bytes_of(request: Attach) -> int:
+    """Of shared memory that a ring of this shape takes: lay_out() and make_table() in
+    native/ring/memory.c."""
+    events = request.events * ffi.sizeof("struct seal_ring_event")
+    parts = (1, request.commands, events, request.data)
+    table: int = request.slots * ffi.sizeof("struct seal_slot")
+    return sum(-(-part // mmap.PAGESIZE) * mmap.PAGESIZE for part in parts) + table
 
 
 class RingKeeper:
@@ -133,7 +144,7 @@ class RingKeeper:
             [
                 RingRow(
                     r.ring, r.owner, r.slots, r.used, r.secret, r.grants, r.returns, r.recalls,
-                    r.commands,
+                    r.commands, r.bytes,
                 )
                 for r in rows
             ],

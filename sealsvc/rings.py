@@ -28,14 +28,16 @@ from sealsvc.messages import Attach, Attached, Grant, Recall, RecallAny, Registe
 from sealsvc.model import Kind, RingPlace, State
 from sealsvc.native import lib
 from sealsvc.native_headers import STATES
-from sealsvc.policy import Policy
-from sealsvc.ring_keeper import RingKeeper, RingRow, moment
+from sealsvc.policy import Policy, RingShare
+from sealsvc.processes import Process
+from sealsvc.ring_keeper import RingKeeper, RingRow, bytes_of, moment
 from sealsvc.seals import Seal
 
 log = logging.getLogger(__name__)
 
-_LINGER = 60.0  # seconds a ring waits for its client to come again
-_MAX_OF_USER = 1024  # of the keeper's 4096
+# Seconds that a ring without seals waits for its client to connect again: while the client's
+# process lives or is not known (after a restart of the service), and when it has ended.
+_LINGER, _LINGER_OF_DEAD = 60.0, 2.0
 _USED = (State.GRANTED, State.ACTIVE)
 _NO_SLOT = 2**32 - 1
 _RISK = "overlay-truncate"
@@ -49,6 +51,7 @@ class RingClient:
     keeper: RingKeeper
     row: RingRow
     connection: Connection | None = None
+    process: Process | None = None  # of the last that was attached
     files: dict[int, Seal] = field(default_factory=dict)
     mirrored: int = 0
     idle_since: float = field(default_factory=time.monotonic)
@@ -61,6 +64,21 @@ class RingClient:
     def in_use(self) -> bool:
         attached = self.connection is not None and self.connection.open
         return attached or bool(self.files) or self.mirrored > 0
+
+    def attach(self, connection: Connection) -> None:
+        self.forget_process()
+        self.connection, self.process = connection, connection.process.share()
+
+    def forget_process(self) -> None:
+        if self.process is not None:
+            self.process.close()
+            self.process = None
+
+    @property
+    def patience(self) -> float:
+        """Seconds to wait for its client."""
+        gone = self.process is not None and self.process.ended
+        return _LINGER_OF_DEAD if gone else _LINGER
 
     def tell(self, seal: Seal, message: Recall | RecallAny) -> bool:
         """Put a message of the control protocol on the event ring."""
@@ -115,7 +133,7 @@ class Rings:
             except KeeperError as error:
                 raise Refusal("limit-reached", f"the ring cannot be told: {error}") from None
             undo.pop_all()
-        client.connection = connection
+        client.attach(connection)
         files = {number: seal.id for number, seal in client.files.items()}
         return Reply(
             Attached(ring=client.number, secret=f"{client.row.secret:016x}", files=files), fds
@@ -124,17 +142,16 @@ class Rings:
     def _create(self, connection: Connection, request: Attach) -> RingClient:
         if any(client.connection is connection for client in self.clients.values()):
             raise Refusal("bad-request", "this connection has a ring")
-        mine = sum(client.row.owner == connection.peer.uid for client in self.clients.values())
-        if mine >= _MAX_OF_USER:
-            raise Refusal("limit-reached", f"a user may have {_MAX_OF_USER} rings")
-        reserved = sum(client.row.slots for client in self.clients.values())
-        self.policy.admit_ring(request.slots, reserved, self.table)
+        size = bytes_of(request)
+        rows = [client.row for client in self.clients.values()]
+        shares = [RingShare(row.owner, row.slots, row.bytes) for row in rows]
+        self.policy.admit_ring(connection.peer, request.slots, size, shares, self.table)
         secret, uid = secrets.randbits(64), connection.peer.uid
         try:
             number = self.keeper.create(request, uid, secret)
         except KeeperError as error:
             raise Refusal("bad-request", f"no such ring can be made: {error.strerror}") from None
-        row = RingRow(number, uid, request.slots, 0, secret, 0, 0, 0, 0)
+        row = RingRow(number, uid, request.slots, 0, secret, 0, 0, 0, 0, size)
         client = self.clients[number] = RingClient(self.keeper, row)
         return client
 
@@ -318,7 +335,7 @@ class Rings:
                 )
             if client.in_use:
                 client.idle_since = time.monotonic()
-            elif time.monotonic() - client.idle_since > _LINGER:
+            elif time.monotonic() - client.idle_since > client.patience:
                 self._drop_if_unused(client)
 
     def measures(self) -> tuple[dict[str, dict[str, int]], dict[str, float]]:
@@ -345,4 +362,5 @@ class Rings:
     def _drop_if_unused(self, client: RingClient) -> None:
         if not client.in_use:
             del self.clients[client.number]
+            client.forget_process()
             self.keeper.drop(client.number)

@@ -73,7 +73,8 @@ class Seal:
     a recall is for, `round` counts recalls, so that who waits for one notices the next. `place` is
     where a ring has it, `publish` brings it up to date there; `mark` is the token that marks the
     holder's description, if not its own; `may_change` tells that its map is promised to
-    nobody now."""
+    nobody now. `asker_uid` asked for it (-1: not known), with a request of this `digest`
+    (once.py)."""
 
     token: int
     request: Grant
@@ -110,6 +111,8 @@ class Seal:
     place: RingPlace | None = None
     mark: int = 0
     id: str = ""
+    asker_uid: int = -1
+    digest: bytes = b""
 
     def __post_init__(self) -> None:
         self.id = self.id or _new_id(self.token)

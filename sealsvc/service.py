@@ -73,7 +73,7 @@ from sealsvc.messages import (
     encode,
 )
 from sealsvc.model import ByteRange, Kind, State
-from sealsvc.once import Once
+from sealsvc.once import Once, digest_of
 from sealsvc.overview import Redeem
 from sealsvc.paths import Paths
 from sealsvc.policy import Policy, lies_below
@@ -132,7 +132,8 @@ class Service:
             return await self._redeem(connection, request)
         if isinstance(request, Keyed) and request.key:
             act = functools.partial(self._told, connection, request)
-            result, _ = await self.once.run(connection.peer.uid, request, act)
+            uid = connection.peer.uid
+            result, _ = await self.once.run(uid, request, digest_of(request), act)
             return Reply(result)
         return Reply(await self._told(connection, request))
 
@@ -218,16 +219,21 @@ class Service:
             return await self._new_grant(connection, request, fds)
         made: list[int] = []
         taken = False
+        try:
+            digest = digest_of(request, fds)
+        except OSError:
+            close_all(fds)
+            raise
 
         async def act() -> Result:
             nonlocal taken
             taken = True
-            reply = await self._new_grant(connection, request, fds)
+            reply = await self._new_grant(connection, request, fds, digest=digest)
             made.extend(reply.fds)
             return reply.result
 
         try:
-            result, again = await self.once.run(connection.peer.uid, request, act)
+            result, again = await self.once.run(connection.peer.uid, request, digest, act)
         finally:
             if not taken:
                 close_all(fds)
@@ -281,6 +287,7 @@ class Service:
         request: Grant,
         fds: list[int],
         make: Callable[[Asker, int | None], Awaitable[tuple[Seal, int]]] | None = None,
+        digest: bytes = b"",
     ) -> Reply:
         process = None
         try:
@@ -301,7 +308,7 @@ class Service:
             process.close()
             close_all([] if descriptor is None else [descriptor])
             raise
-        asker = Asker(connection.peer, process, connection)
+        asker = Asker(connection.peer, process, connection, digest)
         make = make or functools.partial(self._make, connection, request)
         seal, fd = await make(asker, descriptor)
         if request.path is not None and request.holder.pid is None:
@@ -318,10 +325,10 @@ class Service:
 
     async def _redeem(self, connection: Connection, request: Redeem) -> Reply:
         """The grant that was promised, to the process that shows the claim."""
-        issued = self.claims.redeem(request.claim, connection.peer)
-        asker = Asker(issued.peer, connection.process.share(), connection)
-        with self.measures.timed("grant"):
-            seal, fd = await self.grants.grant(issued.grant, asker, None)
+        with self.claims.redeem(request.claim, connection.peer) as issued:
+            asker = Asker(issued.peer, connection.process.share(), connection)
+            with self.measures.timed("grant"):
+                seal, fd = await self.grants.grant(issued.grant, asker, None)
         self.holders.watch(seal)
         return Reply(seal.info(), [fd])
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import select
 
-from sealsvc import filesystem, states
+from sealsvc import filesystem, processes, states
 from sealsvc.errors import Refusal
 from sealsvc.grants import Grants, close_all
 from sealsvc.host import Host, MappingFacts, MappingQuestion
@@ -91,15 +90,8 @@ def _look(host: Host, question: MappingQuestion, pidfd: int) -> MappingFacts:
     try:
         return host.validate(question)
     finally:
-        if _has_ended(pidfd):
+        if processes.has_ended(pidfd):
             raise _gone(question.pid)
-
-
-def _has_ended(pidfd: int) -> bool:
-    """A pidfd can be read from when the process, with all of its threads, has ended."""
-    poller = select.poll()
-    poller.register(pidfd, select.POLLIN)
-    return bool(poller.poll(0))
 
 
 def _gone(pid: int) -> Refusal:

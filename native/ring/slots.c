@@ -125,6 +125,8 @@ size_t seal_rings_list(struct seal_rings *rings, struct seal_ring_row *out, size
 				.returns = ring->returns,
 				.recalls = ring->recalls,
 				.commands = ring->commands_seen,
+				.bytes = ring->memory_size +
+					 ring->shape.slots * sizeof(struct seal_slot),
 			};
 		count++;
 	}

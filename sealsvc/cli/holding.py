@@ -17,6 +17,7 @@ from sealsvc.client import Client
 from sealsvc.errors import Refusal
 from sealsvc.messages import Recall, Reclaim, Return, SealInfo
 from sealsvc.model import State
+from sealsvc.states import LIVE
 
 _FORWARDED = (
     signal.SIGINT,
@@ -90,7 +91,10 @@ class Holding:
         try:
             for push in self.client.pushes(timeout=0):
                 if isinstance(push, Recall) and push.seal == self.seal.id:
-                    self._recalled(push)
+                    if push.state in LIVE:
+                        self._recalled(push)
+                    else:
+                        self._ended(f"{push.state}: {push.reason}")
         except Refusal as refusal:
             note(f"{refusal}; further recalls may go unnoticed")
 
@@ -104,6 +108,16 @@ class Holding:
             + (f" for {cause}" if cause else "")
             + f": due in {duration(recall.grace)}; sent {self.recall_signal.name}"
             f" to {self.child.pid}"
+        )
+
+    def _ended(self, why: str) -> None:
+        """The seal is over while the command runs: it must not use the file as a holder any more,
+        and gets the signal that a recall is."""
+        self._over = True
+        self.child.signal(self.recall_signal)
+        note(
+            f"seal {self.seal.id} is over ({why}): nothing keeps the file's extents in place any"
+            f" more; sent {self.recall_signal.name} to {self.child.pid}"
         )
 
     def _lose_service(self) -> None:
@@ -125,9 +139,8 @@ class Holding:
             client.call(Reclaim, timeout=_RETURN_TIMEOUT, seal=self.seal.id)
         except (Refusal, TimeoutError) as error:
             client.close()
-            self._over = isinstance(error, Refusal) and error.code == "no-such-seal"
-            if self._over:
-                note(f"the service is back, but seal {self.seal.id} is over")
+            if isinstance(error, Refusal) and error.code == "no-such-seal":
+                self._ended("the service, which is back, has no such seal")
             return False
         self.client = client
         note("the service is back; recalls reach the command again")

@@ -13,7 +13,7 @@ import pytest
 from fake_daemon import ONE, PATIENCE, FakeDaemon, seal
 from sealctl_process import Start
 
-from sealsvc.messages import Grant, Recall, Return
+from sealsvc.messages import Grant, Recall, Reclaim, Return
 from sealsvc.model import ByteRange, Fence, Operation, State
 
 PYTHON = (sys.executable, "-c")
@@ -139,6 +139,42 @@ def test_service_goes_away(daemon: FakeDaemon, sealctl: Start, file: Path) -> No
     # A restarted service still knows the seal, and gets it back.
     daemon.accept().take_back()
     assert running.result() == (5, "", "")
+
+
+def test_the_command_is_told_that_its_seal_is_over(
+    daemon: FakeDaemon, sealctl: Start, file: Path
+) -> None:
+    running = sealctl("hold", file, "--", *PYTHON, AWAIT)
+    connection, _, pidfd = daemon.grant(file)
+    os.close(pidfd)
+    assert running.line() == "ready"
+    connection.push(recall(state=State.EXPIRED, reason="its ttl has passed", grace=0.0))
+    assert running.line() == "SIGTERM"
+    request, _ = connection.request(Return)
+    connection.fail(request, "no-such-seal")
+    status, _, err = running.result()
+    assert status == 0
+    assert f"seal {ONE.id} is over (expired: its ttl has passed)" in err
+
+
+def test_the_command_is_told_that_a_new_service_has_no_such_seal(
+    daemon: FakeDaemon, sealctl: Start, file: Path
+) -> None:
+    running = sealctl("hold", file, "--", *PYTHON, AWAIT)
+    connection, _, pidfd = daemon.grant(file)
+    os.close(pidfd)
+    assert running.line() == "ready"
+    connection.close()
+    again = daemon.accept()
+    request, _ = again.request(Reclaim)
+    again.fail(request, "no-such-seal")
+    assert running.line() == "SIGTERM"
+    last = daemon.accept()
+    request, _ = last.request(Return)
+    last.fail(request, "no-such-seal")
+    status, _, err = running.result()
+    assert status == 0
+    assert f"seal {ONE.id} is over" in err
 
 
 def test_service_stays_away(daemon: FakeDaemon, sealctl: Start, file: Path) -> None:

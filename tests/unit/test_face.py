@@ -70,18 +70,38 @@ def test_a_claim_is_a_secret_of_its_own_terms() -> None:
     claims = Claims()
     secret = claim(claims, tag="mine", principal="alice", key="k")
     assert len(secret) >= 43
-    issued = claims.redeem(secret, Peer(2, 1000, 1000))
-    assert (issued.peer, issued.grant.tag, issued.grant.principal) == (OPERATOR, "mine", "alice")
-    assert issued.grant.key == ""
+    with claims.redeem(secret, Peer(2, 1000, 1000)) as issued:
+        assert (issued.peer, issued.grant.tag, issued.grant.principal) == (
+            OPERATOR, "mine", "alice",
+        )  # fmt: skip
+        assert issued.grant.key == ""
     assert len(claims) == 0
+
+
+def redeemed(claims: Claims, secret: str, by: Peer) -> str | None:
+    with claims.redeem(secret, by) as issued:
+        return issued.grant.path
+
+
+def test_a_claim_is_spent_by_success_alone() -> None:
+    claims = Claims()
+    secret = claim(claims)
+    refusal = Refusal("try-later", "the file's seals are being recalled")
+    with pytest.raises(Refusal, match="being recalled"), claims.redeem(secret, OPERATOR):
+        raise refusal
+    # By two at once.
+    with claims.redeem(secret, OPERATOR), pytest.raises(Refusal, match="try-later"):
+        redeemed(claims, secret, OPERATOR)
+    with pytest.raises(Refusal, match="denied"):
+        redeemed(claims, secret, OPERATOR)
 
 
 def test_the_wrong_user_does_not_use_a_claim_up() -> None:
     claims = Claims()
     secret = claim(claims, only=Conditions(uids=[1000]))
     with pytest.raises(Refusal, match="denied"):
-        claims.redeem(secret, Peer(2, 1001, 1001))
-    assert claims.redeem(secret, Peer(2, 1000, 1000)).grant.path == "/pmem/a"
+        redeemed(claims, secret, Peer(2, 1001, 1001))
+    assert redeemed(claims, secret, Peer(2, 1000, 1000)) == "/pmem/a"
 
 
 def test_a_claim_expires() -> None:
@@ -89,7 +109,7 @@ def test_a_claim_expires() -> None:
     secret = claim(claims, seconds=0.01)
     time.sleep(0.02)
     with pytest.raises(Refusal, match="expired"):
-        claims.redeem(secret, OPERATOR)
+        redeemed(claims, secret, OPERATOR)
     assert len(claims) == 0
 
 

@@ -166,6 +166,7 @@ void seal_rings_count(struct seal_rings *rings, struct seal_ring_counters *out);
 struct seal_ring_row {
 	uint32_t ring, owner, slots, used;
 	uint64_t secret, grants, returns, recalls, commands;
+	uint64_t bytes; /* of shared memory */
 };
 struct seal_file_row {
 	uint32_t ring, file, live, stale;
