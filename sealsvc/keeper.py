@@ -62,6 +62,7 @@ class KeptGuard:
     inode: int
     id: int
     policy: int
+    backed: bool
 
 
 class Keeper:
@@ -320,7 +321,10 @@ def _parse_snapshot(
     guards = ffi.from_buffer("struct seal_gate_guard[]", table[at + files_size :])
     return (
         [(f.device, f.inode, f.traits.block_size, bool(f.traits.reflink)) for f in files],
-        [KeptGuard(g.device, g.inode, g.guard.id, g.guard.policy) for g in guards],
+        [
+            KeptGuard(g.device, g.inode, g.guard.id, g.guard.policy, bool(g.guard.backed))
+            for g in guards
+        ],
     )
 
 

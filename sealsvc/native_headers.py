@@ -1,14 +1,16 @@
-"""The tables of states.py and errors.py as C headers: `python -m sealsvc.native_headers`.
+"""The tables of states.py, errors.py and rules.py as C headers: `python -m sealsvc.native_headers`.
 
-A test compares them with what stands here, so that the keeper, libseal and the service cannot
-disagree about what a seal may do, or what an error is.
+A test compares them with what stands here, so that the keeper, libseal, the BPF programs and the
+service cannot disagree about what a seal may do, what conflicts with it, or what an error is.
 """
 
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from pathlib import Path
 
+from sealsvc import rules
 from sealsvc.errors import TABLE as ERRORS
 from sealsvc.model import State
 from sealsvc.states import LIVE, TRANSITIONS, Step
@@ -17,6 +19,7 @@ _NATIVE = Path(__file__).parents[1] / "native"
 PUBLIC = _NATIVE / "libseal" / "seal_states.h"
 TABLE = _NATIVE / "include" / "sealsvc" / "transitions.h"
 CODES = _NATIVE / "libseal" / "codes.h"
+RULES = _NATIVE / "include" / "sealsvc" / "rules.h"
 
 STATES = {state: number for number, state in enumerate(State)}
 STEPS = {step: number for number, step in enumerate(Step)}
@@ -74,7 +77,58 @@ def codes() -> str:
     )
 
 
-HEADERS = {PUBLIC: public, TABLE: table, CODES: codes}
+def _mask(name: str, is_in: Callable[[rules.Rule], bool]) -> str:
+    bits = sum(1 << n for n, rule in enumerate(rules.RULES.values()) if is_in(rule))
+    return f"#define SEAL_OPS_{name} UINT64_C({bits:#x})\n"
+
+
+def rule_book() -> str:
+    operations = "".join(
+        f"\tSEAL_OP_{key} = {n}, /* {rule.why} */\n"
+        for n, (key, rule) in enumerate(rules.RULES.items())
+    )
+    names = "".join(
+        f'\t\t[SEAL_OP_{key}] = "{rule.name}", \\\n' for key, rule in rules.RULES.items()
+    )
+    reaches = "".join(f"\tSEAL_REACH_{reach.name} = {reach.value},\n" for reach in rules.Reach)
+    policies = "".join(f"\tSEAL_POLICY_{p.name} = {p.value},\n" for p in rules.Policy)
+    traits = "".join(f"\tSEAL_TRAIT_{t.name} = {t.value},\n" for t in rules.Trait)
+    masks = "".join(
+        _mask(reach.name, lambda rule, r=reach: rule.reach is r)  # type: ignore[misc]
+        + _mask(f"{reach.name}_SHARED", lambda rule, r=reach: rule.shared is r)  # type: ignore[misc]
+        for reach in (rules.Reach.RANGE, rules.Reach.TO_END, rules.Reach.WHOLE)
+    )
+    masks += _mask("OPENS", lambda rule: rule.opens) + _mask("ATOMIC", lambda rule: rule.atomic)
+    masks += _mask("BACKED", lambda rule: rule.backed)
+    masks += _mask("CHANGE_MAPS", lambda rule: rule.changes_maps)
+    errnos = {number: errno.errorcode[number] for number in rules.ERRNOS}
+    kinds = {
+        "REFUSE_ERRNO": rules.POLICY_ERRNO[rules.Policy.REFUSE],
+        "BUSY_ERRNO": rules.POLICY_ERRNO[rules.Policy.BUSY],
+        "HOLDER_ERRNO": rules.HOLDER_ERRNO,
+        "NO_WAIT_ERRNO": rules.NO_WAIT_ERRNO,
+        "FIRST_ERRNO": rules.ERRNOS[0],
+    }
+    numbers = "".join(
+        f"#define SEAL_{name} {number} /* {errnos[number]} */\n" for name, number in kinds.items()
+    )
+    return (
+        f"{_GENERATED.replace('states.py', 'rules.py')}"
+        "#ifndef SEALSVC_RULES_H\n#define SEALSVC_RULES_H\n\n#include <stdint.h>\n\n"
+        "/* clang-format off */\n"
+        f"enum seal_op {{\n{operations}\tSEAL_OP_COUNT\n}};\n\n"
+        f"enum seal_reach {{\n{reaches}}};\n\n"
+        f"enum seal_policy {{\n{policies}}};\n\n"
+        "/* What decides a conflict besides the operation and the two ranges: see Trait. */\n"
+        f"enum seal_trait {{\n{traits}}};\n\n"
+        "/* Sets of operations: bit 1 << SEAL_OP_*. */\n"
+        f"{masks}\n{numbers}\n"
+        f"#define SEAL_OP_NAMES \\\n\t{{ \\\n{names}\t}}\n"
+        "/* clang-format on */\n\n#endif\n"
+    )
+
+
+HEADERS = {PUBLIC: public, TABLE: table, CODES: codes, RULES: rule_book}
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sealsvc import clock, faults, filesystem
+from sealsvc import clock, faults, filesystem, rules
 from sealsvc.config import PolicySection
 from sealsvc.enforce import Outcome, Report
 from sealsvc.errors import Refusal
@@ -18,9 +18,6 @@ from sealsvc.messages import RecallAny
 from sealsvc.model import ByteRange, Conflict, Kind, Operation, State
 from sealsvc.seals import Seal, SealTable
 from sealsvc.states import Step, after
-
-# Operations that change what lies behind their offset as well; the others name what they change.
-_TO_THE_END = ("truncate", "collapse", "insert", "hidden", "swap", "exchange", "move")
 
 _PRESSURE_PAUSE = 10.0  # seconds between two requests to the same effect
 _PRESSURE_GRACE = 10.0
@@ -257,8 +254,12 @@ class Recaller:
 def wanted_of(seal: Seal, operation: Operation | None, part: ByteRange | None = None) -> ByteRange:
     """The part of the seal's range that stands in the way."""
     if part is None and operation is not None and seal.request.kind is Kind.SHARED:
-        to_the_end = not operation.length or any(w in operation.name for w in _TO_THE_END)
-        end = max(seal.effective.end, operation.offset + 1)
-        length = end - operation.offset if to_the_end else operation.length
-        part = ByteRange(operation.offset, length).rounded(seal.filesystem.block_size)
+        traits = rules.Trait.REFLINK if seal.filesystem.reflink else rules.Trait(0)
+        match rules.reach(rules.of(operation.name), traits | rules.Trait.ATOMIC):
+            case rules.Reach.RANGE if operation.length:
+                part = ByteRange(operation.offset, operation.length)
+            case rules.Reach.RANGE | rules.Reach.TO_END:
+                end = max(seal.effective.end, operation.offset + 1)
+                part = ByteRange(operation.offset, end - operation.offset)
+        part = part and part.rounded(seal.filesystem.block_size)
     return (part and seal.range.clipped(part)) or seal.range

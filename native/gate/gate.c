@@ -8,10 +8,21 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/syscall.h>
 #include <sys/timerfd.h>
 #include <unistd.h>
 
 #include "internal.h"
+
+/* struct statx as of v6.11; older headers lack what we read. */
+#ifndef STATX_WRITE_ATOMIC
+#define STATX_WRITE_ATOMIC 0x00010000U
+#endif
+struct statx_atomic {
+	uint32_t mask, before[41];
+	uint32_t atomic_write_unit_min, atomic_write_unit_max, after[20];
+};
+_Static_assert(sizeof(struct statx_atomic) == 256, "linux/stat.h");
 
 static void close_if_open(int fd)
 {
@@ -50,8 +61,9 @@ static void destroy(struct seal_gate *gate)
 	close_if_open(gate->epoll);
 	close_if_open(gate->wake);
 	close_if_open(gate->later);
-	seal_syscall_reader_close(&gate->reader_calls);
-	seal_syscall_reader_close(&gate->other_calls);
+	seal_task_looker_close(&gate->reader_looker);
+	seal_task_looker_close(&gate->minder_looker);
+	seal_task_looker_close(&gate->passages_looker);
 	free(gate);
 }
 
@@ -90,9 +102,10 @@ int seal_gate_open(struct seal_gate **out, const struct seal_gate_outlet *outlet
 	gate->tgid = getpid();
 	gate->outlet = *outlet;
 	pthread_mutex_init(&gate->lock, NULL);
-	pthread_mutex_init(&gate->calls_lock, NULL);
-	seal_syscall_reader_init(&gate->reader_calls);
-	seal_syscall_reader_init(&gate->other_calls);
+	pthread_mutex_init(&gate->passages_lock, NULL);
+	seal_task_looker_init(&gate->reader_looker);
+	seal_task_looker_init(&gate->minder_looker);
+	seal_task_looker_init(&gate->passages_looker);
 	gate->prover = gate->placeholder = gate->group = gate->arming = gate->epoll = gate->wake =
 		-1;
 	gate->later = -1;
@@ -170,9 +183,19 @@ static int open_path(int fd)
 	return open(path, O_PATH | O_CLOEXEC);
 }
 
+/* Before v6.11 statx(2) does not know of atomic writes, and nor does the kernel. */
+static int may_write_atomically(int fd)
+{
+	struct statx_atomic stx = {.mask = 0};
+
+	if (syscall(SYS_statx, fd, "", AT_EMPTY_PATH, STATX_WRITE_ATOMIC, &stx) < 0)
+		return 1;
+	return (stx.mask & STATX_WRITE_ATOMIC) && stx.atomic_write_unit_max;
+}
+
 int seal_gate_watch(struct seal_gate *gate, int fd, const struct seal_traits *traits)
 {
-	int error = 0, added = 0;
+	int error = 0, added = 0, atomic = may_write_atomically(fd);
 	struct file *file;
 	struct stat st;
 
@@ -184,8 +207,10 @@ int seal_gate_watch(struct seal_gate *gate, int fd, const struct seal_traits *tr
 		file = gate_add_file(gate, &st);
 		added = 1;
 	}
-	if (file)
+	if (file) {
 		file->traits = *traits;
+		file->traits.atomic = (uint32_t)atomic;
+	}
 	pthread_mutex_unlock(&gate->lock);
 	if (!file)
 		return -ENOMEM;

@@ -34,6 +34,7 @@ struct waiter {
 	uint64_t absolved[ABSOLVED_MAX];
 	unsigned absolved_count;
 	struct seal_event event;
+	struct seal_syscall call; /* when it was looked at */
 	struct seal_report report;
 };
 
@@ -76,11 +77,23 @@ struct seal_gate {
 	uint64_t next_waiter;
 	struct seal_gate_counters counters;
 
-	/* The reader thread's own, and everybody else's. */
-	struct seal_syscall_reader reader_calls;
-	pthread_mutex_t calls_lock;
-	struct seal_syscall_reader other_calls;
+	/* The reader thread's own, and the minder's. */
+	struct seal_task_looker reader_looker, minder_looker;
+	pthread_mutex_t passages_lock;
+	struct seal_task_looker passages_looker;
 };
+
+/* What a look at a task showed: what it is about to do, and for a later comparison its registers. */
+struct look {
+	struct seal_operation operation;
+	struct seal_syscall call;
+	struct seal_stack stack;
+};
+
+/* look.c, without the lock. 0: the task is on its way to sleep, and is to be looked at once more. */
+int gate_look(struct seal_task_looker *looker, const struct seal_event *event, struct look *out);
+/* Of a task that could not be looked at: it is judged by the event alone. */
+void gate_unseen(const struct seal_event *event, struct look *out);
 
 /* files.c */
 struct file *gate_find_file(struct seal_gate *gate, uint64_t device, uint64_t inode);
@@ -116,11 +129,11 @@ void gate_pass(struct seal_gate *gate, int event_fd);
 struct waiter *gate_new_waiter(struct seal_gate *gate, const struct seal_event *event, int event_fd,
 			       const struct file *file);
 void gate_hold(struct seal_gate *gate, struct file *file, struct waiter *waiter,
-	       const struct seal_operation *operation);
+	       const struct look *look);
 /* The same of one that waits for nobody who is not told. Who it is, and what the service is to hear of
  * it, is left to the minder. */
 void gate_hold_fresh(struct seal_gate *gate, struct file *file, struct waiter *waiter,
-		     const struct seal_operation *operation);
+		     const struct look *look);
 /* The minder's part of it, for one of them. 0 when there was none. The lock is let go of in between. */
 int gate_greet(struct seal_gate *gate);
 void gate_finish(struct seal_gate *gate, struct waiter *waiter, int error);

@@ -10,37 +10,47 @@
 #define LOOKS_LATER_US 200    /* between looks at a task that is on its way to sleep */
 #define LOOKS_LIMIT_US 200000 /* then it is judged without being seen */
 
+/* It is known now, as far as it ever will be, what the waiter is about to do. */
+static void judge_late(struct seal_gate *gate, struct waiter *waiter, const struct look *look)
+{
+	struct file *file = gate_find_file(gate, waiter->report.device, waiter->report.inode);
+	struct verdict verdict;
+
+	if (!file) {
+		gate_finish(gate, waiter, 0);
+		return;
+	}
+	verdict = gate_judge_first(gate, file, &look->operation);
+	if (verdict.policy < 0 || verdict.error || !verdict.is_told)
+		gate_hold(gate, file, waiter, look);
+	else
+		gate_hold_fresh(gate, file, waiter, look);
+}
+
+/* The lock is let go of for each look. Nobody else takes waiters out of the list. */
 static void look_again(struct seal_gate *gate)
 {
-	struct waiter **at = &gate->unseen;
+	struct waiter **at = &gate->unseen, *waiter;
 
-	while (*at) {
-		struct waiter *waiter = *at;
-		struct file *file =
-			gate_find_file(gate, waiter->report.device, waiter->report.inode);
-		struct seal_operation operation;
-		struct seal_syscall call;
+	while ((waiter = *at)) {
+		struct look look;
+		int seen;
 
-		pthread_mutex_lock(&gate->calls_lock);
-		seal_syscall_read(&gate->other_calls, waiter->event.tid, &call);
-		pthread_mutex_unlock(&gate->calls_lock);
-		if (call.state == SEAL_TASK_RUNNING &&
-		    gate_now_us() - waiter->since_us < LOOKS_LIMIT_US) {
-			at = &waiter->next;
-			continue;
+		pthread_mutex_unlock(&gate->lock);
+		seen = gate_look(&gate->minder_looker, &waiter->event, &look);
+		if (!seen && gate_now_us() - waiter->since_us >= LOOKS_LIMIT_US) {
+			gate_unseen(&waiter->event, &look);
+			seen = 1;
 		}
-		*at = waiter->next;
-		if (file) {
-			struct verdict verdict;
-
-			seal_operation_judge(&waiter->event, &call, &operation);
-			verdict = gate_judge_first(gate, file, &operation);
-			if (verdict.policy < 0 || verdict.error || !verdict.is_told)
-				gate_hold(gate, file, waiter, &operation);
-			else
-				gate_hold_fresh(gate, file, waiter, &operation);
+		pthread_mutex_lock(&gate->lock);
+		/* The reader may have put others before it. */
+		while (*at != waiter)
+			at = &(*at)->next;
+		if (seen) {
+			*at = waiter->next;
+			judge_late(gate, waiter, &look);
 		} else {
-			gate_finish(gate, waiter, 0);
+			at = &waiter->next;
 		}
 	}
 }

@@ -7,17 +7,17 @@
 /* Forget those that have ended. */
 void gate_prune_passages(struct seal_gate *gate, struct file *file)
 {
-	pthread_mutex_lock(&gate->calls_lock);
+	pthread_mutex_lock(&gate->passages_lock);
 	for (size_t i = 0; i < file->passage_count;) {
 		struct seal_syscall now;
 
-		seal_syscall_read(&gate->other_calls, file->passages[i].tid, &now);
+		seal_syscall_read(&gate->passages_looker, file->passages[i].tid, &now);
 		if (seal_call_ended(file->passages[i].tid, &file->passages[i].call, &now))
 			file->passages[i] = file->passages[--file->passage_count];
 		else
 			i++;
 	}
-	pthread_mutex_unlock(&gate->calls_lock);
+	pthread_mutex_unlock(&gate->passages_lock);
 }
 
 void gate_passage_begins(struct seal_gate *gate, struct file *file, int32_t tid,

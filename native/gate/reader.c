@@ -18,42 +18,45 @@ struct range_info { /* struct fanotify_event_info_range, since v6.14 */
 	uint64_t offset, count;
 };
 
-/* What the kernel asks about `file`. Returns 1 when it may go on at once. */
+/* What the kernel asks about `file`, whose task was looked at (`seen`), or was not yet asleep. Returns 1
+ * when it may go on at once. */
 static int admit(struct seal_gate *gate, struct file *file, const struct seal_event *event,
-		 int event_fd)
+		 const struct look *look, int seen, int event_fd)
 {
+	const struct seal_operation *operation = &look->operation;
 	struct verdict verdict = {.policy = -1};
-	struct seal_operation operation;
-	struct seal_syscall call;
 	struct waiter *waiter;
 
 	gate_passages_end(file, event->tid);
-	for (int look = 0; look < LOOKS_AT_ONCE; look++) {
-		seal_syscall_read(&gate->reader_calls, event->tid, &call);
-		if (call.state != SEAL_TASK_RUNNING)
-			break;
-		sched_yield();
-	}
-	if (call.state != SEAL_TASK_RUNNING) {
-		seal_operation_judge(event, &call, &operation);
-		verdict = gate_judge_first(gate, file, &operation);
+	if (seen) {
+		verdict = gate_judge_first(gate, file, operation);
 		if (verdict.policy < 0) {
-			if (seal_changes_maps(operation.op))
-				gate_passage_begins(gate, file, event->tid, &call);
+			if (seal_changes_maps(operation->op, &file->traits))
+				gate_passage_begins(gate, file, event->tid, &look->call);
 			return 1;
 		}
 	}
 	waiter = gate_new_waiter(gate, event, event_fd, file);
 	if (!waiter) { /* no memory to hold it with: refuse, fail closed */
 		gate_respond(gate, event_fd, EBUSY);
-	} else if (call.state == SEAL_TASK_RUNNING) {
+	} else if (!seen) {
 		waiter->next = gate->unseen;
 		gate->unseen = waiter;
 		eventfd_write(gate->wake, 1);
 	} else if (verdict.error || !verdict.is_told) {
-		gate_hold(gate, file, waiter, &operation);
+		gate_hold(gate, file, waiter, look);
 	} else {
-		gate_hold_fresh(gate, file, waiter, &operation);
+		gate_hold_fresh(gate, file, waiter, look);
+	}
+	return 0;
+}
+
+static int look_at(struct seal_gate *gate, const struct seal_event *event, struct look *look)
+{
+	for (int i = 0; i < LOOKS_AT_ONCE; i++) {
+		if (gate_look(&gate->reader_looker, event, look))
+			return 1;
+		sched_yield();
 	}
 	return 0;
 }
@@ -83,28 +86,42 @@ static void parse(const struct fanotify_event_metadata *meta, struct seal_event 
 	}
 }
 
+static int is_watched(struct seal_gate *gate, const struct stat *st)
+{
+	struct file *file;
+
+	pthread_mutex_lock(&gate->lock);
+	file = gate_find_file(gate, st->st_dev, st->st_ino);
+	pthread_mutex_unlock(&gate->lock);
+	return file != NULL;
+}
+
 static void handle(struct seal_gate *gate, const struct fanotify_event_metadata *meta)
 {
-	struct seal_event event;
 	struct file *file = NULL;
+	struct seal_event event;
+	struct look look;
 	struct stat st;
-	int go_on = 1, own;
+	int go_on = 1, known, own, seen = 0;
 
 	if (meta->fd < 0)
 		return;
 	parse(meta, &event);
 	own = gate_in_process(gate->tgid, event.tid) ||
 	      gate_in_process(__atomic_load_n(&gate->exempt, __ATOMIC_ACQUIRE), event.tid);
+	known = fstat(meta->fd, &st) == 0;
+	if (known && !own && is_watched(gate, &st))
+		seen = look_at(gate, &event, &look);
 	pthread_mutex_lock(&gate->lock);
 	gate->counters.events++;
-	if (fstat(meta->fd, &st) == 0)
+	if (known)
 		file = gate_find_file(gate, st.st_dev, st.st_ino);
 	if (own) {
 		gate->counters.own++;
 		if (file)
 			file->own_events++;
 	} else if (file) {
-		go_on = admit(gate, file, &event, meta->fd);
+		go_on = admit(gate, file, &event, &look, seen, meta->fd);
 	}
 	gate->counters.passed += (uint64_t)go_on;
 	if (go_on)

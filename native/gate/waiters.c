@@ -61,9 +61,7 @@ void gate_pass(struct seal_gate *gate, int event_fd)
 
 static void meet(struct verdict *verdict, int policy, int error)
 {
-	/* ETXTBSY, of a seal that refuses, is told rather than EBUSY. */
-	if (error && verdict->error != ETXTBSY)
-		verdict->error = error;
+	verdict->error = seal_prevailing_errno(verdict->error, error);
 	if (policy > verdict->policy)
 		verdict->policy = policy;
 }
@@ -123,11 +121,7 @@ struct verdict gate_judge(const struct seal_gate *gate, const struct file *file,
 			ask_watch(gate, file, guard, operation, own, waiter, &verdict);
 			continue;
 		}
-		if (guard->policy == SEAL_POLICY_REFUSE)
-			error = ETXTBSY;
-		else if ((own && guard->policy != SEAL_POLICY_ARMING) ||
-			 guard->policy == SEAL_POLICY_BUSY)
-			error = EBUSY;
+		error = seal_policy_errno(guard->policy, own);
 		verdict.unproven = verdict.is_told = 0;
 		meet(&verdict, (int)guard->policy, error);
 	}
@@ -224,14 +218,8 @@ static int settle(struct seal_gate *gate, struct file *file, struct waiter *wait
 {
 	struct verdict verdict = gate_judge(gate, file, &waiter->report.operation, waiter);
 
-	if (verdict.policy < 0 && seal_changes_maps(waiter->report.operation.op)) {
-		struct seal_syscall call;
-
-		pthread_mutex_lock(&gate->calls_lock);
-		seal_syscall_read(&gate->other_calls, waiter->event.tid, &call);
-		pthread_mutex_unlock(&gate->calls_lock);
-		gate_passage_begins(gate, file, waiter->event.tid, &call);
-	}
+	if (verdict.policy < 0 && seal_changes_maps(waiter->report.operation.op, &file->traits))
+		gate_passage_begins(gate, file, waiter->event.tid, &waiter->call);
 	if (verdict.policy < 0 || verdict.error) {
 		gate_finish(gate, waiter, verdict.policy < 0 ? 0 : verdict.error);
 		return 1;
@@ -322,9 +310,10 @@ static void introduce(struct seal_gate *gate, struct file *file, struct waiter *
 }
 
 void gate_hold(struct seal_gate *gate, struct file *file, struct waiter *waiter,
-	       const struct seal_operation *operation)
+	       const struct look *look)
 {
-	waiter->report.operation = *operation;
+	waiter->report.operation = look->operation;
+	waiter->call = look->call;
 	identify(&waiter->report);
 	introduce(gate, file, waiter);
 	gate->outlet.flush(gate->outlet.context);
@@ -334,12 +323,13 @@ void gate_hold(struct seal_gate *gate, struct file *file, struct waiter *waiter,
  * they may run first. A timer that is not near costs next to nothing to set; one that is takes as long
  * as all the rest where the timer is emulated. */
 void gate_hold_fresh(struct seal_gate *gate, struct file *file, struct waiter *waiter,
-		     const struct seal_operation *operation)
+		     const struct look *look)
 {
 	const struct itimerspec later = {.it_value.tv_nsec = GREETS_LATER_NS};
 	struct waiter **at = &gate->fresh;
 
-	waiter->report.operation = *operation;
+	waiter->report.operation = look->operation;
+	waiter->call = look->call;
 	waiter->fresh = 1;
 	while (*at)
 		at = &(*at)->next_fresh;

@@ -8,7 +8,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "sealsvc/operation.h"
+#include "sealsvc/task_look.h"
 
 /* Calls in which a task only waits. */
 static int is_waiting(int64_t call)
@@ -40,7 +40,7 @@ static int is_waiting(int64_t call)
 
 /* The kernel may skip the program that ends an operation. Then the task is gone by now, or seen in
  * another call sooner or later: a kernel thread, which has no stack in user space, never. */
-static int is_over(struct seal_syscall_reader *reader, uint64_t task)
+static int is_over(struct seal_task_looker *looker, uint64_t task)
 {
 	struct seal_syscall now;
 	char path[40];
@@ -48,12 +48,12 @@ static int is_over(struct seal_syscall_reader *reader, uint64_t task)
 	snprintf(path, sizeof(path), "/proc/%u", (uint32_t)task);
 	if (access(path, F_OK))
 		return errno == ENOENT;
-	seal_syscall_read(reader, (int32_t)task, &now);
+	seal_syscall_read(looker, (int32_t)task, &now);
 	return now.state == SEAL_TASK_BLOCKED && now.sp && is_waiting(now.nr);
 }
 
 /* 1 when an operation on the file, or one that may be on it, is older than `since`. */
-static int is_under_way(struct seal_bpf *bpf, struct seal_syscall_reader *reader,
+static int is_under_way(struct seal_bpf *bpf, struct seal_task_looker *looker,
 			const struct seal_bpf_file *file, uint64_t since)
 {
 	struct seal_bpf_underway key, *last = NULL;
@@ -68,7 +68,7 @@ static int is_under_way(struct seal_bpf *bpf, struct seal_syscall_reader *reader
 			    ? key.file.device != file->device || key.file.inode != file->inode
 			    : value.device != file->device)
 			continue;
-		if (!is_over(reader, key.task))
+		if (!is_over(looker, key.task))
 			return 1;
 		if (!bpf_map_delete_elem(bpf->underway, &key) && !key.file.device)
 			__atomic_fetch_sub(&bpf->control->loose, 1, __ATOMIC_SEQ_CST);
@@ -80,7 +80,7 @@ int seal_bpf_barrier(struct seal_bpf *bpf, const struct seal_bpf_file *file, uin
 {
 	uint64_t start = bpf_now(), end = start + (uint64_t)timeout_us * 1000;
 	uint64_t untracked = __atomic_load_n(&bpf->control->untracked, __ATOMIC_SEQ_CST);
-	struct seal_syscall_reader reader;
+	struct seal_task_looker looker;
 	struct timespec pause = {0, 50000};
 	int passed;
 
@@ -88,12 +88,12 @@ int seal_bpf_barrier(struct seal_bpf *bpf, const struct seal_bpf_file *file, uin
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 	if (untracked != __atomic_exchange_n(&bpf->untracked, untracked, __ATOMIC_SEQ_CST))
 		return 0;
-	seal_syscall_reader_init(&reader);
-	while (!(passed = !is_under_way(bpf, &reader, file, start)) && bpf_now() < end) {
+	seal_task_looker_init(&looker);
+	while (!(passed = !is_under_way(bpf, &looker, file, start)) && bpf_now() < end) {
 		nanosleep(&pause, NULL);
 		if (pause.tv_nsec < 5000000)
 			pause.tv_nsec *= 2;
 	}
-	seal_syscall_reader_close(&reader);
+	seal_task_looker_close(&looker);
 	return passed;
 }

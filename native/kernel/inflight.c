@@ -3,8 +3,8 @@
 #include <string.h>
 #include <time.h>
 
+#include "sealsvc/operation.h"
 #include "sealsvc/procfs.h"
-#include "sealsvc/verdict.h"
 
 #define MAX_THREADS 4096
 
@@ -40,39 +40,40 @@ static uint64_t now_us(void)
 }
 
 /* Nothing is known of what the thread was doing when this began. */
-static int thread_is_clear(struct seal_syscall_reader *reader, int32_t tid)
+static int thread_is_clear(struct seal_task_looker *looker, int32_t tid)
 {
 	struct seal_syscall unknown = {.state = SEAL_TASK_RUNNING}, now;
-	struct seal_event event = {.tid = tid};
-	struct seal_operation operation;
+	struct seal_stack stack;
 
-	seal_syscall_read(reader, tid, &now);
+	seal_syscall_read(looker, tid, &now);
 	if (seal_call_ended(tid, &unknown, &now))
 		return 1;
-	seal_operation_judge(&event, &now, &operation);
-	return now.state == SEAL_TASK_BLOCKED && !seal_changes_maps(operation.op);
+	if (now.state != SEAL_TASK_BLOCKED)
+		return 0;
+	seal_stack_read(looker, tid, &stack);
+	return seal_task_changes_no_map(&stack, &now);
 }
 
 int seal_drain_process(int pid, uint32_t timeout_us)
 {
 	uint64_t deadline = now_us() + timeout_us;
 	struct timespec nap = {0, 100000};
-	struct seal_syscall_reader reader;
+	struct seal_task_looker looker;
 	int32_t tids[MAX_THREADS];
 	int count = seal_task_threads(pid, tids, MAX_THREADS);
 
 	if (count > MAX_THREADS)
 		return 0;
-	seal_syscall_reader_init(&reader);
+	seal_task_looker_init(&looker);
 	/* A process that is gone took its calls with it. */
 	while (count > 0) {
-		if (thread_is_clear(&reader, tids[count - 1]))
+		if (thread_is_clear(&looker, tids[count - 1]))
 			count--;
 		else if (now_us() >= deadline)
 			break;
 		else
 			nanosleep(&nap, NULL);
 	}
-	seal_syscall_reader_close(&reader);
+	seal_task_looker_close(&looker);
 	return count <= 0;
 }

@@ -1,291 +1,180 @@
 #include "sealsvc/operation.h"
 
-#include <errno.h>
-#include <fcntl.h>
-#include <inttypes.h>
-#include <linux/falloc.h>
-#include <linux/fs.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/syscall.h>
-#include <sys/uio.h>
-#include <unistd.h>
 
-#ifndef RWF_ATOMIC
-#define RWF_ATOMIC 0x40 /* since v6.11 */
-#endif
-#ifndef FALLOC_FL_WRITE_ZEROES
-#define FALLOC_FL_WRITE_ZEROES 0x80 /* since v6.17 */
-#endif
-#ifndef SYS_process_madvise
-#define SYS_process_madvise 440
-#endif
+#define BIT(op) (UINT64_C(1) << (op))
+#define OPENS (BIT(SEAL_OP_OPEN) | BIT(SEAL_OP_OPEN_TRUNC))
+#define WRITES (BIT(SEAL_OP_WRITE) | BIT(SEAL_OP_WRITE_ATOMIC))
+#define FALLOCATES                                                                                 \
+	(BIT(SEAL_OP_ALLOCATE) | BIT(SEAL_OP_PUNCH) | BIT(SEAL_OP_ZERO) |                          \
+	 BIT(SEAL_OP_WRITE_ZEROES) | BIT(SEAL_OP_UNSHARE) | BIT(SEAL_OP_COLLAPSE) |                \
+	 BIT(SEAL_OP_INSERT))
 
-/* ioctl commands that change maps, from linux/falloc.h and xfs_fs.h. */
-#define IOC_RESVSP 0x40305828u
-#define IOC_RESVSP64 0x4030582au
-#define IOC_UNRESVSP 0x40305829u
-#define IOC_UNRESVSP64 0x4030582bu
-#define IOC_ZERO_RANGE 0x40305839u
-#define IOC_EXCHANGE_RANGE 0x40285881u
+/* The function that asks fanotify, for whatever task: a system call, io_uring, AIO, nfsd, a kernel
+ * thread. Names of all versions since 6.14. `among`: the registers of a plain system call tell more. */
+static const struct {
+	const char *name;
+	int op;
+	uint64_t among;
+} functions[] = {
+	/* These read. */
+	{"vfs_read", SEAL_OP_READ, 0},
+	{"vfs_readv", SEAL_OP_READ, 0},
+	{"kernel_read", SEAL_OP_READ, 0},
+	{"__kernel_read", SEAL_OP_READ, 0},
+	{"vfs_iter_read", SEAL_OP_READ, 0},
+	{"vfs_iocb_iter_read", SEAL_OP_READ, 0},
+	{"aio_read", SEAL_OP_READ, 0},
+	{"__io_read", SEAL_OP_READ, 0},
+	{"io_read", SEAL_OP_READ, 0},
+	{"nfsd_splice_read", SEAL_OP_READ, 0},
+	{"vm_mmap_pgoff", SEAL_OP_MMAP, 0},
+	/* These write, and none of their callers can ask for RWF_ATOMIC: read(2)'s kin have no flags, and
+	 * those in the kernel pass on no more than IOCB_DSYNC and the like (fs/backing-file.c,
+	 * fs/nfsd/vfs.c, fs/cachefiles/io.c). sendfile(2) and splice(2) read one file and write another. */
+	{"vfs_write", SEAL_OP_WRITE, 0},
+	{"kernel_write", SEAL_OP_WRITE, 0},
+	{"__kernel_write", SEAL_OP_WRITE, 0},
+	{"__kernel_write_iter", SEAL_OP_WRITE, 0},
+	{"vfs_iter_write", SEAL_OP_WRITE, 0},
+	{"vfs_iocb_iter_write", SEAL_OP_WRITE, 0},
+	{"do_sendfile", SEAL_OP_WRITE, 0},
+	{"do_splice", SEAL_OP_WRITE, 0},
+	/* Flags of these are in an argument, or in user memory. */
+	{"vfs_writev", SEAL_OP_WRITE_UNKNOWN, WRITES},
+	{"aio_write", SEAL_OP_WRITE_UNKNOWN, 0},
+	{"io_write", SEAL_OP_WRITE_UNKNOWN, 0},
+	/* These change maps. */
+	{"vfs_truncate", SEAL_OP_TRUNCATE, 0},
+	{"do_truncate", SEAL_OP_TRUNCATE, 0},
+	{"do_ftruncate", SEAL_OP_TRUNCATE, 0},
+	{"do_sys_ftruncate", SEAL_OP_TRUNCATE, 0},
+	{"vfs_clone_file_range", SEAL_OP_CLONE, 0},
+	{"do_clone_file_range", SEAL_OP_CLONE, 0},
+	{"vfs_dedupe_file_range", SEAL_OP_DEDUPE, 0},
+	{"vfs_dedupe_file_range_one", SEAL_OP_DEDUPE, 0},
+	{"vfs_copy_file_range", SEAL_OP_COPY, 0},
+	{"xfs_exchange_range", SEAL_OP_EXCHANGE, 0},
+	{"vfs_fallocate", SEAL_OP_HIDDEN, FALLOCATES},
+};
 
-void seal_syscall_reader_init(struct seal_syscall_reader *reader)
+static int is(const struct seal_stack *stack, unsigned at, const char *name)
 {
-	memset(reader, 0, sizeof(*reader));
-	for (unsigned i = 0; i < 64; i++)
-		reader->slots[i].fd = -1;
+	return at < stack->count && strcmp(stack->frame[at], name) == 0;
 }
 
-void seal_syscall_reader_close(struct seal_syscall_reader *reader)
+static int begins(const struct seal_stack *stack, unsigned at, const char *with)
 {
-	for (unsigned i = 0; i < 64; i++)
-		if (reader->slots[i].fd >= 0)
-			close(reader->slots[i].fd);
-	seal_syscall_reader_init(reader);
+	return at < stack->count && strncmp(stack->frame[at], with, strlen(with)) == 0;
 }
 
-/* An open file of /proc names the task it was opened for, never a later one with its number: reading
- * it then fails with ESRCH. */
-static ssize_t read_line(struct seal_syscall_reader *reader, int32_t tid, char *line, size_t size)
+/* The frame behind those of fanotify and of the hook that called it; `count` when the task does not
+ * wait for fanotify at all. */
+static unsigned asking_function(const struct seal_stack *stack)
 {
-	typeof(&reader->slots[0]) slot = &reader->slots[(uint32_t)tid % 64];
-	char path[40];
-	ssize_t n;
+	unsigned at = 0;
 
-	if (slot->fd >= 0 && slot->tid == tid) {
-		n = pread(slot->fd, line, size - 1, 0);
-		if (n > 0)
-			return n;
+	if (!begins(stack, 0, "fanotify_"))
+		return stack->count;
+	while (begins(stack, at, "fanotify_") || begins(stack, at, "fsnotify") ||
+	       begins(stack, at, "__fsnotify") || begins(stack, at, "security_"))
+		at++;
+	if (is(stack, at, "rw_verify_area") || is(stack, at, "remap_verify_area"))
+		at++;
+	return at;
+}
+
+/* Is it one of the functions above that stands there? */
+static int judge_function(const struct seal_stack *stack, unsigned at, struct seal_operation *out,
+			  uint64_t *among)
+{
+	*among = 0;
+	for (unsigned i = 0; i < sizeof(functions) / sizeof(*functions); i++) {
+		if (!is(stack, at, functions[i].name))
+			continue;
+		out->op = functions[i].op;
+		/* The advice that frees is the only one that calls it (mm/madvise.c). */
+		if (functions[i].among == FALLOCATES && begins(stack, at + 1, "madvise_"))
+			out->op = SEAL_OP_REMOVE;
+		else if (functions[i].among && seal_stack_is_plain_call(stack, at + 1))
+			*among = functions[i].among;
+		return 1;
 	}
-	if (slot->fd >= 0)
-		close(slot->fd);
-	snprintf(path, sizeof(path), "/proc/%d/syscall", tid);
-	slot->tid = tid;
-	slot->fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (slot->fd < 0)
-		return -errno;
-	n = pread(slot->fd, line, size - 1, 0);
-	return n < 0 ? -errno : n;
+	return 0;
 }
 
-void seal_syscall_read(struct seal_syscall_reader *reader, int32_t tid, struct seal_syscall *out)
+/* Truncation inside an open comes from the flags that do_filp_open() and its kin got (fs/namei.c,
+ * do_open), so that they must be known, and stand in a register: openat2(2) and io_uring have them in
+ * memory. A core dump truncates by itself; an overlay, or ecryptfs, that opens the file beneath
+ * truncates it later without a word to fanotify. Execution has fixed flags. nfsd opens without
+ * truncating. */
+static uint64_t judge_open(const struct seal_stack *stack, unsigned at, struct seal_operation *out)
 {
-	char line[256], *p = line;
-	ssize_t n = read_line(reader, tid, line, sizeof(line));
-
-	memset(out, 0, sizeof(*out));
-	out->nr = -1;
-	if (n <= 0) {
-		out->state = SEAL_TASK_GONE;
-		return;
+	if (!is(stack, at++, "do_dentry_open"))
+		return 0;
+	if (is(stack, at, "vfs_open"))
+		at++;
+	if (is(stack, at, "dentry_open")) {
+		if (begins(stack, at + 1, "nfsd") || begins(stack, at + 1, "__nfsd"))
+			out->op = SEAL_OP_OPEN;
+		return 0;
 	}
-	line[n] = '\0';
-	if (line[0] == 'r') { /* "running" */
-		out->state = SEAL_TASK_RUNNING;
-		return;
-	}
-	out->state = SEAL_TASK_BLOCKED;
-	out->nr = strtoll(p, &p, 10);
-	if (out->nr < 0) /* "-1 SP PC": blocked, but in no system call */
-		return;
-	for (int i = 0; i < 6; i++)
-		out->args[i] = strtoull(p, &p, 16);
-	out->sp = strtoull(p, &p, 16);
-	out->pc = strtoull(p, &p, 16);
-}
-
-static int threads_of(int32_t tid)
-{
-	char path[40], text[2048], *at;
-	ssize_t n;
-	int fd;
-
-	snprintf(path, sizeof(path), "/proc/%d/status", tid);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
-		return -1;
-	n = read(fd, text, sizeof(text) - 1);
-	close(fd);
-	if (n <= 0)
-		return -1;
-	text[n] = '\0';
-	at = strstr(text, "\nThreads:");
-	return at ? atoi(at + 9) : -1;
-}
-
-static int open_by_flags(uint64_t flags)
-{
-	return flags & O_TRUNC ? SEAL_OP_OPEN_TRUNC : SEAL_OP_OPEN;
-}
-
-/* The flags of openat2(2) are in user memory. The kernel has copied them already, so that another
- * thread could change them after the fact: believe them of a single-threaded process only. */
-static int open_by_how(int32_t tid, uint64_t how)
-{
-	uint64_t flags;
-	struct iovec local = {&flags, sizeof(flags)};
-	struct iovec remote = {(void *)(uintptr_t)how, sizeof(flags)};
-
-	if (process_vm_readv(tid, &local, 1, &remote, 1, 0) != (ssize_t)sizeof(flags))
-		return SEAL_OP_OPEN_HIDDEN;
-	if (flags & O_TRUNC)
-		return SEAL_OP_OPEN_TRUNC;
-	return threads_of(tid) == 1 ? SEAL_OP_OPEN : SEAL_OP_OPEN_HIDDEN;
-}
-
-static void judge_open(const struct seal_syscall *call, struct seal_operation *out)
-{
-	out->op = SEAL_OP_OPEN_HIDDEN;
-	switch (call->nr) {
-#ifdef SYS_open
-	case SYS_open:
-		out->argument = call->args[1];
-		out->op = open_by_flags(call->args[1]);
-		return;
-	case SYS_creat:
-		out->op = SEAL_OP_OPEN_TRUNC;
-		return;
-#endif
-	case SYS_openat:
-	case SYS_open_by_handle_at:
-		out->argument = call->args[2];
-		out->op = open_by_flags(call->args[2]);
-		return;
-	case SYS_openat2:
-		out->op = open_by_how(out->tid, call->args[2]);
-		return;
-	case SYS_execve:
-	case SYS_execveat:
+	while (is(stack, at, "do_open") || is(stack, at, "path_openat"))
+		at++;
+	if (!is(stack, at, "do_filp_open") && !is(stack, at, "do_file_open_root"))
+		return 0;
+	at++;
+	if (is(stack, at, "do_open_execat")) {
 		out->op = SEAL_OP_EXEC;
-		return;
+		return 0;
 	}
+	if (is(stack, at, "file_open_root"))
+		at++;
+	return seal_stack_is_plain_call(stack, at) ? OPENS : 0;
 }
 
-static int judge_fallocate(uint64_t mode)
+uint64_t seal_operation_judge(const struct seal_event *event, const struct seal_stack *stack,
+			      struct seal_operation *out)
 {
-	switch (mode & ~(uint64_t)FALLOC_FL_KEEP_SIZE) {
-	case 0:
-		return SEAL_OP_ALLOCATE;
-	case FALLOC_FL_PUNCH_HOLE:
-		return SEAL_OP_PUNCH;
-	case FALLOC_FL_ZERO_RANGE:
-		return SEAL_OP_ZERO;
-	case FALLOC_FL_WRITE_ZEROES:
-		return SEAL_OP_WRITE_ZEROES;
-	case FALLOC_FL_UNSHARE_RANGE:
-		return SEAL_OP_UNSHARE;
-	case FALLOC_FL_COLLAPSE_RANGE:
-		return SEAL_OP_COLLAPSE;
-	case FALLOC_FL_INSERT_RANGE:
-		return SEAL_OP_INSERT;
-	}
-	return SEAL_OP_HIDDEN;
-}
+	uint64_t among;
 
-static int judge_ioctl(uint32_t command)
-{
-	switch (command) {
-	case FICLONE:
-	case FICLONERANGE:
-		return SEAL_OP_CLONE;
-	case FIDEDUPERANGE:
-		return SEAL_OP_DEDUPE;
-	case IOC_EXCHANGE_RANGE:
-		return SEAL_OP_EXCHANGE;
-	case IOC_RESVSP:
-	case IOC_RESVSP64:
-		return SEAL_OP_ALLOCATE;
-	case IOC_UNRESVSP:
-	case IOC_UNRESVSP64:
-		return SEAL_OP_PUNCH;
-	case IOC_ZERO_RANGE:
-		return SEAL_OP_ZERO;
-	}
-	return SEAL_OP_HIDDEN;
-}
-
-static int judge_madvise(uint64_t advice)
-{
-	return advice == MADV_REMOVE ? SEAL_OP_REMOVE : SEAL_OP_READ;
-}
-
-/* Numbers are those of the native ABI. A 32-bit caller's numbers (ia32: truncate 92, ftruncate 93,
- * truncate64 193, ftruncate64 194, madvise 219, io_submit 248, fallocate 324, copy_file_range 377,
- * pwritev2 379, ioctl 54) meet none of the harmless ones below, so it is at worst held too much. */
-static void judge_access(const struct seal_syscall *call, struct seal_operation *out)
-{
-	switch (call->nr) {
-	case SYS_read:
-	case SYS_pread64:
-	case SYS_readv:
-	case SYS_preadv:
-	case SYS_preadv2:
-	case SYS_readahead:
-	case SYS_fadvise64:
-	case SYS_execve:
-	case SYS_execveat:
-		out->op = SEAL_OP_READ;
-		return;
-	case SYS_mmap:
-		out->op = SEAL_OP_MMAP;
-		return;
-	case SYS_write:
-	case SYS_pwrite64:
-	case SYS_writev:
-	case SYS_pwritev:
-	case SYS_sendfile:
-	case SYS_splice:
-		out->op = SEAL_OP_WRITE;
-		return;
-	case SYS_pwritev2:
-		out->argument = call->args[5];
-		out->op = call->args[5] & RWF_ATOMIC ? SEAL_OP_WRITE_ATOMIC : SEAL_OP_WRITE;
-		return;
-	case SYS_truncate:
-	case SYS_ftruncate:
-		out->op = SEAL_OP_TRUNCATE;
-		out->offset = call->args[1];
-		out->length = 0;
-		return;
-	case SYS_fallocate:
-		out->argument = call->args[1];
-		out->op = judge_fallocate(call->args[1]);
-		out->offset = call->args[2];
-		out->length = call->args[3];
-		return;
-	case SYS_ioctl:
-		out->argument = (uint32_t)call->args[1];
-		out->op = judge_ioctl((uint32_t)call->args[1]);
-		return;
-	case SYS_copy_file_range:
-		out->op = SEAL_OP_COPY;
-		return;
-	case SYS_madvise:
-		out->argument = call->args[2];
-		out->op = judge_madvise(call->args[2]);
-		return;
-	case SYS_process_madvise:
-		out->argument = call->args[3];
-		out->op = judge_madvise(call->args[3]);
-		return;
-	}
-}
-
-void seal_operation_judge(const struct seal_event *event, const struct seal_syscall *call,
-			  struct seal_operation *out)
-{
 	memset(out, 0, sizeof(*out));
 	out->tid = event->tid;
 	out->op = event->is_open ? SEAL_OP_OPEN_HIDDEN : SEAL_OP_HIDDEN;
 	out->offset = event->has_range ? event->offset : 0;
 	out->length = event->has_range ? event->length : 0;
-	out->syscall = call->state == SEAL_TASK_BLOCKED ? call->nr : -1;
-	if (out->syscall < 0)
-		return;
+	out->syscall = -1;
+	if (stack->state != SEAL_TASK_BLOCKED)
+		return 0;
 	if (event->is_open)
-		judge_open(call, out);
-	else
-		judge_access(call, out);
+		return judge_open(stack, asking_function(stack), out);
+	judge_function(stack, asking_function(stack), out, &among);
+	return among;
+}
+
+void seal_operation_narrow(const struct seal_syscall *call, uint64_t among,
+			   struct seal_operation *out)
+{
+	struct seal_operation told = *out;
+
+	if (call->state != SEAL_TASK_BLOCKED || !seal_operation_of_call(call, &told))
+		return;
+	if (!(among & BIT(told.op)))
+		return;
+	*out = told;
+}
+
+int seal_task_changes_no_map(const struct seal_stack *stack, const struct seal_syscall *call)
+{
+	struct seal_operation operation = {.op = SEAL_OP_HIDDEN};
+	unsigned at = 0;
+	uint64_t among;
+
+	while (at < stack->count && !judge_function(stack, at, &operation, &among))
+		at++;
+	if (at == stack->count)
+		return 0;
+	if (among)
+		seal_operation_narrow(call, among, &operation);
+	return !seal_changes((uint32_t)operation.op, SEAL_TRAIT_REFLINK | SEAL_TRAIT_ATOMIC);
 }

@@ -60,7 +60,7 @@ static int waits_for_pages(int32_t tid)
 
 int64_t seal_pin_waiters(struct seal_pin_waiter *out, size_t max)
 {
-	struct seal_syscall_reader reader;
+	struct seal_task_looker looker;
 	DIR *proc = opendir("/proc");
 	struct dirent *entry;
 	int32_t tids[MAX_THREADS];
@@ -68,7 +68,7 @@ int64_t seal_pin_waiters(struct seal_pin_waiter *out, size_t max)
 
 	if (!proc)
 		return -errno;
-	seal_syscall_reader_init(&reader);
+	seal_task_looker_init(&looker);
 	while ((entry = readdir(proc))) {
 		int pid = atoi(entry->d_name);
 		int count = pid > 0 ? seal_task_threads(pid, tids, MAX_THREADS) : 0;
@@ -79,12 +79,12 @@ int64_t seal_pin_waiters(struct seal_pin_waiter *out, size_t max)
 			if ((size_t)found < max) {
 				out[found].tid = tids[i];
 				out[found].tgid = pid;
-				seal_syscall_read(&reader, tids[i], &out[found].call);
+				seal_syscall_read(&looker, tids[i], &out[found].call);
 			}
 			found++;
 		}
 	}
 	closedir(proc);
-	seal_syscall_reader_close(&reader);
+	seal_task_looker_close(&looker);
 	return found;
 }

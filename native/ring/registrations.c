@@ -263,14 +263,13 @@ static int meet(struct seal_rings *rings, struct ring *ring, uint32_t number,
 {
 	struct seal_slot *slot = &ring->slots[number];
 	struct seal_guard guard = table_guard(slot, &ring->files[slot->file]);
+	int refusal;
 
 	if (!seal_conflicts(operation, &guard, traits, own))
 		return -1;
-	if (guard.policy == SEAL_POLICY_REFUSE)
-		*error = ETXTBSY;
-	else if (guard.policy == SEAL_POLICY_BUSY || own)
-		*error = *error ? *error : EBUSY;
-	else
+	refusal = seal_policy_errno(guard.policy, own);
+	*error = seal_prevailing_errno(*error, refusal);
+	if (!refusal)
 		ring_recall(rings, ring, number);
 	/* The recall of one that was kept by courtesy has ended it. */
 	return seal_word_live(slot->word) ? (int)guard.policy : -1;

@@ -35,7 +35,8 @@ class Verdict(StrEnum):
 class Guard:
     """One sealed range, as an enforcer sees it. `behind` names the enforcer that stands in front of
     this one and makes conflicts wait: what that one sees is left to it. `watch` names the
-    registration that is asked under Verdict.WATCH."""
+    registration that is asked under Verdict.WATCH. `backed`: one that stands behind this one judges
+    each truncation by the inode, so that an open whose flags are not known may pass here."""
 
     token: int
     range: ByteRange
@@ -44,6 +45,7 @@ class Guard:
     verdict: Verdict
     behind: str = ""
     watch: int = 0
+    backed: bool = False
 
 
 class Outcome(StrEnum):
@@ -250,10 +252,16 @@ class Combination:
         return any(enforcer.late for enforcer in self.enforcers)
 
     def _add(self, holds: Holds, target: Target, guard: Guard, *, late: bool) -> None:
-        first = self.enforcers[0]
+        first, *behind = self.enforcers
+        kind = Kind.EXCLUSIVE if guard.exclusive else Kind.SHARED
+        backed = any("overlay-truncate" in e.closes(target.filesystem, kind) for e in behind)
         for enforcer in self.enforcers:
             if enforcer.late is late:
-                own = guard if enforcer is first else replace(guard, behind=first.name)
+                own = (
+                    replace(guard, backed=backed)
+                    if enforcer is first
+                    else replace(guard, behind=first.name)
+                )
                 holds.holds.append(enforcer.hold(target, own))
 
 

@@ -15,11 +15,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import psutil
 
-from sealsvc import native
+from sealsvc import native, rules
 from sealsvc.enforce import Claim, Guard, Hold, Outcome, Report, Verdict, guards
 from sealsvc.errors import Refusal
 from sealsvc.filesystem import Filesystem
@@ -38,17 +39,34 @@ _OUTCOMES = {
     lib.SEAL_REPORT_ENDED: Outcome.ENDED,
 }
 
+_UNKNOWN = (lib.SEAL_OP_HIDDEN, lib.SEAL_OP_OPEN_HIDDEN, lib.SEAL_OP_WRITE_UNKNOWN)
+
 _SHARED = [Kind.SHARED]
+_BOTH = [Kind.SHARED, Kind.EXCLUSIVE]
 _GAPS = {
-    "ext4": Gap(
-        risk="ext4-move-ext",
-        kinds=_SHARED,
-        why="EXT4_IOC_MOVE_EXT (e4defrag) on a writable descriptor raises no event",
+    "ext4": (
+        Gap(
+            risk="ext4-move-ext",
+            kinds=_SHARED,
+            why="EXT4_IOC_MOVE_EXT (e4defrag) on a writable descriptor raises no event",
+        ),
+        Gap(
+            risk="ext4-swap-boot",
+            kinds=_SHARED,
+            why="EXT4_IOC_SWAP_BOOT by a privileged program raises no event",
+        ),
+        Gap(
+            risk="ext4-inode-flags",
+            kinds=_SHARED,
+            why="chattr +j and -e (FS_IOC_SETFLAGS, EXT4_IOC_MIGRATE) raise no event",
+        ),
     ),
-    "xfs": Gap(
-        risk="xfs-swapext",
-        kinds=_SHARED,
-        why="XFS_IOC_SWAPEXT (xfs_fsr) on a writable descriptor raises no event",
+    "xfs": (
+        Gap(
+            risk="xfs-swapext",
+            kinds=_SHARED,
+            why="XFS_IOC_SWAPEXT (xfs_fsr) on a writable descriptor raises no event",
+        ),
     ),
 }
 _GAPS_EVERYWHERE = (
@@ -62,6 +80,13 @@ _GAPS_EVERYWHERE = (
         kinds=_SHARED,
         why="a loop device set up on the file later writes and discards below every event",
     ),
+)
+# nfsd calls notify_change() itself to change a size (nfsd_setattr); it opens no file for that.
+_NFSD = Path("/sys/module/nfsd")
+_NFSD_GAP = Gap(
+    risk="nfs-truncate",
+    kinds=_BOTH,
+    why="the kernel's NFS server is loaded: truncation by an NFS client raises no event",
 )
 
 
@@ -150,8 +175,10 @@ class FanotifyEnforcer:
         return filesystem.unsupported
 
     def gaps(self, filesystem: Filesystem, kind: Kind) -> tuple[Gap, ...]:
-        own = [_GAPS[filesystem.type]] if filesystem.type in _GAPS else []
-        return tuple(gap for gap in (*own, *_GAPS_EVERYWHERE) if kind in gap.kinds)
+        found = (*_GAPS.get(filesystem.type, ()), *_GAPS_EVERYWHERE)
+        if _NFSD.exists():
+            found = (*found, _NFSD_GAP)
+        return tuple(gap for gap in found if kind in gap.kinds)
 
     def closes(self, filesystem: Filesystem, kind: Kind) -> frozenset[str]:  # noqa: ARG002
         """Stands in front, never behind."""
@@ -331,33 +358,22 @@ class FanotifyEnforcer:
 
     def _report(self, raw: Any) -> Report:
         watched = self._watched.get((raw.device, raw.inode))
+        operation = operation_of(raw)
         return Report(
             outcome=_OUTCOMES[raw.kind],
             waiter=raw.waiter,
             file=watched.file if watched else FileId(raw.device, raw.inode),
-            operation=operation_of(raw),
-            tokens=self._tokens(raw, watched) if watched else (),
+            operation=operation,
+            tokens=self._tokens(operation, watched) if watched else (),
             error=raw.result,
             waited=raw.waited_us / 1e6,
         )
 
-    def _tokens(self, raw: Any, watched: _Watched) -> tuple[int, ...]:
-        operation = ffi.addressof(raw[0], "operation")
-        filesystem = watched.filesystem
-        traits = ffi.new(
-            "struct seal_traits *",
-            {"block_size": filesystem.block_size, "reflink": int(filesystem.reflink)},
-        )
+    def _tokens(self, operation: Operation, watched: _Watched) -> tuple[int, ...]:
         return tuple(
             token
             for token, guard in list(watched.guards.items())  # grants go on meanwhile
-            if guard.verdict not in _UNTOLD
-            and lib.seal_conflicts(
-                operation,
-                ffi.new("struct seal_guard *", guards.fields(guard)),
-                traits,
-                int(bool(guard.holder) and guard.holder == raw.tgid),
-            )
+            if guard.verdict not in _UNTOLD and guards.meets(guard, operation, watched.filesystem)
         )
 
     # After a restart
@@ -382,8 +398,8 @@ class FanotifyEnforcer:
                 self.keeper.unguard(kept_guard.device, kept_guard.inode, kept_guard.id)
                 continue
             watched = self._watched[(kept_guard.device, kept_guard.inode)]
-            verdict = _VERDICTS[kept_guard.policy]
-            guard = replace(claim.guard, verdict=verdict)
+            verdict = _VERDICTS[rules.Policy(kept_guard.policy)]
+            guard = replace(claim.guard, verdict=verdict, backed=kept_guard.backed)
             watched.guards[guard.token] = guard
             holds[guard.token] = hold = _Hold(self, watched, guard)
             if verdict is Verdict.ARMING:
@@ -433,7 +449,7 @@ def _told(call: str) -> Iterator[None]:
 
 
 def operation_of(raw: Any) -> Operation:
-    hidden = raw.operation.op in (lib.SEAL_OP_HIDDEN, lib.SEAL_OP_OPEN_HIDDEN)
+    hidden = raw.operation.op in _UNKNOWN
     return Operation(
         name=ffi.string(lib.seal_op_name(raw.operation.op)).decode(),
         offset=raw.operation.offset,
@@ -442,7 +458,7 @@ def operation_of(raw: Any) -> Operation:
         tid=raw.operation.tid,
         comm=ffi.string(raw.comm).decode(errors="replace"),
         uid=raw.uid,
-        detail=f"system call {raw.operation.syscall}: judged by its range" if hidden else "",
+        detail="what it does cannot be proven: judged by its range" if hidden else "",
     )
 
 

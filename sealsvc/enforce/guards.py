@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from sealsvc import rules
 from sealsvc.enforce import Guard, Verdict
-from sealsvc.native import lib
+from sealsvc.filesystem import Filesystem
+from sealsvc.model import Operation
+from sealsvc.rules import Policy, Trait
 
 POLICIES = {
-    Verdict.ARMING: lib.SEAL_POLICY_ARMING,
-    Verdict.WAIT: lib.SEAL_POLICY_WAIT,
-    Verdict.REFUSE: lib.SEAL_POLICY_REFUSE,
-    Verdict.BUSY: lib.SEAL_POLICY_BUSY,
-    Verdict.WATCH: lib.SEAL_POLICY_WATCH,
+    Verdict.ARMING: Policy.ARMING,
+    Verdict.WAIT: Policy.WAIT,
+    Verdict.REFUSE: Policy.REFUSE,
+    Verdict.BUSY: Policy.BUSY,
+    Verdict.WATCH: Policy.WATCH,
 }
 
 
@@ -22,5 +25,29 @@ def fields(guard: Guard) -> dict[str, int]:
         "holder": guard.holder,
         "exclusive": int(guard.exclusive),
         "policy": POLICIES[guard.verdict],
+        # Behind a registration bpf leaves truncation to it.
+        "backed": int(guard.backed and guard.verdict is not Verdict.WATCH),
         "watch": guard.watch,
     }
+
+
+def is_holder(guard: Guard, operation: Operation) -> bool:
+    return bool(guard.holder) and guard.holder == operation.pid
+
+
+def meets(guard: Guard, operation: Operation, filesystem: Filesystem) -> bool:
+    """Does the operation conflict with the guard? Of an operation that was held or refused because
+    it may be an atomic write, the gate has found that the file system has these."""
+    traits = Trait.ATOMIC
+    traits |= Trait.REFLINK if filesystem.reflink else Trait(0)
+    traits |= Trait.EXCLUSIVE if guard.exclusive else Trait(0)
+    traits |= Trait.HOLDER if is_holder(guard, operation) else Trait(0)
+    traits |= Trait.BACKED if fields(guard)["backed"] else Trait(0)
+    return rules.conflicts(
+        rules.of(operation.name),
+        operation.offset,
+        operation.length,
+        guard.range.offset,
+        guard.range.end,
+        traits,
+    )

@@ -312,9 +312,8 @@ def _is_overlay(name: str) -> bool:
 
 
 def _operation(waiter: Any) -> Operation:
-    event = ffi.new("struct seal_event *", {"tid": waiter.tid})
-    raw = ffi.new("struct seal_operation *")
-    lib.seal_operation_judge(event, ffi.addressof(waiter, "call"), raw)
+    raw = ffi.new("struct seal_operation *", {"op": lib.SEAL_OP_HIDDEN})
+    lib.seal_operation_of_call(ffi.addressof(waiter, "call"), raw)
     task = ffi.new("struct seal_task *")
     known = lib.seal_task_read(waiter.tid, task) == 0
     return Operation(

@@ -1,6 +1,6 @@
-"""The simulated enforcer: the rules of native/kernel/gate.c, for operations that a script makes up.
+"""The simulated enforcer: the manners of the gate, for operations that a script makes up.
 
-What conflicts is judged by the same native code; only the waiting is Python's.
+What conflicts is judged by the same rule book (rules.py); the waiting is done here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sealsvc import clock
+from sealsvc import clock, rules
 from sealsvc.enforce import Claim, Guard, Hold, Outcome, Report, Verdict, guards
 from sealsvc.errors import Refusal
 from sealsvc.filesystem import Filesystem
@@ -26,10 +26,6 @@ from sealsvc.host import Target
 from sealsvc.host.sim import FILESYSTEM, SimHost
 from sealsvc.messages import Gap, Grant, Simulate
 from sealsvc.model import ByteRange, FileId, Kind, Operation
-from sealsvc.native import ffi, lib
-
-_OPERATIONS = {ffi.string(lib.seal_op_name(op)).decode(): op for op in range(lib.SEAL_OP_HIDDEN)}
-_OPERATIONS["hidden"] = lib.SEAL_OP_HIDDEN
 
 
 @dataclass(slots=True, eq=False)
@@ -39,7 +35,6 @@ class Waiter:
     id: int
     file: FileId
     operation: Operation
-    op: int
     done: Future[int] = field(default_factory=Future)
     since: float = field(default_factory=time.monotonic)
     waited: float = 0.0
@@ -84,10 +79,6 @@ class SimEnforcer:
         self._reports: deque[Report] = deque()
         self._deliver: Callable[[Report], None] = _nobody
         self._notify = -1
-        self._traits = ffi.new(
-            "struct seal_traits *",
-            {"block_size": FILESYSTEM.block_size, "reflink": int(FILESYSTEM.reflink)},
-        )
 
     def probe(self) -> str:
         return ""
@@ -169,18 +160,17 @@ class SimEnforcer:
 
     def conflict(self, path: str, operation: str, offset: int, length: int, pid: int) -> Waiter:
         """An operation of process `pid` begins."""
-        op = _OPERATIONS.get(operation)
-        if op is None:
+        if operation not in rules.NAMES:
             raise Refusal(
                 "bad-request",
-                f"no operation {operation!r}; there are {', '.join(sorted(_OPERATIONS))}",
+                f"no operation {operation!r}; there are {', '.join(sorted(rules.NAMES))}",
             )
         if min(offset, length, pid) < 0 or max(offset, length) >= 2**63 or pid >= 2**31:
             raise Refusal("bad-request", "offset, length or pid is out of range")
         file = self.host.identify(path)
         asked = Operation(name=operation, offset=offset, length=length, pid=pid, tid=pid)
         with self._lock:
-            waiter = Waiter(next(self._ids), file, asked, op)
+            waiter = Waiter(next(self._ids), file, asked)
             if not self._settle(waiter):
                 self._waiters.append(waiter)
         return waiter
@@ -192,33 +182,18 @@ class SimEnforcer:
                 self._waiters.remove(waiter)
                 self._finish(waiter, errno.EINTR)
 
-    def _conflicting(self, waiter: Waiter) -> list[Guard]:
-        asked = waiter.operation
-        raw = ffi.new(
-            "struct seal_operation *",
-            {"op": waiter.op, "tid": asked.pid, "offset": asked.offset, "length": asked.length},
-        )
-        return [
-            guard
-            for guard in self._guards.get(waiter.file, {}).values()
-            if lib.seal_conflicts(
-                raw,
-                ffi.new("struct seal_guard *", guards.fields(guard)),
-                self._traits,
-                int(_is_own(guard, asked)),
-            )
-        ]
-
     def _judge(self, waiter: Waiter) -> tuple[list[Guard], int]:
         """The guards it conflicts with, and the errno that they give it at once."""
+        met = [
+            guard
+            for guard in self._guards.get(waiter.file, {}).values()
+            if guards.meets(guard, waiter.operation, FILESYSTEM)
+        ]
         error = 0
-        met = self._conflicting(waiter)
         for guard in met:
-            own = _is_own(guard, waiter.operation)
-            if guard.verdict is Verdict.REFUSE:
-                error = errno.ETXTBSY
-            elif guard.verdict is Verdict.BUSY or (own and guard.verdict is not Verdict.ARMING):
-                error = error or errno.EBUSY
+            own = guards.is_holder(guard, waiter.operation)
+            refusal = rules.policy_errno(guards.POLICIES[guard.verdict], by_holder=own)
+            error = rules.prevailing(error, refusal)
         return met, error
 
     def _settle(self, waiter: Waiter) -> bool:
@@ -227,7 +202,7 @@ class SimEnforcer:
         if not met or error:
             self._finish(waiter, error, met)
             return True
-        strictest = max(met, key=lambda guard: int(guards.POLICIES[guard.verdict])).verdict
+        strictest = max(met, key=lambda guard: guards.POLICIES[guard.verdict]).verdict
         if strictest is not Verdict.ARMING and not waiter.reported:
             waiter.reported = True
             self._report(Outcome.HELD, waiter, met)
@@ -304,10 +279,6 @@ async def _conflict(enforcer: SimEnforcer, path: str, request: Simulate) -> dict
         "errno": errno.errorcode[error] if error else None,
         "waited": waiter.waited,
     }
-
-
-def _is_own(guard: Guard, operation: Operation) -> bool:
-    return bool(guard.holder) and guard.holder == operation.pid
 
 
 def _nobody(report: Report) -> None:

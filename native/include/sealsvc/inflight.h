@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-#include "sealsvc/operation.h"
+#include "sealsvc/task_look.h"
 
 /* `then` is what the call looked like, `now` a later look. A task that sleeps interruptibly is not
  * inside one: file systems wait for their locks and I/O uninterruptibly. (On DAX they wait for pages in

@@ -1,32 +1,11 @@
-/* What a task that the kernel has stopped for us is about to do: /proc/TID/syscall. */
+/* What a task that the kernel has stopped for us is about to do, as far as it can be proven. */
 #ifndef SEALSVC_OPERATION_H
 #define SEALSVC_OPERATION_H
 
 #include <stdint.h>
 
+#include "sealsvc/task_look.h"
 #include "sealsvc/verdict.h"
-
-enum seal_task_state { SEAL_TASK_BLOCKED, SEAL_TASK_RUNNING, SEAL_TASK_GONE };
-
-/* One line of /proc/TID/syscall. A blocked task's line is stable: only the task itself changes its
- * registers, and it sleeps in the kernel. */
-struct seal_syscall {
-	int state; /* enum seal_task_state */
-	int64_t nr;
-	uint64_t args[6], sp, pc;
-};
-
-/* Keeps the files it reads open, a few at a time: opening one costs four times a read. */
-struct seal_syscall_reader {
-	struct {
-		int32_t tid;
-		int fd;
-	} slots[64];
-};
-
-void seal_syscall_reader_init(struct seal_syscall_reader *reader);
-void seal_syscall_reader_close(struct seal_syscall_reader *reader);
-void seal_syscall_read(struct seal_syscall_reader *reader, int32_t tid, struct seal_syscall *out);
 
 /* What fanotify says of the event; offset and length are rounded out to pages by the kernel. */
 struct seal_event {
@@ -36,9 +15,21 @@ struct seal_event {
 	uint64_t offset, length;
 };
 
-/* Judge `call`, seen in the task of `event`. A call that is not known, or could not be seen, is
- * SEAL_OP_HIDDEN or SEAL_OP_OPEN_HIDDEN: the failure direction is to hold too much. */
-void seal_operation_judge(const struct seal_event *event, const struct seal_syscall *call,
-			  struct seal_operation *out);
+/* Judge the event by the stack of its task. What the stack does not prove is SEAL_OP_HIDDEN,
+ * SEAL_OP_OPEN_HIDDEN or SEAL_OP_WRITE_UNKNOWN: the failure direction is to hold too much. Returns the
+ * set (1 << SEAL_OP_*) of what the operation can be as told by the registers of its system call, where
+ * these are evidence and would tell more: call seal_operation_narrow then. 0: nothing is to be added. */
+uint64_t seal_operation_judge(const struct seal_event *event, const struct seal_stack *stack,
+			      struct seal_operation *out);
+/* `call` is of the same task, which is still stopped; `among` what seal_operation_judge returned. */
+void seal_operation_narrow(const struct seal_syscall *call, uint64_t among,
+			   struct seal_operation *out);
+
+/* 1 when the functions that the task is in, wherever it sleeps, are proven to change no map. */
+int seal_task_changes_no_map(const struct seal_stack *stack, const struct seal_syscall *call);
+
+/* What a native system call with these arguments does: a name for a report, and evidence only where
+ * seal_stack_is_plain_call() says so. */
+int seal_operation_of_call(const struct seal_syscall *call, struct seal_operation *out);
 
 #endif

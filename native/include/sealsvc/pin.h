@@ -5,7 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "sealsvc/operation.h"
+#include "sealsvc/task_look.h"
 
 /* Put a reference to the page of fd at `offset` (bytes, page-aligned, inside the file) into a new pipe.
  * While it is there, whatever would change the file's map waits in dax_break_layout(): one page is

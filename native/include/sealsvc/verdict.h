@@ -1,39 +1,14 @@
-/* What an operation is, and whether it would change a sealed extent map. Pure: no I/O, no state. */
+/* Whether an operation would change a sealed extent map, and what its caller gets. Pure: no I/O, no
+ * state. The inline functions evaluate the rule book (sealsvc/rules.h, generated from
+ * sealsvc/rules.py); the gate, the rings and the BPF programs use them alike. */
 #ifndef SEALSVC_VERDICT_H
 #define SEALSVC_VERDICT_H
 
 #include <stdint.h>
 
-enum seal_op {
-	/* Leave the map of a sealed range as it is: it is allocated, written and unshared. */
-	SEAL_OP_READ,
-	SEAL_OP_MMAP,
-	SEAL_OP_WRITE,	  /* in place inside the range; may extend the file beyond it */
-	SEAL_OP_ALLOCATE, /* fallocate(0), KEEP_SIZE, RESVSP */
-	SEAL_OP_UNSHARE,
-	/* Change the map of the bytes they name. */
-	SEAL_OP_WRITE_ATOMIC, /* RWF_ATOMIC: XFS may write out of place (6.16) */
-	SEAL_OP_PUNCH,
-	SEAL_OP_ZERO, /* XFS replaces the blocks */
-	SEAL_OP_WRITE_ZEROES,
-	SEAL_OP_REMOVE, /* MADV_REMOVE */
-	SEAL_OP_CLONE,	/* sharing belongs to the map: source and destination alike */
-	SEAL_OP_DEDUPE,
-	SEAL_OP_COPY, /* copy_file_range: a clone where the file system can */
-	SEAL_OP_EXCHANGE,
-	/* Change everything from their offset on. */
-	SEAL_OP_TRUNCATE, /* offset is the new size */
-	SEAL_OP_COLLAPSE,
-	SEAL_OP_INSERT,
-	/* Opens. */
-	SEAL_OP_OPEN,
-	SEAL_OP_OPEN_TRUNC,
-	SEAL_OP_OPEN_HIDDEN, /* flags cannot be known: may truncate */
-	SEAL_OP_EXEC,
-	/* The kind cannot be known (io_uring, AIO, an unknown call): judged by its range alone. */
-	SEAL_OP_HIDDEN,
-	SEAL_OP_COUNT
-};
+#include "sealsvc/rules.h"
+
+#define SEAL_INLINE static inline __attribute__((always_inline, unused))
 
 /* A stable name for messages and JSON, such as "fallocate-punch-hole". */
 const char *seal_op_name(int op);
@@ -43,16 +18,8 @@ struct seal_operation {
 	int32_t op;
 	int32_t tid;
 	uint64_t offset, length;
-	int64_t syscall;   /* its number, -1 when it could not be seen */
-	uint64_t argument; /* the one that tells the kind: mode, ioctl command, flags, advice */
-};
-
-enum seal_policy {
-	SEAL_POLICY_ARMING, /* a grant is in progress: hold conflicts, tell nobody yet */
-	SEAL_POLICY_WAIT,   /* hold conflicts and report them */
-	SEAL_POLICY_REFUSE, /* deny conflicts with ETXTBSY and report them */
-	SEAL_POLICY_BUSY,   /* a recall's deadline has passed: deny conflicts with EBUSY */
-	SEAL_POLICY_WATCH,  /* a registration: whoever is behind `watch` judges (sealsvc/rings.h) */
+	int64_t syscall;   /* its number, -1 when its registers were not looked at */
+	uint64_t argument; /* the one that tells the kind: mode, ioctl command, flags */
 };
 
 struct seal_guard {
@@ -61,19 +28,97 @@ struct seal_guard {
 	int32_t holder;	     /* tgid; 0: none */
 	uint32_t exclusive;
 	uint32_t policy; /* enum seal_policy */
-	uint64_t watch;	 /* names a registration; 0: none */
+	/* 1: bpf stands behind this guard. It judges truncation inside an open by inode_setattr, so that
+	 * an open whose flags are not known is let through here. */
+	uint32_t backed;
+	uint64_t watch; /* names a registration; 0: none */
 };
 
 struct seal_traits {
 	uint32_t block_size; /* bytes */
-	uint32_t reflink;    /* the file system may turn copies into clones */
+	uint32_t reflink;    /* the file system shares blocks between files */
+	uint32_t atomic;     /* it may write atomically: set by the gate, from statx(2) */
+	uint32_t unused;
 };
 
-/* 1 when `operation` would change what `guard` promises. `by_holder`: its caller is the holder. */
-int seal_conflicts(const struct seal_operation *operation, const struct seal_guard *guard,
-		   const struct seal_traits *traits, int by_holder);
+SEAL_INLINE uint32_t seal_reach(uint32_t op, uint32_t traits)
+{
+	uint64_t bit = UINT64_C(1) << (op & 63);
+
+	if (op >= SEAL_OP_COUNT)
+		return SEAL_REACH_WHOLE;
+	if ((bit & SEAL_OPS_BACKED) && (traits & SEAL_TRAIT_BACKED))
+		return SEAL_REACH_NONE;
+	if ((bit & SEAL_OPS_ATOMIC) && !(traits & SEAL_TRAIT_ATOMIC))
+		return SEAL_REACH_NONE;
+	if (bit & (traits & SEAL_TRAIT_REFLINK ? SEAL_OPS_WHOLE_SHARED : SEAL_OPS_WHOLE))
+		return SEAL_REACH_WHOLE;
+	if (bit & (traits & SEAL_TRAIT_REFLINK ? SEAL_OPS_TO_END_SHARED : SEAL_OPS_TO_END))
+		return SEAL_REACH_TO_END;
+	if (bit & (traits & SEAL_TRAIT_REFLINK ? SEAL_OPS_RANGE_SHARED : SEAL_OPS_RANGE))
+		return SEAL_REACH_RANGE;
+	return SEAL_REACH_NONE;
+}
+
+/* 1 when an operation on `length` bytes at `offset` would change what a guard of [start, end)
+ * promises. `traits`: SEAL_TRAIT_*. */
+SEAL_INLINE int seal_meets(uint32_t op, uint64_t offset, uint64_t length, uint64_t start,
+			   uint64_t end, uint32_t traits)
+{
+	uint32_t opens = op < SEAL_OP_COUNT && (SEAL_OPS_OPENS >> (op & 63)) & 1;
+
+	if (opens && (traits & SEAL_TRAIT_EXCLUSIVE) && !(traits & SEAL_TRAIT_HOLDER))
+		return 1;
+	switch (seal_reach(op, traits)) {
+	case SEAL_REACH_NONE:
+		return 0;
+	case SEAL_REACH_WHOLE:
+		return start < end;
+	case SEAL_REACH_TO_END:
+		return offset < end;
+	}
+	if (length == 0 || offset + length < offset)
+		return offset < end;
+	return offset < end && start < offset + length;
+}
+
+/* The errno that a conflict gets at once from a mechanism that can hold callers; 0: it waits. */
+SEAL_INLINE int seal_policy_errno(uint32_t policy, int by_holder)
+{
+	if (policy == SEAL_POLICY_REFUSE)
+		return SEAL_REFUSE_ERRNO;
+	if (policy == SEAL_POLICY_BUSY)
+		return SEAL_BUSY_ERRNO;
+	return by_holder && policy != SEAL_POLICY_ARMING ? SEAL_HOLDER_ERRNO : 0;
+}
+
+/* The errno that is told when two guards give one each (0: none). */
+SEAL_INLINE int seal_prevailing_errno(int one, int other)
+{
+	return one == SEAL_FIRST_ERRNO || !other ? one : other;
+}
 
 /* 1 when the operation may change some extent map, sealed or not. */
-int seal_changes_maps(int op);
+SEAL_INLINE int seal_changes(uint32_t op, uint32_t traits)
+{
+	uint64_t bit = UINT64_C(1) << (op & 63);
+
+	if (op >= SEAL_OP_COUNT)
+		return 1;
+	if ((bit & SEAL_OPS_ATOMIC) && !(traits & SEAL_TRAIT_ATOMIC))
+		return 0;
+	return (bit & SEAL_OPS_CHANGE_MAPS) != 0;
+}
+
+/* The same of the structures above. `by_holder`: the caller is the guard's holder. */
+int seal_conflicts(const struct seal_operation *operation, const struct seal_guard *guard,
+		   const struct seal_traits *traits, int by_holder);
+int seal_changes_maps(int op, const struct seal_traits *traits);
+
+/* For the tests, which compare them with rules.py. */
+int seal_rule_meets(uint32_t op, uint64_t offset, uint64_t length, uint64_t start, uint64_t end,
+		    uint32_t traits);
+int seal_rule_errno(uint32_t policy, int by_holder);
+int seal_rule_prevailing(int one, int other);
 
 #endif

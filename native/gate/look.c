@@ -1,0 +1,42 @@
+/* Looking at a task that waits for our answer. Never with the lock held: a look may block. */
+#include <string.h>
+
+#include "internal.h"
+
+/* It waits for fanotify, or nothing can be known of it: a kernel that shows no names, for example. */
+static int is_asleep(const struct seal_stack *stack)
+{
+	if (stack->state == SEAL_TASK_RUNNING)
+		return 0;
+	for (unsigned i = 0; i < stack->count; i++)
+		if (strncmp(stack->frame[i], "fanotify_", 9) == 0)
+			return i == 0; /* else it was preempted on its way to sleep */
+	return 1;
+}
+
+int gate_look(struct seal_task_looker *looker, const struct seal_event *event, struct look *out)
+{
+	uint64_t among;
+
+	out->call.state = SEAL_TASK_GONE;
+	seal_stack_read(looker, event->tid, &out->stack);
+	if (!is_asleep(&out->stack))
+		return 0;
+	among = seal_operation_judge(event, &out->stack, &out->operation);
+	/* Those that may change a map are compared with a later look (passages.c). */
+	if (!among &&
+	    !seal_changes((uint32_t)out->operation.op, SEAL_TRAIT_REFLINK | SEAL_TRAIT_ATOMIC))
+		return 1;
+	seal_syscall_read(looker, event->tid, &out->call);
+	if (out->call.state == SEAL_TASK_RUNNING)
+		return 0; /* woken for nothing: it goes to sleep again */
+	if (among)
+		seal_operation_narrow(&out->call, among, &out->operation);
+	return 1;
+}
+
+void gate_unseen(const struct seal_event *event, struct look *out)
+{
+	out->stack.state = out->call.state = SEAL_TASK_GONE;
+	seal_operation_judge(event, &out->stack, &out->operation);
+}
