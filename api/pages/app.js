@@ -1,6 +1,6 @@
 // The frame: who is logged in, which page is shown, and when it is drawn anew.
 
-import { h } from "./dom.js";
+import { h, plain } from "./dom.js";
 import { get, post, remove, setCsrf, Refused } from "./rest.js";
 import { open, close, onEvent } from "./stream.js";
 import { overview } from "./overview.js";
@@ -33,8 +33,9 @@ const app = {
 };
 
 function say(text) {
-  at("said").textContent = text;
-  setTimeout(() => { if (at("said").textContent === text) at("said").textContent = ""; }, 6000);
+  const shown = plain(text);
+  at("said").textContent = shown;
+  setTimeout(() => { if (at("said").textContent === shown) at("said").textContent = ""; }, 6000);
 }
 
 function tellLink(how) {
@@ -44,7 +45,7 @@ function tellLink(how) {
 
 function banner(text) {
   at("banner").hidden = !text;
-  at("banner").textContent = text;
+  at("banner").textContent = plain(text ?? "");
 }
 
 async function draw() {

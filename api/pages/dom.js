@@ -1,15 +1,25 @@
 // Elements from data. Text is only ever set as text: what others chose (paths, tags, names of
 // processes) cannot become markup.
 
+// Control, format (such as U+202E, which reverses what follows), private and unassigned characters are
+// shown escaped, as sealsvc/display.py does it: no name may read as another.
+export const plain = (text) => text.replace(/(?! )[\p{C}\p{Z}]/gu, (c) => {
+  const code = c.codePointAt(0).toString(16);
+  if (code.length < 3) return `\\x${code.padStart(2, "0")}`;
+  return code.length < 5 ? `\\u${code.padStart(4, "0")}` : `\\U${code.padStart(8, "0")}`;
+});
+
 const SVG = "http://www.w3.org/2000/svg";
+const SHOWN = new Set(["title", "aria-label"]);
 
 function fill(element, attributes, children) {
   for (const [name, value] of Object.entries(attributes ?? {})) {
     if (value === null || value === undefined || value === false) continue;
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-    else element.setAttribute(name, value === true ? "" : value);
+    else element.setAttribute(name, value === true ? "" : SHOWN.has(name) ? plain(value) : value);
   }
-  element.append(...children.flat(Infinity).filter((c) => c !== null && c !== undefined && c !== false));
+  const shown = children.flat(Infinity).filter((c) => c !== null && c !== undefined && c !== false);
+  element.append(...shown.map((c) => (typeof c === "string" ? plain(c) : c)));
   return element;
 }
 

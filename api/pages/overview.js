@@ -7,9 +7,11 @@ import { histogram } from "./pictures.js";
 
 const card = (name, value, kind) => h("div", { class: `card ${kind ?? ""}` }, h("dt", {}, name), h("dd", {}, String(value)));
 
-export async function overview() {
+// What a principal with scopes may not ask for, because it concerns the whole service, is left out.
+export async function overview(app) {
   const [status, recalls, conflicts, measures] = await Promise.all([
-    get("/v1/status"), all("/v1/recalls", {}, "seals", 200), get("/v1/conflicts"), get("/v1/measures")]);
+    get("/v1/status"), all("/v1/recalls", {}, "seals", 200), get("/v1/conflicts"),
+    app.may("metrics") ? get("/v1/measures") : null]);
   const count = (name) => measures.counters.events?.[name] ?? 0;
   const states = Object.entries(status.seals);
   const alarms = seen.filter((e) => e.name === "alarm" || e.name === "drift").slice(0, 10);
@@ -19,9 +21,10 @@ export async function overview() {
       card("live seals", states.reduce((sum, [, n]) => sum + n, 0)),
       states.filter(([, n]) => n).map(([name, n]) => card(name, n, ["lost", "fence-failed"].includes(name) ? "bad" : "")),
       card("operations waiting", status.conflicts_waiting),
-      card("grants", status.counters.grants ?? 0),
-      card("drift", count("drift"), count("drift") ? "bad" : ""),
-      card("alarms", count("alarm"), count("alarm") ? "bad" : ""),
+      measures && [
+        card("grants", status.counters.grants ?? 0),
+        card("drift", count("drift"), count("drift") ? "bad" : ""),
+        card("alarms", count("alarm"), count("alarm") ? "bad" : "")],
       card("up", duration(status.uptime))),
     h("h2", {}, "Asked back"),
     table("Recalls in flight", [["seal"], ["state"], ["path", "path"], ["deadline", "number"], ["reason", "optional"]],
@@ -38,8 +41,8 @@ export async function overview() {
     h("h2", {}, "Enforcers"),
     table("Enforcers", [["name"], ["available"], ["reason", "path"]],
       status.enforcers.map((e) => [e.name, h("span", { class: e.available ? "good" : "warn" }, e.available ? "yes" : "no"), e.reason])),
-    h("h2", {}, "How long it takes"),
-    h("div", { class: "columns" }, Object.entries(measures.latencies).map(([name, found]) => {
+    measures && h("h2", {}, "How long it takes"),
+    measures && h("div", { class: "columns" }, Object.entries(measures.latencies).map(([name, found]) => {
       const { picture, label } = histogram(name, found);
       return h("figure", { class: "card" }, picture, h("figcaption", {}, label));
     })),

@@ -7,10 +7,11 @@ from rich.console import Console
 
 from sealsvc.cli.answers import ask
 from sealsvc.cli.options import Settings, pass_settings, shared_options
-from sealsvc.cli.output import emit, printable, table
+from sealsvc.cli.output import emit, table
 from sealsvc.cli.progress import waiting
 from sealsvc.cli.seals import complete_seal, find_seal
 from sealsvc.cli.units import exact_size
+from sealsvc.display import printable
 from sealsvc.messages import Audit, AuditReport
 
 EXAMPLES = """\b

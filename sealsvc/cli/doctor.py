@@ -8,9 +8,10 @@ import click
 from rich.console import Console
 
 from sealsvc.cli.options import Settings, pass_settings, shared_options
-from sealsvc.cli.output import emit, printable, table
+from sealsvc.cli.output import emit, table
 from sealsvc.cli.parameters import Words
 from sealsvc.cli.progress import steps
+from sealsvc.display import printable
 from sealsvc.model import Conflict, Kind
 
 if TYPE_CHECKING:

@@ -11,12 +11,13 @@ from rich.console import Console
 
 from sealsvc.cli.answers import ask
 from sealsvc.cli.options import Settings, pass_settings, shared_options
-from sealsvc.cli.output import emit, printable, state_text, table
+from sealsvc.cli.output import emit, state_text, table
 from sealsvc.cli.parameters import DURATION, choice
 from sealsvc.cli.paths import absolute
 from sealsvc.cli.seals import complete_seal, find_seal
 from sealsvc.cli.units import about_size, duration, exact_range, moment
 from sealsvc.client import Client
+from sealsvc.display import printable
 from sealsvc.model import State
 from sealsvc.records import (
     ConflictHistory,

@@ -8,11 +8,12 @@ import click
 from rich.console import Console
 
 from sealsvc.cli.options import Settings, pass_settings, shared_options
-from sealsvc.cli.output import emit, printable, state_text, table
+from sealsvc.cli.output import emit, state_text, table
 from sealsvc.cli.parameters import choice
 from sealsvc.cli.paths import absolute
 from sealsvc.cli.seals import every_seal
 from sealsvc.cli.units import duration, exact_range
+from sealsvc.display import printable
 from sealsvc.messages import SealInfo, SealPage
 from sealsvc.model import State
 

@@ -12,11 +12,12 @@ from rich.console import Console
 
 from sealsvc.cli.drawing import drawing, extent_table
 from sealsvc.cli.options import Settings, pass_settings, shared_options
-from sealsvc.cli.output import emit, printable
+from sealsvc.cli.output import emit
 from sealsvc.cli.paths import absolute
 from sealsvc.cli.seals import every_seal
 from sealsvc.cli.units import about_size
 from sealsvc.client import Client
+from sealsvc.display import printable
 from sealsvc.errors import Refusal
 from sealsvc.messages import Extent
 from sealsvc.model import Kind

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sealsvc.cli.options import Settings
+from sealsvc.display import printable
 from sealsvc.model import State
 
 # A pipe has no width; cutting rows there would break `sealctl ls | grep`.
@@ -26,14 +27,6 @@ STATE_STYLES = {
     State.LOST: "bold red",
     State.REFUSED: "red",
 }
-
-
-def printable(text: str) -> str:
-    """Other users choose paths, tags and process names: none may steer the terminal."""
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode()
-        for c in text
-    )
 
 
 def note(message: str) -> None:

@@ -13,10 +13,11 @@ from rich.text import Text
 from sealsvc.cli.answers import ask
 from sealsvc.cli.options import Settings, pass_settings, shared_options
 from sealsvc.cli.output import console as made_console
-from sealsvc.cli.output import fields, json_line, printable, state_text, table
+from sealsvc.cli.output import fields, json_line, state_text, table
 from sealsvc.cli.parameters import DURATION
 from sealsvc.cli.units import duration
 from sealsvc.client import Client
+from sealsvc.display import printable
 from sealsvc.errors import Refusal
 from sealsvc.messages import List, SealPage, ServiceStatus, Status
 from sealsvc.model import State

@@ -10,10 +10,11 @@ from rich.console import Console
 
 from sealsvc.cli.answers import ask
 from sealsvc.cli.options import Settings, pass_settings, shared_options
-from sealsvc.cli.output import emit, printable, table
+from sealsvc.cli.output import emit, table
 from sealsvc.cli.parameters import DURATION
 from sealsvc.cli.seals import complete_seal, find_seal
 from sealsvc.cli.units import moment
+from sealsvc.display import printable
 from sealsvc.records import AuditEntry, AuditTrail, Trail, Verification, VerifyTrail
 
 EXAMPLES = """\b

@@ -12,8 +12,9 @@ import msgspec
 
 from sealsvc.cli.answers import ask
 from sealsvc.cli.options import Settings, pass_settings, shared_options
-from sealsvc.cli.output import json_line, note, printable
+from sealsvc.cli.output import json_line, note
 from sealsvc.client import Client
+from sealsvc.display import printable
 from sealsvc.errors import Refusal
 from sealsvc.messages import Event, Watch, Watching
 

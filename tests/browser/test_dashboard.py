@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -92,6 +93,31 @@ def test_searching_and_recalling_by_a_click(page: Page, there: Front) -> None:
     with there.http() as http:
         (seal,) = http.get("/v1/seals", params={"path": "/sim/volume-1"}).json()["seals"]
         assert seal["reason"] == "dashboard"
+
+
+def test_no_name_reads_as_another(page: Page, there: Front) -> None:
+    """U+202E would show "gnp.exe" as "exe.png"; the pages show it escaped."""
+    path = "/sim/report-\u202egnp.exe\x1b[2J"
+    with there.client() as control, there.http() as http:
+        control.call(Simulate, action="create", path=path, size=1 << 20)
+        body = {"path": path, "holder": {"pid": os.getpid()}, "kind": "shared"}
+        seal = http.post("/v1/seals", json=body).json()["id"]
+        enter(page)
+        for where in ("#/seals", "#/files", f"#/seals/{seal}", "#/events"):
+            page.goto(f"/dashboard/{where}")
+            expect(page.get_by_text("report-\\u202egnp.exe\\x1b[2J").first).to_be_visible()
+            text = page.inner_text("body")
+            assert "\u202e" not in text
+            assert "\x1b" not in text
+        control.call(Return, seal=seal)
+
+
+def test_a_principal_with_scopes_sees_its_pages(page: Page) -> None:
+    enter(page, "guest")
+    expect(page.get_by_role("heading", name="Overview")).to_be_visible()
+    expect(page.get_by_text("How long it takes")).to_have_count(0)
+    page.goto("/dashboard/#/filesystems")
+    expect(page.get_by_role("heading", name="File systems")).to_be_visible()
 
 
 def test_one_seal_in_full(page: Page) -> None:
