@@ -33,6 +33,7 @@ class Action(StrEnum):
     SEALS_GRANT = "seals.grant"
     SEALS_CHANGE_OWN = "seals.change-own"
     SEALS_CHANGE = "seals.change"
+    ALARMS_ACKNOWLEDGE = "alarms.acknowledge"
     RECALL = "recall"
     RECALL_WIDE = "recall.wide"
     JOBS_RUN = "jobs.run"
@@ -52,6 +53,7 @@ MEANS = {
     Action.SEALS_GRANT: "ask for seals and claims in scope",
     Action.SEALS_CHANGE_OWN: "renew, validate, downgrade and return seals of one's own",
     Action.SEALS_CHANGE: "the same with the seals of others in scope",
+    Action.ALARMS_ACKNOWLEDGE: "acknowledge alarms that concern files in scope",
     Action.RECALL: "recall a seal or a file's seals in scope",
     Action.RECALL_WIDE: "recall by holder, file system or altogether (needs the scope /)",
     Action.JOBS_RUN: "audit everything and run the doctor (needs the scope /)",
@@ -74,6 +76,7 @@ _VIEWER = frozenset(
 _SEALER = _VIEWER | {Action.SEALS_GRANT, Action.SEALS_CHANGE_OWN}
 _OPERATOR = _SEALER | {
     Action.SEALS_CHANGE,
+    Action.ALARMS_ACKNOWLEDGE,
     Action.RECALL,
     Action.RECALL_WIDE,
     Action.JOBS_RUN,

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, FastAPI
 from fastapi.telemetry import TelemetryConfig
 
 from api import (
+    alarms,
     changes,
     claims,
     dashboard,
@@ -47,6 +48,7 @@ NOUNS = (
     changes.router,
     claims.router,
     recalls.router,
+    alarms.router,
     files.router,
     history.router,
     filesystems.router,

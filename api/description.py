@@ -66,6 +66,8 @@ DOCUMENTED = (
     overview.HolderInfo,
     overview.HolderPage,
     overview.ConflictPage,
+    overview.AlarmInfo,
+    overview.AlarmPage,
     overview.MeasuresReport,
     overview.PolicyReport,
     overview.JobInfo,

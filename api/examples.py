@@ -43,6 +43,8 @@ from sealsvc.messages import (
 )
 from sealsvc.model import ByteRange, Conflict, Fence, FileId, IoMode, Kind, Operation, State
 from sealsvc.overview import (
+    AlarmInfo,
+    AlarmPage,
     ClaimInfo,
     ConflictPage,
     CoverageReport,
@@ -121,6 +123,19 @@ MAPPING = MappingReport(
     dax=True,
     notes=[],
 )
+ALARM = AlarmInfo(
+    id="5d1f2e0c9a7b3346",
+    name="alarm",
+    reason="an overlay is mounted over a sealed file",
+    seal=ID,
+    path=PATH,
+    first=1767225600.0,
+    last=1767225660.0,
+    count=2,
+    acknowledged_by="alice",
+    acknowledged_at=1767225700.0,
+)
+ALARMS = AlarmPage(alarms=[ALARM], total=1, open=0, dropped=0)
 RECALLS = RecallReport(recalled=[RecallOutcome(seal=ID, state=State.RETURNED)])
 DRIFT = Drift(seal=ID, path=PATH, logical=MIB, expected="9437184+4096", found="hole")
 AUDIT = AuditReport(checked=1, drifted=[DRIFT], unreadable=[])

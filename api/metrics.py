@@ -133,6 +133,8 @@ def _of_measures(measures: MeasuresReport) -> Iterator[Metric]:
         yield _gauge(*_RINGS[name], {"": number})
     drifts = measures.counters.get("events", {}).get("drift", 0)
     yield _counter("drifts", "Sealed extent maps that changed: broken promises", {"": drifts})
+    alarms_open = measures.gauges.get("alarms", {}).get("open", 0.0)
+    yield _gauge("alarms_open", "Alarms that nobody has acknowledged", {"": alarms_open})
     alarms = measures.counters.get("events", {}).get("alarm", 0)
     yield _counter("alarms", "Alarms", {"": alarms})
     yield _gauge("queue_depth", "What waits inside the service", measures.gauges["queue"], "queue")

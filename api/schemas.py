@@ -79,6 +79,11 @@ HoldersQuery = _rest_of(Holders, "HoldersQuery", "pid")
 CoverageQuery = _rest_of(Coverage, "CoverageQuery")
 
 
+class AlarmsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    open: bool = False
+    limit: Limit = 100
+
+
 class ConflictsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     limit: Limit = 100
 

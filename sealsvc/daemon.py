@@ -19,6 +19,7 @@ import msgspec
 
 from sealsvc import clock, faults
 from sealsvc.adoption import Adoption
+from sealsvc.alarms import AlarmList
 from sealsvc.audit import audit
 from sealsvc.badblocks import BadBlocks
 from sealsvc.config import Config, PolicySection
@@ -126,7 +127,11 @@ class Daemon:
         self.policy = policy
         self.policy_file = PolicyFile(config, self._take_policy)
         jobs = JobRunner(self.grants, self.recaller, self.events, self.tasks, self.service.paths)
-        self.service.desk = Desk(self.service, self.policy_file, jobs)
+        kept = Path(config.service.socket).with_name("alarms.json")
+        self.alarms = AlarmList(kept, self.workers.of("alarms", 1).run)
+        self.alarms.load()
+        self.events.watch(self.alarms.hear)
+        self.service.desk = Desk(self.service, self.policy_file, jobs, self.alarms)
         self._stop = asyncio.Event()
         self._failure: Refusal | None = None
         self._lapses: dict[str, int] = {}
@@ -298,6 +303,7 @@ class Daemon:
             await asyncio.sleep(0.5)
             if tick % 10 == 0:
                 self._look_for_lapses()
+                await self.alarms.save()
             self.tick()
 
     def tick(self) -> None:

@@ -6,10 +6,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, TypeGuard, get_args
 
 from sealsvc import views
+from sealsvc.alarms import AlarmList
 from sealsvc.errors import Refusal
 from sealsvc.jobs import JobRunner
 from sealsvc.keeper import KeeperError
 from sealsvc.overview import (
+    AcknowledgeAlarm,
+    Alarms,
     AnyRequest,
     CancelJob,
     CheckPolicy,
@@ -41,8 +44,11 @@ def asked_at_desk(request: object) -> TypeGuard[AnyRequest]:
 
 
 class Desk:
-    def __init__(self, service: Service, policy_file: PolicyFile, jobs: JobRunner) -> None:
+    def __init__(
+        self, service: Service, policy_file: PolicyFile, jobs: JobRunner, alarms: AlarmList
+    ) -> None:
         self.service, self.policy_file, self.jobs = service, policy_file, jobs
+        self.alarms = alarms
 
     async def answer(self, peer: Peer, request: AnyRequest) -> Result:
         service = self.service
@@ -59,6 +65,11 @@ class Desk:
         match request:
             case Conflicts():
                 return views.conflicts(service.recaller.waiting.values(), request)
+            case Alarms():
+                return self.alarms.page(request)
+            case AcknowledgeAlarm():
+                by = request.principal or f"uid {peer.uid}"
+                return self.alarms.acknowledge(request.alarm, by, request.below)
             case Measures():
                 return self._measures()
             case ShowPolicy():
@@ -101,5 +112,6 @@ class Desk:
                 },
                 "lapses": {e.name: float(e.lapses()) for e in service.enforcers.available},
                 "rings": rings[1],
+                "alarms": {"open": float(self.alarms.open)},
             },
         )

@@ -103,6 +103,11 @@ _ROWS = (
         "There is no such job",
         "Only the newest jobs of this run of the service are kept; list them.",
     ),
+    ErrorClass(
+        "no-such-alarm", errno.ENOENT, 404, 4, False,
+        "There is no such alarm",
+        "Alarms are kept until they are acknowledged and others need their room; list them.",
+    ),
     # Files and file systems a seal cannot be kept on: exit 5.
     ErrorClass(
         "not-a-regular-file", errno.EINVAL, 422, 5, False,

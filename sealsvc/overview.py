@@ -43,6 +43,20 @@ class Conflicts(_Overview, frozen=True, kw_only=True, tag="conflicts"):
     """Operations that wait for a seal at this moment, the longest first. Answer: ConflictPage."""
 
 
+class Alarms(_Overview, frozen=True, kw_only=True, tag="alarms"):
+    """Alarms of this boot, the newest first; with `open` those that nobody has acknowledged. With
+    `below`, those that concern files there. Answer: AlarmPage."""
+
+    open: bool = False
+
+
+class AcknowledgeAlarm(Keyed, frozen=True, kw_only=True, tag="acknowledge-alarm"):
+    """Somebody (Request.principal, else the asking user) has seen this alarm. Answer: AlarmInfo."""
+
+    alarm: Annotated[str, Meta(pattern="^[0-9a-f]{16}$")]
+    below: list[Name] | None = None
+
+
 class Measures(Request, frozen=True, tag="measures"):
     """Counts and distributions since the start of the service. Answer: MeasuresReport."""
 
@@ -161,6 +175,32 @@ class ConflictPage(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", 
     total: int
 
 
+class AlarmInfo(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="alarm"):
+    """`name` is the event's (alarm or drift); `count` of them came, the `first` and the `last` at
+    these seconds of the Unix epoch. `seal` and `path` are empty where it concerns none."""
+
+    id: str
+    name: str
+    reason: str
+    seal: str
+    path: str
+    first: float
+    last: float
+    count: int
+    acknowledged_by: str = ""
+    acknowledged_at: float | None = None
+
+
+class AlarmPage(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="alarms"):
+    """`total` there are, `open` of them nobody has acknowledged; `dropped` open ones had to make
+    room for others."""
+
+    alarms: list[AlarmInfo]
+    total: int
+    open: int
+    dropped: int
+
+
 class Histogram(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds: `counts[i]` observations were at most `bounds[i]`, the last beyond all bounds."""
 
@@ -252,6 +292,8 @@ AnyRequest = (
     Files
     | Holders
     | Conflicts
+    | Alarms
+    | AcknowledgeAlarm
     | Measures
     | ShowPolicy
     | CheckPolicy
@@ -267,6 +309,8 @@ Result = (
     FilePage
     | HolderPage
     | ConflictPage
+    | AlarmInfo
+    | AlarmPage
     | MeasuresReport
     | PolicyReport
     | JobInfo

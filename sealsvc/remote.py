@@ -47,6 +47,8 @@ _ROUTES: dict[type, tuple[str, str]] = {
     overview.Files: ("GET", "/v1/files"),
     overview.Holders: ("GET", "/v1/holders"),
     overview.Conflicts: ("GET", "/v1/conflicts"),
+    overview.Alarms: ("GET", "/v1/alarms"),
+    overview.AcknowledgeAlarm: ("POST", "/v1/alarms/{alarm}/acknowledgement"),
     overview.Measures: ("GET", "/v1/measures"),
     overview.Coverage: ("GET", "/v1/coverage"),
     overview.ShowPolicy: ("GET", "/v1/policy"),

@@ -1,20 +1,18 @@
 // The overview: what is there, what is asked back, what waits, what went wrong, how long it takes.
 
 import { h, table, state, link, clock, duration, keyOf } from "./dom.js";
-import { all, get } from "./rest.js";
-import { seen } from "./stream.js";
+import { all, get, post } from "./rest.js";
 import { histogram } from "./pictures.js";
 
 const card = (name, value, kind) => h("div", { class: `card ${kind ?? ""}` }, h("dt", {}, name), h("dd", {}, String(value)));
 
 // What a principal with scopes may not ask for, because it concerns the whole service, is left out.
 export async function overview(app) {
-  const [status, recalls, conflicts, measures] = await Promise.all([
-    get("/v1/status"), all("/v1/recalls", {}, "seals", 200), get("/v1/conflicts"),
+  const [status, recalls, conflicts, { alarms, open }, measures] = await Promise.all([
+    get("/v1/status"), all("/v1/recalls", {}, "seals", 200), get("/v1/conflicts"), get("/v1/alarms"),
     app.may("metrics") ? get("/v1/measures") : null]);
   const count = (name) => measures.counters.events?.[name] ?? 0;
   const states = Object.entries(status.seals);
-  const alarms = seen.filter((e) => e.name === "alarm" || e.name === "drift").slice(0, 10);
   return [
     h("h1", { tabindex: "-1" }, "Overview"),
     h("dl", { class: "cards", id: "cards" },
@@ -23,8 +21,8 @@ export async function overview(app) {
       card("operations waiting", status.conflicts_waiting),
       measures && [
         card("grants", status.counters.grants ?? 0),
-        card("drift", count("drift"), count("drift") ? "bad" : ""),
-        card("alarms", count("alarm"), count("alarm") ? "bad" : "")],
+        card("drift", count("drift"), count("drift") ? "bad" : "")],
+      card("open alarms", open, open ? "bad" : ""),
       card("up", duration(status.uptime))),
     h("h2", {}, "Asked back"),
     table("Recalls in flight", [["seal"], ["state"], ["path", "path"], ["deadline", "number"], ["reason", "optional"]],
@@ -36,8 +34,11 @@ export async function overview(app) {
       conflicts.conflicts.map((c) => [c.operation.name, `${c.operation.comm} ${c.operation.pid}`, c.path, duration(c.waits)]),
       "Nothing waits for a seal."),
     h("h2", {}, "Alarms"),
-    table("Newest alarms", [["time"], ["what"], ["why", "path"]],
-      alarms.map((e) => [clock(e.time), e.name, e.data.reason ?? e.path ?? ""]), "No alarm since this page was opened."),
+    table("Alarms", [["last"], ["times", "number"], ["why", "path"], ["path", "path optional"], ["seen by"]],
+      alarms.slice(0, 20).map((a) => [clock(a.last), String(a.count), a.reason, a.path, a.acknowledged_by ||
+        (app.may("alarms.acknowledge") ? h("button", { type: "button", "aria-label": `Acknowledge: ${a.reason}`,
+          onclick: () => app.does("The alarm is acknowledged.", () => post(`/v1/alarms/${a.id}/acknowledgement`, {})) }, "Acknowledge") : "–")]),
+      "No alarm since this machine was started."),
     h("h2", {}, "Enforcers"),
     table("Enforcers", [["name"], ["available"], ["reason", "path"]],
       status.enforcers.map((e) => [e.name, h("span", { class: e.available ? "good" : "warn" }, e.available ? "yes" : "no"), e.reason])),

@@ -10,6 +10,7 @@ import click
 import msgspec
 
 from sealsvc import __version__
+from sealsvc.cli.alarms import alarms
 from sealsvc.cli.audit import audit
 from sealsvc.cli.completion import VARIABLE, completion
 from sealsvc.cli.doctor import doctor
@@ -58,6 +59,7 @@ COMMANDS = (
     watch,
     top,
     audit,
+    alarms,
     history,
     changes,
     trail,

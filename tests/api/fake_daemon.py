@@ -222,6 +222,8 @@ _FIXED: dict[type, Any] = {
     overview.ShowJob: examples.JOB,
     overview.CancelJob: examples.JOB,
     overview.Jobs: examples.JOBS,
+    overview.Alarms: examples.ALARMS,
+    overview.AcknowledgeAlarm: examples.ALARM,
     records.History: examples.HISTORY,
     records.Steps: examples.STEPS,
     records.PastConflicts: examples.PAST_CONFLICTS,

@@ -43,6 +43,7 @@ REQUESTS: dict[Action, tuple[str, str, object]] = {
     Action.SEALS_GRANT: ("POST", "/v1/seals", {"path": IN, "holder": {"pid": 1}}),
     Action.SEALS_CHANGE_OWN: ("POST", "/v1/seals/{own}/renewal", {}),
     Action.SEALS_CHANGE: ("POST", "/v1/seals/{other}/renewal", {}),
+    Action.ALARMS_ACKNOWLEDGE: ("POST", f"/v1/alarms/{'0' * 16}/acknowledgement", None),
     Action.RECALL: ("POST", "/v1/recalls", {"path": IN}),
     Action.RECALL_WIDE: ("POST", "/v1/recalls", {"all": True}),
     Action.JOBS_RUN: ("POST", "/v1/jobs", {"kind": "audit"}),

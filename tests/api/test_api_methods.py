@@ -33,6 +33,7 @@ def url(path: str) -> str:
         "key": examples.FILE.key,
         "pid": examples.HOLDER.pid,
         "job": examples.JOB.id,
+        "alarm": examples.ALARM.id,
     }
     return re.sub(r"\{(\w+)\}", lambda found: str(given[found[1]]), path) + query
 

@@ -430,3 +430,24 @@ def test_sealctl_watch_over_http(there: Front, http: httpx.Client, file: str) ->
     code, told, _ = sealctl("watch", "--since", "0", "--count", "3", "-o", "json", url=there.base)
     assert code == 0
     assert [json.loads(line)["seq"] for line in told.splitlines()] == [1, 2, 3]
+
+
+def test_an_alarm_stays_until_it_is_acknowledged(
+    there: Front, http: httpx.Client, control: Client, file: str
+) -> None:
+    seal = granted(http, file)["id"]
+    control.call(Simulate, action="drift", path=file)
+    assert http.post("/v1/audits", json={"seal": seal}).json()["drifted"]
+    alarms = [a for a in http.get("/v1/alarms").json()["alarms"] if a["seal"] == seal]
+    (drift,) = [a for a in alarms if a["name"] == "drift"]
+    assert (drift["path"], drift["count"], drift["acknowledged_by"]) == (file, 1, "")
+    where = f"/v1/alarms/{drift['id']}/acknowledgement"
+    with there.http("guest") as guest:
+        assert guest.get("/v1/alarms").json()["alarms"] == []
+    with there.http("viewer") as viewer:
+        assert viewer.post(where).status_code == 403
+    with there.http("operator") as operator:
+        assert operator.post(where).json()["acknowledged_by"] == "operator"
+    left = http.get("/v1/alarms", params={"open": "true"}).json()["alarms"]
+    assert drift["id"] not in {a["id"] for a in left}
+    assert http.post(f"/v1/alarms/{'0' * 16}/acknowledgement").json()["code"] == "no-such-alarm"

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sealsvc import alarms
+from sealsvc.alarms import AlarmList
+from sealsvc.errors import Refusal
+from sealsvc.messages import Event
+from sealsvc.overview import Alarms
+
+
+async def at_once(function: Callable[..., Any], *arguments: object) -> None:
+    function(*arguments)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "alarms.json"
+
+
+@pytest.fixture
+def kept(file: Path) -> AlarmList:
+    return AlarmList(file, at_once)
+
+
+def event(reason: str, seq: int = 1, path: str | None = None, name: str = "alarm") -> Event:
+    return Event(seq=seq, time=float(seq), name=name, path=path, data={"reason": reason})
+
+
+def ask(kept: AlarmList, **fields: Any) -> list[tuple[str, int]]:
+    return [(a.reason, a.count) for a in kept.page(Alarms(id=1, **fields)).alarms]
+
+
+def test_the_same_alarm_is_kept_once(kept: AlarmList) -> None:
+    kept.hear(event("fanotify may have let 3 operations through", 1))
+    kept.hear(event("an overlay", 2))
+    kept.hear(event("fanotify may have let 12 operations through", 3))
+    kept.hear(event("nothing", name="granted"))
+    assert ask(kept) == [("fanotify may have let 12 operations through", 2), ("an overlay", 1)]
+    (first, _) = kept.page(Alarms(id=1)).alarms
+    assert (first.first, first.last) == (1.0, 3.0)
+
+
+def test_an_acknowledged_alarm_is_open_again_when_it_comes_again(kept: AlarmList) -> None:
+    kept.hear(event("x"))
+    (alarm,) = kept.page(Alarms(id=1)).alarms
+    assert kept.acknowledge(alarm.id, "alice", None).acknowledged_by == "alice"
+    assert kept.acknowledge(alarm.id, "bob", None).acknowledged_by == "alice"
+    assert (kept.open, ask(kept, open=True)) == (0, [])
+    kept.hear(event("x", 2))
+    assert (kept.open, ask(kept, open=True)) == (1, [("x", 2)])
+
+
+def test_a_scope_sees_its_own_alone(kept: AlarmList) -> None:
+    kept.hear(event("mine", path="/srv/a/x"))
+    kept.hear(event("theirs", path="/srv/b/x"))
+    kept.hear(event("of everything"))
+    assert ask(kept, below=["/srv/a"]) == [("mine", 1)]
+    for alarm in kept.page(Alarms(id=1)).alarms[:2]:
+        with pytest.raises(Refusal, match="no alarm"):
+            kept.acknowledge(alarm.id, "eve", ["/srv/a"])
+
+
+def test_they_outlive_the_service(kept: AlarmList, file: Path) -> None:
+    kept.hear(event("x"))
+    asyncio.run(kept.save())
+    assert file.stat().st_mode & 0o777 == 0o600
+    again = AlarmList(file, at_once)
+    again.load()
+    assert ask(again) == [("x", 1)]
+    before = file.stat().st_ino
+    asyncio.run(again.save())
+    assert file.stat().st_ino == before, "nothing has changed"
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b'[{"id":1}]', b"\xff"])
+def test_a_damaged_file_is_begun_anew(kept: AlarmList, file: Path, damage: bytes) -> None:
+    file.write_bytes(damage)
+    kept.load()
+    kept.hear(event("x"))
+    assert ask(kept) == [("x", 1)]
+
+
+def test_what_makes_room(kept: AlarmList, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alarms, "MOST", 3)
+    for word in ("one", "two", "three"):
+        kept.hear(event(word))
+    kept.acknowledge(kept.page(Alarms(id=1)).alarms[0].id, "alice", None)
+    kept.hear(event("four"))
+    assert [reason for reason, _ in ask(kept)] == ["four", "two", "one"]
+    assert kept.dropped == 0
+    kept.hear(event("five"))
+    assert [reason for reason, _ in ask(kept)] == ["five", "four", "two"]
+    assert kept.page(Alarms(id=1)).dropped == 1
