@@ -46,7 +46,8 @@ def _print(console: Console, page: AlarmPage) -> None:
     made = table("ID", "LAST", "COUNT", "SEEN BY", "REASON", "PATH", right=["COUNT"])
     for alarm in page.alarms:
         style = "" if alarm.acknowledged_by else "red"
-        seen = alarm.acknowledged_by or "-"
+        at = alarm.acknowledged_at
+        seen = "-" if at is None else f"{alarm.acknowledged_by} {moment(at)}"
         row = (alarm.id, moment(alarm.last), str(alarm.count), seen, alarm.reason, alarm.path)
         made.add_row(*map(printable, row), style=style)
     console.print(made)
