@@ -16,7 +16,7 @@ EXAMPLES = """\b
 Examples:
   sealctl alarms
   sealctl alarms --open || echo "somebody should look"
-  sealctl alarms --acknowledge 5d1f2e0c9a7b3346
+  sealctl alarms -o json | jq -r '.alarms[].id'
 """
 
 OPEN = 1

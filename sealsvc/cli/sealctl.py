@@ -31,6 +31,7 @@ from sealsvc.cli.trail import trail
 from sealsvc.cli.units import duration
 from sealsvc.cli.validate import validate
 from sealsvc.cli.watch import watch
+from sealsvc.cli.why import why
 from sealsvc.errors import Refusal
 from sealsvc.messages import Failure
 
@@ -56,6 +57,7 @@ COMMANDS = (
     downgrade,
     return_command,
     recall,
+    why,
     watch,
     top,
     audit,
