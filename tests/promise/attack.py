@@ -14,6 +14,7 @@ from pathlib import Path
 
 FILES, WORKERS, EPOCH_OPS, FILE_BYTES = 10, 4, 65536, 1 << 20
 BLOCK = 4096
+_MAGIC = 0x5EA15EA15EA15EA1
 XFS, EXT4 = 2, 4
 RISKS = {"xfs-swapext": 32, "ext4-move-ext": 64, "overlay-truncate": 128, "loop-device": 256}
 ENDINGS = ("ok", "refused", "failed", "killed")
@@ -68,6 +69,7 @@ def control_type(kinds: int) -> type[ctypes.Structure]:
 
     class Control(ctypes.Structure):
         _fields_ = (
+            ("magic", ctypes.c_uint64),
             ("seed", ctypes.c_uint64),
             ("epoch_first", ctypes.c_uint64),
             ("until", ctypes.c_uint64),
@@ -110,7 +112,8 @@ class Attack:
             self._memory = mmap.mmap(file.fileno(), ctypes.sizeof(kind))
         self.control: object = kind.from_buffer(self._memory)
         control = self._control
-        control.seed, control.workers, control.privileged = seed, workers, privileged
+        control.magic, control.seed = _MAGIC, seed
+        control.workers, control.privileged = workers, privileged
         control.fs = {"xfs": XFS, "ext4": EXT4}[fs]
         self._arguments = [str(self._path), str(self._memory_path)]
         if records is not None:
@@ -147,7 +150,8 @@ class Attack:
 
     @property
     def alive(self) -> bool:
-        return self._process is not None and self._process.poll() is None
+        """False also when an operation wrote to what it shares with us."""
+        return self._control.magic == _MAGIC and self._process is not None and self._process.poll() is None
 
     def begin(self, epoch: int, first: int, directory: Path, targets: Sequence[Target]) -> None:
         """Have the workers open the files of a new epoch (not 0), before anything is sealed."""

@@ -98,7 +98,10 @@ class Epoch:
             if file == layout.CORE:  # of one name, as the kernel wants it
                 for name in ("f", "h"):
                     (self.directory / f"{name}{file}").symlink_to("core")
-            path.write_bytes(os.urandom(FILE_BYTES))
+            with path.open("wb") as made:
+                made.write(os.urandom(FILE_BYTES))
+                made.flush()
+                os.fsync(made.fileno())
             os.chmod(path, 0o666)
             os.chown(path, NOBODY, NOBODY)
             if file != layout.CORE:
@@ -106,11 +109,6 @@ class Epoch:
         os.mkfifo(self.directory / "fifo")
         os.chmod(self.directory / "fifo", 0o666)
         os.chown(self.directory, NOBODY, NOBODY)
-        fd = os.open(self.directory, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
 
     def path(self, file: int) -> Path:
         return self.directory / ("core" if file == layout.CORE else f"f{file}")

@@ -14,6 +14,7 @@
 #define WORKERS 4
 #define EPOCH_OPS 65536 /* of one worker, at most */
 #define BUFFER 262144
+#define PROMISE_MAGIC UINT64_C(0x5ea15ea15ea15ea1)
 
 /* Which workers may do it, and where. */
 #define ROOT 1	 /* privileged workers only */
@@ -115,6 +116,7 @@ struct slot {
 
 /* Shared memory between the runner (Python), the supervisor and the workers. */
 struct control {
+	uint64_t magic; /* PROMISE_MAGIC, as long as no operation went astray */
 	uint64_t seed, epoch_first; /* number of the epoch's first operation */
 	uint64_t until;		    /* operations below this number may be carried out */
 	uint32_t epoch, workers;

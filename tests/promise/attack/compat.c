@@ -46,13 +46,15 @@ static long old_call(long number, long a, long b, long c, long d, long e, long f
 /* The file mapped where a 32-bit call can name it. */
 static long remove_below(const struct op *op, int fd, uint32_t offset)
 {
+	uint32_t at = offset % FILE_BYTES / BLOCK * BLOCK, length = op->length % 65536;
 	void *low = mmap(NULL, FILE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_32BIT, fd, 0);
 	long done;
 
 	if (low == MAP_FAILED)
 		return -errno;
-	done = old_call(OLD_MADVISE, (long)low + offset % FILE_BYTES / BLOCK * BLOCK,
-			(long)(op->length % 65536), op->sub & 16 ? 9 : 4, 0, 0, 0);
+	if (length > FILE_BYTES - at)
+		length = FILE_BYTES - at;
+	done = old_call(OLD_MADVISE, (long)low + at, (long)length, op->sub & 16 ? 9 : 4, 0, 0, 0);
 	munmap(low, FILE_BYTES);
 	return done;
 }

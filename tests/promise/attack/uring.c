@@ -154,11 +154,16 @@ static void request(struct attacker *a, const struct op *op, int fd, struct io_u
 		sqe->len = sizeof(struct open_how);
 		break;
 	case IORING_OP_MADVISE:
+		offset = op->offset % FILE_BYTES & ~(uint64_t)(BLOCK - 1);
 		sqe->fd = -1;
 		sqe->addr = (uint64_t)(uintptr_t)target_map(a, op->file);
-		sqe->addr += op->offset % FILE_BYTES & ~(uint64_t)(BLOCK - 1);
+		if (sqe->addr == (uint64_t)(uintptr_t)MAP_FAILED)
+			sqe->addr = (uint64_t)(uintptr_t)a->buffer;
+		else
+			sqe->addr += offset;
 		sqe->off = 0;
-		sqe->len = (unsigned)length;
+		/* Not beyond the mapping: what lies behind it is ours. */
+		sqe->len = (unsigned)(length < FILE_BYTES - offset ? length : FILE_BYTES - offset);
 		sqe->fadvise_advice = op->flags & 2 ? 4 /* DONTNEED */ : 9 /* REMOVE */;
 		break;
 	case IORING_OP_FADVISE:
