@@ -241,9 +241,9 @@ class Fuzz:
             open_all(attack, number, first, made)
             until = first
             while until < first + WINDOW * WINDOWS and time.monotonic() < deadline:
-                made.seal_all()
                 until += WINDOW
                 try:
+                    made.seal_all()
                     window(attack, until, made)
                     made.check(BLOCKS)
                 except Broken as broken:

@@ -51,6 +51,9 @@ class Held:
         self.chance = random.Random(seed)
         self._image = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
         self.map = fiemap.read(fd, plan.start, plan.length)
+        size = os.fstat(fd).st_size
+        if size < plan.start + plan.length:
+            raise Broken(f"{plan}: granted, and the size is {size}")
         self.mapping = mmap.mmap(fd, plan.length, mmap.MAP_SHARED, offset=plan.start)
         self.stores = 0
 
@@ -69,13 +72,24 @@ class Held:
         chosen = self._choose(blocks)
         for attempt in range(_LOOKS):
             written = {block: self._store(block) for block in chosen}
-            self.mapping.flush()
+            self._flush()
             self.look()
             wrong = [block for block, data in written.items() if self._on_device(block) != data]
             if not wrong:
                 return
             time.sleep(_PAUSE * attempt)
         raise Broken(f"the recorded places of blocks {wrong[:16]} do not hold what was written")
+
+    def _flush(self) -> None:
+        """Direct writes of others that meet dirty pages leave EIO behind, once, for everybody who
+        has the file open (mm/filemap.c, dio_warn_stale_pagecache); the pages are written all the
+        same."""
+        try:
+            self.mapping.flush()
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            self.mapping.flush()
 
     def _choose(self, blocks: int) -> list[int]:
         """The edges first: what comes from beside the range reaches these."""

@@ -52,7 +52,7 @@ static const uint32_t fallocate_modes[] = {
 static const uint32_t advices[] = {
 	MADV_REMOVE, MADV_REMOVE, MADV_REMOVE, MADV_DONTNEED, 8 /* FREE */, 20 /* COLD */,
 	21 /* PAGEOUT */, 22 /* POPULATE_READ */, 23 /* POPULATE_WRITE */, 24, 25 /* COLLAPSE */,
-	100 /* HWPOISON */, 101 /* SOFT_OFFLINE */, 0, 3 /* WILLNEED */, 102,
+	26, 27, 0, 3 /* WILLNEED */, 102,
 };
 static const uint32_t write_flags[] = {
 	0, 2 /* DSYNC */, 8 /* NOWAIT */, 0x10 /* APPEND */, 0x20, 0x40 /* ATOMIC */, 0x40, 0x40,

@@ -201,7 +201,7 @@ static long truncate_through_overlay(struct attacker *a, const struct op *op)
 	write_text("/proc/self/uid_map", text);
 	write_text("/proc/self/gid_map", text);
 	snprintf(path, sizeof(path), "../over%u", a->worker);
-	if (fchdir(a->directory) < 0 || chdir(path) < 0)
+	if (chdir(path) < 0) /* from the epoch's directory; its descriptor is of the old namespace */
 		return -errno;
 	snprintf(options, sizeof(options), "lowerdir=low,upperdir=%s%s,workdir=work,userxattr",
 		 op->sub & 1 ? "" : "..", op->sub & 1 ? a->control->directory : name);
