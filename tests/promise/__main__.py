@@ -31,6 +31,7 @@ def main() -> int:
         _tell(fuzz, took)
         for n, violation in enumerate(fuzz.violations):
             found = violation
+            print(f"violation in epoch {violation.epoch}: {violation.what}", flush=True)
             if not chosen.no_shrink:
                 with place(chosen.fs, chosen.reflink, Path(directory, f"shrink{n}")) as where:
                     found = shrink(where, violation)

@@ -16,7 +16,14 @@ FILES, WORKERS, EPOCH_OPS, FILE_BYTES = 10, 4, 65536, 1 << 20
 BLOCK = 4096
 _MAGIC = 0x5EA15EA15EA15EA1
 XFS, EXT4 = 2, 4
-RISKS = {"xfs-swapext": 32, "ext4-move-ext": 64, "overlay-truncate": 128, "loop-device": 256}
+RISKS = {
+    "xfs-swapext": 32,
+    "ext4-move-ext": 64,
+    "overlay-truncate": 128,
+    "loop-device": 256,
+    "ext4-swap-boot": 512,
+    "ext4-inode-flags": 1024,
+}
 ENDINGS = ("ok", "refused", "failed", "killed")
 
 _SOURCE = Path(__file__).parent / "attack"
@@ -151,12 +158,17 @@ class Attack:
     @property
     def alive(self) -> bool:
         """False also when an operation wrote to what it shares with us."""
-        return self._control.magic == _MAGIC and self._process is not None and self._process.poll() is None
+        return (
+            self._control.magic == _MAGIC
+            and self._process is not None
+            and self._process.poll() is None
+        )
 
     def begin(self, epoch: int, first: int, directory: Path, targets: Sequence[Target]) -> None:
         """Have the workers open the files of a new epoch (not 0), before anything is sealed."""
         control = self._control
-        control.until = control.epoch_first = first
+        control.until = first
+        control.epoch_first = first
         control.turn = 0
         control.directory = os.fsencode(directory)
         for slot in self._slots():

@@ -20,12 +20,11 @@ class Plan:
     length: int
     kind: str  # of the seal: shared or exclusive
     conflict: str
-    by: str  # path, descriptor or ring
+    by: str  # path, descriptor or ring; none: it is not sealed at all
 
     def __str__(self) -> str:
         return (
-            f"f{self.file}: {self.kind}, {self.conflict}, by {self.by},"
-            f" {self.start}+{self.length}"
+            f"f{self.file}: {self.kind}, {self.conflict}, by {self.by}, {self.start}+{self.length}"
         )
 
 
@@ -41,7 +40,8 @@ _TERMS = (
     ("shared", "refuse", "path"),
 )
 SEALED = tuple(range(len(_TERMS)))
-assert max(SEALED) < FILES and CORE in SEALED
+assert max(SEALED) < FILES
+assert CORE in SEALED
 
 
 def plan(seed: int, epoch: int) -> list[Plan]:
@@ -52,7 +52,9 @@ def plan(seed: int, epoch: int) -> list[Plan]:
         if chance.random() < 0.3:
             start, length = 0, blocks
         else:
-            start = chance.choice([0, chance.randrange(blocks - 1), chance.randrange(0, blocks, 32)])
+            start = chance.choice(
+                [0, chance.randrange(blocks - 1), chance.randrange(0, blocks, 32)]
+            )
             length = chance.choice([1, 16, 32, 64, chance.randrange(1, blocks)])
             length = min(length, blocks - start)
         found.append(Plan(file, start * BLOCK, length * BLOCK, kind, conflict, by))

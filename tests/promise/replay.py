@@ -33,7 +33,9 @@ def write(path: Path, violation: Violation) -> None:
 
 def read(path: Path) -> Violation:
     lines = path.read_text().splitlines()
-    told = dict(line[2:].split(" ", 1) for line in lines if line.startswith("# ") and " " in line[2:])
+    told = dict(
+        line[2:].split(" ", 1) for line in lines if line.startswith("# ") and " " in line[2:]
+    )
     return Violation(
         lines[0][2:],
         layout.load(told["plans"]),

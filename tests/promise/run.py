@@ -8,7 +8,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -188,13 +188,14 @@ class Epoch:
             self.counts["checks"] += 1
 
     def close(self) -> None:
-        for held in self.held.values():
-            held.give_back()
-        for file in tuple(self.rings.files):
-            self.rings.forget(file)
-        self.rings.close()
-        self.client.close()
-        _remove(self.directory)
+        with ExitStack() as stack:
+            stack.callback(_remove, self.directory)
+            stack.callback(self.client.close)
+            stack.callback(self.rings.close)
+            for file in tuple(self.rings.files):
+                stack.callback(self.rings.forget, file)
+            for held in self.held.values():
+                stack.callback(held.give_back)
 
 
 def _remove(directory: Path) -> None:

@@ -8,7 +8,7 @@
 
 #include <stdint.h>
 
-#define FILES 10	  /* of one epoch; sealed or not, see struct target */
+#define FILES 10 /* of one epoch; sealed or not, see struct target */
 #define FILE_BYTES 1048576
 #define BLOCK 4096
 #define WORKERS 4
@@ -17,18 +17,22 @@
 #define PROMISE_MAGIC UINT64_C(0x5ea15ea15ea15ea1)
 
 /* Which workers may do it, and where. */
-#define ROOT 1	 /* privileged workers only */
-#define XFS 2	 /* this file system only */
+#define ROOT 1 /* privileged workers only */
+#define XFS 2  /* this file system only */
 #define EXT4 4
-#define SLOW 8	 /* takes milliseconds: a longer limit before the worker is killed */
-#define CORE 16	 /* where core dumps are written into the current directory */
+#define SLOW 8	/* takes milliseconds: a longer limit before the worker is killed */
+#define CORE 16 /* where core dumps are written into the current directory */
 /* Known gaps of shared seals (policy.accept_risks). Where a seal was granted with such a risk, these
  * operations go to exclusively sealed files and to neighbours alone. */
 #define RISK_SWAPEXT 32
 #define RISK_MOVE_EXT 64
 #define RISK_OVERLAY 128
 #define RISK_LOOP 256
-#define RISKS (RISK_SWAPEXT | RISK_MOVE_EXT | RISK_OVERLAY | RISK_LOOP)
+#define RISK_SWAP_BOOT 512
+#define RISK_INODE_FLAGS 1024
+#define RISKS                                                                                      \
+	(RISK_SWAPEXT | RISK_MOVE_EXT | RISK_OVERLAY | RISK_LOOP | RISK_SWAP_BOOT |                \
+	 RISK_INODE_FLAGS)
 
 /* name, weight, flags. The order is part of the record's format: append only. */
 #define KINDS(KIND)                                                                                \
@@ -48,8 +52,8 @@
 	KIND(xfs_space, 30, XFS)                                                                   \
 	KIND(swapext, 5, XFS | RISK_SWAPEXT)                                                       \
 	KIND(move_ext, 20, EXT4 | RISK_MOVE_EXT)                                                   \
-	KIND(swap_boot, 5, EXT4 | ROOT)                                                            \
-	KIND(attributes, 30, 0)                                                                    \
+	KIND(swap_boot, 5, EXT4 | ROOT | RISK_SWAP_BOOT)                                           \
+	KIND(attributes, 30, RISK_INODE_FLAGS)                                                     \
 	KIND(known_ioctl, 10, 0)                                                                   \
 	KIND(trim, 2, ROOT | SLOW)                                                                 \
 	KIND(open_flags, 50, 0)                                                                    \
@@ -116,12 +120,12 @@ struct slot {
 
 /* Shared memory between the runner (Python), the supervisor and the workers. */
 struct control {
-	uint64_t magic; /* PROMISE_MAGIC, as long as no operation went astray */
+	uint64_t magic;		    /* PROMISE_MAGIC, as long as no operation went astray */
 	uint64_t seed, epoch_first; /* number of the epoch's first operation */
 	uint64_t until;		    /* operations below this number may be carried out */
 	uint32_t epoch, workers;
-	uint32_t stop, fs; /* fs: XFS or EXT4 */
-	uint32_t risks;	   /* RISK_* that seals were granted with */
+	uint32_t stop, fs;   /* fs: XFS or EXT4 */
+	uint32_t risks;	     /* RISK_* that seals were granted with */
 	uint32_t privileged; /* bit mask of the workers that stay root */
 	uint64_t without;    /* bit mask of kinds that are left out */
 	uint64_t turn;	     /* a replay in order: the record whose turn it is */

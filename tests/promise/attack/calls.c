@@ -254,7 +254,8 @@ long do_splice(struct attacker *a, const struct op *op)
 long do_copy_range(struct attacker *a, const struct op *op)
 {
 	int fd = target_open(a, op, 0), other = a->held[op->other];
-	loff_t to = (loff_t)(op->offset % (2 * FILE_BYTES)), from = (loff_t)(op->second % FILE_BYTES);
+	loff_t to = (loff_t)(op->offset % (2 * FILE_BYTES)),
+	       from = (loff_t)(op->second % FILE_BYTES);
 	long done;
 
 	if (fd < 0)

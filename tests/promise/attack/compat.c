@@ -107,7 +107,8 @@ static long compat_call(struct attacker *a, const struct op *op, int fd)
 		return old_call(OLD_PWRITE64, fd, (long)a->buffer, length, offset, 0, 0);
 	case 12:
 		*(uint64_t *)(a->buffer + 128) = (uint64_t)offset;
-		return old_call(OLD_COPY_FILE_RANGE, other, 0, fd, (long)a->buffer + 128, length, 0);
+		return old_call(OLD_COPY_FILE_RANGE, other, 0, fd, (long)a->buffer + 128, length,
+				0);
 	case 13: {
 		int fds = old_call(OLD_CREAT, path, 0600, 0, 0, 0, 0);
 
@@ -159,15 +160,16 @@ long do_aio(struct attacker *a, const struct op *op)
 	if (!a->aio && syscall(SYS_io_setup, 8, &a->aio) < 0)
 		return -errno;
 	block.aio_fildes = (uint32_t)fd;
-	block.aio_lio_opcode = op->sub % 8 == 7   ? IOCB_CMD_PREAD
+	block.aio_lio_opcode = op->sub % 8 == 7	  ? IOCB_CMD_PREAD
 			       : op->sub % 8 == 6 ? IOCB_CMD_FDSYNC
 						  : IOCB_CMD_PWRITE;
 	block.aio_nbytes = op->length < BUFFER ? op->length : BUFFER;
 	block.aio_offset = (int64_t)(op->offset % (2 * FILE_BYTES));
 	if (op->sub & 16) {
 		block.aio_offset &= -BLOCK;
-		block.aio_nbytes = block.aio_nbytes < BLOCK ? BLOCK
-							    : block.aio_nbytes & ~(uint64_t)(BLOCK - 1);
+		block.aio_nbytes = block.aio_nbytes < BLOCK
+					   ? BLOCK
+					   : block.aio_nbytes & ~(uint64_t)(BLOCK - 1);
 	}
 	if (block.aio_lio_opcode == IOCB_CMD_FDSYNC)
 		block.aio_buf = block.aio_nbytes = 0, block.aio_offset = 0;

@@ -50,17 +50,40 @@ static const uint32_t fallocate_modes[] = {
 	0, 1, 2, 3, 3, 3, 8, 0x10, 0x11, 0x20, 0x40, 0x41, 0x80, 0x81, 4, 0x13, 0x48,
 };
 static const uint32_t advices[] = {
-	MADV_REMOVE, MADV_REMOVE, MADV_REMOVE, MADV_DONTNEED, 8 /* FREE */, 20 /* COLD */,
-	21 /* PAGEOUT */, 22 /* POPULATE_READ */, 23 /* POPULATE_WRITE */, 24, 25 /* COLLAPSE */,
-	26, 27, 0, 3 /* WILLNEED */, 102,
+	MADV_REMOVE,
+	MADV_REMOVE,
+	MADV_REMOVE,
+	MADV_DONTNEED,
+	8 /* FREE */,
+	20 /* COLD */,
+	21 /* PAGEOUT */,
+	22 /* POPULATE_READ */,
+	23 /* POPULATE_WRITE */,
+	24,
+	25 /* COLLAPSE */,
+	26,
+	27,
+	0,
+	3 /* WILLNEED */,
+	102,
 };
 static const uint32_t write_flags[] = {
-	0, 2 /* DSYNC */, 8 /* NOWAIT */, 0x10 /* APPEND */, 0x20, 0x40 /* ATOMIC */, 0x40, 0x40,
-	0x42, 0x80 /* DONTCACHE */, 0xc0, 0x100,
+	0,    2 /* DSYNC */, 8 /* NOWAIT */, 0x10 /* APPEND */,	   0x20, 0x40 /* ATOMIC */,
+	0x40, 0x40,	     0x42,	     0x80 /* DONTCACHE */, 0xc0, 0x100,
 };
 static const uint32_t open_flags[] = {
-	O_RDONLY, O_RDWR, O_TRUNC, O_TRUNC | O_RDWR, O_TRUNC | O_WRONLY, O_RDWR | O_DIRECT,
-	O_RDWR | O_TRUNC | O_CREAT, O_RDWR | O_APPEND, O_PATH, O_RDWR | O_DSYNC, 3, 3 | O_TRUNC,
+	O_RDONLY,
+	O_RDWR,
+	O_TRUNC,
+	O_TRUNC | O_RDWR,
+	O_TRUNC | O_WRONLY,
+	O_RDWR | O_DIRECT,
+	O_RDWR | O_TRUNC | O_CREAT,
+	O_RDWR | O_APPEND,
+	O_PATH,
+	O_RDWR | O_DSYNC,
+	3,
+	3 | O_TRUNC,
 	O_RDWR | O_NONBLOCK | O_TRUNC,
 };
 

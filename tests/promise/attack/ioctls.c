@@ -91,7 +91,8 @@ long do_clone(struct attacker *a, const struct op *op)
 	if (fd < 0)
 		return fd;
 	if (op->sub & 0x80) { /* the other way: the target is what is shared */
-		struct file_clone_range clone = {fd, at(op, op->offset), size(op), at(op, op->second)};
+		struct file_clone_range clone = {fd, at(op, op->offset), size(op),
+						 at(op, op->second)};
 
 		done = call(op, other, FICLONERANGE, &clone);
 	} else if (op->flags % 16 == 0) {
@@ -112,7 +113,8 @@ long do_dedupe(struct attacker *a, const struct op *op)
 	struct {
 		struct file_dedupe_range range;
 		struct file_dedupe_range_info info;
-	} dedupe = {.range = {.src_offset = at(op, op->second), .src_length = 65536, .dest_count = 1}};
+	} dedupe = {
+		.range = {.src_offset = at(op, op->second), .src_length = 65536, .dest_count = 1}};
 	int fd = target_open(a, op, 0), other = a->held[op->other];
 	long done;
 
@@ -135,8 +137,8 @@ long do_dedupe(struct attacker *a, const struct op *op)
 long do_exchange(struct attacker *a, const struct op *op)
 {
 	int fd = target_open(a, op, 0), other = a->held[op->other];
-	struct exchange exchange = {other, 0, at(op, op->second), at(op, op->offset), size(op),
-				    op->flags & 7};
+	struct exchange exchange = {
+		other, 0, at(op, op->second), at(op, op->offset), size(op), op->flags & 7};
 	uint64_t commit[11] = {0};
 	long done;
 
@@ -156,9 +158,9 @@ long do_exchange(struct attacker *a, const struct op *op)
 
 long do_xfs_space(struct attacker *a, const struct op *op)
 {
-	static const uint32_t commands[] = {XFS_IOC_RESVSP,	XFS_IOC_RESVSP64, XFS_IOC_UNRESVSP,
-					    XFS_IOC_UNRESVSP64, XFS_IOC_ZERO_RANGE, XFS_IOC_ALLOCSP64,
-					    XFS_IOC_FREESP64};
+	static const uint32_t commands[] = {
+		XFS_IOC_RESVSP,	    XFS_IOC_RESVSP64,  XFS_IOC_UNRESVSP, XFS_IOC_UNRESVSP64,
+		XFS_IOC_ZERO_RANGE, XFS_IOC_ALLOCSP64, XFS_IOC_FREESP64};
 	struct space space = {.start = (int64_t)at(op, op->offset), .length = (int64_t)size(op)};
 	int fd = target_open(a, op, 0);
 	long done;
@@ -222,11 +224,16 @@ long do_swap_boot(struct attacker *a, const struct op *op)
 /* Flags, hints and project: an owner may raise the copy-on-write hint, root may do all. */
 long do_attributes(struct attacker *a, const struct op *op)
 {
-	static const uint32_t flags[] = {0x8 /* SYNC */, 0x40 /* NODUMP */, 0x80 /* NOATIME */,
-					 0x4000 /* JOURNAL_DATA */, 0x80000 /* EXTENTS */,
-					 0x2000000 /* DAX */};
-	static const uint32_t xflags[] = {0x800 /* EXTSIZE */, 0x10000 /* COWEXTSIZE */,
-					  0x10000, 0x1 /* REALTIME */, 0x8000 /* DAX */, 0x20, 0x40};
+	static const uint32_t flags[] = {0x8 /* SYNC */,	0x40 /* NODUMP */,
+					 0x80 /* NOATIME */,	0x4000 /* JOURNAL_DATA */,
+					 0x80000 /* EXTENTS */, 0x2000000 /* DAX */};
+	static const uint32_t xflags[] = {0x800 /* EXTSIZE */,
+					  0x10000 /* COWEXTSIZE */,
+					  0x10000,
+					  0x1 /* REALTIME */,
+					  0x8000 /* DAX */,
+					  0x20,
+					  0x40};
 	static const uint32_t hints[] = {0, 4096, 65536, 131072, 1048576, 4194304};
 	int fd = target_open(a, op, 0);
 	struct fsxattr attributes;
@@ -256,9 +263,9 @@ long do_attributes(struct attacker *a, const struct op *op)
 long do_known_ioctl(struct attacker *a, const struct op *op)
 {
 	static const uint32_t commands[] = {
-		EXT4_IOC_MIGRATE,    EXT4_IOC_ALLOC_DA_BLKS,  EXT4_IOC_PRECACHE_EXTENTS,
+		EXT4_IOC_MIGRATE,	 EXT4_IOC_ALLOC_DA_BLKS,  EXT4_IOC_PRECACHE_EXTENTS,
 		EXT4_IOC_CLEAR_ES_CACHE, FS_IOC_ENABLE_VERITY_NR, 0x5821 /* FIONREAD-like */,
-		0x1 /* FIBMAP */,    0x541b /* FIONREAD */,   0x5460,
+		0x1 /* FIBMAP */,	 0x541b /* FIONREAD */,	  0x5460,
 	};
 	int fd = target_open(a, op, 0);
 	long done;

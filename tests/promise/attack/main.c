@@ -71,7 +71,8 @@ static void wait_for_turn(struct control *control, unsigned worker, uint64_t num
 {
 	uint64_t place = replays[worker].places[number - control->epoch_first], began = now_us();
 
-	while (__atomic_load_n(&control->turn, __ATOMIC_ACQUIRE) < place && now_us() - began < TURN_US)
+	while (__atomic_load_n(&control->turn, __ATOMIC_ACQUIRE) < place &&
+	       now_us() - began < TURN_US)
 		sched_yield();
 }
 
@@ -96,9 +97,10 @@ static void carry_out(struct attacker *a, uint64_t number)
 			count(slot, &op, doings[op.kind](a, &op));
 		__atomic_store_n(&slot->started_us, 0, __ATOMIC_RELEASE);
 		if (is_ordered)
-			__atomic_store_n(&a->control->turn,
-					 replays[a->worker].places[number - a->control->epoch_first] + 1,
-					 __ATOMIC_RELEASE);
+			__atomic_store_n(
+				&a->control->turn,
+				replays[a->worker].places[number - a->control->epoch_first] + 1,
+				__ATOMIC_RELEASE);
 	}
 	__atomic_store_n(&slot->next, number + 1, __ATOMIC_RELEASE);
 }
@@ -251,7 +253,8 @@ int main(int argc, char **argv)
 		unsigned worker = (unsigned)atoi(argv[3]);
 		struct op op;
 
-		for (uint64_t n = strtoull(argv[4], NULL, 10); n < strtoull(argv[5], NULL, 10); n++) {
+		for (uint64_t n = strtoull(argv[4], NULL, 10); n < strtoull(argv[5], NULL, 10);
+		     n++) {
 			generate(control, worker, n, &op);
 			op_print(&op, worker);
 		}

@@ -121,8 +121,8 @@ long do_child(struct attacker *a, const struct op *op)
  * whoever judges the call must not believe what it reads there later. */
 long do_openat2_shared(struct attacker *a, const struct op *op)
 {
-	volatile struct open_how *how = mmap(NULL, BLOCK, PROT_READ | PROT_WRITE,
-					     MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	volatile struct open_how *how =
+		mmap(NULL, BLOCK, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	uint64_t free_flags = O_RDWR | O_CLOEXEC, bad = free_flags | O_TRUNC;
 	unsigned pause = op->sub * 8u;
 	char path[32];
@@ -201,7 +201,8 @@ static long truncate_through_overlay(struct attacker *a, const struct op *op)
 	write_text("/proc/self/uid_map", text);
 	write_text("/proc/self/gid_map", text);
 	snprintf(path, sizeof(path), "../over%u", a->worker);
-	if (chdir(path) < 0) /* from the epoch's directory; its descriptor is of the old namespace */
+	if (chdir(path) <
+	    0) /* from the epoch's directory; its descriptor is of the old namespace */
 		return -errno;
 	snprintf(options, sizeof(options), "lowerdir=low,upperdir=%s%s,workdir=work,userxattr",
 		 op->sub & 1 ? "" : "..", op->sub & 1 ? a->control->directory : name);
@@ -211,7 +212,8 @@ static long truncate_through_overlay(struct attacker *a, const struct op *op)
 	snprintf(path, sizeof(path), "merged/%s", file);
 	if (op->sub & 2) {
 		int fd = open(path, O_RDWR | O_CLOEXEC);
-		long done = fd < 0 || ftruncate(fd, (off_t)(op->offset % FILE_BYTES)) < 0 ? -errno : 0;
+		long done =
+			fd < 0 || ftruncate(fd, (off_t)(op->offset % FILE_BYTES)) < 0 ? -errno : 0;
 
 		return done;
 	}

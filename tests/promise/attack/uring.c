@@ -108,9 +108,9 @@ static long reap(struct uring *ring, uint64_t data)
 static void request(struct attacker *a, const struct op *op, int fd, struct io_uring_sqe *sqe)
 {
 	static const uint8_t opcodes[] = {
-		IORING_OP_FALLOCATE, IORING_OP_FALLOCATE, OP_FTRUNCATE,	     IORING_OP_WRITE,
-		IORING_OP_WRITE,     IORING_OP_READ,	  IORING_OP_OPENAT,  IORING_OP_OPENAT2,
-		IORING_OP_MADVISE,   IORING_OP_FADVISE,	  IORING_OP_FSYNC,   IORING_OP_SPLICE,
+		IORING_OP_FALLOCATE, IORING_OP_FALLOCATE, OP_FTRUNCATE,	    IORING_OP_WRITE,
+		IORING_OP_WRITE,     IORING_OP_READ,	  IORING_OP_OPENAT, IORING_OP_OPENAT2,
+		IORING_OP_MADVISE,   IORING_OP_FADVISE,	  IORING_OP_FSYNC,  IORING_OP_SPLICE,
 	};
 	uint64_t length = op->length < BUFFER ? op->length : BUFFER;
 	uint64_t offset = op->offset % (2 * FILE_BYTES);
@@ -201,7 +201,8 @@ long do_uring(struct attacker *a, const struct op *op)
 	request(a, op, fd, &sqe);
 	sqe.user_data = (uint64_t)(uintptr_t)op + a->slot->next;
 	if (ring == &own && sqe.fd == fd) {
-		fixed = syscall(SYS_io_uring_register, ring->fd, IORING_REGISTER_FILES, &fd, 1) == 0;
+		fixed = syscall(SYS_io_uring_register, ring->fd, IORING_REGISTER_FILES, &fd, 1) ==
+			0;
 		if (fixed) {
 			sqe.fd = 0;
 			sqe.flags |= IOSQE_FIXED_FILE;
