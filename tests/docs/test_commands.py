@@ -22,6 +22,7 @@ from tests.docs.commands import ROOT, blocks, commands, played, programs
 from tests.service.conftest import MiB, until
 
 ELSEWHERE = {
+    "docs/fuzzing.md": "tests/promise/test_promise.py",
     "docs/deploy.md": (
         "tests/deploy/test_package.py, tests/deploy/test_systemd.py and"
         " tests/deploy/test_container.py install, start and remove what it is about"
