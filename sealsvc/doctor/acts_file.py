@@ -127,26 +127,26 @@ def map_file(scene: Scene) -> None:
     scene.opened = -1
 
 
-def _mapped(scene: Scene) -> mmap.mmap:
+def mapped(scene: Scene) -> mmap.mmap:
     if scene.mapping is None:
         raise AssertionError("the operation has no `begin` that maps the file")
     return scene.mapping
 
 
 def store(scene: Scene) -> None:
-    mapping = _mapped(scene)
+    mapping = mapped(scene)
     mapping[START : START + len(DATA)] = DATA
     mapping.flush()
 
 
 def store_into_hole(scene: Scene) -> None:
-    mapping = _mapped(scene)
+    mapping = mapped(scene)
     mapping[SIZE : SIZE + len(DATA)] = DATA
     mapping.flush()
 
 
 def remove_mapped(scene: Scene) -> None:
-    syscalls.madvise_remove(_mapped(scene), START, CHUNK)
+    syscalls.madvise_remove(mapped(scene), START, CHUNK)
 
 
 def unlink(scene: Scene) -> None:

@@ -13,7 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from sealsvc.doctor import acts_beside as beside
 from sealsvc.doctor import acts_file as file
+from sealsvc.doctor import acts_hidden as hidden
+from sealsvc.doctor import acts_ioctl as ioctl
 from sealsvc.doctor import acts_sharing as sharing
 from sealsvc.doctor import acts_tools as tools
 from sealsvc.doctor.scene import Scene
@@ -80,6 +83,21 @@ def _only(filesystem: str, name: str, act: Act, changes: bool = True) -> Operati
     return Operation(name, act, filesystems=only, changes=only if changes else NOWHERE)
 
 
+def _direct(name: str, act: Act, changes: tuple[str, ...]) -> Operation:
+    return Operation(name, act, flags=os.O_RDWR | os.O_DIRECT, changes=changes)
+
+
+def _beside(name: str, act: Act, changes: bool = True) -> Operation:
+    """Outside of the range, on a file system whose copies on write reach beyond what is written."""
+    return Operation(
+        name,
+        act,
+        flags=os.O_RDWR | os.O_DIRECT,
+        filesystems=(XFS,),
+        changes=(XFS,) if changes else NOWHERE,
+    )
+
+
 def _tool(name: str, act: Act, changes: tuple[str, ...] = NOWHERE) -> Operation:
     return Operation(name, act, flags=None, changes=changes, timeout=15.0)
 
@@ -100,6 +118,8 @@ _PATHS = (
     _by_path("open-trunc", file.open_truncate, EVERYWHERE),
     _by_path("open-by-handle", file.open_by_handle),
     _by_path("io_uring-open-trunc", sharing.ring_open_truncate, EVERYWHERE),
+    _by_path("io_uring-openat2-trunc", hidden.ring_open_how, EVERYWHERE),
+    _by_path("core-dump", hidden.core_dump),
     replace(_by_path("execve", file.execute), sole_reader=True),
     _by_path("truncate-into", file.truncate_into, EVERYWHERE),
     _by_path("truncate-below", file.truncate_below, EVERYWHERE),
@@ -125,9 +145,9 @@ _DESCRIPTORS = (
     replace(_by_fd("pread", file.read), flags=os.O_RDONLY),
     _by_fd("pwrite", file.write),
     _by_fd("pwrite-extending", file.write_extending),
-    replace(_by_fd("pwrite-direct", file.write_direct), flags=os.O_RDWR | os.O_DIRECT),
+    _direct("pwrite-direct", file.write_direct, NOWHERE),
     _by_fd("pwritev", file.write_vector),
-    replace(_by_fd("pwritev2-atomic", file.write_atomic, (XFS,)), flags=os.O_RDWR | os.O_DIRECT),
+    _direct("pwritev2-atomic", file.write_atomic, (XFS,)),
     _by_fd("splice-into", file.splice_into),
     _by_fd("sendfile-into", file.sendfile_into),
     _by_fd("mmap-store", file.store),
@@ -143,16 +163,11 @@ _DESCRIPTORS = (
     _by_fd("fideduperange-destination", sharing.dedupe_destination, REFLINK),
     _by_fd("copy-file-range-source", file.copy_source, REFLINK),
     _by_fd("copy-file-range-destination", file.copy_destination, REFLINK),
-    replace(_by_fd("aio-write", sharing.aio_write), flags=os.O_RDWR | os.O_DIRECT),
-    replace(
-        _by_fd("aio-write-atomic", sharing.aio_write_atomic, (XFS,)), flags=os.O_RDWR | os.O_DIRECT
-    ),
+    _direct("aio-write", sharing.aio_write, NOWHERE),
+    _direct("aio-write-atomic", sharing.aio_write_atomic, (XFS,)),
     _by_fd("io_uring-read", sharing.ring_read),
     _by_fd("io_uring-write", sharing.ring_write),
-    replace(
-        _by_fd("io_uring-write-atomic", sharing.ring_write_atomic, (XFS,)),
-        flags=os.O_RDWR | os.O_DIRECT,
-    ),
+    _direct("io_uring-write-atomic", sharing.ring_write_atomic, (XFS,)),
     _by_fd("io_uring-fallocate", sharing.ring_punch, EVERYWHERE),
     _by_fd("io_uring-sqpoll-fallocate", sharing.ring_punch_sqpoll, EVERYWHERE),
     _by_fd("io_uring-ftruncate", sharing.ring_ftruncate, EVERYWHERE),
@@ -168,6 +183,35 @@ _DESCRIPTORS = (
     _only(BTRFS, "btrfs-defrag", sharing.btrfs_defragment),
     Operation("loop-discard", tools.loop_discard, begin=tools.attach_loop, changes=EVERYWHERE),
     Operation("loop-write", tools.loop_write, begin=tools.attach_loop),
+)
+
+# Other ways to do what stands above, and commands of one file system. How a descriptor was opened
+# makes no difference of its own to them, so that they are not measured a second time for it.
+_FURTHER = (
+    _direct("io_uring-worker-write-atomic", hidden.worker_write_atomic, (XFS,)),
+    _by_fd("io_uring-worker-fallocate", hidden.worker_punch, EVERYWHERE),
+    _by_fd("io_uring-linked-fallocate", hidden.linked_punch, EVERYWHERE),
+    _by_fd("io_uring-worker-ftruncate", hidden.worker_ftruncate, EVERYWHERE),
+    _by_fd("io_uring-madvise-remove", hidden.ring_remove, EVERYWHERE),
+    _by_fd("madvise-remove-high-bits", hidden.remove_high_bits, EVERYWHERE),
+    _by_fd("int80-fallocate", hidden.compat_punch, EVERYWHERE),
+    _by_fd("int80-ftruncate", hidden.compat_ftruncate, EVERYWHERE),
+    _beside("ficlonerange-beside", beside.clone_beside),
+    _beside("ficlonerange-source-beside", beside.shared_beside),
+    _beside("pwritev2-atomic-beside", beside.atomic_beside),
+    _beside("aio-write-atomic-beside", beside.aio_atomic_beside),
+    _beside("io_uring-write-atomic-beside", beside.ring_atomic_beside),
+    _beside("fallocate-punch-hole-beside", beside.punch_beside, changes=False),
+    _only(XFS, "xfs-exchange-range-to-end", ioctl.exchange_to_end),
+    _only(XFS, "xfs-commit-range", ioctl.commit_range),
+    _only(XFS, "xfs-cowextsize-hint", ioctl.cow_hint, changes=False),
+    _only(XFS, "xfs-free-eofblocks", ioctl.free_eofblocks, changes=False),
+    _only(XFS, "xfs-scrub-repair", ioctl.repair_map, changes=False),
+    _only(XFS, "project-id", ioctl.project, changes=False),
+    _only(EXT4, "ext4-swap-boot", ioctl.swap_boot),
+    _only(EXT4, "ext4-alloc-da-blks", ioctl.allocate_delayed, changes=False),
+    _only(EXT4, "ext4-precache-extents", ioctl.precache_extents, changes=False),
+    _only(EXT4, "ext4-clear-es-cache", ioctl.clear_extent_cache, changes=False),
 )
 
 _TOOLS = (
@@ -194,7 +238,13 @@ _WHOLE = (
     replace(_whole("btrfs-balance", tools.balance, only=(BTRFS,)), changes=(BTRFS,)),
 )
 
-_MAPPED = {"mmap-store", "mmap-store-hole", "madvise-remove"}
+_MAPPED = {
+    "mmap-store",
+    "mmap-store-hole",
+    "madvise-remove",
+    "madvise-remove-high-bits",
+    "io_uring-madvise-remove",
+}
 _TAILED = {"mmap-store-hole"}
 
 
@@ -234,11 +284,13 @@ def _routed(named: dict[str, Operation]) -> list[Operation]:
 def catalogue() -> tuple[Operation, ...]:
     """Every operation and variant, in the order in which they are measured."""
     descriptors = tuple(_completed(operation) for operation in _DESCRIPTORS)
+    further = tuple(_completed(operation) for operation in _FURTHER)
     named = {operation.name: operation for operation in (*_PATHS, *descriptors)}
     return (
         *_PATHS,
         *descriptors,
         *(_early(operation) for operation in descriptors),
+        *further,
         *_routed(named),
         *_TOOLS,
         *_WHOLE,

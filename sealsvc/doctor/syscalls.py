@@ -13,7 +13,7 @@ import mmap
 import os
 import platform
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 KEEP_SIZE, PUNCH_HOLE, COLLAPSE_RANGE = 0x01, 0x02, 0x08  # linux/falloc.h
 ZERO_RANGE, INSERT_RANGE, UNSHARE_RANGE, WRITE_ZEROES = 0x10, 0x20, 0x40, 0x80
@@ -30,20 +30,22 @@ _EXCHANGE_RANGE, _SWAPEXT, _MOVE_EXT = 0x40285881, 0xC0C0586D, 0xC028660F
 _RESVSP, _UNRESVSP, _XFS_ZERO = 0x4030582A, 0x4030582B, 0x40305839
 _FITRIM, _FIFREEZE, _FITHAW = 0xC0185879, 0xC0045877, 0xC0045878
 _GETFLAGS, _SETFLAGS = 0x80086601, 0x40086602
+_FSGETXATTR, _FSSETXATTR = 0x801C581F, 0x401C5820
+_XFS_START_COMMIT, _XFS_COMMIT_RANGE = 0x80585882, 0x40585883  # since v6.12
+_XFS_FREE_EOFBLOCKS, _XFS_SCRUB = 0x8080583A, 0xC040583C
 _BTRFS_DEFRAG = 0x50009402
 _LOOP_GET_FREE, _LOOP_CONFIGURE, _LOOP_SET_CAPACITY = 0x4C82, 0x4C0A, 0x4C07
 _BLKDISCARD = 0x1277
 _LO_AUTOCLEAR = 4
 _FILE_SETATTR = 469  # since v6.17, the same number everywhere
-_NUMBERS = {  # io_setup, io_submit, io_getevents
-    "x86_64": (206, 209, 208),
-    "aarch64": (0, 2, 4),
-}
+_IO_SETUP = {"x86_64": 206, "aarch64": 0}
+_IO_SUBMIT = {"x86_64": 209, "aarch64": 2}
+_IO_GETEVENTS = {"x86_64": 208, "aarch64": 4}
+_MADVISE = {"x86_64": 28, "aarch64": 233}
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
-_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 def _checked(result: int) -> int:
@@ -58,11 +60,15 @@ def syscall(number: int, *arguments: int | bytes | ctypes.Array[ctypes.c_char]) 
     return _checked(_libc.syscall(ctypes.c_long(number), *words))
 
 
-def aio_numbers() -> tuple[int, int, int]:
+def _machine(table: Mapping[str, int]) -> int:
     try:
-        return _NUMBERS[platform.machine()]
+        return table[platform.machine()]
     except KeyError:
-        raise OSError(errno.ENOSYS, "no AIO system call numbers for this machine") from None
+        raise OSError(errno.ENOSYS, "no system call numbers for this machine") from None
+
+
+def aio_numbers() -> tuple[int, int, int]:
+    return _machine(_IO_SETUP), _machine(_IO_SUBMIT), _machine(_IO_GETEVENTS)
 
 
 def address(buffer: mmap.mmap) -> int:
@@ -80,8 +86,10 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     _checked(_libc.fallocate(fd, mode, offset, length))
 
 
-def madvise_remove(mapping: mmap.mmap, offset: int, length: int) -> None:
-    _checked(_libc.madvise(address(mapping) + offset, length, MADV_REMOVE))
+def madvise_remove(mapping: mmap.mmap, offset: int, length: int, high: int = 0) -> None:
+    """`high` are bits above those of the int that the kernel takes for the advice."""
+    advice = high << 32 | MADV_REMOVE
+    syscall(_machine(_MADVISE), address(mapping) + offset, length, advice)
 
 
 def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = "") -> None:
@@ -152,6 +160,21 @@ def exchange_range(file2: int, file1: int, offset: int, length: int) -> None:
     _ioctl(file2, _EXCHANGE_RANGE, "<iIQQQQ", file1, 0, offset, offset, length, 0)
 
 
+def exchange_to_end(file2: int, file1: int, offset: int) -> None:
+    """XFS_EXCHANGE_RANGE_TO_EOF: the kernel takes the length from the files."""
+    _ioctl(file2, _EXCHANGE_RANGE, "<iIQQQQ", file1, 0, offset, offset, 0, 1)
+
+
+def commit_range(file2: int, file1: int, offset: int, length: int) -> None:
+    """XFS_IOC_COMMIT_RANGE: an exchange, if `file2` is as it was at XFS_IOC_START_COMMIT, which
+    samples it into the last 48 bytes."""
+    layout = "<iIQQQQ"
+    request = bytearray(struct.pack(layout, file1, 0, offset, offset, length, 0) + bytes(48))
+    fcntl.ioctl(file2, _XFS_START_COMMIT, request)
+    struct.pack_into(layout, request, 0, file1, 0, offset, offset, length, 0)
+    fcntl.ioctl(file2, _XFS_COMMIT_RANGE, request)
+
+
 def swap_extents(target: int, donor: int) -> None:
     """XFS SWAPEXT. The kernel compares the times in the xfs_bstat (at byte 56) with the target's
     to see that nobody wrote to it since the caller looked."""
@@ -186,6 +209,43 @@ def unreserve_space(fd: int, offset: int, length: int) -> None:
 
 def zero_space(fd: int, offset: int, length: int) -> None:
     _space(fd, _XFS_ZERO, offset, length)
+
+
+def set_cow_hint(fd: int, size: int) -> None:
+    """XFS: how far a CoW preallocation reaches (FS_XFLAG_COWEXTSIZE); `size` in bytes."""
+    flags, extent, extents, project, _ = _attributes(fd)
+    _set_attributes(fd, flags | 0x00010000, extent, extents, project, size)
+
+
+def set_project(fd: int, project: int) -> None:
+    flags, extent, extents, _, cow = _attributes(fd)
+    _set_attributes(fd, flags, extent, extents, project, cow)
+
+
+def _attributes(fd: int) -> tuple[int, ...]:
+    """struct fsxattr: xflags, extsize, nextents, projid, cowextsize."""
+    return struct.unpack("<5I8x", fcntl.ioctl(fd, _FSGETXATTR, bytes(28)))
+
+
+def _set_attributes(fd: int, *values: int) -> None:
+    fcntl.ioctl(fd, _FSSETXATTR, struct.pack("<5I8x", *values))
+
+
+def xfs_free_eofblocks(fd: int) -> None:
+    """Trim preallocations beyond EOF and in CoW forks, in the whole file system, and wait."""
+    request = struct.pack("<4I14Q", 1, 1, *[0] * 16)  # version 1, XFS_EOF_FLAGS_SYNC
+    fcntl.ioctl(fd, _XFS_FREE_EOFBLOCKS, bytearray(request))
+
+
+def xfs_repair_map(fd: int) -> None:
+    """Online repair rebuilds the data fork of `fd`, whether it is damaged or not."""
+    data_fork, repair, force = 12, 1 << 0, 1 << 8  # XFS_SCRUB_TYPE_BMBTD, XFS_SCRUB_IFLAG_*
+    _ioctl(fd, _XFS_SCRUB, "<IIQII5Q", data_fork, repair | force, 0, 0, 0, 0, 0, 0, 0, 0)
+
+
+def ext4_command(fd: int, command: int) -> None:
+    """An EXT4_IOC_* that takes no argument."""
+    fcntl.ioctl(fd, command)
 
 
 def btrfs_defragment(fd: int) -> None:

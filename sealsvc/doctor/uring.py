@@ -16,31 +16,56 @@ from contextlib import ExitStack
 
 from sealsvc.doctor import syscalls
 
-FALLOCATE, OPENAT, READ, WRITE, FTRUNCATE = 17, 18, 22, 23, 55  # enum io_uring_op
+NOP, FALLOCATE, OPENAT, READ, WRITE, MADVISE = 0, 17, 18, 22, 23, 25  # enum io_uring_op
+OPENAT2, FTRUNCATE = 28, 55
+LINK, ASYNC = 1 << 2, 1 << 4  # IOSQE_IO_LINK, IOSQE_ASYNC: a worker thread carries it out
 SETUP_SQPOLL = 1 << 1
 _SETUP, _ENTER = 425, 426  # the same numbers on every architecture
 _GETEVENTS, _SQ_WAKEUP = 1 << 0, 1 << 1
 _SQES_AT = 0x10000000  # IORING_OFF_SQES
 _SQE = "<BBHiQQIIQHHiQQ"
 _AIO_PWRITE = 1
+_AT_FDCWD = -100
 
 
 class Entry:
-    """A submission queue entry; what is not named is 0."""
+    """A submission queue entry; what is not named is 0. `flags` are those of the operation,
+    `how` those of the entry (LINK, ASYNC)."""
 
     def __init__(
-        self, opcode: int, fd: int, *, off: int = 0, addr: int = 0, length: int = 0, flags: int = 0
+        self,
+        opcode: int,
+        fd: int,
+        *,
+        off: int = 0,
+        addr: int = 0,
+        length: int = 0,
+        flags: int = 0,
+        how: int = 0,
     ) -> None:
         self.packed = struct.pack(
-            _SQE, opcode, 0, 0, fd, off, addr, length, flags, 1, 0, 0, 0, 0, 0
+            _SQE, opcode, how, 0, fd, off, addr, length, flags, 1, 0, 0, 0, 0, 0
         )
 
 
 def open_path(path: str, flags: int) -> int:
     """openat(2) through a ring; returns a descriptor."""
     name = ctypes.create_string_buffer(os.fsencode(path))
-    at_fdcwd = -100
-    return submit(Entry(OPENAT, at_fdcwd, addr=ctypes.addressof(name), flags=flags))
+    return submit(Entry(OPENAT, _AT_FDCWD, addr=ctypes.addressof(name), flags=flags))
+
+
+def open_path_how(path: str, flags: int) -> int:
+    """openat2(2) through a ring; returns a descriptor."""
+    name = ctypes.create_string_buffer(os.fsencode(path))
+    how = ctypes.create_string_buffer(struct.pack("<QQQ", flags, 0, 0), 24)
+    entry = Entry(
+        OPENAT2,
+        _AT_FDCWD,
+        addr=ctypes.addressof(name),
+        off=ctypes.addressof(how),
+        length=24,
+    )
+    return submit(entry)
 
 
 def _map(stack: ExitStack, ring: int, size: int, offset: int) -> mmap.mmap:
@@ -51,11 +76,17 @@ def _map(stack: ExitStack, ring: int, size: int, offset: int) -> mmap.mmap:
 
 def submit(entry: Entry, setup: int = 0) -> int:
     """Submit, wait, and return the result; a negative one is raised as OSError."""
+    return submit_all([entry], setup)
+
+
+def submit_all(wanted: list[Entry], setup: int = 0) -> int:
+    """Submit several entries at once, wait for all, and return the result of the last."""
+    count = len(wanted)
     with ExitStack() as stack:
         parameters = bytearray(120)
-        struct.pack_into("<IIII", parameters, 0, 1, 0, setup, 0)
+        struct.pack_into("<IIII", parameters, 0, count, 0, setup, 0)
         held = (ctypes.c_char * 120).from_buffer(parameters)
-        ring = syscalls.syscall(_SETUP, 1, held)
+        ring = syscalls.syscall(_SETUP, count, held)
         stack.callback(os.close, ring)
         sq = struct.unpack_from("<9I", parameters, 40)
         cq = struct.unpack_from("<9I", parameters, 80)
@@ -63,11 +94,12 @@ def submit(entry: Entry, setup: int = 0) -> int:
         size = max(sq[6] + 4 * entries, cq[5] + 16 * cq_entries)
         rings = _map(stack, ring, size, 0)  # IORING_FEAT_SINGLE_MMAP, since v5.4
         sqes = _map(stack, ring, 64 * entries, _SQES_AT)
-        sqes[:64] = entry.packed
-        struct.pack_into("<I", rings, sq[6], 0)
-        struct.pack_into("<I", rings, sq[1], 1)
-        syscalls.syscall(_ENTER, ring, 1, 1, _GETEVENTS | _SQ_WAKEUP, 0, 0)
-        result: int = struct.unpack_from("<Qi", rings, cq[5])[1]
+        for index, entry in enumerate(wanted):
+            sqes[64 * index : 64 * index + 64] = entry.packed
+            struct.pack_into("<I", rings, sq[6] + 4 * index, index)
+        struct.pack_into("<I", rings, sq[1], count)
+        syscalls.syscall(_ENTER, ring, count, count, _GETEVENTS | _SQ_WAKEUP, 0, 0)
+        result: int = struct.unpack_from("<Qi", rings, cq[5] + 16 * (count - 1))[1]
     return _raised(result)
 
 
