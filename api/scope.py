@@ -51,10 +51,18 @@ def path_in_scope(caller: Caller, path: str | None) -> None:
 
 
 async def listed(daemon: Connection, caller: Caller, asked: dict[str, Any]) -> SealPage:
-    """A page of the live seals that the caller may see; `asked` are fields of List."""
+    """A page of the live seals that the caller may see; `asked` are fields of List. It has as many
+    as `limit` allows, of several messages of the control socket."""
     path_in_scope(caller, asked["path"])
     below = caller.confined if asked["path"] is not None else caller.directories
-    return expect(await daemon.call(List, **asked, below=below), SealPage)
+    seals: list[SealInfo] = []
+    while True:
+        page = expect(await daemon.call(List, **asked, below=below), SealPage)
+        seals += page.seals
+        wanted = asked["limit"] - len(page.seals)
+        if page.next is None or wanted <= 0:
+            return SealPage(seals=seals, next=page.next)
+        asked = {**asked, "after": page.next, "limit": wanted}
 
 
 def conditions(caller: Caller) -> Conditions:

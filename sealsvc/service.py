@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import heapq
 import itertools
 import os
 from collections import Counter
@@ -418,12 +419,12 @@ class Service:
         if request.path is not None:
             chosen = await self.of_path(peer, chosen, request.path, request.below)
         chosen = views.chosen(chosen, request)
-        chosen = sorted(chosen, key=lambda seal: seal.id)
         if request.after is not None:
             chosen = [seal for seal in chosen if seal.id > request.after]
-        page = chosen[: min(request.limit, 40)]
+        first = heapq.nsmallest(request.limit, chosen, key=lambda seal: seal.id)
+        page = _fitting([seal.info() for seal in first], MAX_MESSAGE - 1024)
         more = len(chosen) > len(page)
-        return SealPage(seals=[seal.info() for seal in page], next=page[-1].id if more else None)
+        return SealPage(seals=page, next=page[-1].id if page and more else None)
 
     async def of_path(
         self, peer: Peer, seals: list[Seal], path: str, below: list[str] | None

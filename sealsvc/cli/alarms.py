@@ -6,8 +6,9 @@ import click
 from rich.console import Console
 
 from sealsvc.cli.answers import ask
+from sealsvc.cli.listing import Listing
 from sealsvc.cli.options import Settings, pass_settings, shared_options
-from sealsvc.cli.output import emit, table
+from sealsvc.cli.output import emit
 from sealsvc.cli.units import moment
 from sealsvc.display import printable
 from sealsvc.overview import AcknowledgeAlarm, AlarmInfo, AlarmPage, Alarms
@@ -43,7 +44,7 @@ def alarms(settings: Settings, only_open: bool, acknowledge: str | None) -> int:
 
 
 def _print(console: Console, page: AlarmPage) -> None:
-    made = table("ID", "LAST", "COUNT", "SEEN BY", "REASON", "PATH", right=["COUNT"])
+    made = Listing("ID", "LAST", "COUNT", "SEEN BY", "REASON", "PATH", right=["COUNT"])
     for alarm in page.alarms:
         style = "" if alarm.acknowledged_by else "red"
         at = alarm.acknowledged_at

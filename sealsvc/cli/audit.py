@@ -6,8 +6,9 @@ import click
 from rich.console import Console
 
 from sealsvc.cli.answers import ask
+from sealsvc.cli.listing import Listing
 from sealsvc.cli.options import Settings, pass_settings, shared_options
-from sealsvc.cli.output import emit, table
+from sealsvc.cli.output import emit
 from sealsvc.cli.progress import waiting
 from sealsvc.cli.seals import complete_seal, find_seal
 from sealsvc.cli.units import exact_size
@@ -50,7 +51,7 @@ def _print(console: Console, report: AuditReport) -> None:
         f" {len(report.unreadable)} unreadable"
     )
     if report.drifted:
-        made = table("ID", "AT", "EXPECTED", "FOUND", "PATH", right=["AT"])
+        made = Listing("ID", "AT", "EXPECTED", "FOUND", "PATH", right=["AT"])
         for drift in report.drifted:
             row = (drift.seal, exact_size(drift.logical), drift.expected, drift.found, drift.path)
             made.add_row(*map(printable, row), style="red")

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
+from sealsvc.cli.listing import Listing
 from sealsvc.cli.options import Settings, pass_settings, shared_options
-from sealsvc.cli.output import emit, table
+from sealsvc.cli.output import emit
 from sealsvc.cli.parameters import Words
 from sealsvc.cli.progress import steps
 from sealsvc.display import printable
@@ -85,7 +86,7 @@ def _told(row: Row) -> str:
 def _print(console: Console, report: Report) -> None:
     enforcers = ", ".join(report.enforcers) or "none"
     console.print(f"{report.filesystem} on Linux {report.kernel}, enforcers: {enforcers}")
-    made = table("OPERATION", "KIND", "CONFLICT", "ENFORCER", "RESULT", "ERRNO", "MAP", "NOTE")
+    made = Listing("OPERATION", "KIND", "CONFLICT", "ENFORCER", "RESULT", "ERRNO", "MAP", "NOTE")
     for row in report.coverage:
         made.add_row(
             row.operation,

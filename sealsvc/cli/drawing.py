@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.table import Table
 from rich.text import Text
 
-from sealsvc.cli.output import table
+from sealsvc.cli.listing import Listing
 from sealsvc.cli.units import about_size, exact_size
 from sealsvc.messages import Extent
 
@@ -34,8 +33,8 @@ _LEGEND = (_EVEN, _ODD, _MANY, _HOLE, *(look for _, look in _FLAGGED))
 Look = tuple[str, str, str, str]
 
 
-def extent_table(extents: Sequence[Extent], limit: int | None = None) -> Table:
-    made = table(
+def extent_table(extents: Sequence[Extent], limit: int | None = None) -> Listing:
+    made = Listing(
         "#", "LOGICAL", "PHYSICAL", "LENGTH", "FLAGS", right=["#", "LOGICAL", "PHYSICAL", "LENGTH"]
     )
     for number, extent in enumerate(extents[:limit]):

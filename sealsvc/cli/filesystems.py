@@ -6,8 +6,9 @@ import click
 from rich.console import Console
 
 from sealsvc.cli.answers import ask
+from sealsvc.cli.listing import Listing
 from sealsvc.cli.options import Settings, pass_settings, shared_options
-from sealsvc.cli.output import emit, table
+from sealsvc.cli.output import emit
 from sealsvc.cli.units import exact_size
 from sealsvc.display import printable
 from sealsvc.messages import FilesystemInfo, FilesystemList, Filesystems
@@ -30,7 +31,7 @@ def filesystems(settings: Settings) -> None:
 
 
 def _print(console: Console, found: list[FilesystemInfo]) -> None:
-    made = table(
+    made = Listing(
         "MOUNT", "TYPE", "DEVICE", "BLOCK", "FEATURES", "SEALS", "ENFORCERS", "REASON",
         right=["BLOCK", "SEALS"],
     )  # fmt: skip
@@ -46,7 +47,7 @@ def _print_gaps(console: Console, found: list[FilesystemInfo]) -> None:
     gaps = [(fs.mount, gap) for fs in found for gap in fs.gaps]
     if not gaps:
         return
-    made = table("GAP", "MOUNT", "KINDS", "WHY")
+    made = Listing("GAP", "MOUNT", "KINDS", "WHY")
     for mount, gap in gaps:
         kinds = ", ".join(kind.value for kind in gap.kinds)
         made.add_row(*map(printable, (gap.risk, mount, kinds, gap.why)))

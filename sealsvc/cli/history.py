@@ -10,8 +10,9 @@ import click
 from rich.console import Console
 
 from sealsvc.cli.answers import ask
+from sealsvc.cli.listing import Listing
 from sealsvc.cli.options import Settings, pass_settings, shared_options
-from sealsvc.cli.output import emit, state_text, table
+from sealsvc.cli.output import emit, state_text
 from sealsvc.cli.parameters import DURATION, choice
 from sealsvc.cli.paths import absolute
 from sealsvc.cli.seals import complete_seal, find_seal
@@ -94,7 +95,7 @@ def _up_to(limit: int, client: Client, **asked: Any) -> Iterator[SealRecord]:
 
 
 def _print_seals(console: Console, seals: list[SealRecord]) -> None:
-    made = table("ID", "STATE", "RANGE", "HOLDER", "GRANTED", "LIVED", "PATH", right=["RANGE"])
+    made = Listing("ID", "STATE", "RANGE", "HOLDER", "GRANTED", "LIVED", "PATH", right=["RANGE"])
     for seal in seals:
         made.add_row(
             seal.id,
@@ -116,7 +117,7 @@ def _tell_life(settings: Settings, client: Client, seal: str) -> None:
 
 
 def _print_life(console: Console, steps: Transitions, met: list[ConflictRecord]) -> None:
-    made = table("TIME", "SEQID", "FROM", "TO", "WHY", right=["SEQID"])
+    made = Listing("TIME", "SEQID", "FROM", "TO", "WHY", right=["SEQID"])
     for step in steps.transitions:
         made.add_row(
             moment(step.time), str(step.seqid), step.before, step.after, printable(step.reason)
@@ -125,7 +126,7 @@ def _print_life(console: Console, steps: Transitions, met: list[ConflictRecord])
     if not met:
         return
     console.print()
-    made = table("TIME", "OPERATION", "BY", "UID", "VERDICT", "WAITED", right=["UID", "WAITED"])
+    made = Listing("TIME", "OPERATION", "BY", "UID", "VERDICT", "WAITED", right=["UID", "WAITED"])
     for conflict in reversed(met):
         made.add_row(
             moment(conflict.time),
@@ -159,7 +160,7 @@ def _print_changes(console: Console, found: MapDifference) -> None:
         f"{exact_range(found.range)}: {about_size(found.changed)} in {found.total} stretches"
         " are not as they were at the grant"
     )
-    made = table("RANGE", "AT THE GRANT", "NOW", right=["RANGE"])
+    made = Listing("RANGE", "AT THE GRANT", "NOW", right=["RANGE"])
     for change in found.changes:
         made.add_row(exact_range(change.range), change.expected, change.found)
     console.print(made)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import click
 from rich.console import Console
 
+from sealsvc.cli.answers import ask
+from sealsvc.cli.listing import Listing
 from sealsvc.cli.options import Settings, pass_settings, shared_options
-from sealsvc.cli.output import emit, state_text, table
+from sealsvc.cli.output import emit, note, state_text
 from sealsvc.cli.parameters import choice
 from sealsvc.cli.paths import absolute
 from sealsvc.cli.seals import every_seal
 from sealsvc.cli.units import duration, exact_range
+from sealsvc.client import Client
 from sealsvc.display import printable
-from sealsvc.messages import SealInfo, SealPage
+from sealsvc.messages import SealInfo, SealPage, ServiceStatus, Status
 from sealsvc.model import State
 
 EXAMPLES = """\b
@@ -40,18 +44,30 @@ def ls(settings: Settings, path: str | None, state: str | None, pid: int | None)
     }
     with settings.connect() as client:
         seals = list(every_seal(client, **filters))
-    emit(settings, SealPage(seals=seals), lambda console: _print(console, seals))
+        emit(settings, SealPage(seals=seals), lambda console: _print(console, seals))
+        if not settings.json and not any(filters.values()) and os.geteuid():
+            _note_hidden(client, len(seals))
+
+
+def _note_hidden(client: Client, shown: int) -> None:
+    """An empty list must not pass for an idle service."""
+    live = sum(ask(client, Status, ServiceStatus).seals.values())
+    if live > shown:
+        note(f"{live - shown} seals of other users are not shown: root and operators see all")
 
 
 def _print(console: Console, seals: list[SealInfo]) -> None:
-    made = table(
-        "ID", "STATE", "KIND", "CONFLICT", "RANGE", "HOLDER", "AGE", "PATH", right=["RANGE", "AGE"]
+    made = Listing(
+        *("ID", "STATE", "DEADLINE", "KIND", "CONFLICT", "RANGE", "HOLDER", "AGE", "PATH"),
+        right=["DEADLINE", "RANGE", "AGE"],
+        optional=["CONFLICT", "KIND", "AGE", "DEADLINE"],
     )
     now = time.time()
     for seal in seals:
         made.add_row(
             seal.id,
             state_text(seal.state),
+            "-" if seal.deadline_in is None else duration(seal.deadline_in),
             seal.kind.value,
             seal.conflict.value,
             exact_range(seal.range),

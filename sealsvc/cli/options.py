@@ -77,8 +77,8 @@ _SHARED = (
     click.option(
         "-o",
         "--output",
-        type=click.Choice(["human", "json"]),
-        help="Output format (human).",
+        type=click.Choice(["human", "wide", "json"]),
+        help="Output format (human); wide: whatever the terminal's width.",
         expose_value=False,
         callback=_remember,
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import click
 import msgspec
@@ -34,17 +35,24 @@ def note(message: str) -> None:
     click.echo(f"sealctl: {printable(message)}", err=True)
 
 
+class WholeConsole(Console):
+    """Lines that are longer than the terminal is wide are wrapped by it, and not cut by us."""
+
+    def print(self, *objects: Any, crop: bool = False, **how: Any) -> None:
+        super().print(*objects, crop=crop, **how)
+
+
 def console(settings: Settings) -> Console:
     forced = {"always": True, "never": False}.get(settings.color)
     # Markup, highlighting and emoji codes would misread paths such as "/data/[bold]:bug:".
-    made = Console(
+    made = WholeConsole(
         force_terminal=forced,
         no_color=True if forced is False else None,
         markup=False,
         highlight=False,
         emoji=False,
     )
-    if not sys.stdout.isatty():
+    if settings.output == "wide" or not sys.stdout.isatty():
         made.width = _UNBOUNDED
     return made
 
@@ -58,20 +66,6 @@ def emit(settings: Settings, value: object, human: Callable[[Console], None]) ->
         click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
     else:
         human(console(settings))
-
-
-def table(*headers: str, right: Iterable[str] = ()) -> Table:
-    made = Table(box=None, pad_edge=False, header_style="bold")
-    numeric = set(right)
-    for header in headers:
-        # Only paths and reasons are long; folding keeps all of them on a narrow terminal.
-        made.add_column(
-            header,
-            justify="right" if header in numeric else "left",
-            no_wrap=header not in ("PATH", "REASON", "NOTE", "WHY"),
-            overflow="fold",
-        )
-    return made
 
 
 def fields(rows: Iterable[tuple[str, str | Text]]) -> Table:

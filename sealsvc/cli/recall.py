@@ -8,8 +8,9 @@ import click
 from rich.console import Console
 
 from sealsvc.cli.answers import ask
+from sealsvc.cli.listing import Listing
 from sealsvc.cli.options import Settings, pass_settings, shared_options
-from sealsvc.cli.output import emit, note, state_text, table
+from sealsvc.cli.output import emit, note, state_text
 from sealsvc.cli.parameters import DURATION, RANGE
 from sealsvc.cli.paths import absolute
 from sealsvc.cli.seals import complete_seal, find_seal
@@ -103,7 +104,7 @@ def _print(console: Console, report: RecallReport) -> None:
     if not report.recalled:
         note("nothing to recall")
         return
-    made = table("ID", "STATE")
+    made = Listing("ID", "STATE")
     for outcome in report.recalled:
         made.add_row(outcome.seal, state_text(outcome.state))
     console.print(made)

@@ -11,9 +11,10 @@ from rich.live import Live
 from rich.text import Text
 
 from sealsvc.cli.answers import ask
+from sealsvc.cli.listing import Listing
 from sealsvc.cli.options import Settings, pass_settings, shared_options
 from sealsvc.cli.output import console as made_console
-from sealsvc.cli.output import fields, json_line, state_text, table
+from sealsvc.cli.output import fields, json_line, state_text
 from sealsvc.cli.parameters import DURATION
 from sealsvc.cli.units import duration
 from sealsvc.client import Client
@@ -102,7 +103,7 @@ def _drawn(client: Client) -> RenderableType:
         for seal in ask(client, List, SealPage, state=state, limit=_ROWS).seals
     ]
     if recalled:
-        made = table("RECALLED", "STATE", "DEADLINE", "HOLDER", "PATH", right=["DEADLINE"])
+        made = Listing("RECALLED", "STATE", "DEADLINE", "HOLDER", "PATH", right=["DEADLINE"])
         for seal in recalled[:_ROWS]:
             left = "-" if seal.deadline_in is None else duration(seal.deadline_in)
             who = printable(f"{seal.holder.pid}/{seal.holder.comm}")
@@ -110,7 +111,7 @@ def _drawn(client: Client) -> RenderableType:
         parts.append(made)
     waiting = ask(client, Conflicts, ConflictPage, limit=_ROWS)
     if waiting.total:
-        made = table("WAITING", "PID", "FOR", "PATH", right=["PID", "FOR"])
+        made = Listing("WAITING", "PID", "FOR", "PATH", right=["PID", "FOR"])
         for held in waiting.conflicts:
             operation = held.operation
             name = printable(f"{operation.name} {operation.comm}")
@@ -136,7 +137,7 @@ def _head(status: ServiceStatus) -> RenderableType:
 
 
 def _latencies(measures: MeasuresReport) -> RenderableType:
-    made = table("LATENCY", "COUNT", "P50", "P99", right=["COUNT", "P50", "P99"])
+    made = Listing("LATENCY", "COUNT", "P50", "P99", right=["COUNT", "P50", "P99"])
     for name, found in measures.latencies.items():
         cells = [_within(found, share) for share in (0.5, 0.99)]
         made.add_row(name, str(sum(found.counts)), *cells)
@@ -157,7 +158,7 @@ def _holders(client: Client) -> list[RenderableType]:
     page = ask(client, Holders, HolderPage, limit=100)
     if not page.holders:
         return []
-    made = table("HOLDER", "PID", "UID", "SEALS", right=["PID", "UID", "SEALS"])
+    made = Listing("HOLDER", "PID", "UID", "SEALS", right=["PID", "UID", "SEALS"])
     busiest = sorted(page.holders, key=lambda holder: -holder.seals)[:_ROWS]
     for holder in busiest:
         made.add_row(printable(holder.comm), str(holder.pid), str(holder.uid), str(holder.seals))

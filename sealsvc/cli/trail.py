@@ -9,8 +9,9 @@ import msgspec
 from rich.console import Console
 
 from sealsvc.cli.answers import ask
+from sealsvc.cli.listing import Listing
 from sealsvc.cli.options import Settings, pass_settings, shared_options
-from sealsvc.cli.output import emit, table
+from sealsvc.cli.output import emit
 from sealsvc.cli.parameters import DURATION
 from sealsvc.cli.seals import complete_seal, find_seal
 from sealsvc.cli.units import moment
@@ -75,7 +76,7 @@ def trail(
 
 
 def _print(console: Console, entries: list[AuditEntry]) -> None:
-    made = table("SEQ", "TIME", "KIND", "SEAL", "NOTE", right=["SEQ"])
+    made = Listing("SEQ", "TIME", "KIND", "SEAL", "NOTE", right=["SEQ"])
     for entry in entries:
         told = msgspec.json.encode(_brief(entry)).decode()
         made.add_row(

@@ -35,9 +35,10 @@ def test_ls_pages_and_filters(daemon: FakeDaemon, sealctl: Start) -> None:
     status, out, err = running.result()
     assert (status, err) == (0, "")
     header, one, two = out.splitlines()
-    assert header.split() == ["ID", "STATE", "KIND", "CONFLICT", "RANGE", "HOLDER", "AGE", "PATH"]
+    columns = ["ID", "STATE", "DEADLINE", "KIND", "CONFLICT", "RANGE", "HOLDER", "AGE", "PATH"]
+    assert header.split() == columns
     cells = one.split()
-    assert cells[:6] == [ONE.id, "active", "exclusive", "wait", "1M:64K", "4711/server"]
+    assert cells[:7] == [ONE.id, "active", "-", "exclusive", "wait", "1M:64K", "4711/server"]
     assert cells[-1] == "/pmem/db"
     # Neither markup nor escape sequences of a path take effect.
     assert two.split()[-1] == r"/pmem/[red]\x1b[2J"
