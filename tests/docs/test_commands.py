@@ -60,6 +60,8 @@ HELD = (
     "sealctl ls",
     "sealctl audit",
     "sealctl history --path /mnt/pmem/db",
+    "sealctl why /mnt/pmem/db",
+    "sealctl alarms",
     "sealctl changes ID",
     "sealctl trail --verify",
     "sealctl recall --filesystem /mnt/pmem --wait",
