@@ -32,6 +32,7 @@ _LATENCIES = {
     "return": "From the return of a seal to the proof that nothing of it is left",
     "recall": "From the recall of a seal to its end",
     "conflict": "How long operations waited for seals",
+    "loop_lag": "By how much the service's event loop is late",
 }
 # What the service counts by label: (counter there, name here, label, help).
 _LABELLED = (
@@ -40,6 +41,8 @@ _LABELLED = (
     ("refusals", "grant_refusals", "code", "Refused grants, by error code"),
     ("transitions", "seal_transitions", "state", "Seals that came into a state"),
     ("events", "events", "event", "Events, by name"),
+    ("limits", "limit_refusals", "limit", "What users were refused because they are at a limit"),
+    ("log", "log_records", "outcome", "Log records that could not be written"),
     ("ring_commands", "ring_commands", "command", "Commands that came through rings"),
     ("ring_bells", "ring_bells", "outcome", "Doorbells of clients: rung, or spared to one awake"),
 )
@@ -118,7 +121,8 @@ def _of_status(status: ServiceStatus) -> Iterator[Metric]:
 
 def _of_measures(measures: MeasuresReport) -> Iterator[Metric]:
     for name, text in _LATENCIES.items():
-        yield _histogram(name, text, measures.latencies[name])
+        if name in measures.latencies:  # an older service does not measure all of them
+            yield _histogram(name, text, measures.latencies[name])
     for there, name, label, text in _LABELLED:
         yield _counter(name, text, measures.counters.get(there, {}), label)
     forwarded = measures.counters.get("ring_forwarded", {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -34,7 +35,8 @@ class Rates:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._buckets: dict[str, tuple[float, float]] = {}
+        # Requests left, and when they were counted: who asked last comes last.
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def take(self, name: str, rate: float) -> Rate:
         """Raises limit-reached, with the seconds until the next may come."""
@@ -45,8 +47,9 @@ class Rates:
         if left < 1:
             message = f"{name} asks more than {rate:g} times a second"
             raise Refusal("limit-reached", message, {"rate": rate}, retry_after=(1 - left) / rate)
-        if len(self._buckets) >= _MOST and name not in self._buckets:
-            self._buckets.clear()
         left -= 1
         self._buckets[name] = (left, now)
+        self._buckets.move_to_end(name)
+        if len(self._buckets) > _MOST:  # the one that has refilled the longest
+            self._buckets.popitem(last=False)
         return Rate(int(quota), int(left), int((quota - left) / rate) + 1)

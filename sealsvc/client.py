@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import array
 import asyncio
+import errno
 import itertools
 import os
+import resource
 import select
 import socket
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
 import msgspec
 
+from sealsvc import wire
 from sealsvc.errors import TABLE, Refusal
 from sealsvc.messages import (
     DEFAULT_SOCKET,
@@ -34,10 +38,11 @@ from sealsvc.messages import (
     Mapped,
     MappingReport,
     Push,
+    Registered,
     Result,
+    Return,
     SealInfo,
     decode_from_service,
-    encode,
 )
 
 
@@ -76,14 +81,14 @@ def _raised(failure: Failure) -> Refusal:
 
 def _send(sock: socket.socket, request: AnyRequest, fds: Sequence[int]) -> None:
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-    sock.sendmsg([encode(request)], ancillary)
+    sock.sendmsg([wire.outgoing(request)], ancillary)
 
 
-def _receive(sock: socket.socket) -> tuple[FromService, tuple[int, ...]] | None:
+def _receive(sock: socket.socket, flags: int = 0) -> tuple[FromService, tuple[int, ...]] | None:
     """One message, or None when the service has closed the connection."""
     # Not socket.recv_fds: Python 3.11's drops the flags, and the descriptors would survive exec.
     data, ancillary, flags, _ = sock.recvmsg(
-        MAX_MESSAGE, socket.CMSG_SPACE(MAX_ANSWER_FDS * 4), socket.MSG_CMSG_CLOEXEC
+        MAX_MESSAGE, socket.CMSG_SPACE(MAX_ANSWER_FDS * 4), flags | socket.MSG_CMSG_CLOEXEC
     )
     if not data:
         return None
@@ -91,13 +96,63 @@ def _receive(sock: socket.socket) -> tuple[FromService, tuple[int, ...]] | None:
     for level, kind, payload in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             fds.frombytes(payload[: len(payload) // 4 * 4])
+    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        for fd in fds:
+            os.close(fd)
     if flags & socket.MSG_TRUNC:
         raise Refusal("internal", "the service sent a message above the protocol's limit")
-    return decode_from_service(data), tuple(fds)
+    message = decode_from_service(data)
+    if flags & socket.MSG_CTRUNC:
+        raise _Undelivered(message)
+    return message, tuple(fds)
+
+
+def _refused_connection(sock: socket.socket) -> Refusal | None:
+    """Why the service closed the connection, if it said so before: to a user with too many."""
+    for _ in range(2):  # the first may tell that our request was never read
+        with suppress(OSError, msgspec.DecodeError, Refusal, _Undelivered):
+            while received := _receive(sock, socket.MSG_DONTWAIT):
+                if isinstance(received[0], Failure) and received[0].id is None:
+                    return _raised(received[0])
+    return None
+
+
+class _Undelivered(Exception):
+    """The kernel delivered `message` without its descriptors: there is no number left for them."""
+
+    def __init__(self, message: FromService) -> None:
+        super().__init__()
+        self.message = message
+
+    @property
+    def seal(self) -> str | None:
+        """What was granted, and nobody can use."""
+        result = self.message.result if isinstance(self.message, Answer) else None
+        granted = result.seal if isinstance(result, Registered) else result
+        return granted.id if isinstance(granted, SealInfo) else None
+
+
+def _out_of_descriptors(returned: str = "") -> Refusal:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return Refusal(
+        "out-of-descriptors",
+        f"this process ({os.getpid()}) has no number left for a descriptor: its RLIMIT_NOFILE"
+        f" (open files) is {limit}{returned}",
+        {"pid": os.getpid(), "limit": limit},
+    )
+
+
+def _socket() -> socket.socket:
+    try:
+        return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.EMFILE:
+            raise _out_of_descriptors() from None
+        raise
 
 
 def _connect(path: str) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    sock = _socket()
     try:
         sock.connect(path)
     except OSError as error:
@@ -149,7 +204,7 @@ class Client:
         try:
             _send(self._sock, request, fds)
         except OSError as error:
-            raise _unavailable(self.path, error) from None
+            raise _refused_connection(self._sock) or _unavailable(self.path, error) from None
         return request.id
 
     def call(
@@ -161,9 +216,18 @@ class Client:
         **fields: Any,
     ) -> Reply:
         """Send a request and wait for its answer (`timeout` seconds; default: the client's)."""
-        wanted = self.send(kind, fds, **fields)
         limit = self.timeout if timeout is None else timeout
         deadline = None if limit is None else time.monotonic() + limit
+        try:
+            return self._answer(self.send(kind, fds, **fields), deadline)
+        except _Undelivered as undelivered:
+            returned = ""
+            if seal := undelivered.seal:
+                self._answer(self.send(Return, seal=seal), deadline)
+                returned = f"; seal {seal} was returned"
+            raise _out_of_descriptors(returned) from None
+
+    def _answer(self, wanted: int, deadline: float | None) -> Reply:
         while True:
             message, received = self._next(deadline)
             if isinstance(message, Push):
@@ -202,6 +266,8 @@ class Client:
                 message, _ = self._next(deadline)
             except TimeoutError:
                 return
+            except _Undelivered:  # the late answer of a call that has timed out
+                continue
             except Refusal as refusal:
                 if refusal.code == "service-unavailable":
                     return
@@ -218,7 +284,7 @@ class Client:
         try:
             received = _receive(self._sock)
         except OSError as error:
-            raise _unavailable(self.path, error) from None
+            raise _refused_connection(self._sock) or _unavailable(self.path, error) from None
         except msgspec.DecodeError as error:
             raise Refusal("internal", f"unreadable message from the service: {error}") from None
         if received is None:
@@ -246,7 +312,7 @@ class AsyncClient:
         return self._sock is not None
 
     async def connect(self) -> None:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        sock = _socket()
         sock.setblocking(False)
         try:
             await asyncio.get_running_loop().sock_connect(sock, self.path)
@@ -309,6 +375,9 @@ class AsyncClient:
             received = _receive(self._sock)
         except (BlockingIOError, InterruptedError):
             return
+        except _Undelivered as undelivered:
+            self._undelivered(undelivered)
+            return
         except (OSError, Refusal, msgspec.DecodeError) as error:
             self._lost(str(error))
             return
@@ -318,8 +387,22 @@ class AsyncClient:
         message, fds = received
         if isinstance(message, Push):
             self._push(message)
+        elif isinstance(message, Failure) and message.id is None:
+            self._lost(str(_raised(message)))
         else:
             self._answer(message, fds)
+
+    def _undelivered(self, undelivered: _Undelivered) -> None:
+        """A seal that nobody can use is given back; its answer comes to nobody."""
+        returned = ""
+        if (seal := undelivered.seal) and self._sock is not None:
+            with suppress(OSError):
+                _send(self._sock, Return(id=next(self._ids), seal=seal), ())
+                returned = f"; seal {seal} is returned"
+        number = getattr(undelivered.message, "id", None)
+        future = self._waiting.get(number) if number is not None else None
+        if future is not None and not future.done():
+            future.set_exception(_out_of_descriptors(returned))
 
     def _answer(self, message: Answer | Failure, fds: tuple[int, ...]) -> None:
         future = self._waiting.get(message.id) if message.id is not None else None

@@ -56,6 +56,7 @@ class PolicySection(Section, frozen=True):
     accept_risks: list[str] = []
     max_grace: Seconds = 300.0
     max_recall: Seconds = 600.0
+    max_reader_grace: Seconds = 30.0
     courtesy: Annotated[float, Meta(ge=0)] = 86400.0
     max_seals: Count = 100_000
     max_seals_per_file: Count = 4096
@@ -79,6 +80,13 @@ class FenceSection(Section, frozen=True):
     proof_timeout: Seconds = 5.0
 
 
+class LimitsSection(Section, frozen=True):
+    connections: Count = 16384
+    connections_per_user: Count = 512
+    requests_per_user: Count = 512
+    descriptors_per_user: Count = 512
+
+
 class RegistrySection(Section, frozen=True):
     enabled: bool = True
     directory: str = ""
@@ -92,6 +100,7 @@ class Config(Section, frozen=True):
     enforcers: EnforcersSection = EnforcersSection()
     fence: FenceSection = FenceSection()
     registry: RegistrySection = RegistrySection()
+    limits: LimitsSection = LimitsSection()
 
     @property
     def registry_path(self) -> Path:

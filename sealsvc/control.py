@@ -1,17 +1,22 @@
 """The control socket: SOCK_SEQPACKET, one JSON message a datagram, descriptors beside it.
 
-A connection can hurt nobody else: what it sends is bounded and typed before anything looks at it,
-what it does not read is dropped (events) or ends it, and each request runs in a task of its own.
+What a connection sends is bounded and typed before anything looks at it. In one turn of the event
+loop a user (uid), however many connections it has, is read `_MESSAGES` messages; a connection that
+does not read its answers is not read from, and one that does not read what is pushed is ended.
+Each request runs in a task of its own. The descriptors of a message belong to a Received from the
+moment they are read, and are closed in threads of their user: nothing here closes one, nor a socket
+whose queue may still hold some (unix_destruct_scm drops their last reference).
 """
 
 from __future__ import annotations
 
 import array
 import asyncio
+import errno
 import logging
-import os
+import resource
 import socket
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,7 +25,7 @@ from typing import Any
 
 import msgspec
 
-from sealsvc import activation, faults, processes
+from sealsvc import activation, closing, faults, processes, wire
 from sealsvc.errors import Refusal
 from sealsvc.events import EventLog
 from sealsvc.messages import (
@@ -37,16 +42,23 @@ from sealsvc.messages import (
     Result,
     Watch,
     Watching,
-    decode_request,
-    encode,
 )
 from sealsvc.processes import Peer, Process
 from sealsvc.tasks import Tasks
+from sealsvc.users import Received, User, Users
 
 log = logging.getLogger(__name__)
 
 MAX_IN_FLIGHT = 64  # requests of one connection
 MAX_QUEUED = 2048  # messages one connection has not read
+_UNREAD = 64  # messages from which on a connection is not read from
+_MESSAGES = 16  # of one user in one turn of the loop
+_ACCEPTED = 64  # connections in one turn
+_RESERVED = 64  # connections that only operators may have
+_ACCEPT_PAUSE = 0.1  # seconds, when there is no descriptor left
+
+# SCM_MAX_FD: with less room the kernel would drop what is beyond it in recvmsg, on this thread.
+_RIGHTS = socket.CMSG_SPACE(253 * 4)
 
 # One for all connections: the event loop reads one message at a time, and keeps a copy of its size.
 _ROOM = memoryview(bytearray(MAX_MESSAGE))
@@ -60,63 +72,72 @@ class Reply:
     fds: list[int] = field(default_factory=list)
 
 
-# Takes over the descriptors it is given.
-Handler = Callable[["Connection", AnyRequest, list[int]], Awaitable[Reply]]
+# It takes out of Received what it keeps.
+Handler = Callable[["Connection", AnyRequest, Received], Awaitable[Reply]]
 
 
 class Connection:
-    def __init__(self, sock: socket.socket, server: ControlServer) -> None:
-        self.sock, self.server = sock, server
-        self.peer: Peer = processes.peer_of(sock)
+    def __init__(self, sock: socket.socket, server: ControlServer, peer: Peer, user: User) -> None:
+        self.sock, self.server, self.peer, self.user = sock, server, peer, user
         self.process: Process = processes.of_socket(sock)
         self._requests: dict[int, asyncio.Task[None]] = {}
         self._out: deque[tuple[bytes, list[int]]] = deque()
         self._dropped = 0
         self._watching = False
+        self._is_read = True
         self.open = True
 
     # Reading
 
     def readable(self) -> None:
-        for _ in range(32):  # then others have their turn
+        while self.open and self._is_read and self.server.turn.take(self.peer.uid):
             try:
                 size, ancillary, flags, _ = self.sock.recvmsg_into(
-                    [_ROOM], socket.CMSG_SPACE(MAX_FDS * 4), socket.MSG_CMSG_CLOEXEC
+                    [_ROOM], _RIGHTS, socket.MSG_CMSG_CLOEXEC
                 )
             except (BlockingIOError, InterruptedError):
                 return
             except OSError:
                 self.close()
                 return
-            fds = _descriptors(ancillary)
-            data = bytes(_ROOM[:size])
-            if not data:
-                _close_all(fds)
+            received = Received(_descriptors(ancillary), self.user, self.server.users)
+            if not size:
+                received.close()
                 self.close()
                 return
-            self._received(data, fds, flags)
+            self._received(bytes(_ROOM[:size]), received, flags)
 
-    def _received(self, data: bytes, fds: list[int], flags: int) -> None:
+    def _received(self, data: bytes, received: Received, flags: int) -> None:
         try:
-            request = _parse(data, flags)
+            request = _parse(data, flags, len(received))
             if len(self._requests) >= MAX_IN_FLIGHT:
                 raise Refusal(
                     "limit-reached", f"{MAX_IN_FLIGHT} requests are in flight on this connection"
                 )
             if request.id in self._requests:
                 raise Refusal("bad-request", f"request id {request.id} is in flight already")
+            self.server.users.take(self.user, "descriptors", 0)
+            self.server.users.take(self.user, "requests")
         except Refusal as refusal:
-            _close_all(fds)
+            received.close()
             self.send(_failure(_id_of(data), refusal))
             return
         task = self.server.tasks.spawn(
-            f"request {type(request).__name__} of {self.peer.pid}", self._serve(request, fds)
+            f"request {type(request).__name__} of {self.peer.pid}", self._serve(request, received)
         )
         self._requests[request.id] = task
 
-    async def _serve(self, request: AnyRequest, fds: list[int]) -> None:
+        def done(_: object) -> None:
+            # Not in the coroutine: one that is cancelled before its first step never runs.
+            received.close()
+            self.server.users.give_back(self.user, "requests")
+            self._requests.pop(request.id, None)
+
+        task.add_done_callback(done)
+
+    async def _serve(self, request: AnyRequest, received: Received) -> None:
         try:
-            reply = await self._answer(request, fds)
+            reply = await self._answer(request, received)
             self.send(Answer(id=request.id, result=reply.result), reply.fds)
             faults.point(f"{type(request).__name__.lower()}:answered")
         except Refusal as refusal:
@@ -130,19 +151,15 @@ class Connection:
         except Exception as error:  # the supervisor of requests: a defect of ours, told as one
             log.exception("request %s of pid %d", type(request).__name__, self.peer.pid)
             self.send(_failure(request.id, Refusal("internal", repr(error))))
-        finally:
-            self._requests.pop(request.id, None)
 
-    async def _answer(self, request: AnyRequest, fds: list[int]) -> Reply:
+    async def _answer(self, request: AnyRequest, received: Received) -> Reply:
         if isinstance(request, Watch):
-            _close_all(fds)
             return Reply(self._watch(request))
         if isinstance(request, Cancel):
-            _close_all(fds)
             if task := self._requests.get(request.request):
                 task.cancel()
             return Reply(Done())
-        return await self.server.handler(self, request, fds)
+        return await self.server.handler(self, request, received)
 
     # Events
 
@@ -175,23 +192,24 @@ class Connection:
 
     def send(self, message: Answer | Failure | Push, fds: list[int] | None = None) -> bool:
         """False when the connection is gone. Takes the descriptors over."""
-        data, fds = encode(message), fds or []
+        data, fds = wire.encoded(message), fds or []
         if len(data) > MAX_MESSAGE:
-            _close_all(fds)
+            self.user.close_later(fds)
             fds = []
             large = Refusal("too-large", "the answer is larger than a message may be; ask for less")
-            data = encode(_failure(getattr(message, "id", None), large))
+            data = wire.encoded(_failure(getattr(message, "id", None), large))
         if not self.open:
-            _close_all(fds)
+            self.user.close_later(fds)
             return False
         if len(self._out) >= MAX_QUEUED:
             log.warning("pid %d does not read its messages: closing", self.peer.pid)
-            _close_all(fds)
+            self.user.close_later(fds)
             self.close()
             return False
         self._out.append((data, fds))
         if len(self._out) == 1:
             self.writable()
+        self._read_or_wait()
         return self.open
 
     def writable(self) -> None:
@@ -204,16 +222,30 @@ class Connection:
                 self.sock.sendmsg([data], ancillary)
             except (BlockingIOError, InterruptedError):
                 loop.add_writer(self.sock, self.writable)
+                self._read_or_wait()
                 return
             except OSError:
                 self.close()
                 return
-            _close_all(fds)
+            self.user.close_later(fds)
             self._out.popleft()
         loop.remove_writer(self.sock)
+        self._read_or_wait()
+
+    def _read_or_wait(self) -> None:
+        """Whoever does not read what it asked for does not ask for more."""
+        if not self.open or self._is_read == (len(self._out) < _UNREAD):
+            return
+        self._is_read = not self._is_read
+        loop = asyncio.get_running_loop()
+        if self._is_read:
+            loop.add_reader(self.sock, self.readable)
+        else:
+            loop.remove_reader(self.sock)
 
     def close(self) -> None:
-        """Requests that are under way are cancelled, and undo themselves."""
+        """Requests that are under way are cancelled, and undo themselves. The connection counts
+        until its socket is closed, which happens in a thread: what it holds unread is dropped."""
         if not self.open:
             return
         self.open = False
@@ -225,10 +257,26 @@ class Connection:
         for task in tuple(self._requests.values()):
             task.cancel()
         for _, fds in self._out:
-            _close_all(fds)
+            self.user.close_later(fds)
         self._out.clear()
         self.process.close()
-        self.sock.close()
+        self.server.disconnect(self.sock, self.user)
+
+
+class Turn:
+    """How much is done for each user in one turn of the event loop: then come the others."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._taken: Counter[int] = Counter()
+
+    def take(self, uid: int) -> bool:
+        """False when it has to wait for the next turn."""
+        if not self._taken:
+            # What is ready comes after what was called for before: this is the next turn's first.
+            asyncio.get_running_loop().call_soon(self._taken.clear)
+        self._taken[uid] += 1
+        return self._taken[uid] <= self._most
 
 
 class ControlServer:
@@ -240,10 +288,17 @@ class ControlServer:
         events: EventLog,
         tasks: Tasks,
         may_watch: Callable[[Peer], bool],
+        users: Users,
     ) -> None:
+        """`may_watch` is true of operators."""
         self.path, self.mode, self.handler = Path(path), mode, handler
-        self.events, self.tasks, self.may_watch = events, tasks, may_watch
+        self.events, self.tasks, self.may_watch, self.users = events, tasks, may_watch, users
+        self.turn = Turn(_MESSAGES)
         self.connections: set[Connection] = set()
+        self._count = 0  # connections whose sockets are not closed yet
+        self._most = min(
+            users.section.connections, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
+        )
         self._sock: socket.socket | None = None
         self._passed = False
 
@@ -274,23 +329,76 @@ class ControlServer:
 
     def _acceptable(self) -> None:
         assert self._sock is not None
-        for _ in range(64):
+        for _ in range(_ACCEPTED):
             try:
                 sock, _ = self._sock.accept()
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
-                log.error("accept on %s: %s", self.path, error)
+                self._cannot_accept(error)
                 return
             sock.setblocking(False)
-            try:
-                connection = Connection(sock, self)
-            except (Refusal, OSError) as error:  # the peer is gone already
-                log.info("a client left before it was known: %s", error)
-                sock.close()
-                continue
-            self.connections.add(connection)
-            asyncio.get_running_loop().add_reader(sock, connection.readable)
+            self._accepted(sock)
+
+    def _accepted(self, sock: socket.socket) -> None:
+        peer = processes.peer_of(sock)
+        user = self.users.of(peer.uid)
+        try:
+            self._admit(peer, user)
+        except Refusal as refusal:
+            with suppress(OSError):
+                sock.send(wire.encoded(_failure(None, refusal)))
+            closing.call_later(("user", peer.uid), sock.close)
+            return
+        self._count += 1
+        try:
+            connection = Connection(sock, self, peer, user)
+        except (Refusal, OSError) as error:  # the peer is gone already
+            log.info("a client left before it was known: %s", error)
+            self.disconnect(sock, user)
+            return
+        self.connections.add(connection)
+        asyncio.get_running_loop().add_reader(sock, connection.readable)
+
+    def _admit(self, peer: Peer, user: User) -> None:
+        """Raises limit-reached. Each is answered at once and closed: left in the backlog it would
+        take the place of others, whose connect(2) would block."""
+        room = self._most - (0 if self.may_watch(peer) else min(_RESERVED, self._most // 4))
+        if self._count >= room:
+            self.users.refuse(user, "connections", room)
+        self.users.take(user, "connections")
+
+    def _cannot_accept(self, error: OSError) -> None:
+        """Without a descriptor left (EMFILE, ENFILE) the socket stays readable: pause."""
+        log.error("accept on %s: %s", self.path, error)
+        if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
+            return
+        reason = f"no connection can be accepted: {error.strerror}"
+        self.users.overruns.add(-1, reason, self._count)
+        loop = asyncio.get_running_loop()
+        assert self._sock is not None
+        loop.remove_reader(self._sock)
+        loop.call_later(_ACCEPT_PAUSE, self._accept_again)
+
+    def _accept_again(self) -> None:
+        if self._sock is not None:
+            asyncio.get_running_loop().add_reader(self._sock, self._acceptable)
+
+    def disconnect(self, sock: socket.socket, user: User) -> None:
+        """The peer sees the end at once; the socket is closed in a thread of the user."""
+        with suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
+        loop = asyncio.get_running_loop()
+
+        def counted() -> None:
+            self._count -= 1
+            self.users.give_back(user, "connections")
+
+        def closed(_: object) -> None:
+            with suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(counted)
+
+        closing.call_later(("user", user.uid), sock.close).add_done_callback(closed)
 
     def stop(self) -> None:
         for connection in tuple(self.connections):
@@ -313,11 +421,6 @@ def _descriptors(ancillary: list[Any]) -> list[int]:
     return list(fds)
 
 
-def _close_all(fds: list[int]) -> None:
-    for fd in fds:
-        os.close(fd)
-
-
 class _Envelope(msgspec.Struct):
     id: Any = None
     v: Any = VERSION
@@ -332,11 +435,17 @@ def _id_of(data: bytes) -> int | None:
     return found if type(found) is int and 0 <= found <= 2**53 else None
 
 
-def _parse(data: bytes, flags: int) -> AnyRequest:
+def _parse(data: bytes, flags: int, descriptors: int) -> AnyRequest:
     if flags & socket.MSG_TRUNC:
         raise Refusal("too-large", f"a message may have {MAX_MESSAGE} bytes")
-    if flags & socket.MSG_CTRUNC:
+    if descriptors > MAX_FDS:
         raise Refusal("too-large", f"a message may carry {MAX_FDS} descriptors")
+    if flags & socket.MSG_CTRUNC:
+        raise Refusal(
+            "limit-reached",
+            "the service has no room for the descriptors that were sent (RLIMIT_NOFILE)",
+            retry_after=1.0,
+        )
     try:
         envelope = msgspec.json.decode(data, type=_Envelope)
         if envelope.v != VERSION:
@@ -345,8 +454,7 @@ def _parse(data: bytes, flags: int) -> AnyRequest:
                 f"version {envelope.v!r} is not spoken here; version {VERSION} is",
                 {"versions": [VERSION]},
             )
-        request: AnyRequest = decode_request(data)
-        return request
+        return wire.request(data)
     except msgspec.ValidationError as error:
         if "Invalid value" in str(error) and "$.op" in str(error):
             raise Refusal("unknown-operation", str(error)) from None

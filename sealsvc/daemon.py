@@ -9,10 +9,9 @@ import logging
 import os
 import resource
 import signal
-import socket
 import sys
 from collections.abc import Callable
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import msgspec
@@ -44,7 +43,9 @@ from sealsvc.journal import Journal
 from sealsvc.keeper import Keeper, own
 from sealsvc.life import Life
 from sealsvc.limits import RateLimit
+from sealsvc.loop_watch import LoopWatch
 from sealsvc.mounts import Detached, MountWatch
+from sealsvc.notify import deliver, notify, pet_watchdog
 from sealsvc.once import Once
 from sealsvc.policy import Policy
 from sealsvc.recall import Recaller
@@ -57,7 +58,8 @@ from sealsvc.rings import Rings
 from sealsvc.seals import SealTable
 from sealsvc.service import Service, push
 from sealsvc.tasks import Tasks
-from sealsvc.workers import Workers
+from sealsvc.users import Users
+from sealsvc.workers import Pool, Workers
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +93,11 @@ class Daemon:
         self.fencing = Fencing(self.life, returns, self.tasks, config.fence)
         self.recaller = Recaller(self.life, self.fencing, config.policy, push)
         self.once = Once(config.service.idempotency, lambda seal: self.table.get(seal) is not None)
+        self.users = Users(
+            config.limits,
+            lambda uid: uid in policy.section.operators,
+            lambda reason: self.events.publish("alarm", reason=reason),
+        )
         self.detached = Detached(self.table, self.events)
         self.badblocks = BadBlocks(self.recaller, self.events, self.workers)
         self.service = Service(
@@ -101,6 +108,7 @@ class Daemon:
             self.enforcers,
             self.once,
             Historian(self.registry.queries, host, policy, self.workers),
+            self.users,
             kernel_release(),
         )
         self.rings = (
@@ -120,6 +128,7 @@ class Daemon:
             self.events,
             self.tasks,
             policy.is_operator,
+            self.users,
         )
         self.service.connections = lambda: len(self.server.connections)
         self.events.path_of = self.life.path_of
@@ -132,6 +141,12 @@ class Daemon:
         self.alarms.load()
         self.events.watch(self.alarms.hear)
         self.service.desk = Desk(self.service, self.policy_file, jobs, self.alarms)
+        self._loop_watch = LoopWatch(
+            self.service.measures.latencies["loop_lag"].add,
+            lambda reason: self.events.publish("alarm", reason=reason),
+        )
+        # Called when the orderly end begins, for whoever wants it bounded.
+        self.ending: Callable[[], None] = lambda: None
         self._stop = asyncio.Event()
         self._failure: Refusal | None = None
         self._lapses: dict[str, int] = {}
@@ -144,7 +159,8 @@ class Daemon:
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         async with AsyncExitStack() as stack:
             stack.callback(self._leave_keeper)
-            stack.push_async_callback(asyncio.to_thread, self.registry.close)
+            # Not in the loop's executor, whose threads the interpreter waits for.
+            stack.push_async_callback(Pool(1, "registry-close").run, self.registry.close)
             stack.callback(self.workers.stop)
             for enforcer in self.enforcers.enforcers:
                 self._start(enforcer, stack)
@@ -160,14 +176,16 @@ class Daemon:
             stack.callback(mounts.stop)
             self.server.start()
             stack.callback(self.server.stop)
+            self.tasks.spawn("loop watch", self._loop_watch.run())
             self.tasks.spawn("housekeeping", self._housekeeping())
             self.tasks.spawn("bad blocks", self._look_for_bad_blocks())
             if self.config.service.audit_interval:
                 self.tasks.spawn("audit", self._audit())
             log.info("serving on %s", self.config.service.socket)
-            notify("READY=1")
-            self.tasks.spawn("watchdog", _pet_watchdog())
+            self.tasks.spawn("readiness", deliver("READY=1"))
+            self.tasks.spawn("watchdog", pet_watchdog())
             await self._stop.wait()
+            self.ending()
             notify("STOPPING=1")
         if self._failure:
             raise self._failure
@@ -309,6 +327,7 @@ class Daemon:
     def tick(self) -> None:
         """What is due by the clock."""
         clock.look_for_jumps()
+        self.recaller.publish_repeated()
         self.recaller.expire()
         self.recaller.relieve()
         self.journal.rewrite_if_large(self.table)
@@ -326,22 +345,6 @@ class Daemon:
         while True:
             await asyncio.sleep(self.config.service.audit_interval)
             await audit(self.grants, self.recaller, self.table)
-
-
-def notify(message: str) -> None:
-    """sd_notify(3), when systemd asks for it."""
-    if address := os.environ.get("NOTIFY_SOCKET"):
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock, suppress(OSError):
-            sock.connect("\0" + address[1:] if address.startswith("@") else address)
-            sock.sendall(message.encode())
-
-
-async def _pet_watchdog() -> None:
-    """WatchdogSec of the unit: systemd restarts a service whose event loop hangs."""
-    period = float(os.environ.get("WATCHDOG_USEC", 0)) / 1e6 / 2
-    while period:
-        notify("WATCHDOG=1")
-        await asyncio.sleep(period)
 
 
 def kernel_daemon(config: Config) -> Daemon:

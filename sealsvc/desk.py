@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeGuard, get_args
 
-from sealsvc import views
+from sealsvc import journald, views
 from sealsvc.alarms import AlarmList
 from sealsvc.errors import Refusal
 from sealsvc.jobs import JobRunner
@@ -102,7 +102,12 @@ class Desk:
                 rings = service.rings.measures()
         return MeasuresReport(
             run=service.life.events.run,
-            counters={name: dict(counter) for name, counter in taken.counters.items()} | rings[0],
+            counters={name: dict(counter) for name, counter in taken.counters.items()}
+            | {
+                "limits": dict(service.users.overruns.counts),
+                "log": {"dropped": journald.dropped()},
+            }
+            | rings[0],
             latencies={name: found.told() for name, found in taken.latencies.items()},
             gauges={
                 "queue": {

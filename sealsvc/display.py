@@ -13,7 +13,11 @@ def printable(text: str) -> str:
     UTF-8, as an escape such as \\x1b or \\u202e."""
     if text.isprintable():
         return text
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode()
-        for c in text
-    )
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    octet = ord(character) - 0x10FF00  # of a name, as wire.py spells it
+    if octet >= 0x80:
+        return f"\\x{octet:02x}"
+    return character.encode("unicode_escape", "backslashreplace").decode()

@@ -190,6 +190,13 @@ _ROWS = (
         "NFS4ERR_DELAY",
     ),
     ErrorClass(
+        "out-of-descriptors", errno.EMFILE, 503, 6, True,
+        "A process has no number left for a descriptor",
+        "Close some in the process that the message names, or raise its RLIMIT_NOFILE (ulimit -n),"
+        " then ask again: nothing stays sealed.",
+        "NFS4ERR_RESOURCE",
+    ),
+    ErrorClass(
         "still-mapped", errno.EBUSY, 409, 6, True,
         "The seal cannot be returned while its range is mapped",
         "Unmap the range (and close the sealed descriptor) in the processes that the message"

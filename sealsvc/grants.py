@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
 from sealsvc import extents, faults, filesystem, seals
+from sealsvc.closing import close_later
 from sealsvc.enforce import EnforcerSet, Guard, Verdict
 from sealsvc.errors import Refusal
 from sealsvc.host import ExtentMap, Host, Target
@@ -42,6 +44,21 @@ class Asker:
     process: Process
     client: object
     digest: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """A descriptor that a client passed, and what is known of it without asking its file system."""
+
+    fd: int
+    device: int
+    writable: bool
+
+
+def passed_of(fd: int) -> Passed:
+    """In a thread: the fdinfo of a file of another's choice may block."""
+    mode = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
+    return Passed(fd, filesystem.device_of(fd), mode != os.O_RDONLY)
 
 
 class FileLocks:
@@ -103,18 +120,18 @@ class Grants:
         self,
         request: Grant,
         asker: Asker,
-        descriptor: int | None,
+        passed: Passed | None,
         before: Before = lambda *_: None,
     ) -> tuple[Seal, int]:
-        """A new seal and the descriptor of its holder, which the caller closes. Takes `descriptor`
-        and the asker's process over, whatever happens. `before` is called with the seal just before
-        it begins; when it raises, the grant is undone."""
+        """A new seal and the descriptor of its holder, which the caller closes. Takes what was
+        passed and the asker's process over, whatever happens. `before` is called with the seal just
+        before it begins; when it raises, the grant is undone."""
         try:
             with ExitStack() as undo:
                 undo.callback(asker.process.close)
-                target = await self._open(request, descriptor)
+                target = await self._open(request, passed)
                 # Of a frozen file system the last close may block.
-                undo.callback(self.workers.of(target.file.device).submit, os.close, target.fd)
+                undo.callback(close_later, target.file.device, [target.fd])
                 faults.point("grant:opened")
                 turn = self._queue_of(target.file.device).turn(asker.peer.uid)
                 async with self.lock(target.file), turn:
@@ -172,32 +189,33 @@ class Grants:
             raise
         return target.fd
 
-    async def _open(self, request: Grant, descriptor: int | None) -> Target:
+    async def _open(self, request: Grant, passed: Passed | None) -> Target:
         writable = request.iomode is IoMode.RW
 
         below = request.only.below
 
         def work() -> Target:
-            if descriptor is not None:
-                target = self.host.adopt(descriptor, writable=writable)
-                return target if below is None else self._confined(target, below)
+            if passed is not None:
+                try:
+                    target = self.host.adopt(passed.fd, writable=writable)
+                    return target if below is None else self._confined(target, below)
+                except BaseException:
+                    close_later(passed.device, [passed.fd])
+                    raise
             path = request.path or ""
             try:
                 return self.host.open_path(path, self.policy.roots, writable=writable)
             except Refusal as refusal:
                 raise concealed(refusal, path, below) from None
 
-        if descriptor is not None:
-            device = filesystem.device_of(descriptor)
-        else:
-            device = filesystem.device_at(request.path or "")
+        device = passed.device if passed else filesystem.device_at(request.path or "")
         opening = asyncio.ensure_future(self.workers.of(device).run(work))
         try:
             return await asyncio.shield(opening)
         except asyncio.CancelledError:
             await asyncio.wait([opening])
             if not opening.cancelled() and opening.exception() is None:
-                os.close(opening.result().fd)
+                close_later(device, [opening.result().fd])
             raise
 
     def _confined(self, target: Target, below: list[str]) -> Target:
@@ -206,11 +224,10 @@ class Grants:
         outside = Refusal("no-such-file", "there is no such file", {})  # its path is not told
         try:
             found = self.host.identify(target.path, self.policy.roots)
-            if not lies_below(target.path, below) or not target.file.same_inode(found):
-                raise outside
-        except BaseException as error:
-            os.close(target.fd)
-            raise outside if isinstance(error, Refusal) else error from None
+        except Refusal:
+            raise outside from None
+        if not lies_below(target.path, below) or not target.file.same_inode(found):
+            raise outside
         return target
 
     async def _grant(self, request: Grant, asker: Asker, target: Target, before: Before) -> Seal:
@@ -364,8 +381,3 @@ def check_still(before: ExtentMap, now: ExtentMap, sealed: ByteRange, target: Ta
         {"path": target.path},
         retry_after=0.1,
     )
-
-
-def close_all(fds: Sequence[int]) -> None:
-    for fd in fds:
-        os.close(fd)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 import numpy as np
 
+from sealsvc import wire
 from sealsvc.filesystem import Filesystem
 from sealsvc.messages import Grant, Holder, LadderStep
 from sealsvc.model import ByteRange, FileId, RingPlace, State
@@ -94,10 +95,11 @@ class Journal:
 
     def granted(self, seal: Seal) -> None:
         """Record a seal as it is: a new one, or one whose terms have changed."""
-        self._append(_encode(_granted(seal)))
+        self._append(wire.encoded(_granted(seal), _encode))
 
     def progressed(self, seal: Seal) -> None:
-        self._append(_encode(_progress(seal) if seal.live else Ended(seal.token)))
+        record = _progress(seal) if seal.live else Ended(seal.token)
+        self._append(wire.encoded(record, _encode))
 
     def forget(self, seal: Seal) -> None:
         """A live seal is not the service's to keep any more."""
@@ -118,7 +120,7 @@ class Journal:
             self._memory = None
 
     def _rewrite(self, live: Iterable[Seal]) -> None:
-        records = b"".join(_framed(_encode(_granted(seal))) for seal in live)
+        records = b"".join(_framed(wire.encoded(_granted(seal), _encode)) for seal in live)
         tail = _START + len(records)
         size = max(_FIRST_SIZE, tail)
         fd = os.memfd_create("sealsvc-journal")
@@ -166,7 +168,8 @@ def read(fd: int) -> list[Granted]:
         at = _START
         while at < tail:
             (size,) = struct.unpack_from("=I", memory, at)
-            record = _decode(memory[at + 4 : at + 4 + size])
+            data = memory[at + 4 : at + 4 + size]
+            record = wire.decoded(_decode(data), data)
             at += 4 + size
             match record:
                 case Granted():

@@ -16,6 +16,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from sealsvc.log_queue import QueueHandler, log_what_python_reports, shortened
+
 SOCKET = "/run/systemd/journal/socket"
 _PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}
 
@@ -38,15 +40,16 @@ def encoded(fields: dict[str, Any]) -> bytes:
     return b"".join(parts)
 
 
-class JournalHandler(logging.Handler):
+class Journal:
+    """How records are written to journald."""
+
     def __init__(self, context: Context = _nothing, path: str = SOCKET) -> None:
-        super().__init__()
         self._context, self._path = context, path
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
 
-    def emit(self, record: logging.LogRecord) -> None:
+    def encode(self, record: logging.LogRecord) -> bytes:
         fields = {
-            "MESSAGE": record.getMessage(),
+            "MESSAGE": shortened(record.getMessage()),
             "PRIORITY": _PRIORITIES.get(record.levelno, 5),
             "SYSLOG_IDENTIFIER": os.path.basename(sys.argv[0]) or "sealsvc",
             "LOGGER": record.name,
@@ -54,11 +57,15 @@ class JournalHandler(logging.Handler):
             **getattr(record, "fields", {}),
         }
         if record.exc_info:
-            fields["TRACEBACK"] = "".join(traceback.format_exception(*record.exc_info))
+            fields["TRACEBACK"] = shortened("".join(traceback.format_exception(*record.exc_info)))
+        return encoded(fields)
+
+    def write(self, data: bytes) -> None:
+        """Blocks while journald does not read. Where there is none, stderr has the text."""
         try:
-            self._sock.sendto(encoded(fields), self._path)
-        except OSError:  # no journal, or a record above its limit: stderr has the text
-            sys.stderr.write(f"{record.levelname} {record.name}: {record.getMessage()}\n")
+            self._sock.sendto(data, self._path)
+        except OSError:
+            _to_stderr(data)
 
 
 class LineFormatter(logging.Formatter):
@@ -73,14 +80,41 @@ class LineFormatter(logging.Formatter):
 
 
 def configure(level: str, context: Context = _nothing) -> None:
-    """To the journal if stderr is connected to it (JOURNAL_STREAM of systemd.exec(5))."""
-    handler: logging.Handler
+    """To the journal if stderr is connected to it (JOURNAL_STREAM of systemd.exec(5)). Nobody who
+    logs waits for whoever reads it (log_queue.py)."""
     if _stderr_is_journal():
-        handler = JournalHandler(context)
+        journal = Journal(context)
+        handler = QueueHandler(journal.encode, journal.write)
     else:
-        handler = logging.StreamHandler()
-        handler.setFormatter(LineFormatter(context))
+        formatter = LineFormatter(context)
+
+        def line(record: logging.LogRecord) -> bytes:
+            text = shortened(formatter.format(record))
+            return text.encode("utf-8", "backslashreplace") + b"\n"
+
+        handler = QueueHandler(line, _to_stderr)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    log_what_python_reports()
+
+
+def _handlers() -> list[QueueHandler]:
+    return [found for found in logging.getLogger().handlers if isinstance(found, QueueHandler)]
+
+
+def dropped() -> int:
+    """Records that were never written."""
+    return sum(handler.dropped for handler in _handlers())
+
+
+def flush(seconds: float) -> None:
+    """Before the process ends: wait for what is still to be written, but not for longer."""
+    for handler in _handlers():
+        handler.flush(seconds)
+
+
+def _to_stderr(data: bytes) -> None:
+    while data:
+        data = data[os.write(2, data) :]
 
 
 def _stderr_is_journal() -> bool:

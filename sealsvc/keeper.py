@@ -142,14 +142,16 @@ class Keeper:
         """Have what is held reported once more."""
         self._call(lib.KEEPER_REPLAY)
 
-    def read_reports(self) -> Iterator[Any]:
-        """struct seal_report, as many as wait. Each is valid until the next is taken. Those about
-        rings go to `on_ring` and `on_unproven` instead, in their turn."""
+    def read_reports(self, seconds: float) -> Iterator[Any]:
+        """struct seal_report, as many as wait and can be handled within `seconds`. Each is valid
+        until the next is taken. Those about rings go to `on_ring` and `on_unproven` instead, in
+        their turn."""
         assert self.reports is not None
         room = ffi.new("char[]", max(_REPORT, _RING_REPORT))
         report = ffi.cast("struct seal_report *", room)
         ring_report = ffi.cast("struct seal_ring_report *", room)
-        while True:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
             try:
                 size = self.reports.recv_into(ffi.buffer(room))
             except BlockingIOError:

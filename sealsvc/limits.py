@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from sealsvc import clock
 from sealsvc.errors import Refusal
 
-_FORGOTTEN = 4096  # users whose buckets are kept
+_MOST = 65536  # users whose buckets are kept
 
 
 class RateLimit:
@@ -18,7 +18,8 @@ class RateLimit:
 
     def __init__(self, rate: float, burst: int) -> None:
         self.rate, self.burst = rate, burst
-        self._buckets: dict[int, tuple[float, float]] = {}  # tokens, and when they were counted
+        # Tokens, and when they were counted: who took one last comes last.
+        self._buckets: OrderedDict[int, tuple[float, float]] = OrderedDict()
 
     def take(self, user: int) -> None:
         """Raises limit-reached, with the seconds until the next may be taken."""
@@ -34,9 +35,10 @@ class RateLimit:
                 {"rate": self.rate, "burst": self.burst},
                 retry_after=(1 - tokens) / self.rate,
             )
-        if len(self._buckets) >= _FORGOTTEN and user not in self._buckets:
-            self._buckets.clear()
         self._buckets[user] = (tokens - 1, now)
+        self._buckets.move_to_end(user)
+        if len(self._buckets) > _MOST:  # the one that has refilled the longest
+            self._buckets.popitem(last=False)
 
 
 class FairQueue:

@@ -40,7 +40,7 @@ class MeasuresTaken:
     def __init__(self) -> None:
         self.counters: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self.latencies = {
-            name: Distribution() for name in ("grant", "return", "recall", "conflict")
+            name: Distribution() for name in ("grant", "return", "recall", "conflict", "loop_lag")
         }
         self._recalled: OrderedDict[str, float] = OrderedDict()
 
@@ -56,7 +56,7 @@ class MeasuresTaken:
         self.counters["events"][event.name] += 1
         match event.name:
             case "conflict":
-                self.counters["conflicts"][str(data["verdict"])] += 1
+                self.counters["conflicts"][str(data["verdict"])] += data.get("repeated", 1)
             case "conflict-ended":
                 self.counters["conflicts_ended"]["refused" if data["result"] else "passed"] += 1
                 self.latencies["conflict"].add(data["waited"])

@@ -52,8 +52,8 @@ class HolderSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     the number `fd` of that process's own descriptor of the file; or, with `pidfd` true, by a
     pidfd that is the last descriptor sent with the request (a child of the caller's user)."""
 
-    pid: Annotated[int, Meta(ge=1)] | None = None
-    fd: Annotated[int, Meta(ge=0)] | None = None
+    pid: Annotated[int, Meta(ge=1, lt=2**31)] | None = None
+    fd: Annotated[int, Meta(ge=0, lt=2**31)] | None = None
     pidfd: bool = False
 
 
@@ -674,7 +674,8 @@ EVENTS = {
     "granted": "a seal was granted (data: the SealInfo)",
     "refused": "a grant was refused (data: code, message, details, path)",
     "state": "a step in a seal's life (data: from, to, step, reason, seqid)",
-    "conflict": "an operation met a seal (data: operation, seals, verdict)",
+    "conflict": "an operation met a seal (data: operation, seals, verdict; repeated: so many"
+    " more of the same process were refused since)",
     "recall": "a seal was asked for (data: reason, grace, wanted, operation, merged: one was under"
     " way already)",
     "renewed": "a holder renewed its seal (data: ttl)",

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from sealsvc import clock
+from sealsvc import clock, wire
 from sealsvc.errors import Refusal
 from sealsvc.messages import Keyed, Result, SealInfo
 
@@ -142,7 +142,7 @@ def digest_of(request: Keyed, fds: Sequence[int] = ()) -> bytes:
     process they are of, as /proc/self/fdinfo tells (`ino` since v5.14) without asking their file
     systems, which may hang."""
     same = msgspec.structs.replace(request, id=0, trace="")
-    digest = hashlib.sha256(msgspec.msgpack.encode(same))
+    digest = hashlib.sha256(wire.encoded(same, msgspec.msgpack.encode))
     for fd in fds:
         found = _IDENTITY.findall(Path(f"/proc/self/fdinfo/{fd}").read_bytes())
         digest.update(b"\n".join([b"", *found]))

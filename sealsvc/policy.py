@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import msgspec
+
 from sealsvc import states
 from sealsvc.config import PolicySection
 from sealsvc.errors import Refusal
 from sealsvc.host import Target
 from sealsvc.messages import Conditions, Gap, Grant, Holder, Terms
-from sealsvc.model import ByteRange, IoMode, Kind
+from sealsvc.model import ByteRange, Conflict, Fence, IoMode, Kind
 from sealsvc.processes import Peer
 from sealsvc.seals import Seal, SealTable
 
@@ -70,6 +72,28 @@ class Policy:
                 f"grace {request.grace:g} s is above policy.max_grace {self.section.max_grace:g} s",
                 {"max_grace": self.section.max_grace},
             )
+
+    def terms_of_reader(self, peer: Peer, request: Grant) -> Grant:
+        """Who may only read a file must not keep its owner from changing it: such a seal waits, its
+        recall is short, and it is fenced at the end, so that it ends."""
+        if self.is_operator(peer):
+            return request
+        if request.conflict is not Conflict.WAIT:
+            raise Refusal(
+                "denied",
+                "a descriptor that cannot write gets seals with conflict=wait only: open the file"
+                " for writing to refuse what others do to it",
+                {"conflict": request.conflict},
+            )
+        most = self.section.max_reader_grace
+        if request.grace > most:
+            raise Refusal(
+                "denied",
+                f"grace {request.grace:g} s is above policy.max_reader_grace {most:g} s, the most"
+                " for a descriptor that cannot write",
+                {"max_reader_grace": most},
+            )
+        return msgspec.structs.replace(request, fence=Fence.KILL)
 
     def authorise_claim(self, peer: Peer, request: Terms) -> None:
         if request.path is None:
@@ -206,6 +230,15 @@ def _ring_limit(name: str, limit: int, why: str) -> Refusal:
         {"limit": name},
         retry_after=1.0,
     )
+
+
+def longest_recall(section: PolicySection, seal: Seal) -> float:
+    """Seconds for which progress may put a recall off (Policy.terms_of_reader)."""
+    request = seal.request
+    reader = request.iomode is IoMode.READ and request.fence is Fence.KILL
+    if reader and seal.process.holder.uid not in section.operators:
+        return min(section.max_recall, section.max_reader_grace)
+    return section.max_recall
 
 
 def lies_below(path: str, directories: Iterable[str]) -> bool:

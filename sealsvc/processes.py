@@ -110,25 +110,31 @@ def again(holder: Holder) -> Process:
 
 
 def by_pidfd(pidfd: int) -> Process:
-    """Takes `pidfd` over, also when it fails."""
+    """Takes `pidfd`, which the kernel made for us, over, also when it fails."""
     try:
-        info = Path(f"/proc/self/fdinfo/{pidfd}").read_text()
-        found = re.search(r"^Pid:\s*(-?\d+)", info, re.M)
-        if not found:
-            raise Refusal("bad-request", "the descriptor sent as a pidfd is not one")
-        if int(found[1]) <= 0:
-            raise Refusal("no-such-holder", "the process of the pidfd has exited")
-        # The pid is the pidfd's while the process lives, and only then can it be signalled.
-        holder = _describe(int(found[1]))
-        with suppress(PermissionError):  # somebody else's lives as well
-            signal.pidfd_send_signal(pidfd, 0)
-    except ProcessLookupError:
-        os.close(pidfd)
-        raise Refusal("no-such-holder", "the process of the pidfd has exited") from None
+        return Process(holder_of(pidfd), pidfd)
     except BaseException:
         os.close(pidfd)
         raise
-    return Process(holder, pidfd)
+
+
+def holder_of(pidfd: int) -> Holder:
+    """The process of a descriptor that somebody says is a pidfd."""
+    info = Path(f"/proc/self/fdinfo/{pidfd}").read_text(errors="replace")
+    found = re.search(r"^Pid:\s*(-?\d+)", info, re.M)
+    if not found:
+        raise Refusal("bad-request", "the descriptor sent as a pidfd is not one")
+    gone = Refusal("no-such-holder", "the process of the pidfd has exited")
+    if int(found[1]) <= 0:
+        raise gone
+    # The pid is the pidfd's while the process lives, and only then can it be signalled.
+    holder = _describe(int(found[1]))
+    try:
+        with suppress(PermissionError):  # somebody else's lives as well
+            signal.pidfd_send_signal(pidfd, 0)
+    except ProcessLookupError:
+        raise gone from None
+    return holder
 
 
 def of_socket(sock: socket.socket) -> Process:

@@ -6,7 +6,9 @@ What happens at the deadline is fence.py's; how a seal is given back, returns.py
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import msgspec
 
 from sealsvc import clock, faults, filesystem, rules
 from sealsvc.config import PolicySection
@@ -16,9 +18,11 @@ from sealsvc.fence import Fencing
 from sealsvc.life import Life, may
 from sealsvc.messages import RecallAny
 from sealsvc.model import ByteRange, Conflict, Kind, Operation, State
+from sealsvc.policy import longest_recall
 from sealsvc.seals import Seal, SealTable
 from sealsvc.states import Step, after
 
+_MOST_REPEATED = 256  # kinds of refused operations that are told apart between two ticks
 _PRESSURE_PAUSE = 10.0  # seconds between two requests to the same effect
 _PRESSURE_GRACE = 10.0
 
@@ -32,6 +36,29 @@ class Waiting:
     seals: list[str]
     path: str
     since: float
+
+
+class Repeats:
+    """Refused operations that are repeated: who calls again and again, as fast as refusals come,
+    costs the service one event and a number. Cleared by `take`, and bounded in between."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[object, ...], tuple[Report, int]] = {}
+
+    def is_first(self, report: Report) -> bool:
+        """Whether it is to be told at once."""
+        operation = report.operation
+        key: tuple[object, ...] = (report.tokens, operation.name, operation.pid, report.error)
+        if len(self._seen) >= _MOST_REPEATED:
+            key = ()  # a flood from many processes
+        first, count = self._seen.get(key, (report, 0))
+        self._seen[key] = (first, count + 1)
+        return count == 0
+
+    def take(self) -> list[tuple[Report, int]]:
+        """The first of each kind, and how many came after it."""
+        seen, self._seen = self._seen, {}
+        return [(report, count - 1) for report, count in seen.values() if count > 1]
 
 
 class Recaller:
@@ -49,6 +76,7 @@ class Recaller:
         self.waiting: dict[tuple[str, int], Waiting] = {}
         self.counters = {"conflicts": 0, "recalls": 0, "recalls_merged": 0}
         self._relieved_at = -_PRESSURE_PAUSE
+        self._refused = Repeats()
 
     # Conflicts
 
@@ -67,6 +95,15 @@ class Recaller:
             )
             return
         self.counters["conflicts"] += 1
+        if report.outcome is not Outcome.REFUSED or self._refused.is_first(report):
+            self._publish_conflict(report, met)
+        if report.outcome is Outcome.HELD:
+            ids, path = [seal.id for seal in met], met[0].path if met else ""
+            self.waiting[key] = Waiting(enforcer, report, ids, path, clock.now())
+        for seal in met:
+            self._met(seal, report)
+
+    def _publish_conflict(self, report: Report, met: list[Seal], **more: int) -> None:
         self.life.events.publish(
             "conflict",
             met[0].id if met else None,
@@ -74,12 +111,17 @@ class Recaller:
             seals=[seal.id for seal in met],
             verdict=report.outcome,
             errno=report.error,
+            **more,
         )
-        if report.outcome is Outcome.HELD:
-            ids, path = [seal.id for seal in met], met[0].path if met else ""
-            self.waiting[key] = Waiting(enforcer, report, ids, path, clock.now())
-        for seal in met:
-            self._met(seal, report)
+
+    def publish_repeated(self) -> None:
+        """From time to time: one event for all the refusals of the same kind since the last."""
+        for first, count in self._refused.take():
+            detail = f"{first.operation.detail} ({count} more since)".lstrip()
+            operation = msgspec.structs.replace(first.operation, detail=detail)
+            report = replace(first, operation=operation)
+            found = [self.table.of_token(token) for token in report.tokens]
+            self._publish_conflict(report, [s for s in found if s is not None], repeated=count)
 
     def _met(self, seal: Seal, report: Report) -> None:
         if seal.state is State.COURTESY:
@@ -160,7 +202,7 @@ class Recaller:
         gain: one that is overdue stays so."""
         if seal.state is not State.RECALLED or seal.recalled_at is None:
             raise Refusal("bad-request", f"seal {seal.id} is {seal.state}: nothing is under way")
-        now, cap = clock.now(), seal.recalled_at + self.policy.max_recall
+        now, cap = clock.now(), seal.recalled_at + longest_recall(self.policy, seal)
         later = min(cap, now + seal.request.grace)
         if later <= max(now, seal.deadline or 0.0):
             return

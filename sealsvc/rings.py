@@ -10,7 +10,6 @@ under any other enforcer they recall the registration, as an NFSv4 delegation is
 from __future__ import annotations
 
 import logging
-import os
 import secrets
 import time
 from collections.abc import Callable
@@ -22,7 +21,7 @@ import msgspec
 from sealsvc.control import Connection, Reply
 from sealsvc.enforce import Verdict, Watchable, watchable
 from sealsvc.errors import Refusal
-from sealsvc.grants import Asker, Grants
+from sealsvc.grants import Asker, Grants, Passed
 from sealsvc.keeper import KeeperError
 from sealsvc.messages import Attach, Attached, Grant, Recall, RecallAny, Register
 from sealsvc.model import Kind, RingPlace, State
@@ -171,14 +170,14 @@ class Rings:
     # Registering
 
     async def register(
-        self, connection: Connection, request: Register, asker: Asker, descriptor: int | None
+        self, connection: Connection, request: Register, asker: Asker, passed: Passed | None
     ) -> tuple[Seal, int]:
         """The registration, and the descriptor of its holder. Takes over what Grants.grant does."""
         client = self.clients.get(request.ring)
         if client is None or client.connection is not connection:
             asker.process.close()
-            if descriptor is not None:
-                os.close(descriptor)
+            if passed is not None:
+                connection.user.close_later([passed.fd])
             raise Refusal("denied", f"ring {request.ring} is not attached to this connection")
         fields = msgspec.structs.asdict(request)
         del fields["ring"]
@@ -187,7 +186,7 @@ class Rings:
         def before(seal: Seal, undo: ExitStack) -> None:
             self._place(client, seal, undo)
 
-        seal, fd = await self.grants.grant(Grant(**fields), asker, descriptor, before)
+        seal, fd = await self.grants.grant(Grant(**fields), asker, passed, before)
         self.watch_holder(seal)
         self._hook(client, seal)
         self._publish(seal)

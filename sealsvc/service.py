@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from sealsvc import clock, extents, native, processes, states, validation, views
+from sealsvc import clock, closing, extents, native, processes, states, validation, views, wire
 from sealsvc.audit import audit, present_map
 from sealsvc.claims import Claims
 from sealsvc.control import Connection, Reply
@@ -21,7 +21,7 @@ from sealsvc.desk import Desk, asked_at_desk
 from sealsvc.enforce import Enforcer, EnforcerSet
 from sealsvc.errors import Refusal
 from sealsvc.filesystem import Filesystem
-from sealsvc.grants import Asker, Grants, close_all
+from sealsvc.grants import Asker, Grants, Passed, passed_of
 from sealsvc.history import Historian
 from sealsvc.holders import Holders
 from sealsvc.limits import RateLimit
@@ -71,7 +71,6 @@ from sealsvc.messages import (
     Simulate,
     Simulated,
     Status,
-    encode,
 )
 from sealsvc.model import ByteRange, Kind, State
 from sealsvc.once import Once, digest_of
@@ -85,12 +84,14 @@ from sealsvc.returns import Returns
 from sealsvc.rings import RingClient, Rings
 from sealsvc.seals import Seal
 from sealsvc.states import Step
+from sealsvc.users import Received, User, Users
 
 T = TypeVar("T")
 
 # Requests that change something, but for grants, of which more is told; and what of them is not.
 _TOLD = (Keyed, Forgotten, Reclaim)
 _RECALLS = 500  # outcomes in one answer
+_CLOSED_WITHIN = 1.0  # seconds
 _UNTOLD = {"id", "v", "key", "wait"}
 
 
@@ -104,12 +105,13 @@ class Service:
         enforcers: EnforcerSet,
         once: Once,
         historian: Historian,
+        users: Users,
         kernel: str,
     ) -> None:
         self.grants, self.returns, self.recaller = grants, returns, recaller
         self.life, self.table = grants.life, grants.life.table
         self.policy, self.enforcers, self.once, self.kernel = policy, enforcers, once, kernel
-        self.historian, self.registry = historian, grants.registry
+        self.historian, self.registry, self.users = historian, grants.registry, users
         self.paths = Paths(grants.host, grants.workers, policy)
         self.holders = Holders(recaller.fencing.holder_exited)
         self.rate = RateLimit(policy.section.grants_per_second, policy.section.grants_burst)
@@ -120,13 +122,12 @@ class Service:
         self.desk: Desk | None = None
         self.simulate: Callable[[Simulate], Awaitable[dict[str, Any]]] | None = None
 
-    async def handle(self, connection: Connection, request: AnyRequest, fds: list[int]) -> Reply:
+    async def handle(self, connection: Connection, request: AnyRequest, fds: Received) -> Reply:
         if isinstance(request, Register):
             return await self._register(connection, request, fds)
         if isinstance(request, Grant):
             with self.measures.timed("grant"):
                 return await self._grant(connection, request, fds)
-        close_all(fds)
         if isinstance(request, Attach):
             return self._rings().attach(connection, request)
         if isinstance(request, Redeem):
@@ -215,30 +216,24 @@ class Service:
 
     # Grants and returns
 
-    async def _grant(self, connection: Connection, request: Grant, fds: list[int]) -> Reply:
+    async def _grant(self, connection: Connection, request: Grant, fds: Received) -> Reply:
         if not request.key:
             return await self._new_grant(connection, request, fds)
         made: list[int] = []
-        taken = False
-        try:
-            digest = digest_of(request, fds)
-        except OSError:
-            close_all(fds)
-            raise
+        # In a thread: the fdinfo of what was sent may block.
+        digest = await self.users.look(connection.user, digest_of, request, fds.numbers)
 
         async def act() -> Result:
-            nonlocal taken
-            taken = True
             reply = await self._new_grant(connection, request, fds, digest=digest)
             made.extend(reply.fds)
             return reply.result
 
-        try:
-            result, again = await self.once.run(connection.peer.uid, request, digest, act)
-        finally:
-            if not taken:
-                close_all(fds)
-        return await self._granted_before(request, result) if again else Reply(result, made)
+        result, again = await self.once.run(connection.peer.uid, request, digest, act)
+        if not again:
+            return Reply(result, made)
+        # Our copy of the descriptor that was sent before must not pass for the holder's.
+        await closing.closed(("user", connection.peer.uid), _CLOSED_WITHIN)
+        return await self._granted_before(request, result)
 
     async def _granted_before(self, request: Grant, result: Result) -> Reply:
         """The seal as it stands now. Its descriptor is sent once more when the first was lost on
@@ -257,14 +252,10 @@ class Service:
             raise Refusal("unknown-operation", "there is no keeper, and so no rings, here")
         return self.rings
 
-    async def _register(self, connection: Connection, request: Register, fds: list[int]) -> Reply:
-        try:
-            rings = self._rings()
-            if request.key or request.holder != HolderSpec():
-                raise Refusal("bad-request", "a registration has neither `key` nor `holder`")
-        except BaseException:
-            close_all(fds)
-            raise
+    async def _register(self, connection: Connection, request: Register, fds: Received) -> Reply:
+        rings = self._rings()
+        if request.key or request.holder != HolderSpec():
+            raise Refusal("bad-request", "a registration has neither `key` nor `holder`")
         make = functools.partial(rings.register, connection, request)
         reply = await self._new_grant(connection, request, fds, make)
         assert isinstance(reply.result, SealInfo)
@@ -272,13 +263,13 @@ class Service:
         return Reply(Registered(file=place.file if place else -1, seal=reply.result), reply.fds)
 
     async def _make(
-        self, connection: Connection, request: Grant, asker: Asker, descriptor: int | None
+        self, connection: Connection, request: Grant, asker: Asker, passed: Passed | None
     ) -> tuple[Seal, int]:
         if self.rings is None:
-            seal, fd = await self.grants.grant(request, asker, descriptor)
+            seal, fd = await self.grants.grant(request, asker, passed)
         else:
             before = self.rings.mirror(connection)
-            seal, fd = await self.grants.grant(request, asker, descriptor, before)
+            seal, fd = await self.grants.grant(request, asker, passed, before)
         self.holders.watch(seal)
         return seal, fd
 
@@ -286,36 +277,49 @@ class Service:
         self,
         connection: Connection,
         request: Grant,
-        fds: list[int],
-        make: Callable[[Asker, int | None], Awaitable[tuple[Seal, int]]] | None = None,
+        fds: Received,
+        make: Callable[[Asker, Passed | None], Awaitable[tuple[Seal, int]]] | None = None,
         digest: bytes = b"",
     ) -> Reply:
-        process = None
+        user = connection.user
+        self._authorise(connection.peer, request, len(fds))
+        self.rate.take(connection.peer.uid)
+        process = await self._holder(connection, request, fds)
+        passed = None
         try:
-            self._authorise(connection.peer, request, len(fds))
-            self.rate.take(connection.peer.uid)
-            process = self._holder(connection, request, fds)
             self.policy.refuse_other_user(request.only, process.holder)
-        except BaseException:
-            close_all(fds)
-            if process is not None:
-                process.close()
-            raise
-        descriptor = None
-        try:
-            descriptor = fds.pop() if fds else _descriptor_of(process, request)
-            await validation.refuse_unmappable(self.grants, request, descriptor)
+            passed = await self._passed(user, process, request, fds)
+            if passed is not None and not passed.writable:
+                request = self.policy.terms_of_reader(connection.peer, request)
+            await validation.refuse_unmappable(self.grants, request, passed)
         except BaseException:
             process.close()
-            close_all([] if descriptor is None else [descriptor])
+            if passed is not None:
+                user.close_later([passed.fd])
             raise
         asker = Asker(connection.peer, process, connection, digest)
         make = make or functools.partial(self._make, connection, request)
-        seal, fd = await make(asker, descriptor)
+        seal, fd = await make(asker, passed)
         if request.path is not None and request.holder.pid is None:
             return Reply(seal.info(), [fd])
-        os.close(fd)
+        user.close_later([fd])
         return Reply(seal.info())
+
+    async def _passed(
+        self, user: User, process: Process, request: Grant, fds: Received
+    ) -> Passed | None:
+        """The file's descriptor: the one that was sent, or the holder's own by its number there."""
+        if len(fds):
+            fd = fds.pop()
+        elif request.holder.fd is not None:
+            fd = await self.users.fetch(user, _descriptor_of, process, request.holder.fd)
+        else:
+            return None
+        try:
+            return await self.users.look(user, passed_of, fd)
+        except BaseException:
+            user.close_later([fd])
+            raise
 
     def _authorise(self, peer: Peer, request: Grant, fds: int) -> None:
         try:
@@ -333,21 +337,26 @@ class Service:
         self.holders.watch(seal)
         return Reply(seal.info(), [fd])
 
-    def _holder(self, connection: Connection, request: Grant, fds: list[int]) -> Process:
+    async def _holder(self, connection: Connection, request: Grant, fds: Received) -> Process:
         spec = request.holder
         if spec.pidfd:
             if not fds:
                 raise Refusal("bad-request", "holder.pidfd is true, but no descriptor was sent")
-            process = processes.by_pidfd(fds.pop())
-            if process.holder.uid != connection.peer.uid and not self.policy.is_operator(
-                connection.peer
-            ):
-                process.close()
-                raise Refusal("denied", "the holder belongs to another user")
-            return process
+            return await self._process_of(connection, fds.pop())
         if spec.pid is not None:
             return self.grants.host.process(spec.pid)
         return connection.process.share()
+
+    async def _process_of(self, connection: Connection, pidfd: int) -> Process:
+        """Takes over what was sent as a pidfd, and may be anything."""
+        try:
+            holder = await self.users.look(connection.user, processes.holder_of, pidfd)
+            if holder.uid != connection.peer.uid and not self.policy.is_operator(connection.peer):
+                raise Refusal("denied", "the holder belongs to another user")
+        except BaseException:
+            connection.user.close_later([pidfd])
+            raise
+        return Process(holder, pidfd)
 
     async def _return(self, peer: Peer, request: Return) -> SealInfo:
         seal = self._seal_at(peer, request.seal, request.seqid)
@@ -488,7 +497,7 @@ class Service:
             if request.wait:
                 await self._until_over(chosen, request.range)
         if request.filesystem is not None or request.all:
-            self._forget(chosen)
+            await self._forget(chosen)
         chosen.sort(key=lambda seal: not seal.live)
         told = [RecallOutcome(seal=seal.id, state=seal.state) for seal in chosen[:_RECALLS]]
         return RecallReport(recalled=told, more=len(chosen) - len(told))
@@ -523,11 +532,12 @@ class Service:
             return [s for s in self.table if s.process.holder.pid == request.pid]
         return list(self.table)
 
-    def _forget(self, recalled: list[Seal]) -> None:
+    async def _forget(self, recalled: list[Seal]) -> None:
         """So that a file system whose seals are gone can be unmounted at once."""
         for filesystem in {seal.filesystem for seal in recalled}:
             for enforcer in self.enforcers.available:
                 enforcer.forget(filesystem)
+            await closing.closed(filesystem.device, _CLOSED_WITHIN)
 
     # The service itself
 
@@ -644,7 +654,7 @@ def _shortened(report: AuditReport) -> AuditReport:
 
 
 def _fitting(items: list[T], room: int) -> list[T]:
-    sizes = itertools.accumulate(len(encode(item)) + 1 for item in items)
+    sizes = itertools.accumulate(len(wire.encoded(item)) + 1 for item in items)
     return [item for item, size in zip(items, sizes, strict=True) if size <= room]
 
 
@@ -656,14 +666,12 @@ def push(seal: Seal, message: Recall | RecallAny) -> bool:
     return isinstance(client, Connection) and client.send(message)
 
 
-def _descriptor_of(process: Process, request: Grant) -> int | None:
-    """The holder's own descriptor, by its number there."""
-    if request.holder.fd is None:
-        return None
+def _descriptor_of(process: Process, number: int) -> int:
+    """In a thread: pidfd_getfd waits while the process is in execve (kernel/pid.c __pidfd_fget)."""
     try:
-        return native.pidfd_getfd(process.pidfd, request.holder.fd)
+        return native.pidfd_getfd(process.pidfd, number)
     except OSError as error:
         raise Refusal(
             "bad-request",
-            f"descriptor {request.holder.fd} of process {process.holder.pid}: {error.strerror}",
+            f"descriptor {number} of process {process.holder.pid}: {error.strerror}",
         ) from None

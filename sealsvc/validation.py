@@ -6,22 +6,23 @@ import asyncio
 import os
 
 from sealsvc import filesystem, processes, states
+from sealsvc.closing import close_later
 from sealsvc.errors import Refusal
-from sealsvc.grants import Grants, close_all
+from sealsvc.grants import Grants, Passed
 from sealsvc.host import Host, MappingFacts, MappingQuestion
 from sealsvc.messages import Grant, MappingReport
 from sealsvc.seals import Seal
 from sealsvc.states import Step
 
 
-async def refuse_unmappable(grants: Grants, request: Grant, descriptor: int | None) -> None:
+async def refuse_unmappable(grants: Grants, request: Grant, passed: Passed | None) -> None:
     """Before a grant: what only DAX can give is not to be had of a file without."""
     wanted = [name for name in ("map_sync", "pmd") if getattr(request.require, name)]
-    file = request.path if descriptor is None else descriptor
+    file = request.path if passed is None else passed.fd
     if not wanted or file is None:
         return
     try:
-        where = filesystem.device_at(file) if isinstance(file, str) else filesystem.device_of(file)
+        where = passed.device if passed else filesystem.device_at(request.path or "")
         if await grants.workers.of(where).run(grants.host.has_dax, file):
             return
     except Refusal:
@@ -81,7 +82,7 @@ async def _facts(grants: Grants, seal: Seal, address: int | None) -> MappingFact
         # Also when the request was cancelled: the worker cannot be stopped.
         await asyncio.wait([looking])
         _ = looking.cancelled() or looking.exception()
-        close_all([pidfd] if anchor < 0 else [pidfd, anchor])
+        close_later(seal.file.device, [pidfd] if anchor < 0 else [pidfd, anchor])
 
 
 def _look(host: Host, question: MappingQuestion, pidfd: int) -> MappingFacts:

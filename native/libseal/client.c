@@ -178,6 +178,9 @@ static void release(struct seal_client *client)
 	free(client);
 }
 
+/* Of the last seal_open that failed, in this thread: it leaves no client that could have it. */
+static _Thread_local char open_failure[sizeof(((struct seal_client *)0)->failure)];
+
 int seal_open(struct seal_client **out, const struct seal_options *options)
 {
 	struct seal_client *client = calloc(1, sizeof(*client));
@@ -198,6 +201,8 @@ int seal_open(struct seal_client **out, const struct seal_options *options)
 	if (!error)
 		error = map_ring(client);
 	if (error) {
+		snprintf(open_failure, sizeof(open_failure), "%s",
+			 client->failure[0] ? client->failure : strerror(-error));
 		release(client);
 		return error;
 	}
@@ -248,7 +253,7 @@ int seal_identity(const struct seal_client *client, uint32_t *ring, char secret[
 
 const char *seal_failure(const struct seal_client *client)
 {
-	return client->failure;
+	return client ? client->failure : open_failure;
 }
 
 int seal_fd(const struct seal_client *client)

@@ -52,7 +52,9 @@ static int lost(struct seal_client *client, int error)
 {
 	/* A time-out leaves an answer on the way: with it the next would be mistaken. */
 	control_close(client);
-	return fail(client, error, "the service does not answer");
+	return fail(client, error,
+		    error == -EMFILE ? "the answer's descriptors (RLIMIT_NOFILE)" :
+				       "the service does not answer");
 }
 
 static int send_request(struct seal_client *client, size_t size, int fd)
@@ -117,7 +119,8 @@ static ssize_t receive(struct seal_client *client, int flags, int *fds, int *cou
 	if (message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) {
 		close_all(fds, *count);
 		*count = 0;
-		return -EMSGSIZE;
+		/* There is room for all that an answer may carry: what is missing had no number. */
+		return message.msg_flags & MSG_TRUNC ? -EMSGSIZE : -EMFILE;
 	}
 	return n;
 }
@@ -143,14 +146,20 @@ static int refused(struct seal_client *client, struct json answer)
 	return error_of(code);
 }
 
-/* 1 when the message is the answer to our request; pushes and older answers are passed over. */
+/* 1 when the message is the answer to our request; pushes and older answers are passed over. One whose
+ * id is null tells why nothing that we send is looked at. */
 static int is_answer(struct json message, uint64_t request)
 {
+	static const char null[] = "null";
 	struct json id;
 	uint64_t number;
 
-	return json_find(message, "id", &id) == 0 && json_number(id, &number) == 0 &&
-	       number == request;
+	if (json_find(message, "id", &id) < 0)
+		return 0;
+	if ((size_t)(id.end - id.at) == sizeof(null) - 1 &&
+	    memcmp(id.at, null, sizeof(null) - 1) == 0)
+		return 1;
+	return json_number(id, &number) == 0 && number == request;
 }
 
 /* Send what stands in client->message, and wait for its answer: its result. */
@@ -167,7 +176,7 @@ static int ask(struct seal_client *client, struct json_text *text, int fd, struc
 	if (client->socket < 0)
 		return fail(client, -ENOTCONN, "the service");
 	error = send_request(client, text->used, fd);
-	if (error)
+	if (error && error != -EPIPE) /* before its end the service may have said why */
 		return lost(client, error);
 	do {
 		ssize_t n = receive(client, 0, fds, count);
@@ -273,8 +282,6 @@ int control_attach(struct seal_client *client)
 
 static void put_options(struct json_text *text, const struct seal_file_options *options)
 {
-	char grace[32];
-
 	put_number(text, "offset", options->offset);
 	if (options->length)
 		put_number(text, "length", options->length);
@@ -284,8 +291,8 @@ static void put_options(struct json_text *text, const struct seal_file_options *
 	put_string(text, "fence", options->fence);
 	put_string(text, "tag", options->tag);
 	if (options->grace > 0) {
-		snprintf(grace, sizeof(grace), ",\"grace\":%.6f", options->grace);
-		json_put(text, grace);
+		json_put(text, ",\"grace\":");
+		json_put_seconds(text, options->grace);
 	}
 	if (options->prepare) {
 		json_put(text, ",\"prepare\":");
@@ -352,7 +359,7 @@ void control_drain(struct seal_client *client)
 		close_all(fds, count);
 		if (n == -EAGAIN)
 			return;
-		if (n == 0 || (n < 0 && n != -EMSGSIZE))
+		if (n == 0 || (n < 0 && n != -EMSGSIZE && n != -EMFILE))
 			control_close(client);
 	}
 }

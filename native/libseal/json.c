@@ -224,3 +224,18 @@ void json_put_number(struct json_text *text, uint64_t number)
 	snprintf(digits, sizeof(digits), "%llu", (unsigned long long)number);
 	json_put(text, digits);
 }
+
+#define SECONDS_MAX 1000000000.0
+
+void json_put_seconds(struct json_text *text, double seconds)
+{
+	char decimals[8];
+	uint64_t micro;
+
+	if (!(seconds > 0))
+		seconds = 0;
+	micro = (uint64_t)((seconds < SECONDS_MAX ? seconds : SECONDS_MAX) * 1e6 + 0.5);
+	snprintf(decimals, sizeof(decimals), ".%06u", (unsigned)(micro % 1000000));
+	json_put_number(text, micro / 1000000);
+	json_put(text, decimals);
+}

@@ -131,7 +131,8 @@ void seal_close(struct seal_client *client);
 int seal_identity(const struct seal_client *client, uint32_t *ring, char secret[17]);
 /* After the service was started again: connect anew. Everything sealed went on meanwhile. */
 int seal_reconnect(struct seal_client *client);
-/* The text of the last failure of seal_open, seal_register, seal_unregister or seal_reconnect. */
+/* The text of the last failure of seal_register, seal_unregister or seal_reconnect. NULL: of the last
+ * seal_open of this thread that failed. */
 const char *seal_failure(const struct seal_client *client);
 
 /* Register the file of `fd`, or a range of it: its index, or -errno. `fd` stays the caller's; through

@@ -101,9 +101,11 @@ def _await(channel: socket.socket) -> tuple[str, int | None]:
     # Not socket.recv_fds: in Python 3.11 it drops its flags, and the command would inherit the
     # received number besides its own.
     try:
-        data, ancillary, _, _ = channel.recvmsg(64, socket.CMSG_LEN(4), socket.MSG_CMSG_CLOEXEC)
+        data, ancillary, flags, _ = channel.recvmsg(64, socket.CMSG_LEN(4), socket.MSG_CMSG_CLOEXEC)
     except ConnectionResetError:
         return "", None
+    if flags & socket.MSG_CTRUNC:  # it arrived without the descriptor
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
     for _, _, rights in ancillary:
         return data.decode(), array.array("i", rights)[0]
     return "", None

@@ -14,8 +14,11 @@ import click
 import msgspec
 
 from sealsvc import __version__, config
+from sealsvc.ending import end, end_within
 from sealsvc.errors import Refusal
 from sealsvc.journald import configure
+
+_END = 20.0  # seconds for an orderly end
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -50,7 +53,8 @@ def serve(file: Path | None, socket: str | None, roots: tuple[str, ...], sim: bo
         _serve(chosen, sim, file, override)
     except (config.ConfigError, Refusal, ValueError) as error:
         click.echo(f"sealsvc: {error}", err=True)
-        sys.exit(1)
+        end(1)
+    end(0)
 
 
 @main.command()
@@ -111,6 +115,7 @@ def _serve(
     try:
         daemon = (sim_daemon if sim else kernel_daemon)(chosen)
         daemon.policy_file.source, daemon.policy_file.overrides = file, overrides
+        daemon.ending = functools.partial(end_within, _END)
         asyncio.run(daemon.run())
     except OSError as error:
         raise Refusal("io-error", f"the service cannot go on: {error}") from error

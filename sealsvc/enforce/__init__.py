@@ -48,6 +48,11 @@ class Guard:
     backed: bool = False
 
 
+# Seconds that reports may take of one turn of the event loop: whoever makes them as fast as it can
+# leaves time to the others.
+DRAIN_TIME = 0.002
+
+
 class Outcome(StrEnum):
     HELD = "held"
     REFUSED = "refused"
@@ -119,7 +124,8 @@ class Enforcer(Protocol):
         ...
 
     def drain(self) -> None:
-        """Deliver the reports that wait. Does not block."""
+        """Deliver reports that wait, for DRAIN_TIME or so; the descriptor stays readable while
+        there are more. Does not block."""
         ...
 
     def arm(self, filesystem: Filesystem, fd: int) -> None:

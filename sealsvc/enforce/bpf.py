@@ -447,12 +447,10 @@ class BpfEnforcer:
     # Reports
 
     def drain(self) -> None:
-        while self._bpf is not None:
+        if self._bpf is not None:  # one batch in a turn of the loop, which DRAIN_TIME has room for
             count: int = lib.seal_bpf_events(self._bpf, self._events, _BATCH)
             for i in range(count):
                 self._deliver(_report(self._events[i]))
-            if count < _BATCH:
-                return
 
     def counters(self) -> dict[str, int]:
         if self._bpf is None:

@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 
 from sealsvc import native, rules
-from sealsvc.enforce import Claim, Guard, Hold, Outcome, Report, Verdict, guards
+from sealsvc.enforce import DRAIN_TIME, Claim, Guard, Hold, Outcome, Report, Verdict, guards
 from sealsvc.errors import Refusal
 from sealsvc.filesystem import Filesystem
 from sealsvc.host import Target
@@ -353,7 +353,7 @@ class FanotifyEnforcer:
     # Reports
 
     def drain(self) -> None:
-        for raw in self.keeper.read_reports():
+        for raw in self.keeper.read_reports(DRAIN_TIME):
             self._deliver(self._report(raw))
 
     def _report(self, raw: Any) -> Report:

@@ -90,7 +90,8 @@ class Host(Protocol):
     def open_path(self, path: str, roots: Sequence[str], *, writable: bool) -> Target: ...
 
     def adopt(self, fd: int, *, writable: bool) -> Target:
-        """Take over a descriptor that a client opened. Closes it when it cannot be used."""
+        """Take over a descriptor that a client opened. When it cannot be used it stays the
+        caller's, who knows where closing it may block."""
         ...
 
     def identify(self, path: str, roots: Sequence[str] | None = None) -> FileId:

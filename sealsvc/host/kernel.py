@@ -53,16 +53,15 @@ class KernelHost:
         try:
             # O_NONBLOCK kept a FIFO or a lease from stopping us; regular files do not want it.
             fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_NONBLOCK)
-        except OSError:
+            return self._target(fd, path, writable=writable)
+        except BaseException:
             os.close(fd)
             raise
-        return self._target(fd, path, writable=writable)
 
     def adopt(self, fd: int, *, writable: bool) -> Target:
         flags = fcntl.fcntl(fd, fcntl.F_GETFL)
         mode = flags & os.O_ACCMODE
         if flags & os.O_PATH or mode == os.O_WRONLY or (writable and mode != os.O_RDWR):
-            os.close(fd)
             raise Refusal(
                 "bad-request",
                 "the descriptor must be open for reading and writing (O_RDWR) for iomode rw,"
@@ -250,11 +249,7 @@ class KernelHost:
             file = FileId(st.st_dev, st.st_ino, native.generation(fd) or 0)
             return Target(file, fd, path, st.st_size, described, writable)
         except OSError as error:
-            os.close(fd)
             raise _open_refusal(error, path) from None
-        except BaseException:
-            os.close(fd)
-            raise
 
 
 def _refuse_if_dead(fd: int) -> None:

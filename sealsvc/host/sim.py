@@ -71,18 +71,14 @@ class SimHost:
         return self._target(file, fd, path, writable=writable)
 
     def adopt(self, fd: int, *, writable: bool) -> Target:
-        try:
-            self.check("open")
-            mode = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
-            if mode == os.O_WRONLY or (writable and mode != os.O_RDWR):
-                raise Refusal("bad-request", "the descriptor's mode does not allow the iomode")
-            file = self._of_fd(fd)
-            with self._lock:
-                path = next(path for path, other in self._files.items() if other is file)
-            return self._target(file, fd, path, writable=mode == os.O_RDWR)
-        except BaseException:
-            os.close(fd)
-            raise
+        self.check("open")
+        mode = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
+        if mode == os.O_WRONLY or (writable and mode != os.O_RDWR):
+            raise Refusal("bad-request", "the descriptor's mode does not allow the iomode")
+        file = self._of_fd(fd)
+        with self._lock:
+            path = next(path for path, other in self._files.items() if other is file)
+        return self._target(file, fd, path, writable=mode == os.O_RDWR)
 
     def identify(self, path: str, roots: Sequence[str] | None = None) -> FileId:  # noqa: ARG002
         path = os.path.normpath(path)

@@ -18,7 +18,7 @@ from sealsvc import config
 from sealsvc.claims import Claims
 from sealsvc.config import Config, ConfigError
 from sealsvc.errors import Refusal
-from sealsvc.journald import JournalHandler, LineFormatter, encoded
+from sealsvc.journald import Journal, LineFormatter, encoded
 from sealsvc.measures import BOUNDS, MeasuresTaken
 from sealsvc.messages import Conditions, Event, IssueClaim, Status
 from sealsvc.overview import MeasuresReport
@@ -40,10 +40,10 @@ def test_fields_reach_the_journal(tmp_path: Path) -> None:
     path = str(tmp_path / "journal")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
         journal.bind(path)
-        handler = JournalHandler(lambda: {"SEALSVC_REQUEST": "abc"}, path)
-        handler.emit(record("changed", SEALSVC_SEAL="65f0"))
+        journal_of = Journal(lambda: {"SEALSVC_REQUEST": "abc"}, path)
+        journal_of.write(journal_of.encode(record("changed", SEALSVC_SEAL="65f0")))
         told = journal.recv(65536).split(b"\n")
-        handler._sock.close()
+        journal_of._sock.close()
     assert {b"MESSAGE=changed", b"PRIORITY=4", b"SEALSVC_REQUEST=abc", b"SEALSVC_SEAL=65f0"} <= {
         *told
     }

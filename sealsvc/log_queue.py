@@ -1,0 +1,99 @@
+"""Logging that never blocks: records are queued, and one daemon thread writes them.
+
+What reads the log may stop: journald that is stuck or waits for its disk (unix_wait_for_peer), a
+full pipe at stderr. Then the queue fills, and what it has no room for is dropped and counted; the
+log says how many are missing as soon as it can be written again.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+
+_ROOM = 1 << 20  # bytes that wait
+_LONGEST = 32 << 10  # characters of one text; a traceback may be of any length
+
+log = logging.getLogger(__name__)
+
+
+class QueueHandler(logging.Handler):
+    """`encode` makes bytes of a record, on the thread that logs; `write` may block and fail."""
+
+    def __init__(
+        self, encode: Callable[[logging.LogRecord], bytes], write: Callable[[bytes], None]
+    ) -> None:
+        super().__init__()
+        self.dropped = 0
+        self._encode, self._write = encode, write
+        self._changed = threading.Condition()
+        self._waiting: deque[bytes] = deque()
+        self._size = self._missing = 0
+        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            data = self._encode(record)
+        except Exception:  # as logging itself does: a record that cannot be written ends nothing
+            data = b""
+        with self._changed:
+            if not data or self._size + len(data) > _ROOM:
+                self.dropped += 1
+                self._missing += 1
+                return
+            self._waiting.append(data)
+            self._size += len(data)
+            self._changed.notify_all()
+
+    def flush(self, seconds: float = 0.0) -> None:
+        """Wait until everything is written, for `seconds` at most (logging itself: for none)."""
+        deadline = time.monotonic() + seconds
+        with self._changed:
+            while self._size and (left := deadline - time.monotonic()) > 0:
+                self._changed.wait(left)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting)
+                data = self._waiting.popleft()
+            try:
+                self._write(data)
+            except OSError:
+                with self._changed:
+                    self.dropped += 1
+            with self._changed:
+                self._size -= len(data)
+                missing, self._missing = self._missing, 0
+                self._changed.notify_all()
+            if missing:
+                log.warning("%d log records were dropped: what reads the log was too slow", missing)
+
+
+def shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... ({len(text)} characters)"
+
+
+def log_what_python_reports() -> None:
+    """Exceptions that end threads or are raised in destructors go to stderr otherwise."""
+
+    def of_thread(arguments: threading.ExceptHookArgs) -> None:
+        name = arguments.thread.name if arguments.thread else "?"
+        log.error("thread %s ended", name, exc_info=_info(arguments.exc_value))
+
+    def unraisable(arguments: sys.UnraisableHookArgs) -> None:
+        what = arguments.err_msg or "exception ignored"
+        log.error("%s in %r", what, arguments.object, exc_info=_info(arguments.exc_value))
+
+    threading.excepthook, sys.unraisablehook = of_thread, unraisable
+
+
+def _info(
+    error: BaseException | None,
+) -> tuple[type[BaseException], BaseException, TracebackType | None] | None:
+    return (type(error), error, error.__traceback__) if error else None
