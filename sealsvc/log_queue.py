@@ -90,7 +90,8 @@ def log_what_python_reports() -> None:
         what = arguments.err_msg or "exception ignored"
         log.error("%s in %r", what, arguments.object, exc_info=_info(arguments.exc_value))
 
-    threading.excepthook, sys.unraisablehook = of_thread, unraisable
+    threading.excepthook = of_thread
+    setattr(sys, "unraisablehook", unraisable)  # noqa: B010 (an assignment looks unused)
 
 
 def _info(

@@ -74,6 +74,11 @@ class Users:
         self, section: LimitsSection, exempt: Callable[[int], bool], alarm: Callable[[str], None]
     ) -> None:
         self.section, self._exempt = section, exempt
+        self._most = {
+            "connections": section.connections_per_user,
+            "requests": section.requests_per_user,
+            "descriptors": section.descriptors_per_user,
+        }
         self.overruns = Overruns(alarm)
         self._users: dict[int, User] = {}
         self._workers = Workers(_THREADS)
@@ -83,11 +88,9 @@ class Users:
 
     def take(self, user: User, what: str, count: int = 1) -> None:
         """Count `count` more "connections", "requests" or "descriptors". Raises limit-reached."""
-        limit = f"{what}_per_user"
-        most: int = getattr(self.section, limit)
         has: int = getattr(user, what)
-        if has + count > most and not self._exempt(user.uid):
-            self.refuse(user, limit, most)
+        if has + count > self._most[what] and not self._exempt(user.uid):
+            self.refuse(user, f"{what}_per_user", self._most[what])
         setattr(user, what, has + count)
         self._users[user.uid] = user
 

@@ -53,8 +53,8 @@ static int lost(struct seal_client *client, int error)
 	/* A time-out leaves an answer on the way: with it the next would be mistaken. */
 	control_close(client);
 	return fail(client, error,
-		    error == -EMFILE ? "the answer's descriptors (RLIMIT_NOFILE)" :
-				       "the service does not answer");
+		    error == -EMFILE ? "the answer's descriptors (RLIMIT_NOFILE)"
+				     : "the service does not answer");
 }
 
 static int send_request(struct seal_client *client, size_t size, int fd)

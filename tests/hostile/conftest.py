@@ -1,4 +1,4 @@
-"""The service as others meet it: on one file system, with small limits where a test asks for them."""
+"""The service as others meet it, on one file system; with small limits where a test wants them."""
 
 from __future__ import annotations
 

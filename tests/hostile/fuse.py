@@ -12,14 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-LOOKUP, FORGET, GETATTR, OPEN, READ, RELEASE = 1, 2, 3, 14, 15, 18
-FLUSH, INIT, OPENDIR, INTERRUPT, BATCH_FORGET = 25, 26, 27, 36, 42
+READ, RELEASE, FLUSH = 15, 18, 25
 ENOENT, ENOSYS = 2, 38
 SIZE = 4096
 
 _ROOT, _FILE = 1, 2
 _HEADER = struct.Struct("<IIQQIIII")
-_UNANSWERED = (FORGET, BATCH_FORGET, INTERRUPT)
+_UNANSWERED = (2, 36, 42)  # FORGET, INTERRUPT, BATCH_FORGET
 
 _libc = ctypes.CDLL(None, use_errno=True)
 

@@ -61,9 +61,15 @@ def sent(sock: sockets.socket, data: bytes, fds: list[int] | None = None) -> Non
 
 
 def answer(sock: sockets.socket) -> dict[str, Any]:
-    """The next answer, pushes apart; empty when the connection was closed."""
-    while data := sock.recv(1 << 17):
+    """The next answer, pushes apart; empty when the connection was closed. One closed with a
+    request unread says so first, by ECONNRESET, and then has what was sent before."""
+    try:
+        data = sock.recv(1 << 17)
+    except ConnectionResetError:
+        data = sock.recv(1 << 17)
+    while data:
         message: dict[str, Any] = json.loads(data)
         if message["reply"] in ("answer", "failure"):
             return message
+        data = sock.recv(1 << 17)
     return {}

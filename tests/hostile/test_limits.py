@@ -1,0 +1,174 @@
+"""What one user can use up: its own share, and nobody else's."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sealsvc.client import Client
+from sealsvc.errors import Refusal
+from sealsvc.messages import Event, RecallProgress, RecallSeals, Show, Status, Watch
+from sealsvc.overview import Measures, MeasuresReport
+from tests.hostile.users import NOBODY, answer, as_user, connected, process, sent
+from tests.service.conftest import Running, until
+
+pytestmark = pytest.mark.kernel
+
+
+@pytest.fixture
+def more() -> str:
+    return "max_reader_grace = 2.0\n[limits]\nconnections_per_user = 20\nrequests_per_user = 30\n"
+
+
+def counted(client: Client) -> dict[str, int]:
+    measures = client.call(Measures).result
+    assert isinstance(measures, MeasuresReport)
+    return measures.counters["limits"]
+
+
+def test_connections(running: Running) -> None:
+    """Those beyond the limit are told so and closed; others are served; the operator is told."""
+
+    def flood() -> dict[str, int]:
+        socks, found = [], {"served": 0, "limit-reached": 0}
+        for _ in range(40):
+            sock = connected(str(running.socket))
+            socks.append(sock)
+            with suppress(BrokenPipeError):  # what was said before its end can still be read
+                sock.send(b'{"op":"status","id":1}')
+            got = answer(sock)
+            found[got.get("code", "served")] += 1
+        return found
+
+    with Client(str(running.socket), timeout=20) as client:
+        client.call(Watch)
+        assert as_user(flood) == {"served": 20, "limit-reached": 20}
+        assert counted(client)["connections_per_user"] == 20
+        alarms = [p for p in client.pushes(1) if isinstance(p, Event) and p.name == "alarm"]
+        assert len(alarms) == 1, "one alarm, not one for each refusal"
+        assert f"user {NOBODY}" in alarms[0].data["reason"]
+        # They count until they are closed, and not longer.
+        until(lambda: client.call(Status).result.connections == 1, 10)
+        assert as_user(flood) == {"served": 20, "limit-reached": 20}
+
+
+def test_the_python_client_says_which_limit(running: Running) -> None:
+    def flood() -> list[str]:
+        clients, said = [], set()
+        for _ in range(25):
+            client = Client(str(running.socket), timeout=10)
+            clients.append(client)
+            try:
+                client.call(Status)
+            except Refusal as found:
+                said.add(f"{found.code} {found.details['limit']}")
+        return sorted(said)
+
+    assert as_user(flood) == ["limit-reached connections_per_user"]
+
+
+def test_requests_in_flight(running: Running, root: Path) -> None:
+    """A user's requests that wait: here for the page of a file that a thread looks at."""
+
+    def flood() -> dict[str, int]:
+        found: dict[str, int] = {}
+        sock = connected(str(running.socket))
+        for number in range(60):
+            message = {"op": "grant", "id": number, "holder": {"fd": 10**6}, "kind": "shared"}
+            sent(sock, json.dumps(message).encode())
+        for _ in range(60):
+            code = answer(sock)["code"]
+            found[code] = found.get(code, 0) + 1
+        return found
+
+    found = as_user(flood)
+    assert found.keys() <= {"bad-request", "limit-reached"}
+    assert sum(found.values()) == 60
+    with Client(str(running.socket), timeout=20) as client:
+        client.call(Status)
+        assert client.call(Status).result.connections == 1
+
+
+def test_who_does_not_read_is_not_read_from(running: Running) -> None:
+    """Answers of a connection that nobody reads do not pile up in the service."""
+    assert running.process is not None
+    with connected(str(running.socket)) as sock:
+        sock.setblocking(False)
+        count = 0
+        stop = time.monotonic() + 3
+        while time.monotonic() < stop and count < 5000:
+            try:
+                sock.send(b'{"op":"status","id":%d}' % count)
+                count += 1
+            except BlockingIOError:
+                time.sleep(0.02)
+        assert count < 1000, "requests are taken although no answer is read"
+        sock.setblocking(True)
+        assert {answer(sock)["id"] for _ in range(count)} == set(range(count))
+
+
+# Readers
+
+
+@contextmanager
+def reading(running: Running, file: Path, **terms: Any) -> Iterator[Any]:
+    """What nobody gets for a descriptor that cannot write, and goes on holding if it is a seal."""
+    ours, theirs = os.pipe()
+    descriptor = os.open(file, os.O_RDONLY)
+
+    def work() -> None:
+        with Client(str(running.socket), timeout=20) as client:
+            try:
+                fields = {"kind": "shared", "iomode": "read", **terms}
+                seal = client.grant(fds=[descriptor], **fields).seal
+                told = [seal.id, seal.fence]
+            except Refusal as refused:
+                told = [refused.code]
+            os.write(theirs, json.dumps(told).encode())
+            time.sleep(60)
+
+    try:
+        with process(work):
+            os.close(descriptor)
+            yield json.loads(os.read(ours, 1000))
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+@pytest.mark.parametrize("terms", [{"conflict": "refuse"}, {"grace": 2.5}])
+def test_a_reader_refuses_nobody(running: Running, file: Path, terms: dict[str, Any]) -> None:
+    with reading(running, file, **terms) as told:
+        assert told == ["denied"]
+
+
+def test_a_reader_that_stays_is_fenced(running: Running, file: Path) -> None:
+    """Root's truncate waits for the grace, then for the fence that the reader did not ask for."""
+    with reading(running, file, grace=1.0) as (seal, fence):
+        assert fence == "kill"
+        began = time.monotonic()
+        os.truncate(file, 4096)
+        assert time.monotonic() - began < 15
+        with Client(str(running.socket), timeout=20) as client:
+            ended = client.call(Show, seal=seal).seal
+            assert ended.state in ("revoked", "orphaned")
+
+
+def test_a_readers_progress_is_capped(running: Running, file: Path) -> None:
+    with (
+        reading(running, file, grace=1.5) as (seal, _),
+        Client(str(running.socket), timeout=20) as client,
+    ):
+        client.call(RecallSeals, seal=seal)
+        time.sleep(1.0)
+        client.call(RecallProgress, seal=seal)
+        left = client.call(Show, seal=seal).seal.deadline_in
+        assert left is not None
+        assert left < 1.1, "2 s after the recall began, and not 1.5 s from now"
