@@ -612,6 +612,7 @@ class Service:
                 lag=registry.lag,
                 lost=registry.lost,
                 troubles=registry.troubles,
+                restarts=registry.restarts,
             ),
         )
 
