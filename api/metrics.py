@@ -112,6 +112,8 @@ def _of_status(status: ServiceStatus) -> Iterator[Metric]:
     yield _gauge("enforcer_available", "Whether an enforcer can be used", able, "enforcer")
     yield _gauge("registry_lag", "Events not yet on disk", {"": float(status.registry.lag)})
     yield _counter("registry_lost", "Events never written", {"": status.registry.lost})
+    restarts = {"": status.registry.restarts}
+    yield _counter("registry_restarts", "Starts of the registry's process after an end", restarts)
     troubles = float(len(status.registry.troubles))
     yield _gauge("registry_troubles", "Why the registry cannot be written", {"": troubles})
     for name, text in _PLAIN.items():

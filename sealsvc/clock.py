@@ -12,6 +12,8 @@ import time
 
 _TOLERANCE = 0.01  # seconds; the two are not read at the same instant
 
+_WORTH_TELLING = 10.0  # seconds
+
 _ahead = 0.0
 _sleepers: set[asyncio.Future[None]] = set()
 
@@ -45,6 +47,24 @@ def look_for_jumps() -> None:
     for sleeper in tuple(_sleepers):
         if not sleeper.done():
             sleeper.set_result(None)
+
+
+class WallClock:
+    """Notices that the wall clock was set: it and CLOCK_BOOTTIME go on alike but for that."""
+
+    def __init__(self) -> None:
+        self._offset = self._now()
+
+    @staticmethod
+    def _now() -> float:
+        return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    def jump(self) -> float:
+        """Seconds by which it was set ahead (negative: back) since the last call; 0 when that is
+        less than what NTP corrects without a step worth telling."""
+        found = self._now()
+        jumped, self._offset = found - self._offset, found
+        return jumped if abs(jumped) >= _WORTH_TELLING else 0.0
 
 
 async def within(deadline: float, *events: asyncio.Event) -> bool:

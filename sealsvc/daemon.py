@@ -59,7 +59,7 @@ from sealsvc.seals import SealTable
 from sealsvc.service import Service, push
 from sealsvc.tasks import Tasks
 from sealsvc.users import Users
-from sealsvc.workers import Pool, Workers
+from sealsvc.workers import Workers
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +88,7 @@ class Daemon:
         section = msgspec.structs.replace(config.registry, directory=str(config.registry_path))
         self.registry = Registry(section, self._registry_fails, self._registry_recovers)
         self.life = Life(self.table, self.events, self.journal, push)
+        self.registry.owner_of = self.life.owner_of
         self.grants = Grants(host, self.enforcers, policy, self.life, self.workers, self.registry)
         returns = Returns(self.life, host, self.workers)
         self.fencing = Fencing(self.life, returns, self.tasks, config.fence)
@@ -107,7 +108,7 @@ class Daemon:
             policy,
             self.enforcers,
             self.once,
-            Historian(self.registry.queries, host, policy, self.workers),
+            Historian(self.registry, host, policy, self.workers),
             self.users,
             kernel_release(),
         )
@@ -147,6 +148,7 @@ class Daemon:
         )
         # Called when the orderly end begins, for whoever wants it bounded.
         self.ending: Callable[[], None] = lambda: None
+        self.wall_clock = clock.WallClock()
         self._stop = asyncio.Event()
         self._failure: Refusal | None = None
         self._lapses: dict[str, int] = {}
@@ -159,8 +161,7 @@ class Daemon:
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         async with AsyncExitStack() as stack:
             stack.callback(self._leave_keeper)
-            # Not in the loop's executor, whose threads the interpreter waits for.
-            stack.push_async_callback(Pool(1, "registry-close").run, self.registry.close)
+            stack.push_async_callback(self.registry.close)
             stack.callback(self.workers.stop)
             for enforcer in self.enforcers.enforcers:
                 self._start(enforcer, stack)
@@ -211,25 +212,18 @@ class Daemon:
             self._stop.set()
 
     def _start_registry(self) -> None:
-        self._loop = asyncio.get_running_loop()
         self.registry.start()
         self.events.watch(self.registry.watch)
         self.registry.started(self.config, self.enforcers.reasons)
         self.registry.present((seal.info(), seal.map) for seal in self.reclaimed.seals)
 
     def _registry_fails(self, reason: str) -> None:
-        """From any thread."""
-        tell = functools.partial(self.events.publish, "alarm", reason=reason)
-        self._loop.call_soon_threadsafe(tell)
+        self.events.publish("alarm", reason=reason)
 
     def _registry_recovers(self, lost: int) -> None:
-        """From any thread."""
-
-        def tell() -> None:
-            self.events.publish("recorded", lost=lost)
-            self.registry.present((seal.info(), seal.map) for seal in self.table)
-
-        self._loop.call_soon_threadsafe(tell)
+        self.events.publish("recorded", lost=lost)
+        seals = list(self.table)
+        self.registry.present((seal.info(), seal.map) for seal in seals if seal.live)
 
     def _resume(self) -> None:
         """Go on with the seals of the service that was here before."""
@@ -328,6 +322,12 @@ class Daemon:
         """What is due by the clock."""
         clock.look_for_jumps()
         self.recaller.publish_repeated()
+        if jump := self.wall_clock.jump():
+            way = "ahead" if jump > 0 else "back"
+            reason = (
+                f"the wall clock was set {way} by {abs(jump):.0f} s: times recorded are affected"
+            )
+            self.events.publish("alarm", reason=reason)
         self.recaller.expire()
         self.recaller.relieve()
         self.journal.rewrite_if_large(self.table)

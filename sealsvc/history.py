@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import TypeVar
 
 import msgspec
 
@@ -28,20 +26,19 @@ from sealsvc.records import (
     Steps,
     Trail,
 )
+from sealsvc.registry import Registry
 from sealsvc.registry.queries import Queries
 from sealsvc.workers import Workers
-
-T = TypeVar("T")
 
 _MOST = 40  # records in a page: each may have a path of 4 KiB, and a message has 64
 _ENTRIES = 20
 _CHANGES = 200
-_THREADS = 2
 
 
 class Historian:
-    def __init__(self, queries: Queries, host: Host, policy: Policy, workers: Workers) -> None:
-        self._queries, self._host, self._policy, self._workers = queries, host, policy, workers
+    def __init__(self, registry: Registry, host: Host, policy: Policy, workers: Workers) -> None:
+        self._registry, self._host, self._policy, self._workers = registry, host, policy, workers
+        self._ask = registry.ask
 
     async def answer(self, peer: Peer, request: RegistryRequest) -> RegistryAnswer:
         match request:
@@ -49,7 +46,7 @@ class Historian:
                 return await self._seals(peer, request)
             case Steps():
                 await self._seal(peer, request.seal)
-                return await self._ask(self._queries.transitions, request.seal)
+                return await self._ask(peer.uid, Queries.transitions, request.seal)
             case PastConflicts():
                 return await self._conflicts(peer, request)
             case MapChanges():
@@ -57,7 +54,7 @@ class Historian:
             case Trail():
                 return await self._trail(peer, request)
         self._operators_only(peer)
-        return await self._ask(self._queries.verify)
+        return await self._ask(peer.uid, Queries.verify)
 
     async def _seals(self, peer: Peer, request: History) -> SealHistory:
         wanted = request.wanted
@@ -66,7 +63,7 @@ class Historian:
                 raise Refusal("denied", f"uid {peer.uid} may only ask for its own seals")
             wanted = msgspec.structs.replace(wanted, uid=peer.uid)
         limit = min(request.limit, _MOST)
-        return await self._ask(self._queries.history, wanted, request.after, limit)
+        return await self._ask(peer.uid, Queries.history, wanted, request.after, limit)
 
     async def _conflicts(self, peer: Peer, request: PastConflicts) -> ConflictHistory:
         if request.seal is None:
@@ -74,39 +71,39 @@ class Historian:
         else:
             await self._seal(peer, request.seal)
         return await self._ask(
-            lambda: self._queries.conflicts(
-                request.after,
-                min(request.limit, _MOST),
-                seal=request.seal,
-                pid=request.pid,
-                since=request.since,
-                until=request.until,
-            )
+            peer.uid,
+            Queries.conflicts,
+            request.after,
+            min(request.limit, _MOST),
+            seal=request.seal,
+            pid=request.pid,
+            since=request.since,
+            until=request.until,
         )
 
     async def _trail(self, peer: Peer, request: Trail) -> AuditTrail:
         self._operators_only(peer)
         return await self._ask(
-            lambda: self._queries.audit(
-                request.after,
-                min(request.limit, _ENTRIES),
-                kind=request.kind,
-                seal=request.seal,
-                since=request.since,
-                until=request.until,
-            )
+            peer.uid,
+            Queries.audit,
+            request.after,
+            min(request.limit, _ENTRIES),
+            kind=request.kind,
+            seal=request.seal,
+            since=request.since,
+            until=request.until,
         )
 
     async def map_at_grant(self, peer: Peer, seal: str) -> ExtentMap:
         await self._seal(peer, seal)
-        return await self._ask(self._queries.map_at_grant, seal)
+        return await self._ask(peer.uid, Queries.map_at_grant, seal)
 
     async def _changes(self, peer: Peer, request: MapChanges) -> MapDifference:
         record = await self._seal(peer, request.seal)
         pool = self._workers.of(filesystem.device_at(record.path))
         present = await pool.run(self._present, record)
         limit = min(request.limit, _CHANGES)
-        return await self._ask(self._queries.map_difference, request.seal, present, limit)
+        return await self._ask(peer.uid, Queries.map_difference, request.seal, present, limit)
 
     def _present(self, record: SealRecord) -> ExtentMap:
         target = self._host.open_path(record.path, self._policy.roots, writable=False)
@@ -120,7 +117,7 @@ class Historian:
             os.close(target.fd)
 
     async def _seal(self, peer: Peer, seal: str) -> SealRecord:
-        record = await self._ask(self._queries.seal, seal)
+        record = await self._ask(peer.uid, Queries.seal, seal)
         if record.holder_uid != peer.uid and not self._policy.is_operator(peer):
             raise Refusal("no-such-seal", f"nothing is recorded of seal {seal}", {"seal": seal})
         return record
@@ -128,7 +125,3 @@ class Historian:
     def _operators_only(self, peer: Peer) -> None:
         if not self._policy.is_operator(peer):
             raise Refusal("denied", f"uid {peer.uid} may only ask for its own seals")
-
-    async def _ask(self, query: Callable[..., T], *arguments: object) -> T:
-        """A slow disk keeps other questions waiting, and nothing else."""
-        return await self._workers.of("registry", _THREADS).run(query, *arguments)

@@ -101,6 +101,13 @@ class Life:
         seal = self.table.get(seal_id) or self._ended.get(seal_id)
         return seal.path if seal else None
 
+    def owner_of(self, seal_id: str) -> int | None:
+        """The user that holds, or held, a seal; None when it is not remembered."""
+        if seal := self.table.get(seal_id):
+            return seal.process.holder.uid
+        over = self._ended.get(seal_id)
+        return over.holder.uid if over else None
+
     # Changes of terms
 
     def shrink(self, seal: Seal, left: ByteRange) -> None:

@@ -535,12 +535,13 @@ class EnforcerInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 class RegistryInfo(msgspec.Struct, frozen=True, kw_only=True):
     """`lag` events wait to be written, `lost` never will be; `troubles` says why it cannot be
-    written right now."""
+    written right now. Its process was started again `restarts` times."""
 
     enabled: bool = False
     lag: int = 0
     lost: int = 0
     troubles: list[str] = []
+    restarts: int = 0
 
 
 class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="status"):

@@ -622,6 +622,7 @@ class Service:
                 lag=registry.lag,
                 lost=registry.lost,
                 troubles=registry.troubles,
+                restarts=registry.restarts,
             ),
         )
 

@@ -87,19 +87,20 @@ class Archive:
         return places
 
     def read(self, place: Place, seal: str) -> ExtentMap | None:
-        """The map of `seal` there; None when it is not in the archive (any more)."""
+        """The map of `seal` there; None when it is not in the archive (any more). Raises OSError.
+
+        Read with pread(2), not through a mapping: a page that cannot be read is an error then, not
+        a SIGBUS, and one that does not come holds up nobody else. So there is no lock either: what
+        is appended later, deleted or moved aside meanwhile is not what `place` names."""
         path = self._path(place.segment)
-        with self._lock:
-            # RaggedMmap would make the directory.
-            if not (path / "type.ninja").exists():
-                return None
-            try:
-                segment = RaggedMmap(path, mode="r")
-                if not 0 <= place.index < len(segment):
-                    return None
-                record = np.array(segment[place.index], dtype=np.uint64)
-            except Exception:  # torn files make it raise anything
-                return None
+        try:
+            start, end = (
+                int(_numbers(path / name / "data.ninja", np.int64, place.index, 1)[0])
+                for name in ("starts", "ends")
+            )
+            record = _numbers(path / "data.ninja", np.uint64, start, end - start)
+        except (FileNotFoundError, ValueError):
+            return None
         return _map_of(record, seal)
 
     def segments(self) -> list[int]:
@@ -118,9 +119,9 @@ class Archive:
             shutil.rmtree(gone)
         return True
 
-    def age(self, number: int) -> float:
-        """Seconds since it was last appended to."""
-        return time.time() - (self._path(number) / "data.ninja").stat().st_mtime
+    def age(self, number: int, now: float) -> float:
+        """Seconds between its last append and `now`."""
+        return now - (self._path(number) / "data.ninja").stat().st_mtime
 
     def verify(self) -> None:
         """Open the newest segment as one that is gone on with; mend what is torn."""
@@ -193,6 +194,18 @@ class Archive:
             if size >= self._most_bytes:
                 break
         return records[:count]
+
+
+def _numbers(path: Path, kind: type[np.generic], first: int, count: int) -> np.ndarray:
+    """`count` numbers of a file from `first` on. ValueError when it has not so many."""
+    size = np.dtype(kind).itemsize
+    if first < 0 or count < 0:
+        raise ValueError(f"{path}: {count} numbers from {first} on")
+    with path.open("rb", buffering=0) as file:
+        data = os.pread(file.fileno(), count * size, first * size)
+    if len(data) != count * size:
+        raise ValueError(f"{path} is too short")
+    return np.frombuffer(data, kind)
 
 
 def _whole(path: Path) -> tuple[list[ExtentMap], bool]:

@@ -36,7 +36,7 @@ def canonical(value: Any) -> str:
     try:
         return _encode(value).decode()
     except UnicodeEncodeError:
-        return _encode(_escaped(msgspec.to_builtins(value))).decode()
+        return _encode(escaped(msgspec.to_builtins(value))).decode()
 
 
 def text(value: str) -> str:
@@ -44,13 +44,13 @@ def text(value: str) -> str:
     return value.encode("utf-8", "backslashreplace").decode()
 
 
-def _escaped(value: Any) -> Any:
+def escaped(value: Any) -> Any:
     if isinstance(value, str):
         return text(value)
     if isinstance(value, dict):
-        return {text(key): _escaped(part) for key, part in value.items()}
+        return {text(key): escaped(part) for key, part in value.items()}
     if isinstance(value, list):
-        return [_escaped(part) for part in value]
+        return [escaped(part) for part in value]
     return value
 
 

@@ -33,13 +33,43 @@ class Entry(NamedTuple):
     data: dict[str, Any]
     seals: tuple[SealInfo, ...] = ()
     maps: tuple[tuple[str, ExtentMap], ...] = ()
+    number: int = 0  # in a run of the service; 0: of no service
+
+    @property
+    def map_bytes(self) -> int:
+        """Bytes of maps that it alone keeps alive: live seals have theirs anyway."""
+        return 0 if self.kind == "present" else sum(map.nbytes for _, map in self.maps)
+
+
+class Presence:
+    """The seals that are known to live, while the service tells all there are part by part."""
+
+    def __init__(self) -> None:
+        self.live: set[str] | None = None
+
+    def told(self, entry: Entry) -> set[str] | None:
+        """All of them, with the last part; None before, and when the beginning is missing."""
+        if not entry.data.get("part"):
+            self.live = set()
+        if self.live is None:
+            return None
+        self.live.update(seal.id for seal in entry.seals)
+        if not entry.data.get("last", True):
+            return None
+        live, self.live = self.live, None
+        return live
 
 
 class Rows:
-    """Writes into the tables of one connection, within its transaction. `boot` is the boot id."""
+    """Writes into the tables of one connection, within its transaction. `boot` is the boot id;
+    `present` has the seals of a telling of all that live, from its first part to its last (None:
+    none is under way)."""
 
-    def __init__(self, connection: sqlite3.Connection, boot: str) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, boot: str, present: Presence | None = None
+    ) -> None:
         self.connection, self.boot = connection, boot
+        self.present = present or Presence()
 
     def unarchived(self, entry: Entry) -> list[int]:
         """The indices of those of the entry's maps that the archive does not have yet."""
@@ -72,6 +102,8 @@ def digest(map: ExtentMap) -> str:
 
 def _granted(rows: Rows, entry: Entry, places: dict[int, Place]) -> None:
     (seal,) = entry.seals
+    if rows.present.live is not None:
+        rows.present.live.add(seal.id)
     _insert_seal(rows, seal, entry.data["asker"], places.get(0))
     rows.connection.execute(
         "INSERT OR IGNORE INTO transitions VALUES (?, ?, ?, ?, ?, ?)",
@@ -253,7 +285,9 @@ def _present(rows: Rows, entry: Entry, places: dict[int, Place]) -> None:
         "UPDATE seals SET map_segment = ?, map_index = ? WHERE id = ?",
         [(place.segment, place.index, entry.maps[at][0]) for at, place in places.items()],
     )
-    live = {seal.id for seal in entry.seals}
+    live = rows.present.told(entry)
+    if live is None:
+        return
     recorded = rows.connection.execute("SELECT id, boot FROM seals WHERE ended_at IS NULL")
     rows.connection.executemany(
         "UPDATE seals SET ended_at = ?, reason = ? WHERE id = ?",

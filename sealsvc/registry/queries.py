@@ -57,8 +57,8 @@ class _Where:
 
 
 class Queries:
-    def __init__(self, directory: Path, archive: Archive, *, enabled: bool) -> None:
-        self._directory, self._archive, self._enabled = directory, archive, enabled
+    def __init__(self, directory: Path, archive: Archive) -> None:
+        self._directory, self._archive = directory, archive
 
     def history(self, wanted: SealFilter, after: str | None, limit: int) -> SealHistory:
         """Seals, live and over, the newest first."""
@@ -168,7 +168,12 @@ class Queries:
     def _map(self, seal: str, segment: int | None, index: int | None) -> ExtentMap | None:
         if segment is None or index is None:
             return None
-        return self._archive.read(Place(segment, index), seal)
+        try:
+            return self._archive.read(Place(segment, index), seal)
+        except OSError as error:
+            raise Refusal(
+                "io-error", f"the recorded map of seal {seal} cannot be read: {error.strerror}"
+            ) from None
 
     def _page(
         self, select: str, where: _Where, key: str, after: str | None, limit: int
@@ -186,9 +191,8 @@ class Queries:
 
     @contextmanager
     def _open(self, *, bounded: bool = True) -> Iterator[sqlite3.Connection]:
-        if not self._enabled:
-            raise Refusal("unknown-operation", "the registry is off: see registry.enabled")
         try:
+            schema.refuse_holes(self._directory)
             with closing(schema.open_reader(self._directory)) as connection:
                 deadline = time.monotonic() + _TIME_LIMIT
                 if bounded:
@@ -200,6 +204,8 @@ class Queries:
                     "try-later", "the query takes too long: ask for less", retry_after=1.0
                 ) from None
             raise Refusal("io-error", f"the registry cannot be read: {error}") from None
+        except OSError as error:
+            raise Refusal("io-error", f"the registry cannot be read: {error.strerror}") from None
 
 
 def _row_of(connection: sqlite3.Connection, seal: str) -> sqlite3.Row:

@@ -14,12 +14,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from sealsvc.registry import chain
+from sealsvc.registry import chain, schema
 from sealsvc.registry.archive import Archive
 
 _STEP = 500  # rows of a table
 _VACUUM = 256  # pages
 _DAY = 86400.0
+_CATCHING_UP = 1.0
+_CLOCK = "clock"  # the mark of retention's time
 
 _LIVE = "SELECT 1 FROM seals WHERE ended_at IS NULL AND id"
 
@@ -58,10 +60,12 @@ class Retention:
     ) -> None:
         self._directory, self._archive, self._alarm = directory, archive, alarm
         self._age, self._most = days * _DAY, most
+        # What _now() said last, and the CLOCK_BOOTTIME then.
+        self._clock: tuple[float, float] | None = None
 
     def step(self, connection: sqlite3.Connection) -> bool:
         """A bounded piece of work; True when there is more. Raises OSError or sqlite3.Error."""
-        now = time.time()
+        now = self._now(connection)
         old = now - self._age
         deleted = self._delete(connection, old, trail=old)
         crowded = self._used(connection) > self._most
@@ -69,13 +73,27 @@ class Retention:
             # Of the trail whatever comes first: the clock may have been wrong.
             part = self._oldest_part(connection, now)
             deleted = self._delete(connection, part, trail=math.inf)
-        self._delete_segments(connection, crowded)
+        self._delete_segments(connection, crowded, now)
         self._delete_aside(now, crowded)
         free = _free_pages(connection)
         # As a script: execute() would free one page and stop.
         connection.executescript(f"PRAGMA incremental_vacuum({_VACUUM})")
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         return bool(deleted) or free > _VACUUM
+
+    def _now(self, connection: sqlite3.Connection) -> float:
+        """Seconds of the Unix epoch, as far as they can be believed: a wall clock that is wrong for
+        a while (a battery, NTP, a restored machine) must not have everything forgotten. So this
+        goes on with CLOCK_BOOTTIME, catches up with a wall clock that is ahead (the machine was
+        off) at _CATCHING_UP times that speed, and is never ahead of it."""
+        wall, up = time.time(), time.clock_gettime(time.CLOCK_BOOTTIME)
+        if self._clock is None:
+            self._clock = min(wall, float(schema.mark(connection, _CLOCK) or wall)), up
+        before, since = self._clock
+        now = min(wall, before + (1 + _CATCHING_UP) * max(0.0, up - since))
+        self._clock = now, up
+        schema.set_mark(connection, _CLOCK, repr(now))
+        return now
 
     def _used(self, connection: sqlite3.Connection) -> int:
         """Bytes, without what vacuuming gives back."""
@@ -110,7 +128,7 @@ class Retention:
         ).fetchone()[0]
         return now if oldest is None else oldest + (now - oldest) / 10
 
-    def _delete_segments(self, connection: sqlite3.Connection, crowded: bool) -> None:
+    def _delete_segments(self, connection: sqlite3.Connection, crowded: bool, now: float) -> None:
         """Those that no seal and no drift refers to any more. Segments of a database that was moved
         aside are kept as long as that is."""
         used = {
@@ -121,7 +139,7 @@ class Retention:
             )
         }
         for number in self._archive.segments():
-            if number not in used and (crowded or self._archive.age(number) > self._age):
+            if number not in used and (crowded or self._archive.age(number, now) > self._age):
                 self._archive.delete(number)
 
     def _delete_aside(self, now: float, crowded: bool) -> None:

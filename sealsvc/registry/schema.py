@@ -6,9 +6,11 @@ Times are seconds of the Unix epoch, offsets and lengths bytes, waits seconds.
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import time
+from contextlib import suppress
 from pathlib import Path
 
 NAME = "registry.db"
@@ -112,18 +114,64 @@ CREATE TABLE audit_ends (
 """
 
 
+# Since the first version's tables: an older one does not mind it.
+_MARKS = (
+    "CREATE TABLE IF NOT EXISTS marks (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
+)
+
+
 class Foreign(Exception):
     """The file is not a database that this version can write; the text says what it is."""
+
+
+# The index of the write-ahead log (-shm) is mapped, and SQLite extends it by one byte for each page
+# of memory: where the file system's blocks are smaller, a store into the rest of the page is a
+# SIGBUS when the disk is full (os_unix.c, unixShmMap). So its blocks are allocated here, for a log
+# of 16 MiB.
+_INDEX = 32768
+_ROOM = 256 << 10  # bytes that must be free before it is made
+
+# Descriptors of the indices, by directory. Closing one drops SQLite's locks on it (fcntl(2)): only
+# when no writer has it open.
+_indices: dict[Path, int] = {}
+
+
+def refuse_holes(directory: Path) -> None:
+    """Raises OSError (ENOSPC) when the index cannot be mapped safely."""
+    with suppress(FileNotFoundError):
+        found = (directory / (NAME + "-shm")).stat()
+        if found.st_size and found.st_blocks * 512 >= found.st_size:
+            return
+    room = os.statvfs(directory)
+    if room.f_bavail * room.f_frsize < _ROOM:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
+
+
+def _fill_index(directory: Path) -> None:
+    path, before = directory / (NAME + "-shm"), _indices.get(directory)
+    if before is None or not os.path.samestat(os.fstat(before), path.stat()):
+        _indices[directory] = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        if before is not None:
+            os.close(before)
+    os.posix_fallocate(_indices[directory], 0, _INDEX)
+
+
+def close_index(directory: Path) -> None:
+    """After the writer's connection."""
+    if (fd := _indices.pop(directory, None)) is not None:
+        os.close(fd)
 
 
 def open_writer(directory: Path, *, check: bool = True) -> sqlite3.Connection:
     """The writer's connection; makes the database when there is none. `check` looks at every page,
     which takes seconds for a large one. Raises OSError, sqlite3.Error or Foreign."""
     path = directory / NAME
+    refuse_holes(directory)
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     try:
         _prepare(connection, check)
+        _fill_index(directory)
     except BaseException:
         connection.close()
         raise
@@ -159,10 +207,26 @@ def _prepare(connection: sqlite3.Connection, check: bool) -> None:
             f"BEGIN IMMEDIATE; {_TABLES} PRAGMA application_id = {_APPLICATION};"
             f"PRAGMA user_version = {_VERSION}; COMMIT;"
         )
-    elif check:
+    connection.execute(_MARKS)
+    if check and not new:
         found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
         if found != "ok":
             raise Foreign(f"damaged: {found}")
+
+
+def mark(connection: sqlite3.Connection, name: str) -> str | None:
+    """What was noted under a name."""
+    row = connection.execute("SELECT value FROM marks WHERE name = ?", (name,)).fetchone()
+    return row[0] if row else None
+
+
+def set_mark(connection: sqlite3.Connection, name: str, value: str) -> None:
+    connection.execute("INSERT OR REPLACE INTO marks VALUES (?, ?)", (name, value))
+
+
+def is_full(error: sqlite3.Error) -> bool:
+    """Is the disk full? Then the connection is as good as before."""
+    return _code(error) == sqlite3.SQLITE_FULL
 
 
 def is_damage(error: sqlite3.Error) -> bool:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from sealsvc.registry import chain, schema
 from sealsvc.registry.archive import Archive, Place
-from sealsvc.registry.entries import Entry, Rows, audited
+from sealsvc.registry.entries import Entry, Presence, Rows, audited
 from sealsvc.registry.health import Health
 from sealsvc.registry.retention import Retention
 
@@ -29,7 +29,10 @@ log = logging.getLogger(__name__)
 _BATCH = 512
 _LINGER = 0.25  # seconds from the first entry of a batch to its writing
 _RETENTION_PAUSE = 60.0  # seconds
+_BUSY_PATIENCE = 2.0  # seconds
 _BYTES_OF_MAPS = 64 << 20  # queued; beyond it entries are queued without theirs
+
+_WRITTEN = "written"  # the mark: run and number of the last entry
 
 _DATABASE, _ARCHIVE, _QUEUE, _RETENTION = "database", "archive", "queue", "retention"
 
@@ -39,22 +42,26 @@ class _Busy(Exception):
 
 
 class Writer:
-    """`put` is for one thread (the event loop's), the counters are for all. `retry` is the longest
-    pause before what failed is tried again, and how long all must be well before that is told;
-    seconds."""
+    """`put` is for one thread, the counters are for all. `run` names a run of the service: entries
+    of one that have a number are written once, however often they are put. `settled(number)` is
+    called when those up to a number are written or given up. `retry` is the longest pause before
+    what failed is tried again, and how long all must be well before that is told; seconds."""
 
     def __init__(
         self,
         directory: Path,
         boot: str,
+        run: str,
         archive: Archive,
         retention: Retention,
         alarm: Callable[[str], None],
         recovered: Callable[[int], None],
+        settled: Callable[[int], None],
         most: int,
         retry: float,
     ) -> None:
-        self._directory, self._boot = directory, boot
+        self._directory, self._boot, self._service_run = directory, boot, run
+        self._on_settled = settled
         self._archive, self._retention = archive, retention
         self._health = Health(alarm, recovered, quiet=retry)
         self._most, self._retry = most, retry
@@ -69,6 +76,8 @@ class Writer:
         self._batch: list[Entry] = []
         self._notes: list[Entry] = []  # our own, to be written before the next batch
         self._places: list[dict[int, Place]] | None = None  # of the batch, once it is archived
+        self._present = Presence()
+        self._busy_since: float | None = None
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="registry", daemon=True)
 
@@ -85,7 +94,7 @@ class Writer:
                 self._health.trouble(_QUEUE, f"{self._most} events wait", self.lost - 1)
             return
         if entry.maps:
-            size = _size(entry)
+            size = entry.map_bytes
             if self._bytes_in - self._bytes_out + size > _BYTES_OF_MAPS and self.lag:
                 entry, size = entry._replace(maps=()), 0
             self._bytes_in += size
@@ -167,14 +176,18 @@ class Writer:
             connection = self._open()
             defects = self._write(connection) if self._batch else 0
         except _Busy as error:
-            self._trouble(_DATABASE, str(error))
+            # That of a service which was just ended writes what it still has.
+            self._busy_since = self._busy_since or time.monotonic()
+            if time.monotonic() - self._busy_since >= _BUSY_PATIENCE:
+                self._trouble(_DATABASE, str(error))
         except schema.Foreign as error:
             self._move_aside(str(error))
         except sqlite3.Error as error:
             if schema.is_damage(error):
                 self._move_aside(str(error))
             elif not schema.is_busy(error):  # else it passes, or the queue becomes full
-                self._fail(f"{self._directory / schema.NAME}: {error}")
+                full = schema.is_full(error)
+                self._fail(f"{self._directory / schema.NAME}: {error}", shut=not full)
         except OSError as error:
             self._fail(f"{self._directory}: {error.strerror or error}")
         except Exception as error:
@@ -193,9 +206,10 @@ class Writer:
             return True
         return False
 
-    def _fail(self, reason: str) -> None:
+    def _fail(self, reason: str, *, shut: bool = True) -> None:
         self._trouble(_DATABASE, reason)
-        self._shut()
+        if shut:
+            self._shut()
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is not None:
@@ -218,12 +232,13 @@ class Writer:
         except BlockingIOError:
             os.close(fd)
             raise _Busy(f"another service writes {self._directory}") from None
-        self._lock = fd
+        self._lock, self._busy_since = fd, None
         self._archive.verify()
 
     def _write(self, connection: sqlite3.Connection) -> int:
         """Gives how many entries of the batch were lost because of what they are."""
-        rows = Rows(connection, self._boot)
+        rows = Rows(connection, self._boot, self._present)
+        self._skip_written(connection)
         places = self._places or self._archived(rows)
         defects = 0
         connection.execute("BEGIN IMMEDIATE")
@@ -232,6 +247,8 @@ class Writer:
             for entry, found in zip(self._batch, places, strict=True):
                 defects += not self._write_one(rows, trail, entry, found)
             trail.flush()
+            if last := max((entry.number for entry in self._batch), default=0):
+                schema.set_mark(connection, _WRITTEN, f"{self._service_run}:{last}")
             connection.execute("COMMIT")
         except BaseException:
             with suppress(sqlite3.Error):
@@ -239,6 +256,17 @@ class Writer:
             raise
         self._settle()
         return defects
+
+    def _skip_written(self, connection: sqlite3.Connection) -> None:
+        """What a process before us has written, and was killed before it could say so."""
+        run, _, last = (schema.mark(connection, _WRITTEN) or "").partition(":")
+        if run != self._service_run or not last:
+            return
+        written = [entry for entry in self._batch if 0 < entry.number <= int(last)]
+        if written:
+            self._settled += len(written)
+            self._batch = [entry for entry in self._batch if entry not in written]
+            self._on_settled(int(last))
 
     def _write_one(
         self, rows: Rows, trail: chain.Chain, entry: Entry, places: dict[int, Place]
@@ -281,9 +309,12 @@ class Writer:
         return found
 
     def _settle(self) -> None:
-        self._bytes_out += sum(map(_size, self._batch))
+        self._bytes_out += sum(entry.map_bytes for entry in self._batch)
         self._settled += len(self._batch)
+        last = max((entry.number for entry in self._batch), default=0)
         self._batch, self._places = [], None
+        if last:
+            self._on_settled(last)
 
     def _drop(self) -> None:
         self._dropped += len(self._batch)
@@ -339,6 +370,7 @@ class Writer:
             with suppress(sqlite3.Error):
                 self._connection.close()
             self._connection = None
+            schema.close_index(self._directory)
 
     def _release(self) -> None:
         if self._lock >= 0:
@@ -367,8 +399,3 @@ class Writer:
         self._release()
         if self.lost:
             log.warning("the registry lost %d events in this run", self.lost)
-
-
-def _size(entry: Entry) -> int:
-    """Bytes of maps that the queue keeps alive: live seals have theirs anyway."""
-    return 0 if entry.kind == "present" else sum(map.nbytes for _, map in entry.maps)

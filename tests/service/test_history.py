@@ -187,7 +187,7 @@ def test_drift_leaves_both_maps_as_evidence(running: Running, file: Path, root: 
         found = client.call(MapChanges, seal=seal).result
         assert found.changed >= 65536
         directory = running.directory / "registry"
-        queries = Queries(directory, Archive(directory / "maps"), enabled=True)
+        queries = Queries(directory, Archive(directory / "maps"))
         ((recorded, present),) = queries.evidence(seal)
         assert recorded is not None
         assert present is not None

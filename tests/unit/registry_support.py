@@ -24,7 +24,7 @@ from sealsvc.model import (
     State,
 )
 from sealsvc.processes import Peer
-from sealsvc.registry import Registry
+from sealsvc.registry.book import Book
 
 B = 4096
 T = float(int(time.time()))  # what is much older is deleted
@@ -85,13 +85,11 @@ class Told:
         self.recoveries: list[int] = []
 
 
-def registry(directory: Path, told: Told, **options: Any) -> Registry:
+def registry(directory: Path, told: Told, **options: Any) -> Book:
     section = {
-        name: options.pop(name)
-        for name in ("retention_days", "max_bytes", "enabled")
-        if name in options
+        name: options.pop(name) for name in ("retention_days", "max_bytes") if name in options
     }
-    made = Registry(
+    made = Book(
         RegistrySection(directory=str(directory), **section),
         told.alarms.append,
         told.recoveries.append,
@@ -108,7 +106,7 @@ def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
         time.sleep(0.005)
 
 
-def written(book: Registry) -> None:
+def written(book: Book) -> None:
     until(lambda: not book.lag)
 
 

@@ -50,3 +50,14 @@ def test_the_wall_clock_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None
         return await clock.within(clock.now() + 0.01)
 
     assert asyncio.run(act()) is False
+
+
+def test_a_wall_clock_that_is_set_is_noticed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    wall = clock.WallClock()
+    assert wall.jump() == 0
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 3600)
+    assert wall.jump() == pytest.approx(3600, abs=1)
+    assert wall.jump() == 0
+    monkeypatch.setattr(time, "time", lambda: real() - 60)
+    assert wall.jump() == pytest.approx(-3660, abs=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
 import time
@@ -26,13 +27,15 @@ from registry_support import (
     written,
 )
 
-from sealsvc.config import Config
+from sealsvc.config import Config, RegistrySection
 from sealsvc.errors import Refusal
 from sealsvc.messages import Drift
 from sealsvc.model import ByteRange, FileId, State
 from sealsvc.records import Change, SealFilter
 from sealsvc.registry import Registry, schema
+from sealsvc.registry.book import Book
 from sealsvc.registry.entries import digest
+from sealsvc.registry.queries import Queries
 
 
 @pytest.fixture
@@ -41,7 +44,7 @@ def told() -> Told:
 
 
 @pytest.fixture
-def book(tmp_path: Path, told: Told) -> Iterator[Registry]:
+def book(tmp_path: Path, told: Told) -> Iterator[Book]:
     made = registry(tmp_path / "r", told)
     yield made
     assert made.close()
@@ -56,11 +59,11 @@ def rows(book_directory: Path, query: str) -> list[tuple[object, ...]]:
         connection.close()
 
 
-def ids(book: Registry, wanted: SealFilter, limit: int = 100) -> list[int]:
+def ids(book: Book, wanted: SealFilter, limit: int = 100) -> list[int]:
     return [int(seal.id, 16) for seal in book.queries.history(wanted, None, limit).seals]
 
 
-def test_the_life_of_a_seal(book: Registry) -> None:
+def test_the_life_of_a_seal(book: Book) -> None:
     seal = info(1)
     book.granted(seal, map_of(1), PEER)
     book.watch(event("granted", seal.id, seal=seal))  # comes by granted()
@@ -91,7 +94,7 @@ def test_the_life_of_a_seal(book: Registry) -> None:
     assert trail[0].hash == book.queries.verify().head
 
 
-def test_filters_and_pages(book: Registry) -> None:
+def test_filters_and_pages(book: Book) -> None:
     for n in range(1, 41):
         seal = info(n, path=f"/m/{n % 4}", at=T + n, pid=n % 5)
         book.granted(seal, map_of(n), PEER)
@@ -127,7 +130,7 @@ def test_filters_and_pages(book: Registry) -> None:
     assert refused.value.code == "no-such-seal"
 
 
-def test_conflicts_and_their_ends(book: Registry) -> None:
+def test_conflicts_and_their_ends(book: Book) -> None:
     one, two = info(1), info(2)
     both = [one.id, two.id]
     held = {"operation": operation(), "seals": both, "verdict": "held", "errno": 0}
@@ -153,7 +156,7 @@ def test_conflicts_and_their_ends(book: Registry) -> None:
     assert len(book.queries.conflicts(None, 10, until=T + 3, seal=two.id).conflicts) == 2
 
 
-def test_the_rest_is_recorded_too(book: Registry, tmp_path: Path) -> None:
+def test_the_rest_is_recorded_too(book: Book, tmp_path: Path) -> None:
     book.started(Config(), {"bpf": "", "lease": "no"})
     book.refused(Refusal("denied", "no", {"why": [1]}), "/m/x", PEER)
     book.watch(event("alarm", reason="look"))
@@ -188,7 +191,7 @@ def test_the_rest_is_recorded_too(book: Registry, tmp_path: Path) -> None:
     }
 
 
-def test_how_a_map_has_changed(book: Registry) -> None:
+def test_how_a_map_has_changed(book: Book) -> None:
     seal = info(1)
     book.granted(seal, map_of(1), PEER)
     written(book)
@@ -248,7 +251,7 @@ def test_a_restart_of_the_machine(
     held = {"operation": operation(), "seals": [info(1).id], "verdict": "held", "errno": 0}
     first.watch(event("conflict", info(1).id, **held))
     assert first.close()
-    monkeypatch.setattr("sealsvc.registry._boot_id", lambda: "another")
+    monkeypatch.setattr("sealsvc.registry.recorder._boot_id", lambda: "another")
     second = registry(tmp_path, told)
     second.present([])
     written(second)
@@ -261,7 +264,7 @@ def test_a_restart_of_the_machine(
     assert second.close()
 
 
-def test_the_present_is_recorded_when_its_past_is_not(book: Registry) -> None:
+def test_the_present_is_recorded_when_its_past_is_not(book: Book) -> None:
     book.present([(info(n), map_of(n)) for n in range(600)])
     book.watch(moved(info(999), State.RETURNED))  # of a grant that was lost
     written(book)
@@ -269,7 +272,7 @@ def test_the_present_is_recorded_when_its_past_is_not(book: Registry) -> None:
     assert (book.queries.map_at_grant(info(599).id) == map_of(599)).all()
 
 
-def test_paths_that_are_no_text(book: Registry) -> None:
+def test_paths_that_are_no_text(book: Book) -> None:
     path = b"/m/\xff\xfe".decode(errors="surrogateescape")
     book.granted(info(1, path=path), map_of(1), PEER)
     book.watch(event("alarm", reason=path))
@@ -297,16 +300,23 @@ def test_what_cannot_be_recorded_does_not_stop_the_rest(tmp_path: Path, told: To
 
 
 def test_a_registry_that_is_off(tmp_path: Path, told: Told) -> None:
-    book = registry(tmp_path / "r", told, enabled=False)
-    book.granted(info(1), map_of(1), PEER)
-    book.watch(event("alarm", reason="x"))
-    assert (book.lag, book.lost, book.close()) == (0, 0, True)
+    section = RegistrySection(directory=str(tmp_path / "r"), enabled=False)
+    off = Registry(section, told.alarms.append, told.recoveries.append)
+
+    async def act() -> bool:
+        off.start()
+        off.granted(info(1), map_of(1), PEER)
+        off.watch(event("alarm", reason="x"))
+        with pytest.raises(Refusal, match="off"):
+            await off.ask(0, Queries.verify)
+        return await off.close()
+
+    assert asyncio.run(act())
+    assert (off.lag, off.lost) == (0, 0)
     assert not (tmp_path / "r").exists()
-    with pytest.raises(Refusal, match="off"):
-        book.queries.verify()
 
 
-def test_a_reader_only_reads(book: Registry, tmp_path: Path) -> None:
+def test_a_reader_only_reads(book: Book, tmp_path: Path) -> None:
     book.watch(event("alarm", reason="look"))
     written(book)
     with closing(schema.open_reader(tmp_path / "r")) as connection:
@@ -315,7 +325,7 @@ def test_a_reader_only_reads(book: Registry, tmp_path: Path) -> None:
             connection.execute("DELETE FROM seals")
 
 
-def test_a_query_that_takes_too_long(book: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_query_that_takes_too_long(book: Book, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sealsvc.registry.queries._STEPS", 1000)
     monkeypatch.setattr("sealsvc.registry.queries._TIME_LIMIT", 1e-9)
     for n in range(3000):

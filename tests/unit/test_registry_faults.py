@@ -24,8 +24,9 @@ from sealsvc.config import RegistrySection
 from sealsvc.errors import Refusal
 from sealsvc.model import State
 from sealsvc.records import SealFilter
-from sealsvc.registry import Registry, schema
+from sealsvc.registry import schema
 from sealsvc.registry.archive import Archive
+from sealsvc.registry.book import Book
 from sealsvc.registry.retention import Retention
 
 
@@ -361,7 +362,7 @@ def test_what_comes_after_the_end_is_lost(tmp_path: Path, told: Told) -> None:
     book.watch(event("alarm", reason="late"))
     assert (book.lag, book.lost, told.alarms) == (0, 1, [])
     assert book.close()
-    never_started = Registry(
+    never_started = Book(
         RegistrySection(directory=str(tmp_path)), told.alarms.append, told.recoveries.append
     )
     assert never_started.close()
@@ -404,7 +405,7 @@ def test_callbacks_that_fail_harm_nobody(tmp_path: Path) -> None:
         raise RuntimeError("nobody listens")
 
     section = RegistrySection(directory=str(tmp_path / "file" / "r"))
-    book = Registry(section, fail, fail, queue=1, retry=0.05)
+    book = Book(section, fail, fail, queue=1, retry=0.05)
     book.start()
     for _ in range(10):
         book.watch(event("alarm", reason="x"))

@@ -211,3 +211,35 @@ def test_the_writer_forgets_by_itself(tmp_path: Path, monkeypatch: pytest.Monkey
     assert book.queries.verify().intact
     assert not told.alarms
     assert book.close()
+
+
+def test_a_wall_clock_that_is_ahead_for_a_while_has_nothing_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lives(tmp_path, range(100), at=T - 10 * DAY, living=lambda _: False)
+    wall, up = [time.time()], [1000.0]
+    monkeypatch.setattr(time, "time", lambda: wall[0])
+    monkeypatch.setattr(time, "clock_gettime", lambda _: up[0])
+
+    def step(by_wall: float, by_boot: float) -> int:
+        wall[0] += by_wall
+        up[0] += by_boot
+        while retention.step(connection):
+            pass
+        return counts(connection)["seals"]
+
+    with closing(schema.open_writer(tmp_path)) as connection:
+        archive = Archive(tmp_path / "maps")
+        archive.verify()
+        retention = Retention(tmp_path, archive, 30.0, 1 << 40, lambda _: None)
+        assert step(0, 0) == 100
+        assert step(200 * DAY, 60) == 100
+        # Not by another process, after a restart of the machine, either.
+        up[0] = 5.0
+        retention = Retention(tmp_path, archive, 30.0, 1 << 40, lambda _: None)
+        assert step(0, 60) == 100
+        assert step(-200 * DAY, 60) == 100
+        # In its own time it goes: a machine that was off is caught up with, slowly.
+        assert step(30 * DAY, 5 * DAY) == 100
+        assert step(5 * DAY, 4 * DAY) == 100
+        assert step(5 * DAY, 5 * DAY) == 0
