@@ -138,6 +138,13 @@ struct task_struct {
 	struct task_struct *group_leader;
 	__u64 start_boottime;
 	struct files_struct *files;
+	struct mm_struct *mm;
+};
+
+struct vm_area_struct {
+	unsigned long vm_start, vm_end;
+	unsigned long vm_pgoff;
+	struct file *vm_file;
 };
 
 #pragma clang attribute pop

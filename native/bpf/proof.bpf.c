@@ -22,6 +22,17 @@ extern const void dax_break_layout __ksym __weak;
 /* Where struct page of frame 0 would be. x86 with CONFIG_DYNAMIC_MEMORY_LAYOUT (arch/x86/mm/kaslr.c). */
 extern const void vmemmap_base __ksym __weak;
 
+/* Since v6.7 (kernel/bpf/task_iter.c) and v6.2, for this type of program since v6.10. */
+struct bpf_iter_task_vma {
+	__u64 opaque;
+};
+extern int bpf_iter_task_vma_new(struct bpf_iter_task_vma *it, struct task_struct *task,
+				 __u64 address) __ksym;
+extern struct vm_area_struct *bpf_iter_task_vma_next(struct bpf_iter_task_vma *it) __ksym;
+extern void bpf_iter_task_vma_destroy(struct bpf_iter_task_vma *it) __ksym;
+extern struct task_struct *bpf_task_from_pid(__s32 pid) __ksym;
+extern void bpf_task_release(struct task_struct *task) __ksym;
+
 static __always_inline struct file *file_of(int64_t fd)
 {
 	struct files_struct *files = ((struct task_struct *)bpf_get_current_task_btf())->files;
@@ -65,17 +76,21 @@ int describe(struct seal_proof *q)
 }
 
 /* f_count until v6.12; then f_ref (include/linux/file_ref.h), which begins at 0. */
-static __always_inline int is_referenced(struct file *file)
+static __always_inline __u64 references_to(struct file *file)
 {
 	struct file___counted *old = (void *)file;
+	__u64 count;
 
-	if (bpf_core_field_exists(old->f_count))
-		return BPF_CORE_READ(old, f_count.counter) > 0;
-	return (__u64)BPF_CORE_READ(file, f_ref.refcnt.counter) < 0xC000000000000000ULL;
+	if (bpf_core_field_exists(old->f_count)) {
+		count = (__u64)BPF_CORE_READ(old, f_count.counter);
+		return (__s64)count > 0 ? count : 0;
+	}
+	count = (__u64)BPF_CORE_READ(file, f_ref.refcnt.counter);
+	return count < 0xC000000000000000ULL ? count + 1 : 0;
 }
 
-/* Is the description still referenced by anything: a descriptor, a mapping, a message in flight? `fd` is
- * another one of the same file. The memory of a description that is gone may serve another: that one is
+/* Is the description still referenced by anything: a descriptor, a mapping, a message in flight? And how
+ * often (`count`)? `fd` is another one of the same file. The memory of a description that is gone may serve another: that one is
  * taken for it only when it is of the same file and was opened with the same credentials. */
 SEC("syscall")
 int alive(struct seal_proof *q)
@@ -85,9 +100,90 @@ int alive(struct seal_proof *q)
 
 	if (!inode || !file)
 		return -EBADF;
+	q->count = references_to(file);
 	q->answer = BPF_CORE_READ(file, f_inode) == inode &&
-		    (__u64)BPF_CORE_READ(file, f_cred) == q->description.cred && is_referenced(file);
+		    (__u64)BPF_CORE_READ(file, f_cred) == q->description.cred && q->count;
 	return 0;
+}
+
+static __always_inline void note_area(struct seal_proof *q, struct vm_area_struct *area,
+				      struct inode *inode)
+{
+	struct file *file = BPF_CORE_READ(area, vm_file);
+	__u64 start = BPF_CORE_READ(area, vm_pgoff) << 12;
+	__u64 end = start + BPF_CORE_READ(area, vm_end) - BPF_CORE_READ(area, vm_start);
+	int is_own = (__u64)file == q->description.file;
+
+	if (is_own)
+		q->areas++;
+	if (start < q->end && end > q->start && (is_own || BPF_CORE_READ(file, f_inode) == inode))
+		q->answer |= is_own ? SEAL_MAPS_BY_DESCRIPTION : SEAL_MAPS_OTHERWISE;
+}
+
+static __always_inline int look_at_areas(struct seal_proof *q, struct task_struct *task,
+					 struct inode *inode)
+{
+	struct bpf_iter_task_vma areas;
+	struct vm_area_struct *area;
+	int error;
+
+	q->memory = (__u64)BPF_CORE_READ(task, mm);
+	error = bpf_iter_task_vma_new(&areas, task, 0);
+	while ((area = bpf_iter_task_vma_next(&areas)))
+		if (area->vm_file)
+			note_area(q, area, inode);
+	bpf_iter_task_vma_destroy(&areas);
+	return error == -ENOENT ? 0 : error; /* it has no memory */
+}
+
+struct table {
+	struct file **slots;
+	__u64 file;
+	__u32 found;
+};
+
+static int look_at_slot(__u64 index, struct table *table)
+{
+	__u64 file = 0;
+
+	bpf_probe_read_kernel(&file, sizeof(file), table->slots + index);
+	table->found += file == table->file;
+	return 0;
+}
+
+static __always_inline void look_at_descriptors(struct seal_proof *q, struct task_struct *task)
+{
+	struct files_struct *files = BPF_CORE_READ(task, files);
+	struct table table = {.file = q->description.file};
+
+	q->table = (__u64)files;
+	if (!files)
+		return;
+	table.slots = BPF_CORE_READ(files, fdt, fd);
+	bpf_loop(BPF_CORE_READ(files, fdt, max_fds), look_at_slot, &table, 0);
+	q->descriptors = table.found;
+}
+
+/* What does `task`, a number of the first pid namespace, map of [start, end) of the file of `fd`: SEAL_MAPS_*.
+ * And which references does it have to the description? -EBUSY: its memory is being changed, or somebody
+ * holds its mmap_lock. Nothing of it waits for anybody. */
+SEC("syscall")
+int held(struct seal_proof *q)
+{
+	struct file *anchor = file_of(q->fd);
+	struct inode *inode = anchor ? BPF_CORE_READ(anchor, f_inode) : 0;
+	struct task_struct *task;
+	int error;
+
+	if (!inode)
+		return -EBADF;
+	task = bpf_task_from_pid(q->task);
+	if (!task)
+		return -ESRCH;
+	look_at_descriptors(q, task);
+	error = look_at_areas(q, task, inode);
+	bpf_task_release(task);
+	return error;
 }
 
 /* Answers 1 when the kernel itself waits for references to the pages of DAX files. */

@@ -60,3 +60,41 @@ int seal_process_walk(int pid, int by_text, vma_visit visit, void *context)
 		seen = walk_threads(pid, by_text, visit, context);
 	return seen >= 0 || is_gone(seen) ? 0 : (int)seen;
 }
+
+static int by_number(const void *a, const void *b)
+{
+	int x = *(const int *)a, y = *(const int *)b;
+
+	return x < y ? -1 : x > y;
+}
+
+static int add_pid(struct seal_pids *pids, int pid)
+{
+	if (pids->count == pids->room) {
+		size_t room = pids->room ? 2 * pids->room : 512;
+		int *at = realloc(pids->at, room * sizeof(*at));
+
+		if (!at)
+			return -ENOMEM;
+		pids->at = at;
+		pids->room = room;
+	}
+	pids->at[pids->count++] = pid;
+	return 0;
+}
+
+int seal_pids_new(struct seal_pids *pids, size_t known)
+{
+	DIR *proc = opendir("/proc");
+	int error = 0, pid;
+
+	if (!proc)
+		return -errno;
+	if (known)
+		qsort(pids->at, known, sizeof(*pids->at), by_number);
+	while (!error && (pid = seal_next_number(proc)) > 0)
+		if (!known || !bsearch(&pid, pids->at, known, sizeof(pid), by_number))
+			error = add_pid(pids, pid);
+	closedir(proc);
+	return error;
+}

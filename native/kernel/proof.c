@@ -1,5 +1,5 @@
 /* Runs the programs of native/bpf/proof.bpf.c. Apart from proof_load.c: the keeper has no libbpf. */
-#include "sealsvc/proof.h"
+#include "proof.h"
 
 #include <errno.h>
 #include <linux/bpf.h>
@@ -8,7 +8,7 @@
 #include <unistd.h>
 
 /* The program's answer, or -errno. */
-static int run(int program, struct seal_proof *question)
+int seal_proof_run(int program, struct seal_proof *question)
 {
 	union bpf_attr attributes;
 
@@ -25,13 +25,13 @@ int seal_is_mapped(int mapped, int fd)
 {
 	struct seal_proof question = {.fd = fd};
 
-	return run(mapped, &question);
+	return seal_proof_run(mapped, &question);
 }
 
 int seal_describe(int describe, int fd, struct seal_description *out)
 {
 	struct seal_proof question = {.fd = fd};
-	int error = run(describe, &question);
+	int error = seal_proof_run(describe, &question);
 
 	*out = question.description;
 	return error;
@@ -41,14 +41,14 @@ int seal_is_alive(int alive, int fd, const struct seal_description *description)
 {
 	struct seal_proof question = {.fd = fd, .description = *description};
 
-	return run(alive, &question);
+	return seal_proof_run(alive, &question);
 }
 
 int seal_kernel_waits(int waits)
 {
 	struct seal_proof question = {.fd = -1};
 
-	return run(waits, &question);
+	return seal_proof_run(waits, &question);
 }
 
 /* bpf_loop() goes round at most 1 << 23 times (kernel/bpf/bpf_iter.c, BPF_MAX_LOOPS); a run keeps its
@@ -63,7 +63,7 @@ int seal_are_referenced(int referenced, uint64_t frame, uint64_t count, uint64_t
 			.frame = frame,
 			.count = count < FRAMES ? count : FRAMES,
 		};
-		int answer = run(referenced, &question);
+		int answer = seal_proof_run(referenced, &question);
 
 		if (answer > 0)
 			*found = question.frame;

@@ -44,6 +44,7 @@ int seal_proofs_load(const char *object, struct seal_proofs *out, char *why, siz
 	if (out->mapped >= 0) {
 		out->describe = load_one(object, "describe");
 		out->alive = load_one(object, "alive");
+		out->held = load_one(object, "held");
 		out->waits = load_one(object, "waits");
 		out->referenced = load_one(object, "referenced");
 	}

@@ -1,6 +1,7 @@
 #include "walk.h"
 
-#include <dirent.h>
+#include "processes.h"
+
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -272,68 +273,17 @@ static int look_at(const struct walk *walk, const int *pids, size_t count, struc
 	return 0;
 }
 
-struct pids {
-	int *at;
-	size_t count, room;
-};
-
-static int by_number(const void *a, const void *b)
-{
-	int x = *(const int *)a, y = *(const int *)b;
-
-	return x < y ? -1 : x > y;
-}
-
-static int add_pid(struct pids *pids, int pid)
-{
-	if (pids->count == pids->room) {
-		size_t room = pids->room ? 2 * pids->room : 512;
-		int *at = realloc(pids->at, room * sizeof(*at));
-
-		if (!at)
-			return -ENOMEM;
-		pids->at = at;
-		pids->room = room;
-	}
-	pids->at[pids->count++] = pid;
-	return 0;
-}
-
-/* Every process that is not among the first `known` of pids, which are in order, behind these. */
-static int list_new(struct pids *pids, size_t known)
-{
-	DIR *proc = opendir("/proc");
-	struct dirent *entry;
-	int error = 0;
-
-	if (!proc)
-		return -errno;
-	while (!error && (entry = readdir(proc))) {
-		int pid = entry->d_name[0] >= '1' && entry->d_name[0] <= '9' ? atoi(entry->d_name)
-									      : 0;
-
-		if (pid && !(known && bsearch(&pid, pids->at, known, sizeof(pid), by_number)))
-			error = add_pid(pids, pid);
-	}
-	closedir(proc);
-	return error;
-}
-
-/* A process may hand on what it maps to a child that was not there when /proc was listed, and unmap it
- * before it is looked at: so what is new then is looked at as well. */
-#define ROUNDS 8
-
 static int look_at_all(const struct walk *walk, struct walk_rows *rows)
 {
-	struct pids pids = {0};
+	struct seal_pids pids = {0};
 	size_t known = 0;
 	int error;
 
 	for (int round = 0;; round++) {
-		error = list_new(&pids, known);
+		error = seal_pids_new(&pids, known);
 		if (error || pids.count == known)
 			break;
-		if (round == ROUNDS) {
+		if (round == SEAL_PIDS_ROUNDS) {
 			error = -EAGAIN;
 			break;
 		}
@@ -341,7 +291,6 @@ static int look_at_all(const struct walk *walk, struct walk_rows *rows)
 		if (error)
 			break;
 		known = pids.count;
-		qsort(pids.at, known, sizeof(*pids.at), by_number);
 	}
 	free(pids.at);
 	return error;

@@ -6,17 +6,27 @@ from __future__ import annotations
 
 import functools
 import logging
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from sealsvc.model import Mark
+from sealsvc.model import ByteRange, Mark
 from sealsvc.native import ffi, lib
 
 log = logging.getLogger(__name__)
 
 _ABSENT = -1  # in place of a program's descriptor
 _WAITER = b" dax_break_layout\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """(pid, SEAL_MAPS_* or -errno) of processes that map a range, or may. `unseen`: some references
+    to the description were found in none, so that those which may can have them."""
+
+    rows: list[tuple[int, int]]
+    unseen: bool
 
 
 class Prover:
@@ -56,6 +66,20 @@ class Prover:
         """Does anything refer to the description still? `fd` is another one of the same file."""
         out = ffi.new("struct seal_description *", {"file": mark.file, "cred": mark.cred})
         return _told(lib.seal_is_alive(self._program("alive"), fd, out))
+
+    def held(self, fd: int, mark: Mark, span: ByteRange) -> Held | None:
+        """What every process maps of the span, and by which description. Waits for no process."""
+        programs = self._program("held"), self._program("alive")
+        description = ffi.new("struct seal_description *", {"file": mark.file, "cred": mark.cred})
+        rows, unseen = ffi.new("struct seal_held **"), ffi.new("int *")
+        count: int = lib.seal_held(
+            *programs, fd, description, span.offset, span.length, rows, unseen
+        )
+        try:
+            found = [(int(rows[0][i].pid), int(rows[0][i].maps)) for i in range(max(count, 0))]
+        finally:
+            lib.seal_rows_free(rows[0])
+        return None if count < 0 else Held(found, bool(unseen[0]))
 
     @functools.cached_property
     def waits(self) -> bool:

@@ -20,6 +20,7 @@ from sealsvc.host import UNSEEN_REFERENCES, ReleaseQuestion, Remnant, Target, ma
 from sealsvc.host.proofs import Prover
 from sealsvc.messages import Gap
 from sealsvc.model import ByteRange, Kind, Mark
+from sealsvc.native import lib
 
 _PAGE = mapped.PAGE
 
@@ -67,11 +68,39 @@ class Releases:
         return q.apart and not self._must_look_at_pages(q) and _is_sole(q.anchor)
 
     def remnants(self, q: ReleaseQuestion) -> list[Remnant]:
-        found = list(self._mapped(q, q.holder)) if q.holder else []
-        if not self._is_gone(q):
-            # A mapping does not tell which description it came from: all count.
+        if self._is_gone(q):
+            # The holder may map the file by another description.
+            found = list(self._mapped(q, q.holder)) if q.holder else []
+        elif (held := self._held(q)) is not None:
+            found = held
+        else:
+            # /proc does not tell which description a mapping came from: all count.
             found = list(self._mapped(q, 0))
         return found or self._referenced(q)
+
+    def _held(self, q: ReleaseQuestion) -> list[Remnant] | None:
+        """What is mapped by the holder's description, or in the holder; None: it cannot be told."""
+        if q.anchor < 0 or not q.mark.file:
+            return None
+        held = self.prover.held(q.anchor, q.mark, q.range)
+        if held is None:
+            return None
+        found = list[Remnant]()
+        for pid, maps in held.rows:
+            if maps < 0 and held.unseen:
+                found.append(Remnant(q.range, pid, os.strerror(-maps)))
+            elif maps > 0 and (maps & lib.SEAL_MAPS_BY_DESCRIPTION or pid == q.holder):
+                found += [Remnant(part, pid) for part in self._parts(q, pid)]
+        return found
+
+    def _parts(self, q: ReleaseQuestion, pid: int) -> list[ByteRange]:
+        """Where the process may map the range by what it has not sealed itself."""
+        own = q.sealed.get(pid, [])
+        mapped = list(_mappings(q, pid))
+        if any(m.error for m in mapped):
+            return q.range.without_all(own)
+        parts = [ByteRange(m.offset, m.length) for m in mapped]
+        return [left for part in parts for left in part.without_all(own)]
 
     def writable_mappings(self, q: ReleaseQuestion) -> list[Remnant]:
         return [
