@@ -24,7 +24,7 @@ from sealsvc.processes import Peer, Process
 from sealsvc.registry import Registry
 from sealsvc.seals import Seal
 from sealsvc.states import Step
-from sealsvc.workers import Workers
+from sealsvc.workers import Looks, Workers
 
 _PIN_PATIENCE = 1.0  # seconds
 
@@ -95,6 +95,7 @@ class Grants:
         self.host, self.enforcers, self.policy = host, enforcers, policy
         self.life, self.workers, self.registry = life, workers, registry
         self.silent: set[int] = set()  # devices that did not answer the last audit
+        self.looks = Looks(workers)
         self._files = FileLocks()
         self._queues: WeakValueDictionary[int, FairQueue] = WeakValueDictionary()
         self.counters = {"grants": 0, "refusals": 0}
