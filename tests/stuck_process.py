@@ -30,10 +30,7 @@ def attributes(node):
 def serve():
     reads = 0
     while True:
-        try:
-            request = os.read(fuse, 1 << 17)
-        except OSError:
-            return  # unmounted
+        request = os.read(fuse, 1 << 17)
         opcode, unique, node = struct.unpack_from("<IQQ", request, 4)
         answer, error = b"", 0
         if opcode == 26:  # INIT
@@ -55,7 +52,12 @@ def serve():
         elif opcode not in (18, 25):
             error = -38
         os.write(fuse, struct.pack("<IiQ", 16 + len(answer), error, unique) + answer)
-threading.Thread(target=serve, daemon=True).start()
+def serve_until_unmounted():
+    try:
+        serve()
+    except OSError:
+        pass
+threading.Thread(target=serve_until_unmounted, daemon=True).start()
 child = os.fork()
 if child == 0:
     os.close(fuse)
@@ -94,5 +96,4 @@ def stuck(beside: Path | str = "") -> Iterator[int]:
             time.sleep(0.5)  # until the writer is there
             yield pid
         finally:
-            server.stdin.close()
-            server.wait(20)
+            server.communicate("", timeout=20)
