@@ -149,8 +149,8 @@ class FileId(msgspec.Struct, frozen=True, forbid_unknown_fields=True, order=True
 
 
 class Mark(msgspec.Struct, frozen=True, array_like=True):
-    """How the description of a holder is known again: by addresses of the kernel's structures (never
-    for users to see), or by the byte that it has locked. 0: not by this."""
+    """How the description of a holder is known again: by addresses of the kernel's structures
+    (never for users to see), or by the byte that it has locked. 0: not by this."""
 
     file: int = 0
     cred: int = 0

@@ -324,9 +324,7 @@ def openers(device: int, inode: int, except_pid: int = 0) -> list[Opener]:
     )
 
 
-def _listed(
-    kind: str, call: Callable[[Any], int], name: str, made: Callable[[Any], T]
-) -> list[T]:
+def _listed(kind: str, call: Callable[[Any], int], name: str, made: Callable[[Any], T]) -> list[T]:
     """What is made of the rows that a call allocates and counts."""
     out = ffi.new(kind)
     try:

@@ -95,7 +95,9 @@ class Returns:
         if not seal.live:
             return
         if writable:
-            found = [str(r) if r.why else f"process {pid} maps {r.range} writably" for r in writable]
+            found = [
+                str(r) if r.why else f"process {pid} maps {r.range} writably" for r in writable
+            ]
             raise Refusal(
                 "still-mapped", f"seal {seal.id}: {', '.join(found)}", {"mappings": found}, 0.05
             )

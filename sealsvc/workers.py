@@ -130,8 +130,8 @@ class Looks:
         self._lost: dict[tuple[int, int], int] = {}  # how many, by user and pid
 
     async def run(self, user: int, pid: int, call: Future[T], function: Callable[[], T]) -> T:
-        """What `function` returns, in a thread. `call` is done when it has ended or will never begin,
-        which may be long after this has raised Lost."""
+        """What `function` returns, in a thread. `call` is done when it has ended or will never
+        begin, which may be long after this has raised Lost."""
         if reason := self._refusal(user, pid):
             call.cancel()
             raise Lost(reason)
@@ -141,7 +141,9 @@ class Looks:
             return await asyncio.wait_for(asyncio.wrap_future(call), self._patience)
         except TimeoutError:
             self._give_up(user, pid, call)
-            raise Lost(f"process {pid} was not done being looked at in {self._patience:g} s") from None
+            raise Lost(
+                f"process {pid} was not done being looked at in {self._patience:g} s"
+            ) from None
 
     def _refusal(self, user: int, pid: int) -> str:
         if (user, pid) in self._lost:

@@ -1,4 +1,4 @@
-"""A process whose mmap_lock nobody gets: a page fault that is never answered, and a writer behind it."""
+"""A process whose mmap_lock nobody gets: a page fault without an answer, and a writer behind it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 # A FUSE server that never answers a read: argv[1] is where it mounts. The child maps its file, with
-# argv[2] mapped beside it, and touches the page. Two reads fail, and the fault is tried again: then it
-# sleeps with the mmap_lock held, for reading (mm/filemap.c). Another thread waits for it to write, and
-# whoever comes to read waits behind that one.
+# argv[2] mapped beside it, and touches the page. Two reads fail, and the fault is tried again: then
+# it sleeps with the mmap_lock held, for reading (mm/filemap.c). Another thread waits for it to
+# write, and whoever comes to read waits behind that one.
 _SCRIPT = r"""
 import ctypes, os, struct, sys, threading, time
 libc = ctypes.CDLL(None, use_errno=True)

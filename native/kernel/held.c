@@ -161,12 +161,13 @@ int64_t seal_held(int held, int alive, int fd, const struct seal_description *de
 	struct walk_rows rows = {.size = sizeof(**out)};
 	struct search search = {
 		.program = held,
-		.question = {
-			.fd = fd,
-			.description = *description,
-			.start = start,
-			.end = length > UINT64_MAX - start ? UINT64_MAX : start + length,
-		},
+		.question =
+			{
+				.fd = fd,
+				.description = *description,
+				.start = start,
+				.end = length > UINT64_MAX - start ? UINT64_MAX : start + length,
+			},
 		.rows = &rows,
 	};
 	struct seal_proof total = search.question;

@@ -35,6 +35,7 @@ struct walk {
 int seal_walk(const struct walk *walk, int pid, struct walk_rows *rows);
 
 #define SEAL_WALK_PATIENCE 250 /* milliseconds */
-#define SEAL_WALK_LOST 64      /* threads left behind at a time; with more, nothing can be said any more */
+#define SEAL_WALK_LOST                                                                             \
+	64 /* threads left behind at a time; with more, nothing can be said any more */
 
 #endif

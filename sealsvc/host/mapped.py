@@ -35,7 +35,11 @@ def validate(question: MappingQuestion) -> MappingFacts:
     q, notes = question, list[str]()
     span = q.range.rounded(PAGE)
     dax = q.anchor >= 0 and has_dax(q.anchor)
-    base = base_of(q.anchor, q.file) if dax else "the file is not DAX: its pages are those of the page cache"
+    base = (
+        base_of(q.anchor, q.file)
+        if dax
+        else "the file is not DAX: its pages are those of the page cache"
+    )
     if isinstance(base, str):
         notes.append(f"PFN proof not available: {base}")
     found = _ask(q, span, base if isinstance(base, int) else None)

@@ -1,6 +1,6 @@
-"""What BPF programs tell of the kernel's own structures (native/bpf/proof.bpf.c): who maps a file, what
-is left of a description, which pages are referenced. They attach to nothing, and run without "bpf" in
-the kernel's lsm= list. What they cannot tell is None."""
+"""What BPF programs tell of the kernel's own structures (native/bpf/proof.bpf.c): who maps a file,
+what is left of a description, which pages are referenced. They attach to nothing, and run without
+"bpf" in the kernel's lsm= list. What they cannot tell is None."""
 
 from __future__ import annotations
 

@@ -104,9 +104,7 @@ class Releases:
 
     def writable_mappings(self, q: ReleaseQuestion) -> list[Remnant]:
         return [
-            _remnant(m, q)
-            for m in _mappings(q, q.holder)
-            if m.error or (m.shared and m.writable)
+            _remnant(m, q) for m in _mappings(q, q.holder) if m.error or (m.shared and m.writable)
         ]
 
     def _is_gone(self, q: ReleaseQuestion) -> bool:

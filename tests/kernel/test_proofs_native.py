@@ -119,7 +119,9 @@ def test_mappings_are_told_by_their_description(prover: Prover, path: Path, anch
             assert [row for row in beside.rows if row[1] > 0] == []
 
 
-LEADERLESS = MAP + """
+LEADERLESS = (
+    MAP
+    + """
 def work():
     while "State:\\tZ" not in open(f"/proc/{os.getpid()}/task/{os.getpid()}/status").read():
         pass
@@ -129,6 +131,7 @@ def work():
 threading.Thread(target=work).start()
 libc.syscall(60, 0)
 """
+)
 
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="exit(2) is 60 on x86-64")

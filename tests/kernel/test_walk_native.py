@@ -1,5 +1,5 @@
-"""A walk through all processes is stopped by none: what the kernel does for a process that holds its own
-mmap_lock, a library does here for one that is named to it."""
+"""A walk through all processes is stopped by none: what the kernel does for one that holds its own
+own mmap_lock, a library does here for one that is named to it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler"),
 ]
 
-# Whoever reads the maps of process SLOW sleeps: in PROCMAP_QUERY, or with SLOW_TEXT in open(2) as well.
+# Whoever reads the maps of process SLOW sleeps: in PROCMAP_QUERY, or with SLOW_TEXT in open(2) too.
 SLOW = """
 #define _GNU_SOURCE
 #include <dlfcn.h>

@@ -1,5 +1,5 @@
-"""References to the pages of a DAX file that outlive every mapping of it: does the kernel wait for them
-before it frees their blocks, and if not, does a return?"""
+"""References to the pages of a DAX file that outlive every mapping of it: does the kernel wait for
+them before it frees their blocks, and if not, does a return?"""
 
 from __future__ import annotations
 

@@ -11,7 +11,8 @@
 #include "sealsvc/proof_layout.h"
 
 struct seal_proofs {
-	int mapped, describe, alive, held, waits, referenced; /* descriptors; -1: the kernel refuses it */
+	int mapped, describe, alive, held, waits,
+		referenced; /* descriptors; -1: the kernel refuses it */
 };
 
 /* Loads the programs of the file `object`. 0, or -errno with the reason in `why` when not even `mapped`
