@@ -56,9 +56,9 @@ class Remnant:
 class ReleaseQuestion:
     """Is anything left of a holder's hold on a range? `anchor` is a descriptor of the file (-1:
     there is none), of a description `apart` from the holder's or of that very one. The holder's is
-    known by its `mark`; `holder` is its pid (0: gone). `sealed` has the ranges that processes have sealed by
-    other seals: what they map there is kept by those. `map` is where the range lies on its device;
-    with `unseen`, that page references cannot be seen is an accepted risk."""
+    known by its `mark`; `holder` is its pid (0: gone). `sealed` has the ranges that processes have
+    sealed by other seals: what they map there is kept by those. `map` is where the range lies on
+    its device; with `unseen`, that page references cannot be seen is an accepted risk."""
 
     file: FileId
     range: ByteRange
