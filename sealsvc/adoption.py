@@ -78,6 +78,10 @@ class SlotHold:
     def anchor(self) -> int:
         return self._parent.hold.anchor
 
+    @property
+    def apart(self) -> bool:
+        return self._parent.hold.apart
+
     def change(self, verdict: Verdict) -> None:
         self.policy = guards.POLICIES[verdict]
         self.publish()
@@ -200,13 +204,12 @@ class Adoption:
             process=parent.process.share(),
             accepted_risks=parent.accepted_risks,
             client=parent.client,
-            marked=parent.marked,
+            mark=parent.mark,
             state=state,
             seqid=seqid,
             expires=slot.expires / NANO if slot.expires else None,
             deadline=slot.deadline / NANO if slot.deadline else None,
             place=place,
-            mark=parent.token,
         )
 
     def _hook(self, parent: Seal, seal: Seal) -> None:

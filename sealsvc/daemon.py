@@ -37,6 +37,7 @@ from sealsvc.grants import Grants
 from sealsvc.history import Historian
 from sealsvc.host import Host
 from sealsvc.host.kernel import KernelHost, kernel_release
+from sealsvc.host.proofs import Prover
 from sealsvc.host.sim import SimHost
 from sealsvc.jobs import JobRunner
 from sealsvc.journal import Journal
@@ -365,8 +366,10 @@ def kernel_daemon(config: Config) -> Daemon:
         "pin": lambda: PinEnforcer(keeper),
     }
     enforcers = [known[name]() for name in config.enforcers.use]
-    unmapped = [e.is_unmapped for e in enforcers if isinstance(e, BpfEnforcer)]
-    return Daemon(config, KernelHost(unmapped), enforcers, keeper)
+    prover = Prover.load()
+    if prover.mapped >= 0:
+        keeper.prover(prover.mapped)
+    return Daemon(config, KernelHost(prover), enforcers, keeper)
 
 
 def sim_daemon(config: Config) -> Daemon:

@@ -19,14 +19,14 @@ from sealsvc.host import ExtentMap, Host, Target
 from sealsvc.life import Life
 from sealsvc.limits import FairQueue
 from sealsvc.messages import Grant
-from sealsvc.model import ByteRange, FileId, IoMode, Kind, State
+from sealsvc.model import ByteRange, FileId, IoMode, Kind, Mark, State
 from sealsvc.paths import concealed
 from sealsvc.policy import Policy, lies_below
 from sealsvc.processes import Peer, Process
 from sealsvc.registry import Registry
 from sealsvc.seals import Seal
 from sealsvc.states import Step
-from sealsvc.workers import Workers
+from sealsvc.workers import Looks, Workers
 
 _PIN_PATIENCE = 1.0  # seconds
 
@@ -112,6 +112,7 @@ class Grants:
         self.host, self.enforcers, self.policy = host, enforcers, policy
         self.life, self.workers, self.registry = life, workers, registry
         self.silent: set[int] = set()  # devices that did not answer the last audit
+        self.looks = Looks(workers)
         self._files = FileLocks()
         self._queues: WeakValueDictionary[int, FairQueue] = WeakValueDictionary()
         self.counters = {"grants": 0, "refusals": 0}
@@ -171,10 +172,17 @@ class Grants:
 
     async def hand_over_again(self, seal: Seal) -> int | None:
         """A descriptor for a holder that never got the one of its grant; None when it has it."""
-        return await self.workers.run(self._open_again, seal)
+        if not seal.hold.apart and seal.hold.anchor >= 0:
+            return os.dup(seal.hold.anchor)
+        opened = await self.workers.of(seal.file.device).run(self._open_again, seal)
+        if opened is None:
+            return None
+        fd, seal.mark = opened
+        self.life.journal.granted(seal)
+        return fd
 
-    def _open_again(self, seal: Seal) -> int | None:
-        if self.host.is_marked(seal.hold.anchor, seal.token):
+    def _open_again(self, seal: Seal) -> tuple[int, Mark] | None:
+        if self.host.is_left(seal.hold.anchor, seal.mark):
             return None
         writable = seal.request.iomode is IoMode.RW
         target = self.host.open_path(seal.path, self.policy.roots, writable=writable)
@@ -183,11 +191,11 @@ class Grants:
                 raise Refusal(
                     "no-such-file", f"{seal.path} is another file by now", {"path": seal.path}
                 )
-            self.host.mark(target.fd, seal.token)
+            sole = seal.request.kind is Kind.EXCLUSIVE
+            return target.fd, self.host.mark(target.fd, seal.token, sole=sole)
         except BaseException:
             os.close(target.fd)
             raise
-        return target.fd
 
     async def _open(self, request: Grant, passed: Passed | None) -> Target:
         writable = request.iomode is IoMode.RW
@@ -291,7 +299,8 @@ class Grants:
             chosen, why = self.enforcers.choose(target.filesystem, request)
             if chosen is None:
                 raise Refusal("enforcer-unavailable", "; ".join(why), {"enforcers": why})
-            risks = self.policy.accept(chosen.gaps(target.filesystem, request.kind))
+            gaps = (*chosen.gaps(target.filesystem, request.kind), *host.gaps(target))
+            risks = self.policy.accept(gaps)
             # 2. Prepare: give every block a written place of its own.
             host.prepare(target, sealed, request.prepare, progress)
             faults.point("grant:prepared")
@@ -309,7 +318,7 @@ class Grants:
             check_map(found, sealed, target)
             faults.point("grant:map-read")
             # 5. Mark the holder's description, so that its end can be proven.
-            host.mark(target.fd, token)
+            mark = host.mark(target.fd, token, sole=exclusive)
             faults.point("grant:marked")
             # 6. Take away what could still move blocks; nothing may have moved meanwhile.
             host.steady(target, sealed)
@@ -334,7 +343,7 @@ class Grants:
                 process=asker.process,
                 accepted_risks=risks,
                 client=asker.client,
-                marked=True,
+                mark=mark,
                 asker_uid=asker.peer.uid,
                 digest=asker.digest,
             )

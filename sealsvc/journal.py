@@ -21,7 +21,8 @@ import numpy as np
 from sealsvc import wire
 from sealsvc.filesystem import Filesystem
 from sealsvc.messages import Grant, Holder, LadderStep
-from sealsvc.model import ByteRange, FileId, RingPlace, State
+from sealsvc.model import ByteRange, FileId, Mark, RingPlace, State
+from sealsvc.native import TOKEN_BASE
 from sealsvc.seals import Seal
 
 log = logging.getLogger(__name__)
@@ -72,6 +73,15 @@ class Granted(msgspec.Struct, array_like=True, tag="granted"):
     mark: int = 0
     asker_uid: int = -1
     digest: bytes = b""
+    description: Mark = Mark()
+
+    @property
+    def known_by(self) -> Mark:
+        """`marked` and `mark` are what services before this one wrote: the token of the seal, or
+        another's, named the byte that the description has locked."""
+        if self.marked and self.description == Mark():
+            return Mark(byte=TOKEN_BASE + (self.mark or self.token))
+        return self.description
 
 
 class Ended(msgspec.Struct, array_like=True, tag="ended"):
@@ -217,11 +227,13 @@ def _granted(seal: Seal) -> Granted:
         enforcers=seal.enforcers,
         holder=seal.process.holder,
         accepted_risks=seal.accepted_risks,
-        marked=seal.marked,
+        # A service before this one takes a seal without that for one whose description is there.
+        marked=bool(seal.mark.byte),
         granted_at=seal.granted_at,
         progress=_progress(seal),
         place=seal.place,
-        mark=seal.mark,
+        mark=seal.mark.byte - TOKEN_BASE if seal.mark.byte else 0,
         asker_uid=seal.asker_uid,
         digest=seal.digest,
+        description=seal.mark,
     )

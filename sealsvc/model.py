@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Annotated
 
@@ -115,6 +116,17 @@ class ByteRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return ByteRange(self.offset, part.offset - self.offset)
         raise ValueError("it is in the middle: what is left would be two ranges")
 
+    def without_all(self, parts: Iterable[ByteRange]) -> list[ByteRange]:
+        """What is left when all parts are taken away, wherever they lie."""
+        left, at = list[ByteRange](), self.offset
+        for part in sorted(parts, key=lambda part: part.offset):
+            if at < min(part.offset, self.end):
+                left.append(ByteRange(at, min(part.offset, self.end) - at))
+            at = max(at, part.end)
+        if at < self.end:
+            left.append(ByteRange(at, self.end - at))
+        return left
+
     def __str__(self) -> str:
         return f"{self.offset}:{self.length}"
 
@@ -134,6 +146,15 @@ class FileId(msgspec.Struct, frozen=True, forbid_unknown_fields=True, order=True
 
     def __str__(self) -> str:
         return f"{self.device >> 8 & 0xFFF}:{self.device & 0xFF}/{self.inode}.{self.generation}"
+
+
+class Mark(msgspec.Struct, frozen=True, array_like=True):
+    """How the description of a holder is known again: by addresses of the kernel's structures
+    (never for users to see), or by the byte that it has locked. 0: not by this."""
+
+    file: int = 0
+    cred: int = 0
+    byte: int = 0
 
 
 class RingPlace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

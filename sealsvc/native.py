@@ -10,7 +10,7 @@ import errno
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from _sealsvc_native import ffi as ffi
@@ -21,6 +21,7 @@ from sealsvc.extents import ExtentMap
 from sealsvc.model import ByteRange
 
 WHOLE = ByteRange(0, 2**64 - 1)
+T = TypeVar("T")
 
 
 def _check(result: int, call: str) -> int:
@@ -133,7 +134,8 @@ def populate_write(fd: int, offset: int, length: int) -> None:
 @dataclass(frozen=True, slots=True)
 class Mapping:
     """`offset` and `length` are bytes of the file, cut to the range that was asked for; `address`
-    is where they are mapped in the process."""
+    is where they are mapped in the process. With `error`, an errno, nothing is known of the process
+    but its pid: it may map all of the range."""
 
     pid: int
     shared: bool
@@ -141,6 +143,7 @@ class Mapping:
     address: int
     offset: int
     length: int
+    error: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,31 +162,49 @@ def lease_probe(fd: int, type: int) -> bool:
     return bool(_check(lib.seal_lease_probe(fd, type), "F_SETLEASE"))
 
 
-def token_set(fd: int, token: int) -> None:
-    """Mark the description of `fd`; token < 2**62. The mark ends with the description."""
-    _check(lib.seal_token_set(fd, token), "F_OFD_SETLK")
+TOKEN_BASE = int(lib.SEAL_TOKEN_BASE)
 
 
-def token_clear(fd: int, token: int) -> None:
-    _check(lib.seal_token_clear(fd, token), "F_OFD_SETLK")
+def token_set(fd: int, byte: int) -> int:
+    """Lock `byte`, or another one where somebody else has locked that, for the description of `fd`,
+    and return it: the token ends with the description. Raises BlockingIOError while somebody has a
+    write lock on all that lies behind the file's end."""
+    at = ffi.new("uint64_t *", byte)
+    _check(lib.seal_token_set(fd, at), "F_OFD_SETLK")
+    return int(at[0])
 
 
-def token_held(fd: int, token: int) -> bool:
-    """Does a description of the file, other than that of `fd`, have the mark?"""
-    return bool(_check(lib.seal_token_held(fd, token), "F_OFD_GETLK"))
+def token_clear(fd: int, byte: int) -> None:
+    _check(lib.seal_token_clear(fd, byte), "F_OFD_SETLK")
+
+
+def token_held(fd: int, byte: int) -> bool:
+    """Does a description of the file, other than that of `fd`, have the token?"""
+    return bool(_check(lib.seal_token_held(fd, byte), "F_OFD_GETLK"))
 
 
 def mappings(pid: int, device: int, inode: int, span: ByteRange) -> list[Mapping]:
-    """Mappings of the span in the process (ProcessLookupError: there is none, PermissionError: it
-    may not be looked into), or, with pid 0, in every process that may be looked into."""
+    """Mappings of the span in the process (ProcessLookupError: there is none), or, with pid 0, in
+    every process. One that cannot be looked into has a row with `error`. Raises BlockingIOError
+    when too many keep their maps from being read."""
 
-    def call(out: Any, room: int) -> int:
-        return int(lib.seal_mappings(pid, device, inode, span.offset, span.length, out, room))
+    def call(out: Any) -> int:
+        return int(lib.seal_mappings(pid, device, inode, span.offset, span.length, out))
 
-    return [
-        Mapping(row.pid, bool(row.shared), bool(row.writable), row.address, row.offset, row.length)
-        for row in _listed("struct seal_mapping[]", call, f"/proc/{pid or '*'}/maps")
-    ]
+    return _listed(
+        "struct seal_mapping **",
+        call,
+        f"/proc/{pid or '*'}/maps",
+        lambda row: Mapping(
+            row.pid,
+            bool(row.shared),
+            bool(row.writable),
+            row.address,
+            row.offset,
+            row.length,
+            -row.error,
+        ),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,24 +316,21 @@ def validate_mapping(
 def openers(device: int, inode: int, except_pid: int = 0) -> list[Opener]:
     """Who has the file open or mapped, as far as it can be named: no proof that nobody does."""
 
-    def call(out: Any, room: int) -> int:
-        return int(lib.seal_openers(device, inode, except_pid, out, room))
+    def call(out: Any) -> int:
+        return int(lib.seal_openers(device, inode, except_pid, out))
 
-    return [
-        Opener(row.pid, row.fd, row.flags)
-        for row in _listed("struct seal_opener[]", call, "/proc/*/fd")
-    ]
+    return _listed(
+        "struct seal_opener **", call, "/proc/*/fd", lambda row: Opener(row.pid, row.fd, row.flags)
+    )
 
 
-def _listed(kind: str, call: Callable[[Any, int], int], name: str) -> list[Any]:
-    """The rows of a call that stores as many as fit and tells how many there are."""
-    room = 64
-    while True:
-        out = ffi.new(kind, room)
-        count = _check(call(out, room), name)
-        if count <= room:
-            return list(out[0:count])
-        room = count + count // 4
+def _listed(kind: str, call: Callable[[Any], int], name: str, made: Callable[[Any], T]) -> list[T]:
+    """What is made of the rows that a call allocates and counts."""
+    out = ffi.new(kind)
+    try:
+        return [made(out[0][i]) for i in range(_check(call(out), name))]
+    finally:
+        lib.seal_rows_free(out[0])
 
 
 def same_description(pid_a: int, fd_a: int, pid_b: int, fd_b: int) -> bool:

@@ -151,7 +151,7 @@ def _seal(record: journal.Granted, process: Process, holds: list[Hold]) -> Seal:
         process=process,
         accepted_risks=record.accepted_risks,
         client=None,
-        marked=record.marked,
+        mark=record.known_by,
         state=progress.state,
         seqid=progress.seqid,
         reason=progress.reason,
@@ -164,7 +164,6 @@ def _seal(record: journal.Granted, process: Process, holds: list[Hold]) -> Seal:
         ladder=progress.ladder,
         drifted=progress.drifted,
         place=record.place,
-        mark=record.mark,
         asker_uid=record.asker_uid,
         digest=record.digest,
     )

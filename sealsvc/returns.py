@@ -6,7 +6,7 @@ from sealsvc import faults
 from sealsvc.errors import Refusal
 from sealsvc.host import Host
 from sealsvc.life import Life, may
-from sealsvc.model import ByteRange, IoMode
+from sealsvc.model import ByteRange, IoMode, State
 from sealsvc.seals import Seal
 from sealsvc.states import Step
 from sealsvc.workers import Pool, Workers
@@ -18,21 +18,32 @@ class Returns:
         self.counters = {"returns": 0, "partial_returns": 0, "forgotten": 0}
 
     async def remnants(self, seal: Seal, part: ByteRange | None = None) -> list[str]:
-        """What still maps the seal's range (or a part of it), as text; empty is the proof that
-        nothing does."""
-        # Not the pid of a holder that is gone: it explains nothing, and another may have it.
-        others = frozenset(
-            other.process.holder.pid
+        """What is left of the seal's range (or a part of it), as text; empty is the proof that
+        nothing is. It holds until the caller waits for anything else."""
+        while True:
+            kept_by = self._kept_by_others(seal)
+            question = seal.question(_by_process(kept_by), part)
+            if self.host.is_free(question):
+                return []
+            found = await self._processes(seal).run(self.host.remnants, question)
+            # One of the seals that keep what is mapped may have ended, or shrunk, meanwhile.
+            if found or kept_by.items() <= self._kept_by_others(seal).items():
+                return [str(remnant) for remnant in found]
+
+    def _kept_by_others(self, seal: Seal) -> dict[Seal, ByteRange]:
+        """Other seals of the file that keep what their holders map of this one's range. Not those
+        whose promise is over, nor those whose holder is gone: another may have its pid. Seals of a
+        ring and their registration do not explain what their own holder maps: they end together."""
+        pid = seal.process.holder.pid
+        return {
+            other: other.effective
             for other in self.life.table.of_file(seal.file)
             if other is not seal
+            and other.state is not State.COURTESY
             and not other.exited.is_set()
             and other.effective.overlaps(seal.effective)
-        )
-        question = seal.question(others, part)
-        if self.host.is_free(question):
-            return []
-        found = await self._holders(seal).run(self.host.remnants, question)
-        return [f"process {r.pid} maps {r.range}" for r in found]
+            and not (other.process.holder.pid == pid and other.place is not None)
+        }
 
     async def give_back(self, seal: Seal, reason: str = "") -> None:
         """LAYOUTRETURN. Raises still-mapped, and changes nothing, while a mapping is left."""
@@ -79,12 +90,14 @@ class Returns:
         if seal.request.iomode is IoMode.READ:
             return
         pid = seal.process.holder.pid
-        question = seal.question(frozenset())
-        writable = await self._holders(seal).run(self.host.writable_mappings, question)
+        question = seal.question({})
+        writable = await self._processes(seal).run(self.host.writable_mappings, question)
         if not seal.live:
             return
         if writable:
-            found = [f"process {pid} maps {r.range} writably" for r in writable]
+            found = [
+                str(r) if r.why else f"process {pid} maps {r.range} writably" for r in writable
+            ]
             raise Refusal(
                 "still-mapped", f"seal {seal.id}: {', '.join(found)}", {"mappings": found}, 0.05
             )
@@ -92,9 +105,10 @@ class Returns:
             raise Refusal("try-later", f"seal {seal.id} is {seal.state}", retry_after=1.0)
         self.life.downgrade(seal)
 
-    def _holders(self, seal: Seal) -> Pool:
-        """Processes are looked at, not the file: grants that hang do not keep it waiting."""
-        return self.workers.of(("holders", seal.file.device))
+    def _processes(self, seal: Seal) -> Pool:
+        """Processes are looked at, not the file: grants that hang do not keep it waiting, nor do
+        validations, and no process keeps such a look for long (native/kernel/walk.h)."""
+        return self.workers.of(("proofs", seal.file.device))
 
     async def _refuse_if_mapped(self, seal: Seal, part: ByteRange | None = None) -> None:
         left = await self.remnants(seal, part)
@@ -102,6 +116,13 @@ class Returns:
             raise Refusal(
                 "still-mapped", f"seal {seal.id}: {', '.join(left)}", {"mappings": left}, 0.05
             )
+
+
+def _by_process(seals: dict[Seal, ByteRange]) -> dict[int, list[ByteRange]]:
+    ranges: dict[int, list[ByteRange]] = {}
+    for seal, range in seals.items():
+        ranges.setdefault(seal.process.holder.pid, []).append(range)
+    return ranges
 
 
 def _rest(seal: Seal, part: ByteRange) -> ByteRange | None:

@@ -16,7 +16,7 @@ import msgspec
 from sealsvc import clock, extents, states
 from sealsvc.enforce import Guard, Hold, Verdict
 from sealsvc.filesystem import Filesystem
-from sealsvc.host import ExtentMap, ReleaseQuestion
+from sealsvc.host import UNSEEN_REFERENCES, ExtentMap, ReleaseQuestion
 from sealsvc.messages import Grant, LadderStep, SealInfo
 from sealsvc.model import (
     ByteRange,
@@ -25,6 +25,7 @@ from sealsvc.model import (
     FenceClass,
     FileId,
     Kind,
+    Mark,
     Operation,
     RingPlace,
     State,
@@ -71,10 +72,9 @@ class Seal:
 
     `deadline`, `expires` and `recalled_at` are moments of sealsvc.clock. `wanted` is the part that
     a recall is for, `round` counts recalls, so that who waits for one notices the next. `place` is
-    where a ring has it, `publish` brings it up to date there; `mark` is the token that marks the
-    holder's description, if not its own; `may_change` tells that its map is promised to
-    nobody now. `asker_uid` asked for it (-1: not known), with a request of this `digest`
-    (once.py)."""
+    where a ring has it, `publish` brings it up to date there; `mark` tells the holder's
+    description from others; `may_change` tells that its map is promised to nobody now. `asker_uid`
+    asked for it (-1: not known), with a request of this `digest` (once.py)."""
 
     token: int
     request: Grant
@@ -89,7 +89,7 @@ class Seal:
     process: Process
     accepted_risks: list[str]
     client: object | None  # the connection that recalls go to
-    marked: bool
+    mark: Mark
     state: State = State.REQUESTED
     seqid: int = 0
     reason: str = ""
@@ -109,7 +109,6 @@ class Seal:
     publish: Callable[[], None] = lambda: None
     may_change: Callable[[], bool] = lambda: False
     place: RingPlace | None = None
-    mark: int = 0
     id: str = ""
     asker_uid: int = -1
     digest: bytes = b""
@@ -177,14 +176,19 @@ class Seal:
         self.effective = left.rounded(self.filesystem.block_size)
         self.map = extents.clip(self.map, self.effective)
 
-    def question(self, others: frozenset[int], part: ByteRange | None = None) -> ReleaseQuestion:
+    def question(
+        self, sealed: dict[int, list[ByteRange]], part: ByteRange | None = None
+    ) -> ReleaseQuestion:
         return ReleaseQuestion(
             file=self.file,
             range=part or self.effective,
-            anchor=self.hold.anchor if self.marked else -1,
-            token=self.mark or self.token,
+            anchor=self.hold.anchor,
+            apart=self.hold.apart,
+            mark=self.mark,
             holder=0 if self.exited.is_set() else self.process.holder.pid,
-            others=others,
+            sealed=sealed,
+            map=self.map,
+            unseen=UNSEEN_REFERENCES in self.accepted_risks,
         )
 
     def info(self) -> SealInfo:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
+import functools
 import os
+from concurrent.futures import Future
 
 from sealsvc import filesystem, processes, states
 from sealsvc.closing import close_later
@@ -13,6 +14,7 @@ from sealsvc.host import Host, MappingFacts, MappingQuestion
 from sealsvc.messages import Grant, MappingReport
 from sealsvc.seals import Seal
 from sealsvc.states import Step
+from sealsvc.workers import Lost
 
 
 async def refuse_unmappable(grants: Grants, request: Grant, passed: Passed | None) -> None:
@@ -62,7 +64,7 @@ async def _facts(grants: Grants, seal: Seal, address: int | None) -> MappingFact
     pid = seal.process.holder.pid
     if seal.process.pidfd < 0:
         raise _gone(pid)
-    # Copies: the seal may end while the worker looks, and its descriptors with it.
+    # The seal may end while a thread looks, and its descriptors with it.
     pidfd = os.dup(seal.process.pidfd)
     anchor = os.dup(seal.hold.anchor) if seal.hold.anchor >= 0 else -1
     question = MappingQuestion(
@@ -74,15 +76,21 @@ async def _facts(grants: Grants, seal: Seal, address: int | None) -> MappingFact
         address=address,
         require=seal.request.require,
     )
-    pool = grants.workers.of(("holders", seal.file.device))
-    looking = asyncio.ensure_future(pool.run(_look, grants.host, question, pidfd))
+    call: Future[MappingFacts] = Future()
+    # Copies: they go when the look has ended, which may be long after nobody waits for it.
+    copies = [pidfd] if anchor < 0 else [pidfd, anchor]
+    call.add_done_callback(lambda _: close_later(seal.file.device, copies))
+    look = functools.partial(_look, grants.host, question, pidfd)
     try:
-        return await asyncio.shield(looking)
-    finally:
-        # Also when the request was cancelled: the worker cannot be stopped.
-        await asyncio.wait([looking])
-        _ = looking.cancelled() or looking.exception()
-        close_later(seal.file.device, [pidfd] if anchor < 0 else [pidfd, anchor])
+        return await grants.looks.run(seal.process.holder.uid, pid, call, look)
+    except Lost as lost:
+        raise Refusal(
+            "try-later",
+            f"the mapping cannot be validated: {lost} (a page fault under way, or another that"
+            " holds its mmap_lock)",
+            {"pid": pid},
+            retry_after=1.0,
+        ) from None
 
 
 def _look(host: Host, question: MappingQuestion, pidfd: int) -> MappingFacts:

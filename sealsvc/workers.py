@@ -12,6 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
@@ -19,6 +20,12 @@ from weakref import WeakValueDictionary
 T = TypeVar("T")
 
 _IDLE = 5.0  # seconds after which a thread without work ends
+
+# Looks at the memory of processes. Whoever holds a process's mmap_lock decides how long one takes.
+_LOOKS = 2  # threads for each process
+_PATIENCE = 3.0  # seconds until a look counts as lost
+_LOST_BY_USER = 8  # processes of one user with lost looks
+_LOST = 64  # of all users
 
 
 class Pool:
@@ -37,17 +44,20 @@ class Pool:
     def submit(self, function: Callable[..., T], *arguments: object) -> Future[T]:
         """The same without waiting, from any thread."""
         future: Future[T] = Future()
+        self.submit_as(future, partial(function, *arguments))
+        return future
+
+    def submit_as(self, future: Future[T], call: Callable[[], T]) -> None:
         with self._changed:
             if self._stopped:
                 future.cancel()
-                return future
-            self._jobs.append((future, partial(function, *arguments)))
+                return
+            self._jobs.append((future, call))
             if len(self._jobs) <= self._free:
                 self._changed.notify()
             elif self._threads < self._most:
                 self._threads += 1
                 threading.Thread(target=self._work, name=self._name, daemon=True).start()
-        return future
 
     def stop(self) -> None:
         """What is under way ends when it does; nothing else begins."""
@@ -105,3 +115,56 @@ class Workers:
         self._stopped = True
         for pool in list(self._pools.values()):
             pool.stop()
+
+
+class Lost(Exception):
+    """A look at a process does not come back; the text says what is known of it."""
+
+
+class Looks:
+    """Looks at processes that may keep them for ever: threads of its own for each process, a time
+    limit, and a limit on the threads that are lost. A lost one ends when the kernel lets it go."""
+
+    def __init__(self, workers: Workers, patience: float = _PATIENCE) -> None:
+        self._workers, self._patience = workers, patience
+        self._lost: dict[tuple[int, int], int] = {}  # how many, by user and pid
+
+    async def run(self, user: int, pid: int, call: Future[T], function: Callable[[], T]) -> T:
+        """What `function` returns, in a thread. `call` is done when it has ended or will never
+        begin, which may be long after this has raised Lost."""
+        if reason := self._refusal(user, pid):
+            call.cancel()
+            raise Lost(reason)
+        pool = self._workers.of(("look", user, pid), _LOOKS)
+        pool.submit_as(call, function)
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(call), self._patience)
+        except TimeoutError:
+            self._give_up(user, pid, call)
+            raise Lost(
+                f"process {pid} was not done being looked at in {self._patience:g} s"
+            ) from None
+
+    def _refusal(self, user: int, pid: int) -> str:
+        if (user, pid) in self._lost:
+            return f"an earlier look at process {pid} has not come back"
+        if len(self._lost) >= _LOST or sum(u == user for u, _ in self._lost) >= _LOST_BY_USER:
+            return f"too many looks at processes (of user {user}, or of all) have not come back"
+        return ""
+
+    def _give_up(self, user: int, pid: int, call: Future[Any]) -> None:
+        if call.done():
+            return  # it was cancelled before it began
+        key, loop = (user, pid), asyncio.get_running_loop()
+        self._lost[key] = self._lost.get(key, 0) + 1
+
+        def over() -> None:
+            self._lost[key] -= 1
+            if not self._lost[key]:
+                del self._lost[key]
+
+        def ended(_: Future[Any]) -> None:
+            with suppress(RuntimeError):  # the service has ended
+                loop.call_soon_threadsafe(over)
+
+        call.add_done_callback(ended)

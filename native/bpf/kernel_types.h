@@ -14,6 +14,14 @@ typedef _Bool bool;
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
+typedef struct {
+	int counter;
+} atomic_t;
+
+struct page {
+	atomic_t _refcount;
+};
+
 struct super_block {
 	dev_t s_dev;
 };
@@ -32,6 +40,7 @@ struct address_space {
 
 struct inode {
 	unsigned short i_mode;
+	unsigned int i_flags;
 	struct address_space *i_mapping;
 	struct super_block *i_sb;
 	unsigned long i_ino;
@@ -40,10 +49,25 @@ struct inode {
 	__u32 i_generation;
 };
 
+typedef struct {
+	long counter;
+} atomic_long_t;
+
+typedef struct {
+	atomic_long_t refcnt;
+} file_ref_t;
+
 struct file {
 	unsigned int f_mode;
 	unsigned int f_flags;
 	struct inode *f_inode;
+	const struct cred *f_cred;
+	file_ref_t f_ref; /* since v6.13 */
+};
+
+/* Until v6.12. */
+struct file___counted {
+	atomic_long_t f_count;
 };
 
 struct dentry {
@@ -87,10 +111,6 @@ struct io_rw {
 	rwf_t flags;
 };
 
-typedef struct {
-	int counter;
-} atomic_t;
-
 struct fdtable {
 	unsigned int max_fds;
 	struct file **fd;
@@ -118,6 +138,13 @@ struct task_struct {
 	struct task_struct *group_leader;
 	__u64 start_boottime;
 	struct files_struct *files;
+	struct mm_struct *mm;
+};
+
+struct vm_area_struct {
+	unsigned long vm_start, vm_end;
+	unsigned long vm_pgoff;
+	struct file *vm_file;
 };
 
 #pragma clang attribute pop

@@ -336,16 +336,3 @@ int BPF_PROG(ioctl_compat_end)
 	leave_loose(LOOSE_IOCTL);
 	return 0;
 }
-
-/* Run by the service: does anybody map the file, be it privately? While nobody does, the tree of the
- * areas that map it is empty; an area leaves it after its pages are unmapped. */
-SEC("syscall")
-int mapped(struct seal_bpf_question *question)
-{
-	struct inode *inode = inode_behind(question->fd);
-
-	if (!inode)
-		return -EBADF;
-	question->mapped = !!BPF_CORE_READ(inode, i_mapping, i_mmap.rb_root.rb_node);
-	return 0;
-}

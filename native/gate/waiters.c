@@ -12,8 +12,8 @@
 #include <unistd.h>
 
 #include "internal.h"
-#include "sealsvc/mappings.h"
 #include "sealsvc/procfs.h"
+#include "sealsvc/proof.h"
 
 #define GREETS_LATER_NS 10000000
 #define FAN_DENY_WITH(error) (FAN_DENY | ((uint32_t)(error) << 24))

@@ -259,14 +259,6 @@ uint64_t seal_bpf_lost_events(const struct seal_bpf *bpf)
 	return __atomic_load_n(&bpf->control->lost_events, __ATOMIC_RELAXED);
 }
 
-int seal_bpf_prover(const struct seal_bpf *bpf)
-{
-	struct bpf_program *program = bpf_object__find_program_by_name(bpf->object, "mapped");
-	int fd = program ? bpf_program__fd(program) : -1;
-
-	return fd < 0 ? -ENOTSUP : fd;
-}
-
 /* Beginning and end */
 
 void seal_bpf_exempt(struct seal_bpf *bpf, int32_t pid, uint64_t start_time)

@@ -83,9 +83,3 @@ uint64_t seal_bpf_lost_events(const struct seal_bpf *bpf)
 	(void)bpf;
 	return 0;
 }
-
-int seal_bpf_prover(const struct seal_bpf *bpf)
-{
-	(void)bpf;
-	return -ENOTSUP;
-}

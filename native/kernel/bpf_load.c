@@ -303,8 +303,7 @@ int bpf_attach(struct seal_bpf *bpf)
 		struct bpf_program *loaded =
 			bpf_object__find_program_by_name(bpf->object, program->name);
 
-		if (program->state != SEAL_BPF_ON ||
-		    bpf_program__type(loaded) == BPF_PROG_TYPE_SYSCALL)
+		if (program->state != SEAL_BPF_ON)
 			continue;
 		bpf->links[i] = bpf_program__attach(loaded);
 		if (bpf->links[i]) {

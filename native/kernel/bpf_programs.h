@@ -42,7 +42,6 @@ static const struct bpf_program_need bpf_program_needs[] = {
 	{"aio", "aio_write", 0, "generic_atomic_write_valid", 0},
 	{"uring_end", "io_write", 0, "generic_atomic_write_valid", 0},
 	{"uring", "io_write", 0, "generic_atomic_write_valid", 0},
-	{"mapped", "bpf_prog_test_run_syscall", 0, 0, 0}, /* run, not attached */
 	/* Last: it looks for what those before leave. */
 	{"file_permission", "bpf_lsm_file_permission", 0, 0, 0},
 };

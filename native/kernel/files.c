@@ -2,13 +2,16 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <linux/fs.h>
 #include <linux/kcmp.h>
 #include <linux/openat2.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 static int result_of(long result)
@@ -144,53 +147,129 @@ int seal_lease_probe(int fd, int type)
 	return result < 0 && result != -EAGAIN ? result : 1;
 }
 
-/* Fills in the lock of the token `id`; l_pid must be 0 (fs/locks.c fcntl_setlk). */
-static int token_lock(struct flock *lock, short type, uint64_t id)
+/* l_pid must be 0 for locks of descriptions (fs/locks.c fcntl_setlk). */
+static struct flock one_byte(short type, uint64_t at)
 {
-	if (id >= SEAL_TOKEN_BASE)
-		return -EINVAL; /* beyond the largest offset */
-	memset(lock, 0, sizeof(*lock));
-	lock->l_type = type;
-	lock->l_whence = SEEK_SET;
-	lock->l_start = (off_t)(SEAL_TOKEN_BASE + id);
-	lock->l_len = 1;
-	return 0;
+	return (struct flock){
+		.l_type = type,
+		.l_whence = SEEK_SET,
+		.l_start = (off_t)at,
+		.l_len = 1,
+	};
 }
 
-static int token_change(int fd, short type, uint64_t id)
+static int change_token(int fd, short type, uint64_t at)
 {
+	struct flock lock = one_byte(type, at);
+
+	return at > INT64_MAX ? -EINVAL : result_of(fcntl(fd, F_OFD_SETLK, &lock));
+}
+
+/* The lock of another description that stands against a write lock there; l_type F_UNLCK: none. */
+static int lock_at(int fd, uint64_t at, struct flock *lock)
+{
+	*lock = one_byte(F_WRLCK, at);
+	return at > INT64_MAX ? -EINVAL : result_of(fcntl(fd, F_OFD_GETLK, lock));
+}
+
+/* Bytes of tokens are even: the kernel makes one lock of two that touch, and it would be nobody's. */
+static uint64_t between(uint64_t from, uint64_t to, uint64_t seed)
+{
+	return (from + seed * UINT64_C(0x9e3779b97f4a7c15) % (to - from)) & ~UINT64_C(1);
+}
+
+#define TOKEN_ATTEMPTS 16
+
+int seal_token_set(int fd, uint64_t *at)
+{
+	uint64_t wanted = *at, byte = wanted, first;
 	struct flock lock;
-	int error = token_lock(&lock, type, id);
+	struct stat st;
+	int error;
 
-	return error ? error : result_of(fcntl(fd, F_OFD_SETLK, &lock));
-}
-
-/* A read lock wants a description that is open for reading, a write lock one open for writing. */
-int seal_token_set(int fd, uint64_t id)
-{
-	int flags = fcntl(fd, F_GETFL);
-
-	if (flags < 0)
+	if (fstat(fd, &st) < 0)
 		return -errno;
-	return token_change(fd, (flags & O_ACCMODE) == O_WRONLY ? F_WRLCK : F_RDLCK, id);
+	/* Programs lock the bytes that a file has, and one behind them. */
+	first = (uint64_t)st.st_size + 2;
+	for (int i = 0; i < TOKEN_ATTEMPTS; i++) {
+		error = lock_at(fd, byte, &lock);
+		if (error)
+			return error;
+		if (lock.l_type == F_UNLCK) {
+			*at = byte;
+			error = change_token(fd, F_RDLCK, byte);
+			if (error != -EAGAIN)
+				return error;
+		}
+		if (lock.l_type != F_UNLCK && (uint64_t)lock.l_start <= first)
+			break;
+		if (lock.l_type != F_UNLCK)
+			byte = between(first, (uint64_t)lock.l_start, wanted + (uint64_t)i);
+	}
+	/* Locked to the end by somebody. A read lock goes together with ours. */
+	*at = wanted;
+	return change_token(fd, F_RDLCK, wanted);
 }
 
-int seal_token_clear(int fd, uint64_t id)
+int seal_token_clear(int fd, uint64_t at)
 {
-	return token_change(fd, F_UNLCK, id);
+	return change_token(fd, F_UNLCK, at);
 }
 
-/* A write lock conflicts with both types; asking for one needs no writable description. */
-int seal_token_held(int fd, uint64_t id)
+/* "1: OFDLCK ADVISORY  READ  -1 fd:01:131 START END" (fs/locks.c lock_get_status). */
+static int is_token(const char *line, const struct stat *st, uint64_t at)
+{
+	unsigned int major, minor;
+	unsigned long inode;
+	uint64_t start, end;
+	char kind[8];
+
+	if (sscanf(line, "%*d: %7s %*s %*s %*d %x:%x:%lu %" SCNu64 " %" SCNu64, kind, &major,
+		   &minor, &inode, &start, &end) != 6)
+		return 0;
+	return !strcmp(kind, "OFDLCK") && start == at && end == at && inode == st->st_ino &&
+	       makedev(major, minor) == st->st_dev;
+}
+
+static int look_for_token(FILE *locks, const struct stat *st, uint64_t at)
+{
+	char line[256];
+	int found = 0;
+
+	rewind(locks);
+	while (!found && fgets(line, sizeof(line), locks))
+		found = is_token(line, st, at);
+	return !found && ferror(locks) ? -EIO : found;
+}
+
+/* Other locks lie over that byte, and F_OFD_GETLK names one of them. The file is read piece by piece, and
+ * locks that end meanwhile move others out of sight: what is not there was looked for several times. */
+static int is_token_listed(int fd, uint64_t at)
+{
+	FILE *locks = fopen("/proc/locks", "re");
+	struct stat st;
+	int found = 0;
+
+	if (!locks)
+		return -errno;
+	if (fstat(fd, &st) < 0)
+		found = -errno;
+	for (int i = 0; i < 3 && !found; i++)
+		found = look_for_token(locks, &st, at);
+	fclose(locks);
+	return found;
+}
+
+int seal_token_held(int fd, uint64_t at)
 {
 	struct flock lock;
-	int error = token_lock(&lock, F_WRLCK, id);
+	int error = lock_at(fd, at, &lock);
 
-	if (error)
+	if (error || lock.l_type == F_UNLCK)
 		return error;
-	if (fcntl(fd, F_OFD_GETLK, &lock) < 0)
-		return -errno;
-	return lock.l_type != F_UNLCK;
+	if (lock.l_pid == -1 && (uint64_t)lock.l_start == at && lock.l_len == 1)
+		return 1;
+	return is_token_listed(fd, at);
 }
 
 /* 1 and 2 tell an order, 3 that there is none (kernel/kcmp.c). */

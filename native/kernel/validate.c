@@ -119,7 +119,7 @@ static int collect(struct areas *areas)
 
 	find_task(q->pid, areas->task);
 	snprintf(path, sizeof(path), "%s/maps", areas->task);
-	seen = seal_vmas_walk(path, from, q->pid, visit, areas);
+	seen = seal_vmas_walk(path, from, 0, q->pid, visit, areas);
 	if (areas->error)
 		return areas->error;
 	return seen < 0 && !is_gone(seen) ? (int)seen : 0;

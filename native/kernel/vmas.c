@@ -135,14 +135,16 @@ static int64_t walk_by_text(int maps, uint64_t from, int pid, vma_visit visit, v
 	return seen;
 }
 
-int64_t seal_vmas_walk(const char *path, uint64_t from, int pid, vma_visit visit, void *context)
+int64_t seal_vmas_walk(const char *path, uint64_t from, int by_text, int pid, vma_visit visit,
+		       void *context)
 {
 	int maps = open(path, O_RDONLY | O_CLOEXEC);
-	int64_t seen;
+	int64_t seen = -ENOTTY;
 
 	if (maps < 0)
 		return -errno;
-	seen = walk_by_query(maps, from, pid, visit, context);
+	if (!by_text)
+		seen = walk_by_query(maps, from, pid, visit, context);
 	if (seen == -ENOTTY)
 		seen = walk_by_text(maps, from, pid, visit, context);
 	close(maps);

@@ -84,11 +84,14 @@ class Claim:
 
 
 class Hold(Protocol):
-    """A guard in force on one file. `anchor` is a descriptor of the file that the enforcer owns,
-    apart from the holder's, or -1."""
+    """A guard in force on one file. `anchor` is a descriptor of the file that the enforcer owns, or
+    -1: of a description of its own when it is `apart`, else of the holder's."""
 
     @property
     def anchor(self) -> int: ...
+
+    @property
+    def apart(self) -> bool: ...
 
     def change(self, verdict: Verdict) -> None: ...
 
@@ -201,7 +204,17 @@ class Holds:
 
     @property
     def anchor(self) -> int:
-        return next((hold.anchor for hold in self.holds if hold.anchor >= 0), -1)
+        return self._anchored.anchor if self._anchored else -1
+
+    @property
+    def apart(self) -> bool:
+        return self._anchored is not None and self._anchored.apart
+
+    @property
+    def _anchored(self) -> Hold | None:
+        """The hold whose anchor is used: if possible one that is apart."""
+        anchored = [hold for hold in self.holds if hold.anchor >= 0]
+        return next((hold for hold in anchored if hold.apart), anchored[0] if anchored else None)
 
     @property
     def front(self) -> Hold:

@@ -142,6 +142,8 @@ def _object() -> Path:
 
 
 class _Hold:
+    apart = True
+
     def __init__(
         self, enforcer: BpfEnforcer, key: Any, file: FileId, filesystem: Filesystem, guard: Guard
     ) -> None:
@@ -205,7 +207,6 @@ class BpfEnforcer:
         self.keeper = keeper
         self.directory, self.without, self.drain_timeout = directory, without, drain_timeout
         self._bpf: Any = None
-        self._prover = -1  # descriptor of the program that knows who maps a file
         self._missing: dict[str, str] = {}
         self._exclusive: dict[tuple[int, int], set[int]] = {}  # tokens, by device and inode
         self._deliver: Callable[[Report], None] = _nobody
@@ -237,9 +238,6 @@ class BpfEnforcer:
             reason = f"without {', '.join(sorted(missing))} there is nothing to refuse with"
             self.stop()
             return reason
-        self._prover = lib.seal_bpf_prover(self._bpf)
-        if self._prover >= 0:
-            self.keeper.prover(self._prover)
         lib.seal_bpf_exempt(self._bpf, os.getpid(), _start_time())
         return ""
 
@@ -320,7 +318,7 @@ class BpfEnforcer:
         if self._bpf is None:
             return
         empty = not self._tokens()
-        bpf, self._bpf, self._prover = self._bpf, None, -1
+        bpf, self._bpf = self._bpf, None
         lib.seal_bpf_close(bpf)
         if empty:
             self.unpin()
@@ -439,10 +437,6 @@ class BpfEnforcer:
 
     def replay(self) -> None:
         """Nothing waits here."""
-
-    def is_unmapped(self, fd: int) -> bool:
-        """True: nobody maps the file. False: somebody does, or it cannot be told here."""
-        return self._prover >= 0 and lib.seal_is_mapped(self._prover, fd) == 0
 
     # Reports
 

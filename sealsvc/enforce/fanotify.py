@@ -103,6 +103,8 @@ class _Watched:
 
 
 class _Hold:
+    apart = True
+
     def __init__(self, enforcer: FanotifyEnforcer, watched: _Watched, guard: Guard) -> None:
         self._enforcer, self._watched, self._guard = enforcer, watched, guard
         self._released = False

@@ -35,6 +35,7 @@ class _Lease:
     """Owns a duplicate of the holder's descriptor, and with it the lease."""
 
     anchor: int
+    apart = False  # the lease sits on the description that the holder uses
 
     def __init__(self, enforcer: LeaseEnforcer, fd: int, file: FileId, token: int) -> None:
         self.anchor = os.dup(fd)

@@ -44,6 +44,8 @@ _BY_PATH = {76: 0, 2: 0, 257: 1}  # truncate, open, openat: which argument is a 
 class _Pin:
     """A page reference in a pipe, and a descriptor that keeps the last close of the file ours."""
 
+    apart = True
+
     def __init__(self, enforcer: PinEnforcer, file: FileId, token: int) -> None:
         self.enforcer, self.file, self.token = enforcer, file, token
         self.anchor = -1

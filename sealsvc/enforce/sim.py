@@ -42,6 +42,8 @@ class Waiter:
 
 
 class _Hold:
+    apart = True
+
     def __init__(self, enforcer: SimEnforcer, file: FileId, guard: Guard, anchor: int) -> None:
         self._enforcer, self._file, self._guard = enforcer, file, guard
         self._anchor, self._released = anchor, False

@@ -13,12 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sealsvc.filesystem import Filesystem
-from sealsvc.messages import Requirements
-from sealsvc.model import ByteRange, FileId, Preparation
+from sealsvc.messages import Gap, Requirements
+from sealsvc.model import ByteRange, FileId, Mark, Preparation
 from sealsvc.processes import Process
 
 ExtentMap = NDArray[np.uint64]
 Progress = Callable[[str, float], None]
+
+UNSEEN_REFERENCES = "page-references"  # a risk: see docs/fencing.md
 
 
 @dataclass(slots=True)
@@ -36,24 +38,37 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Remnant:
-    """Something that still maps a range that was to be given back."""
+    """Something that is left of a hold on a range, or may be."""
 
-    pid: int
     range: ByteRange
+    pid: int = 0  # of the process that maps the range; 0: its pages are referenced otherwise
+    why: str = ""  # nothing is known of that process, for this reason
+
+    def __str__(self) -> str:
+        if not self.pid:
+            return f"pages of {self.range} are referenced, by I/O under way or by a pipe"
+        if self.why:
+            return f"process {self.pid} may map {self.range}: its maps cannot be read ({self.why})"
+        return f"process {self.pid} maps {self.range}"
 
 
 @dataclass(frozen=True, slots=True)
 class ReleaseQuestion:
-    """Is anything left of a holder's hold on a range? `anchor` is a descriptor of the service's own
-    (-1: it has none apart from the holder's), `token` marks the holder's description, `holder` is
-    its pid (0: gone), and the pids in `others` hold seals of their own and do not count."""
+    """Is anything left of a holder's hold on a range? `anchor` is a descriptor of the file (-1:
+    there is none), of a description `apart` from the holder's or of that very one. The holder's is
+    known by its `mark`; `holder` is its pid (0: gone). `sealed` has the ranges that processes have
+    sealed by other seals: what they map there is kept by those. `map` is where the range lies on
+    its device; with `unseen`, that page references cannot be seen is an accepted risk."""
 
     file: FileId
     range: ByteRange
     anchor: int
-    token: int
+    apart: bool
+    mark: Mark
     holder: int
-    others: frozenset[int]
+    sealed: dict[int, list[ByteRange]]
+    map: ExtentMap
+    unseen: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,12 +146,18 @@ class Host(Protocol):
         system is still alive. `anchor` may be closed by others meanwhile."""
         ...
 
-    def mark(self, fd: int, token: int) -> None:
-        """Mark the description of `fd`, so that `remnants` can tell whether it is gone."""
+    def gaps(self, target: Target) -> tuple[Gap, ...]:
+        """What cannot be proven here about the end of a seal, as risks to accept."""
         ...
 
-    def is_marked(self, anchor: int, token: int) -> bool:
-        """Has some description of the file, other than the anchor's, the mark?"""
+    def mark(self, fd: int, token: int, *, sole: bool) -> Mark:
+        """Make the description of `fd` one that is known again, so that `remnants` can tell whether
+        it is gone. `sole`: nobody else may open the file, so that whatever maps it counts. Raises
+        Refusal (file-in-use)."""
+        ...
+
+    def is_left(self, anchor: int, mark: Mark) -> bool:
+        """Is the marked description, another one than the anchor's, there still?"""
         ...
 
     def is_free(self, question: ReleaseQuestion) -> bool:
@@ -146,12 +167,13 @@ class Host(Protocol):
         ...
 
     def remnants(self, question: ReleaseQuestion) -> list[Remnant]:
-        """What still maps the range through the marked description, or in the process `holder`.
-        Empty is a proof that nothing does."""
+        """What still maps the range through the marked description, or in the process `holder`, and
+        whether its pages are referenced where the kernel does not wait for that. Empty is a proof
+        that nothing is left."""
         ...
 
     def writable_mappings(self, question: ReleaseQuestion) -> list[Remnant]:
-        """What the process `holder` maps of the range that it can write through."""
+        """What the process `holder` maps of the range that it can write through, or may."""
         ...
 
     def has_dax(self, file: str | int) -> bool:

@@ -6,8 +6,7 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,10 @@ from sealsvc.host import (
     pmem,
 )
 from sealsvc.host.prepare import prepare
-from sealsvc.model import ByteRange, FileId, Preparation
+from sealsvc.host.proofs import Prover
+from sealsvc.host.releases import Releases
+from sealsvc.messages import Gap
+from sealsvc.model import ByteRange, FileId, Mark, Preparation
 from sealsvc.processes import Process
 
 FALLOC_FL_UNSHARE_RANGE = 0x40
@@ -36,9 +38,8 @@ FALLOC_FL_UNSHARE_RANGE = 0x40
 class KernelHost:
     simulated = False
 
-    def __init__(self, unmapped: Sequence[Callable[[int], bool]] = ()) -> None:
-        """`unmapped`: each may know of a descriptor that nobody maps its file."""
-        self._unmapped = unmapped
+    def __init__(self, prover: Prover | None = None) -> None:
+        self._releases = Releases(prover or Prover())
 
     def open_path(self, path: str, roots: Sequence[str], *, writable: bool) -> Target:
         root = _root_of(path, roots)
@@ -170,36 +171,23 @@ class KernelHost:
         finally:
             os.close(fd)
 
-    def mark(self, fd: int, token: int) -> None:
-        native.token_set(fd, token)
+    def gaps(self, target: Target) -> tuple[Gap, ...]:
+        return self._releases.gaps(target)
 
-    def is_marked(self, anchor: int, token: int) -> bool:
-        return anchor < 0 or native.token_held(anchor, token)
+    def mark(self, fd: int, token: int, *, sole: bool) -> Mark:
+        return self._releases.mark(fd, token, sole=sole)
+
+    def is_left(self, anchor: int, mark: Mark) -> bool:
+        return self._releases.is_left(anchor, mark)
 
     def is_free(self, question: ReleaseQuestion) -> bool:
-        anchor = question.anchor
-        return anchor >= 0 and (
-            any(is_unmapped(anchor) for is_unmapped in self._unmapped)
-            or native.lease_probe(anchor, fcntl.F_WRLCK)
-        )
+        return self._releases.is_free(question)
 
     def remnants(self, question: ReleaseQuestion) -> list[Remnant]:
-        q = question
-        found = self._mappings(q, q.holder) if q.holder else []
-        if q.anchor >= 0 and not native.token_held(q.anchor, q.token):
-            # The sealed description is gone everywhere. The holder may map the file by another.
-            return found
-        # It is still open somewhere, perhaps only as a descriptor. A mapping does not tell which
-        # description it came from, so every one that no other seal explains counts as its own.
-        return [r for r in self._mappings(q, 0) if r.pid not in q.others or r.pid == q.holder]
+        return self._releases.remnants(question)
 
     def writable_mappings(self, question: ReleaseQuestion) -> list[Remnant]:
-        file, found = question.file, []
-        with suppress(ProcessLookupError):
-            found = native.mappings(question.holder, file.device, file.inode, question.range)
-        return [
-            Remnant(m.pid, ByteRange(m.offset, m.length)) for m in found if m.shared and m.writable
-        ]
+        return self._releases.writable_mappings(question)
 
     def has_dax(self, file: str | int) -> bool:
         if isinstance(file, int):
@@ -218,14 +206,6 @@ class KernelHost:
 
     def process(self, pid: int) -> Process:
         return processes.by_pid(pid)
-
-    def _mappings(self, question: ReleaseQuestion, pid: int) -> list[Remnant]:
-        file = question.file
-        try:
-            found = native.mappings(pid, file.device, file.inode, question.range)
-        except ProcessLookupError:
-            return []
-        return [Remnant(m.pid, ByteRange(m.offset, m.length)) for m in found]
 
     def _add(self, found: dict[int, Filesystem], path: str) -> None:
         try:

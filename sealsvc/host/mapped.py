@@ -7,9 +7,8 @@ import os
 
 from sealsvc import native
 from sealsvc.errors import Refusal
-from sealsvc.host import MappingFacts, MappingQuestion
-from sealsvc.host.pmem import Unknown, base_of
-from sealsvc.model import ByteRange
+from sealsvc.host import MappingFacts, MappingQuestion, pmem
+from sealsvc.model import ByteRange, FileId
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 HUGE = 2 << 20
@@ -36,7 +35,11 @@ def validate(question: MappingQuestion) -> MappingFacts:
     q, notes = question, list[str]()
     span = q.range.rounded(PAGE)
     dax = q.anchor >= 0 and has_dax(q.anchor)
-    base = _base(q) if dax else "the file is not DAX: its pages are those of the page cache"
+    base = (
+        base_of(q.anchor, q.file)
+        if dax
+        else "the file is not DAX: its pages are those of the page cache"
+    )
     if isinstance(base, str):
         notes.append(f"PFN proof not available: {base}")
     found = _ask(q, span, base if isinstance(base, int) else None)
@@ -95,13 +98,13 @@ def _ask(q: MappingQuestion, span: ByteRange, base: int | None) -> native.Valida
         ) from error
 
 
-def _base(q: MappingQuestion) -> int | str:
-    """The physical address that the extents count from, or why there is none."""
+def base_of(fd: int, file: FileId) -> int | str:
+    """The physical address that the extents of the file count from, or why there is none."""
     try:
-        if native.fsxattr(q.anchor).xflags & FS_XFLAG_REALTIME:
+        if native.fsxattr(fd).xflags & FS_XFLAG_REALTIME:
             return "the file lies on a realtime device"
-        return base_of(q.file.device)
-    except (Unknown, OSError) as error:
+        return pmem.base_of(file.device)
+    except (pmem.Unknown, OSError) as error:
         return str(error)
 
 

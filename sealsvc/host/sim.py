@@ -26,7 +26,8 @@ from sealsvc.host import (
     Remnant,
     Target,
 )
-from sealsvc.model import ByteRange, FileId, Preparation
+from sealsvc.messages import Gap
+from sealsvc.model import ByteRange, FileId, Mark, Preparation
 from sealsvc.processes import Process
 
 DEVICE = 0xFF00
@@ -140,10 +141,14 @@ class SimHost:
             rows = [r for r in rows if r[0] < sealed.end and sealed.offset < r[0] + r[2]]
         return np.array(rows, dtype=np.uint64).reshape(-1, 4)
 
-    def mark(self, fd: int, token: int) -> None:  # noqa: ARG002 (the interface)
-        self.check("mark")
+    def gaps(self, target: Target) -> tuple[Gap, ...]:  # noqa: ARG002 (the interface)
+        return ()
 
-    def is_marked(self, anchor: int, token: int) -> bool:  # noqa: ARG002 (the interface)
+    def mark(self, fd: int, token: int, *, sole: bool) -> Mark:  # noqa: ARG002 (the interface)
+        self.check("mark")
+        return Mark()
+
+    def is_left(self, anchor: int, mark: Mark) -> bool:  # noqa: ARG002 (the interface)
         return True
 
     def is_free(self, question: ReleaseQuestion) -> bool:  # noqa: ARG002 (the interface)
@@ -151,8 +156,11 @@ class SimHost:
 
     def remnants(self, question: ReleaseQuestion) -> list[Remnant]:
         q = question
-        pids = self._mappers(q.file)
-        return [Remnant(pid, q.range) for pid in pids if pid == q.holder or pid not in q.others]
+        return [
+            Remnant(part, pid)
+            for pid in self._mappers(q.file)
+            for part in q.range.without_all(q.sealed.get(pid, []))
+        ]
 
     def writable_mappings(self, question: ReleaseQuestion) -> list[Remnant]:
         """A simulated mapping is writable."""

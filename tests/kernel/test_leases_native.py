@@ -8,6 +8,7 @@ import fcntl
 import mmap
 import os
 import socket
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -85,34 +86,78 @@ def anchor(path: Path) -> Iterator[int]:
         yield fd
 
 
-@pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_WRONLY, os.O_RDWR])
+@pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_RDWR])
 def test_a_token_is_seen_by_other_descriptions(path: Path, anchor: int, flags: int) -> None:
     with descriptor(path, flags) as fd:
         assert not native.token_held(anchor, TOKEN)
-        native.token_set(fd, TOKEN)
+        assert native.token_set(fd, TOKEN) == TOKEN
         assert native.token_held(anchor, TOKEN)
-        assert not native.token_held(anchor, TOKEN - 1)
+        assert not native.token_held(anchor, TOKEN - 2)
         assert not native.token_held(fd, TOKEN)
         native.token_clear(fd, TOKEN)
         assert not native.token_held(anchor, TOKEN)
-        native.token_set(fd, 0)
-    assert not native.token_held(anchor, 0)
+        native.token_set(fd, TOKEN)
+    assert not native.token_held(anchor, TOKEN)
 
 
 def test_two_descriptions_keep_two_tokens(path: Path, anchor: int) -> None:
     with descriptor(path, os.O_RDWR) as a:
-        native.token_set(a, 1)
-        with descriptor(path, os.O_WRONLY) as b:
-            native.token_set(b, 2)
-            assert native.token_held(a, 2)
-            assert native.token_held(b, 1)
-        assert (native.token_held(anchor, 1), native.token_held(anchor, 2)) == (True, False)
+        native.token_set(a, TOKEN)
+        with descriptor(path, os.O_RDONLY) as b:
+            native.token_set(b, TOKEN + 2)
+            assert native.token_held(a, TOKEN + 2)
+            assert native.token_held(b, TOKEN)
+        assert native.token_held(anchor, TOKEN)
+        assert not native.token_held(anchor, TOKEN + 2)
 
 
-def test_a_token_has_62_bits(anchor: int) -> None:
+def test_two_tokens_of_one_description_stay_apart(path: Path, anchor: int) -> None:
+    """The kernel makes one lock of two of one owner that touch."""
+    with descriptor(path, os.O_RDWR) as fd:
+        for token in TOKEN, TOKEN + 2:
+            native.token_set(fd, token)
+        assert [native.token_held(anchor, TOKEN + i) for i in (0, 1, 2)] == [True, False, True]
+
+
+def test_a_token_is_at_most_the_largest_offset(anchor: int) -> None:
     for call in native.token_set, native.token_clear, native.token_held:
         with raises(errno.EINVAL):
-            call(anchor, 2**62)
+            call(anchor, 2**63)
+
+
+def lock(fd: int, kind: int, start: int, length: int = 0) -> None:
+    """A record lock; up to the end without `length`."""
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", kind, os.SEEK_SET, start, length, 0))
+
+
+@pytest.mark.parametrize("start", [1 << 20, 1 << 40, TOKEN])
+def test_a_token_gives_way_to_the_write_lock_of_another(
+    path: Path, anchor: int, start: int
+) -> None:
+    with descriptor(path, os.O_RDWR) as fd, descriptor(path, os.O_RDWR) as theirs:
+        lock(theirs, fcntl.F_WRLCK, start)
+        token = native.token_set(fd, TOKEN)
+        assert path.stat().st_size < token < start
+        assert native.token_held(anchor, token)
+    assert not native.token_held(anchor, token)
+
+
+def test_read_locks_of_others_are_not_taken_for_a_token(path: Path, anchor: int) -> None:
+    """Whether they were there before the token, or come after it."""
+    with descriptor(path, os.O_RDWR) as before, descriptor(path, os.O_RDWR) as after:
+        lock(before, fcntl.F_RDLCK, 0)
+        with descriptor(path, os.O_RDWR) as fd:
+            token = native.token_set(fd, TOKEN)
+            lock(after, fcntl.F_RDLCK, token - 2)
+            assert native.token_held(anchor, token)
+        assert not native.token_held(anchor, token)
+
+
+def test_a_lock_of_everything_leaves_no_room_for_a_token(path: Path) -> None:
+    with descriptor(path, os.O_RDWR) as fd, descriptor(path, os.O_RDWR) as theirs:
+        lock(theirs, fcntl.F_WRLCK, 0)
+        with raises(errno.EAGAIN):
+            native.token_set(fd, TOKEN)
 
 
 def test_a_token_lives_as_long_as_its_description(path: Path, anchor: int) -> None:

@@ -198,12 +198,18 @@ class Model:
             raise Refused("still-mapped")
 
     def _left(self, seal: Seal) -> set[Process]:
-        others = {
-            other.holder
-            for other in self.of_file(seal.file)
-            if other is not seal and other.meets(seal.start, seal.end)
+        return {
+            process for process in self._mappers(seal.file) if not self._has_sealed(process, seal)
         }
-        return self._mappers(seal.file) - (others - {seal.holder})
+
+    def _has_sealed(self, process: Process, seal: Seal) -> bool:
+        """All of the seal's range, by other seals: what it maps there is kept by those."""
+        at = seal.start
+        for other in sorted(self.of_file(seal.file), key=lambda other: other.start):
+            keeps = other is not seal and other.holder is process and other.state != "courtesy"
+            if keeps and other.start <= at:
+                at = max(at, other.end)
+        return at >= seal.end
 
     def _mappers(self, file: str) -> set[Process]:
         return {process for process in self.maps.get(file, set()) if process.alive}

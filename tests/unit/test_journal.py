@@ -15,7 +15,7 @@ from sealsvc import journal
 from sealsvc.filesystem import Filesystem
 from sealsvc.journal import Journal
 from sealsvc.messages import Grant, Holder
-from sealsvc.model import ByteRange, FileId, State
+from sealsvc.model import ByteRange, FileId, Mark, State
 from sealsvc.processes import Process
 from sealsvc.seals import Seal
 from sealsvc.states import Step
@@ -46,7 +46,7 @@ def seal(token: int, extents: int = 1) -> Seal:
         process=Process(Holder(pid=1, start_time=2, uid=0, comm="c"), -1),
         accepted_risks=["r"],
         client=None,
-        marked=True,
+        mark=Mark(5, 6, 0),
     )
     made.move(Step.GRANT)
     return made

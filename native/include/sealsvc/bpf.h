@@ -66,8 +66,4 @@ int seal_bpf_fd(const struct seal_bpf *bpf);
 size_t seal_bpf_events(struct seal_bpf *bpf, struct seal_bpf_event *out, size_t max);
 uint64_t seal_bpf_lost_events(const struct seal_bpf *bpf);
 
-/* A descriptor for seal_is_mapped, which stays ours; -ENOTSUP where the kernel does not take the
- * program. */
-int seal_bpf_prover(const struct seal_bpf *bpf);
-
 #endif

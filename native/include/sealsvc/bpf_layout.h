@@ -106,12 +106,6 @@ struct seal_bpf_event {
 	char comm[16];
 };
 
-/* The argument of the program `mapped`. */
-struct seal_bpf_question {
-	int32_t fd; /* of the caller */
-	int32_t mapped;
-};
-
 _Static_assert(sizeof(struct seal_bpf_range) == 32, "seal_bpf_range is in pinned maps");
 _Static_assert(sizeof(struct seal_bpf_entry) == 24 + 32 * SEAL_BPF_RANGES, "seal_bpf_entry");
 _Static_assert(sizeof(struct seal_bpf_control) == 56 + SEAL_BPF_BITS / 8,

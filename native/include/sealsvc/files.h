@@ -50,15 +50,19 @@ int seal_pidfd_getfd(int pidfd, int fd);
  * fd held before is lost. */
 int seal_lease_probe(int fd, int type);
 
-/* The token: an OFD lock of one byte at SEAL_TOKEN_BASE + id on the description of `fd`. It lives
- * as long as that description does, in any process, as a descriptor, in flight or mapped, so that
- * another description of the file can ask in O(1) whether anything of it is left.
- * 0 or -errno (-EINVAL: id is not below SEAL_TOKEN_BASE); held: 1, 0 or -errno. What the description
- * of fd holds itself is not seen. */
+/* The token: an OFD read lock (F_OFD_SETLK) of one byte on the description of `fd`, far behind the end of
+ * the file. It lives as long as that description does, in any process, as a descriptor, in flight or
+ * mapped, so that another description of the file can ask whether anything of it is left.
+ *
+ * Other programs' locks may lie over the same byte. set: *at is the byte that is wanted, and then the one
+ * that was taken, another one where somebody has locked the former; -EAGAIN: somebody has a write lock on
+ * all that lies behind the file's end. held: 1 when a lock of just that byte by a description is there,
+ * whatever else is; what the description of `fd` holds itself is not seen. A description that locks or
+ * unlocks more than that byte for itself loses its token. 0 or -errno. */
 #define SEAL_TOKEN_BASE (UINT64_C(1) << 62)
-int seal_token_set(int fd, uint64_t id);
-int seal_token_clear(int fd, uint64_t id);
-int seal_token_held(int fd, uint64_t id);
+int seal_token_set(int fd, uint64_t *at);
+int seal_token_clear(int fd, uint64_t at);
+int seal_token_held(int fd, uint64_t at);
 
 /* kcmp(2) KCMP_FILE: 1 when the two descriptors share one description, 0 when not, -errno. */
 int seal_same_description(int pid_a, int fd_a, int pid_b, int fd_b);

@@ -15,6 +15,7 @@
 #include "sealsvc/pin.h"
 #include "sealsvc/populate.h"
 #include "sealsvc/procfs.h"
+#include "sealsvc/proof.h"
 #include "sealsvc/rings.h"
 #include "sealsvc/validate.h"
 #include "sealsvc/verdict.h"
