@@ -23,6 +23,7 @@ from pathlib import Path
 
 DEFAULT = "6.18"
 SERIES = ("6.18", "6.12", "6.1")
+COVERED = ("7", *SERIES)  # what docs/coverage.md has columns of
 
 # Where a series may be found: releases are served as long as they are supported, and backports
 # bring newer kernels to them.
@@ -76,7 +77,7 @@ def unavailable(series: str = DEFAULT) -> str | None:
 
 @cache
 def kernel(series: str = DEFAULT) -> Kernel:
-    """The newest kernel of a series such as "6.12", or of all ("newest"). One that is cached is
+    """The newest kernel of a series such as "6.12" or "7", or of all ("newest"). One that is cached is
     not looked for again. Raises Unavailable."""
     if missing := missing_tools():
         raise Unavailable(f"the lab needs {', '.join(missing)}: ./dev build installs them, as root")
@@ -146,19 +147,22 @@ def _install(series: str, where: Path) -> Kernel:
     with tempfile.TemporaryDirectory(dir=where.parent, prefix="new-") as directory:
         work = Path(directory)
         apt = _Apt(work / "apt")
-        package = _newest(apt, series)
-        deb = apt.download(package, work)
-        _run("dpkg-deb", "-x", str(deb), str(work / "deb"))
+        release, packages = _newest(apt, series)
+        debs = [apt.download(package, work / package) for package in packages]
+        for deb in debs:
+            _run("dpkg-deb", "-x", str(deb), str(work / "deb"))
         made = work / "made"
         made.mkdir()
-        release = package.removeprefix("linux-image-").removesuffix("-unsigned")
-        _extract_elf(work / "deb/boot" / f"vmlinuz-{release}", made / "vmlinux")
-        _modules(work / "deb", release, made)
+        tree = _tree(work / "deb", release)
+        image = tree / "vmlinuz"  # since 7.2
+        if not image.exists():
+            image = work / "deb/boot" / f"vmlinuz-{release}"
+        _extract_elf(image, made / "vmlinux")
+        _modules(tree, release, made)
         record = {
             "release": release,
             "sha256": _sha256(made / "vmlinux"),
-            "package": deb.name,
-            "package_sha256": _sha256(deb),
+            "packages": {deb.name: _sha256(deb) for deb in debs},
         }
         (made / "kernel.json").write_text(json.dumps(record, indent=1))
         shutil.rmtree(where, ignore_errors=True)
@@ -197,6 +201,7 @@ class _Apt:
         return [line.split()[0] for line in found.splitlines()]
 
     def download(self, package: str, into: Path) -> Path:
+        into.mkdir()
         self._run("apt-get", "-qq", "download", package, cwd=into)
         return next(into.glob("*.deb"))
 
@@ -216,22 +221,42 @@ def _mirrors() -> list[str]:
     return sorted(set(sites))
 
 
-def _newest(apt: _Apt, series: str) -> str:
-    """Signed or not: the lab does not ask. Flavours (cloud, rt) lack modules. When the default is
-    no longer served, what came after it will do."""
-    found = apt.packages(r"^linux-image-[0-9][^ ]*-amd64(-unsigned)?$")
-    plain = [name for name in found if not re.search(r"-(cloud|rt)-", name)]
-    served = [name for name in plain if name.startswith(f"linux-image-{series}.")]
+def _newest(apt: _Apt, series: str) -> tuple[str, list[str]]:
+    """The newest release of a series, and the packages that it consists of. When the default is no
+    longer served, a newer release is taken."""
+    offered = _releases(
+        apt.packages(r"^linux-(image|binary|modules)-[0-9][^ ]*-amd64(-unsigned)?$")
+    )
+    served = [release for release in offered if release.startswith(f"{series}.")]
     if not served and series in (DEFAULT, "newest"):
-        served = [name for name in plain if _version(name) > _version(f"linux-image-{DEFAULT}")]
+        served = [release for release in offered if _version(release) > _version(DEFAULT)]
     if not served:
         said = apt.complaints.strip().splitlines()
         raise Unavailable(f"the mirror serves no kernel {series}{f': {said[-1]}' if said else ''}")
-    return max(served, key=_version)
+    release = max(served, key=_version)
+    return release, offered[release]
 
 
-def _version(package: str) -> tuple[list[int], bool]:
-    return [int(n) for n in re.findall(r"\d+", package)], not package.endswith("-unsigned")
+def _releases(packages: list[str]) -> dict[str, list[str]]:
+    """Debian's kernels by release. Until 6.18 the package linux-image has all of one; since 6.19 it
+    is empty, and linux-binary has the kernel and linux-modules its modules. An unsigned kernel is
+    taken where there is no other. Flavours (cloud, rt) are left out: they lack modules."""
+    named = dict[tuple[str, str], str]()
+    for package in sorted(packages):
+        kind, release = re.fullmatch(r"linux-(\w+)-(.+?)(?:-unsigned)?", package).groups()  # type: ignore[union-attr]
+        if not re.search(r"-(cloud|rt)-", release):
+            named.setdefault((release, kind), package)
+    found = dict[str, list[str]]()
+    for release, kind in named:
+        if kind == "modules" and (release, "binary") in named:
+            found[release] = [named[release, "binary"], named[release, "modules"]]
+        elif kind == "image" and (release, "binary") not in named:
+            found[release] = [named[release, "image"]]
+    return found
+
+
+def _version(release: str) -> list[int]:
+    return [int(n) for n in re.findall(r"\d+", release)]
 
 
 def _extract_elf(image: Path, elf: Path) -> None:
@@ -251,13 +276,13 @@ def _extract_elf(image: Path, elf: Path) -> None:
     raise Unavailable(f"no ELF kernel found in {image.name}")
 
 
-def _modules(unpacked: Path, release: str, made: Path) -> None:
+def _tree(unpacked: Path, release: str) -> Path:
+    merged = unpacked / "usr/lib/modules" / release
+    return merged if merged.exists() else unpacked / "lib/modules" / release
+
+
+def _modules(tree: Path, release: str, made: Path) -> None:
     """The wanted part of the module tree, decompressed: the guest's processor is slow."""
-    tree = next(
-        path
-        for path in (unpacked / "usr/lib/modules" / release, unpacked / "lib/modules" / release)
-        if path.exists()
-    )
     for part in _UNWANTED:
         shutil.rmtree(tree / "kernel" / part, ignore_errors=True)
     packed = [str(path) for path in tree.rglob("*.ko.xz")]

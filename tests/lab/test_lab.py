@@ -167,3 +167,25 @@ def test_persistent_memory_is_mapped_synchronously(fstype: str, reflink: bool) -
     flags = re.search(r"^VmFlags: (.*)$", entry, re.M)
     assert flags is not None
     assert "sf" in flags[1].split()
+
+
+def test_a_kernel_of_several_packages_is_put_together() -> None:
+    """As Debian has packaged them until 6.18, and since; what lacks a part is not offered."""
+    found = kernels._releases(
+        [
+            "linux-image-6.18.15+deb13-amd64",
+            "linux-image-6.18.15+deb13-cloud-amd64",
+            "linux-image-6.12.9-amd64-unsigned",
+            "linux-binary-6.19.8+deb13-amd64",
+            "linux-image-6.19.8+deb13-amd64",
+            "linux-image-7.2.1+deb14-amd64",
+            "linux-binary-7.2.1+deb14-amd64",
+            "linux-binary-7.2.1+deb14-amd64-unsigned",
+            "linux-modules-7.2.1+deb14-amd64",
+        ]
+    )
+    assert found == {
+        "6.18.15+deb13-amd64": ["linux-image-6.18.15+deb13-amd64"],
+        "6.12.9-amd64": ["linux-image-6.12.9-amd64-unsigned"],
+        "7.2.1+deb14-amd64": ["linux-binary-7.2.1+deb14-amd64", "linux-modules-7.2.1+deb14-amd64"],
+    }
