@@ -25,6 +25,7 @@ from sealsvc.messages import (
     Event,
     EventPage,
     PastEvents,
+    Push,
     ServiceStatus,
     Status,
     Watch,
@@ -34,7 +35,7 @@ from sealsvc.messages import (
 
 log = logging.getLogger("sealsvc.api")
 
-# Pushes a client keeps unread: above what a service keeps for replay, since those come at once.
+# Pushes that are kept unread.
 BACKLOG = 65536
 PAGES_AT_ONCE = 4  # of past events, that the service is asked for
 _END_OF_RIGHTS = "the listener's rights have changed"
@@ -126,10 +127,7 @@ def gap(after: int, reason: str) -> Event:
 async def arrivals(client: AsyncClient) -> AsyncIterator[Arrivals]:
     """The events pushed to `client` from this moment on (None: the connection has ended)."""
     queue: Arrivals = asyncio.Queue()
-    task = asyncio.create_task(_pump(client, queue))
-    # pushes() listens only once it is first read from; events sent with the answer to Watch would
-    # be lost if the request went out before that.
-    await asyncio.sleep(0)
+    task = asyncio.create_task(_pump(client.pushes(BACKLOG), queue))
     try:
         yield queue
     finally:
@@ -138,8 +136,8 @@ async def arrivals(client: AsyncClient) -> AsyncIterator[Arrivals]:
             await task
 
 
-async def _pump(client: AsyncClient, queue: Arrivals) -> None:
-    async for push in client.pushes(BACKLOG):
+async def _pump(pushes: AsyncIterator[Push], queue: Arrivals) -> None:
+    async for push in pushes:
         if isinstance(push, Event):
             queue.put_nowait(push)
     queue.put_nowait(None)

@@ -294,6 +294,9 @@ class Client:
         return received
 
 
+_UNHEARD = 1024  # events that are kept while nobody reads
+
+
 class AsyncClient:
     """A connection owned by one event loop; many requests may be in flight.
 
@@ -306,6 +309,7 @@ class AsyncClient:
         self._sock: socket.socket | None = None
         self._waiting: dict[int, asyncio.Future[Reply]] = {}
         self._watchers: set[asyncio.Queue[Push | None]] = set()
+        self._unheard: list[Push] = []  # what came while nobody read
 
     @property
     def connected(self) -> bool:
@@ -358,11 +362,21 @@ class AsyncClient:
         finally:
             self._waiting.pop(request.id, None)
 
-    async def pushes(self, limit: int = 1024) -> AsyncIterator[Push]:
-        """Recalls and events from now on, until the connection ends. A reader that falls `limit`
-        messages behind is ended, so that it can start afresh with Watch.since."""
-        queue: asyncio.Queue[Push | None] = asyncio.Queue(limit)
+    def pushes(self, limit: int = 1024) -> AsyncIterator[Push]:
+        """Recalls and events since the connection was made, or since somebody else began to read
+        them, until the connection ends. Nothing that comes after this call is missed, whenever it
+        is iterated first. A reader that falls `limit` messages behind is ended, so that it can
+        start afresh with Watch.since."""
+        unheard, self._unheard = self._unheard, []
+        queue: asyncio.Queue[Push | None] = asyncio.Queue(max(limit, len(unheard) + 1))
+        for push in unheard:
+            queue.put_nowait(push)
+        if self._sock is None:
+            queue.put_nowait(None)
         self._watchers.add(queue)
+        return self._read(queue)
+
+    async def _read(self, queue: asyncio.Queue[Push | None]) -> AsyncIterator[Push]:
         try:
             while (push := await queue.get()) is not None:
                 yield push
@@ -414,7 +428,17 @@ class AsyncClient:
         else:
             future.set_result(Reply(message.result, fds))
 
+    def _keep(self, push: Push) -> None:
+        """For whoever reads first. A recall is never dropped; of events the newest are kept."""
+        self._unheard.append(push)
+        if len(self._unheard) > _UNHEARD:
+            oldest = next((p for p in self._unheard if isinstance(p, Event)), None)
+            if oldest is not None:
+                self._unheard.remove(oldest)
+
     def _push(self, push: Push) -> None:
+        if not self._watchers:
+            self._keep(push)
         for queue in tuple(self._watchers):
             if queue.full():
                 self._watchers.discard(queue)

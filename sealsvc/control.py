@@ -16,6 +16,7 @@ import errno
 import logging
 import resource
 import socket
+import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -51,6 +52,7 @@ log = logging.getLogger(__name__)
 
 MAX_IN_FLIGHT = 64  # requests of one connection
 MAX_QUEUED = 2048  # messages one connection has not read
+_EVENTS_QUEUED = 32  # messages above which no event is added
 _UNREAD = 64  # messages from which on a connection is not read from
 _MESSAGES = 16  # of one user in one turn of the loop
 _ACCEPTED = 64  # connections in one turn
@@ -82,8 +84,9 @@ class Connection:
         self.process: Process = processes.of_socket(sock)
         self._requests: dict[int, asyncio.Task[None]] = {}
         self._out: deque[tuple[bytes, list[int]]] = deque()
-        self._dropped = 0
-        self._watching = False
+        # The number of the event that was sent last; None: events are not asked for.
+        self._watched: int | None = None
+        self._pumping = False
         self._is_read = True
         self.open = True
 
@@ -166,27 +169,49 @@ class Connection:
     def _watch(self, request: Watch) -> Watching:
         if not self.server.may_watch(self.peer):
             raise Refusal("denied", f"uid {self.peer.uid} may not watch events")
-        gap = False
-        if request.since is not None:
-            kept, gap = self.server.events.since(request.since)
-            for event in kept:
-                self._event(event)
-        if not self._watching:
-            self._watching = True
-            self.server.events.watch(self._event)
-        events = self.server.events
+        events, since = self.server.events, request.since
+        beyond = since is not None and since > events.seq  # a number of another run
+        gap = beyond or (since is not None and events.after(max(0, since), 0)[1] > 0)
+        if self._watched is None:
+            events.watch(self._event)
+        self._watched = events.seq if since is None or beyond else max(0, since)
+        if gap and not beyond:
+            self._skip_what_is_lost(told=True)
+        self._pump()
         return Watching(seq=events.seq, gap=gap, run=events.run)
 
-    def _event(self, event: Event) -> None:
-        """Events are dropped for a slow reader, and it is told how many."""
-        if len(self._out) >= MAX_QUEUED // 2:
-            self._dropped += 1
+    def _event(self, event: Event) -> None:  # noqa: ARG002 (it is read from the log)
+        self._pump()
+
+    def _pump(self) -> None:
+        """Send events as long as the reader takes them. What it has not taken stays in the log, so
+        that a slow reader loses only what the log no longer keeps."""
+        if self._pumping:
+            return  # called by a send() of our own
+        self._pumping = True
+        try:
+            while self.open and self._watched is not None and len(self._out) < _EVENTS_QUEUED:
+                self._skip_what_is_lost()
+                batch, _ = self.server.events.after(self._watched, _EVENTS_QUEUED)
+                if not batch:
+                    return
+                for event in batch:
+                    self._watched = event.seq
+                    self.send(event)
+        finally:
+            self._pumping = False
+
+    def _skip_what_is_lost(self, *, told: bool = False) -> None:
+        """Go on with the oldest event that is kept. The reader hears at once how many it lost,
+        unless it is `told` otherwise."""
+        assert self._watched is not None
+        _, lost = self.server.events.after(self._watched, 0)
+        if not lost:
             return
-        if self._dropped:
-            gap = Event(seq=event.seq, time=event.time, name="gap", data={"dropped": self._dropped})
-            self._dropped = 0
-            self.send(gap)
-        self.send(event)
+        self._watched += lost
+        if not told:
+            data = {"dropped": lost}
+            self.send(Event(seq=self._watched, time=time.time(), name="gap", data=data))
 
     # Writing
 
@@ -231,6 +256,7 @@ class Connection:
             self._out.popleft()
         loop.remove_writer(self.sock)
         self._read_or_wait()
+        self._pump()
 
     def _read_or_wait(self) -> None:
         """Whoever does not read what it asked for does not ask for more."""

@@ -11,7 +11,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from sealsvc.messages import EVENTS, Event, EventPage, encode
+from sealsvc import wire
+from sealsvc.messages import EVENTS, Event, EventPage
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,15 @@ class EventLog:
         for watcher in tuple(self._watchers):
             watcher(event)
 
+    def after(self, seq: int, count: int) -> tuple[list[Event], int]:
+        """At most `count` of the events after `seq`, the oldest first, and how many before them are
+        no longer kept. `seq` is at most `self.seq`."""
+        fresh = self.seq - seq
+        lost = max(0, fresh - len(self._kept))
+        first = len(self._kept) - (fresh - lost)
+        end = min(len(self._kept), first + count)
+        return [self._kept[i] for i in range(first, end)], lost
+
     def since(self, seq: int) -> tuple[list[Event], bool]:
         """The events after `seq` that are still kept, and whether some are not (or `seq` is of
         another run)."""
@@ -51,7 +61,7 @@ class EventLog:
     def page(self, since: int, count: int, size: int) -> EventPage:
         """At most `count` of the events after `since`, and about `size` bytes of them, encoded."""
         kept, gap = self.since(since)
-        sizes = itertools.accumulate(len(encode(event)) + 1 for event in kept[:count])
+        sizes = itertools.accumulate(len(wire.encoded(event)) + 1 for event in kept[:count])
         fitting = bisect.bisect_right(list(sizes), size)
         return EventPage(events=kept[: max(1, fitting)], seq=self.seq, gap=gap, run=self.run)
 

@@ -77,8 +77,8 @@ def unavailable(series: str = DEFAULT) -> str | None:
 
 @cache
 def kernel(series: str = DEFAULT) -> Kernel:
-    """The newest kernel of a series such as "6.12" or "7", or of all ("newest"). One that is cached is
-    not looked for again. Raises Unavailable."""
+    """The newest kernel of a series such as "6.12" or "7", or of all ("newest"). One that is cached
+    is not looked for again. Raises Unavailable."""
     if missing := missing_tools():
         raise Unavailable(f"the lab needs {', '.join(missing)}: ./dev build installs them, as root")
     where = cache_directory() / f"{series}-{_LAYOUT}"
