@@ -103,16 +103,3 @@ def test_a_descriptor_of_a_process_in_a_container(client: Client, file: Path) ->
         assert reply.seal.file.inode == file.stat().st_ino
         client.call(Return, seal=reply.seal.id)
         holder.kill()
-
-
-def test_names_that_are_not_utf8(client: Client, file: Path) -> None:
-    odd = os.fsencode(file) + b"\xff\xfe"
-    os.link(file, odd)
-    fd = os.open(odd, os.O_RDWR)
-    try:
-        reply = client.grant([fd], kind="shared")
-        assert reply.seal.path == os.fsdecode(odd)
-        client.call(Return, seal=reply.seal.id)
-    finally:
-        os.close(fd)
-        os.unlink(odd)

@@ -98,7 +98,7 @@ def test_blocks_of_the_extent_tree_are_no_preallocations(client: Client, file: P
         write(file, offset, bytes(4096))
     assert excess(file) > 0
     for _ in range(2):
-        reply = client.grant(path=str(file), length=MiB)
+        reply = client.grant(path=str(file), length=MiB, kind="shared")
         os.close(reply.fds[0])
         client.call(Return, seal=reply.seal.id)
 
