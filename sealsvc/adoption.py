@@ -357,7 +357,7 @@ class Adoption:
             target = Target(parent.file, fd, parent.path, size, parent.filesystem, writable=False)
             host.settle(target)
             found = host.read_map(fd, sealed)
-            host.steady(target, sealed)
+            host.steady(target)
             check_still(found, host.read_map(fd, sealed), sealed, target)
         finally:
             os.close(fd)

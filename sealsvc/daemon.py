@@ -45,7 +45,8 @@ from sealsvc.keeper import Keeper, own
 from sealsvc.life import Life
 from sealsvc.limits import RateLimit
 from sealsvc.loop_watch import LoopWatch
-from sealsvc.mounts import Detached, MountWatch
+from sealsvc.mounts import MountWatch
+from sealsvc.namespaces import MountNamespaces
 from sealsvc.notify import deliver, notify, pet_watchdog
 from sealsvc.once import Once
 from sealsvc.policy import Policy
@@ -100,7 +101,6 @@ class Daemon:
             lambda uid: uid in policy.section.operators,
             lambda reason: self.events.publish("alarm", reason=reason),
         )
-        self.detached = Detached(self.table, self.events)
         self.badblocks = BadBlocks(self.recaller, self.events, self.workers)
         self.service = Service(
             self.grants,
@@ -171,11 +171,8 @@ class Daemon:
             self._resume()
             faults.point("start:resumed")
             await self.workers.run(self._arm)
-            mounts = MountWatch(self._mounts_changed)
-            mounts.start()
-            if not self.host.simulated:
-                self.detached.look()
-            stack.callback(mounts.stop)
+            if isinstance(self.host, KernelHost):
+                await self._watch_mounts(self.host.namespaces, stack)
             self.server.start()
             stack.callback(self.server.stop)
             self.tasks.spawn("loop watch", self._loop_watch.run())
@@ -294,10 +291,12 @@ class Daemon:
         if "roots" in changed:
             self.tasks.spawn("arm new roots", self.workers.run(self._arm))
 
-    def _mounts_changed(self) -> None:
-        self.recaller.mounts_changed()
-        if not self.host.simulated:
-            self.detached.look()
+    async def _watch_mounts(self, namespaces: MountNamespaces, stack: AsyncExitStack) -> None:
+        watch = MountWatch(
+            namespaces, self.table, self.events, self.workers, self.tasks, self.recaller.overlaid
+        )
+        stack.push_async_callback(asyncio.to_thread, watch.stop)
+        await watch.start()
 
     def _look_for_lapses(self) -> None:
         """An operation that passed unjudged may have changed a map: look at all of them."""

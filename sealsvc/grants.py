@@ -6,7 +6,7 @@ import asyncio
 import fcntl
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
@@ -51,14 +51,14 @@ class Passed:
     """A descriptor that a client passed, and what is known of it without asking its file system."""
 
     fd: int
-    device: int
+    place: Hashable  # which pool of workers it is looked at in
     writable: bool
 
 
 def passed_of(fd: int) -> Passed:
     """In a thread: the fdinfo of a file of another's choice may block."""
     mode = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
-    return Passed(fd, filesystem.device_of(fd), mode != os.O_RDONLY)
+    return Passed(fd, filesystem.place_of(fd), mode != os.O_RDONLY)
 
 
 class FileLocks:
@@ -208,7 +208,7 @@ class Grants:
                     target = self.host.adopt(passed.fd, writable=writable)
                     return target if below is None else self._confined(target, below)
                 except BaseException:
-                    close_later(passed.device, [passed.fd])
+                    close_later(passed.place, [passed.fd])
                     raise
             path = request.path or ""
             try:
@@ -216,14 +216,14 @@ class Grants:
             except Refusal as refusal:
                 raise concealed(refusal, path, below) from None
 
-        device = passed.device if passed else filesystem.device_at(request.path or "")
-        opening = asyncio.ensure_future(self.workers.of(device).run(work))
+        place = passed.place if passed else filesystem.place_at(request.path or "")
+        opening = asyncio.ensure_future(self.workers.of(place).run(work))
         try:
             return await asyncio.shield(opening)
         except asyncio.CancelledError:
             await asyncio.wait([opening])
             if not opening.cancelled() and opening.exception() is None:
-                close_later(device, [opening.result().fd])
+                close_later(place, [opening.result().fd])
             raise
 
     def _confined(self, target: Target, below: list[str]) -> Target:
@@ -295,7 +295,8 @@ class Grants:
         sealed = wanted.rounded(target.filesystem.block_size)
         with ExitStack() as undo:
             # 1. Can a seal be kept here at all, by whom, and at which risks?
-            host.refuse_if_unkeepable(target)
+            exclusive = request.kind is Kind.EXCLUSIVE
+            host.refuse_if_unkeepable(target, exclusive=exclusive)
             chosen, why = self.enforcers.choose(target.filesystem, request)
             if chosen is None:
                 raise Refusal("enforcer-unavailable", "; ".join(why), {"enforcers": why})
@@ -306,7 +307,6 @@ class Grants:
             faults.point("grant:prepared")
             # 3. Arm, and prove that nobody gets around the guard. What conflicts waits from here.
             pid = asker.process.holder.pid
-            exclusive = request.kind is Kind.EXCLUSIVE
             guard = Guard(token, sealed, pid, exclusive, Verdict.ARMING)
             hold = chosen.hold(target, guard)
             undo.callback(hold.release)
@@ -321,8 +321,9 @@ class Grants:
             mark = host.mark(target.fd, token, sole=exclusive)
             faults.point("grant:marked")
             # 6. Take away what could still move blocks; nothing may have moved meanwhile.
-            host.steady(target, sealed)
+            host.steady(target)
             check_still(found, host.read_map(target.fd, sealed), sealed, target)
+            host.refuse_if_overlaid(target, exclusive=exclusive)
             faults.point("grant:steadied")
             # 7. Pins are last: with one in force, even looking may block (docs/pin.md).
             if chosen.hold_late(hold, target, guard):

@@ -100,7 +100,7 @@ class Historian:
 
     async def _changes(self, peer: Peer, request: MapChanges) -> MapDifference:
         record = await self._seal(peer, request.seal)
-        pool = self._workers.of(filesystem.device_at(record.path))
+        pool = self._workers.of(filesystem.place_at(record.path))
         present = await pool.run(self._present, record)
         limit = min(request.limit, _CHANGES)
         return await self._ask(peer.uid, Queries.map_difference, request.seal, present, limit)

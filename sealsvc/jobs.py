@@ -4,7 +4,6 @@ and are remembered for a while; they end with the service."""
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
 import sys
 import time
@@ -15,10 +14,10 @@ from typing import Any
 
 import msgspec
 
+from sealsvc import mountinfo
 from sealsvc.audit import audit
 from sealsvc.errors import Refusal
 from sealsvc.events import EventLog
-from sealsvc.filesystem import mounts
 from sealsvc.grants import Grants
 from sealsvc.overview import (
     Coverage,
@@ -30,7 +29,6 @@ from sealsvc.overview import (
     StartJob,
 )
 from sealsvc.paths import Paths
-from sealsvc.policy import lies_below
 from sealsvc.recall import Recaller
 from sealsvc.tasks import Tasks
 
@@ -208,6 +206,5 @@ class JobRunner:
 
 def _mount_of(path: str) -> str:
     """The mount point that a path lies on, by the mount table: looking at the path may block."""
-    real = os.path.normpath(path)
-    points = [mount.point for mount in mounts() if lies_below(real, [mount.point])]
-    return max(points, key=len, default="/")
+    mount = mountinfo.mount_at(path, mountinfo.own().known())
+    return mount.point if mount else "/"

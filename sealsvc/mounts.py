@@ -1,40 +1,136 @@
-"""Watching mounts: an overlay over a sealed file can truncate it past every enforcer, and a file
-system that is unmounted lazily goes on being sealed where no path leads any more."""
+"""What mounts mean for seals: an overlay that is mounted over a sealed file, and a file system that
+is unmounted lazily and goes on being sealed where no path leads any more.
+
+MountNamespaces tells of changes from a thread of its own. What follows of them for seals is looked
+at in workers; the event loop gets what was found, in batches.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import select
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 
-from sealsvc import filesystem
 from sealsvc.events import EventLog
+from sealsvc.model import FileId, Kind
+from sealsvc.namespaces import MountNamespaces
+from sealsvc.overlays import Overlay, refusal
 from sealsvc.seals import Seal, SealTable
+from sealsvc.tasks import Tasks
+from sealsvc.workers import Workers
+
+_COLLECT = 0.05  # seconds in which overlays are collected
+# Seals that were being granted when an overlay was found are in the table by then.
+_AGAIN = 2.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class _Sealed:
+    file: FileId
+    anchor: int
+    path: str
+    exclusive: bool
 
 
 class MountWatch:
-    """Calls `changed` whenever a mount of this mount namespace comes or goes. The kernel tells it
-    by an exceptional condition on mountinfo (proc_pid_mountinfo(5)), which selectors do not know:
-    hence the epoll descriptor between."""
+    """`overlaid(seal, reason)` is called, on the event loop, for each seal that an overlay
+    reaches."""
 
-    def __init__(self, changed: Callable[[], None]) -> None:
-        self._changed = changed
-        self._table = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
-        self._epoll = select.epoll()
-        self._epoll.register(self._table, select.EPOLLPRI | select.EPOLLERR)
+    def __init__(
+        self,
+        namespaces: MountNamespaces,
+        table: SealTable,
+        events: EventLog,
+        workers: Workers,
+        tasks: Tasks,
+        overlaid: Callable[[Seal, str], None],
+    ) -> None:
+        self._namespaces, self._table, self._events = namespaces, table, events
+        self._workers, self._tasks, self._overlaid = workers, tasks, overlaid
+        self._detached = Detached(table, events)
+        self._found: list[Overlay] = []
+        self._told: set[str] = set()
 
-    def start(self) -> None:
-        asyncio.get_running_loop().add_reader(self._epoll.fileno(), self._ready)
-
-    def _ready(self) -> None:
-        self._epoll.poll(0)
-        self._changed()
+    async def start(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._loop = loop
+        self._namespaces.overlay = lambda o: self._soon(self._overlay_found, o)
+        self._namespaces.changed = lambda: self._soon(
+            self._changed, self._namespaces.devices(), self._namespaces.warnings()
+        )
+        await self._workers.of("mounts").run(self._namespaces.start)
+        self._changed(self._namespaces.devices(), self._namespaces.warnings())
 
     def stop(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._epoll.fileno())
-        self._epoll.close()
-        os.close(self._table)
+        self._namespaces.stop()
+
+    def _soon(self, call: Callable[..., None], *arguments: object) -> None:
+        """From any thread."""
+        with suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(call, *arguments)
+
+    def _changed(self, devices: set[int], warnings: list[str]) -> None:
+        self._detached.look(devices)
+        for warning in warnings:
+            if warning not in self._told:
+                self._events.publish("alarm", reason=warning)
+        self._told = set(warnings)
+
+    def _overlay_found(self, overlay: Overlay) -> None:
+        if not self._found:
+            self._loop.call_later(_COLLECT, self._look_at_found)
+        self._found.append(overlay)
+
+    def _look_at_found(self) -> None:
+        found, self._found = self._found, []
+        self._tasks.spawn("overlays over seals", self._look(found))
+
+    async def _look(self, found: list[Overlay]) -> None:
+        await self._compare(found)
+        await asyncio.sleep(_AGAIN)
+        await self._compare(found)
+
+    async def _compare(self, found: list[Overlay]) -> None:
+        by_device: dict[int, list[_Sealed]] = {}
+        for seals in self._table.by_file():
+            exclusive = any(seal.request.kind is Kind.EXCLUSIVE for seal in seals)
+            first = seals[0]
+            sealed = _Sealed(first.file, first.hold.anchor, first.path, exclusive)
+            by_device.setdefault(first.file.device, []).append(sealed)
+        await asyncio.gather(
+            *(self._compare_on(device, sealed, found) for device, sealed in by_device.items())
+        )
+
+    async def _compare_on(self, device: int, sealed: list[_Sealed], found: list[Overlay]) -> None:
+        """A pool of its own: on a dead file system this does not come back."""
+        reached = await self._workers.of(("mounts", device), 1).run(self._reached, sealed, found)
+        for file, reason in reached:
+            for seal in self._table.of_file(file):
+                self._overlaid(seal, reason)
+
+    def _reached(self, sealed: list[_Sealed], found: list[Overlay]) -> list[tuple[FileId, str]]:
+        reached = []
+        for each in sealed:
+            if overlay := self._over(each, found):
+                reached.append((each.file, refusal(overlay, each.path).message))
+        return reached
+
+    def _over(self, sealed: _Sealed, found: list[Overlay]) -> Overlay | None:
+        try:
+            fd = os.dup(sealed.anchor)
+        except OSError:
+            return None  # the seal has ended meanwhile
+        try:
+            st = os.fstat(fd)
+            if (st.st_dev, st.st_ino) != (sealed.file.device, sealed.file.inode):
+                return None
+            return self._namespaces.over(fd, found, strict=sealed.exclusive)
+        except OSError:
+            return None  # its file system was shut down: nobody truncates there either
+        finally:
+            os.close(fd)
 
 
 class Detached:
@@ -44,14 +140,10 @@ class Detached:
         self._table, self._events = table, events
         self._told: set[int] = set()
 
-    def look(self) -> None:
-        mounted = {mount.device for mount in filesystem.mounts()}
-        left: dict[int, list[Seal]] = {}
-        for seal in self._table:
-            if seal.file.device not in mounted:
-                left.setdefault(seal.file.device, []).append(seal)
-        for device in left.keys() - self._told:
-            self._tell(left[device])
+    def look(self, mounted: set[int]) -> None:
+        left = self._table.counts.by_filesystem.keys() - mounted
+        for device in left - self._told:
+            self._tell([seal for seal in self._table if seal.file.device == device])
         self._told = set(left)
 
     def _tell(self, seals: list[Seal]) -> None:

@@ -62,11 +62,13 @@ class FsXattr:
 
 @dataclass(frozen=True, slots=True)
 class XfsGeometry:
-    """`block_size` in bytes, `rt_extent_blocks` in blocks."""
+    """`block_size` in bytes, `rt_extent_blocks` in blocks, `flags` are XFS_FSOP_GEOM_FLAGS_*."""
 
     block_size: int
     rt_extent_blocks: int
     reflink: bool
+    flags: int = 0
+    uuid: bytes = bytes(16)
 
 
 def open_beneath(directory: int, path: str, flags: int) -> int:
@@ -99,7 +101,23 @@ def xfs_geometry(fd: int) -> XfsGeometry | None:
     if result == -errno.ENOTTY:
         return None
     _check(result, "XFS_IOC_FSGEOMETRY")
-    return XfsGeometry(out.block_size, out.rt_extent_blocks, bool(out.reflink))
+    return XfsGeometry(
+        out.block_size, out.rt_extent_blocks, bool(out.reflink), out.flags, bytes(out.uuid)
+    )
+
+
+def inode_flags(fd: int) -> int:
+    """FS_*_FL of FS_IOC_GETFLAGS."""
+    out = ffi.new("uint32_t *")
+    _check(lib.seal_inode_flags(fd, out), "FS_IOC_GETFLAGS")
+    return int(out[0])
+
+
+def filesystem_magic(fd: int) -> int:
+    """The file system's magic number (linux/magic.h)."""
+    out = ffi.new("uint64_t *")
+    _check(lib.seal_filesystem_magic(fd, out), "fstatfs")
+    return int(out[0])
 
 
 def statx_attributes(fd: int) -> int:
@@ -109,12 +127,85 @@ def statx_attributes(fd: int) -> int:
     return int(out[0])
 
 
+# Mount namespaces
+
+
+@dataclass(frozen=True, slots=True)
+class MountNamespace:
+    """By its inode number; `task` is in it, and `whole` where that one sees all of its mounts."""
+
+    id: int
+    task: int
+    whole: bool
+
+
+def mount_namespaces() -> list[MountNamespace]:
+    """Those that some task is in."""
+
+    return _listed(
+        "struct seal_mount_namespace **",
+        lib.seal_mount_namespaces,
+        "/proc",
+        lambda row: MountNamespace(row.id, row.task, bool(row.whole)),
+    )
+
+
+def overlay_upper(fd: int) -> tuple[bytes, int] | None:
+    """UUID of the file system, and inode number, of the upper layer's root of the overlay whose
+    root is `fd`; None: the overlay does not tell."""
+    out = ffi.new("struct seal_upper *")
+    if lib.seal_overlay_upper(fd, out) < 0:
+        return None
+    return bytes(out.uuid), int(out.inode)
+
+
+def birth_time(fd: int) -> tuple[int, int] | None:
+    """When the inode was created, in seconds and nanoseconds; None: not recorded."""
+    out = ffi.new("struct seal_birth *")
+    if lib.seal_birth_time(fd, out) < 0:
+        return None
+    return int(out.seconds), int(out.nanoseconds)
+
+
+def filesystem_uuid(fd: int) -> bytes | None:
+    out = ffi.new("uint8_t[16]")
+    return None if lib.seal_filesystem_uuid(fd, out) < 0 else bytes(out)
+
+
 # Changing files
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     """With the modes that os.posix_fallocate does not have: FALLOC_FL_*."""
     _check(lib.seal_fallocate(fd, mode, offset, length), "fallocate")
+
+
+def allocate(fd: int, offset: int, length: int) -> None:
+    """fallocate(2) that keeps the size, and does not exceed quotas as root may."""
+    _check(lib.seal_allocate(fd, offset, length), "fallocate")
+
+
+def quota_room(fd: int, type: int, id: int) -> int | None:
+    """Bytes that user, group or project (type 0, 1, 2) `id` may still allocate on the file system
+    of `fd`; None: there is no limit."""
+    out = ffi.new("uint64_t *")
+    _check(lib.seal_quota_room(fd, type, id, out), "quotactl_fd")
+    return None if out[0] == 2**64 - 1 else int(out[0])
+
+
+def xfs_free_preallocations(fd: int) -> None:
+    """XFS_IOC_FREE_EOFBLOCKS; native/include/sealsvc/files.h says which files it leaves out."""
+    _check(lib.seal_xfs_free_preallocations(fd), "XFS_IOC_FREE_EOFBLOCKS")
+
+
+def sync_filesystem(fd: int) -> None:
+    _check(lib.seal_sync_filesystem(fd), "syncfs")
+
+
+def dirty_pages(fd: int) -> int:
+    """Dirty pages of the file and those under writeback; 0 where the kernel cannot tell."""
+    count: int = lib.seal_dirty_pages(fd)
+    return 0 if count in (-errno.ENOSYS, -errno.EOPNOTSUPP) else _check(count, "cachestat")
 
 
 def set_extsize(fd: int, size: int) -> None:

@@ -8,7 +8,8 @@ nothing about what lies outside.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from sealsvc import filesystem
 from sealsvc.errors import Refusal
@@ -16,6 +17,8 @@ from sealsvc.host import Host
 from sealsvc.model import FileId
 from sealsvc.policy import Policy, lies_below
 from sealsvc.workers import Workers
+
+T = TypeVar("T")
 
 # Answers that depend on what a path leads to.
 _TELLING = frozenset({"no-such-file", "outside-roots", "not-a-regular-file", "io-error"})
@@ -39,12 +42,16 @@ class Paths:
         if below is not None and not lies_below(path, below):
             raise no_such_file(path)
         roots = None if below is None else self._policy.roots
-        # A pool for each device: a path on a file system that hangs delays no other file system.
-        pool = self._workers.of(filesystem.device_at(path))
         try:
-            return await pool.run(self._host.identify, path, roots)
+            return await self.run(path, self._host.identify, path, roots)
         except Refusal as refusal:
             raise concealed(refusal, path, below) from None
+
+    async def run(self, path: str, function: Callable[..., T], *arguments: object) -> T:
+        """Call what follows the path, in a thread. A pool for each device, apart from that of
+        grants: a path may lead to a file system that hangs."""
+        pool = self._workers.of(("paths", filesystem.place_at(path)))
+        return await pool.run(function, *arguments)
 
 
 def concealed(refusal: Refusal, path: str, below: Sequence[str] | None) -> Refusal:

@@ -37,6 +37,15 @@ class Process:
     pidfd: int
     users: int = 1
 
+    @property
+    def lives(self) -> bool:
+        """A pidfd can be read from once its process has ended."""
+        if self.pidfd < 0:
+            return False
+        poller = select.poll()
+        poller.register(self.pidfd, select.POLLIN)
+        return not poller.poll(0)
+
     def share(self) -> Process:
         self.users += 1
         return self

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
-from sealsvc import clock, faults, filesystem, rules
+from sealsvc import clock, faults, rules
 from sealsvc.config import PolicySection
 from sealsvc.enforce import Outcome, Report
 from sealsvc.errors import Refusal
@@ -268,17 +268,12 @@ class Recaller:
                 seal.deadline = clock.now() + seal.request.grace
             self.life.step(seal, Step.DRIFT, reason)
 
-    def mounts_changed(self) -> None:
-        """An overlay over a sealed file, mounted after its grant, is beyond every enforcer: the
-        seal is asked back, and an operator told."""
-        table = filesystem.mounts()
-        for seal in self.table:
-            try:
-                filesystem.refuse_if_overlay_upper(seal.path, table)
-            except Refusal as refusal:
-                if may(seal, Step.RECALL):
-                    self.life.events.publish("alarm", seal.id, reason=refusal.message)
-                    self.recall(seal, refusal.message)
+    def overlaid(self, seal: Seal, reason: str) -> None:
+        """An overlay over a sealed file, mounted after its grant, gets around every enforcer: the
+        seal is recalled, and an alarm raised."""
+        if may(seal, Step.RECALL):
+            self.life.events.publish("alarm", seal.id, reason=reason)
+            self.recall(seal, reason)
 
     def expire(self) -> None:
         """Seals whose ttl has passed are kept by courtesy while nobody conflicts, then end."""

@@ -293,5 +293,9 @@ class SealTable:
     def of_token(self, token: int) -> Seal | None:
         return self._by_token.get(token)
 
+    def by_file(self) -> list[list[Seal]]:
+        """The seals of each file."""
+        return [list(seals.values()) for seals in self._by_file.values()]
+
     def of_file(self, file: FileId) -> list[Seal]:
         return list(self._by_file.get((file.device, file.inode), {}).values())

@@ -13,7 +13,18 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from sealsvc import clock, closing, extents, native, processes, states, validation, views, wire
+from sealsvc import (
+    clock,
+    closing,
+    extents,
+    foreign,
+    native,
+    processes,
+    states,
+    validation,
+    views,
+    wire,
+)
 from sealsvc.audit import audit, present_map
 from sealsvc.claims import Claims
 from sealsvc.control import Connection, Reply
@@ -78,6 +89,7 @@ from sealsvc.overview import Redeem
 from sealsvc.paths import Paths
 from sealsvc.policy import Policy, lies_below
 from sealsvc.processes import Peer, Process
+from sealsvc.protocol import Request
 from sealsvc.recall import Recaller
 from sealsvc.records import RegistryRequest
 from sealsvc.returns import Returns
@@ -184,10 +196,13 @@ class Service:
             case Show():
                 return self._shown(peer, request.seal)
             case List():
+                await self._refuse_foreign(connection, request, request.path)
                 return await self._list(peer, request)
             case Extents():
                 return await self._extents(peer, request)
             case RecallSeals():
+                path = request.path or request.filesystem
+                await self._refuse_foreign(connection, request, path, request.pid)
                 return await self._recall(peer, request)
             case Audit():
                 chosen = [self._seal(peer, request.seal)] if request.seal else self.seen(peer)
@@ -205,6 +220,7 @@ class Service:
             case IssueClaim():
                 self.policy.authorise_claim(peer, request)
                 await self.paths.identify(request.path or "", request.only.below or ["/"])
+                await self._refuse_foreign(connection, request, request.path)
                 return self.claims.issue(peer, request)
             case _ if self.desk is not None and asked_at_desk(request):
                 return await self.desk.answer(peer, request)
@@ -287,6 +303,7 @@ class Service:
         process = await self._holder(connection, request, fds)
         passed = None
         try:
+            await self._refuse_foreign(connection, request, request.path, request.holder.pid)
             self.policy.refuse_other_user(request.only, process.holder)
             passed = await self._passed(user, process, request, fds)
             if passed is not None and not passed.writable:
@@ -320,6 +337,21 @@ class Service:
         except BaseException:
             user.close_later([fd])
             raise
+
+    async def _refuse_foreign(
+        self, connection: Connection, request: Request, path: str | None, pid: int | None = None
+    ) -> None:
+        """Paths and pids mean what they mean to the client. Those that come for a principal (by the
+        REST API) are names of this machine."""
+        client = connection.process
+        if self.grants.host.simulated or request.principal:
+            return
+        if pid is not None:
+            foreign.refuse_other_pids(client)
+        if path is not None and not foreign.sees_our_files(client):
+            await self.paths.run(
+                path, foreign.refuse_other_file, client, path, self.grants.host.identify
+            )
 
     def _authorise(self, peer: Peer, request: Grant, fds: int) -> None:
         try:

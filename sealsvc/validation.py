@@ -24,7 +24,7 @@ async def refuse_unmappable(grants: Grants, request: Grant, passed: Passed | Non
     if not wanted or file is None:
         return
     try:
-        where = passed.device if passed else filesystem.device_at(request.path or "")
+        where = passed.place if passed else filesystem.place_at(request.path or "")
         if await grants.workers.of(where).run(grants.host.has_dax, file):
             return
     except Refusal:

@@ -193,6 +193,15 @@ static int may_write_atomically(int fd)
 	return (stx.mask & STATX_WRITE_ATOMIC) && stx.atomic_write_unit_max;
 }
 
+/* Opened with access mode 3: for neither reading nor writing. Such a description counts in neither
+ * i_readcount nor i_writecount (fs/open.c do_dentry_open), so it may be kept beside leases. */
+static int is_uncounted(int fd)
+{
+	int flags = fcntl(fd, F_GETFL);
+
+	return flags >= 0 && !(flags & O_PATH) && (flags & O_ACCMODE) == O_ACCMODE;
+}
+
 int seal_gate_watch(struct seal_gate *gate, int fd, const struct seal_traits *traits)
 {
 	int error = 0, added = 0, atomic = may_write_atomically(fd);
@@ -217,7 +226,7 @@ int seal_gate_watch(struct seal_gate *gate, int fd, const struct seal_traits *tr
 	if (!added)
 		return 0;
 	/* The file is in the table before the first event of it can come. */
-	file->path_fd = open_path(fd);
+	file->path_fd = is_uncounted(fd) ? fcntl(fd, F_DUPFD_CLOEXEC, 0) : open_path(fd);
 	error = file->path_fd < 0 ? -errno : remark(gate, FAN_MARK_ADD, file);
 	if (error) {
 		pthread_mutex_lock(&gate->lock);

@@ -12,6 +12,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 static int result_of(long result)
@@ -46,6 +47,16 @@ int seal_generation(int fd, uint32_t *out)
 	unsigned long room = 0;
 
 	if (ioctl(fd, FS_IOC_GETVERSION, &room) < 0)
+		return -errno;
+	memcpy(out, &room, sizeof(*out));
+	return 0;
+}
+
+int seal_inode_flags(int fd, uint32_t *out)
+{
+	unsigned long room = 0; /* as for FS_IOC_GETVERSION */
+
+	if (ioctl(fd, FS_IOC_GETFLAGS, &room) < 0)
 		return -errno;
 	memcpy(out, &room, sizeof(*out));
 	return 0;
@@ -100,8 +111,74 @@ int seal_xfs_geometry(int fd, struct seal_xfs_geometry *out)
 		return -errno;
 	out->block_size = geometry.blocksize;
 	out->rt_extent_blocks = geometry.rtextsize;
+	out->flags = geometry.flags;
+	memcpy(out->uuid, geometry.uuid, sizeof(out->uuid));
 	out->reflink = !!(geometry.flags & XFS_GEOMETRY_REFLINK);
 	return 0;
+}
+
+/* struct xfs_fs_eofblocks and XFS_IOC_FREE_EOFBLOCKS, since v3.8 (fs/xfs/libxfs/xfs_fs.h). */
+struct xfs_eofblocks {
+	uint32_t version, flags, uid, gid, prid, pad32;
+	uint64_t min_file_size, pad64[12];
+};
+_Static_assert(sizeof(struct xfs_eofblocks) == 128, "the ioctl number holds the size");
+
+#define XFS_FREE_EOFBLOCKS _IOR('X', 58, struct xfs_eofblocks)
+#define XFS_EOFBLOCKS_VERSION 1
+#define XFS_EOF_SYNC (1 << 0)
+#define XFS_EOF_UID (1 << 1)
+#define XFS_EOF_GID (1 << 2)
+#define XFS_EOF_MINFILESIZE (1 << 4)
+
+int seal_xfs_free_preallocations(int fd)
+{
+	struct xfs_eofblocks which = {
+		.version = XFS_EOFBLOCKS_VERSION,
+		.flags = XFS_EOF_SYNC | XFS_EOF_UID | XFS_EOF_GID | XFS_EOF_MINFILESIZE,
+	};
+	struct stat st;
+
+	if (fstat(fd, &st) < 0)
+		return -errno;
+	which.uid = st.st_uid;
+	which.gid = st.st_gid;
+	which.min_file_size = (uint64_t)st.st_size;
+	return result_of(ioctl(fd, XFS_FREE_EOFBLOCKS, &which));
+}
+
+int seal_filesystem_magic(int fd, uint64_t *out)
+{
+	struct statfs fs;
+
+	if (fstatfs(fd, &fs) < 0)
+		return -errno;
+	*out = (uint64_t)fs.f_type & UINT32_MAX;
+	return 0;
+}
+
+int seal_sync_filesystem(int fd)
+{
+	return result_of(syncfs(fd));
+}
+
+/* cachestat(2), since v6.5; its structures are not in the headers of older systems. */
+#ifndef SYS_cachestat
+#define SYS_cachestat 451
+#endif
+
+int64_t seal_dirty_pages(int fd)
+{
+	struct {
+		uint64_t offset, length; /* 0: to the end */
+	} whole = {0, 0};
+	struct {
+		uint64_t cached, dirty, writeback, evicted, recently_evicted;
+	} pages;
+
+	if (syscall(SYS_cachestat, fd, &whole, &pages, 0) < 0)
+		return -errno;
+	return (int64_t)(pages.dirty + pages.writeback);
 }
 
 int seal_statx_attributes(int fd, uint64_t *attributes)

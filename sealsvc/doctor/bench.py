@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
+from sealsvc import mountinfo
 from sealsvc.doctor import syscalls
 from sealsvc.doctor.acts_tools import run
 from sealsvc.doctor.operations import BTRFS, Operation, Route
 from sealsvc.doctor.scene import CHUNK, SIZE, TAIL, Scene
-from sealsvc.filesystem import Mount, mount_of
+from sealsvc.mountinfo import Mount
 
 _MOUNTED = (Route.BIND, Route.OVERLAY, Route.LOWER)
 _NOCOW = 0x00800000  # FS_NOCOW_FL; on btrfs it holds only when set on an empty file
@@ -65,7 +66,9 @@ class Bench:
     def _mount_of(path: str) -> Mount:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            return mount_of(fd)
+            mount = mountinfo.mount_of(fd, mountinfo.own().read())
+            assert mount is not None, "it was opened by its path, in this mount namespace"
+            return mount
         finally:
             os.close(fd)
 

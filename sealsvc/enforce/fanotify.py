@@ -21,7 +21,17 @@ from typing import Any
 import psutil
 
 from sealsvc import native, rules
-from sealsvc.enforce import DRAIN_TIME, Claim, Guard, Hold, Outcome, Report, Verdict, guards
+from sealsvc.enforce import (
+    DRAIN_TIME,
+    Claim,
+    Guard,
+    Hold,
+    Outcome,
+    Report,
+    Verdict,
+    anchors,
+    guards,
+)
 from sealsvc.errors import Refusal
 from sealsvc.filesystem import Filesystem
 from sealsvc.host import Target
@@ -214,9 +224,8 @@ class FanotifyEnforcer:
             try:
                 self._prove(target, watched, guard)
             finally:
-                if watched.anchor < 0:
-                    path = f"/proc/self/fd/{target.fd}"
-                    watched.anchor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                if watched.anchor < 0:  # see anchors.py: it could not be opened before
+                    watched.anchor = anchors.open_counted(target.fd)
             undo.pop_all()
         return _Hold(self, watched, guard)
 
@@ -225,10 +234,12 @@ class FanotifyEnforcer:
         key = (target.file.device, target.file.inode)
         if found := self._watched.get(key):
             return found
-        with _told("fanotify_mark"):
-            self.keeper.watch(target.fd, target.filesystem.block_size, target.filesystem.reflink)
-        watched = self._watched[key] = _Watched(target.file, target.filesystem)
+        watched = _Watched(target.file, target.filesystem, anchors.open_uncounted(target.fd))
         undo.callback(self._unwatch, watched)
+        kept = target.fd if watched.anchor < 0 else watched.anchor
+        with _told("fanotify_mark"):
+            self.keeper.watch(kept, target.filesystem.block_size, target.filesystem.reflink)
+        self._watched[key] = watched
         return watched
 
     def put(self, watched: _Watched, guard: Guard) -> None:
@@ -285,7 +296,7 @@ class FanotifyEnforcer:
         return True
 
     def _prove_sole(self, target: Target, watched: _Watched) -> None:
-        if watched.anchor >= 0:
+        if anchors.is_counted(watched.anchor):
             os.close(watched.anchor)
             watched.anchor = -1
         if native.lease_probe(target.fd, fcntl.F_WRLCK):
@@ -299,7 +310,7 @@ class FanotifyEnforcer:
         """Each descriptor that others have is asked, by an access of no bytes, whether it is seen.
         One that was opened before its file system was armed and now lives only in a socket's queue
         or an io_uring's file table cannot be found this way."""
-        if watched.anchor < 0 and native.lease_probe(target.fd, fcntl.F_WRLCK):
+        if not anchors.is_counted(watched.anchor) and native.lease_probe(target.fd, fcntl.F_WRLCK):
             return
         openers = self._foreign(target)
         blind = sorted({o.pid for o in openers if not self._is_seen(o, target)})
@@ -317,9 +328,14 @@ class FanotifyEnforcer:
                 )
 
     def _foreign(self, target: Target) -> list[native.Opener]:
-        """Who has the file open by another description than the holder's."""
+        """Who has the file open by another description than the holder's. One that is open for
+        neither reading nor writing, as anchors are, cannot change a map."""
         found = native.openers(target.file.device, target.file.inode, os.getpid())
-        return [o for o in found if o.fd < 0 or not _same(o, target.fd)]
+        return [
+            o
+            for o in found
+            if o.fd < 0 or (o.flags & os.O_ACCMODE != os.O_ACCMODE and not _same(o, target.fd))
+        ]
 
     def _is_seen(self, opener: native.Opener, target: Target) -> bool:
         if not target.filesystem.reflink and opener.flags & os.O_ACCMODE == os.O_RDONLY:
@@ -387,12 +403,11 @@ class FanotifyEnforcer:
         for found in files:
             key = (found.device, found.inode)
             if claim := claimed.get(key):
-                anchor = _opened(found.fd)
+                anchor = anchors.take_over(found.fd)
                 # Descriptors from before its last grant were proven to be watched; so are later.
                 self._watched[key] = _Watched(
                     claim.file, claim.filesystem, anchor, True, idle_since=0.0
                 )
-            os.close(found.fd)
         holds: dict[int, Hold] = {}
         for kept_guard in guarded:
             claim = wanted.get(kept_guard.id)
@@ -410,6 +425,7 @@ class FanotifyEnforcer:
             if (found.device, found.inode) not in claimed:
                 with suppress(KeeperError):
                     self.keeper.unwatch(found.device, found.inode)
+            os.close(found.fd)  # after the keeper's, which is not the last then
         return holds
 
     def replay(self) -> None:
@@ -426,14 +442,6 @@ class FanotifyEnforcer:
             due = filesystem == watched.filesystem or now - watched.idle_since >= self.linger
             if not watched.guards and due and watched.idle_since < math.inf:
                 self._unwatch(watched)
-
-
-def _opened(fd: int) -> int:
-    """A description of its own; -1 on a file system that was shut down meanwhile."""
-    try:
-        return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return -1
 
 
 def _nobody(report: Report) -> None:

@@ -121,7 +121,12 @@ class Host(Protocol):
         persistent memory, or not in one piece."""
         ...
 
-    def refuse_if_unkeepable(self, target: Target) -> None: ...
+    def refuse_if_unkeepable(self, target: Target, *, exclusive: bool) -> None: ...
+
+    def refuse_if_overlaid(self, target: Target, *, exclusive: bool) -> None:
+        """An overlay would reach the file past the enforcers. For an exclusive seal, what cannot be
+        known is refused too."""
+        ...
 
     def prepare(
         self,
@@ -135,8 +140,8 @@ class Host(Protocol):
         """Bring what is pending on the file to the device, so that its map can be read."""
         ...
 
-    def steady(self, target: Target, sealed: ByteRange) -> None:
-        """Take away what could still move the blocks of a range whose map is fit to be sealed."""
+    def steady(self, target: Target) -> None:
+        """Take away what could still move blocks of the file, whose map is fit to be sealed."""
         ...
 
     def read_map(self, fd: int, sealed: ByteRange | None) -> ExtentMap: ...

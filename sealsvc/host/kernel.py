@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sealsvc import filesystem, native, processes
+from sealsvc import filesystem, mountinfo, native, processes
 from sealsvc.errors import Refusal
 from sealsvc.filesystem import Filesystem
 from sealsvc.host import (
@@ -25,14 +25,18 @@ from sealsvc.host import (
     mapped,
     pmem,
 )
+from sealsvc.host.cow import CowPreallocations
+from sealsvc.host.place import refuse_if_misplaced
 from sealsvc.host.prepare import prepare
 from sealsvc.host.proofs import Prover
 from sealsvc.host.releases import Releases
+from sealsvc.loops import LoopDevices
 from sealsvc.messages import Gap
 from sealsvc.model import ByteRange, FileId, Mark, Preparation
+from sealsvc.namespaces import MountNamespaces
 from sealsvc.processes import Process
 
-FALLOC_FL_UNSHARE_RANGE = 0x40
+_RETRY = 1.0  # seconds after which a broken lease should be gone
 
 
 class KernelHost:
@@ -40,6 +44,8 @@ class KernelHost:
 
     def __init__(self, prover: Prover | None = None) -> None:
         self._releases = Releases(prover or Prover())
+        self.namespaces = MountNamespaces()
+        self._loops, self._cow = LoopDevices(), CowPreallocations()
 
     def open_path(self, path: str, roots: Sequence[str], *, writable: bool) -> Target:
         root = _root_of(path, roots)
@@ -86,7 +92,7 @@ class KernelHost:
 
     def filesystems(self, roots: Sequence[str]) -> list[Filesystem]:
         found: dict[int, Filesystem] = {}
-        for mount in filesystem.mounts():
+        for mount in mountinfo.own().read():
             if any(_is_under(mount.point, root) for root in roots):
                 self._add(found, mount.point)
         for root in roots:
@@ -97,15 +103,20 @@ class KernelHost:
     def region_of(self, device: int) -> tuple[int, int] | None:
         return pmem.region_of(device)
 
-    def refuse_if_unkeepable(self, target: Target) -> None:
+    def refuse_if_unkeepable(self, target: Target, *, exclusive: bool) -> None:
         if reason := target.filesystem.unsupported:
             raise Refusal(
                 "filesystem-unsupported",
                 f"{target.path}: {reason}",
                 {"path": target.path, "filesystem": target.filesystem.type},
             )
-        filesystem.refuse_if_loop_backed(target.file.device, target.file.inode, target.path)
-        filesystem.refuse_if_overlay_upper(target.path)
+        refuse_if_misplaced(target)
+        self._loops.refuse_if_backing(target.fd, target.path)
+        self.refuse_if_overlaid(target, exclusive=exclusive)
+
+    def refuse_if_overlaid(self, target: Target, *, exclusive: bool) -> None:
+        # Of shared seals, an overlay that nobody knows of is a risk with a name.
+        self.namespaces.refuse_if_overlay_upper(target.fd, target.path, strict=exclusive)
 
     def prepare(
         self,
@@ -124,29 +135,27 @@ class KernelHost:
                 "io-error", f"fsync of {target.path}: {error.strerror}", {"errno": error.errno}
             ) from error
 
-    def steady(self, target: Target, sealed: ByteRange) -> None:
-        """Blocks that a file shared in the past may leave CoW preallocations behind, by which
-        unshared neighbours move on the next write; user space cannot see them. Where nothing is
-        shared, FALLOC_FL_UNSHARE_RANGE of one block that is there has XFS look through the whole
-        inode and drop them (xfs_reflink_try_clear_inode_flag). It moves nothing, allocates nothing,
-        waits for direct I/O in flight, and updates the file's mtime."""
+    def steady(self, target: Target) -> None:
+        """Sharing anywhere in the file, also outside the range, lets blocks of the range move: see
+        host/cow.py."""
         if not target.filesystem.reflink or target.filesystem.read_only:
-            return  # XFS drops them itself when it becomes read-only (xfs_remount_ro)
-        shared = native.read_extents(target.fd, None)[:, 3] & native.EXTENT_SHARED != 0
-        if shared.any():
+            return  # XFS drops preallocations itself when it becomes read-only (xfs_remount_ro)
+        rows = native.read_extents(target.fd, None)
+        shared = int((rows[:, 3] & native.EXTENT_SHARED != 0).sum())
+        if shared:
             raise Refusal(
                 "reflink-neighbours",
-                f"{target.path} shares {int(shared.sum())} extents with other files;"
-                " on reflink XFS its unshared blocks can still move while it does:"
-                " ask for prepare=unshare",
-                {"path": target.path, "shared_extents": int(shared.sum())},
+                f"{target.path} shares {shared} extents with other files; on reflink XFS its"
+                " unshared blocks can still move while it does: ask for prepare=unshare",
+                {"path": target.path, "reason": "shared", "shared_extents": shared},
             )
         try:
-            with _writable(target) as fd:
-                native.fallocate(fd, FALLOC_FL_UNSHARE_RANGE, sealed.offset, 1)
+            self._cow.drop(target, rows)
         except OSError as error:
             raise Refusal(
-                "io-error", f"fallocate(UNSHARE_RANGE): {error.strerror}", {"errno": error.errno}
+                "io-error",
+                f"{error.filename or 'fsync'} of {target.path}: {error.strerror}",
+                {"errno": error.errno},
             ) from error
 
     def read_map(self, fd: int, sealed: ByteRange | None) -> ExtentMap:
@@ -207,13 +216,19 @@ class KernelHost:
     def process(self, pid: int) -> Process:
         return processes.by_pid(pid)
 
+    def _described(self, fd: int) -> Filesystem:
+        if (mount := self.namespaces.mount_of(fd)) is None:
+            self.namespaces.refresh()
+            mount = self.namespaces.mount_of(fd)
+        return filesystem.described(fd, mount)
+
     def _add(self, found: dict[int, Filesystem], path: str) -> None:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:
             return
         try:
-            described = _filesystem_of(fd)
+            described = self._described(fd)
             found.setdefault(described.device, described)
         except (Refusal, OSError):
             return
@@ -225,7 +240,7 @@ class KernelHost:
             st = os.fstat(fd)
             if not stat.S_ISREG(st.st_mode):
                 raise Refusal("not-a-regular-file", f"{path} is not a regular file", {"path": path})
-            described = _filesystem_of(fd)
+            described = self._described(fd)
             file = FileId(st.st_dev, st.st_ino, native.generation(fd) or 0)
             return Target(file, fd, path, st.st_size, described, writable)
         except OSError as error:
@@ -240,39 +255,6 @@ def _refuse_if_dead(fd: int) -> None:
     except OSError as error:
         if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP, errno.EPERM):
             raise
-
-
-class _writable:
-    """A writable descriptor of the target, for maintenance that its own may not do."""
-
-    def __init__(self, target: Target) -> None:
-        self.target = target
-        self.fd = -1
-
-    def __enter__(self) -> int:
-        if self.target.writable:
-            return self.target.fd
-        self.fd = os.open(f"/proc/self/fd/{self.target.fd}", os.O_RDWR | os.O_CLOEXEC)
-        return self.fd
-
-    def __exit__(self, *_: object) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
-
-
-def _filesystem_of(fd: int) -> Filesystem:
-    mount = filesystem.mount_of(fd)
-    st = os.fstat(fd)
-    geometry = native.xfs_geometry(fd) if mount.type == "xfs" else None
-    return Filesystem(
-        mount=mount.point,
-        type=mount.type,
-        source=mount.source,
-        options=mount.options,
-        device=st.st_dev,
-        block_size=os.fstatvfs(fd).f_bsize,
-        reflink=bool(geometry and geometry.reflink),
-    )
 
 
 def _is_under(path: str, root: str) -> bool:
@@ -305,6 +287,14 @@ def _open_to_identify(path: str, roots: Sequence[str] | None) -> int:
 
 def _open_refusal(error: OSError, path: str) -> Refusal:
     name = error.errno
+    call = error.filename if error.filename and error.filename != path else "open"
+    if name == errno.EWOULDBLOCK:
+        return Refusal(
+            "try-later",
+            f"{path} is under a lease or an NFS delegation, which is being broken",
+            {"path": path},
+            retry_after=_RETRY,
+        )
     if name in (errno.ELOOP, errno.EXDEV):
         return Refusal(
             "outside-roots",
@@ -317,12 +307,13 @@ def _open_refusal(error: OSError, path: str) -> Refusal:
         return Refusal("not-a-regular-file", f"{path} is a directory", {"path": path})
     advice = _OPEN_ADVICE.get(name or 0, "")
     return Refusal(
-        "io-error", f"open of {path}: {error.strerror}{advice}", {"path": path, "errno": name}
+        "io-error", f"{call} of {path}: {error.strerror}{advice}", {"path": path, "errno": name}
     )
 
 
 _OPEN_ADVICE = {
     errno.EPERM: ": it is immutable or append-only (lsattr), or the file system is shut down",
+    errno.ETXTBSY: ": it is being executed, or it is a swap file in use",
     errno.EROFS: ": ask with iomode read, or mount it for writing",
     errno.EIO: ": the file system may be shut down: unmount it, check it, and mount it anew",
 }

@@ -96,8 +96,11 @@ class SimHost:
     def region_of(self, device: int) -> tuple[int, int] | None:  # noqa: ARG002 (the interface)
         return None
 
-    def refuse_if_unkeepable(self, target: Target) -> None:
+    def refuse_if_unkeepable(self, target: Target, *, exclusive: bool) -> None:
         """Everything can be kept here."""
+
+    def refuse_if_overlaid(self, target: Target, *, exclusive: bool) -> None:
+        """There are no overlays here."""
 
     def prepare(
         self,
@@ -113,7 +116,7 @@ class SimHost:
     def settle(self, target: Target) -> None:  # noqa: ARG002 (the interface)
         self.check("settle")
 
-    def steady(self, target: Target, sealed: ByteRange) -> None:
+    def steady(self, target: Target) -> None:
         """Nothing moves here but by drift()."""
 
     def look(self, anchor: int, file: FileId, sealed: ByteRange | None) -> ExtentMap:  # noqa: ARG002

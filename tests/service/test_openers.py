@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 from scratch import MiB, mounted
@@ -13,7 +16,7 @@ from scratch import MiB, mounted
 from sealsvc.client import Client
 from sealsvc.errors import Refusal
 from sealsvc.messages import Return
-from tests.service.conftest import RISKS, serving
+from tests.service.conftest import RISKS, refusal, serving, until
 
 pytestmark = pytest.mark.kernel
 
@@ -60,3 +63,46 @@ def test_a_file_that_backs_a_loop_device_is_refused(client: Client, root: Path) 
     finally:
         subprocess.run(["losetup", "--detach", loop], check=True)
         file.unlink()
+
+
+LEASE = """
+import fcntl, os, signal, sys
+fd = os.open(sys.argv[1], int(sys.argv[2]))
+def give_up(*_):
+    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    os.close(fd)
+signal.signal(signal.SIGIO, give_up)
+fcntl.fcntl(fd, fcntl.F_SETLEASE, int(sys.argv[3]))
+print("ready", flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("kind", ["shared", "exclusive"])
+@pytest.mark.parametrize(
+    ("flags", "lease"), [(os.O_RDWR, fcntl.F_WRLCK), (os.O_RDONLY, fcntl.F_RDLCK)]
+)
+def test_a_lease_of_somebody_else_is_broken(
+    client: Client, file: Path, kind: str, flags: int, lease: int
+) -> None:
+    """By a request that is told to try again, as an oplock of Samba or a delegation of nfsd is."""
+    command = [sys.executable, "-c", LEASE, file, str(flags), str(lease)]
+    with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "ready\n"
+        refused = refusal(lambda: client.grant(path=str(file), kind=kind))
+        assert refused.code == "try-later"
+        assert refused.row.retryable
+        assert "lease" in refused.message
+        until(lambda: granted(client, file, kind))
+        other.communicate("\n")
+
+
+def granted(client: Client, file: Path, kind: str) -> bool:
+    try:
+        reply = client.grant(path=str(file), kind=kind)
+    except Refusal:
+        return False
+    os.close(reply.fds[0])
+    client.call(Return, seal=reply.seal.id)
+    return True

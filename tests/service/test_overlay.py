@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from sealsvc.client import Client
 from sealsvc.errors import Refusal
 from sealsvc.messages import Recall, Return
+from tests.service.conftest import PATIENCE, refusal, until
 
 pytestmark = pytest.mark.kernel
 
@@ -52,7 +54,119 @@ def test_an_overlay_that_comes_later_recalls_the_seal(
     reply = client.grant(path=str(upper_file), grace=30)
     os.close(reply.fds[0])
     with overlay(root):
-        recall = next(push for push in client.pushes(10) if isinstance(push, Recall))
+        recall = next(push for push in client.pushes(PATIENCE) if isinstance(push, Recall))
         assert recall.seal == reply.seal.id
         assert str(root / "merged") in recall.reason
     client.call(Return, seal=reply.seal.id)
+
+
+# Where the mount table's text does not tell which directory it is.
+
+
+def mount_line(root: Path, upper: str = "upper", directory: str = "") -> str:
+    options = f"lowerdir={root}/lower,upperdir={directory}{upper},workdir={directory}work"
+    return f"cd {root}; mount -t overlay overlay -o {options},userxattr merged"
+
+
+ELSEWHERE = {
+    "relative": ([], ""),
+    "namespace": (["unshare", "--mount"], ""),
+    "user": (["unshare", "--user", "--map-root-user", "--mount"], "{root}/"),
+}
+
+
+@contextmanager
+def overlay_elsewhere(root: Path, how: str, more: str = "") -> Iterator[None]:
+    """Mounted by a process that stays, in whose mount namespace it is."""
+    command, directory = ELSEWHERE[how]
+    line = mount_line(root, directory=directory.format(root=root))
+    wait = f"set -e; {line}; {more or ':'}; echo mounted; read line"
+    process = subprocess.Popen(
+        [*command, "sh", "-c", wait], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "mounted\n"
+        yield
+    finally:
+        process.communicate("\n")
+        if how == "relative":
+            subprocess.run(["umount", root / "merged"], check=True)
+
+
+@pytest.mark.parametrize("how", ELSEWHERE)
+def test_refused_wherever_it_is_mounted(
+    client: Client, root: Path, upper_file: Path, how: str
+) -> None:
+    with overlay_elsewhere(root, how):
+        time.sleep(0.5)  # namespaces are looked for several times a second
+        assert refusal(lambda: client.grant(path=str(upper_file))).code == "overlay-upper"
+    until(lambda: granted(client, upper_file))
+
+
+@pytest.mark.parametrize("how", ELSEWHERE)
+@pytest.mark.parametrize("kind", ["shared", "exclusive"])
+def test_recalled_wherever_it_is_mounted(
+    client: Client, root: Path, upper_file: Path, how: str, kind: str
+) -> None:
+    reply = client.grant(path=str(upper_file), grace=30, kind=kind)
+    os.close(reply.fds[0])
+    with overlay_elsewhere(root, how):
+        recall = next(push for push in client.pushes(PATIENCE) if isinstance(push, Recall))
+        assert recall.seal == reply.seal.id
+    client.call(Return, seal=reply.seal.id)
+
+
+@pytest.mark.parametrize("how", ["namespace", "user"])
+def test_an_upper_directory_that_was_renamed(
+    client: Client, root: Path, upper_file: Path, how: str
+) -> None:
+    """Another has its name now."""
+    renamed = root / "renamed"
+    with overlay_elsewhere(root, how, f"mv {root}/upper {renamed}; mkdir {root}/upper"):
+        try:
+            time.sleep(0.5)
+            path = str(renamed / upper_file.name)
+            assert refusal(lambda: client.grant(path=path)).code == "overlay-upper"
+        finally:
+            os.rmdir(root / "upper")
+            renamed.rename(root / "upper")
+
+
+def test_a_file_of_two_names_may_be_reached_by_the_other(
+    client: Client, root: Path, upper_file: Path
+) -> None:
+    beside = root / "beside"
+    os.link(upper_file, beside)
+    try:
+        with overlay(root):
+            assert refusal(lambda: client.grant(path=str(beside))).code == "overlay-upper"
+            # Of a shared seal that is a risk with a name, which was accepted.
+            assert granted(client, beside, kind="shared")
+        assert granted(client, beside)
+    finally:
+        beside.unlink()
+
+
+def test_an_overlay_elsewhere_is_in_nobodys_way(
+    client: Client, root: Path, upper_file: Path
+) -> None:
+    other = root / "other"
+    other.write_bytes(os.urandom(1 << 20))
+    try:
+        with overlay(root):
+            assert granted(client, other)
+    finally:
+        other.unlink()
+    assert upper_file.exists()
+
+
+def granted(client: Client, file: Path, **terms: object) -> bool:
+    try:
+        reply = client.grant(path=str(file), **terms)
+    except Refusal:
+        return False
+    os.close(reply.fds[0])
+    client.call(Return, seal=reply.seal.id)
+    return True

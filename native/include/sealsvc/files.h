@@ -17,6 +17,9 @@ int seal_fallocate(int fd, int mode, uint64_t offset, uint64_t length);
 /* FS_IOC_GETVERSION: the inode's generation into *out. 0 or -errno (-ENOTTY: none). */
 int seal_generation(int fd, uint32_t *out);
 
+/* FS_IOC_GETFLAGS: the inode's FS_*_FL into *out. 0 or -errno. */
+int seal_inode_flags(int fd, uint32_t *out);
+
 /* FS_IOC_FSGETXATTR; extsize and cowextsize in bytes. 0 or -errno. */
 struct seal_xattr {
 	uint32_t xflags, extsize, nextents, projid, cowextsize;
@@ -31,9 +34,34 @@ int seal_set_extsize(int fd, uint32_t bytes);
 struct seal_xfs_geometry {
 	uint32_t block_size;
 	uint32_t rt_extent_blocks;
-	int reflink; /* XFS_FSOP_GEOM_FLAGS_REFLINK */
+	int reflink;	/* XFS_FSOP_GEOM_FLAGS_REFLINK */
+	uint32_t flags; /* XFS_FSOP_GEOM_FLAGS_* */
+	uint8_t uuid[16];
 };
 int seal_xfs_geometry(int fd, struct seal_xfs_geometry *out);
+
+/* XFS_IOC_FREE_EOFBLOCKS for files with the owner, the group and at least the size of fd's: drops
+ * preallocations in the CoW fork (and beyond EOF) of each that has no dirty page, no page under
+ * writeback, no direct I/O in flight, and is not marked I_DIRTY_PAGES (fs/xfs/xfs_icache.c
+ * xfs_inode_free_cowblocks). fsync(2) leaves that mark, syncfs(2) clears it. 0 or -errno. */
+int seal_xfs_free_preallocations(int fd);
+
+/* fstatfs(2): f_type (linux/magic.h) into *out. 0 or -errno. */
+int seal_filesystem_magic(int fd, uint64_t *out);
+
+/* syncfs(2). 0 or -errno. */
+int seal_sync_filesystem(int fd);
+
+/* cachestat(2): dirty pages of the file and those under writeback, or -errno (-ENOSYS before v6.5). */
+int64_t seal_dirty_pages(int fd);
+
+/* fallocate(2) with FALLOC_FL_KEEP_SIZE, without CAP_SYS_RESOURCE: whoever has it exceeds quotas
+ * (fs/quota/dquot.c ignore_hardlimit). 0 or -errno. */
+int seal_allocate(int fd, uint64_t offset, uint64_t length);
+
+/* quotactl_fd(2), Q_GETQUOTA: the bytes that `id` may still allocate on the file system of fd, by
+ * the hard limit of quota `type` (USRQUOTA, ...); UINT64_MAX: there is no limit. 0 or -errno. */
+int seal_quota_room(int fd, int type, uint32_t id, uint64_t *room);
 
 /* statx(2): the STATX_ATTR_* that the file system knows and that are set. 0 or -errno. */
 int seal_statx_attributes(int fd, uint64_t *attributes);

@@ -11,6 +11,7 @@
 #include "sealsvc/keeper.h"
 #include "sealsvc/lease.h"
 #include "sealsvc/mappings.h"
+#include "sealsvc/namespaces.h"
 #include "sealsvc/operation.h"
 #include "sealsvc/pin.h"
 #include "sealsvc/populate.h"

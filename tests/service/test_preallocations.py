@@ -1,0 +1,121 @@
+"""CoW preallocations from before the grant: dropped, so that the holder's stores stay in place."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from scratch import MiB
+
+from sealsvc import native
+from sealsvc.client import Client
+from sealsvc.doctor import syscalls
+from sealsvc.extents import EXTENT_SHARED
+from sealsvc.messages import Return
+from tests.service.conftest import RISKS, refusal, serving
+
+pytestmark = pytest.mark.kernel
+
+AT, NEAR = 512 * 1024, 512 * 1024 + 32768  # within one cowextsize of 128 KiB
+
+
+@pytest.fixture
+def client(xfs: Path, tmp_path: Path) -> Iterator[Client]:
+    with serving(tmp_path, [xfs], RISKS) as socket, Client(socket) as made:
+        yield made
+
+
+@pytest.fixture
+def file(xfs: Path) -> Iterator[Path]:
+    made = xfs / "preallocated"
+    write(made, 0, os.urandom(MiB), os.O_CREAT)
+    yield made
+    made.unlink()
+
+
+def write(path: Path, offset: int, data: bytes, flags: int = 0) -> None:
+    fd = os.open(path, os.O_RDWR | flags)
+    try:
+        os.pwrite(fd, data, offset)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def by_a_clone(path: Path) -> None:
+    """Share a block, write to it, and let the clone go."""
+    beside = path.with_suffix(".clone")
+    write(beside, 0, b"", os.O_CREAT)
+    with path.open("rb") as source, beside.open("r+b") as clone:
+        syscalls.clone_range(clone.fileno(), source.fileno(), AT, 4096)
+    write(path, AT, bytes(4096))
+    beside.unlink()
+
+
+def by_an_atomic_write(path: Path) -> None:
+    """Of a file that never shared a block (Linux 6.16)."""
+    fd = os.open(path, os.O_RDWR | os.O_DIRECT)
+    try:
+        with mmap.mmap(-1, 16384) as buffer:
+            syscalls.write_atomic(fd, [buffer], AT)
+    except OSError as error:
+        pytest.skip(f"no RWF_ATOMIC here: {error}")
+    finally:
+        os.close(fd)
+
+
+def excess(path: Path) -> int:
+    """Blocks of 512 bytes that the file has beyond its extents."""
+    with path.open("rb") as opened:
+        rows = native.read_extents(opened.fileno(), None)
+    return path.stat().st_blocks - int(rows[:, 2].sum()) // 512
+
+
+@pytest.mark.parametrize("make", [by_a_clone, by_an_atomic_write])
+@pytest.mark.parametrize("kind", ["shared", "exclusive"])
+def test_the_holders_first_store_stays(
+    client: Client, file: Path, make: Callable[[Path], None], kind: str
+) -> None:
+    make(file)
+    assert excess(file) > 0, "there is nothing to be dropped"
+    reply = client.grant(path=str(file), kind=kind)
+    [fd] = reply.fds
+    before = native.read_extents(fd, None)
+    with mmap.mmap(fd, MiB) as mapping:
+        mapping[NEAR : NEAR + 4096] = bytes(4096)
+        mapping.flush()
+        os.fsync(fd)
+    assert (native.read_extents(fd, None) == before).all()
+    os.close(fd)
+    client.call(Return, seal=reply.seal.id)
+
+
+def test_blocks_of_the_extent_tree_are_no_preallocations(client: Client, file: Path) -> None:
+    for offset in range(2 * MiB, 4 * MiB, 8192):
+        write(file, offset, bytes(4096))
+    assert excess(file) > 0
+    for _ in range(2):
+        reply = client.grant(path=str(file), length=MiB, kind="shared")
+        os.close(reply.fds[0])
+        client.call(Return, seal=reply.seal.id)
+
+
+def test_sharing_outside_the_range_is_refused(client: Client, file: Path) -> None:
+    beside = file.with_suffix(".clone")
+    write(beside, 0, b"", os.O_CREAT)
+    with file.open("rb") as source, beside.open("r+b") as clone:
+        syscalls.clone_range(clone.fileno(), source.fileno(), AT, 4096)
+    try:
+        refused = refusal(lambda: client.grant(path=str(file), length=65536))
+        assert refused.code == "reflink-neighbours"
+        assert refused.details["reason"] == "shared"
+        reply = client.grant(path=str(file), length=65536, prepare=["unshare"])
+        rows = native.read_extents(reply.fds[0], None)
+        assert not (rows[:, 3] & EXTENT_SHARED).any()
+        os.close(reply.fds[0])
+        client.call(Return, seal=reply.seal.id)
+    finally:
+        beside.unlink()
