@@ -150,7 +150,9 @@ def _drift(
 def evidence(passed: Operation) -> str:
     """The operation, and its caller, who may be gone."""
     who = f"process {passed.pid} ({passed.comm})" if passed.pid else "a process that is gone"
-    return f"{passed.name} of {passed.length} bytes at {passed.offset} by thread {passed.tid}, {who}"
+    return (
+        f"{passed.name} of {passed.length} bytes at {passed.offset} by thread {passed.tid}, {who}"
+    )
 
 
 # Alarms: one for each file system, not one for each audit; each seal that is lost has its own.

@@ -1,8 +1,8 @@
 """The tripwire: maps are compared when something was let through, and not a minute later.
 
-The gate reports each guarded file on which it let through what is no proven read, some time after it
-did (native/gate/trip.c). A map that differs then means that the judgement was wrong: the seal is lost
-at once, and the operation is named.
+The gate reports each guarded file on which it let through what is no proven read, some time after
+it did (native/gate/trip.c). A map that differs then means that the judgement was wrong: the seal is
+lost at once, and the operation is named.
 """
 
 from __future__ import annotations

@@ -19,7 +19,12 @@ from sealsvc.messages import Event, Return, Watch
 pytestmark = pytest.mark.kernel
 
 PROMPT = 5.0  # seconds; the next audit comes after a minute
-WRITE = "import os, sys; f = os.open(sys.argv[1], os.O_RDWR); os.pwrite(f, b'x' * 4096, 8192); os.fsync(f)"
+WRITE = """
+import os, sys
+fd = os.open(sys.argv[1], os.O_RDWR)
+os.pwrite(fd, b"x" * 4096, 8192)
+os.fsync(fd)
+"""
 
 
 @pytest.fixture
