@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import RISKS, Running, until
 from test_life import state, swap_blocks
 
 from sealsvc.client import Client
 from sealsvc.messages import Event, Return, Watch
+from tests.service.conftest import RISKS, Running, until
 
 pytestmark = pytest.mark.kernel
 
