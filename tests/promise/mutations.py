@@ -159,11 +159,14 @@ def _run(tree: Path, *command: str) -> None:
         raise RuntimeError(f"{' '.join(command)}: {(done.stdout + done.stderr)[-2000:]}")
 
 
-def found(tree: Path, where: tuple[str, int], seed: int, seconds: float) -> str:
+def found(
+    tree: Path, where: tuple[str, int], seed: int, seconds: float, without: str | None
+) -> str:
     """What the fuzzer says of the tree; empty when it finds nothing."""
     fs, reflink = where
     command = [".venv/bin/python", "-m", "tests.promise", "--fs", fs, "--reflink", str(reflink)]
     command += ["--seed", str(seed), "--ops", "1000000000", "--seconds", str(seconds)]
+    command += ["--without", without] if without else []
     done = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return ""
@@ -177,6 +180,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.promise.mutations", description=__doc__)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=120, help="of fuzzing, at most (120)")
+    parser.add_argument("--without", help="kinds of operations that are left out: a,b")
     parser.add_argument("--only", type=int, action="append", help="their numbers, from 1")
     parser.add_argument("--list", action="store_true")
     chosen = parser.parse_args()
@@ -190,7 +194,9 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="sealsvc-mutation-") as directory:
             mutated(mutation, Path(directory))
             began = time.monotonic()
-            said = found(Path(directory), mutation.where, chosen.seed, chosen.seconds)
+            said = found(
+                Path(directory), mutation.where, chosen.seed, chosen.seconds, chosen.without
+            )
             print(f"{said or 'NOT FOUND'}\nafter {time.monotonic() - began:.0f} s", flush=True)
             missed += not said
     return 1 if missed else 0
