@@ -118,9 +118,9 @@ class Epoch:
     def seal_all(self) -> None:
         for plan in self.plans:
             if plan.file not in self.held:
-                self._seal(plan)
+                self.seal(plan)
 
-    def _seal(self, plan: Plan) -> None:
+    def seal(self, plan: Plan) -> None:
         path, image = self.path(plan.file), self.place.image
         seed = f"{self.seed} {plan.file}"
         try:
@@ -178,7 +178,7 @@ class Epoch:
         finally:
             held.give_back()
         if self.chance.random() < 0.5:
-            self._seal(held.plan)
+            self.seal(held.plan)
 
     def check(self, blocks: int) -> None:
         """Raises Broken."""
