@@ -12,6 +12,7 @@ from sealsvc.errors import Refusal
 from sealsvc.extents import ExtentMap
 from sealsvc.grants import Grants
 from sealsvc.messages import AuditReport, Drift
+from sealsvc.model import Operation
 from sealsvc.recall import Recaller
 from sealsvc.seals import Seal
 
@@ -38,14 +39,23 @@ class _Found(NamedTuple):
 _Look = _Found | Exception | None
 
 
-async def audit(grants: Grants, recaller: Recaller, chosen: Iterable[Seal]) -> AuditReport:
+async def audit(
+    grants: Grants,
+    recaller: Recaller,
+    chosen: Iterable[Seal],
+    passed: Operation | None = None,
+) -> AuditReport:
     """Compare, and declare lost what has drifted or cannot be read any more. Each file system is
-    looked at for itself: one that does not answer keeps no other waiting."""
+    looked at for itself: one that does not answer keeps no other waiting. `passed` is what was let
+    through before, when that is the reason to look."""
     by_device: dict[int, list[Seal]] = {}
     for seal in chosen:
         by_device.setdefault(seal.file.device, []).append(seal)
     parts = await asyncio.gather(
-        *(_audit_filesystem(grants, recaller, device, found) for device, found in by_device.items())
+        *(
+            _audit_filesystem(grants, recaller, device, found, passed)
+            for device, found in by_device.items()
+        )
     )
     return AuditReport(
         checked=sum(part.checked for part in parts),
@@ -55,7 +65,11 @@ async def audit(grants: Grants, recaller: Recaller, chosen: Iterable[Seal]) -> A
 
 
 async def _audit_filesystem(
-    grants: Grants, recaller: Recaller, device: int, chosen: list[Seal]
+    grants: Grants,
+    recaller: Recaller,
+    device: int,
+    chosen: list[Seal],
+    passed: Operation | None,
 ) -> AuditReport:
     checked, drifted, unreadable, lost = 0, list[Drift](), list[str](), list[Seal]()
     looked = 0
@@ -75,7 +89,7 @@ async def _audit_filesystem(
             else:
                 checked += 1
                 if found is not None and _promised(seal, found):
-                    drifted.append(_drift(grants, recaller, seal, found))
+                    drifted.append(_drift(grants, recaller, seal, found, passed))
         looked += len(looks)
         if len(looks) < len(batch):
             left = [seal for seal in chosen[looked:] if seal.live]
@@ -114,7 +128,9 @@ def _promised(seal: Seal, found: _Found) -> bool:
     return seal.map is found.recorded and not seal.may_change()
 
 
-def _drift(grants: Grants, recaller: Recaller, seal: Seal, found: _Found) -> Drift:
+def _drift(
+    grants: Grants, recaller: Recaller, seal: Seal, found: _Found, passed: Operation | None
+) -> Drift:
     difference = found.difference
     drift = Drift(
         seal=seal.id,
@@ -126,8 +142,17 @@ def _drift(grants: Grants, recaller: Recaller, seal: Seal, found: _Found) -> Dri
     if not seal.drifted:
         recaller.life.events.publish("drift", seal.id, drift=drift)
         grants.registry.drifted(drift, found.recorded, found.present)
-        recaller.lose(seal, f"the map differs at {difference.offset}")
+        after = f" after this was let through: {evidence(passed)}" if passed else ""
+        recaller.lose(seal, f"the map differs at {difference.offset}{after}")
     return drift
+
+
+def evidence(passed: Operation) -> str:
+    """The operation, and its caller, who may be gone."""
+    who = f"process {passed.pid} ({passed.comm})" if passed.pid else "a process that is gone"
+    return (
+        f"{passed.name} of {passed.length} bytes at {passed.offset} by thread {passed.tid}, {who}"
+    )
 
 
 # Alarms: one for each file system, not one for each audit; each seal that is lost has its own.

@@ -60,6 +60,7 @@ from sealsvc.rings import Rings
 from sealsvc.seals import SealTable
 from sealsvc.service import Service, push
 from sealsvc.tasks import Tasks
+from sealsvc.tripwire import Tripwire
 from sealsvc.users import Users
 from sealsvc.workers import Workers
 
@@ -123,6 +124,7 @@ class Daemon:
             adoption = Adoption(self.rings, self.recaller, returns, self.tasks)
             self.adoption, self.service.rings = adoption, self.rings
             keeper.on_ring, keeper.on_unproven = adoption.reported, adoption.unproven
+            keeper.on_touched = Tripwire(self.grants, self.recaller, self.tasks).touched
         self.server = ControlServer(
             config.service.socket,
             int(config.service.socket_mode, 8),

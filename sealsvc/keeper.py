@@ -80,6 +80,7 @@ class Keeper:
         self.reports: socket.socket | None = None
         self.on_ring: Callable[[Any], None] = _nobody  # struct seal_ring_report
         self.on_unproven: Callable[[Any], None] = _nobody  # struct seal_report
+        self.on_touched: Callable[[Any], None] = _nobody  # struct seal_report
 
     def close(self) -> None:
         """Nothing that is guarded or kept is let go by this."""
@@ -144,8 +145,8 @@ class Keeper:
 
     def read_reports(self, seconds: float) -> Iterator[Any]:
         """struct seal_report, as many as wait and can be handled within `seconds`. Each is valid
-        until the next is taken. Those about rings go to `on_ring` and `on_unproven` instead, in
-        their turn."""
+        until the next is taken. Those about rings go to `on_ring` and `on_unproven` instead, those
+        of the tripwire to `on_touched`, in their turn."""
         assert self.reports is not None
         room = ffi.new("char[]", max(_REPORT, _RING_REPORT))
         report = ffi.cast("struct seal_report *", room)
@@ -162,6 +163,8 @@ class Keeper:
                 self.on_ring(ring_report)
             elif report.kind == lib.SEAL_REPORT_UNPROVEN:
                 self.on_unproven(report)
+            elif report.kind == lib.SEAL_REPORT_TOUCHED:
+                self.on_touched(report)
             else:
                 yield report
 

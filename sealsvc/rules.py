@@ -78,7 +78,9 @@ RULES: dict[str, Rule] = {
     "CLONE": _rule("clone", _RANGE, "shares blocks; source and destination alike", _WHOLE),
     "DEDUPE": _rule("dedupe", _RANGE, "shares blocks; both files alike", _WHOLE),
     "COPY": _rule("copy-file-range", _NONE, "a clone where the file system can", _WHOLE),
-    "EXCHANGE": _rule("exchange-range", _RANGE, "exchanges, swaps or moves extents", _WHOLE),
+    "EXCHANGE": _rule(
+        "exchange-range", _WHOLE, "exchanges extents; to the end of the file, sizes too"
+    ),
     "TRUNCATE": _rule("truncate", _TO_END, "the offset is the new size"),
     "COLLAPSE": _rule("fallocate-collapse-range", _TO_END, "moves what lies behind it"),
     "INSERT": _rule("fallocate-insert-range", _TO_END, "moves what lies behind it"),

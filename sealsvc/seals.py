@@ -298,4 +298,7 @@ class SealTable:
         return [list(seals.values()) for seals in self._by_file.values()]
 
     def of_file(self, file: FileId) -> list[Seal]:
-        return list(self._by_file.get((file.device, file.inode), {}).values())
+        return self.of_inode(file.device, file.inode)
+
+    def of_inode(self, device: int, inode: int) -> list[Seal]:
+        return list(self._by_file.get((device, inode), {}).values())

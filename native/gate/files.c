@@ -45,6 +45,7 @@ void gate_remove_file(struct seal_gate *gate, struct file *file)
 	*at = file->next;
 	if (file->path_fd >= 0)
 		close(file->path_fd);
+	gate_untouch(gate, file);
 	free(file->guards);
 	free(file->passages);
 	free(file);

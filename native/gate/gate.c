@@ -61,6 +61,7 @@ static void destroy(struct seal_gate *gate)
 	close_if_open(gate->epoll);
 	close_if_open(gate->wake);
 	close_if_open(gate->later);
+	close_if_open(gate->trip);
 	seal_task_looker_close(&gate->reader_looker);
 	seal_task_looker_close(&gate->minder_looker);
 	seal_task_looker_close(&gate->passages_looker);
@@ -95,6 +96,7 @@ int seal_gate_open(struct seal_gate **out, const struct seal_gate_outlet *outlet
 			 FAN_UNLIMITED_MARKS | FAN_REPORT_TID;
 	struct epoll_event wake = {.events = EPOLLIN, .data.u64 = EVENT_WAKE};
 	struct epoll_event later = {.events = EPOLLIN, .data.u64 = EVENT_LATER};
+	struct epoll_event trip = {.events = EPOLLIN, .data.u64 = EVENT_TRIP};
 	int error;
 
 	if (!gate)
@@ -108,7 +110,7 @@ int seal_gate_open(struct seal_gate **out, const struct seal_gate_outlet *outlet
 	seal_task_looker_init(&gate->passages_looker);
 	gate->prover = gate->placeholder = gate->group = gate->arming = gate->epoll = gate->wake =
 		-1;
-	gate->later = -1;
+	gate->later = gate->trip = -1;
 	gate->group = fanotify_init(flags, O_RDONLY | O_LARGEFILE | O_CLOEXEC);
 	if (gate->group >= 0)
 		gate->arming = fanotify_init(FAN_CLASS_PRE_CONTENT | FAN_CLOEXEC, O_RDONLY);
@@ -120,8 +122,11 @@ int seal_gate_open(struct seal_gate **out, const struct seal_gate_outlet *outlet
 		gate->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (gate->wake >= 0)
 		gate->later = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
-	if (gate->later < 0 || epoll_ctl(gate->epoll, EPOLL_CTL_ADD, gate->wake, &wake) < 0 ||
-	    epoll_ctl(gate->epoll, EPOLL_CTL_ADD, gate->later, &later) < 0) {
+	if (gate->later >= 0)
+		gate->trip = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+	if (gate->trip < 0 || epoll_ctl(gate->epoll, EPOLL_CTL_ADD, gate->wake, &wake) < 0 ||
+	    epoll_ctl(gate->epoll, EPOLL_CTL_ADD, gate->later, &later) < 0 ||
+	    epoll_ctl(gate->epoll, EPOLL_CTL_ADD, gate->trip, &trip) < 0) {
 		error = -errno;
 		destroy(gate);
 		return error;

@@ -21,6 +21,8 @@
 /* What the epoll set of the minder says; waiters count from 1. */
 #define EVENT_WAKE 0
 #define EVENT_LATER UINT64_MAX
+#define EVENT_TRIP (UINT64_MAX - 1)
+#define TRIP_LOOKS 3   /* reports of one touched file: see trip.c */
 #define ABSOLVED_MAX 8 /* registrations one operation can be proven to be free of */
 
 /* An operation that waits for our answer. */
@@ -44,6 +46,14 @@ struct passage {
 	int32_t tid;
 };
 
+/* What was let through on a file and may have changed its map: see trip.c. */
+struct touch {
+	struct file *next;
+	struct seal_operation operation;
+	uint64_t since_us;
+	int is_listed, looks;
+};
+
 /* A watched file. `path_fd` (O_PATH) keeps its inode number from being used again, and its file
  * system from being unmounted, while it is watched. */
 struct file {
@@ -54,12 +64,14 @@ struct file {
 	struct seal_guard *guards;
 	struct waiter *waiters;
 	struct passage *passages;
+	struct touch touch;
 	size_t guard_count, passage_count, passage_room;
 };
 
 struct seal_gate {
-	int group, arming, epoll, wake, later; /* a timer */
-	int placeholder;		       /* O_PATH, on nothing that matters */
+	int group, arming, epoll, wake;
+	int later, trip; /* timers */
+	int placeholder; /* O_PATH, on nothing that matters */
 	int32_t tgid, exempt;
 	int stopping;
 	pthread_t reader, minder;
@@ -74,6 +86,8 @@ struct seal_gate {
 	struct waiter *unseen; /* tasks not yet asleep: looked at again by the minder */
 	struct waiter *fresh;  /* those of the files' waiters that are, in the order they came */
 	int greets_later;      /* the timer runs */
+	struct file *touched;  /* by `touch.next` */
+	int trip_runs;	       /* the timer */
 	uint64_t next_waiter;
 	struct seal_gate_counters counters;
 
@@ -107,7 +121,17 @@ void gate_passage_begins(struct seal_gate *gate, struct file *file, int32_t tid,
 void gate_passages_end(struct file *file, int32_t tid);
 void gate_prune_passages(struct seal_gate *gate, struct file *file);
 
+/* trip.c */
+/* `operation` is let through on `file`. */
+void gate_touch(struct seal_gate *gate, struct file *file, const struct seal_operation *operation);
+/* `file` is watched no more. */
+void gate_untouch(struct seal_gate *gate, struct file *file);
+/* The minder's part. The lock is let go of in between. */
+void gate_report_touched(struct seal_gate *gate);
+
 /* waiters.c */
+/* Who the operation's task is. Without the lock: a look at a task may block. */
+void gate_identify(struct seal_report *what);
 uint64_t gate_now_us(void);
 int gate_in_process(int32_t tgid, int32_t tid);
 /* The strictest policy among the guards that an operation conflicts with (-1: it is free), the errno it

@@ -1,4 +1,5 @@
-/* The minder thread: tasks that were not yet asleep, waiters that are to be told of, and those that die. */
+/* The minder thread: tasks that were not yet asleep, waiters that are to be told of, those that
+ * die, and the tripwire. */
 #include <errno.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -63,6 +64,15 @@ static void greets_now(struct seal_gate *gate)
 		gate->greets_later = 0;
 }
 
+static void trip_ticks(struct seal_gate *gate)
+{
+	uint64_t count;
+
+	if (read(gate->trip, &count, sizeof(count)) > 0)
+		gate->trip_runs = 0;
+	gate_report_touched(gate);
+}
+
 static void waiter_died(struct seal_gate *gate, uint64_t id)
 {
 	struct waiter *waiter = gate_take_waiter(gate, id);
@@ -95,6 +105,8 @@ void *gate_minder_main(void *argument)
 				eventfd_read(gate->wake, &count);
 			else if (events[i].data.u64 == EVENT_LATER)
 				greets_now(gate);
+			else if (events[i].data.u64 == EVENT_TRIP)
+				trip_ticks(gate);
 			else
 				waiter_died(gate, events[i].data.u64);
 		look_again(gate);

@@ -33,6 +33,7 @@ static int admit(struct seal_gate *gate, struct file *file, const struct seal_ev
 		if (verdict.policy < 0) {
 			if (seal_changes_maps(operation->op, &file->traits))
 				gate_passage_begins(gate, file, event->tid, &look->call);
+			gate_touch(gate, file, operation);
 			return 1;
 		}
 	}

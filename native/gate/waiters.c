@@ -139,7 +139,7 @@ struct verdict gate_judge_first(struct seal_gate *gate, const struct file *file,
 	return verdict;
 }
 
-static void identify(struct seal_report *what)
+void gate_identify(struct seal_report *what)
 {
 	struct seal_task task;
 
@@ -181,7 +181,7 @@ void gate_finish(struct seal_gate *gate, struct waiter *waiter, int error)
 	if (waiter->fresh) {
 		/* It did wait, and somebody was recalled for it. */
 		leave_fresh(gate, waiter);
-		identify(&waiter->report);
+		gate_identify(&waiter->report);
 		announce(gate, waiter);
 	}
 	gate_respond(gate, waiter->event_fd, error == EINTR ? EPERM : error);
@@ -220,6 +220,8 @@ static int settle(struct seal_gate *gate, struct file *file, struct waiter *wait
 
 	if (verdict.policy < 0 && seal_changes_maps(waiter->report.operation.op, &file->traits))
 		gate_passage_begins(gate, file, waiter->event.tid, &waiter->call);
+	if (verdict.policy < 0)
+		gate_touch(gate, file, &waiter->report.operation);
 	if (verdict.policy < 0 || verdict.error) {
 		gate_finish(gate, waiter, verdict.policy < 0 ? 0 : verdict.error);
 		return 1;
@@ -314,7 +316,7 @@ void gate_hold(struct seal_gate *gate, struct file *file, struct waiter *waiter,
 {
 	waiter->report.operation = look->operation;
 	waiter->call = look->call;
-	identify(&waiter->report);
+	gate_identify(&waiter->report);
 	introduce(gate, file, waiter);
 	gate->outlet.flush(gate->outlet.context);
 }
@@ -368,7 +370,7 @@ int gate_greet(struct seal_gate *gate)
 	id = gate->fresh->id;
 	who.operation = gate->fresh->report.operation;
 	pthread_mutex_unlock(&gate->lock);
-	identify(&who);
+	gate_identify(&who);
 	pthread_mutex_lock(&gate->lock);
 	if (gate->fresh && gate->fresh->id == id) /* else it has ended */
 		greet(gate, &who);
@@ -380,7 +382,7 @@ void seal_gate_tell(struct seal_gate *gate)
 	while (gate->fresh) {
 		struct seal_report who = {.operation = gate->fresh->report.operation};
 
-		identify(&who);
+		gate_identify(&who);
 		greet(gate, &who);
 	}
 }

@@ -22,7 +22,7 @@ int store_drop(struct store *store, const char *name);
 void store_clear(struct store *store);
 
 /* outbox.c: reports on their way to the owner. Held operations are always told; beyond a limit of
- * unread ones, refusals are dropped. */
+ * unread ones, refusals and what the tripwire tells are dropped. */
 struct outbox {
 	pthread_mutex_t lock;
 	int socket; /* -1: nobody listens, and nothing is kept */

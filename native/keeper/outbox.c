@@ -74,7 +74,8 @@ void outbox_deliver(void *context, const struct seal_report *report)
 {
 	struct message message = {.size = sizeof(*report), .report = *report};
 
-	deliver(context, &message, report->kind == SEAL_REPORT_REFUSED);
+	deliver(context, &message,
+		report->kind == SEAL_REPORT_REFUSED || report->kind == SEAL_REPORT_TOUCHED);
 }
 
 void outbox_deliver_ring(void *context, const struct seal_ring_report *report)

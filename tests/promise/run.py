@@ -62,6 +62,7 @@ def place(fs: str, reflink: int, directory: Path) -> Iterator[Place]:
         for traversed in (mount, mount.parent):
             os.chmod(traversed, 0o755)
         running = Running(directory, [mount], RISKS)
+        running.may_trip = True  # here that is a violation, of which there is more to tell
         running.start()
         try:
             running.ready()
@@ -83,6 +84,7 @@ class Epoch:
         self.held: dict[int, Held] = {}
         self.counts: Counter[str] = Counter()
         self.risks: set[str] = set()
+        self._read = where.log.stat().st_size  # of the service's log
         self._make()
 
     def _make(self) -> None:
@@ -116,9 +118,9 @@ class Epoch:
     def seal_all(self) -> None:
         for plan in self.plans:
             if plan.file not in self.held:
-                self._seal(plan)
+                self.seal(plan)
 
-    def _seal(self, plan: Plan) -> None:
+    def seal(self, plan: Plan) -> None:
         path, image = self.path(plan.file), self.place.image
         seed = f"{self.seed} {plan.file}"
         try:
@@ -176,16 +178,27 @@ class Epoch:
         finally:
             held.give_back()
         if self.chance.random() < 0.5:
-            self._seal(held.plan)
+            self.seal(held.plan)
 
     def check(self, blocks: int) -> None:
         """Raises Broken."""
+        self._listen_for_trips()
         for held in self.held.values():
             try:
                 held.check(blocks)
             except Broken as broken:
                 raise Broken(f"{held.plan}: {broken}") from None
             self.counts["checks"] += 1
+
+    def _listen_for_trips(self) -> None:
+        """The service's own tripwire saw something that we did not."""
+        with self.place.log.open() as log:
+            log.seek(self._read)
+            said = log.read()
+        self._read += len(said.encode())
+        tripped = [line for line in said.splitlines() if "tripwire:" in line]
+        if tripped:
+            raise Broken(f"the service says: {tripped[0]}")
 
     def close(self) -> None:
         with ExitStack() as stack:

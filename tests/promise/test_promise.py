@@ -11,6 +11,7 @@ import pytest
 
 from tests.promise import layout
 from tests.promise.attack import Attack, program
+from tests.promise.mutations import MUTATIONS, ROOT
 from tests.promise.replay import minimal, read, replay, shrink, write
 from tests.promise.run import Fuzz, Violation, place
 
@@ -82,3 +83,10 @@ def _record(kind: int, offset: int, length: int, argument: int) -> str:
     head = kind.to_bytes(2, "little") + bytes(2) + bytes([8, 9, 0, 1]) + bytes(8)
     words = b"".join(n.to_bytes(8, "little") for n in (offset, length, argument, 0))
     return f"0 {(head + words).hex()}"
+
+
+def test_each_mutation_still_has_the_code_that_it_changes() -> None:
+    for mutation in MUTATIONS:
+        for change in mutation.changes:
+            text = (ROOT / change.file).read_text()
+            assert text.count(change.old) == 1, f"{mutation.name}: {change.file}"

@@ -41,7 +41,7 @@ from sealsvc.registry.archive import Archive
 from sealsvc.registry.queries import Queries
 from tests.service.conftest import PATIENCE, RISKS, Running, refusal, until
 from tests.service.test_conflicts import intruding
-from tests.service.test_life import _swap_blocks as swap_blocks
+from tests.service.test_life import swap_blocks
 
 pytestmark = pytest.mark.kernel
 

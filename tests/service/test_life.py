@@ -81,7 +81,7 @@ def becomes(client: Client, seal: str, wanted: str) -> None:
         time.sleep(0.01)
 
 
-def _swap_blocks(file: Path, on_xfs: bool) -> None:
+def swap_blocks(file: Path, on_xfs: bool) -> None:
     donor = file.with_suffix(".donor")
     donor.write_bytes(bytes(file.stat().st_size))
     with file.open("r+b") as a, donor.open("r+b") as b:
@@ -230,7 +230,7 @@ def test_drift_is_found_told_and_kept(client: Client, file: Path, root: Path) ->
     reply = client.grant(path=str(file), kind="shared")
     os.close(reply.fds[0])
     client.call(Watch)
-    _swap_blocks(file, "xfs" in str(root))
+    swap_blocks(file, "xfs" in str(root))
     report = client.call(Audit, seal=reply.seal.id).result
     assert isinstance(report, AuditReport)
     assert [drift.seal for drift in report.drifted] == [reply.seal.id]

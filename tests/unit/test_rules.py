@@ -78,12 +78,18 @@ def test_a_seal_that_refuses_prevails_over_one_that_is_busy() -> None:
     assert rules.prevailing(errno.EBUSY, errno.ETXTBSY) == errno.ETXTBSY
 
 
-@pytest.mark.parametrize("name", ["clone", "dedupe", "copy-file-range", "exchange-range"])
+@pytest.mark.parametrize("name", ["clone", "dedupe", "copy-file-range"])
 def test_sharing_anywhere_in_the_file_conflicts_where_blocks_are_shared(name: str) -> None:
     """XFS preallocates around a copied block, so that a store beside it moves."""
     rule, beside = rules.of(name), (64 * BLOCK, BLOCK)
     assert rules.conflicts(rule, *beside, *GUARD, Trait.REFLINK)
     assert not rules.conflicts(rule, *beside, *GUARD, Trait(0))
+
+
+def test_an_exchange_conflicts_anywhere_in_the_file() -> None:
+    """XFS_EXCHANGE_RANGE_TO_EOF exchanges the sizes as well, and stands in user memory."""
+    rule = rules.of("exchange-range")
+    assert rules.conflicts(rule, 64 * BLOCK, BLOCK, *GUARD, Trait(0))
 
 
 def test_changes_are_those_that_reach_something() -> None:

@@ -23,6 +23,8 @@ enum seal_report_kind {
 	SEAL_REPORT_REFUSED, /* was denied with `result` */
 	SEAL_REPORT_ENDED,   /* a held one went on (result 0), was denied, or died (result EINTR) */
 	SEAL_REPORT_UNPROVEN, /* waits for seal_gate_absolve: `unproven` is a registration's guard */
+	SEAL_REPORT_TOUCHED, /* was let through on a guarded file, and is no proven read: `operation`
+				 is one of perhaps several */
 };
 
 struct seal_report {

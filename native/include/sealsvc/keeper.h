@@ -15,7 +15,7 @@
 #include "sealsvc/gate.h"
 #include "sealsvc/rings.h"
 
-#define KEEPER_VERSION 4
+#define KEEPER_VERSION 5
 #define KEEPER_NAME 64	 /* bytes of a name, NUL included */
 #define KEEPER_BATCH 200 /* descriptors in one reply; the kernel takes 253 (SCM_MAX_FD) */
 

@@ -20,7 +20,7 @@ enum seal_op {
 	SEAL_OP_CLONE = 11, /* shares blocks; source and destination alike */
 	SEAL_OP_DEDUPE = 12, /* shares blocks; both files alike */
 	SEAL_OP_COPY = 13, /* a clone where the file system can */
-	SEAL_OP_EXCHANGE = 14, /* exchanges, swaps or moves extents */
+	SEAL_OP_EXCHANGE = 14, /* exchanges extents; to the end of the file, sizes too */
 	SEAL_OP_TRUNCATE = 15, /* the offset is the new size */
 	SEAL_OP_COLLAPSE = 16, /* moves what lies behind it */
 	SEAL_OP_INSERT = 17, /* moves what lies behind it */
@@ -61,11 +61,11 @@ enum seal_trait {
 };
 
 /* Sets of operations: bit 1 << SEAL_OP_*. */
-#define SEAL_OPS_RANGE UINT64_C(0x5fe0)
+#define SEAL_OPS_RANGE UINT64_C(0x1fe0)
 #define SEAL_OPS_RANGE_SHARED UINT64_C(0x780)
 #define SEAL_OPS_TO_END UINT64_C(0x4038000)
 #define SEAL_OPS_TO_END_SHARED UINT64_C(0x38000)
-#define SEAL_OPS_WHOLE UINT64_C(0x3340000)
+#define SEAL_OPS_WHOLE UINT64_C(0x3344000)
 #define SEAL_OPS_WHOLE_SHARED UINT64_C(0x73c7870)
 #define SEAL_OPS_OPENS UINT64_C(0x3c00000)
 #define SEAL_OPS_ATOMIC UINT64_C(0x40)

@@ -1,0 +1,101 @@
+"""What was let through is looked at when it has ended: if a map differs then, the seal is lost."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from test_life import state, swap_blocks
+
+from sealsvc.client import Client
+from sealsvc.messages import Event, Return, Watch
+from tests.service.conftest import RISKS, Running, until
+
+pytestmark = pytest.mark.kernel
+
+PROMPT = 5.0  # seconds; the next audit comes after a minute
+WRITE = """
+import os, sys
+fd = os.open(sys.argv[1], os.O_RDWR)
+os.pwrite(fd, b"x" * 4096, 8192)
+os.fsync(fd)
+"""
+
+
+@pytest.fixture
+def running(root: Path, tmp_path: Path) -> Iterator[Running]:
+    made = Running(tmp_path, [root], RISKS)
+    made.start()
+    try:
+        made.ready()
+        yield made
+    finally:
+        made.end()
+
+
+@pytest.fixture
+def client(running: Running) -> Iterator[Client]:
+    with Client(str(running.socket), timeout=20) as made:
+        yield made
+
+
+def bystander(code: str, path: Path) -> int:
+    process = subprocess.Popen([sys.executable, "-c", code, str(path)])
+    assert process.wait(20) == 0
+    return process.pid
+
+
+def alarms(client: Client) -> list[str]:
+    pushes = client.pushes(0.5)
+    return [
+        push.data["reason"] for push in pushes if isinstance(push, Event) and push.name == "alarm"
+    ]
+
+
+def test_a_map_that_differs_after_a_passage_is_lost_at_once(
+    running: Running, client: Client, file: Path, root: Path
+) -> None:
+    """The passage is innocent here; what moved the blocks is a risk that the policy accepts. It
+    stands for an operation that is judged wrongly."""
+    running.may_trip = True
+    reply = client.grant(path=str(file), kind="shared")
+    os.close(reply.fds[0])
+    client.call(Watch)
+    swap_blocks(file, "xfs" in str(root))
+    pid = bystander(WRITE, file)
+    until(lambda: state(client, reply.seal.id) == "lost", PROMPT, "the trip")
+    [reason] = [reason for reason in alarms(client) if "tripwire" in reason]
+    assert f"write of 4096 bytes at 8192 by thread {pid}" in reason
+    assert str(file) in reason
+    client.call(Return, seal=reply.seal.id)
+
+
+def test_passages_that_move_nothing_trip_nothing(client: Client, file: Path) -> None:
+    reply = client.grant(path=str(file), kind="shared", conflict="refuse")
+    os.close(reply.fds[0])
+    client.call(Watch)
+    deadline = time.monotonic() + 1.5
+    while time.monotonic() < deadline:
+        bystander(WRITE, file)
+    assert state(client, reply.seal.id) == "granted"
+    assert not [reason for reason in alarms(client) if "tripwire" in reason]
+    client.call(Return, seal=reply.seal.id)
+
+
+def test_a_passage_that_takes_longer_is_looked_at_again(
+    running: Running, client: Client, file: Path, root: Path
+) -> None:
+    """Seconds after it was let through: the map moves behind the first look."""
+    running.may_trip = True
+    reply = client.grant(path=str(file), kind="shared")
+    os.close(reply.fds[0])
+    bystander(WRITE, file)
+    time.sleep(0.4)
+    swap_blocks(file, "xfs" in str(root))
+    until(lambda: state(client, reply.seal.id) == "lost", PROMPT + 2, "the trip")
+    client.call(Return, seal=reply.seal.id)
