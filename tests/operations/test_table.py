@@ -71,7 +71,7 @@ def test_an_entry_is_whole(path: Entry) -> None:
 @pytest.mark.parametrize("path", TABLE.paths, ids=by_id)
 def test_what_it_is_judged_as_exists(path: Entry) -> None:
     kind, name = path.judgement
-    if kind == "conflict":
+    if kind == "class":
         assert name in operation_names()
     if kind == "risk":
         assert name in risk_names()
@@ -100,7 +100,7 @@ def test_every_row_of_the_doctor_is_in_the_table() -> None:
 def may_conflict(path: Entry, filesystem: str) -> bool:
     """By the rule book, whatever the range; or it is named as a gap."""
     kind, name = path.judgement
-    if kind != "conflict":
+    if kind != "class":
         return kind in ("risk", "open")
     traits = rules.Trait.REFLINK if filesystem == "xfs" else rules.Trait(0)
     return rules.reach(rules.of(name), traits) is not rules.Reach.NONE
