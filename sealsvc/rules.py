@@ -170,7 +170,7 @@ def prevailing(one: int, other: int) -> int:
 
 
 def table() -> str:
-    """The table of docs/operations.md's rules, in Markdown."""
+    """The table of docs/rules.md, in Markdown."""
     lines = ["| operation | reaches | with reflink | why |", "| --- | --- | --- | --- |"]
     words = {
         Reach.NONE: "nothing sealed",

@@ -55,7 +55,10 @@ UNSUPPORTED: dict[str, dict[str, set[int | None]]] = {
     },
 }
 # What depends on how the kernel was built or set up, not on the file system.
-ELSEWHERE: dict[str, set[int | None]] = {"core-dump": _NOT, "xfs-scrub-repair": _NO_IOCTL}
+ELSEWHERE: dict[str, set[int | None]] = {
+    "core-dump": _NOT,
+    "xfs-scrub-repair": _NO_IOCTL | _NOT,  # no online scrub; no repair, or no reverse map
+}
 CAP_SYS_RESOURCE = 24
 
 

@@ -9,8 +9,8 @@ file-changing functions in the rest of the kernel, the ioctl commands that each 
 the opcodes of io_uring, and those functions cited by the table that this version has.
 docs/operations/sources.toml names where to look and what to follow.
 
-C is not parsed but read as the kernel writes it: a function's body stands between braces in the
-first column. A call is a name within a body, so that the result may name a function too many, never
+C is not parsed but read as the kernel writes it: a function's body ends by a brace in the first
+column. A call is a name within a body, so that the result may name a function too many, never
 one too few, but for calls through function pointers. Those are the operations that are listed.
 """
 
@@ -62,18 +62,23 @@ def read_unit(path: Path) -> Unit:
     start = 0  # of what is not part of a function yet
     at = 0
     while at < len(lines):
-        if lines[at].rstrip() != "{":
+        if not _opens_body(lines[at]):
             at += 1
             continue
         end = next((i for i in range(at, len(lines)) if lines[i].startswith("}")), len(lines) - 1)
         head = _head(lines, start, at)
         outside += lines[start:head]
-        if name := _name("\n".join(lines[head:at])):
+        if name := _name("\n".join(lines[head : at + 1])):
             bodies[name] = "\n".join(lines[head : end + 1])
         else:
             outside += lines[head : end + 1]
         start = at = end + 1
     return Unit(bodies, "\n".join([*outside, *lines[start:]]))
+
+
+def _opens_body(line: str) -> bool:
+    """A brace in the first column, or, against the kernel's style, behind the parameters."""
+    return line.rstrip() == "{" or (line.rstrip().endswith(") {") and not line.startswith("#"))
 
 
 def _head(lines: list[str], start: int, brace: int) -> int:

@@ -35,7 +35,7 @@ KEYS = {
     "shown": "the doctor's rows, the tests, or `none:` and why there is none",
 }
 JUDGEMENTS = {
-    "conflict": "an operation class of the rule book, by whose rule it conflicts or passes",
+    "class": "an operation of the rule book (docs/rules.md), whose rule says whether it passes",
     "harmless": "it changes nothing of a sealed range",
     "risk": "a named risk, which policy must accept where no enforcer sees it",
     "grant": "a file in that state is refused, with this error",
