@@ -6,7 +6,8 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -110,13 +111,15 @@ class KernelHost:
                 f"{target.path}: {reason}",
                 {"path": target.path, "filesystem": target.filesystem.type},
             )
-        refuse_if_misplaced(target)
-        self._loops.refuse_if_backing(target.fd, target.path)
+        with _named(target.path):
+            refuse_if_misplaced(target)
+            self._loops.refuse_if_backing(target.fd, target.path)
         self.refuse_if_overlaid(target, exclusive=exclusive)
 
     def refuse_if_overlaid(self, target: Target, *, exclusive: bool) -> None:
         # Of shared seals, an overlay that nobody knows of is a risk with a name.
-        self.namespaces.refuse_if_overlay_upper(target.fd, target.path, strict=exclusive)
+        with _named(target.path):
+            self.namespaces.refuse_if_overlay_upper(target.fd, target.path, strict=exclusive)
 
     def prepare(
         self,
@@ -140,23 +143,18 @@ class KernelHost:
         host/cow.py."""
         if not target.filesystem.reflink or target.filesystem.read_only:
             return  # XFS drops preallocations itself when it becomes read-only (xfs_remount_ro)
-        rows = native.read_extents(target.fd, None)
-        shared = int((rows[:, 3] & native.EXTENT_SHARED != 0).sum())
-        if shared:
-            raise Refusal(
-                "reflink-neighbours",
-                f"{target.path} shares {shared} extents with other files; on reflink XFS its"
-                " unshared blocks can still move while it does: ask for prepare=unshare",
-                {"path": target.path, "reason": "shared", "shared_extents": shared},
-            )
-        try:
-            self._cow.drop(target, rows)
-        except OSError as error:
-            raise Refusal(
-                "io-error",
-                f"{error.filename or 'fsync'} of {target.path}: {error.strerror}",
-                {"errno": error.errno},
-            ) from error
+        with _named(target.path):
+            rows = native.read_extents(target.fd, None)
+            shared = int((rows[:, 3] & native.EXTENT_SHARED != 0).sum())
+            if not shared:
+                self._cow.drop(target, rows)
+                return
+        raise Refusal(
+            "reflink-neighbours",
+            f"{target.path} shares {shared} extents with other files; on reflink XFS its unshared"
+            " blocks can still move while it does: ask for prepare=unshare",
+            {"path": target.path, "reason": "shared", "shared_extents": shared},
+        )
 
     def read_map(self, fd: int, sealed: ByteRange | None) -> ExtentMap:
         try:
@@ -245,6 +243,18 @@ class KernelHost:
             return Target(file, fd, path, st.st_size, described, writable)
         except OSError as error:
             raise _open_refusal(error, path) from None
+
+
+@contextmanager
+def _named(path: str) -> Iterator[None]:
+    """Turns a failed call on the file into a refusal that names both."""
+    try:
+        yield
+    except OSError as error:
+        call = error.filename if error.filename and error.filename != path else "stat"
+        raise Refusal(
+            "io-error", f"{call} of {path}: {error.strerror}", {"call": call, "errno": error.errno}
+        ) from error
 
 
 def _refuse_if_dead(fd: int) -> None:

@@ -127,6 +127,8 @@ def _is_swap_file(target: Target) -> bool:
     try:
         native.fallocate(target.fd, 1, 2**63 - 1, 1)  # FALLOC_FL_KEEP_SIZE
     except OSError as error:
+        if error.errno not in (errno.ETXTBSY, errno.EFBIG, errno.EPERM, errno.EOPNOTSUPP):
+            raise
         return error.errno == errno.ETXTBSY
     return False
 
