@@ -198,7 +198,7 @@ _ROWS = (
     ),
     ErrorClass(
         "still-mapped", errno.EBUSY, 409, 6, True,
-        "The seal cannot be returned while its range is mapped",
+        "The seal cannot be returned while its range is mapped, or its pages are referenced",
         "Unmap the range (and close the sealed descriptor) in the processes that the message"
         " names, then return it again.",
         "NFS4ERR_LOCKS_HELD",

@@ -22,16 +22,17 @@ extern const void dax_break_layout __ksym __weak;
 /* Where struct page of frame 0 would be. x86 with CONFIG_DYNAMIC_MEMORY_LAYOUT (arch/x86/mm/kaslr.c). */
 extern const void vmemmap_base __ksym __weak;
 
-/* Since v6.7 (kernel/bpf/task_iter.c) and v6.2, for this type of program since v6.10. */
+/* Since v6.7 (kernel/bpf/task_iter.c) and v6.2, for this type of program since v6.10. Weak, so that the
+ * other programs load where these are not. */
 struct bpf_iter_task_vma {
 	__u64 opaque;
 };
 extern int bpf_iter_task_vma_new(struct bpf_iter_task_vma *it, struct task_struct *task,
-				 __u64 address) __ksym;
-extern struct vm_area_struct *bpf_iter_task_vma_next(struct bpf_iter_task_vma *it) __ksym;
-extern void bpf_iter_task_vma_destroy(struct bpf_iter_task_vma *it) __ksym;
-extern struct task_struct *bpf_task_from_pid(__s32 pid) __ksym;
-extern void bpf_task_release(struct task_struct *task) __ksym;
+				 __u64 address) __ksym __weak;
+extern struct vm_area_struct *bpf_iter_task_vma_next(struct bpf_iter_task_vma *it) __ksym __weak;
+extern void bpf_iter_task_vma_destroy(struct bpf_iter_task_vma *it) __ksym __weak;
+extern struct task_struct *bpf_task_from_pid(__s32 pid) __ksym __weak;
+extern void bpf_task_release(struct task_struct *task) __ksym __weak;
 
 static __always_inline struct file *file_of(int64_t fd)
 {

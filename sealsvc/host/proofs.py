@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +18,7 @@ from sealsvc.native import ffi, lib
 log = logging.getLogger(__name__)
 
 _ABSENT = -1  # in place of a program's descriptor
+_FIRST_PIDNS = 0xEFFFFFFC  # include/linux/proc_ns.h, PROC_PID_INIT_INO
 _WAITER = b" dax_break_layout\n"
 
 
@@ -42,6 +44,10 @@ class Prover:
             reason = ffi.string(why).decode(errors="replace")
             log.warning("proofs need looks at all processes: %s", reason)
             return cls(None, reason)
+        if os.stat("/proc/self/ns/pid").st_ino != _FIRST_PIDNS and programs.held >= 0:
+            # Its numbers of processes would not be those of our /proc.
+            os.close(programs.held)
+            programs.held = _ABSENT
         return cls(programs)
 
     @property

@@ -17,12 +17,13 @@ import numpy as np
 from sealsvc import native
 from sealsvc.errors import Refusal
 from sealsvc.host import UNSEEN_REFERENCES, ReleaseQuestion, Remnant, Target, mapped
-from sealsvc.host.proofs import Prover
+from sealsvc.host.proofs import Held, Prover
 from sealsvc.messages import Gap
 from sealsvc.model import ByteRange, Kind, Mark
 from sealsvc.native import lib
 
 _PAGE = mapped.PAGE
+_ATTEMPTS = 5
 
 
 class Releases:
@@ -82,16 +83,26 @@ class Releases:
         """What is mapped by the holder's description, or in the holder; None: it cannot be told."""
         if q.anchor < 0 or not q.mark.file:
             return None
-        held = self.prover.held(q.anchor, q.mark, q.range)
+        held = self._held_by_all(q)
         if held is None:
             return None
         found = list[Remnant]()
         for pid, maps in held.rows:
-            if maps < 0 and held.unseen:
+            if maps < 0 and (held.unseen or pid == q.holder):
                 found.append(Remnant(q.range, pid, os.strerror(-maps)))
             elif maps > 0 and (maps & lib.SEAL_MAPS_BY_DESCRIPTION or pid == q.holder):
                 found += [Remnant(part, pid) for part in self._parts(q, pid)]
         return found
+
+    def _held_by_all(self, q: ReleaseQuestion) -> Held | None:
+        """System calls under way refer to the description for a moment, too, and belong to nobody
+        that can be seen."""
+        held = self.prover.held(q.anchor, q.mark, q.range)
+        for _ in range(_ATTEMPTS):
+            if held is None or not held.unseen:
+                break
+            held = self.prover.held(q.anchor, q.mark, q.range)
+        return held
 
     def _parts(self, q: ReleaseQuestion, pid: int) -> list[ByteRange]:
         """Where the process may map the range by what it has not sealed itself."""

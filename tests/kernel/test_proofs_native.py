@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -140,3 +142,18 @@ def test_a_process_whose_leader_has_exited(prover: Prover, path: Path, anchor: i
         held = prover.held(anchor, described(prover, anchor), WHOLE)
         assert held is not None
         assert (pid, lib.SEAL_MAPS_OTHERWISE) in held.rows
+
+
+def test_in_another_pid_namespace_processes_are_not_told_by_their_numbers(
+    prover: Prover, path: Path
+) -> None:
+    if prover._program("held") < 0:
+        pytest.skip("this kernel does not tell it anyhow (before Linux 6.10)")
+    code = (
+        "from sealsvc.host.proofs import Prover; p = Prover.load();"
+        "print(p.mapped >= 0, p._program('held') >= 0)"
+    )
+    command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", code]
+    assert (
+        subprocess.run(command, capture_output=True, text=True, check=True).stdout == "True False\n"
+    )

@@ -6,6 +6,7 @@ import os
 import struct
 from collections.abc import Iterator
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,6 +17,7 @@ from sealsvc.filesystem import Filesystem
 from sealsvc.journal import Journal
 from sealsvc.messages import Grant, Holder
 from sealsvc.model import ByteRange, FileId, Mark, State
+from sealsvc.native import TOKEN_BASE
 from sealsvc.processes import Process
 from sealsvc.seals import Seal
 from sealsvc.states import Step
@@ -162,3 +164,13 @@ def test_it_agrees_with_a_dictionary(script: list[tuple[int, str]]) -> None:
         }
     book.close()
     kept.close()
+
+
+def test_marks_of_services_before_this_one() -> None:
+    """They named a byte by the seal's token, or by that of the registration it was granted in."""
+    made = journal._granted(seal(7))
+    assert made.known_by == Mark(5, 6, 0)
+    old = msgspec.structs.replace(made, marked=True, mark=0, description=Mark())
+    assert old.known_by == Mark(byte=TOKEN_BASE + 7)
+    assert msgspec.structs.replace(old, mark=9).known_by == Mark(byte=TOKEN_BASE + 9)
+    assert msgspec.structs.replace(old, marked=False).known_by == Mark()
