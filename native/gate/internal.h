@@ -86,8 +86,9 @@ struct seal_gate {
 	struct waiter *unseen; /* tasks not yet asleep: looked at again by the minder */
 	struct waiter *fresh;  /* those of the files' waiters that are, in the order they came */
 	int greets_later;      /* the timer runs */
-	struct file *touched;  /* by `touch.next` */
-	int trip_runs;	       /* the timer */
+	struct file *touched, *last_touched; /* a queue, by `touch.next` */
+	size_t touched_count;
+	int trip_runs; /* the timer */
 	uint64_t next_waiter;
 	struct seal_gate_counters counters;
 

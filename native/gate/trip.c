@@ -6,6 +6,7 @@
 #include "internal.h"
 
 #define TICK_NS 100000000
+#define REPORTS 64 /* at a tick; others come at the next one */
 #define READS                                                                                      \
 	(UINT64_C(1) << SEAL_OP_READ | UINT64_C(1) << SEAL_OP_OPEN | UINT64_C(1) << SEAL_OP_EXEC)
 
@@ -20,14 +21,28 @@ static void start_timer(struct seal_gate *gate)
 		gate->trip_runs = timerfd_settime(gate->trip, 0, &tick, NULL) == 0;
 }
 
-static void list(struct seal_gate *gate, struct file *file)
+static void append(struct seal_gate *gate, struct file *file)
 {
-	if (file->touch.is_listed)
-		return;
 	file->touch.is_listed = 1;
-	file->touch.next = gate->touched;
-	gate->touched = file;
-	start_timer(gate);
+	file->touch.next = NULL;
+	if (gate->touched)
+		gate->last_touched->touch.next = file;
+	else
+		gate->touched = file;
+	gate->last_touched = file;
+	gate->touched_count++;
+}
+
+static void remove_behind(struct seal_gate *gate, struct file *before, struct file *file)
+{
+	if (before)
+		before->touch.next = file->touch.next;
+	else
+		gate->touched = file->touch.next;
+	if (gate->last_touched == file)
+		gate->last_touched = before;
+	file->touch.is_listed = 0;
+	gate->touched_count--;
 }
 
 /* Of several operations, one that may change a map is the better evidence. */
@@ -50,47 +65,56 @@ void gate_touch(struct seal_gate *gate, struct file *file, const struct seal_ope
 		file->touch.looks = 0;
 		file->touch.since_us = gate_now_us();
 	}
-	list(gate, file);
+	if (!file->touch.is_listed)
+		append(gate, file);
+	start_timer(gate);
 }
 
 void gate_untouch(struct seal_gate *gate, struct file *file)
 {
-	struct file **at = &gate->touched;
+	struct file *before = NULL;
 
 	if (!file->touch.is_listed)
 		return;
-	while (*at != file)
-		at = &(*at)->touch.next;
-	*at = file->touch.next;
-	file->touch.is_listed = 0;
+	for (struct file *at = gate->touched; at != file; at = at->touch.next)
+		before = at;
+	remove_behind(gate, before, file);
 }
 
-/* The first file that is due, taken out of the list when this was its last report. */
-static int take_due(struct seal_gate *gate, uint64_t now, struct seal_report *out)
+/* The first file of the queue goes to its end, or out of it with its last report. 0: it is not due. */
+static int take_first(struct seal_gate *gate, uint64_t now, struct seal_report *out)
 {
-	for (struct file *file = gate->touched; file; file = file->touch.next) {
-		struct touch *touch = &file->touch;
+	struct file *file = gate->touched;
+	struct touch *touch = &file->touch;
+	int due = now - touch->since_us >= delays_us[touch->looks];
 
-		if (now - touch->since_us < delays_us[touch->looks])
-			continue;
+	remove_behind(gate, NULL, file);
+	if (due) {
 		memset(out, 0, sizeof(*out));
 		out->kind = SEAL_REPORT_TOUCHED;
 		out->device = file->device;
 		out->inode = file->inode;
 		out->operation = touch->operation;
-		if (++touch->looks == TRIP_LOOKS || !file->guard_count)
-			gate_untouch(gate, file);
-		return 1;
+		touch->looks++;
 	}
-	return 0;
+	if (touch->looks < TRIP_LOOKS && file->guard_count)
+		append(gate, file);
+	return due;
 }
 
 void gate_report_touched(struct seal_gate *gate)
 {
 	uint64_t now = gate_now_us();
-	struct seal_report report;
+	unsigned reports = 0;
 
-	while (take_due(gate, now, &report)) {
+	/* Each file once; those that are touched meanwhile come behind them. */
+	for (size_t left = gate->touched_count; left && gate->touched && reports < REPORTS;
+	     left--) {
+		struct seal_report report;
+
+		if (!take_first(gate, now, &report))
+			continue;
+		reports++;
 		/* Looking at a task may block: not with the lock held. */
 		pthread_mutex_unlock(&gate->lock);
 		gate_identify(&report);

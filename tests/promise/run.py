@@ -161,7 +161,7 @@ class Epoch:
             if news.kind == "lost":
                 raise Broken(f"the service says that file {news.file} of the ring is lost")
             for held in tuple(self.held.values()):
-                if held.plan.by != "ring" or self.rings.files[held.plan.file] != news.file:
+                if held.plan.by != "ring" or self.rings.files.get(held.plan.file) != news.file:
                     continue
                 if news.kind == "recall":
                     self._return(held)
