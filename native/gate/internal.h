@@ -25,7 +25,7 @@
 #define EVENT_TICK (UINT64_MAX - 1)
 #define ABSOLVED_MAX 8 /* registrations one operation can be proven to be free of */
 
-/* Limits: docs/limits.md. What is over one gets EAGAIN. They are high, since to hold one more costs less
+/* Limits: docs/rules.md. What is over one gets EAGAIN. They are high, since to hold one more costs less
  * than to refuse it while others wait: each answer wakes every task that waits for one of the same
  * fanotify group (access_waitq). */
 #define WAITERS_OF_FILE 8192
@@ -127,7 +127,7 @@ struct seal_gate {
 	struct process *processes[PROCESSES];
 	struct user *users[PROCESSES];
 	int greets_later; /* the timer runs */
-	uint64_t next_waiter, next_process;
+	uint64_t next_waiter, next_process, crowd_told_us;
 	struct seal_gate_counters counters;
 };
 

@@ -21,10 +21,28 @@ struct range_info { /* struct fanotify_event_info_range, since v6.14 */
 
 #define HELD (-1) /* what else is decided of an event is the errno that its caller gets, or 0 */
 
-static int refuse(struct seal_gate *gate)
+/* There is no room for one more. The service hears of it once a second. */
+static int refuse(struct seal_gate *gate, const struct file *file, const struct seal_event *event)
 {
+	const struct seal_report report = {
+		.device = file->device,
+		.inode = file->inode,
+		.operation = {.op = event->is_open ? SEAL_OP_OPEN_HIDDEN : SEAL_OP_HIDDEN,
+			      .tid = event->tid,
+			      .offset = event->offset,
+			      .length = event->length,
+			      .syscall = -1},
+		.kind = SEAL_REPORT_REFUSED,
+		.result = EAGAIN,
+	};
+	uint64_t now = gate_now_us();
+
 	gate->counters.refused++;
 	gate->counters.crowded++;
+	if (now - gate->crowd_told_us > 1000000) {
+		gate->crowd_told_us = now;
+		gate->outlet.deliver(gate->outlet.context, &report);
+	}
 	return EAGAIN;
 }
 
@@ -64,7 +82,7 @@ static int hold_known(struct seat *seat, const struct stat *st, const struct sea
 		return 0;
 	waiter = gate_new_waiter(gate, file, seat->shard, event, event_fd);
 	if (!waiter) /* no memory to hold it with: refuse, fail closed */
-		return refuse(gate);
+		return refuse(gate, file, event);
 	waiter->report.tgid = who.tgid;
 	waiter->report.uid = who.uid;
 	memcpy(waiter->report.comm, who.comm, sizeof(who.comm));
@@ -84,21 +102,21 @@ static int admit(struct seat *seat, struct file *file, const struct stat *st,
 
 	gate_passages_end(file, event->tid);
 	if (!seen)
-		return hold_unseen(seat, file, event, event_fd) ? HELD : refuse(gate);
+		return hold_unseen(seat, file, event, event_fd) ? HELD : refuse(gate, file, event);
 	verdict = gate_judge_first(gate, file, operation);
 	if (verdict.policy < 0) {
 		if (seal_changes_maps(operation->op, &file->traits) &&
 		    gate_passage_begins(gate, file, event->tid, &look->call))
-			return refuse(gate);
+			return refuse(gate, file, event);
 		return 0;
 	}
 	if (!verdict.error && gate_has_room(gate, file, event_fd))
-		return refuse(gate);
+		return refuse(gate, file, event);
 	if (verdict.error || !verdict.is_told)
 		return hold_known(seat, st, event, look, event_fd);
 	waiter = gate_new_waiter(gate, file, seat->shard, event, event_fd);
 	if (!waiter)
-		return refuse(gate);
+		return refuse(gate, file, event);
 	gate_hold_fresh(gate, file, waiter, look);
 	return HELD;
 }
@@ -233,7 +251,8 @@ void gate_reader_lost(struct seal_gate *gate, struct seat *seat)
 			gate_passages_end(file, event.tid);
 			waiter = hold_unseen(seat, file, &event, meta->fd);
 			if (!waiter)
-				gate_respond(gate, seat->shard, meta->fd, refuse(gate));
+				gate_respond(gate, seat->shard, meta->fd,
+					     refuse(gate, file, &event));
 		} else {
 			gate_pass(gate, seat->shard, meta->fd);
 		}
