@@ -187,7 +187,10 @@ class Keeper:
 
     def counters(self) -> dict[str, int]:
         reply = self._exchange(lib.KEEPER_COUNT)
-        names = ("events", "own", "passed", "held", "refused", "failed_answers")
+        names = (
+            *("events", "own", "passed", "held", "refused", "failed_answers"),
+            *("waiters", "crowded", "lost_looks", "dropped_reports"),
+        )
         return {name: int(getattr(reply.counters, name)) for name in names}
 
     def prover(self, fd: int) -> None:

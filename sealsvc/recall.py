@@ -5,6 +5,7 @@ What happens at the deadline is fence.py's; how a seal is given back, returns.py
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -25,6 +26,7 @@ from sealsvc.states import Step, after
 _MOST_REPEATED = 256  # kinds of refused operations that are told apart between two ticks
 _PRESSURE_PAUSE = 10.0  # seconds between two requests to the same effect
 _PRESSURE_GRACE = 10.0
+_CROWDED_PAUSE = 10.0  # seconds between two alarms about too many waiters
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,7 @@ class Recaller:
         self.counters = {"conflicts": 0, "recalls": 0, "recalls_merged": 0}
         self._relieved_at = -_PRESSURE_PAUSE
         self._refused = Repeats()
+        self._crowded_at = -_CROWDED_PAUSE
 
     # Conflicts
 
@@ -104,6 +107,8 @@ class Recaller:
             self._met(seal, report)
 
     def _publish_conflict(self, report: Report, met: list[Seal], **more: int) -> None:
+        if report.error == errno.EAGAIN:
+            self._crowded(report, met)
         self.life.events.publish(
             "conflict",
             met[0].id if met else None,
@@ -122,6 +127,18 @@ class Recaller:
             report = replace(first, operation=operation)
             found = [self.table.of_token(token) for token in report.tokens]
             self._publish_conflict(report, [s for s in found if s is not None], repeated=count)
+
+    def _crowded(self, report: Report, met: list[Seal]) -> None:
+        """An operation was refused because too many wait already (docs/rules.md)."""
+        if clock.now() < self._crowded_at + _CROWDED_PAUSE:
+            return
+        self._crowded_at = clock.now()
+        where = met[0].path if met else f"inode {report.file.inode} of device {report.file.device}"
+        self.life.events.publish(
+            "alarm",
+            met[0].id if met else None,
+            reason=f"too many operations wait for seals: some on {where} were refused (EAGAIN)",
+        )
 
     def _met(self, seal: Seal, report: Report) -> None:
         if seal.state is State.COURTESY:

@@ -43,6 +43,8 @@ void gate_remove_file(struct seal_gate *gate, struct file *file)
 	while (*at != file)
 		at = &(*at)->next;
 	*at = file->next;
+	gate_release_waiters(gate, file);
+	gate_forget_pruned(gate, file);
 	if (file->path_fd >= 0)
 		close(file->path_fd);
 	gate_untouch(gate, file);

@@ -8,21 +8,12 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
-#include <sys/syscall.h>
+#include <sys/resource.h>
 #include <sys/timerfd.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "internal.h"
-
-/* struct statx as of v6.11; older headers lack what we read. */
-#ifndef STATX_WRITE_ATOMIC
-#define STATX_WRITE_ATOMIC 0x00010000U
-#endif
-struct statx_atomic {
-	uint32_t mask, before[41];
-	uint32_t atomic_write_unit_min, atomic_write_unit_max, after[20];
-};
-_Static_assert(sizeof(struct statx_atomic) == 256, "linux/stat.h");
 
 static void close_if_open(int fd)
 {
@@ -30,42 +21,98 @@ static void close_if_open(int fd)
 		close(fd);
 }
 
+static void close_groups(struct seal_gate *gate)
+{
+	for (int i = 0; i < SHARDS; i++)
+		close_if_open(gate->groups[i]);
+}
+
+int gate_open_group(struct seal_gate *gate, int shard)
+{
+	unsigned flags = FAN_CLASS_PRE_CONTENT | FAN_CLOEXEC | FAN_UNLIMITED_QUEUE |
+			 FAN_UNLIMITED_MARKS | FAN_REPORT_TID;
+
+	gate->groups[shard] = fanotify_init(flags, O_RDONLY | O_LARGEFILE | O_CLOEXEC);
+	return gate->groups[shard] < 0 ? -errno : 0;
+}
+
+/* 0 or -errno; what is open stays so. */
+static int open_groups(struct seal_gate *gate)
+{
+	int error;
+
+	for (int i = 0; i < SHARDS; i++)
+		gate->groups[i] = -1;
+	error = gate_open_group(gate, 0);
+	if (error)
+		return error;
+	gate->arming = fanotify_init(FAN_CLASS_PRE_CONTENT | FAN_CLOEXEC, O_RDONLY);
+	return gate->arming < 0 ? -errno : 0;
+}
+
 static void destroy(struct seal_gate *gate)
 {
-	/* The group first: its end lets whatever is held go on. */
-	close_if_open(gate->group);
+	/* The groups first: their end lets whatever is held go on. */
+	close_groups(gate);
 	close_if_open(gate->arming);
-	for (size_t i = 0; i < BUCKETS; i++)
-		while (gate->files[i]) {
-			struct file *file = gate->files[i];
+	for (size_t i = 0; i < BUCKETS; i++) {
+		while (gate->by_id[i]) {
+			struct waiter *waiter = gate->by_id[i];
 
-			while (file->waiters) {
-				struct waiter *waiter = file->waiters;
-
-				file->waiters = waiter->next;
-				close_if_open(waiter->event_fd);
-				close_if_open(waiter->pidfd);
-				free(waiter);
-			}
-			gate_remove_file(gate, file);
+			close_if_open(waiter->event_fd);
+			gate_forget_waiter(gate, waiter);
+			free(waiter);
 		}
-	while (gate->unseen) {
-		struct waiter *waiter = gate->unseen;
-
-		gate->unseen = waiter->next;
-		close(waiter->event_fd);
-		free(waiter);
+		while (gate->files[i]) {
+			gate->files[i]->waiters = NULL;
+			gate_remove_file(gate, gate->files[i]);
+		}
 	}
 	close_if_open(gate->placeholder);
 	close_if_open(gate->prover);
 	close_if_open(gate->epoll);
 	close_if_open(gate->wake);
 	close_if_open(gate->later);
+	close_if_open(gate->ticks);
 	close_if_open(gate->trip);
-	seal_task_looker_close(&gate->reader_looker);
-	seal_task_looker_close(&gate->minder_looker);
-	seal_task_looker_close(&gate->passages_looker);
 	free(gate);
+}
+
+/* One that does not end is stuck in a look; it is the process's end that ends it. */
+static void end_seat(struct seal_gate *gate, struct seat *seat)
+{
+	struct timespec patience;
+
+	if (!seat)
+		return;
+	clock_gettime(CLOCK_REALTIME, &patience);
+	patience.tv_sec++;
+	if (pthread_timedjoin_np(seat->thread, NULL, &patience)) {
+		gate->lost[seat->kind]++;
+		return;
+	}
+	seal_task_looker_close(&seat->looker);
+	free(seat);
+}
+
+static void stop(struct seal_gate *gate)
+{
+	pthread_mutex_lock(&gate->lock);
+	gate->stopping = 1;
+	pthread_cond_broadcast(&gate->work);
+	pthread_mutex_unlock(&gate->lock);
+	eventfd_write(gate->wake, 1);
+	pthread_join(gate->minder, NULL); /* from now on nobody's place is given away */
+	for (int i = 0; i < SHARDS; i++) {
+		if (gate->readers[i])
+			pthread_cancel(gate->readers[i]->thread);
+		end_seat(gate, gate->readers[i]);
+	}
+	end_seat(gate, gate->looker);
+	pthread_mutex_lock(&gate->lock);
+	while (gate_answer_some(gate)) /* nobody else is left to do it */
+		;
+	pthread_mutex_unlock(&gate->lock);
 }
 
 static int start_threads(struct seal_gate *gate)
@@ -73,29 +120,38 @@ static int start_threads(struct seal_gate *gate)
 	sigset_t all, before;
 	int error;
 
-	/* Signals are the main thread's business. */
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &before);
-	error = pthread_create(&gate->minder, NULL, gate_minder_main, gate);
-	if (!error) {
-		error = pthread_create(&gate->reader, NULL, gate_reader_main, gate);
-		if (error) {
-			gate->stopping = 1;
-			eventfd_write(gate->wake, 1);
-			pthread_join(gate->minder, NULL);
-		}
-	}
+	error = -pthread_create(&gate->minder, NULL, gate_minder_main, gate);
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
-	return -error;
+	if (error)
+		return error;
+	pthread_mutex_lock(&gate->lock);
+	error = gate_take_seat(gate, SEAT_LOOKER, 0);
+	if (!error)
+		error = gate_take_seat(gate, SEAT_READER, 0);
+	pthread_mutex_unlock(&gate->lock);
+	if (error)
+		stop(gate);
+	return error;
+}
+
+/* Events need descriptors of their own: the kernel denies what it cannot open one for. */
+static int highest_descriptor(void)
+{
+	struct rlimit files;
+
+	if (getrlimit(RLIMIT_NOFILE, &files) < 0 || files.rlim_cur > INT32_MAX)
+		return INT32_MAX;
+	return (int)files.rlim_cur - DESCRIPTORS_FREE;
 }
 
 int seal_gate_open(struct seal_gate **out, const struct seal_gate_outlet *outlet)
 {
 	struct seal_gate *gate = calloc(1, sizeof(*gate));
-	unsigned flags = FAN_CLASS_PRE_CONTENT | FAN_CLOEXEC | FAN_UNLIMITED_QUEUE |
-			 FAN_UNLIMITED_MARKS | FAN_REPORT_TID;
 	struct epoll_event wake = {.events = EPOLLIN, .data.u64 = EVENT_WAKE};
 	struct epoll_event later = {.events = EPOLLIN, .data.u64 = EVENT_LATER};
+	struct epoll_event ticks = {.events = EPOLLIN, .data.u64 = EVENT_TICK};
 	struct epoll_event trip = {.events = EPOLLIN, .data.u64 = EVENT_TRIP};
 	int error;
 
@@ -104,17 +160,12 @@ int seal_gate_open(struct seal_gate **out, const struct seal_gate_outlet *outlet
 	gate->tgid = getpid();
 	gate->outlet = *outlet;
 	pthread_mutex_init(&gate->lock, NULL);
-	pthread_mutex_init(&gate->passages_lock, NULL);
-	seal_task_looker_init(&gate->reader_looker);
-	seal_task_looker_init(&gate->minder_looker);
-	seal_task_looker_init(&gate->passages_looker);
-	gate->prover = gate->placeholder = gate->group = gate->arming = gate->epoll = gate->wake =
-		-1;
-	gate->later = gate->trip = -1;
-	gate->group = fanotify_init(flags, O_RDONLY | O_LARGEFILE | O_CLOEXEC);
-	if (gate->group >= 0)
-		gate->arming = fanotify_init(FAN_CLASS_PRE_CONTENT | FAN_CLOEXEC, O_RDONLY);
-	if (gate->arming >= 0)
+	pthread_cond_init(&gate->work, NULL);
+	gate->descriptors = highest_descriptor();
+	gate->prover = gate->placeholder = gate->arming = gate->epoll = gate->wake = -1;
+	gate->later = gate->ticks = gate->trip = -1;
+	error = open_groups(gate);
+	if (!error)
 		gate->placeholder = open("/", O_PATH | O_CLOEXEC);
 	if (gate->placeholder >= 0)
 		gate->epoll = epoll_create1(EPOLL_CLOEXEC);
@@ -123,11 +174,14 @@ int seal_gate_open(struct seal_gate **out, const struct seal_gate_outlet *outlet
 	if (gate->wake >= 0)
 		gate->later = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
 	if (gate->later >= 0)
+		gate->ticks = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+	if (gate->ticks >= 0)
 		gate->trip = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
 	if (gate->trip < 0 || epoll_ctl(gate->epoll, EPOLL_CTL_ADD, gate->wake, &wake) < 0 ||
 	    epoll_ctl(gate->epoll, EPOLL_CTL_ADD, gate->later, &later) < 0 ||
+	    epoll_ctl(gate->epoll, EPOLL_CTL_ADD, gate->ticks, &ticks) < 0 ||
 	    epoll_ctl(gate->epoll, EPOLL_CTL_ADD, gate->trip, &trip) < 0) {
-		error = -errno;
+		error = error ? error : -errno;
 		destroy(gate);
 		return error;
 	}
@@ -142,126 +196,17 @@ int seal_gate_open(struct seal_gate **out, const struct seal_gate_outlet *outlet
 
 void seal_gate_close(struct seal_gate *gate)
 {
-	pthread_mutex_lock(&gate->lock);
-	gate->stopping = 1;
-	pthread_mutex_unlock(&gate->lock);
-	eventfd_write(gate->wake, 1);
-	pthread_cancel(gate->reader);
-	pthread_join(gate->reader, NULL);
-	pthread_join(gate->minder, NULL);
-	destroy(gate);
+	stop(gate);
+	/* A thread that is stuck in a look may come back to what it needs: it ends with the process. */
+	if (gate->lost[SEAT_READER] || gate->lost[SEAT_LOOKER])
+		close_groups(gate);
+	else
+		destroy(gate);
 }
 
 void seal_gate_exempt(struct seal_gate *gate, int32_t tgid)
 {
 	__atomic_store_n(&gate->exempt, tgid, __ATOMIC_RELEASE);
-}
-
-int seal_gate_arm(struct seal_gate *gate, int fd)
-{
-	char path[40];
-
-	/* A path, since a super block is marked through one. */
-	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
-	if (fanotify_mark(gate->arming, FAN_MARK_ADD | FAN_MARK_FILESYSTEM, FAN_PRE_ACCESS,
-			  AT_FDCWD, path) < 0)
-		return -errno;
-	if (fanotify_mark(gate->arming, FAN_MARK_ADD | FAN_MARK_FILESYSTEM | FAN_MARK_IGNORE_SURV,
-			  FAN_PRE_ACCESS, AT_FDCWD, path) < 0)
-		return -errno;
-	return 0;
-}
-
-static int remark(struct seal_gate *gate, unsigned int action, const struct file *file)
-{
-	char path[40];
-
-	snprintf(path, sizeof(path), "/proc/self/fd/%d", file->path_fd);
-	return fanotify_mark(gate->group, action, WATCH_MASK, AT_FDCWD, path) < 0 ? -errno : 0;
-}
-
-static int open_path(int fd)
-{
-	char path[40];
-
-	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
-	return open(path, O_PATH | O_CLOEXEC);
-}
-
-/* Before v6.11 statx(2) does not know of atomic writes, and nor does the kernel. */
-static int may_write_atomically(int fd)
-{
-	struct statx_atomic stx = {.mask = 0};
-
-	if (syscall(SYS_statx, fd, "", AT_EMPTY_PATH, STATX_WRITE_ATOMIC, &stx) < 0)
-		return 1;
-	return (stx.mask & STATX_WRITE_ATOMIC) && stx.atomic_write_unit_max;
-}
-
-/* Opened with access mode 3: for neither reading nor writing. Such a description counts in neither
- * i_readcount nor i_writecount (fs/open.c do_dentry_open), so it may be kept beside leases. */
-static int is_uncounted(int fd)
-{
-	int flags = fcntl(fd, F_GETFL);
-
-	return flags >= 0 && !(flags & O_PATH) && (flags & O_ACCMODE) == O_ACCMODE;
-}
-
-int seal_gate_watch(struct seal_gate *gate, int fd, const struct seal_traits *traits)
-{
-	int error = 0, added = 0, atomic = may_write_atomically(fd);
-	struct file *file;
-	struct stat st;
-
-	if (fstat(fd, &st) < 0)
-		return -errno;
-	pthread_mutex_lock(&gate->lock);
-	file = gate_find_file(gate, st.st_dev, st.st_ino);
-	if (!file) {
-		file = gate_add_file(gate, &st);
-		added = 1;
-	}
-	if (file) {
-		file->traits = *traits;
-		file->traits.atomic = (uint32_t)atomic;
-	}
-	pthread_mutex_unlock(&gate->lock);
-	if (!file)
-		return -ENOMEM;
-	if (!added)
-		return 0;
-	/* The file is in the table before the first event of it can come. */
-	file->path_fd = is_uncounted(fd) ? fcntl(fd, F_DUPFD_CLOEXEC, 0) : open_path(fd);
-	error = file->path_fd < 0 ? -errno : remark(gate, FAN_MARK_ADD, file);
-	if (error) {
-		pthread_mutex_lock(&gate->lock);
-		gate_remove_file(gate, file);
-		pthread_mutex_unlock(&gate->lock);
-	}
-	return error;
-}
-
-int seal_gate_unwatch(struct seal_gate *gate, uint64_t device, uint64_t inode)
-{
-	struct file *file;
-	int error = 0;
-
-	pthread_mutex_lock(&gate->lock);
-	file = gate_find_file(gate, device, inode);
-	if (!file)
-		error = -ENOENT;
-	else if (file->guard_count)
-		error = -EBUSY;
-	else
-		error = remark(gate, FAN_MARK_REMOVE, file);
-	/* The mark may have gone with the inode. */
-	if (!error || error == -ENOENT) {
-		error = file ? 0 : -ENOENT;
-		if (file)
-			gate_remove_file(gate, file);
-	}
-	pthread_mutex_unlock(&gate->lock);
-	return error;
 }
 
 int seal_gate_guard(struct seal_gate *gate, uint64_t device, uint64_t inode,
@@ -288,7 +233,7 @@ int seal_gate_guard(struct seal_gate *gate, uint64_t device, uint64_t inode,
 		gate_settle_all(gate, file);
 	if (was_arming && guard->policy == SEAL_POLICY_WAIT)
 		gate_announce_again(gate, file, guard);
-	pthread_mutex_unlock(&gate->lock);
+	gate_unlock(gate);
 	return error;
 }
 
@@ -305,7 +250,7 @@ int seal_gate_unguard(struct seal_gate *gate, uint64_t device, uint64_t inode, u
 		*guard = file->guards[--file->guard_count];
 		gate_settle_all(gate, file);
 	}
-	pthread_mutex_unlock(&gate->lock);
+	gate_unlock(gate);
 	return guard ? 0 : -ENOENT;
 }
 
@@ -317,8 +262,8 @@ int64_t seal_gate_passages(struct seal_gate *gate, uint64_t device, uint64_t ino
 	pthread_mutex_lock(&gate->lock);
 	file = gate_find_file(gate, device, inode);
 	if (file) {
-		gate_prune_passages(gate, file);
 		left = (int64_t)file->passage_count;
+		gate_prune_passages(gate, file);
 	}
 	pthread_mutex_unlock(&gate->lock);
 	return left;
@@ -363,7 +308,7 @@ int seal_gate_answer(struct seal_gate *gate, uint64_t id, int error)
 	waiter = gate_take_waiter(gate, id);
 	if (waiter)
 		gate_finish(gate, waiter, error);
-	pthread_mutex_unlock(&gate->lock);
+	gate_unlock(gate);
 	return waiter ? 0 : -ENOENT;
 }
 
@@ -385,7 +330,7 @@ int seal_gate_absolve(struct seal_gate *gate, uint64_t id, uint64_t guard)
 		gate_settle_all(gate, file);
 		error = 0;
 	}
-	pthread_mutex_unlock(&gate->lock);
+	gate_unlock(gate);
 	return error;
 }
 
@@ -397,7 +342,7 @@ int seal_gate_settle(struct seal_gate *gate, uint64_t device, uint64_t inode)
 	file = gate_find_file(gate, device, inode);
 	if (file)
 		gate_settle_all(gate, file);
-	pthread_mutex_unlock(&gate->lock);
+	gate_unlock(gate);
 	return file ? 0 : -ENOENT;
 }
 
@@ -435,7 +380,7 @@ void seal_gate_replay(struct seal_gate *gate)
 		for (struct file *file = gate->files[i]; file; file = file->next)
 			for (struct waiter *waiter = file->waiters; waiter; waiter = waiter->next)
 				if (waiter->reported || waiter->asked)
-					gate->outlet.deliver(gate->outlet.context, &waiter->report);
+					gate_tell_again(gate, waiter, waiter->report.kind);
 	pthread_mutex_unlock(&gate->lock);
 }
 

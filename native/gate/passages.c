@@ -1,40 +1,29 @@
 /* What was let through and may still be under way. */
+#include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "internal.h"
 #include "sealsvc/inflight.h"
 
-/* Forget those that have ended. */
-void gate_prune_passages(struct seal_gate *gate, struct file *file)
+int gate_passage_begins(struct seal_gate *gate, struct file *file, int32_t tid,
+			const struct seal_syscall *call)
 {
-	pthread_mutex_lock(&gate->passages_lock);
-	for (size_t i = 0; i < file->passage_count;) {
-		struct seal_syscall now;
-
-		seal_syscall_read(&gate->passages_looker, file->passages[i].tid, &now);
-		if (seal_call_ended(file->passages[i].tid, &file->passages[i].call, &now))
-			file->passages[i] = file->passages[--file->passage_count];
-		else
-			i++;
-	}
-	pthread_mutex_unlock(&gate->passages_lock);
-}
-
-void gate_passage_begins(struct seal_gate *gate, struct file *file, int32_t tid,
-			 const struct seal_syscall *call)
-{
-	if (file->passage_count == file->passage_room)
-		gate_prune_passages(gate, file);
 	if (file->passage_count == file->passage_room) {
 		size_t room = file->passage_room ? file->passage_room * 2 : 8;
-		struct passage *grown = realloc(file->passages, room * sizeof(*grown));
+		struct passage *grown = NULL;
 
-		if (!grown)
-			return; /* no memory: drain() then misses one; nothing better can be done */
+		if (room <= PASSAGES_OF_FILE)
+			grown = realloc(file->passages, room * sizeof(*grown));
+		if (!grown) {
+			gate_prune_passages(gate, file);
+			return -EAGAIN;
+		}
 		file->passages = grown;
 		file->passage_room = room;
 	}
-	file->passages[file->passage_count++] = (struct passage){*call, tid};
+	file->passages[file->passage_count++] = (struct passage){.call = *call, .tid = tid};
+	return 0;
 }
 
 /* A task that asks again has finished what it asked for before. */
@@ -45,4 +34,72 @@ void gate_passages_end(struct file *file, int32_t tid)
 			file->passages[i] = file->passages[--file->passage_count];
 		else
 			i++;
+}
+
+void gate_prune_passages(struct seal_gate *gate, struct file *file)
+{
+	if (file->pruned || !file->passage_count)
+		return;
+	file->prune_at = 0;
+	file->pruned = 1;
+	file->next_pruned = gate->pruned;
+	gate->pruned = file;
+	pthread_cond_signal(&gate->work);
+}
+
+void gate_forget_pruned(struct seal_gate *gate, struct file *file)
+{
+	struct file **at = &gate->pruned;
+
+	while (*at && *at != file)
+		at = &(*at)->next_pruned;
+	if (*at)
+		*at = file->next_pruned;
+	file->pruned = 0;
+}
+
+static struct passage *find(struct file *file, int32_t tid)
+{
+	for (size_t i = 0; file && i < file->passage_count; i++)
+		if (file->passages[i].tid == tid)
+			return &file->passages[i];
+	return NULL;
+}
+
+int gate_prune_one(struct seat *seat)
+{
+	struct seal_gate *gate = seat->gate;
+	struct file *file = gate->pruned;
+	struct passage was, *passage;
+	struct seal_syscall now;
+	int ended;
+
+	while (file->prune_at < file->passage_count && file->passages[file->prune_at].stuck)
+		file->prune_at++;
+	if (file->prune_at >= file->passage_count) {
+		gate_forget_pruned(gate, file);
+		return 1;
+	}
+	passage = &file->passages[file->prune_at++];
+	was = *passage;
+	passage->stuck = 1; /* until we come back */
+	seat->device = file->device;
+	seat->inode = file->inode;
+	seat->tid = was.tid;
+	gate_look_begins(seat, 0);
+	pthread_mutex_unlock(&gate->lock);
+	seal_syscall_read(&seat->looker, was.tid, &now);
+	ended = seal_call_ended(was.tid, &was.call, &now);
+	pthread_mutex_lock(&gate->lock);
+	file = gate_find_file(gate, seat->device, seat->inode);
+	passage = find(file, was.tid);
+	if (passage && memcmp(&passage->call, &was.call, sizeof(was.call)) == 0) {
+		passage->stuck = 0;
+		if (ended) {
+			*passage = file->passages[--file->passage_count];
+			if (file->prune_at)
+				file->prune_at--;
+		}
+	}
+	return gate_look_ended(seat);
 }

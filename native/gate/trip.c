@@ -5,7 +5,7 @@
 
 #include "internal.h"
 
-#define TICK_NS 100000000
+#define TRIP_TICK_NS 100000000
 #define REPORTS 64 /* at a tick; others come at the next one */
 #define READS                                                                                      \
 	(UINT64_C(1) << SEAL_OP_READ | UINT64_C(1) << SEAL_OP_OPEN | UINT64_C(1) << SEAL_OP_EXEC)
@@ -15,7 +15,7 @@ static const uint64_t delays_us[TRIP_LOOKS] = {100000, 1000000, 5000000};
 
 static void start_timer(struct seal_gate *gate)
 {
-	const struct itimerspec tick = {.it_value.tv_nsec = TICK_NS};
+	const struct itimerspec tick = {.it_value.tv_nsec = TRIP_TICK_NS};
 
 	if (!gate->trip_runs)
 		gate->trip_runs = timerfd_settime(gate->trip, 0, &tick, NULL) == 0;

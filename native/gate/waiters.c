@@ -1,154 +1,15 @@
-/* Judging operations, and holding, answering and reporting those that conflict. */
+/* Holding, answering and reporting operations that conflict. */
 #include <errno.h>
 #include <fcntl.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/epoll.h>
 #include <sys/eventfd.h>
-#include <sys/syscall.h>
 #include <sys/timerfd.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "internal.h"
-#include "sealsvc/procfs.h"
-#include "sealsvc/proof.h"
 
 #define GREETS_LATER_NS 10000000
-#define FAN_DENY_WITH(error) (FAN_DENY | ((uint32_t)(error) << 24))
-
-uint64_t gate_now_us(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
-}
-
-int gate_in_process(int32_t tgid, int32_t tid)
-{
-	return tgid > 0 && syscall(SYS_tgkill, tgid, tid, 0) == 0;
-}
-
-static void answer(struct seal_gate *gate, int event_fd, int error)
-{
-	struct fanotify_response response = {
-		.fd = event_fd,
-		.response = error ? FAN_DENY_WITH(error) : FAN_ALLOW,
-	};
-
-	/* ENOENT: the caller was killed meanwhile. Nothing is left to answer then. */
-	if (write(gate->group, &response, sizeof(response)) < 0 && errno != ENOENT)
-		gate->counters.failed_answers++;
-}
-
-/* Answer one that was held. The number stays taken until the answer is in: the reader thread could
- * otherwise be given it for another event, and the kernel knows an event by its number alone. */
-void gate_respond(struct seal_gate *gate, int event_fd, int error)
-{
-	answer(gate, event_fd, error);
-	close(event_fd);
-}
-
-/* Let one go on from the reader thread itself, which takes no other event meanwhile. Closing first
- * has our description of the file gone before its caller can look who else has it open. */
-void gate_pass(struct seal_gate *gate, int event_fd)
-{
-	close(event_fd);
-	answer(gate, event_fd, 0);
-}
-
-static void meet(struct verdict *verdict, int policy, int error)
-{
-	verdict->error = seal_prevailing_errno(verdict->error, error);
-	if (policy > verdict->policy)
-		verdict->policy = policy;
-}
-
-static int is_absolved(const struct waiter *waiter, uint64_t id)
-{
-	for (unsigned i = 0; waiter && i < waiter->absolved_count; i++)
-		if (waiter->absolved[i] == id)
-			return 1;
-	return 0;
-}
-
-/* A registration: its seals are not ours to know. */
-static void ask_watch(const struct seal_gate *gate, const struct file *file,
-		      const struct seal_guard *guard, const struct seal_operation *operation,
-		      int own, const struct waiter *waiter, struct verdict *verdict)
-{
-	uint64_t unproven = 0;
-	int error = 0, policy = SEAL_POLICY_WAIT;
-
-	if (gate->judge)
-		policy = gate->judge(gate->judge_context, guard->watch, operation, &file->traits,
-				     own, is_absolved(waiter, guard->id), &error, &unproven);
-	if (unproven && gate->prover >= 0 && !seal_is_mapped(gate->prover, file->path_fd)) {
-		unproven = 0;
-		policy = gate->judge(gate->judge_context, guard->watch, operation, &file->traits,
-				     own, 1, &error, &unproven);
-	}
-	/* The proof is asked for last: what waits for a seal can change until then. */
-	if (unproven && verdict->policy < 0)
-		verdict->unproven = unproven;
-	else if (policy >= 0 && !unproven)
-		verdict->unproven = 0;
-	if (unproven)
-		verdict->is_told = 0;
-	meet(verdict, policy, error);
-}
-
-/* A holder's own conflict is answered at once: it cannot be recalled while it is stopped here (EDEADLK
- * is what one would want; fanotify cannot send it). */
-struct verdict gate_judge(const struct seal_gate *gate, const struct file *file,
-			  const struct seal_operation *operation, const struct waiter *waiter)
-{
-	struct verdict verdict = {.policy = -1, .is_told = 1};
-
-	for (size_t i = 0; i < file->guard_count; i++) {
-		const struct seal_guard *guard = &file->guards[i];
-		int own, error = 0;
-
-		if (!seal_conflicts(operation, guard, &file->traits, 1) &&
-		    !seal_conflicts(operation, guard, &file->traits, 0))
-			continue;
-		own = gate_in_process(guard->holder, operation->tid);
-		if (!seal_conflicts(operation, guard, &file->traits, own))
-			continue;
-		if (guard->policy == SEAL_POLICY_WATCH) {
-			ask_watch(gate, file, guard, operation, own, waiter, &verdict);
-			continue;
-		}
-		error = seal_policy_errno(guard->policy, own);
-		verdict.unproven = verdict.is_told = 0;
-		meet(&verdict, (int)guard->policy, error);
-	}
-	return verdict;
-}
-
-struct verdict gate_judge_first(struct seal_gate *gate, const struct file *file,
-				const struct seal_operation *operation)
-{
-	struct verdict verdict;
-
-	gate->outlet.postpone(gate->outlet.context, 1);
-	verdict = gate_judge(gate, file, operation, NULL);
-	gate->outlet.postpone(gate->outlet.context, 0);
-	return verdict;
-}
-
-void gate_identify(struct seal_report *what)
-{
-	struct seal_task task;
-
-	if (seal_task_read(what->operation.tid, &task) == 0) {
-		what->tgid = task.tgid;
-		what->uid = task.uid;
-		memcpy(what->comm, task.comm, sizeof(what->comm));
-	}
-}
 
 static void deliver(struct seal_gate *gate, const struct waiter *waiter)
 {
@@ -175,7 +36,7 @@ static void announce(struct seal_gate *gate, struct waiter *waiter)
 	gate->counters.held++;
 }
 
-/* End a waiter: answer it, report its end when its beginning was, and free it. */
+/* End a waiter: report its end when its beginning was, and have it answered. */
 void gate_finish(struct seal_gate *gate, struct waiter *waiter, int error)
 {
 	if (waiter->fresh) {
@@ -184,9 +45,6 @@ void gate_finish(struct seal_gate *gate, struct waiter *waiter, int error)
 		gate_identify(&waiter->report);
 		announce(gate, waiter);
 	}
-	gate_respond(gate, waiter->event_fd, error == EINTR ? EPERM : error);
-	if (waiter->pidfd >= 0)
-		close(waiter->pidfd); /* leaves the epoll set with it */
 	waiter->report.waited_us = gate_now_us() - waiter->since_us;
 	waiter->report.result = error;
 	if (waiter->reported) {
@@ -198,8 +56,24 @@ void gate_finish(struct seal_gate *gate, struct waiter *waiter, int error)
 		deliver(gate, waiter);
 		gate->counters.refused++;
 	}
+	if (error == EAGAIN)
+		gate->counters.crowded++;
+	gate_forget_waiter(gate, waiter);
+	waiter->answer = error == EINTR ? EPERM : error;
+	waiter->next = gate->answers;
+	gate->answers = waiter;
+}
+
+void gate_forget_waiter(struct seal_gate *gate, struct waiter *waiter)
+{
+	struct waiter **at = &gate->by_id[waiter->id % BUCKETS];
+
+	while (*at != waiter)
+		at = &(*at)->next_by_id;
+	*at = waiter->next_by_id;
+	gate_strike_off(gate, waiter);
+	gate->waiting[waiter->shard]--;
 	gate->counters.waiters--;
-	free(waiter);
 }
 
 /* It conflicts with no seal; whether a registration's client still maps what it would change is for
@@ -218,12 +92,13 @@ static int settle(struct seal_gate *gate, struct file *file, struct waiter *wait
 {
 	struct verdict verdict = gate_judge(gate, file, &waiter->report.operation, waiter);
 
+	waiter->judged = file->changes;
 	if (verdict.policy < 0 && seal_changes_maps(waiter->report.operation.op, &file->traits))
-		gate_passage_begins(gate, file, waiter->event.tid, &waiter->call);
-	if (verdict.policy < 0)
+		verdict.error = -gate_passage_begins(gate, file, waiter->event.tid, &waiter->call);
+	if (verdict.policy < 0 && !verdict.error)
 		gate_touch(gate, file, &waiter->report.operation);
 	if (verdict.policy < 0 || verdict.error) {
-		gate_finish(gate, waiter, verdict.policy < 0 ? 0 : verdict.error);
+		gate_finish(gate, waiter, verdict.error);
 		return 1;
 	}
 	if (waiter->fresh) {
@@ -238,18 +113,86 @@ static int settle(struct seal_gate *gate, struct file *file, struct waiter *wait
 	return 0;
 }
 
+/* A batch of the file's waiters. 0: all have been judged since its guards changed last. */
+static int settle_batch(struct seal_gate *gate, struct file *file)
+{
+	struct waiter **at = &file->waiters, *waiter;
+	unsigned count = 0;
+
+	while ((waiter = *at)) {
+		struct waiter *next = waiter->next;
+
+		if (waiter->judged == file->changes) {
+			at = &waiter->next;
+			continue;
+		}
+		if (count++ == BATCH)
+			return 1;
+		if (settle(gate, file, waiter)) {
+			*at = next;
+			file->waiter_count--;
+		} else {
+			at = &waiter->next;
+		}
+	}
+	return 0;
+}
+
 void gate_settle_all(struct seal_gate *gate, struct file *file)
 {
-	struct waiter **at = &file->waiters;
+	file->changes++;
+	if (!settle_batch(gate, file) || file->unsettled)
+		return;
+	file->unsettled = 1;
+	file->next_unsettled = gate->unsettled;
+	gate->unsettled = file;
+	eventfd_write(gate->wake, 1);
+}
 
-	while (*at) {
-		struct waiter *waiter = *at, *next = waiter->next;
+int gate_settle_some(struct seal_gate *gate)
+{
+	struct file *file = gate->unsettled;
 
-		if (settle(gate, file, waiter))
-			*at = next;
-		else
-			at = &waiter->next;
+	for (unsigned i = 0; i < BATCH && gate->released; i++) {
+		struct waiter *waiter = gate->released;
+
+		gate->released = waiter->next;
+		gate_finish(gate, waiter, 0);
 	}
+	if (file && !settle_batch(gate, file)) {
+		gate->unsettled = file->next_unsettled;
+		file->unsettled = 0;
+	}
+	return gate->released || gate->unsettled;
+}
+
+/* Nothing is guarded there any more: what the minder has not come to yet goes on. */
+void gate_release_waiters(struct seal_gate *gate, struct file *file)
+{
+	struct file **at = &gate->unsettled;
+
+	while (file->waiters) {
+		struct waiter *waiter = file->waiters;
+
+		file->waiters = waiter->next;
+		if (waiter->fresh)
+			leave_fresh(gate, waiter);
+		waiter->next = gate->released;
+		gate->released = waiter;
+	}
+	while (*at && *at != file)
+		at = &(*at)->next_unsettled;
+	if (*at)
+		*at = file->next_unsettled;
+	if (gate->released)
+		eventfd_write(gate->wake, 1);
+}
+
+void gate_tell_again(struct seal_gate *gate, struct waiter *waiter, int kind)
+{
+	waiter->report.kind = kind;
+	waiter->report.waited_us = gate_now_us() - waiter->since_us;
+	deliver(gate, waiter);
 }
 
 void gate_announce_again(struct seal_gate *gate, struct file *file, const struct seal_guard *guard)
@@ -260,26 +203,15 @@ void gate_announce_again(struct seal_gate *gate, struct file *file, const struct
 
 		if (!waiter->reported || !seal_conflicts(operation, guard, &file->traits, own))
 			continue;
-		waiter->report.kind = SEAL_REPORT_HELD;
-		deliver(gate, waiter);
+		gate_tell_again(gate, waiter, SEAL_REPORT_HELD);
 	}
 }
 
-/* Follow the waiter's process, so that we learn when it is killed in the middle of its wait. */
-static int follow(struct seal_gate *gate, struct waiter *waiter)
-{
-	struct epoll_event event = {.events = EPOLLIN, .data.u64 = waiter->id};
-
-	waiter->pidfd = (int)syscall(SYS_pidfd_open, waiter->report.tgid, 0);
-	if (waiter->pidfd < 0)
-		return errno == ESRCH ? -ESRCH : 0; /* without one it is merely noticed later */
-	return epoll_ctl(gate->epoll, EPOLL_CTL_ADD, waiter->pidfd, &event);
-}
-
-struct waiter *gate_new_waiter(struct seal_gate *gate, const struct seal_event *event, int event_fd,
-			       const struct file *file)
+struct waiter *gate_new_waiter(struct seal_gate *gate, const struct file *file, int shard,
+			       const struct seal_event *event, int event_fd)
 {
 	struct waiter *waiter = calloc(1, sizeof(*waiter));
+	struct waiter **at;
 
 	if (!waiter)
 		return NULL;
@@ -290,25 +222,50 @@ struct waiter *gate_new_waiter(struct seal_gate *gate, const struct seal_event *
 	waiter->event_fd = dup3(gate->placeholder, event_fd, O_CLOEXEC);
 	if (waiter->event_fd < 0)
 		waiter->event_fd = event_fd;
-	waiter->pidfd = -1;
 	waiter->event = *event;
+	waiter->shard = shard;
 	waiter->report.device = file->device;
 	waiter->report.inode = file->inode;
+	at = &gate->by_id[waiter->id % BUCKETS];
+	waiter->next_by_id = *at;
+	*at = waiter;
+	gate->waiting[shard]++;
 	gate->counters.waiters++;
 	return waiter;
+}
+
+static void add(struct seal_gate *gate, struct file *file, struct waiter *waiter)
+{
+	waiter->next = file->waiters;
+	file->waiters = waiter;
+	file->waiter_count++;
+	if (file->waiter_count >= CROWD &&
+	    (!file->shard || gate->waiting[file->shard] >= SHARD_FULL))
+		gate_move_crowd(gate, file);
+}
+
+static void take_out(struct file *file, struct waiter *waiter)
+{
+	struct waiter **at = &file->waiters;
+
+	while (*at != waiter)
+		at = &(*at)->next;
+	*at = waiter->next;
+	file->waiter_count--;
 }
 
 /* It is known who waits for what. */
 static void introduce(struct seal_gate *gate, struct file *file, struct waiter *waiter)
 {
+	int error;
+
 	if (settle(gate, file, waiter))
 		return;
-	if (follow(gate, waiter) == -ESRCH) {
-		gate_finish(gate, waiter, EINTR);
-		return;
-	}
-	waiter->next = file->waiters;
-	file->waiters = waiter;
+	error = gate_enrol(gate, waiter);
+	if (error)
+		gate_finish(gate, waiter, error == -ESRCH ? EINTR : -error);
+	else
+		add(gate, file, waiter);
 }
 
 void gate_hold(struct seal_gate *gate, struct file *file, struct waiter *waiter,
@@ -316,7 +273,8 @@ void gate_hold(struct seal_gate *gate, struct file *file, struct waiter *waiter,
 {
 	waiter->report.operation = look->operation;
 	waiter->call = look->call;
-	gate_identify(&waiter->report);
+	if (!waiter->report.tgid)
+		gate_identify(&waiter->report);
 	introduce(gate, file, waiter);
 	gate->outlet.flush(gate->outlet.context);
 }
@@ -336,8 +294,7 @@ void gate_hold_fresh(struct seal_gate *gate, struct file *file, struct waiter *w
 	while (*at)
 		at = &(*at)->next_fresh;
 	*at = waiter;
-	waiter->next = file->waiters;
-	file->waiters = waiter;
+	add(gate, file, waiter);
 	if (!gate->greets_later)
 		gate->greets_later = timerfd_settime(gate->later, 0, &later, NULL) == 0;
 	if (!gate->greets_later)
@@ -347,16 +304,14 @@ void gate_hold_fresh(struct seal_gate *gate, struct file *file, struct waiter *w
 /* The first of those that came is known now. */
 static void greet(struct seal_gate *gate, const struct seal_report *who)
 {
-	struct waiter *waiter = gate->fresh, **at;
+	struct waiter *waiter = gate->fresh;
 	struct file *file = gate_find_file(gate, waiter->report.device, waiter->report.inode);
 
 	leave_fresh(gate, waiter);
 	waiter->report.tgid = who->tgid;
 	waiter->report.uid = who->uid;
 	memcpy(waiter->report.comm, who->comm, sizeof(who->comm));
-	for (at = &file->waiters; *at != waiter;)
-		at = &(*at)->next;
-	*at = waiter->next;
+	take_out(file, waiter);
 	introduce(gate, file, waiter);
 }
 
@@ -385,30 +340,31 @@ void seal_gate_tell(struct seal_gate *gate)
 		gate_identify(&who);
 		greet(gate, &who);
 	}
-}
-
-struct waiter *gate_take_waiter(struct seal_gate *gate, uint64_t id)
-{
-	for (size_t i = 0; i < BUCKETS; i++)
-		for (struct file *file = gate->files[i]; file; file = file->next)
-			for (struct waiter **at = &file->waiters; *at; at = &(*at)->next)
-				if ((*at)->id == id) {
-					struct waiter *waiter = *at;
-
-					*at = waiter->next;
-					return waiter;
-				}
-	return NULL;
+	if (gate->answers)
+		eventfd_write(gate->wake, 1);
 }
 
 struct waiter *gate_find_waiter(struct seal_gate *gate, uint64_t id, struct file **out)
 {
-	for (size_t i = 0; i < BUCKETS; i++)
-		for (struct file *file = gate->files[i]; file; file = file->next)
-			for (struct waiter *waiter = file->waiters; waiter; waiter = waiter->next)
-				if (waiter->id == id) {
-					*out = file;
-					return waiter;
-				}
-	return NULL;
+	struct waiter *waiter = gate->by_id[id % BUCKETS];
+
+	while (waiter && waiter->id != id)
+		waiter = waiter->next_by_id;
+	if (!waiter)
+		return NULL;
+	*out = gate_find_file(gate, waiter->report.device, waiter->report.inode);
+	for (struct waiter *at = *out ? (*out)->waiters : NULL; at; at = at->next)
+		if (at == waiter)
+			return waiter;
+	return NULL; /* it is still to be looked at, or goes on just now */
+}
+
+struct waiter *gate_take_waiter(struct seal_gate *gate, uint64_t id)
+{
+	struct file *file;
+	struct waiter *waiter = gate_find_waiter(gate, id, &file);
+
+	if (waiter)
+		take_out(file, waiter);
+	return waiter;
 }

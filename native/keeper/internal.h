@@ -21,8 +21,8 @@ int store_keep(struct store *store, const char *name, int fd);
 int store_drop(struct store *store, const char *name);
 void store_clear(struct store *store);
 
-/* outbox.c: reports on their way to the owner. Held operations are always told; beyond a limit of
- * unread ones, refusals and what the tripwire tells are dropped. */
+/* outbox.c: reports on their way to the owner. Beyond a limit of unread ones, refusals and what the
+ * tripwire tells are dropped, and counted; of a held operation that ended before its report was sent, nothing is told. */
 struct outbox {
 	pthread_mutex_t lock;
 	int socket; /* -1: nobody listens, and nothing is kept */
@@ -35,6 +35,8 @@ struct outbox {
 		};
 	} * messages;
 	size_t count, room;
+	size_t empty; /* messages of size 0, which are not sent */
+	uint64_t dropped;
 };
 void outbox_init(struct outbox *outbox);
 /* Takes socket over, closes the one before, forgets what was unsent. */

@@ -126,6 +126,9 @@ int main(int argc, char **argv)
 		return result < 0 ? complain("cannot go into the background", -result) : 0;
 	prctl(PR_SET_NAME, "sealsvc-keeper");
 	write_file("/proc/self/oom_score_adj", "-1000");
+	/* Thousands of tasks may become runnable by what we do; bystanders wait for us, not for them. */
+	if (setpriority(PRIO_PROCESS, 0, -10) < 0)
+		complain("setpriority", errno);
 	outbox_init(&keeper.outbox);
 	/* Only now: threads do not survive fork. */
 	keeper.gate_error = seal_gate_open(&keeper.gate, &outlet);

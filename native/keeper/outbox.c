@@ -5,6 +5,7 @@
 
 #include "internal.h"
 
+#define UNREAD_FEW 64
 #define UNREAD_LIMIT 4096
 
 void outbox_init(struct outbox *outbox)
@@ -20,7 +21,7 @@ void outbox_open(struct outbox *outbox, int socket)
 	if (outbox->socket >= 0)
 		close(outbox->socket);
 	outbox->socket = socket;
-	outbox->count = 0;
+	outbox->count = outbox->empty = 0;
 	pthread_mutex_unlock(&outbox->lock);
 }
 
@@ -30,50 +31,117 @@ static int sent(const struct outbox *outbox, const struct message *message)
 	       0;
 }
 
-static void queue(struct outbox *outbox, const struct message *message)
+static int queue(struct outbox *outbox, const struct message *message)
 {
 	if (outbox->count == outbox->room) {
-		size_t room = outbox->room ? outbox->room * 2 : 64;
+		size_t room = outbox->room ? outbox->room * 2 : UNREAD_FEW;
 		struct message *grown = realloc(outbox->messages, room * sizeof(*grown));
 
 		if (!grown)
-			return;
+			return 0;
 		outbox->messages = grown;
 		outbox->room = room;
 	}
 	outbox->messages[outbox->count++] = *message;
+	return 1;
+}
+
+/* Room for very many is given back. */
+static void shrink(struct outbox *outbox)
+{
+	size_t room = outbox->count * 2 > UNREAD_FEW ? outbox->count * 2 : UNREAD_FEW;
+	struct message *smaller;
+
+	if (outbox->room <= room * 2)
+		return;
+	smaller = realloc(outbox->messages, room * sizeof(*smaller));
+	if (smaller) {
+		outbox->messages = smaller;
+		outbox->room = room;
+	}
 }
 
 static void send_all(struct outbox *outbox)
 {
 	size_t done = 0;
 
-	while (done < outbox->count && sent(outbox, &outbox->messages[done]))
-		done++;
+	while (done < outbox->count &&
+	       (!outbox->messages[done].size || sent(outbox, &outbox->messages[done])))
+		outbox->empty -= !outbox->messages[done++].size;
+	if (!done)
+		return;
 	outbox->count -= done;
 	memmove(outbox->messages, outbox->messages + done,
 		outbox->count * sizeof(*outbox->messages));
+	shrink(outbox);
 }
 
-static void deliver(struct outbox *outbox, const struct message *message, int may_be_dropped)
+static void drop_empty(struct outbox *outbox)
 {
-	int waits;
+	size_t kept = 0;
 
+	for (size_t i = 0; i < outbox->count; i++)
+		if (outbox->messages[i].size)
+			outbox->messages[kept++] = outbox->messages[i];
+	outbox->count = kept;
+	outbox->empty = 0;
+	shrink(outbox);
+}
+
+/* A waiter has ended of which the owner has not heard yet: it need not hear of it at all. What is left
+ * is bounded by how many may wait, however many come and go. Returns 1 when nothing of it was sent. */
+static int forget(struct outbox *outbox, uint64_t waiter)
+{
+	int held = 0;
+
+	for (size_t i = 0; i < outbox->count; i++) {
+		struct message *message = &outbox->messages[i];
+
+		if (message->size != sizeof(struct seal_report) || message->report.waiter != waiter)
+			continue;
+		held |= message->report.kind == SEAL_REPORT_HELD &&
+			!message->report.waited_us; /* else it may have been told */
+		message->size = 0;
+		outbox->empty++;
+	}
+	if (outbox->empty * 2 > outbox->count)
+		drop_empty(outbox);
+	return held;
+}
+
+/* `optional`: it may be dropped when the owner does not read. */
+static void deliver(struct outbox *outbox, const struct message *message, int optional)
+{
 	pthread_mutex_lock(&outbox->lock);
 	if (outbox->socket >= 0) {
 		if (!outbox->postponed)
 			send_all(outbox);
-		waits = outbox->postponed || outbox->count || !sent(outbox, message);
-		if (waits && !(may_be_dropped && outbox->count >= UNREAD_LIMIT))
-			queue(outbox, message);
+		if (!outbox->postponed && !outbox->count && sent(outbox, message))
+			;
+		else if ((optional && outbox->count >= UNREAD_LIMIT) || !queue(outbox, message))
+			outbox->dropped++;
 	}
 	pthread_mutex_unlock(&outbox->lock);
+}
+
+static int unheard_of(struct outbox *outbox, uint64_t waiter)
+{
+	int forgotten;
+
+	pthread_mutex_lock(&outbox->lock);
+	if (!outbox->postponed)
+		send_all(outbox);
+	forgotten = outbox->count >= UNREAD_FEW && forget(outbox, waiter);
+	pthread_mutex_unlock(&outbox->lock);
+	return forgotten;
 }
 
 void outbox_deliver(void *context, const struct seal_report *report)
 {
 	struct message message = {.size = sizeof(*report), .report = *report};
 
+	if (report->kind == SEAL_REPORT_ENDED && unheard_of(context, report->waiter))
+		return;
 	deliver(context, &message,
 		report->kind == SEAL_REPORT_REFUSED || report->kind == SEAL_REPORT_TOUCHED);
 }

@@ -66,6 +66,7 @@ static int64_t ask_gate(struct keeper *keeper, const struct keeper_request *requ
 		return seal_gate_prover(gate, fd);
 	case KEEPER_COUNT:
 		seal_gate_count(gate, &reply->counters);
+		reply->counters.dropped_reports = keeper->outbox.dropped;
 		return 0;
 	}
 	return -EOPNOTSUPP;

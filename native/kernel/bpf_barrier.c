@@ -88,7 +88,7 @@ int seal_bpf_barrier(struct seal_bpf *bpf, const struct seal_bpf_file *file, uin
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 	if (untracked != __atomic_exchange_n(&bpf->untracked, untracked, __ATOMIC_SEQ_CST))
 		return 0;
-	seal_task_looker_init(&looker);
+	seal_task_looker_init(&looker, 64);
 	while (!(passed = !is_under_way(bpf, &looker, file, start)) && bpf_now() < end) {
 		nanosleep(&pause, NULL);
 		if (pause.tv_nsec < 5000000)

@@ -64,7 +64,7 @@ int seal_drain_process(int pid, uint32_t timeout_us)
 
 	if (count > MAX_THREADS)
 		return 0;
-	seal_task_looker_init(&looker);
+	seal_task_looker_init(&looker, 64);
 	/* A process that is gone took its calls with it. */
 	while (count > 0) {
 		if (thread_is_clear(&looker, tids[count - 1]))

@@ -68,7 +68,7 @@ int64_t seal_pin_waiters(struct seal_pin_waiter *out, size_t max)
 
 	if (!proc)
 		return -errno;
-	seal_task_looker_init(&looker);
+	seal_task_looker_init(&looker, 64);
 	while ((entry = readdir(proc))) {
 		int pid = atoi(entry->d_name);
 		int count = pid > 0 ? seal_task_threads(pid, tids, MAX_THREADS) : 0;

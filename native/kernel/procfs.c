@@ -53,11 +53,12 @@ static int parse_stat(const char *text, struct seal_task *out)
 
 int seal_task_read(int32_t tid, struct seal_task *out)
 {
-	char path[40], text[4096];
+	char path[64], text[4096];
 	ssize_t n;
 
 	memset(out, 0, sizeof(*out));
-	snprintf(path, sizeof(path), "/proc/%d/stat", tid);
+	/* The stat of a thread: that of /proc/TID adds up all threads of the process (do_task_stat). */
+	snprintf(path, sizeof(path), "/proc/%d/task/%d/stat", tid, tid);
 	n = read_file(path, text, sizeof(text));
 	if (n < 0)
 		return (int)n;

@@ -7,9 +7,10 @@
 #include <string.h>
 #include <unistd.h>
 
-void seal_task_looker_init(struct seal_task_looker *looker)
+void seal_task_looker_init(struct seal_task_looker *looker, unsigned tasks)
 {
 	memset(looker, 0, sizeof(*looker));
+	looker->count = tasks;
 	for (unsigned i = 0; i < 64; i++)
 		looker->slots[i].syscall = looker->slots[i].stack = -1;
 }
@@ -51,7 +52,7 @@ static ssize_t read_kept(int *fd, const char *path, char *text, size_t size)
 /* The descriptors that are kept for a task; those of another that had the place are closed. */
 static struct seal_task_slot *slot_of(struct seal_task_looker *looker, int32_t tid)
 {
-	struct seal_task_slot *slot = &looker->slots[(uint32_t)tid % 64];
+	struct seal_task_slot *slot = &looker->slots[(uint32_t)tid % looker->count];
 
 	if (slot->tid != tid) {
 		forget(&slot->syscall);

@@ -130,6 +130,7 @@ size_t seal_gate_guards(struct seal_gate *gate, struct seal_gate_guard *out, siz
 
 struct seal_gate_counters {
 	uint64_t events, own, passed, held, refused, failed_answers, files, waiters;
+	uint64_t crowded, lost_looks, dropped_reports;
 };
 void seal_gate_count(struct seal_gate *gate, struct seal_gate_counters *out);
 

@@ -37,13 +37,15 @@ struct seal_stack {
 
 /* Keeps the files it reads open, a few at a time: opening one costs four times a read. */
 struct seal_task_looker {
+	unsigned count; /* of the slots that are used */
 	struct seal_task_slot {
 		int32_t tid;
 		int syscall, stack;
 	} slots[64];
 };
 
-void seal_task_looker_init(struct seal_task_looker *looker);
+/* Two descriptors are kept for each of at most `tasks` (64) tasks. */
+void seal_task_looker_init(struct seal_task_looker *looker, unsigned tasks);
 void seal_task_looker_close(struct seal_task_looker *looker);
 void seal_syscall_read(struct seal_task_looker *looker, int32_t tid, struct seal_syscall *out);
 void seal_stack_read(struct seal_task_looker *looker, int32_t tid, struct seal_stack *out);
