@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import os
 import threading
@@ -138,9 +139,12 @@ class Grants:
                 async with self.lock(target.file), turn:
                     seal = await self._grant(request, asker, target, before)
                 undo.pop_all()
-        except Refusal as refusal:
+        except (Refusal, OSError) as error:
+            refusal = _of_kin(error)
+            if refusal is None:
+                raise
             self.refused(refusal, request, asker.peer)
-            raise
+            raise refusal from None
         return seal, target.fd
 
     def lock(self, file: FileId) -> _FileLock:
@@ -351,6 +355,15 @@ class Grants:
             # 8. Conflicts that waited while we worked are conflicts with a seal from now on.
             undo.pop_all()
         return seal
+
+
+def _of_kin(error: Refusal | OSError) -> Refusal | None:
+    """The refusal to tell of. EBUSY is what the gate of another service answers to ours while it
+    makes a seal on the same file (is_kin() in native/gate/waiters.c). None for another OSError."""
+    number = error.errno if isinstance(error, OSError) else error.details.get("errno")
+    if number == errno.EBUSY:
+        return Refusal("try-later", "another sealsvc is making a seal on the file", retry_after=0.1)
+    return error if isinstance(error, Refusal) else None
 
 
 def _range(request: Grant, target: Target) -> ByteRange:
