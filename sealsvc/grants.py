@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import fcntl
 import os
 import threading
@@ -15,7 +14,7 @@ from weakref import WeakValueDictionary
 from sealsvc import extents, faults, filesystem, seals
 from sealsvc.closing import close_later
 from sealsvc.enforce import EnforcerSet, Guard, Verdict
-from sealsvc.errors import Refusal
+from sealsvc.errors import Refusal, of_kin
 from sealsvc.host import ExtentMap, Host, Target
 from sealsvc.life import Life
 from sealsvc.limits import FairQueue
@@ -139,12 +138,9 @@ class Grants:
                 async with self.lock(target.file), turn:
                     seal = await self._grant(request, asker, target, before)
                 undo.pop_all()
-        except (Refusal, OSError) as error:
-            refusal = _of_kin(error)
-            if refusal is None:
-                raise
-            self.refused(refusal, request, asker.peer)
-            raise refusal from None
+        except Refusal as refusal:
+            self.refused(of_kin(refusal), request, asker.peer)
+            raise
         return seal, target.fd
 
     def lock(self, file: FileId) -> _FileLock:
@@ -355,15 +351,6 @@ class Grants:
             # 8. Conflicts that waited while we worked are conflicts with a seal from now on.
             undo.pop_all()
         return seal
-
-
-def _of_kin(error: Refusal | OSError) -> Refusal | None:
-    """The refusal to tell of. EBUSY is what the gate of another service answers to ours while it
-    makes a seal on the same file (is_kin() in native/gate/waiters.c). None for another OSError."""
-    number = error.errno if isinstance(error, OSError) else error.details.get("errno")
-    if number == errno.EBUSY:
-        return Refusal("try-later", "another sealsvc is making a seal on the file", retry_after=0.1)
-    return error if isinstance(error, Refusal) else None
 
 
 def _range(request: Grant, target: Target) -> ByteRange:
