@@ -27,7 +27,7 @@ from typing import Any
 import msgspec
 
 from sealsvc import activation, closing, faults, processes, wire
-from sealsvc.errors import Refusal
+from sealsvc.errors import Refusal, of_kin
 from sealsvc.events import EventLog
 from sealsvc.messages import (
     MAX_FDS,
@@ -144,13 +144,13 @@ class Connection:
             self.send(Answer(id=request.id, result=reply.result), reply.fds)
             faults.point(f"{type(request).__name__.lower()}:answered")
         except Refusal as refusal:
-            self.send(_failure(request.id, refusal))
+            self.send(_failure(request.id, of_kin(refusal)))
         except asyncio.CancelledError:
             self.send(_failure(request.id, Refusal("cancelled", "the request was cancelled")))
         except OSError as error:  # of a call that has no words of its own
             log.warning("request %s of pid %d: %s", type(request).__name__, self.peer.pid, error)
             told = Refusal("io-error", str(error), {"errno": error.errno})
-            self.send(_failure(request.id, told))
+            self.send(_failure(request.id, of_kin(told)))
         except Exception as error:  # the supervisor of requests: a defect of ours, told as one
             log.exception("request %s of pid %d", type(request).__name__, self.peer.pid)
             self.send(_failure(request.id, Refusal("internal", repr(error))))

@@ -11,7 +11,7 @@ import resource
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import msgspec
@@ -42,6 +42,7 @@ from sealsvc.host.sim import SimHost
 from sealsvc.jobs import JobRunner
 from sealsvc.journal import Journal
 from sealsvc.keeper import Keeper, own
+from sealsvc.keeper_watch import KeeperWatch
 from sealsvc.life import Life
 from sealsvc.limits import RateLimit
 from sealsvc.loop_watch import LoopWatch
@@ -152,13 +153,16 @@ class Daemon:
         # Called when the orderly end begins, for whoever wants it bounded.
         self.ending: Callable[[], None] = lambda: None
         self.wall_clock = clock.WallClock()
+        self.keeper_watch = KeeperWatch(keeper.path, self._keeper_silent) if keeper else None
+        if self.keeper_watch:
+            self.service.require_keeper = self.keeper_watch.refuse
         self._stop = asyncio.Event()
         self._failure: Refusal | None = None
         self._lapses: dict[str, int] = {}
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT. Raises Refusal when it cannot go on."""
-        loop = asyncio.get_running_loop()
+        loop = self._loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
@@ -166,6 +170,9 @@ class Daemon:
             stack.callback(self._leave_keeper)
             stack.push_async_callback(self.registry.close)
             stack.callback(self.workers.stop)
+            if self.keeper_watch:
+                self.keeper_watch.start()
+                stack.callback(self.keeper_watch.stop)
             for enforcer in self.enforcers.enforcers:
                 self._start(enforcer, stack)
             stack.push_async_callback(self.tasks.stop)
@@ -255,11 +262,22 @@ class Daemon:
         self.journal.close()
         if self.keeper is None:
             return
-        if not self._failure and not self.keeper.leave(JOURNAL):
+        if self.keeper.silent:
+            log.warning("the keeper does not answer: %d seals are left to it", len(self.table))
+        elif not self._failure and not self.keeper.leave(JOURNAL):
             log.warning(
                 "%d seals stay enforced; `sealsvc release --all` ends them", len(self.table)
             )
         self.keeper.close()
+
+    def _keeper_silent(self, reason: str) -> None:
+        """From the watch's thread."""
+        assert self.keeper is not None
+        self.keeper.silent = bool(reason)
+        if reason:
+            tell = functools.partial(self.events.publish, "alarm", reason=reason)
+            with suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(tell)
 
     def _arm(self) -> None:
         """Watch the file systems under the roots from the start: descriptors opened from now on are
@@ -330,6 +348,8 @@ class Daemon:
                 f"the wall clock was set {way} by {abs(jump):.0f} s: times recorded are affected"
             )
             self.events.publish("alarm", reason=reason)
+        if self.keeper and self.keeper.silent:
+            return
         self.recaller.expire()
         self.recaller.relieve()
         self.journal.rewrite_if_large(self.table)

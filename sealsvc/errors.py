@@ -266,3 +266,11 @@ class Refusal(Exception):
 
     def __str__(self) -> str:
         return f"{self.code}: {self.message}"
+
+
+def of_kin(refusal: Refusal) -> Refusal:
+    """EBUSY of a system call is what the gate of another sealsvc answers to this one while it makes
+    a seal on the same file (is_kin() in native/gate/waiters.c): to be tried again."""
+    if refusal.code == "io-error" and refusal.details.get("errno") == errno.EBUSY:
+        return Refusal("try-later", "another sealsvc makes a seal on the file", retry_after=0.1)
+    return refusal

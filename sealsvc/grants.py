@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 from sealsvc import extents, faults, filesystem, seals
 from sealsvc.closing import close_later
 from sealsvc.enforce import EnforcerSet, Guard, Verdict
-from sealsvc.errors import Refusal
+from sealsvc.errors import Refusal, of_kin
 from sealsvc.host import ExtentMap, Host, Target
 from sealsvc.life import Life
 from sealsvc.limits import FairQueue
@@ -139,7 +139,7 @@ class Grants:
                     seal = await self._grant(request, asker, target, before)
                 undo.pop_all()
         except Refusal as refusal:
-            self.refused(refusal, request, asker.peer)
+            self.refused(of_kin(refusal), request, asker.peer)
             raise
         return seal, target.fd
 

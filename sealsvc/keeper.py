@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import array
 import errno
+import hashlib
+import logging
 import mmap
 import os
 import resource
+import select
 import shutil
 import socket
 import subprocess
@@ -23,11 +26,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sealsvc import processes
 from sealsvc.errors import Refusal
 from sealsvc.model import FileId
 from sealsvc.native import ffi, lib
 
+log = logging.getLogger(__name__)
+
 _TRIES, _PAUSE = 100, 0.05  # seconds between
+_HANGS_UP = 20  # tries after which one that hangs up is taken for one that is older
+_GREETS = 5  # the first version that knows struct keeper_hello
+_ENDING = 10.0  # seconds for it to let everything go
 _REPLY = ffi.sizeof("struct keeper_reply")
 _NAMES = lib.KEEPER_BATCH * lib.KEEPER_NAME
 _REPORT = ffi.sizeof("struct seal_report")
@@ -38,6 +47,27 @@ _CONTROL = socket.CMSG_SPACE(lib.KEEPER_BATCH * 4)
 
 class KeeperError(OSError):
     """The keeper said no (its errno)."""
+
+
+class KeeperUnlike(Refusal):
+    """It speaks another version."""
+
+    def __init__(self, path: str, theirs: str) -> None:
+        super().__init__(
+            "io-error",
+            f"the keeper at {path}, {theirs}, does not speak version {lib.KEEPER_VERSION} of this"
+            " sealsvc, and keeps seals: start the sealsvc that started it, or end them with the"
+            " `sealsvc release --all` of that one",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Greeting:
+    """`result` is 0 (of LEAVE 1: it ends), or -errno."""
+
+    result: int
+    version: int
+    pid: int
 
 
 class KeeperGone(Refusal):
@@ -71,16 +101,17 @@ class Keeper:
     def __init__(self, path: str) -> None:
         self.path = path
         self._lock = threading.Lock()
-        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
-        try:
-            self._sock.connect(path)
-        except OSError:
-            self._sock.close()
-            raise
+        self._sock = _connected(path)
+        self.silent = False  # it does not answer (keeper_watch.py)
         self.reports: socket.socket | None = None
         self.on_ring: Callable[[Any], None] = _nobody  # struct seal_ring_report
         self.on_unproven: Callable[[Any], None] = _nobody  # struct seal_report
         self.on_touched: Callable[[Any], None] = _nobody  # struct seal_report
+
+    @property
+    def pid(self) -> int:
+        """Of its process, though it does not answer."""
+        return processes.peer_of(self._sock).pid
 
     def close(self) -> None:
         """Nothing that is guarded or kept is let go by this."""
@@ -104,6 +135,36 @@ class Keeper:
                     ) from None
                 raise
         self.reports = ours
+
+    def greet(self, op: int = lib.KEEPER_HELLO_ASK, timeout: float = 5.0) -> Greeting | None:
+        """Ask who it is, or tell it to end, in words that every version from 5 on understands.
+        None when it hangs up: it is older, or was about to end. Raises Refusal when no answer comes
+        in `timeout` seconds."""
+        hello = ffi.new("struct keeper_hello *", {"op": op, "version": lib.KEEPER_VERSION})
+        greeting = ffi.new("struct keeper_greeting *")
+        with self._lock:
+            self._sock.settimeout(timeout)
+            try:
+                self._sock.send(ffi.buffer(hello))
+                size = self._sock.recv_into(ffi.buffer(greeting))
+            except TimeoutError:
+                raise Refusal(
+                    "io-error",
+                    f"the keeper at {self.path} does not answer: is its process stopped?",
+                ) from None
+            except OSError:
+                return None
+            finally:
+                self._sock.settimeout(None)
+        if size != ffi.sizeof("struct keeper_greeting"):
+            return None
+        return Greeting(greeting.result, greeting.version, greeting.pid)
+
+    def has_ended(self, timeout: float) -> bool:
+        """Does it hang up within so many seconds?"""
+        poller = select.poll()
+        poller.register(self._sock, select.POLLIN)
+        return bool(poller.poll(timeout * 1000))
 
     # The gate
 
@@ -336,15 +397,43 @@ def _parse_snapshot(
     )
 
 
+def _name(path: str) -> str:
+    """The abstract name (unix(7)) of the keeper at a path. It tells the file system of the
+    directory, too: another /run in the same network namespace has another keeper."""
+    device = os.stat(os.path.dirname(path) or ".").st_dev
+    digest = hashlib.sha256(f"{device}:{os.path.abspath(path)}".encode()).hexdigest()
+    return f"sealsvc-keeper-{digest[:32]}"
+
+
+def _connected(path: str) -> socket.socket:
+    """At its path, or by its name when the path was unlinked. Raises FileNotFoundError or
+    ConnectionRefusedError when there is none."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    try:
+        try:
+            sock.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            sock.connect("\0" + _name(path))
+            if processes.peer_of(sock).uid != os.geteuid():
+                log.warning("a foreign process has the name of the keeper at %s", path)
+                raise
+            log.warning("%s is gone, but its keeper lives: found by its abstract name", path)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
 def connect(path: str) -> Keeper:
     """The keeper at `path`; one is started when there is none."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     try:
         return Keeper(path)
     except (FileNotFoundError, ConnectionRefusedError):
         pass
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    command = [_program(), path, _name(path)]
     done = subprocess.run(
-        [_program(), path], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False
+        command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False
     )
     if done.returncode:
         raise Refusal("io-error", f"the keeper does not start: {done.stderr.strip()}")
@@ -352,35 +441,73 @@ def connect(path: str) -> Keeper:
 
 
 def own(path: str) -> Keeper:
-    """The keeper at `path`, owned. One that was just about to end is waited for."""
+    """The keeper at `path`, owned. One that was just about to end is waited for, and one of another
+    version that keeps nothing is replaced. Raises Refusal."""
+    hung_up = 0
     for _ in range(_TRIES):
         keeper = connect(path)
         try:
-            keeper.own()
-            return keeper
+            there = keeper.greet()
+            if there is None:
+                # Twice may be one that was about to end; one that is older does so each time.
+                hung_up += 1
+                if hung_up > _HANGS_UP:
+                    raise KeeperUnlike(path, f"of a version before {_GREETS}")
+            elif there.version != lib.KEEPER_VERSION:
+                _replace(keeper, there)
+            else:
+                keeper.own()
+                return keeper
         except KeeperGone:
-            keeper.close()
-            time.sleep(_PAUSE)
+            pass
         except BaseException:
             keeper.close()
             raise
+        keeper.close()
+        time.sleep(_PAUSE)
     raise KeeperGone(path)
+
+
+def _replace(keeper: Keeper, there: Greeting) -> None:
+    """End a keeper of another version, which keeps nothing."""
+    left = keeper.greet(lib.KEEPER_HELLO_LEAVE)
+    if left is not None and left.result == -errno.EBUSY:
+        raise Refusal("io-error", f"another service owns the keeper at {keeper.path}")
+    if left is None or left.result != 1 or not keeper.has_ended(_ENDING):
+        raise KeeperUnlike(keeper.path, f"process {there.pid} of version {there.version}")
+    log.info("the keeper of version %d, which kept nothing, was ended", there.version)
 
 
 def release_all(path: str) -> bool:
     """End the keeper at `path` with everything it holds. False when there is none. Raises
-    KeeperError (EBUSY) while a service owns it."""
-    try:
-        keeper = Keeper(path)
-    except (FileNotFoundError, ConnectionRefusedError):
-        return False
-    try:
-        keeper.release()
-    except KeeperGone:  # it was about to end
-        pass
-    finally:
-        keeper.close()
-    return True
+    KeeperError (EBUSY) while a service owns it, Refusal when it lives on."""
+    for last in (False, True):
+        try:
+            keeper = Keeper(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return last
+        try:
+            there = keeper.greet(lib.KEEPER_HELLO_RELEASE)
+            if there is None:
+                # Of this version but for the hello, or about to end: it says so by ending.
+                keeper.close()
+                keeper = Keeper(path)
+                keeper.release()
+            elif there.result < 0:
+                raise KeeperError(-there.result, os.strerror(-there.result))
+            if keeper.has_ended(_ENDING):
+                return True
+            raise Refusal("io-error", f"the keeper at {path} has not ended: nothing is certain")
+        except (KeeperGone, FileNotFoundError, ConnectionRefusedError):
+            time.sleep(_PAUSE)
+        finally:
+            keeper.close()
+    raise Refusal(
+        "io-error",
+        f"the keeper at {path} does not understand: it is of another version of sealsvc, and"
+        " nothing was released. Use the `sealsvc release --all` of that version, or kill the"
+        " process, which lets everything go",
+    )
 
 
 def _program() -> str:

@@ -95,11 +95,14 @@ def _take_over(
 ) -> dict[str, dict[int, Hold]]:
     known = {name for record in records for name in record.enforcers}
     if missing := known - {enforcer.name for enforcer in enforcers.available}:
-        names = ", ".join(sorted(missing))
+        why = "; ".join(
+            f"{name}: {enforcers.reasons.get(name, 'enforcers.use does not name it')}"
+            for name in sorted(missing)
+        )
         raise Refusal(
             "enforcer-unavailable",
-            f"seals are kept by {names}, which enforcers.use does not name or the kernel does not"
-            " have: name it, or let them go with `sealsvc release --all`",
+            f"seals are kept by enforcers that cannot be used ({why}): put that right, or let the"
+            " seals go with `sealsvc release --all`",
             {"enforcers": sorted(missing)},
         )
     holds: dict[str, dict[int, Hold]] = {name: {} for name in known}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 from collections.abc import Iterator
@@ -128,6 +129,8 @@ class RingKeeper:
         self.keeper.ring(lib.KEEPER_RING_REPLAY)
 
     def list(self) -> RingTable:
+        if self.keeper.silent:
+            raise KeeperError(errno.EAGAIN, "the keeper does not answer")
         fds: list[int] = []
         self.keeper.ring(lib.KEEPER_RING_LIST, received=fds)
         try:

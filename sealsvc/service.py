@@ -102,6 +102,7 @@ T = TypeVar("T")
 
 # Requests that change something, but for grants, of which more is told; and what of them is not.
 _TOLD = (Keyed, Forgotten, Reclaim)
+_NEEDS_KEEPER = (Keyed, Attach, Redeem, Forgotten)
 _RECALLS = 500  # outcomes in one answer
 _CLOSED_WITHIN = 1.0  # seconds
 _UNTOLD = {"id", "v", "key", "wait"}
@@ -129,12 +130,16 @@ class Service:
         self.rate = RateLimit(policy.section.grants_per_second, policy.section.grants_burst)
         self.started = clock.now()
         self.connections: Callable[[], int] = lambda: 0
+        # Raises Refusal while the keeper does not answer: the event loop would wait for it.
+        self.require_keeper: Callable[[], None] = lambda: None
         self.rings: Rings | None = None
         self.measures, self.claims = MeasuresTaken(), Claims()
         self.desk: Desk | None = None
         self.simulate: Callable[[Simulate], Awaitable[dict[str, Any]]] | None = None
 
     async def handle(self, connection: Connection, request: AnyRequest, fds: Received) -> Reply:
+        if isinstance(request, _NEEDS_KEEPER):
+            self.require_keeper()
         if isinstance(request, Register):
             return await self._register(connection, request, fds)
         if isinstance(request, Grant):

@@ -87,6 +87,14 @@ static void ask_for_proof(struct seal_gate *gate, struct waiter *waiter, uint64_
 	deliver(gate, waiter);
 }
 
+/* A grant of another service (a container's, say), whose threads have this name. It may hold us at its
+ * own arming guard, as we would hold it at ours: two that wait for each other wait for ever. So it is
+ * refused, and its client tries again. Whoever else calls itself so gets no more than EBUSY. */
+static int is_kin(const struct seal_report *who)
+{
+	return who->uid == 0 && strcmp(who->comm, SEAL_SERVICE_COMM) == 0;
+}
+
 /* Judge a held operation anew. Returns 1 when it has ended and is gone. */
 static int settle(struct seal_gate *gate, struct file *file, struct waiter *waiter)
 {
@@ -110,6 +118,10 @@ static int settle(struct seal_gate *gate, struct file *file, struct waiter *wait
 		ask_for_proof(gate, waiter, verdict.unproven);
 	else if (verdict.policy != SEAL_POLICY_ARMING)
 		announce(gate, waiter);
+	else if (is_kin(&waiter->report)) {
+		gate_finish(gate, waiter, EBUSY);
+		return 1;
+	}
 	return 0;
 }
 

@@ -60,8 +60,8 @@ struct keeper {
 	int owner; /* connection, or -1 */
 	int leaving;
 };
-/* Serve connections of the listening socket until told to end. 0 or -errno. */
-int keeper_serve(struct keeper *keeper, int listener);
+/* Serve connections of the listening sockets (-1: none) until told to end. 0 or -errno. */
+int keeper_serve(struct keeper *keeper, const int listener[2]);
 
 /* requests.c: reply->count descriptors are stored in fds and stay the keeper's, but for that of
  * KEEPER_SNAPSHOT and KEEPER_RING. Takes fd (-1: none) over. `names` is filled by KEEPER_KEPT alone. */
@@ -69,6 +69,8 @@ int keeper_serve(struct keeper *keeper, int listener);
 int64_t keeper_ask_rings(struct keeper *keeper, const struct keeper_request *request, int fd,
 			 struct keeper_reply *reply, int *fds);
 
+void keeper_greet(struct keeper *keeper, int connection, const struct keeper_hello *hello,
+		  struct keeper_greeting *greeting);
 void keeper_answer(struct keeper *keeper, int connection, const struct keeper_request *request,
 		   int fd, struct keeper_reply *reply, int *fds, struct keeper_names *names);
 

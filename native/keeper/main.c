@@ -1,8 +1,9 @@
-/* sealsvc-keeper SOCKET: listen there, go into the background, and keep. Ends by itself when its owner
+/* sealsvc-keeper SOCKET [NAME]: listen there, and at the abstract NAME, go into the background, and keep. Ends by itself when its owner
  * says so, or by KEEPER_RELEASE; SIGTERM does not end it, since that would let every seal go. */
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
@@ -40,6 +41,32 @@ static int listen_on(const char *path)
 	if (bind(fd, (struct sockaddr *)&address, sizeof(address)) < 0 || listen(fd, 16) < 0)
 		return -errno;
 	return fd;
+}
+
+/* -EADDRINUSE: another keeper of ours lives, at whatever path; -1: the name is taken by a user that is
+ * none of ours, who can keep us from being found but not from keeping. */
+static int listen_by_name(const char *name)
+{
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	socklen_t length = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + strlen(name));
+	struct ucred peer;
+	socklen_t size = sizeof(peer);
+	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+
+	if (fd < 0)
+		return -errno;
+	if (strlen(name) + 1 > sizeof(address.sun_path))
+		return -ENAMETOOLONG;
+	memcpy(address.sun_path + 1, name, strlen(name));
+	if (bind(fd, (struct sockaddr *)&address, length) == 0)
+		return listen(fd, 16) < 0 ? -errno : fd;
+	if (errno != EADDRINUSE)
+		return -errno;
+	if (connect(fd, (struct sockaddr *)&address, length) == 0 &&
+	    getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) == 0 && peer.uid == geteuid())
+		return -EADDRINUSE;
+	close(fd);
+	return -1;
 }
 
 static void write_file(const char *path, const char *text)
@@ -104,10 +131,10 @@ int main(int argc, char **argv)
 	const struct seal_gate_outlet outlet = {outbox_deliver, outbox_postpone, outbox_flush,
 						&keeper.outbox};
 	struct rlimit files;
-	int listener, result;
+	int listener[2] = {-1, -1}, result;
 
-	if (argc != 2) {
-		fprintf(stderr, "usage: sealsvc-keeper SOCKET\n");
+	if (argc != 2 && argc != 3) {
+		fprintf(stderr, "usage: sealsvc-keeper SOCKET [NAME]\n");
 		return 2;
 	}
 	signal(SIGTERM, SIG_IGN);
@@ -118,9 +145,14 @@ int main(int argc, char **argv)
 		files.rlim_cur = files.rlim_max;
 		setrlimit(RLIMIT_NOFILE, &files);
 	}
-	listener = listen_on(argv[1]);
-	if (listener < 0)
-		return complain(argv[1], -listener);
+	/* The name first: whoever has it may take a dead keeper's path away. */
+	if (argc == 3)
+		listener[1] = listen_by_name(argv[2]);
+	if (listener[1] < -1)
+		return complain(argv[2], -listener[1]);
+	listener[0] = listen_on(argv[1]);
+	if (listener[0] < 0)
+		return complain(argv[1], -listener[0]);
 	result = go_into_background();
 	if (result)
 		return result < 0 ? complain("cannot go into the background", -result) : 0;
@@ -135,6 +167,10 @@ int main(int argc, char **argv)
 	result = start_rings(&keeper);
 	if (result)
 		return complain("cannot serve rings", -result);
+	/* Once more, so that whoever connects is told this process's pid (unix_listen, SO_PEERCRED). */
+	for (int i = 0; i < 2; i++)
+		if (listener[i] >= 0)
+			listen(listener[i], 16);
 	keeper_serve(&keeper, listener);
 	/* The gate asks the rings, whose lock is the gate's. */
 	if (keeper.gate)
@@ -145,6 +181,8 @@ int main(int argc, char **argv)
 	store_clear(&keeper.store);
 	/* Its name goes last: whoever sees that it is gone may rely on everything else being so. */
 	unlink(argv[1]);
-	close(listener);
+	close(listener[0]);
+	if (listener[1] >= 0)
+		close(listener[1]);
 	return 0;
 }

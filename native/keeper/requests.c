@@ -148,6 +148,26 @@ static int64_t leave(struct keeper *keeper, const char *name)
 	return 1;
 }
 
+static int64_t release(struct keeper *keeper, int connection)
+{
+	if (keeper->owner >= 0 && keeper->owner != connection)
+		return -EBUSY;
+	keeper->leaving = 1;
+	return 0;
+}
+
+void keeper_greet(struct keeper *keeper, int connection, const struct keeper_hello *hello,
+		  struct keeper_greeting *greeting)
+{
+	*greeting = (struct keeper_greeting){-EOPNOTSUPP, KEEPER_VERSION, (uint32_t)getpid()};
+	if (hello->op == KEEPER_HELLO_ASK)
+		greeting->result = 0;
+	else if (hello->op == KEEPER_HELLO_RELEASE)
+		greeting->result = release(keeper, connection);
+	else if (hello->op == KEEPER_HELLO_LEAVE)
+		greeting->result = keeper->owner >= 0 ? -EBUSY : leave(keeper, "journal");
+}
+
 void keeper_answer(struct keeper *keeper, int connection, const struct keeper_request *request,
 		   int fd, struct keeper_reply *reply, int *fds, struct keeper_names *names)
 {
@@ -155,8 +175,7 @@ void keeper_answer(struct keeper *keeper, int connection, const struct keeper_re
 
 	memset(reply, 0, sizeof(*reply));
 	if (request->op == KEEPER_RELEASE) {
-		*result = keeper->owner >= 0 && keeper->owner != connection ? -EBUSY : 0;
-		keeper->leaving = *result == 0;
+		*result = release(keeper, connection);
 	} else if (request->op == KEEPER_OWN) {
 		*result = own(keeper, connection, request->argument, fd);
 	} else if (connection != keeper->owner) {

@@ -93,6 +93,17 @@ static void hang_up(struct keeper *keeper, int connection)
 	close(connection);
 }
 
+static void greet(struct keeper *keeper, int connection, const struct keeper_request *request)
+{
+	struct keeper_greeting greeting;
+	struct keeper_hello hello;
+
+	memcpy(&hello, request, sizeof(hello));
+	keeper_greet(keeper, connection, &hello, &greeting);
+	if (send(connection, &greeting, sizeof(greeting), MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
+		hang_up(keeper, connection);
+}
+
 static void serve_one(struct keeper *keeper, int connection)
 {
 	static struct keeper_names names;
@@ -103,6 +114,10 @@ static void serve_one(struct keeper *keeper, int connection)
 
 	if (n < 0 && (errno == EAGAIN || errno == EINTR))
 		return;
+	if (n == (ssize_t)sizeof(struct keeper_hello) && fd < 0) {
+		greet(keeper, connection, &request);
+		return;
+	}
 	if (n != (ssize_t)sizeof(request)) {
 		if (fd >= 0)
 			close(fd);
@@ -121,13 +136,18 @@ static void serve_one(struct keeper *keeper, int connection)
 		hang_up(keeper, connection);
 }
 
-int keeper_serve(struct keeper *keeper, int listener)
+int keeper_serve(struct keeper *keeper, const int listener[2])
 {
-	struct epoll_event event = {.events = EPOLLIN, .data.fd = listener};
+	struct epoll_event event = {.events = EPOLLIN};
 	int epoll = epoll_create1(EPOLL_CLOEXEC);
 
-	if (epoll < 0 || epoll_ctl(epoll, EPOLL_CTL_ADD, listener, &event) < 0)
+	if (epoll < 0)
 		return -errno;
+	for (int i = 0; i < 2; i++) {
+		event.data.fd = listener[i];
+		if (listener[i] >= 0 && epoll_ctl(epoll, EPOLL_CTL_ADD, listener[i], &event) < 0)
+			return -errno;
+	}
 	while (!keeper->leaving) {
 		/* Reports that did not fit into the socket are tried again soon. */
 		int waiting = __atomic_load_n(&keeper->outbox.count, __ATOMIC_RELAXED) != 0;
@@ -136,8 +156,8 @@ int keeper_serve(struct keeper *keeper, int listener)
 			outbox_flush(&keeper->outbox);
 			continue;
 		}
-		if (event.data.fd == listener)
-			accept_one(epoll, listener);
+		if (event.data.fd == listener[0] || event.data.fd == listener[1])
+			accept_one(epoll, event.data.fd);
 		else
 			serve_one(keeper, event.data.fd);
 	}

@@ -112,6 +112,8 @@ def _serve(
     if os.geteuid() != 0 and not sim:
         raise Refusal("denied", "sealing files of the real system needs root: or try --sim")
     overrides = (lambda found: simulated(override(found))) if sim else override
+    # Inherited by every thread: the gates of other services know us by it (native/gate/waiters.c).
+    Path("/proc/self/comm").write_text("sealsvc")
     try:
         daemon = (sim_daemon if sim else kernel_daemon)(chosen)
         daemon.policy_file.source, daemon.policy_file.overrides = file, overrides

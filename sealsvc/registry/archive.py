@@ -24,13 +24,13 @@ import shutil
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from mmap_ninja.ragged import RaggedMmap
 
 from sealsvc.extents import ExtentMap
+from sealsvc.registry.place import Place
 
 log = logging.getLogger(__name__)
 
@@ -42,12 +42,6 @@ _MAPS_PER_SEGMENT = 4096
 _BYTES_PER_SEGMENT = 64 << 20
 
 _ROOM = 1 << 20  # bytes that must be free for a new segment
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    segment: int
-    index: int
 
 
 class Archive:

@@ -14,8 +14,8 @@ from sealsvc import states
 from sealsvc.extents import ExtentMap
 from sealsvc.messages import Drift, SealInfo
 from sealsvc.model import Operation, State
-from sealsvc.registry.archive import Place
 from sealsvc.registry.chain import canonical, text
+from sealsvc.registry.place import Place
 
 _OVER = {str(state) for state in State if state not in states.LIVE}
 

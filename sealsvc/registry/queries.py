@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -31,7 +31,10 @@ from sealsvc.records import (
     Verification,
 )
 from sealsvc.registry import chain, differences, schema
-from sealsvc.registry.archive import Archive, Place
+from sealsvc.registry.place import Place
+
+if TYPE_CHECKING:  # it takes mmap_ninja, which the service does without
+    from sealsvc.registry.archive import Archive
 
 _TIME_LIMIT = 10.0  # seconds a query may take
 _STEPS = 100_000  # of SQLite's machine between two looks at the clock

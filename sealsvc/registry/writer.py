@@ -19,9 +19,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from sealsvc.registry import chain, schema
-from sealsvc.registry.archive import Archive, Place
+from sealsvc.registry.archive import Archive
 from sealsvc.registry.entries import Entry, Presence, Rows, audited
 from sealsvc.registry.health import Health
+from sealsvc.registry.place import Place
 from sealsvc.registry.retention import Retention
 
 log = logging.getLogger(__name__)

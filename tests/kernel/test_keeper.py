@@ -8,8 +8,11 @@ import re
 import resource
 import signal
 import socket
+import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -18,6 +21,8 @@ import pytest
 from sealsvc import keeper as keepers
 from sealsvc.errors import Refusal
 from sealsvc.keeper import Keeper, KeeperError
+from sealsvc.keeper_watch import KeeperWatch
+from sealsvc.native import ffi, lib
 from sealsvc.ring_keeper import RingKeeper
 from tests.service.conftest import until
 
@@ -212,3 +217,162 @@ def test_descriptors_that_cannot_be_received_are_told_of(keeper: Keeper, spare: 
     assert sorted(found) == ["kept-0", "kept-1", "kept-2"]
     for fd in found.values():
         os.close(fd)
+
+
+# Kin find each other
+
+
+def keepers_of(path: str) -> list[int]:
+    found = psutil.process_iter(["pid", "cmdline"])
+    return [p.info["pid"] for p in found if path in (p.info["cmdline"] or [])]
+
+
+def test_it_is_found_again_although_its_socket_was_unlinked(path: str, keeper: Keeper) -> None:
+    before = keepers_of(path)
+    with open(__file__, "rb") as file:
+        keeper.keep("one", file.fileno())
+    keeper.close()
+    os.unlink(path)
+    with closing(keepers.own(path)) as again:
+        kept = again.kept()
+        os.close(kept.pop("one"))
+        assert not kept
+        assert keepers_of(path) == before
+        done = subprocess.run(
+            [keepers._program(), path, keepers._name(path)], capture_output=True, check=False
+        )
+        assert done.returncode == 1
+        assert b"in use" in done.stderr
+    assert keepers.release_all(path)
+    until(lambda: not keepers_of(path))
+
+
+SQUAT = """
+import os, socket, sys
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+taken = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+taken.bind("\\0" + sys.argv[1])
+taken.listen(9)
+print("taken", flush=True)
+input()
+"""
+
+
+def test_a_user_that_takes_its_name_keeps_it_from_nothing(path: str) -> None:
+    name = keepers._name(path)
+    squatter = subprocess.Popen(
+        [sys.executable, "-c", SQUAT, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert squatter.stdout is not None
+        assert squatter.stdout.readline() == b"taken\n"
+        with closing(keepers.own(path)) as made:
+            there = made.greet()
+            assert there is not None
+            assert [there.pid] == keepers_of(path)
+    finally:
+        squatter.communicate(b"\n")
+
+
+# Versions
+
+
+@contextmanager
+def answering(path: str, answer: Callable[[int], tuple[int, int] | None]) -> Iterator[None]:
+    """Something that listens as a keeper: for an operation of a hello it gives result and version,
+    or hangs up. It ends when it gives the result 1."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(path)
+    listener.listen(9)
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                with connection:
+                    while asked := connection.recv(65536):
+                        if len(asked) != ffi.sizeof("struct keeper_hello"):
+                            break
+                        told = answer(int.from_bytes(asked[:4], sys.byteorder))
+                        if told is None:
+                            break
+                        greeting = {"result": told[0], "version": told[1], "pid": 4711}
+                        made = ffi.new("struct keeper_greeting *", greeting)
+                        if told[0] == 1:
+                            listener.close()
+                            os.unlink(path)
+                        connection.send(ffi.buffer(made))
+                        if told[0] == 1:
+                            return
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join()
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+
+
+def test_one_of_another_version_that_keeps_seals_is_told_of(path: str) -> None:
+    with answering(path, lambda op: (0, 99)), pytest.raises(Refusal) as refused:
+        keepers.own(path)
+    assert "process 4711 of version 99" in refused.value.message
+    assert "release --all" in refused.value.message
+
+
+def test_one_of_another_version_that_keeps_nothing_is_replaced(path: str) -> None:
+    with (
+        answering(path, lambda op: (int(op == lib.KEEPER_HELLO_LEAVE), 99)),
+        closing(keepers.own(path)) as made,
+    ):
+        there = made.greet()
+        assert there is not None
+        assert there.version == lib.KEEPER_VERSION
+
+
+def test_what_does_not_understand_was_not_released(path: str) -> None:
+    with answering(path, lambda _: None), pytest.raises(Refusal, match="nothing was released"):
+        keepers.release_all(path)
+    with answering(path, lambda _: None), pytest.raises(Refusal, match="of a version before 5"):
+        keepers.own(path)
+
+
+def test_release_says_whether_there_was_one(path: str) -> None:
+    assert not keepers.release_all(path)
+    keepers.own(path).close()
+    with closing(keepers.own(path)), pytest.raises(KeeperError):
+        keepers.release_all(path)
+    assert keepers.release_all(path)
+    assert not keepers_of(path)
+
+
+# One that does not answer
+
+
+def test_one_that_is_stopped_is_noticed(
+    path: str, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sealsvc.keeper_watch._PAUSE", 0.05)
+    monkeypatch.setattr("sealsvc.keeper_watch._PATIENCE", 0.3)
+    told: list[str] = []
+    watch = KeeperWatch(path, told.append)
+    watch.start()
+    (pid,) = keepers_of(path)
+    watch.refuse()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        until(lambda: bool(told), 10)
+        assert f"process {pid}" in told[0]
+        with pytest.raises(Refusal, match="try-later"):
+            watch.refuse()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    until(lambda: told[1:] == [""], 10)
+    watch.refuse()
+    watch.stop()
+    assert keeper.greet() is not None

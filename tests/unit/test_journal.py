@@ -174,3 +174,24 @@ def test_marks_of_services_before_this_one() -> None:
     assert old.known_by == Mark(byte=TOKEN_BASE + 7)
     assert msgspec.structs.replace(old, mark=9).known_by == Mark(byte=TOKEN_BASE + 9)
     assert msgspec.structs.replace(old, marked=False).known_by == Mark()
+
+
+def test_journals_of_the_versions_before_and_after_are_read(kept: Kept) -> None:
+    """What a version adds it adds at the end of a record: the next does without what an older one
+    did not write, and an older one reads over what it does not know."""
+    book = Journal(kept)
+    book.granted(seal(7))
+    start = 64
+    (size,) = struct.unpack("=I", os.pread(kept.fd, 4, start))
+    record = msgspec.msgpack.decode(os.pread(kept.fd, size, start + 4))
+    assert record[0] == "granted"
+    for number, other in ((8, [*record[:-3]]), (9, [*record, "of the future", 5])):
+        other[1], other[15] = number, ["progress", number, *other[15][2:]]
+        framed = struct.pack("=I", len(body := msgspec.msgpack.encode(other))) + body
+        (tail,) = struct.unpack("=Q", os.pread(kept.fd, 8, 8))
+        os.pwrite(kept.fd, framed, tail)
+        os.pwrite(kept.fd, struct.pack("=Q", tail + len(framed)), 8)
+    found = kept.read()
+    assert set(found) == {7, 8, 9}
+    assert (found[8].asker_uid, found[8].digest) == (-1, b"")
+    book.close()

@@ -17,7 +17,8 @@ from mmap_ninja.ragged import RaggedMmap
 from registry_support import fill, map_of
 
 from sealsvc.extents import ExtentMap
-from sealsvc.registry.archive import Archive, Place
+from sealsvc.registry.archive import Archive
+from sealsvc.registry.place import Place
 
 
 def name(number: int) -> str:

@@ -16,6 +16,8 @@
 
 #include "sealsvc/verdict.h"
 
+#define SEAL_SERVICE_COMM "sealsvc" /* what every thread of a service is called (PR_SET_NAME) */
+
 struct seal_gate;
 
 enum seal_report_kind {

@@ -6,6 +6,10 @@
  *
  * A message is one SOCK_SEQPACKET datagram: a request with at most one descriptor, answered in order
  * by a reply with at most KEEPER_BATCH. Only its own user may connect.
+ *
+ * It listens at a path, and at an abstract name of that path (unix(7)), which goes with the process and
+ * with nothing else: while it lives there is no other keeper of the path, and a service finds it although
+ * the path was unlinked.
  */
 #ifndef SEALSVC_KEEPER_H
 #define SEALSVC_KEEPER_H
@@ -74,6 +78,21 @@ struct keeper_ring_request {
 		struct seal_terms terms;
 		struct seal_ring_event event;
 	};
+};
+
+/* Keepers of every version from 5 on understand this, from anybody who may connect. It is told from a
+ * request by its size, and neither changes ever: so kin of different versions can say why they part. */
+enum keeper_hello_op {
+	KEEPER_HELLO_ASK = 0x4c454853, /* "SHEL" */
+	KEEPER_HELLO_LEAVE,	       /* as KEEPER_LEAVE, of "journal"; -EBUSY: it has an owner */
+	KEEPER_HELLO_RELEASE,	       /* as KEEPER_RELEASE */
+};
+struct keeper_hello {
+	uint32_t op, version;
+};
+struct keeper_greeting {
+	int64_t result;
+	uint32_t version, pid;
 };
 
 struct keeper_request {
