@@ -21,6 +21,7 @@ from sealsvc.adoption import Adoption
 from sealsvc.alarms import AlarmList
 from sealsvc.audit import audit
 from sealsvc.badblocks import BadBlocks
+from sealsvc.canary import Canary
 from sealsvc.config import Config, PolicySection
 from sealsvc.control import ControlServer
 from sealsvc.desk import Desk
@@ -156,6 +157,7 @@ class Daemon:
         self.keeper_watch = KeeperWatch(keeper.path, self._keeper_silent) if keeper else None
         if self.keeper_watch:
             self.service.require_keeper = self.keeper_watch.refuse
+        self.canary = Canary(self.enforcers, self.events, self.workers, self._audit_all)
         self._stop = asyncio.Event()
         self._failure: Refusal | None = None
         self._lapses: dict[str, int] = {}
@@ -186,6 +188,7 @@ class Daemon:
             stack.callback(self.server.stop)
             self.tasks.spawn("loop watch", self._loop_watch.run())
             self.tasks.spawn("housekeeping", self._housekeeping())
+            self.tasks.spawn("canary", self.canary.run())
             self.tasks.spawn("bad blocks", self._look_for_bad_blocks())
             if self.config.service.audit_interval:
                 self.tasks.spawn("audit", self._audit())
@@ -366,7 +369,10 @@ class Daemon:
     async def _audit(self) -> None:
         while True:
             await asyncio.sleep(self.config.service.audit_interval)
-            await audit(self.grants, self.recaller, self.table)
+            await self._audit_all()
+
+    async def _audit_all(self) -> None:
+        await audit(self.grants, self.recaller, self.table)
 
 
 def kernel_daemon(config: Config) -> Daemon:

@@ -150,6 +150,11 @@ class Enforcer(Protocol):
         """Report what is held once more, now that its seals are known."""
         ...
 
+    def verify(self) -> str:
+        """Try whether it still enforces. Why it does not; empty when it does. Called about every
+        second, in a thread."""
+        ...
+
     def lapses(self) -> int:
         """How often it may have let something through unjudged. It should stay 0."""
         ...
@@ -290,6 +295,12 @@ class EnforcerSet:
     def __init__(self, enforcers: list[Enforcer]) -> None:
         self.enforcers = enforcers
         self.reasons = {enforcer.name: enforcer.probe() for enforcer in enforcers}
+
+    def judge(self, enforcer: Enforcer, reason: str) -> bool:
+        """What its verify() said. True when that is news."""
+        news = self.reasons[enforcer.name] != reason
+        self.reasons[enforcer.name] = reason
+        return news
 
     @property
     def available(self) -> list[Enforcer]:

@@ -41,6 +41,8 @@ _PIDNS = 0xEFFFFFFC  # PROC_PID_INIT_INO, the inode of the initial pid namespace
 # Two programs for one hook, whose parameters changed; they count as one.
 _SETATTRS = frozenset({"setattr_by_idmap", "setattr_by_dentry"})
 _ALWAYS = frozenset({"file_permission", "setattr"})
+_RUN = frozenset({"mapped"})  # not attached
+SWITCH = Path("/proc/sys/kernel/ftrace_enabled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,9 +334,23 @@ class BpfEnforcer:
     def forget(self, filesystem: Filesystem | None = None) -> None:
         """Nothing is kept."""
 
+    def verify(self) -> str:
+        """The kernel calls all programs, LSM programs too, by ftrace, and ceases to without a word
+        when kernel.ftrace_enabled is 0. Pins that are gone would end every refusal with us."""
+        if self._bpf is None:
+            return ""
+        if SWITCH.exists() and SWITCH.read_text().strip() != "1":
+            return "the sysctl kernel.ftrace_enabled is off: the kernel runs no BPF programs"
+        attached = {p.name for p in self._programs() if p.state == lib.SEAL_BPF_ON} - _RUN
+        if gone := sorted(n for n in attached if not (self.directory / "links" / n).exists()):
+            return f"pins below {self.directory}/links are gone: {', '.join(gone)}"
+        return ""
+
     # Seals
 
     def hold(self, target: Target, guard: Guard) -> _Hold:
+        if reason := self.verify():
+            raise Refusal("enforcer-unavailable", f"bpf: {reason}")
         key = ffi.new("struct seal_bpf_file *")
         _check(lib.seal_bpf_identify(target.fd, key), "fstat")
         hold = _Hold(self, key, target.file, target.filesystem, guard)

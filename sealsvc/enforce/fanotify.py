@@ -433,6 +433,11 @@ class FanotifyEnforcer:
 
     # Idle files
 
+    def verify(self) -> str:
+        """The gate answers in the keeper, or nobody does; a mark is taken away by nobody else."""
+        error = self.keeper.gate_error()
+        return f"the gate is gone: {os.strerror(error)}" if error else ""
+
     def lapses(self) -> int:
         return 0
 

@@ -125,6 +125,10 @@ class PinEnforcer:
     def arm(self, filesystem: Filesystem, fd: int) -> None:
         """Nothing to do: pins hold whoever comes, by whatever way."""
 
+    def verify(self) -> str:
+        """Nothing to try: the file systems' own locks hold pins, and no switch turns them off."""
+        return ""
+
     def lapses(self) -> int:
         return 0
 

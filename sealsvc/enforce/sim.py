@@ -123,6 +123,10 @@ class SimEnforcer:
     def replay(self) -> None:
         """Nothing is held."""
 
+    def verify(self) -> str:
+        """Nothing turns a simulation off."""
+        return ""
+
     def lapses(self) -> int:
         return 0
 
