@@ -1,4 +1,4 @@
-"""libseal in programs that are not as it expects: without a client, in another locale, and so on."""
+"""libseal in programs that it does not expect: without a client, in another locale, at a limit."""
 
 from __future__ import annotations
 
