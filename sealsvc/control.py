@@ -1,8 +1,8 @@
 """The control socket: SOCK_SEQPACKET, one JSON message a datagram, descriptors beside it.
 
 What a connection sends is bounded and typed before anything looks at it. In one turn of the event
-loop a user (uid), however many connections it has, is read `_MESSAGES` messages; a connection that
-does not read its answers is not read from, and one that does not read what is pushed is ended.
+loop a user (uid), however many connections it has, is read TURN_MESSAGES messages; a connection
+that does not read its answers is not read from, and one that does not read what is pushed is ended.
 Each request runs in a task of its own. The descriptors of a message belong to a Received from the
 moment they are read, and are closed in threads of their user: nothing here closes one, nor a socket
 whose queue may still hold some (unix_destruct_scm drops their last reference).
@@ -53,8 +53,8 @@ log = logging.getLogger(__name__)
 MAX_IN_FLIGHT = 64  # requests of one connection
 MAX_QUEUED = 2048  # messages one connection has not read
 _EVENTS_QUEUED = 32  # messages above which no event is added
-_UNREAD = 64  # messages from which on a connection is not read from
-_MESSAGES = 16  # of one user in one turn of the loop
+MAX_UNREAD = 64  # messages from which on a connection is not read from
+TURN_MESSAGES = 16  # of one user in one turn of the loop
 _ACCEPTED = 64  # connections in one turn
 _RESERVED = 64  # connections that only operators may have
 _ACCEPT_PAUSE = 0.1  # seconds, when there is no descriptor left
@@ -95,6 +95,14 @@ class Connection:
     def readable(self) -> None:
         while self.open and self._is_read and self.server.turn.take(self.peer.uid):
             try:
+                # A message is not looked at before its descriptors are received: who has too many
+                # open already is heard no more.
+                self.server.users.refuse_more_descriptors(self.user)
+            except Refusal as refusal:
+                self.send(_failure(None, refusal))
+                self.close()
+                return
+            try:
                 size, ancillary, flags, _ = self.sock.recvmsg_into(
                     [_ROOM], _RIGHTS, socket.MSG_CMSG_CLOEXEC
                 )
@@ -119,7 +127,6 @@ class Connection:
                 )
             if request.id in self._requests:
                 raise Refusal("bad-request", f"request id {request.id} is in flight already")
-            self.server.users.take(self.user, "descriptors", 0)
             self.server.users.take(self.user, "requests")
         except Refusal as refusal:
             received.close()
@@ -260,7 +267,7 @@ class Connection:
 
     def _read_or_wait(self) -> None:
         """Whoever does not read what it asked for does not ask for more."""
-        if not self.open or self._is_read == (len(self._out) < _UNREAD):
+        if not self.open or self._is_read == (len(self._out) < MAX_UNREAD):
             return
         self._is_read = not self._is_read
         loop = asyncio.get_running_loop()
@@ -319,11 +326,11 @@ class ControlServer:
         """`may_watch` is true of operators."""
         self.path, self.mode, self.handler = Path(path), mode, handler
         self.events, self.tasks, self.may_watch, self.users = events, tasks, may_watch, users
-        self.turn = Turn(_MESSAGES)
+        self.turn = Turn(TURN_MESSAGES)
         self.connections: set[Connection] = set()
         self._count = 0  # connections whose sockets are not closed yet
         self._most = min(
-            users.section.connections, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
+            users.section.connections, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
         )
         self._sock: socket.socket | None = None
         self._passed = False
@@ -355,27 +362,30 @@ class ControlServer:
 
     def _acceptable(self) -> None:
         assert self._sock is not None
+        turned_away: dict[int, list[socket.socket]] = {}
         for _ in range(_ACCEPTED):
             try:
                 sock, _ = self._sock.accept()
             except (BlockingIOError, InterruptedError):
-                return
+                break
             except OSError as error:
                 self._cannot_accept(error)
-                return
+                break
             sock.setblocking(False)
-            self._accepted(sock)
+            peer = processes.peer_of(sock)
+            user = self.users.of(peer.uid)
+            try:
+                self._admit(peer, user)
+            except Refusal as refusal:
+                with suppress(OSError):
+                    sock.send(wire.encoded(_failure(None, refusal)))
+                turned_away.setdefault(peer.uid, []).append(sock)
+            else:
+                self._accepted(sock, peer, user)
+        for uid, socks in turned_away.items():
+            closing.call_later(("sockets", uid), _close_sockets, socks)
 
-    def _accepted(self, sock: socket.socket) -> None:
-        peer = processes.peer_of(sock)
-        user = self.users.of(peer.uid)
-        try:
-            self._admit(peer, user)
-        except Refusal as refusal:
-            with suppress(OSError):
-                sock.send(wire.encoded(_failure(None, refusal)))
-            closing.call_later(("user", peer.uid), sock.close)
-            return
+    def _accepted(self, sock: socket.socket, peer: Peer, user: User) -> None:
         self._count += 1
         try:
             connection = Connection(sock, self, peer, user)
@@ -424,7 +434,8 @@ class ControlServer:
             with suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(counted)
 
-        closing.call_later(("user", user.uid), sock.close).add_done_callback(closed)
+        # Apart from descriptors: what they wait for is more often in a user's hands.
+        closing.call_later(("sockets", user.uid), sock.close).add_done_callback(closed)
 
     def stop(self) -> None:
         for connection in tuple(self.connections):
@@ -437,6 +448,12 @@ class ControlServer:
                 return  # whoever passed it goes on listening
             with suppress(FileNotFoundError):
                 self.path.unlink()
+
+
+def _close_sockets(socks: list[socket.socket]) -> None:
+    """In a thread."""
+    for sock in socks:
+        sock.close()
 
 
 def _descriptors(ancillary: list[Any]) -> list[int]:

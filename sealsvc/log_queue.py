@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 
-_ROOM = 1 << 20  # bytes that wait
+ROOM = 1 << 20  # bytes that wait
 _LONGEST = 32 << 10  # characters of one text; a traceback may be of any length
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class QueueHandler(logging.Handler):
         except Exception:  # as logging itself does: a record that cannot be written ends nothing
             data = b""
         with self._changed:
-            if not data or self._size + len(data) > _ROOM:
+            if not data or self._size + len(data) > ROOM:
                 self.dropped += 1
                 self._missing += 1
                 return

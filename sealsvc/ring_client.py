@@ -56,6 +56,10 @@ def _check(result: int, call: str, why: str = "") -> int:
     return result
 
 
+def _failure(handle: Any) -> str:
+    return str(ffi.string(lib.seal_failure(handle)).decode(errors="replace"))
+
+
 class Seal:
     """A seal on a part of a registered file. Leaving its context returns it."""
 
@@ -162,7 +166,8 @@ class RingClient:
             },
         )
         out = ffi.new("struct seal_client **")
-        _check(lib.seal_open(out, options), "seal_open")
+        result = lib.seal_open(out, options)
+        _check(result, "seal_open", _failure(ffi.NULL) if result < 0 else "")
         self._handle: Any = out[0]
 
     @property
@@ -213,8 +218,7 @@ class RingClient:
         self._told(lib.seal_unregister(self.handle, file), "seal_unregister")
 
     def _told(self, result: int, call: str) -> int:
-        why = ffi.string(lib.seal_failure(self.handle)).decode(errors="replace")
-        return _check(result, call, why)
+        return _check(result, call, _failure(self.handle))
 
     def grant(self, file: int, offset: int, length: int, iomode: IoMode = IoMode.RW) -> Seal:
         handle = ffi.new("struct seal *")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -23,8 +24,9 @@ from sealsvc.workers import Workers
 
 T = TypeVar("T")
 
-_THREADS = 4  # for each user
-_PATIENCE = 5.0  # seconds for a look at what a user sent
+PART = 16  # of RLIMIT_NOFILE is the most that one user has of connections, and of descriptors
+THREADS = 4  # for each user
+PATIENCE = 5.0  # seconds for a look at what a user sent
 _ALARM_PAUSE = 60.0  # seconds between two alarms about the same user and limit
 _MOST_ALARMS = 64  # users that are told of in such a time
 
@@ -73,15 +75,18 @@ class Users:
     def __init__(
         self, section: LimitsSection, exempt: Callable[[int], bool], alarm: Callable[[str], None]
     ) -> None:
+        """What takes descriptors is bounded by RLIMIT_NOFILE as well: a connection has two, and a
+        few users at their limits must leave enough for seals and for others."""
         self.section, self._exempt = section, exempt
+        share = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // PART
         self._most = {
-            "connections": section.connections_per_user,
+            "connections": min(section.connections_per_user, share),
             "requests": section.requests_per_user,
-            "descriptors": section.descriptors_per_user,
+            "descriptors": min(section.descriptors_per_user, share),
         }
         self.overruns = Overruns(alarm)
         self._users: dict[int, User] = {}
-        self._workers = Workers(_THREADS)
+        self._workers = Workers(THREADS)
 
     def of(self, uid: int) -> User:
         return self._users.setdefault(uid, User(uid))
@@ -93,6 +98,11 @@ class Users:
             self.refuse(user, f"{what}_per_user", self._most[what])
         setattr(user, what, has + count)
         self._users[user.uid] = user
+
+    def refuse_more_descriptors(self, user: User) -> None:
+        """Raises limit-reached when not even one more may be received from the user."""
+        self.take(user, "descriptors", 1)
+        user.descriptors -= 1
 
     def refuse(self, user: User, limit: str, most: int) -> None:
         """Raises limit-reached."""
@@ -119,12 +129,12 @@ class Users:
         while it writes into memory of the sender's choice). Raises try-later after a while."""
         looking = self._workers.of(user.uid).submit(function, *arguments)
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(looking), _PATIENCE)
+            return await asyncio.wait_for(asyncio.wrap_future(looking), PATIENCE)
         except TimeoutError:
             raise Refusal(
                 "try-later",
-                f"what was sent could not be looked at within {_PATIENCE:g} s",
-                retry_after=_PATIENCE,
+                f"what was sent could not be looked at within {PATIENCE:g} s",
+                retry_after=PATIENCE,
             ) from None
 
     async def fetch(self, user: User, function: Callable[..., int], *arguments: object) -> int:
@@ -132,14 +142,14 @@ class Users:
         looking = self._workers.of(user.uid).submit(function, *arguments)
         waiting = asyncio.shield(wrapped := asyncio.wrap_future(looking))
         try:
-            return await asyncio.wait_for(waiting, _PATIENCE)
+            return await asyncio.wait_for(waiting, PATIENCE)
         except BaseException as error:
             wrapped.add_done_callback(partial(_close_late, user))
             if isinstance(error, TimeoutError):
                 raise Refusal(
                     "try-later",
-                    f"no descriptor could be had within {_PATIENCE:g} s",
-                    retry_after=_PATIENCE,
+                    f"no descriptor could be had within {PATIENCE:g} s",
+                    retry_after=PATIENCE,
                 ) from None
             raise
 

@@ -30,8 +30,9 @@ _SPECIAL = re.compile("[\udc80-\udcff\U0010ff80-\U0010ffff]+")
 # What such a character looks like: in UTF-8, and escaped in JSON.
 _MARKS = (b"\xf4\x8f\xbe", b"\xf4\x8f\xbf", b"\\udbff\\udf", b"\\uDBFF\\uDF", b"\\udbff\\uDF")
 _SUSPECT = re.compile(rb"\\u0000|[0-9]{19}|[0-9][eE]")
-# Fields of requests that are names of files, wherever they stand; other text stays as it is.
-_NAMES = frozenset({"path", "filesystem", "below"})
+# Fields that are names of files, wherever they stand. Other text (a message that has a name in it)
+# is made fit to be encoded, and stays so.
+_NAMES = frozenset({"path", "filesystem", "below", "mount", "source", "device", "roots"})
 
 
 def _spelled(found: re.Match[str]) -> str:
@@ -58,10 +59,10 @@ def outgoing(message: object) -> bytes:
     try:
         return messages.encode(message)
     except UnicodeEncodeError:
-        return messages.encode(_each(message, _from_client))
+        return messages.encode(_each(message, _encodable))
 
 
-def _from_client(value: Any) -> Any:
+def _encodable(value: Any) -> Any:
     return _SURROGATES.sub(_spelled, value) if isinstance(value, str) else value
 
 
@@ -77,7 +78,7 @@ def encoded(message: object, encode: Callable[[Any], bytes] = messages.encode) -
             return data
     except UnicodeEncodeError:
         pass
-    return encode(_each(message, _on_wire))
+    return encode(_each(message, _encodable, of_names=_on_wire))
 
 
 def request(data: bytes) -> AnyRequest:
@@ -92,7 +93,9 @@ def request(data: bytes) -> AnyRequest:
 
 def decoded(message: T, data: bytes) -> T:
     """What the service encoded before, with names as they are inside it."""
-    return _each(message, _named) if any(mark in data for mark in _MARKS) else message
+    if not any(mark in data for mark in _MARKS):
+        return message
+    return _each(message, lambda value: value, of_names=_named)
 
 
 def _each(value: T, change: Change, of_names: Change | None = None) -> T:

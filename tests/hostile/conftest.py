@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.scratch import PREFIX
 from tests.service.conftest import RISKS, MiB, Running
 
 
@@ -17,24 +19,24 @@ def root(xfs: Path) -> Path:
     return xfs
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    """Where unprivileged users reach the socket."""
-    for directory in (tmp_path, *tmp_path.parents[:3]):
-        if directory.stat().st_uid == os.getuid():
-            directory.chmod(directory.stat().st_mode | 0o055)
-    return tmp_path
+@pytest.fixture(scope="module")
+def place() -> Iterator[Path]:
+    """Where unprivileged users reach the socket: not below pytest's own directory, which is closed
+    again whenever another run of pytest begins."""
+    with tempfile.TemporaryDirectory(prefix=PREFIX) as directory:
+        Path(directory).chmod(0o755)
+        yield Path(directory)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def more() -> str:
-    """Further lines of the configuration; tests override it."""
+    """Further lines of the configuration; a module overrides it."""
     return ""
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def running(root: Path, place: Path, more: str) -> Iterator[Running]:
-    """A service of the test's own."""
+    """A service of the module's own."""
     made = Running(place, [root], RISKS + more)
     made.start()
     try:

@@ -37,6 +37,7 @@ class Server:
 
     def __init__(self, point: Path, silent: set[int]) -> None:
         self.file, self.silent, self.met = point / "f", silent, threading.Event()
+        self.only = 0  # the process that is not answered; 0: all
         self._point, self._owner = point, threading.get_native_id()
         self._fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
         options = f"fd={self._fd},rootmode=40000,user_id=0,group_id=0,allow_other"
@@ -46,6 +47,9 @@ class Server:
             raise OSError(number, os.strerror(number), "mount of a FUSE file system")
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
+
+    def _is_meant(self, thread: int) -> bool:
+        return not self.only or Path(f"/proc/{self.only}/task/{thread}").exists()
 
     def end(self) -> None:
         """Whoever waits for an answer gets ECONNABORTED or ENOTCONN."""
@@ -65,7 +69,7 @@ class Server:
         _, op, unique, node, _, _, asker, _ = _HEADER.unpack_from(request)
         if op in _UNANSWERED:
             return
-        if op in self.silent and asker != self._owner:
+        if op in self.silent and asker != self._owner and self._is_meant(asker):
             self.met.set()
             return
         body, error = self._body(op, node, request[_HEADER.size :])

@@ -19,7 +19,7 @@ from sealsvc.client import Client
 from sealsvc.messages import Status
 from tests.hostile import fuse
 from tests.hostile.users import answer, connected, process, sent
-from tests.service.conftest import Running, until
+from tests.service.conftest import RISKS, Running, until
 
 pytestmark = pytest.mark.kernel
 
@@ -106,25 +106,32 @@ def test_what_is_unread_in_a_socket_stops_nobody(running: Running, silent: fuse.
 
 
 def test_the_service_ends_and_the_next_begins_beside_a_stuck_thread(
-    running: Running, silent: fuse.Server, file: Path
+    root: Path, tmp_path: Path, silent: fuse.Server, file: Path
 ) -> None:
-    with Client(str(running.socket), timeout=20) as client:
-        reply = client.grant(path=str(file), kind="shared")
-    theirs = os.open(silent.file, os.O_RDWR)
-    with connected(str(running.socket)) as sock:
-        sent(sock, b"{", [theirs])
-        os.close(theirs)
-        assert silent.met.wait(PROMPT)
-    before = running.process
-    assert before is not None
-    before.terminate()
-    until(lambda: not running.socket.exists(), PROMPT, "the orderly end")
+    running = Running(tmp_path, [root], RISKS)
     running.start()
-    running.ready()
-    assert status_takes(running) < PROMPT
-    silent.end()  # the kernel can let go of the thread now
-    assert before.wait(20) == 0
-    os.close(reply.fds[0])
+    try:
+        running.ready()
+        with Client(str(running.socket), timeout=20) as client:
+            reply = client.grant(path=str(file), kind="shared")
+        theirs = os.open(silent.file, os.O_RDWR)
+        with connected(str(running.socket)) as sock:
+            sent(sock, b"{", [theirs])
+            os.close(theirs)
+            assert silent.met.wait(PROMPT)
+        before = running.process
+        assert before is not None
+        before.terminate()
+        until(lambda: not running.socket.exists(), 20, "the orderly end")
+        running.start()
+        running.ready()
+        assert status_takes(running) < PROMPT
+        silent.end()  # the kernel can let go of the thread now
+        assert before.wait(20) == 0
+        os.close(reply.fds[0])
+    finally:
+        silent.end()
+        running.end()
 
 
 def test_fdinfo_that_blocks_stops_nobody(running: Running, tmp_path: Path, file: Path) -> None:

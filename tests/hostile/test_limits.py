@@ -22,7 +22,7 @@ from tests.service.conftest import Running, until
 pytestmark = pytest.mark.kernel
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def more() -> str:
     return "max_reader_grace = 2.0\n[limits]\nconnections_per_user = 20\nrequests_per_user = 30\n"
 

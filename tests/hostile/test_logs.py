@@ -1,0 +1,59 @@
+"""Nobody reads the log: the service answers, keeps its deadlines, and ends."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sealsvc.client import Client
+from sealsvc.config import ServiceSection
+from sealsvc.messages import Return, Status
+from sealsvc.release import release
+from tests.service.conftest import RISKS, ROOT, Running, until
+
+pytestmark = pytest.mark.kernel
+
+
+def test_a_full_pipe_at_stderr(root: Path, place: Path, file: Path) -> None:
+    running = Running(place, [root], RISKS + "[fence]\nsignal_grace = 0.5\n")
+    ours, theirs = os.pipe()
+    os.set_blocking(theirs, False)
+    while True:
+        try:
+            os.write(theirs, b"x" * 4096)
+        except BlockingIOError:
+            break
+    os.set_blocking(theirs, True)
+    process = running.process = subprocess.Popen(
+        [sys.executable, "-m", "sealsvc.cli.service", "serve", "--config", running.config],
+        cwd=ROOT,
+        stderr=theirs,
+        env={k: v for k, v in os.environ.items() if k != "SEALSVC_SOCKET"},
+    )
+    os.close(theirs)
+    try:
+        running.ready()
+        with Client(str(running.socket), timeout=20) as client:
+            began = time.monotonic()
+            for _ in range(50):  # each alarm is a line of the log
+                client.call(Status)
+            reply = client.grant(path=str(file), kind="shared", grace=1.0)
+            intruder = subprocess.Popen(["truncate", "-s", "0", file], stderr=subprocess.DEVNULL)
+            until(lambda: intruder.poll() is not None, 15, "the deadline")
+            assert time.monotonic() - began < 20
+            os.close(reply.fds[0])
+            client.call(Return, seal=reply.seal.id)
+        process.terminate()
+        assert process.wait(30) == 0
+    finally:
+        os.close(ours)
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        release(ServiceSection(socket=str(running.socket)))
+        until(lambda: not (place / "keeper.sock").exists(), 20)

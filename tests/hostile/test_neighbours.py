@@ -1,0 +1,27 @@
+"""All attacks at once: nobody else notices much. `python -m tests.hostile` measures for longer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.hostile.neighbours import measured
+from tests.service.conftest import Running
+
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(240)]
+
+# On two processors, which the attackers keep busy, and beside other tests.
+PATIENCE = 5.0  # seconds
+
+
+def test_others_work_on(running: Running, root: Path, tmp_path: Path) -> None:
+    found = measured(running, root, tmp_path / "fuse", quiet=3, attack=12, rest=20)
+    print(found.table())
+    assert found.attacked.failures == []
+    assert found.attacked.times.keys() == found.quiet.times.keys()
+    for name, times in found.attacked.times.items():
+        assert len(times) >= 5, found.table()
+        assert found.attacked.worst(name) < PATIENCE, found.table()
+    assert found.descriptors[1] <= found.descriptors[0] + 8, found.table()
+    assert found.memory[1] < found.memory[0] + (128 << 20), found.table()
