@@ -12,7 +12,7 @@ from sealsvc.errors import Refusal
 from sealsvc.extents import ExtentMap
 from sealsvc.grants import Grants
 from sealsvc.messages import AuditReport, Drift
-from sealsvc.model import Operation
+from sealsvc.model import ByteRange, Operation
 from sealsvc.recall import Recaller
 from sealsvc.seals import Seal
 
@@ -218,5 +218,15 @@ def _difference(grants: Grants, seal: Seal) -> _Found | None:
     if pinned:
         return None
     recorded = seal.map
-    found = extents.first_difference(recorded, now, seal.effective)
-    return _Found(found, recorded, now) if found else None
+    for span in _promised_spans(seal, recorded):
+        if found := extents.first_difference(recorded, now, span):
+            return _Found(found, recorded, now)
+    return None
+
+
+def _promised_spans(seal: Seal, recorded: ExtentMap) -> list[ByteRange]:
+    """Where the map is promised. Of a registration these are the parts that can be sealed: a hole
+    in it may be filled by any write, and no seal is granted there before the map is read again."""
+    if seal.place is None or seal.place.slot >= 0:
+        return [seal.effective]
+    return extents.spans(extents.suitable(recorded, seal.effective))

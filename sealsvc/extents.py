@@ -274,6 +274,17 @@ def suitable(map: ExtentMap, span: ByteRange) -> ExtentMap:
     return fit
 
 
+def spans(rows: ExtentMap) -> list[ByteRange]:
+    """The ranges that the rows, in order of their offsets, cover, adjoining ones as one."""
+    found: list[ByteRange] = []
+    for logical, _, length, _ in rows.tolist():
+        if found and found[-1].end == logical:
+            found[-1] = ByteRange(found[-1].offset, found[-1].length + length)
+        else:
+            found.append(ByteRange(logical, length))
+    return found
+
+
 def _codes(rows: ExtentMap) -> NDArray[np.uint8]:
     """For every row the first line of _UNSUITABLE that it matches, or _FINE."""
     flags = rows[:, FLAGS]

@@ -316,6 +316,7 @@ class Grants:
             faults.point("grant:settled")
             found = host.read_map(target.fd, sealed)
             check_map(found, sealed, target)
+            check_size(target, wanted)
             faults.point("grant:map-read")
             # 5. Mark the holder's description, so that its end can be proven.
             mark = host.mark(target.fd, token, sole=exclusive)
@@ -380,6 +381,18 @@ def check_map(found: ExtentMap, sealed: ByteRange, target: Target) -> None:
         + (f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""),
         {"path": target.path, "extents": shown, "count": len(bad)},
     )
+
+
+def check_size(target: Target, wanted: ByteRange) -> None:
+    """Behind the guard: until then anybody could have truncated the file."""
+    size = os.fstat(target.fd).st_size
+    if wanted.end > size:
+        raise Refusal(
+            "beyond-eof",
+            f"the range {wanted.offset}:{wanted.length} is not inside {target.path}, which was cut"
+            f" to {size} bytes meanwhile",
+            {"size": size, "offset": wanted.offset, "length": wanted.length},
+        )
 
 
 def check_still(before: ExtentMap, now: ExtentMap, sealed: ByteRange, target: Target) -> None:

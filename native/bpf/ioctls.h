@@ -10,20 +10,6 @@
 #define S_IFBLK 0060000
 #define LOOP_MAJOR 7
 
-struct move_extent {
-	__u32 reserved, donor_fd;
-	__u64 orig_start, donor_start, len, moved_len; /* blocks */
-};
-
-struct swap_extent { /* the start of struct xfs_swapext */
-	__s64 version, target, temporary;
-};
-
-static __always_inline uint64_t bytes(uint64_t blocks, uint32_t shift)
-{
-	return blocks << (shift & 31) >> (shift & 31) == blocks ? blocks << (shift & 31) : 0;
-}
-
 /* The inode behind a descriptor of the caller, or 0. Sure only while no other thread can change the
  * table. */
 static __always_inline struct inode *inode_behind(int64_t fd)
@@ -38,69 +24,69 @@ static __always_inline struct inode *inode_behind(int64_t fd)
 	return file ? BPF_CORE_READ(file, f_inode) : 0;
 }
 
-/* Judged as a whole or in part. */
-static __always_inline int judge_fd(int64_t fd, struct attempt *a)
+#define DESCRIPTORS (1u << 16) /* of the caller, that are looked at */
+
+struct search {
+	struct seal_bpf_file file;
+	uint32_t generation;
+	uint32_t found;
+};
+
+static long look_at_descriptor(uint32_t fd, struct search *search)
 {
 	struct inode *inode = inode_behind(fd);
+	struct seal_bpf_file key;
 
 	if (!inode)
 		return 0;
-	a->file.device = BPF_CORE_READ(inode, i_sb, s_dev);
-	a->file.inode = BPF_CORE_READ(inode, i_ino);
-	a->generation = BPF_CORE_READ(inode, i_generation);
-	a->seen = 0;
-	return judge(a);
-}
-
-static __always_inline long from_user(void *to, uint32_t size, unsigned long from, int may_sleep)
-{
-	return may_sleep ? bpf_copy_from_user(to, size, (void *)from)
-			 : bpf_probe_read_user(to, size, (void *)from);
+	key.device = BPF_CORE_READ(inode, i_sb, s_dev);
+	key.inode = BPF_CORE_READ(inode, i_ino);
+	if (!bpf_map_lookup_elem(&seal_files, &key))
+		return 0;
+	search->file = key;
+	search->generation = BPF_CORE_READ(inode, i_generation);
+	search->found = 1;
+	return 1;
 }
 
 /* Another thread could exchange the descriptors after we looked. No tool that defragments has threads. */
-static __always_inline int shares_table(void)
+static __always_inline int shares_table(struct files_struct *files)
+{
+	return files->count.counter > 1;
+}
+
+/* An ioctl whose argument names a file by a descriptor in user memory, where others may change it
+ * between our reading and the kernel's. So it may be about any file that the caller has open: if one
+ * of these is sealed, all of it is judged. */
+static __always_inline int judge_descriptors(uint32_t op, unsigned int command)
 {
 	struct files_struct *files = ((struct task_struct *)bpf_get_current_task_btf())->files;
+	struct attempt a = {.op = op, .argument = command};
+	struct search search = {.found = 0};
+	uint32_t count;
 
-	return files && files->count.counter > 1;
+	if (!files)
+		return 0;
+	count = files->fdt->max_fds;
+	if (shares_table(files) || count > DESCRIPTORS)
+		return ETXTBSY;
+	bpf_loop(count, look_at_descriptor, &search, 0);
+	if (!search.found)
+		return 0;
+	a.file = search.file;
+	a.generation = search.generation;
+	return judge(&a);
 }
 
-static __always_inline int move_extents(struct file *file, unsigned int command, unsigned long from,
-					int may_sleep)
+static __always_inline int move_extents(struct file *file, unsigned int command)
 {
 	struct attempt a = {.op = SEAL_OP_EXCHANGE, .argument = command};
-	uint32_t shift = file->f_inode->i_blkbits;
-	struct move_extent move;
 	int error;
 
-	if (shares_table())
-		return ETXTBSY;
-	if (from_user(&move, sizeof(move), from, may_sleep))
-		return EFAULT;
 	attempt_on_file(&a, file);
 	a.seen = 0;
-	a.length = bytes(move.len, shift);
-	a.offset = a.length ? bytes(move.orig_start, shift) : 0;
 	error = judge(&a);
-	if (error)
-		return error;
-	a.offset = a.length ? bytes(move.donor_start, shift) : 0;
-	return judge_fd((int32_t)move.donor_fd, &a);
-}
-
-static __always_inline int swap_extents(unsigned int command, unsigned long from, int may_sleep)
-{
-	struct attempt a = {.op = SEAL_OP_EXCHANGE, .argument = command};
-	struct swap_extent swap;
-	int error;
-
-	if (shares_table())
-		return ETXTBSY;
-	if (from_user(&swap, sizeof(swap), from, may_sleep))
-		return EFAULT;
-	error = judge_fd((int32_t)swap.target, &a);
-	return error ? error : judge_fd((int32_t)swap.temporary, &a);
+	return error ? error : judge_descriptors(SEAL_OP_EXCHANGE, command);
 }
 
 static __always_inline int exchange_boot(struct file *file, unsigned int command)
@@ -112,22 +98,16 @@ static __always_inline int exchange_boot(struct file *file, unsigned int command
 	return judge(&a);
 }
 
-static __always_inline int set_up_loop(struct file *file, unsigned int command, unsigned long from,
-				       int may_sleep)
+/* LOOP_SET_FD and LOOP_CHANGE_FD name the file by a register, LOOP_CONFIGURE in user memory. */
+static __always_inline int set_up_loop(struct file *file, unsigned int command)
 {
-	struct attempt a = {.op = SEAL_OP_HIDDEN, .argument = command};
-	int32_t fd = (int32_t)from;
-
 	if ((file->f_inode->i_mode & S_IFMT) != S_IFBLK ||
 	    file->f_inode->i_rdev >> 20 != LOOP_MAJOR)
 		return 0;
-	if (NUMBER(command) == LOOP_CONFIGURE && from_user(&fd, sizeof(fd), from, may_sleep))
-		return EFAULT;
-	return judge_fd(fd, &a);
+	return judge_descriptors(SEAL_OP_HIDDEN, command);
 }
 
-static __always_inline int ioctl(struct file *file, unsigned int command, unsigned long argument,
-				 int may_sleep)
+static __always_inline int ioctl(struct file *file, unsigned int command)
 {
 	struct seal_bpf_control *c = control();
 
@@ -150,15 +130,15 @@ static __always_inline int ioctl(struct file *file, unsigned int command, unsign
 		return 0;
 	switch (NUMBER(command)) {
 	case EXT4_MOVE_EXT:
-		return refusal(move_extents(file, command, argument, may_sleep));
+		return refusal(move_extents(file, command));
 	case EXT4_SWAP_BOOT:
 		return refusal(exchange_boot(file, command));
 	case XFS_SWAPEXT:
-		return refusal(swap_extents(command, argument, may_sleep));
+		return refusal(judge_descriptors(SEAL_OP_EXCHANGE, command));
 	case LOOP_SET_FD:
 	case LOOP_CHANGE_FD:
 	case LOOP_CONFIGURE:
-		return refusal(set_up_loop(file, command, argument, may_sleep));
+		return refusal(set_up_loop(file, command));
 	}
 	return 0; /* exchange and commit ask remap_verify_area() about both files */
 }

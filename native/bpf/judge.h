@@ -1,5 +1,5 @@
-/* What conflicts with a seal: the rules of native/kernel/verdict.c, for operations whose kind is
- * always known. */
+/* What conflicts with a seal: the rule book (sealsvc/rules.h), for operations whose kind is always
+ * known. */
 #ifndef SEAL_JUDGE_H
 #define SEAL_JUDGE_H
 
@@ -57,33 +57,24 @@ struct question {
 	int32_t error; /* the answer */
 };
 
-static __always_inline int changes_nothing(const struct attempt *a, uint32_t reflink)
+/* The bytes that the operation reaches, by the rule book. 0: none of a sealed range. */
+static __always_inline int reached(const struct attempt *a, uint32_t reflink, uint64_t *start,
+				   uint64_t *end)
 {
-	switch (a->op) {
-	case SEAL_OP_READ:
-	case SEAL_OP_MMAP:
-	case SEAL_OP_WRITE:
-	case SEAL_OP_ALLOCATE:
-	case SEAL_OP_UNSHARE:
+	*start = a->offset;
+	*end = a->length == 0 || a->offset + a->length < a->offset ? UINT64_MAX
+								   : a->offset + a->length;
+	switch (seal_reach(a->op, reflink ? SEAL_TRAIT_REFLINK : 0)) {
+	case SEAL_REACH_NONE:
+		return 0;
+	case SEAL_REACH_TO_END:
+		*end = UINT64_MAX;
 		return 1;
-	case SEAL_OP_COPY:
-		return !reflink;
+	case SEAL_REACH_WHOLE:
+		*start = 0;
+		*end = UINT64_MAX;
 	}
-	return 0;
-}
-
-static __always_inline uint64_t end_of(const struct attempt *a)
-{
-	uint64_t end = a->offset + a->length;
-
-	switch (a->op) {
-	case SEAL_OP_TRUNCATE:
-	case SEAL_OP_COLLAPSE:
-	case SEAL_OP_INSERT:
-	case SEAL_OP_HIDDEN:
-		return UINT64_MAX;
-	}
-	return a->length == 0 || end < a->offset ? UINT64_MAX : end;
+	return 1;
 }
 
 static __always_inline int conflicts(const struct question *q, const struct seal_bpf_range *r)
@@ -118,8 +109,7 @@ static long ask_range(uint32_t i, struct question *q)
 	r = &q->entry->ranges[i];
 	if (!conflicts(q, r) || left_to_front(q, r))
 		return 0;
-	if (q->error != EBUSY)
-		q->error = r->policy == SEAL_POLICY_BUSY ? EBUSY : ETXTBSY;
+	q->error = seal_prevailing_errno(q->error, r->policy == SEAL_POLICY_BUSY ? EBUSY : ETXTBSY);
 	if (r->policy == SEAL_POLICY_ARMING)
 		return 0;
 	if (at < SEAL_BPF_TOKENS)
@@ -135,8 +125,6 @@ static __always_inline int ask(const struct seal_bpf_entry *entry, const struct 
 	struct question q = {
 		.entry = entry,
 		.event = event,
-		.start = a->offset,
-		.end = end_of(a),
 		.tgid = tgid,
 		.open = a->op == SEAL_OP_OPEN || a->op == SEAL_OP_EXEC,
 		.seen = a->seen,
@@ -144,7 +132,7 @@ static __always_inline int ask(const struct seal_bpf_entry *entry, const struct 
 	};
 
 	event->token_count = 0;
-	if (!changes_nothing(a, entry->reflink))
+	if (q.open || reached(a, entry->reflink, &q.start, &q.end))
 		bpf_loop(entry->count, ask_range, &q, 0);
 	return q.error;
 }

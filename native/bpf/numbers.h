@@ -10,7 +10,12 @@
 #define FMODE_EXEC (1u << 5) /* struct file.f_flags, __FMODE_EXEC */
 #define RWF_ATOMIC 0x40	     /* since v6.11 */
 
-enum { IORING_OP_WRITE_FIXED = 5, IORING_OP_FALLOCATE = 17, IORING_OP_WRITE = 23 };
+enum {
+	IORING_OP_WRITE_FIXED = 5,
+	IORING_OP_FALLOCATE = 17,
+	IORING_OP_WRITE = 23,
+	IORING_OP_MADVISE = 25,
+};
 
 /* ioctls by type and number: their sizes differ between architectures. */
 #define NUMBER(command) ((command)&0xffff)

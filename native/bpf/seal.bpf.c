@@ -313,14 +313,14 @@ SEC("lsm.s/file_ioctl")
 int BPF_PROG(file_ioctl, struct file *file, unsigned int command, unsigned long argument,
 	     int earlier)
 {
-	return earlier ? earlier : ioctl(file, command, argument, 1);
+	return earlier ? earlier : ioctl(file, command);
 }
 
 SEC("lsm/file_ioctl_compat")
 int BPF_PROG(file_ioctl_compat, struct file *file, unsigned int command, unsigned long argument,
 	     int earlier)
 {
-	return earlier ? earlier : ioctl(file, command, argument, 0);
+	return earlier ? earlier : ioctl(file, command);
 }
 
 SEC("fexit/__x64_sys_ioctl")

@@ -53,17 +53,29 @@ static __always_inline uint32_t traced_by_worker(struct task_struct *task)
 	if (!work)
 		return 0;
 	request = (void *)work - bpf_core_field_offset(struct io_kiocb, work);
-	return BPF_CORE_READ(request, opcode) == IORING_OP_FALLOCATE ? SEAL_BPF_TRACED_FALLOCATE
-								     : 0;
+	switch (BPF_CORE_READ(request, opcode)) {
+	case IORING_OP_FALLOCATE:
+	case IORING_OP_MADVISE:
+		return SEAL_BPF_TRACED_FALLOCATE;
+	}
+	return 0;
+}
+
+/* The kernel takes the number of a call as an int, and ignores the upper half of the register
+ * (arch/x86/entry/common.c, do_syscall_64). */
+static __always_inline uint32_t number_of_call(const struct pt_regs *regs)
+{
+	return (uint32_t)regs->orig_ax;
 }
 
 /* Numbers of arch/x86/entry/syscalls/. */
 static __always_inline uint32_t traced_by_call32(const struct pt_regs *regs, int mask)
 {
-	switch (regs->orig_ax) {
+	switch (number_of_call(regs)) {
 	case 54:
 		return traced_by_ioctl(regs->cx, mask);
 	case 219: /* madvise */
+	case 440: /* process_madvise */
 	case 324:
 		return SEAL_BPF_TRACED_FALLOCATE;
 	case 377:
@@ -82,7 +94,7 @@ static __always_inline uint32_t traced_by_call32(const struct pt_regs *regs, int
 
 /* By far the most calls: read, write, pread64, pwrite64, readv and writev. A 32-bit caller's calls of
  * these numbers ask for nothing. */
-static __always_inline int is_plain(unsigned long call)
+static __always_inline int is_plain(uint32_t call)
 {
 	return call <= 1 || (call >= 17 && call <= 20);
 }
@@ -93,7 +105,7 @@ static __always_inline uint32_t traced_by(struct task_struct *task, const struct
 {
 	uint32_t flags = task->flags & (PF_IO_WORKER | PF_KTHREAD);
 
-	if (!flags && is_plain(regs->orig_ax))
+	if (!flags && is_plain(number_of_call(regs)))
 		return 0;
 	if (flags & PF_IO_WORKER)
 		return traced_by_worker(task);
@@ -101,11 +113,12 @@ static __always_inline uint32_t traced_by(struct task_struct *task, const struct
 		return 0;
 	if (task->thread_info.status & TS_COMPAT)
 		return traced_by_call32(regs, mask);
-	switch (regs->orig_ax & ~X32) {
+	switch (number_of_call(regs) & ~X32) {
 	case 16:
 	case 514: /* x32 */
 		return traced_by_ioctl(regs->si, mask);
-	case 28: /* madvise */
+	case 28:  /* madvise */
+	case 440: /* process_madvise */
 	case NR_FALLOCATE:
 		return SEAL_BPF_TRACED_FALLOCATE;
 	case 326:

@@ -281,3 +281,11 @@ def test_every_flag_has_a_name() -> None:
     assert extents.flag_names(0x3F8F) == list(extents.FLAG_NAMES.values())
     assert extents.flag_names(0) == []
     assert extents.flag_names(0x40000 | extents.EXTENT_SHARED) == ["shared", "0x40000"]
+
+
+def test_spans_of_rows_join_what_adjoins() -> None:
+    rows = np.array(
+        [[0, 0, 4096, 0], [4096, 1 << 20, 4096, 0], [16384, 8192, 8192, 0]], dtype=np.uint64
+    )
+    assert extents.spans(rows) == [ByteRange(0, 8192), ByteRange(16384, 8192)]
+    assert extents.spans(rows[:0]) == []
