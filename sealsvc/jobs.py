@@ -4,6 +4,7 @@ and are remembered for a while; they end with the service."""
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import sys
 import time
@@ -32,11 +33,14 @@ from sealsvc.paths import Paths
 from sealsvc.recall import Recaller
 from sealsvc.tasks import Tasks
 
+log = logging.getLogger(__name__)
+
 _REMEMBERED = 64
 _BATCH = 64  # seals audited between two reports of progress
 _PAUSE = 0.25  # seconds between two events of one job
 _LINE = 64 * 1024
 _SHOWN = 100  # drifts in a result
+_END_WITHIN = 30.0  # seconds that a cancelled doctor has to clean up
 _ROWS = 150  # rows of coverage in one message
 
 
@@ -185,8 +189,7 @@ class JobRunner:
                 raise Refusal("io-error", f"the doctor failed: {said[-500:].strip()}")
         finally:
             if child.returncode is None:
-                child.terminate()  # it takes its scratch files with it
-                await child.wait()
+                await _end(child)
         self._coverage[_mount_of(path)] = measured
         counts: dict[str, int] = {}
         for row in measured.rows:
@@ -202,6 +205,17 @@ class JobRunner:
         measured.rows.append(row)
         step = f"{row.operation} {row.kind} {row.conflict}: {row.result}"
         self._tell(job, done=len(measured.rows), step=step)
+
+
+async def _end(child: asyncio.subprocess.Process) -> None:
+    """End the doctor, which takes its service and its scratch files with it."""
+    child.terminate()
+    try:
+        await asyncio.wait_for(child.wait(), _END_WITHIN)
+    except TimeoutError:
+        log.warning("the doctor (pid %d) does not end: it is killed", child.pid)
+        child.kill()
+        await child.wait()
 
 
 def _mount_of(path: str) -> str:

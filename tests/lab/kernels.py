@@ -23,7 +23,6 @@ from pathlib import Path
 
 DEFAULT = "6.18"
 SERIES = ("6.18", "6.12", "6.1")
-COVERED = ("7", *SERIES)  # what docs/coverage.md has columns of
 
 # Where a series may be found: releases are served as long as they are supported, and backports
 # bring newer kernels to them.

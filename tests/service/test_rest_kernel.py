@@ -7,11 +7,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from tests.api.conftest import TOKEN, write_principals
@@ -237,8 +238,22 @@ def test_the_doctor_as_a_job(there: Front, root: Path) -> None:
         assert busy.json()["code"] == "limit-reached"
         assert http.get(where).json()["total"] > 100
         assert http.get("/v1/seals").json()["seals"] == [], "it has a service of its own"
+        assert _privates(str(root)), "it runs"
         assert http.delete(where).json()["state"] == "cancelled"
+        assert not _privates(str(root)), "and its service and keeper ended with it"
+        assert not list(root.glob(".sealsvc-doctor-*"))
         until(lambda: not json.loads(http.get("/v1/seals").text)["seals"])
+
+
+def _privates(root: str) -> list[int]:
+    """Processes of private services whose root is below this directory."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        config = next((a for a in process.info["cmdline"] or () if a.endswith("sealsvc.toml")), "")
+        with suppress(OSError):
+            if "sealsvc-doctor-" in config and root in Path(config).read_text():
+                found.append(process.pid)
+    return found
 
 
 def _over(http: httpx.Client, where: str) -> bool:
