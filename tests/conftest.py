@@ -11,8 +11,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sealsvc import mountinfo
-
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -52,8 +50,6 @@ def no_descriptor_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     """Each test gives back the descriptors and children it took, but for session fixtures."""
     wanted = request.node.get_closest_marker("kernel") is not None
     process = psutil.Process()
-    if wanted:
-        mountinfo.own().known()  # a process watches its mount table from its first use on
     before = set(os.listdir("/proc/self/fd")) if wanted else set()
     children = {child.pid for child in process.children(recursive=True)} if wanted else set()
     yield

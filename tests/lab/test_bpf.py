@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -121,9 +122,21 @@ def write(path: Path, size: int = SIZE) -> Path:
     return path
 
 
+@cache
+def host() -> KernelHost:
+    """It watches the machine's mounts: one is enough."""
+    return KernelHost()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def host_of_the_module() -> None:
+    """Before the first test counts its descriptors."""
+    host()
+
+
 @contextmanager
 def opened(root: Path, name: str = "sealed") -> Iterator[Target]:
-    target = KernelHost().open_path(str(root / name), [str(root)], writable=True)
+    target = host().open_path(str(root / name), [str(root)], writable=True)
     try:
         yield target
     finally:

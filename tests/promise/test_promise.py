@@ -17,8 +17,8 @@ from tests.promise.run import Fuzz, Violation, place
 
 SECONDS = float(os.environ.get("SEALSVC_PROMISE", "20")) / 6
 FIXED = 11
-# Without bpf, a truncation through an overlay that was mounted a moment ago passes (README, "What it
-# promises"): the fuzzer finds that within a hundred operations.
+# Without bpf, a truncation through an overlay that was mounted a moment ago passes (README, "What
+# it promises"): the fuzzer finds that within a hundred operations.
 OPEN = ("overlay",)
 
 pytestmark = [pytest.mark.kernel, pytest.mark.slow, pytest.mark.timeout(SECONDS * 2 + 400)]
