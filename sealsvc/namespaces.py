@@ -117,7 +117,8 @@ class MountNamespaces:
 
     def mount_of(self, fd: int) -> Mount | None:
         """The mount that the descriptor was opened on, where it is in the service's own namespace;
-        else any of its file system."""
+        else any of its file system. A mount of this very moment is seen, too."""
+        self.refresh()
         own = self._spaces[self._own].by_id.get(mountinfo.mount_id(fd))
         device = os.fstat(fd).st_dev
         there = (space.by_device[device] for space in self._all() if device in space.by_device)

@@ -59,4 +59,12 @@ def no_descriptor_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
             assert time.monotonic() < deadline, f"children are left: {left}"
             time.sleep(0.02)
         after = set(os.listdir("/proc/self/fd"))
-        assert len(after) <= len(before) + 1, f"descriptors are left: {after - before}"
+        left = {fd: _target(fd) for fd in after - before}
+        assert len(after) <= len(before) + 1, f"descriptors are left: {left}"
+
+
+def _target(fd: str) -> str:
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    except OSError:
+        return "closed by now"

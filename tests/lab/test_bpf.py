@@ -546,13 +546,3 @@ def test_missing_programs_are_named_as_gaps(xfs_root: Path) -> None:
 
 def test_nothing_is_missing_on_this_kernel(enforcer: BpfEnforcer) -> None:
     assert enforcer.missing == {}
-
-
-def test_who_maps_a_file_is_known(root: Path, enforcer: BpfEnforcer) -> None:
-    with scene(root) as (target, _):
-        assert enforcer.is_unmapped(target.fd)
-        for flags in (mmap.MAP_SHARED, mmap.MAP_PRIVATE):
-            with mmap.mmap(target.fd, SIZE, flags):
-                assert not enforcer.is_unmapped(target.fd)
-            assert enforcer.is_unmapped(target.fd)
-        assert not enforcer.is_unmapped(-1), "not known"
