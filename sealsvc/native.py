@@ -75,7 +75,7 @@ def open_beneath(directory: int, path: str, flags: int) -> int:
     """A descriptor of `path` below `directory`, by no symbolic link (ELOOP) and no way out
     (EXDEV)."""
     fd: int = lib.seal_open_beneath(directory, os.fsencode(path), flags)
-    return _check(fd, path)
+    return _check(fd, "open")
 
 
 def generation(fd: int) -> int | None:

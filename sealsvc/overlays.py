@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from sealsvc import native
+from sealsvc import mountinfo, native
 from sealsvc.ancestry import MountOfId, RootOf, directories_above
 from sealsvc.errors import Refusal
 from sealsvc.mountinfo import Mount
@@ -62,6 +62,9 @@ class Overlay:
     mount: Mount
     viewer: Viewer
     upper: Upper | None = None
+    # Bytes of the upper layer's file system (fs/overlayfs/super.c, ovl_statfs); None: not known,
+    # or the mounter could have it tell another number.
+    capacity: int | None = None
     looked: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -139,6 +142,9 @@ class Overlays:
             return None
         st = os.fstat(fd)
         near, unknown = self._of(fd, st.st_dev, among)
+        if unknown:
+            capacity = _capacity(fd, mount_of_id)
+            unknown = [o for o in unknown if o.capacity is None or capacity in (None, o.capacity)]
         if near:
             above = directories_above(fd, mount_of_id, self._root_of)
             for overlay in near:
@@ -179,6 +185,20 @@ class Overlays:
             self._found(overlay)
 
 
+def _capacity(fd: int, mount_of_id: MountOfId) -> int | None:
+    """Bytes of the file's file system, as an overlay with its upper layer there would tell them.
+    None where it could tell others: directories with a project quota do."""
+    mount = mount_of_id(mountinfo.mount_id(fd))
+    if mount is None or "prjquota" in mount.options or "pquota" in mount.options:
+        return None
+    return _bytes_of(fd)
+
+
+def _bytes_of(fd: int) -> int:
+    found = os.fstatvfs(fd)
+    return found.f_blocks * found.f_frsize
+
+
 def _sort(overlays: Iterable[Overlay], device: int, uuid: bytes | None) -> _Sorted:
     near, unknown = [], []
     for overlay in overlays:
@@ -217,6 +237,8 @@ def _upper_of(overlay: Overlay) -> Upper | None:
     try:
         if os.fstat(top).st_dev != overlay.mount.device:
             return None  # another mount hides it
+        if overlay.viewer.users is None:
+            overlay.capacity = _bytes_of(top)
         if told := native.overlay_upper(top):
             return Upper(told[1], uuid=told[0])
         return _named_upper(overlay, top)

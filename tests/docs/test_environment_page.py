@@ -12,7 +12,8 @@ SUITES = [ROOT / "tests" / kind / "test_environment.py" for kind in ("service", 
 
 
 def _rows() -> list[list[str]]:
-    lines = [line for line in PAGE.read_text().splitlines() if line.startswith("| ")]
+    first_part = PAGE.read_text().partition("\n## ")[0]
+    lines = [line for line in first_part.splitlines() if line.startswith("| ")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
