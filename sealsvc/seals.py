@@ -189,6 +189,7 @@ class Seal:
             sealed=sealed,
             map=self.map,
             unseen=UNSEEN_REFERENCES in self.accepted_risks,
+            exclusive=self.request.kind is Kind.EXCLUSIVE,
         )
 
     def info(self) -> SealInfo:

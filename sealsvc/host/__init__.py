@@ -58,7 +58,9 @@ class ReleaseQuestion:
     there is none), of a description `apart` from the holder's or of that very one. The holder's is
     known by its `mark`; `holder` is its pid (0: gone). `sealed` has the ranges that processes have
     sealed by other seals: what they map there is kept by those. `map` is where the range lies on
-    its device; with `unseen`, that page references cannot be seen is an accepted risk."""
+    its device; with `unseen`, that page references cannot be seen is an accepted risk. Of an
+    `exclusive` seal's file nobody else has a mapping: whoever maps it has that from the holder, by
+    whatever description."""
 
     file: FileId
     range: ByteRange
@@ -69,6 +71,7 @@ class ReleaseQuestion:
     sealed: dict[int, list[ByteRange]]
     map: ExtentMap
     unseen: bool
+    exclusive: bool
 
 
 @dataclass(frozen=True, slots=True)

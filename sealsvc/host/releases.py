@@ -70,8 +70,12 @@ class Releases:
 
     def remnants(self, q: ReleaseQuestion) -> list[Remnant]:
         if self._is_gone(q):
-            # The holder may map the file by another description.
-            found = list(self._mapped(q, q.holder)) if q.holder else []
+            # The holder may map the file by another description, and so may its children.
+            everybody = 0
+            if q.exclusive:
+                found = list(self._mapped(q, everybody))
+            else:
+                found = list(self._mapped(q, q.holder)) if q.holder else []
         elif (held := self._held(q)) is not None:
             found = held
         else:
@@ -90,7 +94,7 @@ class Releases:
         for pid, maps in held.rows:
             if maps < 0 and (held.unseen or pid == q.holder):
                 found.append(Remnant(q.range, pid, os.strerror(-maps)))
-            elif maps > 0 and (maps & lib.SEAL_MAPS_BY_DESCRIPTION or pid == q.holder):
+            elif maps > 0 and (maps & lib.SEAL_MAPS_BY_DESCRIPTION or _may_be_of_holder(q, pid)):
                 found += [Remnant(part, pid) for part in self._parts(q, pid)]
         return found
 
@@ -166,6 +170,33 @@ class Releases:
             if found >= 0:
                 return [Remnant(ByteRange(offset + (found - frame) * _PAGE, _PAGE))]
         return []
+
+
+def _may_be_of_holder(q: ReleaseQuestion, pid: int) -> bool:
+    """May a process that maps the file by another description have that from the holder? Whoever
+    has the holder's descriptor, too, is no bystander: most likely a child of it."""
+    return q.exclusive or pid == q.holder or _has_open(pid, q.file.inode)
+
+
+def _has_open(pid: int, inode: int) -> bool:
+    """Has the process a descriptor of a file with this inode number? What cannot be read counts.
+    fdinfo tells the number without asking the file system (fs/proc/fd.c, seq_show)."""
+    wanted = b"ino:\t%d\n" % inode
+    try:
+        numbers = os.listdir(f"/proc/{pid}/fdinfo")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    except OSError:
+        return True
+    return any(wanted in _fdinfo(pid, number) for number in numbers)
+
+
+def _fdinfo(pid: int, number: str) -> bytes:
+    try:
+        with open(f"/proc/{pid}/fdinfo/{number}", "rb") as file:
+            return file.read()
+    except OSError:
+        return b""  # closed meanwhile, or the process has ended
 
 
 def _is_sole(anchor: int) -> bool:
