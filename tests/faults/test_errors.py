@@ -182,7 +182,7 @@ def test_each_call_of_a_grant_fails(
 
 
 @pytest.mark.parametrize(
-    ("call", "error", "only"), [("fcntl", "ENOLCK", True), ("openat", "EMFILE", False)]
+    ("call", "error", "only"), [("bpf", "ENOMEM", False), ("bpf", "EPERM", False)]
 )
 def test_each_call_of_a_return_fails(
     running: Running,

@@ -24,12 +24,16 @@ time.sleep(600)
 """
 
 
-def pidfds(running: Running) -> int:
+def pidfds(running: Running, pid: int) -> int:
+    """How many pidfds of `pid` the service has open; -1: of processes that have ended."""
     assert running.process is not None
+    own = Path(f"/proc/{running.process.pid}")
     found = 0
-    for link in Path(f"/proc/{running.process.pid}/fd").iterdir():
+    for link in (own / "fd").iterdir():
         with suppress(FileNotFoundError):  # closed since it was listed
-            found += "pidfd" in os.readlink(link)
+            if "pidfd" in os.readlink(link):
+                lines = (own / "fdinfo" / link.name).read_text().splitlines()
+                found += f"Pid:\t{pid}" in lines
     return found
 
 
@@ -38,21 +42,19 @@ def test_many_seals_of_one_process(root: Path, file: Path, tmp_path: Path) -> No
     running.start()
     running.ready()
     try:
-        with Client(str(running.socket)) as client:
-            bare = pidfds(running)
         with holding(str(running.socket), file, MORE) as (process, _):
             assert process.stdout is not None
             assert process.stdout.readline() == b"all\n"
-            assert pidfds(running) <= bare + 1
+            assert 1 <= pidfds(running, process.pid) <= 2  # as a client, and as a holder
             # Nor do the next service's seals have one each.
             running.kill()
             running.start()
             running.ready()
             with Client(str(running.socket)) as client:
                 assert client.call(Status).result.seals == {"granted": MANY + 1}
-                assert pidfds(running) <= 2
+                assert pidfds(running, process.pid) == 1
                 process.kill()
                 until(lambda: client.call(List).result.seals == [])
-                until(lambda: pidfds(running) <= 1)
+                until(lambda: pidfds(running, -1) + pidfds(running, process.pid) == 0)
     finally:
         running.end()
