@@ -76,6 +76,8 @@ class Prover:
     def held(self, fd: int, mark: Mark, span: ByteRange) -> Held | None:
         """What every process maps of the span, and by which description. Waits for no process."""
         programs = self._program("held"), self._program("alive")
+        if _ABSENT in programs:
+            return None
         description = ffi.new("struct seal_description *", {"file": mark.file, "cred": mark.cred})
         rows, unseen = ffi.new("struct seal_held **"), ffi.new("int *")
         count: int = lib.seal_held(
