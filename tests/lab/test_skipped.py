@@ -28,6 +28,7 @@ from tests.lab.test_bpf import (
     PUNCH,
     bpf,
     guard,
+    host,
     in_child,
     opened,
     remove,
@@ -72,6 +73,7 @@ def root() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def loaded() -> Iterator[BpfEnforcer]:
+    host()  # its descriptors belong to the module, not to the first test
     enforcer = bpf()
     assert enforcer.probe() == ""
     yield enforcer

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import psutil
 
-# The gate's readers keep the last tasks that they looked at open: 64 slots each.
-CACHED = {"/proc/N/syscall": 2 * 64}
+# Each thread of the gate that looks at tasks keeps two files of the last 64 open (task_look.h).
+CACHED = {"/proc/N/syscall": 2 * 64, "/proc/N/stack": 2 * 64}
 
 
 @dataclass(frozen=True)
