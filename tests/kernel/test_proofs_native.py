@@ -15,7 +15,7 @@ from other_process import other
 
 from sealsvc.host.proofs import Prover
 from sealsvc.model import ByteRange, Mark
-from sealsvc.native import lib
+from sealsvc.native import ffi, lib
 
 pytestmark = pytest.mark.kernel
 WHOLE = ByteRange(0, 16 * PAGE)
@@ -50,6 +50,16 @@ def test_without_programs_nothing_is_told(path: Path, anchor: int) -> None:
     assert nothing.held(anchor, mark, WHOLE) is None
     assert nothing.first_referenced(0, 1) is None
     assert not nothing.can_see_references()
+
+
+def test_in_a_pid_namespace_no_process_is_judged_by_its_number(
+    prover: Prover, path: Path, anchor: int
+) -> None:
+    """There, of all programs, only the one that takes numbers of processes is absent."""
+    programs = ffi.new("struct seal_proofs *", prover._programs[0])
+    programs.held = -1
+    with descriptor(path, os.O_RDWR) as fd:
+        assert Prover(programs).held(anchor, described(prover, fd), WHOLE) is None
 
 
 def test_with_and_without_programs_the_kernel_waits_or_not(prover: Prover) -> None:
