@@ -70,6 +70,13 @@ class Greeting:
     pid: int
 
 
+class KeeperOwned(Refusal):
+    """Another service owns the keeper."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("io-error", f"another service owns the keeper at {path}")
+
+
 class KeeperGone(Refusal):
     """The keeper has ended, or was killed."""
 
@@ -130,9 +137,7 @@ class Keeper:
             except BaseException as error:
                 ours.close()
                 if isinstance(error, KeeperError) and error.errno == errno.EBUSY:
-                    raise Refusal(
-                        "io-error", f"another service owns the keeper at {self.path}"
-                    ) from None
+                    raise KeeperOwned(self.path) from None
                 raise
         self.reports = ours
 
@@ -441,9 +446,11 @@ def connect(path: str) -> Keeper:
 
 
 def own(path: str) -> Keeper:
-    """The keeper at `path`, owned. One that was just about to end is waited for, and one of another
-    version that keeps nothing is replaced. Raises Refusal."""
+    """The keeper at `path`, owned. One that was just about to end is waited for, as is a service that
+    is about to leave it, and one of another version that keeps nothing is replaced. Raises
+    Refusal."""
     hung_up = 0
+    last: Refusal = KeeperGone(path)
     for _ in range(_TRIES):
         keeper = connect(path)
         try:
@@ -458,21 +465,21 @@ def own(path: str) -> Keeper:
             else:
                 keeper.own()
                 return keeper
-        except KeeperGone:
-            pass
+        except (KeeperGone, KeeperOwned) as refusal:
+            last = refusal
         except BaseException:
             keeper.close()
             raise
         keeper.close()
         time.sleep(_PAUSE)
-    raise KeeperGone(path)
+    raise last
 
 
 def _replace(keeper: Keeper, there: Greeting) -> None:
     """End a keeper of another version, which keeps nothing."""
     left = keeper.greet(lib.KEEPER_HELLO_LEAVE)
     if left is not None and left.result == -errno.EBUSY:
-        raise Refusal("io-error", f"another service owns the keeper at {keeper.path}")
+        raise KeeperOwned(keeper.path)
     if left is None or left.result != 1 or not keeper.has_ended(_ENDING):
         raise KeeperUnlike(keeper.path, f"process {there.pid} of version {there.version}")
     log.info("the keeper of version %d, which kept nothing, was ended", there.version)
