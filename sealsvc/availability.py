@@ -17,8 +17,8 @@ _LIMITS, _POLICY = LimitsSection(), PolicySection()
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """One row. `setting` is a key of sealsvc.toml, or empty; `beyond` is what is met by whoever is
-    at the limit, `others` what everybody else notices."""
+    """One row. `setting` is a key of sealsvc.toml, or empty; `beyond` says what happens to a client
+    at the limit, `others` what the other clients notice."""
 
     resource: str
     setting: str

@@ -45,9 +45,9 @@ static __always_inline struct file *file_of(int64_t fd)
 	return file;
 }
 
-/* Does anybody map the file of `fd`, be it privately? While nobody does, the tree of the areas that map it
- * is empty; an area leaves it after its pages are unmapped. Where the kernel does not wait for the
- * references to a DAX file's pages, that nobody maps it proves too little, and the answer is 1. */
+/* Does any process map the file of `fd`, shared or private? If none does, the tree of the areas that map it
+ * is empty; an area leaves the tree after its pages are unmapped. Where the kernel does not wait for
+ * references to a DAX file's pages, an empty tree is no proof, and the answer is 1. */
 SEC("syscall")
 int mapped(struct seal_proof *q)
 {

@@ -22,16 +22,16 @@ struct walk {
 	/* Adds rows for one process: 0, or -errno, when nothing can be said about it. `by_text`: do not use
 	 * PROCMAP_QUERY. */
 	int (*look)(const struct walk *walk, int pid, int by_text, struct walk_rows *rows);
-	/* Adds what is to be known about a process of which nothing can be said: 0 or -errno. */
+	/* Adds the row for a process that could not be looked at (`error`): 0 or -errno. */
 	int (*unknown)(int pid, int error, struct walk_rows *rows);
 };
 
 /* Looks at the process `pid`, or at all (0). The caller frees rows->at. 0, or -errno.
  *
- * Whoever holds another task's mmap_lock, or stops it within execve (exec_update_lock), stops the reader of
- * its maps, for as long as he likes, beyond the reach of signals. So threads look, one after the other: one
- * that needs longer than SEAL_WALK_PATIENCE for a process is left behind, and ends when the kernel lets it
- * go. Until then nobody looks at that process again. */
+ * A task that holds another's mmap_lock, or stops it within execve (exec_update_lock), blocks every reader of
+ * its maps uninterruptibly, for any length of time. So threads look, one after the other: a thread that needs
+ * longer than SEAL_WALK_PATIENCE for a process is abandoned, and ends when the kernel lets it go. Until then
+ * nobody looks at that process again. */
 int seal_walk(const struct walk *walk, int pid, struct walk_rows *rows);
 
 #define SEAL_WALK_PATIENCE 250 /* milliseconds */

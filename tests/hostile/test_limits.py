@@ -96,8 +96,8 @@ def test_requests_in_flight(running: Running, root: Path) -> None:
         assert client.call(Status).result.connections == 1
 
 
-def test_who_does_not_read_is_not_read_from(running: Running) -> None:
-    """Answers of a connection that nobody reads do not pile up in the service."""
+def test_requests_wait_while_their_answers_are_not_read(running: Running) -> None:
+    """Unread answers of a connection do not accumulate in the service."""
     assert running.process is not None
     with connected(str(running.socket)) as sock:
         sock.setblocking(False)
