@@ -16,6 +16,7 @@ import pytest
 from sealsvc.client import Client
 from sealsvc.config import ServiceSection
 from sealsvc.errors import Refusal
+from sealsvc.messages import List
 from sealsvc.release import release
 
 ROOT = Path(__file__).parents[2]
@@ -117,8 +118,11 @@ def socket(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
 
 @pytest.fixture
 def client(socket: str) -> Iterator[Client]:
+    """Tests share the service: each returns every seal that it was granted."""
     with Client(socket, timeout=PATIENCE) as made:
         yield made
+        left = [(seal.path, seal.state) for seal in made.call(List).result.seals]
+        assert not left, f"seals are left: {left}"
 
 
 @pytest.fixture

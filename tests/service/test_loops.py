@@ -66,7 +66,9 @@ def test_a_device_is_asked_again_for_another_file(client: Client, file: Path) ->
     other = file.with_suffix(".other")
     other.write_bytes(bytes(MiB))
     with attached(other) as first:
-        os.close(client.grant(path=str(file), kind="shared").fds[0])
+        reply = client.grant(path=str(file), kind="shared")
+        os.close(reply.fds[0])
+        client.call(Return, seal=reply.seal.id)
     try:
         with attached(file) as second:
             refused = refusal(lambda: client.grant(path=str(file), kind="shared", offset=4096))
