@@ -206,8 +206,7 @@ class Attachment:
         if len(made) > room and room:
             more = len(made) - room
             made[room - 1] = _with_more(made[room - 1], more)
-        await self.tell(made[:room])
-        tally.errors += made[:room]
+        tally.errors += await self.tell(made[:room])
 
         def settle() -> None:
             states = self.store.states(found.first, found.count)
@@ -218,16 +217,17 @@ class Attachment:
 
         await self.run(settle)
 
-    async def tell(self, errors: list[PiError]) -> None:
+    async def tell(self, errors: list[PiError]) -> list[PiError]:
+        """With their numbers, once they are on disk."""
         if not errors:
-            return
+            return []
         numbered = self._log.numbered(errors)
-        errors[:] = numbered
         pool = self._grants.workers.of(("integrity", "errors"), 1)
         await pool.run(self._log.write, numbered)
         self._log.tell(numbered)
         for error in numbered:
             self._grants.life.events.publish("integrity", error.seal, error=error)
+        return numbered
 
     def error(self, finding: Finding, kind: str, at: str, seal: Seal | None) -> PiError:
         about = self.store.about

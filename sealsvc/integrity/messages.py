@@ -17,7 +17,7 @@ from sealsvc.protocol import Keyed, Limit, Name, Request, SealId
 
 AttachmentId = Annotated[str, Meta(pattern="^[0-9a-f]{16}$")]
 ProfileName = Annotated[str, Meta(pattern=r"^[\w.-]{1,31}$")]
-Value = Annotated[int, Meta(ge=0, lt=2**63)]
+Value = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
 class Writes(StrEnum):

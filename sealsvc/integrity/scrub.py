@@ -14,20 +14,25 @@ from sealsvc.integrity.attachment import Attachment, Tally
 _SAVED = 64  # parts after which its place is saved
 
 
-async def run(
-    attachment: Attachment,
-    rate: int,
-    alarm: Callable[[Attachment, Tally, str], None],
-    *,
-    restart: bool,
-) -> None:
-    """At most `rate` bytes in a second (0: as fast as it goes). Its place is kept in the store: a
-    scrub that is ended, or whose service is, is gone on with by the next."""
-    store, tally = attachment.store, Tally()
+async def begin(attachment: Attachment, *, restart: bool) -> int:
+    """The block to begin at."""
+    store = attachment.store
     first = 0 if restart else max(0, store.about.scrub)
     if not first:
         attachment.scrub_errors = 0
         await attachment.run(lambda: store.save(scrub=0, scrub_started=time.time()))
+    return first
+
+
+async def run(
+    attachment: Attachment,
+    first: int,
+    rate: int,
+    alarm: Callable[[Attachment, Tally, str], None],
+) -> None:
+    """From block `first` on, at most `rate` bytes in a second (0: as fast as it goes). Its place is kept in the store: a
+    scrub that is ended, or whose service is, is gone on with by the next."""
+    store, tally = attachment.store, Tally()
     due = clock.now()
     at = first
     try:

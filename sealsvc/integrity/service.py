@@ -289,11 +289,11 @@ class Integrity:
             await scrub.stop(attachment)
         if not request.stop and (attachment.scrub is None or attachment.scrub.done()):
             rate = request.rate or self._section.scrub_rate
+            first = await scrub.begin(attachment, restart=request.restart)
             attachment.scrub = self._tasks.spawn(
                 f"scrub {attachment.id}",
-                scrub.run(attachment, rate, self._alarm, restart=request.restart),
+                scrub.run(attachment, first, rate, self._alarm),
             )
-            await asyncio.sleep(0)
         return await attachment.info()
 
     async def _open(self, peer: Peer, request: PiOpen) -> PiReport:
