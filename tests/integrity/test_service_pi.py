@@ -37,11 +37,10 @@ def errors_after(client, number, wait=0.0):
 
 def last(client):
     """The number of the newest error."""
-    number = 0
-    while page := client.call(PiErrors, after=number).result:
-        if not page.errors:
-            return number
-        number = page.next
+    number, page = 0, client.call(PiErrors).result
+    while page.errors:
+        number, page = page.next, client.call(PiErrors, after=page.next).result
+    return number
 
 
 def test_corruption_behind_the_service_is_found_at_the_return(ground, client):
