@@ -94,6 +94,13 @@ class RegistrySection(Section, frozen=True):
     max_bytes: Annotated[int, Meta(ge=1 << 20)] = 1 << 30
 
 
+class IntegritySection(Section, frozen=True):
+    profiles: str = "/etc/sealsvc/profiles.d"
+    keys: str = "/etc/sealsvc/keys.d"
+    return_seconds: Seconds = 10.0
+    scrub_rate: Annotated[int, Meta(ge=0)] = 100 << 20
+
+
 class Config(Section, frozen=True):
     service: ServiceSection = ServiceSection()
     policy: PolicySection = PolicySection()
@@ -101,6 +108,7 @@ class Config(Section, frozen=True):
     fence: FenceSection = FenceSection()
     registry: RegistrySection = RegistrySection()
     limits: LimitsSection = LimitsSection()
+    integrity: IntegritySection = IntegritySection()
 
     @property
     def registry_path(self) -> Path:

@@ -40,6 +40,7 @@ from sealsvc.host import Host
 from sealsvc.host.kernel import KernelHost, kernel_release
 from sealsvc.host.proofs import Prover
 from sealsvc.host.sim import SimHost
+from sealsvc.integrity.service import Integrity
 from sealsvc.jobs import JobRunner
 from sealsvc.journal import Journal
 from sealsvc.keeper import Keeper, own
@@ -69,6 +70,7 @@ from sealsvc.workers import Workers
 log = logging.getLogger(__name__)
 
 _BAD_BLOCKS_PAUSE = 5.0  # seconds
+_TAGS_WITHIN = 30.0  # seconds for all attachments to be opened at the start
 
 
 class Daemon:
@@ -127,6 +129,11 @@ class Daemon:
             self.adoption, self.service.rings = adoption, self.rings
             keeper.on_ring, keeper.on_unproven = adoption.reported, adoption.unproven
             keeper.on_touched = Tripwire(self.grants, self.recaller, self.tasks).touched
+        self.integrity: Integrity | None = None
+        if not host.simulated:
+            kept = config.registry_path / "integrity"
+            self.integrity = Integrity(self.grants, self.events, self.tasks, config.integrity, kept)
+            self.service.integrity, returns.settle = self.integrity, self.integrity.returning
         self.server = ControlServer(
             config.service.socket,
             int(config.service.socket_mode, 8),
@@ -181,6 +188,9 @@ class Daemon:
             self._start_registry()
             self._resume()
             faults.point("start:resumed")
+            if self.integrity is not None:
+                await self._start_integrity(self.integrity)
+                stack.callback(self.integrity.stop)
             await self.workers.run(self._arm)
             if isinstance(self.host, KernelHost):
                 await self._watch_mounts(self.host.namespaces, stack)
@@ -220,6 +230,15 @@ class Daemon:
             self.events.publish("alarm", reason=f"{failure}: no seal is enforced any more")
             self._failure = failure
             self._stop.set()
+
+    async def _start_integrity(self, integrity: Integrity) -> None:
+        """A disk of the registry that hangs keeps nothing but the tags on it from being served."""
+        try:
+            await asyncio.wait_for(integrity.start(), _TAGS_WITHIN)
+        except (TimeoutError, OSError) as error:
+            self.service.integrity = None
+            reason = f"no tags are served in this run: {error or 'their disk does not answer'}"
+            self.events.publish("alarm", reason=reason)
 
     def _start_registry(self) -> None:
         self.registry.start()

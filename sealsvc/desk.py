@@ -106,6 +106,7 @@ class Desk:
             | {
                 "limits": dict(service.users.overruns.counts),
                 "log": {"dropped": journald.dropped()},
+                "integrity": service.integrity.counters() if service.integrity else {},
             }
             | rings[0],
             latencies={name: found.told() for name, found in taken.latencies.items()},

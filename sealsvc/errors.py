@@ -108,6 +108,16 @@ _ROWS = (
         "There is no such alarm",
         "Alarms are kept until they are acknowledged and others need their room; list them.",
     ),
+    ErrorClass(
+        "no-such-profile", errno.ENOENT, 404, 4, False,
+        "There is no such profile of protection information",
+        "List them with `sealctl pi profiles`; what is wrong in files of your own is told there.",
+    ),
+    ErrorClass(
+        "no-such-attachment", errno.ENOENT, 404, 4, False,
+        "There is no such attachment of protection information",
+        "List them with `sealctl pi ls`; attach a profile to a seal with `sealctl pi attach`.",
+    ),
     # Files and file systems a seal cannot be kept on: exit 5.
     ErrorClass(
         "not-a-regular-file", errno.EINVAL, 422, 5, False,
@@ -213,6 +223,11 @@ _ROWS = (
         "The seal has changed since",
         "Read the seal again and repeat with its present seqid.",
         "NFS4ERR_OLD_STATEID",
+    ),
+    ErrorClass(
+        "already-attached", errno.EEXIST, 409, 6, False,
+        "The range has protection information already",
+        "Use the attachment that the message names, or detach it first.",
     ),
     ErrorClass(
         "cancelled", errno.ECANCELED, 409, 6, False,

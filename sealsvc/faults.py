@@ -53,6 +53,10 @@ POINTS = (
     "fence:proven",
     "proven:journalled",
     "unproven:journalled",
+    # Tags: an attachment that is built, and tags that are written (in a thread)
+    "integrity:built",
+    "integrity:marked",
+    "integrity:tagged",
     # The end of a holder
     "holder-exit:journalled",
     # The next service's start

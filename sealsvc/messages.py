@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from sealsvc import overview
+from sealsvc.integrity import messages as integrity
 from sealsvc.model import (
     ByteRange,
     Conflict,
@@ -335,6 +336,7 @@ AnyRequest = (
     | Simulate
     | IssueClaim
     | overview.AnyRequest
+    | integrity.AnyRequest
 )
 
 
@@ -619,6 +621,7 @@ Result = (
     | Simulated
     | Done
     | overview.Result
+    | integrity.Result
 )
 
 
@@ -689,6 +692,7 @@ EVENTS = {
     "drift": "a sealed extent map changed: a broken promise (data: the Drift)",
     "alarm": "an operator should look (data: reason)",
     "ring": "a ring was used natively (data: ring, and how many grants, returns and recalls since)",
+    "integrity": "data under a seal, or its tags, are not as they should be (data: the PiError)",
     "gap": "events were dropped because this watcher reads too slowly (data: dropped)",
 }
 

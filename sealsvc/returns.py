@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from sealsvc import faults
 from sealsvc.errors import Refusal
 from sealsvc.host import Host
@@ -16,6 +18,8 @@ class Returns:
     def __init__(self, life: Life, host: Host, workers: Workers) -> None:
         self.life, self.host, self.workers = life, host, workers
         self.counters = {"returns": 0, "partial_returns": 0, "forgotten": 0}
+        # Called when nothing is mapped any more and the seal still holds; True when it waited.
+        self.settle: Callable[[Seal, ByteRange | None], Awaitable[bool]] = _nothing_to_settle
 
     async def remnants(self, seal: Seal, part: ByteRange | None = None) -> list[str]:
         """What is left of the seal's range (or a part of it), as text; empty is the proof that
@@ -48,6 +52,8 @@ class Returns:
     async def give_back(self, seal: Seal, reason: str = "") -> None:
         """LAYOUTRETURN. Raises still-mapped, and changes nothing, while a mapping is left."""
         await self._refuse_if_mapped(seal)
+        if seal.live and await self.settle(seal, None):
+            await self._refuse_if_mapped(seal)
         if seal.live:
             faults.point("return:proven")
             self.counters["returns"] += 1
@@ -65,6 +71,8 @@ class Returns:
         freed = seal.effective.without(kept)
         if freed is not None:
             await self._refuse_if_mapped(seal, freed)
+            if await self.settle(seal, freed):
+                await self._refuse_if_mapped(seal, freed)
         if not seal.live:
             return
         if not may(seal, Step.SHRINK) or _rest(seal, part) != left:
@@ -116,6 +124,10 @@ class Returns:
             raise Refusal(
                 "still-mapped", f"seal {seal.id}: {', '.join(left)}", {"mappings": left}, 0.05
             )
+
+
+async def _nothing_to_settle(seal: Seal, part: ByteRange | None) -> bool:  # noqa: ARG001
+    return False
 
 
 def _by_process(seals: dict[Seal, ByteRange]) -> dict[int, list[ByteRange]]:

@@ -35,6 +35,8 @@ from sealsvc.filesystem import Filesystem
 from sealsvc.grants import Asker, Grants, Passed, passed_of
 from sealsvc.history import Historian
 from sealsvc.holders import Holders
+from sealsvc.integrity.messages import PiQuery
+from sealsvc.integrity.service import Integrity, asked_of_integrity
 from sealsvc.limits import RateLimit
 from sealsvc.measures import MeasuresTaken
 from sealsvc.messages import (
@@ -135,6 +137,7 @@ class Service:
         self.rings: Rings | None = None
         self.measures, self.claims = MeasuresTaken(), Claims()
         self.desk: Desk | None = None
+        self.integrity: Integrity | None = None
         self.simulate: Callable[[Simulate], Awaitable[dict[str, Any]]] | None = None
 
     async def handle(self, connection: Connection, request: AnyRequest, fds: Received) -> Reply:
@@ -149,6 +152,8 @@ class Service:
             return self._rings().attach(connection, request)
         if isinstance(request, Redeem):
             return await self._redeem(connection, request)
+        if isinstance(request, PiQuery) and self.integrity is not None:
+            return Reply(await self.integrity.answer(connection.peer, request, fds))
         if isinstance(request, Keyed) and request.key:
             act = functools.partial(self._told, connection, request)
             uid = connection.peer.uid
@@ -227,6 +232,8 @@ class Service:
                 await self.paths.identify(request.path or "", request.only.below or ["/"])
                 await self._refuse_foreign(connection, request, request.path)
                 return self.claims.issue(peer, request)
+            case _ if self.integrity is not None and asked_of_integrity(request):
+                return await self.integrity.answer(peer, request)
             case _ if self.desk is not None and asked_at_desk(request):
                 return await self.desk.answer(peer, request)
             case Simulate() if self.simulate is not None:
@@ -322,6 +329,8 @@ class Service:
         asker = Asker(connection.peer, process, connection, digest)
         make = make or functools.partial(self._make, connection, request)
         seal, fd = await make(asker, passed)
+        if self.integrity is not None:
+            await self.integrity.granted(seal)
         if request.path is not None and request.holder.pid is None:
             return Reply(seal.info(), [fd])
         user.close_later([fd])

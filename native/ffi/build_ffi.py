@@ -1,6 +1,6 @@
-"""Write the C source of the _sealsvc_native extension module.
+"""Write the C source of a cffi extension module.
 
-usage: build_ffi.py OUTPUT DECLARATIONS...
+usage: build_ffi.py MODULE HEADER OUTPUT DECLARATIONS...
 """
 
 import sys
@@ -8,16 +8,14 @@ from pathlib import Path
 
 from cffi import FFI
 
-MODULE = "_sealsvc_native"
-
 
 def main() -> None:
-    output, *declarations = map(Path, sys.argv[1:])
+    module, header, output, *declarations = sys.argv[1:]
     ffi = FFI()
     for path in declarations:
-        ffi.cdef(path.read_text(encoding="utf-8"))
-    ffi.set_source(MODULE, '#include "sealsvc/native.h"')
-    ffi.emit_c_code(str(output))
+        ffi.cdef(Path(path).read_text(encoding="utf-8"))
+    ffi.set_source(module, f'#include "{header}"')
+    ffi.emit_c_code(output)
 
 
 if __name__ == "__main__":

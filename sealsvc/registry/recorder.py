@@ -22,7 +22,7 @@ from sealsvc.registry.entries import Entry
 
 # Of these the event has not all that is recorded: granted(), refused(), drifted() and present().
 _BY_METHOD = frozenset({"granted", "refused", "drift", "reclaimed", "gap"})
-_VITAL = frozenset({"state", "alarm", "policy"})
+_VITAL = frozenset({"state", "alarm", "policy", "integrity"})
 
 
 class Recorder(abc.ABC):

@@ -1,0 +1,1 @@
+"""Integrity: protection information for sealed files (docs/integrity.md)."""

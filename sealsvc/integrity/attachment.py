@@ -1,0 +1,356 @@
+"""One attachment on the event loop: its blocks, compared and tagged part by part in its thread.
+
+For each part it is looked twice at who may have written, before and after: the worse counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import msgspec
+
+from sealsvc.closing import close_later
+from sealsvc.errors import Refusal
+from sealsvc.grants import Grants
+from sealsvc.integrity import check, source, verdict
+from sealsvc.integrity.check import Comparison, Finding, Layout
+from sealsvc.integrity.errors import ErrorLog
+from sealsvc.integrity.messages import (
+    PiAttachment,
+    PiError,
+    PiProgress,
+    PiReport,
+)
+from sealsvc.integrity.store import BlockState
+from sealsvc.model import ByteRange
+from sealsvc.seals import Seal
+
+T = TypeVar("T")
+
+_TOLD = 32  # errors in one answer
+_RECORDED = 1000  # errors of one check; more are only counted
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a check has found so far."""
+
+    blocks: Counter[str] = field(default_factory=Counter)
+    errors: list[PiError] = field(default_factory=list)
+    way: str = ""
+    changed: int = 0  # the file's change time, ns, before any of it was read
+
+
+class Attachment:
+    """`grants` opens files and keeps grants away from one while it is read: a descriptor of ours
+    would be another user of the file to the proof that an exclusive seal needs."""
+
+    def __init__(self, layout: Layout, grants: Grants, log: ErrorLog) -> None:
+        self.layout, self.store = layout, layout.store
+        self._grants, self._log = grants, log
+        self._turn = asyncio.Lock()
+        self.scrub: asyncio.Task[None] | None = None
+        self.scrub_errors = 0
+        self.gone = False
+
+    @property
+    def id(self) -> str:
+        return self.store.about.id
+
+    # Where it works
+
+    async def run(self, function: Callable[..., T], *arguments: object) -> T:
+        """In its own thread: a disk that hangs keeps nobody else."""
+        pool = self._grants.workers.of(("integrity", self.id), 1)
+        return await pool.run(function, *arguments)
+
+    def seals(self) -> list[Seal]:
+        return [
+            seal
+            for seal in self._grants.life.table.of_file(self.store.about.file)
+            if seal.live and seal.effective.overlaps(self.store.about.range)
+        ]
+
+    @asynccontextmanager
+    async def _reading(self) -> AsyncIterator[tuple[int, bool]]:
+        """A descriptor of the file, and whether a lease is on it. A grant of it waits."""
+        async with self._turn, self._grants.lock(self.store.about.file):
+            if self.gone:
+                raise Refusal("no-such-attachment", f"attachment {self.id} was detached")
+            seals = self.seals()
+            if seals:
+                anchor = os.dup(seals[0].hold.anchor)
+            else:
+                anchor = await self.run(self._open)
+            leased = any("lease" in seal.enforcers for seal in seals)
+            try:
+                yield anchor, leased
+            finally:
+                close_later(self.store.about.file.device, [anchor])
+
+    def _open(self) -> int:
+        about, host = self.store.about, self._grants.host
+        target = host.open_path(about.path, self._grants.policy.roots, writable=False)
+        if target.file != about.file:
+            os.close(target.fd)
+            raise Refusal(
+                "no-such-file",
+                f"{about.path} is another file by now: attachment {self.id} has tags of"
+                f" {about.file}",
+                {"path": about.path},
+            )
+        return target.fd
+
+    async def _with_source(self, work: Callable[[source.Source], T]) -> T:
+        async with self._reading() as (anchor, leased):
+
+            def inner() -> T:
+                with source.opened(anchor, leased=leased) as opened:
+                    return work(opened)
+
+            return await self.run(inner)
+
+    # What it does
+
+    async def verify(
+        self,
+        at: str,
+        wanted: ByteRange | None = None,
+        *,
+        quiet: bool,
+        seal: Seal | None = None,
+        least: verdict.Stance = verdict.Stance.STILL,
+    ) -> Tally:
+        """Compare what is not open. `seal` is the one that it is done for, `least` the stance that
+        is taken at the best."""
+        tally = Tally()
+        for first, count in await self.parts(wanted):
+            await self.verify_part(tally, at, first, count, quiet=quiet, seal=seal, least=least)
+        if wanted is None or wanted.hull(self.store.about.range) == wanted:
+            await self.all_compared(tally)
+        return tally
+
+    async def all_compared(self, tally: Tally) -> None:
+        """What of the file is not right is suspect by now: from here on its change time, of before
+        it was read, tells whether it was written to."""
+        if not tally.blocks["unstable"] and not self.seals():
+            await self.run(lambda: self.store.save(changed=tally.changed, foreign=False))
+
+    async def parts(self, wanted: ByteRange | None = None) -> list[tuple[int, int]]:
+        return await self.run(lambda: list(self.layout.parts(wanted)))
+
+    async def verify_part(
+        self,
+        tally: Tally,
+        at: str,
+        first: int,
+        count: int,
+        *,
+        quiet: bool = False,
+        seal: Seal | None = None,
+        least: verdict.Stance = verdict.Stance.STILL,
+    ) -> None:
+        about, span = self.store.about, self._span(first, count)
+
+        def stance() -> verdict.Stance:
+            return max(least, verdict.stance(self.seals(), span, quiet=quiet))
+
+        before = stance()
+
+        def work(opened: source.Source) -> Comparison:
+            tally.way = opened.way
+            return check.compare(self.layout, opened, first, count)
+
+        found = await self._with_source(work)
+        after = max(before, stance())
+        tally.changed = tally.changed or found.changed
+        changed, foreign = found.changed != about.changed, about.foreign
+        kinds = [
+            verdict.kind_of(f, after, changed=changed, foreign=foreign) for f in found.findings
+        ]
+        by_block = dict[int, str]()
+        for finding, kind in zip(found.findings, kinds, strict=True):
+            by_block[finding.block] = verdict.worst([kind, by_block.get(finding.block, "good")])
+        tally.blocks.update(by_block.values())
+        tally.blocks["good"] += found.good
+        tally.blocks["open"] += found.open
+        await self._record(tally, at, found, kinds, by_block, seal)
+
+    def _span(self, first: int, count: int) -> ByteRange:
+        one = self.layout.span(first)
+        return ByteRange(one.offset, max(1, one.length) * count)
+
+    async def _record(
+        self,
+        tally: Tally,
+        at: str,
+        found: Comparison,
+        kinds: list[str],
+        by_block: dict[int, str],
+        seal: Seal | None,
+    ) -> None:
+        """The error first, then the state that shows it was found: no crash loses one."""
+        made = [
+            self.error(finding, kind, at, seal)
+            for finding, kind in zip(found.findings, kinds, strict=True)
+            if kind in verdict.ERRORS
+        ]
+        room = max(0, _RECORDED - len(tally.errors))
+        if len(made) > room and room:
+            more = len(made) - room
+            made[room - 1] = _with_more(made[room - 1], more)
+        tally.errors += await self.tell(made[:room])
+
+        def settle() -> None:
+            states = self.store.states(found.first, found.count)
+            for block, kind in by_block.items():
+                if kind in ("corrupt", "changed"):
+                    states[block - found.first] = BlockState.SUSPECT
+            check.settle(self.layout, found.first, states)
+
+        await self.run(settle)
+
+    async def tell(self, errors: list[PiError]) -> list[PiError]:
+        """With their numbers, once they are on disk."""
+        if not errors:
+            return []
+        numbered = self._log.numbered(errors)
+        pool = self._grants.workers.of(("integrity", "errors"), 1)
+        await pool.run(self._log.write, numbered)
+        self._log.tell(numbered)
+        for error in numbered:
+            self._grants.life.events.publish("integrity", error.seal, error=error)
+        return numbered
+
+    def error(self, finding: Finding, kind: str, at: str, seal: Seal | None) -> PiError:
+        about = self.store.about
+        first_good, last_good = self.store.good(self.layout.stretch(finding.block))
+        return PiError(
+            seq=0,
+            time=time.time(),
+            kind=kind,
+            at=at,
+            attachment=self.id,
+            path=about.path,
+            file=about.file,
+            profile=self.layout.profile.name,
+            block=finding.block,
+            offset=finding.span.offset,
+            length=finding.span.length,
+            field=finding.field,
+            expected=finding.expected.hex(),
+            found=finding.found.hex(),
+            physical=finding.physical,
+            seal=seal.id if seal else None,
+            holder=seal.process.holder.pid if seal else None,
+            cookie=seal.place.cookie if seal and seal.place else 0,
+            first_good=first_good,
+            last_good=last_good,
+            errno=finding.number,
+        )
+
+    async def tag(self, was: BlockState, wanted: ByteRange | None = None) -> Tally:
+        """New tags for the blocks that are `was`."""
+        tally = Tally()
+        for first, count in await self.parts(wanted):
+
+            def work(opened: source.Source, first: int = first, count: int = count) -> int:
+                tally.way = opened.way
+                return check.tag(self.layout, opened, first, count, was)
+
+            tally.blocks["tagged"] += await self._with_source(work)
+        return tally
+
+    async def add(self, wanted: ByteRange) -> Tally:
+        """Of a byte stream: a new PI of this range, which takes the place of older ones."""
+        tally = Tally()
+
+        def work(opened: source.Source) -> None:
+            tally.way = opened.way
+            check.add(self.layout, opened, wanted)
+
+        if wanted.clipped(self.store.about.range) != wanted:
+            raise Refusal("bad-request", f"{wanted} is not inside of {self.store.about.range}")
+        await self._with_source(work)
+        tally.blocks["tagged"] = 1
+        return tally
+
+    async def remember_time(self, *, whole: bool) -> None:
+        """Tags and data agree now, and nobody writes: remember the file's change time."""
+        foreign = self.store.about.foreign and not whole
+        await self._with_source(
+            lambda opened: self.store.save(changed=opened.changed, foreign=foreign)
+        )
+
+    async def notice_foreign(self, anchor: int) -> None:
+        """A seal begins: was the file written to since its tags were true?"""
+        about = self.store.about
+
+        def work() -> None:
+            if not about.foreign and os.fstat(anchor).st_ctime_ns != about.changed:
+                self.store.save(foreign=True)
+
+        await self.run(work)
+
+    async def move(self, was: BlockState, to: BlockState, wanted: ByteRange | None = None) -> int:
+        """Blocks that touch the range, if any, and are `was` become `to`."""
+
+        def work() -> int:
+            parts = list(self.layout.parts(wanted))
+            return sum(self.store.move(was, to, first, count) for first, count in parts)
+
+        async with self._turn:
+            return 0 if self.gone else await self.run(work)
+
+    # How it is told
+
+    async def info(self) -> PiAttachment:
+        about = self.store.about
+        progress = None
+        if about.scrub >= 0 or about.scrub_started:
+            done = self._span(0, max(1, about.scrub)).length if about.scrub > 0 else 0
+            progress = PiProgress(
+                done=about.range.length if about.scrub < 0 else done,
+                total=about.range.length,
+                running=self.scrub is not None and not self.scrub.done(),
+                started=about.scrub_started,
+                errors=self.scrub_errors,
+            )
+        return PiAttachment(
+            id=about.id,
+            file=about.file,
+            path=about.path,
+            profile=self.layout.profile.name,
+            range=about.range,
+            uncovered=about.uncovered,
+            writes=about.writes,
+            at_grant=about.at_grant,
+            owner=about.owner,
+            blocks=await self.run(self.store.counts),
+            scrub=progress,
+        )
+
+    def report(self, tally: Tally, wanted: ByteRange | None) -> PiReport:
+        about = self.store.about
+        blocks = {kind: count for kind, count in sorted(tally.blocks.items()) if count}
+        kinds: Iterable[str] = [kind for kind in blocks if kind in verdict.VERDICTS]
+        return PiReport(
+            attachment=self.id,
+            range=wanted or about.range,
+            verdict=verdict.worst(kinds),
+            blocks=blocks,
+            read=tally.way,
+            errors=tally.errors[:_TOLD],
+            more=max(0, len(tally.errors) - _TOLD),
+        )
+
+
+def _with_more(error: PiError, more: int) -> PiError:
+    return msgspec.structs.replace(error, more=more)

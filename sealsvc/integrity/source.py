@@ -1,0 +1,66 @@
+"""Reading a file's data as the device has it, past the page cache where that can be.
+
+Everything here blocks.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_ALIGNED = 4096  # bytes: the largest logical block size there is
+
+
+class Source:
+    """`direct` tells the way: O_DIRECT, from the device; else through the page cache, of which
+    clean pages are dropped first (pages that somebody maps stay)."""
+
+    def __init__(self, fd: int, *, direct: bool) -> None:
+        self.fd, self.direct = fd, direct
+
+    @property
+    def way(self) -> str:
+        return "direct" if self.direct else "cached"
+
+    @property
+    def changed(self) -> int:
+        """The file's change time, ns."""
+        return os.fstat(self.fd).st_ctime_ns
+
+    def read(self, offset: int, length: int) -> memoryview:
+        """Exactly these bytes. Raises OSError: EIO, EILSEQ (a device that checks), ENODATA (past
+        the end of the file)."""
+        start = offset & -_ALIGNED
+        size = -(-(offset + length - start) // _ALIGNED) * _ALIGNED
+        room = memoryview(mmap.mmap(-1, size))
+        if not self.direct:
+            os.posix_fadvise(self.fd, start, size, os.POSIX_FADV_DONTNEED)
+        done = 0
+        while done < offset + length - start:
+            got = os.preadv(self.fd, [room[done:]], start + done)
+            if not got:
+                raise OSError(errno.ENODATA, os.strerror(errno.ENODATA), "pread")
+            done += got
+        return room[offset - start : offset - start + length]
+
+
+@contextmanager
+def opened(anchor: int, *, leased: bool) -> Iterator[Source]:
+    """The file of a descriptor, read apart from it. With a lease on it (`leased`) another
+    description would break that: the descriptor itself is used then."""
+    if not leased:
+        try:
+            fd = os.open(f"/proc/self/fd/{anchor}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # no O_DIRECT there
+                raise
+        else:
+            try:
+                yield Source(fd, direct=True)
+            finally:
+                os.close(fd)
+            return
+    yield Source(anchor, direct=False)

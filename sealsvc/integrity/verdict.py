@@ -1,0 +1,58 @@
+"""What a difference between data and tags means. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import IntEnum
+
+from sealsvc.integrity.check import Finding
+from sealsvc.integrity.store import BlockState
+from sealsvc.model import ByteRange, IoMode, Kind
+from sealsvc.seals import Seal
+
+
+class Stance(IntEnum):
+    """Who may have written to blocks that are not open, the worst last. STILL: nobody (an exclusive
+    seal whose holder does not write). FREE: anybody by the ways that change the file's ctime, as
+    no exclusive seal keeps others away. NOISY: a holder that has not said that it is quiet."""
+
+    STILL = 0
+    FREE = 1
+    NOISY = 2
+
+
+# The worst last.
+VERDICTS = ("good", "open", "unstable", "suspect", "changed", "corrupt", "unreadable")
+ERRORS = ("suspect", "changed", "corrupt", "unreadable")
+
+
+def stance(seals: Iterable[Seal], span: ByteRange, *, quiet: bool) -> Stance:
+    """From the live seals of the file. `quiet`: the holder says that it does not write, or it was
+    proven that it has nothing mapped."""
+    found = Stance.FREE
+    for seal in seals:
+        if not seal.effective.overlaps(span):
+            continue
+        if not quiet and seal.request.iomode is not IoMode.READ:
+            return Stance.NOISY
+        if seal.request.kind is Kind.EXCLUSIVE:
+            found = Stance.STILL
+    return found
+
+
+def kind_of(finding: Finding, stance: Stance, *, changed: bool, foreign: bool) -> str:
+    """One of VERDICTS. `changed`: the file's ctime is not the one that its tags were made at;
+    `foreign`: that was so already when the seal was granted."""
+    if finding.number:
+        return "unreadable"
+    if finding.state is BlockState.SUSPECT:
+        return "suspect"
+    if not finding.stable or stance is Stance.NOISY:
+        return "unstable"
+    if foreign or (stance is Stance.FREE and changed):
+        return "changed"
+    return "corrupt"
+
+
+def worst(kinds: Iterable[str]) -> str:
+    return max(kinds, key=VERDICTS.index, default="good")
