@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from sealsvc import overview
+from sealsvc.copies import requests as copies
 from sealsvc.model import (
     ByteRange,
     Conflict,
@@ -334,6 +335,7 @@ AnyRequest = (
     | Cancel
     | Simulate
     | IssueClaim
+    | copies.AnyRequest
     | overview.AnyRequest
 )
 
@@ -618,6 +620,7 @@ Result = (
     | EventPage
     | Simulated
     | Done
+    | copies.CopyTrustReport
     | overview.Result
 )
 

@@ -96,3 +96,11 @@ def write_back(fd: int, offset: int, length: int) -> None:
     result: int = lib.seal_write_back(fd, offset, length)
     if result < 0 and result != -errno.ESPIPE:
         raise OSError(-result, os.strerror(-result), "sync_file_range")
+
+
+def drop_privileges() -> None:
+    """Of the calling thread, and of those it starts: see native/copy/privileges.c. Raises
+    OSError."""
+    result: int = lib.seal_copy_drop_privileges()
+    if result < 0:
+        raise OSError(-result, os.strerror(-result), "capset")

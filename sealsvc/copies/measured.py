@@ -41,12 +41,7 @@ class Measured:
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
-        self.pairs: dict[str, Pair] = {}
-        if path is not None:
-            try:
-                self.pairs = msgspec.json.decode(path.read_bytes(), type=dict[str, Pair])
-            except (OSError, msgspec.MsgspecError):
-                self.pairs = {}
+        self.pairs: dict[str, Pair] = _read(path) if path else {}
 
     def rate(self, pair: str, strategy: str) -> float | None:
         found = self.pairs.get(pair, Pair()).rates.get(strategy)
@@ -86,12 +81,21 @@ class Measured:
         self._pair(pair).trust[strategy] = Trust(outcome, time.time(), size, lie)
 
     def save(self) -> None:
-        """Raises OSError."""
+        """Raises OSError. What other copies found out meanwhile on other pairs stays."""
         if self._path is None:
             return
+        self.pairs = _read(self._path) | self.pairs
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         new = self._path.with_name(f"{self._path.name}.{os.getpid()}")
         new.write_bytes(msgspec.json.encode(self.pairs))
         new.replace(self._path)
 
     def _pair(self, pair: str) -> Pair:
         return self.pairs.setdefault(pair, Pair())
+
+
+def _read(path: Path) -> dict[str, Pair]:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Pair])
+    except (OSError, msgspec.MsgspecError):
+        return {}

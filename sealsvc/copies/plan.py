@@ -89,6 +89,8 @@ def make_plan(ends: Ends, options: Options, measured: Measured | None = None) ->
         pieces = _merged(pieces, strategies)
         if not options.only:
             pieces = _probes(ends, pieces, strategies, measured)
+        # Each change between what uses the page cache and what does not costs a flush.
+        pieces.sort(key=lambda piece: not strategies[piece.strategies[0]].offload)
     except BaseException:
         for strategy in strategies.values():
             strategy.close()

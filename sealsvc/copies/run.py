@@ -13,6 +13,7 @@ from sealsvc.copies import calls
 from sealsvc.copies.calls import Copied, Span
 from sealsvc.copies.ends import look
 from sealsvc.copies.measured import Measured
+from sealsvc.copies.page_cache import drop
 from sealsvc.copies.plan import Piece, Plan
 from sealsvc.copies.result import FellBack, Result, Row, token_of
 from sealsvc.copies.strategies.interface import Strategy
@@ -96,7 +97,7 @@ class _Run:
         return Result(
             requested=span.length,
             done=self._done,
-            rows=self._rows,
+            rows=_joined(self._rows),
             fell_back=self._fell_back,
             durable=durable,
             source_changed=changed,
@@ -162,14 +163,21 @@ class _Run:
             return strategy.copy(self._ends, part)
         there = self._ends.destination.fd
         if self._cached:
+            self._touch(part)
             os.fsync(there)
-            _drop(there)
+            drop(there)
             self._cached = False
         copied = strategy.copy(self._ends, part)
-        _drop(there)
+        drop(there)
         if not copied.bytes:
             return copied
         return self._checked(strategy, part.part(0, copied.bytes), copied)
+
+    def _touch(self, part: Span) -> None:
+        """What goes around the file system leaves its times, and set-user-ID bits, as they were: a
+        byte written as it is changes them as any write does."""
+        there = self._ends.destination.fd
+        os.pwrite(there, os.pread(there, 1, part.destination), part.destination)
 
     def _checked(self, strategy: Strategy, part: Span, copied: Copied) -> Copied:
         """Compared through the file: at the first use on this pair, and where pages stayed in the
@@ -192,12 +200,8 @@ class _Run:
 
     def _count(self, span: Span, strategy: Strategy) -> None:
         self._done += span.length
-        last = self._rows[-1] if self._rows else None
-        if last and last.strategy == strategy.name and last.source + last.length == span.source:
-            length = last.length + span.length
-            self._rows[-1] = Row(last.source, last.destination, length, last.strategy)
-        else:
-            self._rows.append(Row(span.source, span.destination, span.length, strategy.name))
+        row = Row(span.source, span.destination, span.length, strategy.name)
+        self._rows[-1:] = _joined([*self._rows[-1:], row])
         self._progress(self._done, self._plan.span.length, strategy.name)
 
     # The end
@@ -225,7 +229,7 @@ class _Run:
 
     def _verify(self) -> bool:
         source, there = self._ends.source.fd, self._ends.destination.fd
-        _drop(there)
+        drop(there)
         try:
             equal = calls.equal_bytes(source, there, self._plan.span)
         except OSError as error:
@@ -258,10 +262,16 @@ class _Run:
         return tuple(joined)
 
 
-def _drop(fd: int) -> None:
-    """The whole file: of a large folio that reaches beyond a range nothing is dropped
-    (mapping_try_invalidate, mm/truncate.c, v6.18)."""
-    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+def _joined(rows: list[Row]) -> list[Row]:
+    """In order of the source; offloads were carried out first."""
+    joined: list[Row] = []
+    for row in sorted(rows, key=lambda row: row.source):
+        last = joined[-1] if joined else None
+        if last and last.strategy == row.strategy and last.source + last.length == row.source:
+            joined[-1] = Row(last.source, last.destination, last.length + row.length, row.strategy)
+        else:
+            joined.append(row)
+    return joined
 
 
 def _stop(error: OSError, call: str, at: int | None) -> _Stopped:

@@ -35,6 +35,9 @@ int64_t seal_cached_pages(int fd, uint64_t offset, uint64_t length);
 /* Write back, and wait for, the range (sync_file_range); 0 or -errno. */
 int seal_write_back(int fd, uint64_t offset, uint64_t length);
 
+/* Give up, for good, what the user for whom a copy is made would not have; 0 or -errno. */
+int seal_copy_drop_privileges(void);
+
 struct seal_nvme_limits {
 	uint32_t namespace_id, block, copies; /* block in bytes; copies: the controller has Copy */
 	uint32_t range_blocks, total_blocks, ranges;

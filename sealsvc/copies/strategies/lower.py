@@ -13,6 +13,7 @@ from sealsvc import filesystem, mountinfo
 from sealsvc.copies import calls
 from sealsvc.copies.calls import Copied, Span
 from sealsvc.copies.ends import Ends
+from sealsvc.copies.page_cache import drop_range
 from sealsvc.copies.places import Move, moves
 from sealsvc.copies.stack import NoWay, Stack, node_of, sysfs_of
 from sealsvc.copies.strategies.interface import aligned
@@ -108,9 +109,7 @@ class Lower:
             # NFS has both; what a file system cannot clone, a server may still copy by itself.
             result = calls.copy_file_range(source.fd, destination.fd, below)
         # Who read the device itself has its blocks in the device's page cache.
-        os.posix_fadvise(
-            destination.device_fd, move.destination, move.length, os.POSIX_FADV_DONTNEED
-        )
+        drop_range(destination.device_fd, move.destination, move.length)
         return result
 
     def _places(self, move: Move) -> tuple[int, int]:
