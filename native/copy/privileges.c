@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <linux/capability.h>
+#include <sys/fsuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -30,4 +31,18 @@ int seal_copy_drop_privileges(void)
 	drop(sets, CAP_FSETID);
 	drop(sets, CAP_SYS_RESOURCE);
 	return syscall(SYS_capset, &header, sets) < 0 ? -errno : 0;
+}
+
+/* ext4 gives its reserved blocks to user 0, whatever its capabilities (ext4_has_free_clusters). With
+ * another fsuid the capabilities that concern files are off; with 0 they are on again. */
+int seal_copy_act_as(uint32_t uid)
+{
+	setfsuid(uid);
+	return seal_copy_acts_as() == uid ? 0 : -EPERM;
+}
+
+/* No user has the number -1: asking for it changes nothing. */
+uint32_t seal_copy_acts_as(void)
+{
+	return (uint32_t)setfsuid((uid_t)-1);
 }

@@ -50,6 +50,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: cancel.set())
     task = msgspec.json.decode(sys.stdin.buffer.read(), type=Task)
     try:
+        calls.act_as(task.uid)
         tell(Update(result=_result(task, int(sys.argv[1]), int(sys.argv[2]), cancel)))
     except Refusal as refusal:
         tell(Update(code=refusal.code, error=refusal.message))
@@ -66,12 +67,14 @@ def _result(task: Task, source: int, there: int, cancel: threading.Event) -> dic
     if not task.recall:
         held, held_there = task.seals_of_source, task.seals_of_destination
         ends = Ends(replace(ends.source, seals=held), replace(ends.destination, seals=held_there))
-    measured = Measured(Path(task.measured))
+    with calls.own_rights():
+        measured = Measured(Path(task.measured))
     if task.dry_run:
         return predicted(ends, task, measured)
     result = copy(ends, task, measured, _Reporter().progress, cancel)
     try:
-        measured.save()
+        with calls.own_rights():
+            measured.save()
     except OSError as error:
         result["not_remembered"] = f"{task.measured}: {error.strerror}"
     return result

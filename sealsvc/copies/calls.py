@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,3 +106,21 @@ def drop_privileges() -> None:
     result: int = lib.seal_copy_drop_privileges()
     if result < 0:
         raise OSError(-result, os.strerror(-result), "capset")
+
+
+def act_as(uid: int) -> None:
+    """What this thread does to files from now on counts as done by `uid`. Raises OSError."""
+    result: int = lib.seal_copy_act_as(uid)
+    if result < 0:
+        raise OSError(-result, os.strerror(-result), "setfsuid")
+
+
+@contextmanager
+def own_rights() -> Iterator[None]:
+    """For opening what is the service's affair: devices and images."""
+    was = int(lib.seal_copy_acts_as())
+    act_as(os.geteuid())
+    try:
+        yield
+    finally:
+        act_as(was)

@@ -72,7 +72,7 @@ def options_of(task: Task, ends: Ends) -> Options:
 
 def why_unsealed(ends: Ends, task: Task, options: Options, measured: Measured) -> str:
     """Why no seals are taken; empty where an offload is predicted that needs them."""
-    if not task.seal:
+    if not task.seals:
         return "not asked for"
     if held := (*ends.source.seals, *ends.destination.seals):
         return f"others hold seals ({', '.join(held[:3])})"

@@ -147,6 +147,7 @@ class CopyJobs:
         held = [tuple(seal.id for seal in table.of_file(file) if seal.live) for file in files]
         return Task(
             socket=self._socket,
+            uid=peer.uid,
             measured=str(self._kept),
             seals_of_source=held[0],
             seals_of_destination=held[1],

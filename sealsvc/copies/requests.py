@@ -20,7 +20,7 @@ class StartCopy(Keyed, frozen=True, tag="start-copy"):
     `to` (null: the same); `whole` makes the destination as long as the source.
 
     `throttle` in bytes per second. `in_place`: the destination's extent map stays. `recall`: seals
-    on both files are recalled first. `seal` false: no seals are taken, and so no offload. `only`:
+    on both files are recalled first. `seals` false: none are taken, and so no offload. `only`:
     these strategies alone, with `plain` as the last resort. `resume`: the token of an earlier
     result. `dry_run`: the job's result is the plan. With `below`, paths lie below one of these
     directories. Answer: JobInfo; its result, once it has ended, is that of the copy."""
@@ -37,7 +37,7 @@ class StartCopy(Keyed, frozen=True, tag="start-copy"):
     verify: bool = False
     in_place: bool = False
     recall: bool = False
-    seal: bool = True
+    seals: bool = True
     only: Strategies = msgspec.field(default_factory=list)
     resume: Annotated[str, Meta(max_length=16384)] = ""
     dry_run: bool = False

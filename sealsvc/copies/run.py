@@ -37,9 +37,12 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(slots=True)
 class _Stopped(Exception):
+    """`lost`: what was written is not known to be on the device, nor in the page cache."""
+
     error: int
-    at: int
+    at: int | None
     text: str
+    lost: bool = False
 
 
 def run(
@@ -84,8 +87,11 @@ class _Run:
             durable = self._flush()
             if self._plan.options.verify and not self._cancel.is_set():
                 verified = self._verify()
-        except _Stopped as stop:
-            stopped = stop
+        except (_Stopped, OSError) as error:
+            stopped = error if isinstance(error, _Stopped) else _stop(error)
+            durable = not stopped.lost and self._saved(stopped)
+        if stopped and stopped.lost:
+            self._rows, self._done = [], self._before
         return self._told(stopped, durable, verified, time.monotonic() - began)
 
     def _told(
@@ -164,7 +170,7 @@ class _Run:
         there = self._ends.destination.fd
         if self._cached:
             self._touch(part)
-            os.fsync(there)
+            self._sync()
             drop(there)
             self._cached = False
         copied = strategy.copy(self._ends, part)
@@ -210,30 +216,37 @@ class _Run:
         """Holes at the end extend the file, too; a copy of the whole file ends where it does."""
         there, end = self._ends.destination.fd, self._plan.span.destination_end
         size = os.fstat(there).st_size
-        try:
-            if size < end or (self._plan.options.whole and size > end):
-                os.ftruncate(there, end)
-        except OSError as error:
-            raise _stop(error, "ftruncate", self._plan.span.source_end) from None
+        if size < end or (self._plan.options.whole and size > end):
+            os.ftruncate(there, end)
 
     def _flush(self) -> bool:
-        if not self._plan.options.durable:
-            return False
+        if self._plan.options.durable:
+            self._sync()
+        return self._plan.options.durable
+
+    def _sync(self) -> None:
+        """After a failure the kernel keeps no page as dirty: what was written since the last
+        success is nowhere, or on the device, and nobody can tell which."""
         try:
             os.fsync(self._ends.destination.fd)
             for name in {row.strategy for row in self._rows}:
                 self._plan.strategies[name].flush()
         except OSError as error:
-            raise _stop(error, "fsync", None) from None
-        return True
+            text = f"fsync: {error.strerror}: nothing of the copy is known to be on the device"
+            raise _Stopped(error.errno or errno.EIO, None, text, lost=True) from None
+
+    def _saved(self, stopped: _Stopped) -> bool:
+        """What was done before the failure, brought to the device."""
+        try:
+            return self._flush()
+        except _Stopped as lost:
+            stopped.lost, stopped.text = True, f"{stopped.text}; then {lost.text}"
+            return False
 
     def _verify(self) -> bool:
         source, there = self._ends.source.fd, self._ends.destination.fd
         drop(there)
-        try:
-            equal = calls.equal_bytes(source, there, self._plan.span)
-        except OSError as error:
-            raise _stop(error, "comparing", None) from None
+        equal = calls.equal_bytes(source, there, self._plan.span)
         if equal < self._plan.span.length:
             at = self._plan.span.source + equal
             raise _Stopped(errno.EIO, at, f"byte {at} of the source differs in the destination")
@@ -274,5 +287,5 @@ def _joined(rows: list[Row]) -> list[Row]:
     return joined
 
 
-def _stop(error: OSError, call: str, at: int | None) -> _Stopped:
-    return _Stopped(error.errno or errno.EIO, at or 0, f"{call}: {error.strerror}")
+def _stop(error: OSError) -> _Stopped:
+    return _Stopped(error.errno or errno.EIO, None, f"{error.filename or 'copy'}: {error.strerror}")

@@ -8,11 +8,12 @@ import msgspec
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
-    """Fields as of StartCopy. `socket`: where seals are asked for; `unsealable`: why the asker
-    may have none (empty: it may); `seals_of_...`: those that others hold; `measured`: the file of
-    rates and self-tests."""
+    """Fields as of StartCopy. `socket`: where seals are asked for; `uid`: the asker's;
+    `unsealable`: why it may have none (empty: it may); `seals_of_...`: those that others hold;
+    `measured`: the file of rates and self-tests."""
 
     socket: str
+    uid: int
     measured: str
     seals_of_source: tuple[str, ...] = ()
     seals_of_destination: tuple[str, ...] = ()
@@ -26,7 +27,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     verify: bool = False
     in_place: bool = False
     recall: bool = False
-    seal: bool = True
+    seals: bool = True
     only: tuple[str, ...] = ()
     resume: str = ""
     dry_run: bool = False

@@ -37,6 +37,9 @@ int seal_write_back(int fd, uint64_t offset, uint64_t length);
 
 /* Give up, for good, what the user for whom a copy is made would not have; 0 or -errno. */
 int seal_copy_drop_privileges(void);
+/* The calling thread's file accesses count as those of `uid`; 0 or -errno. */
+int seal_copy_act_as(uint32_t uid);
+uint32_t seal_copy_acts_as(void);
 
 struct seal_nvme_limits {
 	uint32_t namespace_id, block, copies; /* block in bytes; copies: the controller has Copy */

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-from sealsvc.copies.calls import Copied, Span
+from sealsvc.copies.calls import Copied, Span, own_rights
 from sealsvc.copies.ends import Ends
 from sealsvc.copies.page_cache import drop_range
 from sealsvc.copies.places import moves
@@ -53,7 +53,8 @@ class DeviceCopy:
         if reason := self._wrong(device):
             return reason
         try:
-            self._fd = os.open(node_of(device), os.O_RDWR | os.O_CLOEXEC)
+            with own_rights():
+                self._fd = os.open(node_of(device), os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
             return f"{node_of(device)}: {error.strerror}"
         return self._look(device)

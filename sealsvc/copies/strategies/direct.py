@@ -30,7 +30,8 @@ class Direct(ByDescriptors):
             return "one file: its page cache would be behind the copy"
         if self._fds is None:
             try:
-                self._fds = _reopened(ends)
+                with calls.own_rights():  # no more than the descriptors' own modes
+                    self._fds = _reopened(ends)
             except OSError as error:
                 return f"no O_DIRECT here ({error.strerror})"
         return ""

@@ -119,7 +119,8 @@ class Lower:
 
     def _image(self, device: int) -> Image:
         if device not in self._images:
-            self._images[device] = _open_image(device)
+            with calls.own_rights():
+                self._images[device] = _open_image(device)
         return self._images[device]
 
 
