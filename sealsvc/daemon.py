@@ -24,6 +24,7 @@ from sealsvc.badblocks import BadBlocks
 from sealsvc.canary import Canary
 from sealsvc.config import Config, PolicySection
 from sealsvc.control import ControlServer
+from sealsvc.copies.jobs import CopyJobs
 from sealsvc.desk import Desk
 from sealsvc.enforce import Enforcer, EnforcerSet
 from sealsvc.enforce.bpf import BpfEnforcer
@@ -154,6 +155,10 @@ class Daemon:
         self.alarms.load()
         self.events.watch(self.alarms.hear)
         self.service.desk = Desk(self.service, self.policy_file, jobs, self.alarms)
+        kept = config.registry_path / "copies.json"
+        self.service.copies = CopyJobs(
+            jobs, self.grants, self.users, self.service.paths, config.service.socket, kept
+        )
         self._loop_watch = LoopWatch(
             self.service.measures.latencies["loop_lag"].add,
             lambda reason: self.events.publish("alarm", reason=reason),

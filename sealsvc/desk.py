@@ -60,6 +60,8 @@ class Desk:
                 return views.files(seals, request)
             case Holders():
                 return views.holders(service.seen(peer), request)
+            case ShowJob() | CancelJob() if self.jobs.owner(request.job) == peer.uid:
+                return await self._job(request)
         if not service.policy.is_operator(peer):
             raise Refusal("denied", f"uid {peer.uid} is not an operator", {"uid": peer.uid})
         match request:

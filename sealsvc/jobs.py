@@ -47,6 +47,7 @@ _ROWS = 150  # rows of coverage in one message
 @dataclass(slots=True)
 class Job:
     info: JobInfo
+    uid: int | None = None  # who began it, where that one may look after it
     task: asyncio.Task[None] | None = None
     told_at: float = 0.0
 
@@ -71,26 +72,42 @@ class JobRunner:
         if request.path is not None:
             # Below a root, by no symbolic link: the doctor writes there with the service's rights.
             await self.paths.identify(request.path, ["/"])
-        running = [j for j in self._jobs.values() if j.info.state is JobState.RUNNING]
-        for job in running:
+        for job in self.running:
             if job.info.kind is request.kind:
                 message = f"job {job.info.id} of this kind is under way"
                 raise Refusal("limit-reached", message, {"job": job.info.id}, retry_after=5.0)
+        return self.begin(request.kind, work, request.path, request.principal)
+
+    @property
+    def running(self) -> list[Job]:
+        return [job for job in self._jobs.values() if job.info.state is JobState.RUNNING]
+
+    def begin(
+        self,
+        kind: JobKind,
+        work: Callable[[Job], Awaitable[dict[str, Any]]],
+        path: str | None,
+        principal: str,
+        uid: int | None = None,
+    ) -> JobInfo:
+        """Begin a job whose result is what `work` returns. User `uid` may see and cancel it."""
         info = JobInfo(
             id=secrets.token_hex(8),
-            kind=request.kind,
+            kind=kind,
             state=JobState.RUNNING,
-            path=request.path,
-            principal=request.principal,
+            path=path,
+            principal=principal,
             started_at=time.time(),
         )
-        job = self._jobs[info.id] = Job(info)
+        job = self._jobs[info.id] = Job(info, uid)
         while len(self._jobs) > _REMEMBERED:
             self._jobs.pop(next(iter(self._jobs)))
         job.task = self.tasks.spawn(f"job {info.id}", self._run(job, work))
         return info
 
     def _work(self, request: StartJob) -> Callable[[Job], Awaitable[dict[str, Any]]]:
+        if request.kind is JobKind.COPY:
+            raise Refusal("bad-request", "a copy begins with start-copy (POST /v1/copies)")
         if request.kind is JobKind.AUDIT:
             if request.path is not None:
                 raise Refusal("bad-request", "an audit job looks at every seal: it takes no path")
@@ -105,6 +122,10 @@ class JobRunner:
         if job not in self._jobs:
             raise Refusal("no-such-job", f"there is no job {job}", {"job": job})
         return self._jobs[job].info
+
+    def owner(self, job: str) -> int | None:
+        """The user who began it; None also where there is no such job."""
+        return self._jobs[job].uid if job in self._jobs else None
 
     def all(self) -> list[JobInfo]:
         bare = msgspec.structs.replace
@@ -132,16 +153,17 @@ class JobRunner:
         )
 
     async def _run(self, job: Job, work: Callable[[Job], Awaitable[dict[str, Any]]]) -> None:
-        self._tell(job)
+        self.tell(job)
         try:
             result = await work(job)
-            self._tell(job, state=JobState.DONE, result=result)
+            self.tell(job, state=JobState.DONE, result=result)
         except asyncio.CancelledError:
-            self._tell(job, state=JobState.CANCELLED)
+            self.tell(job, state=JobState.CANCELLED)
         except (Refusal, OSError) as error:
-            self._tell(job, state=JobState.FAILED, error=str(error))
+            self.tell(job, state=JobState.FAILED, error=str(error))
 
-    def _tell(self, job: Job, **changes: Any) -> None:
+    def tell(self, job: Job, **changes: Any) -> None:
+        """Change fields of the job's JobInfo; told as an event, but not too often."""
         over = "state" in changes
         if over:
             changes["ended_at"] = time.time()
@@ -160,7 +182,7 @@ class JobRunner:
             checked += report.checked
             drifted += report.drifted
             unreadable += report.unreadable
-            self._tell(job, done=start + len(batch), total=len(seals))
+            self.tell(job, done=start + len(batch), total=len(seals))
         return {
             "checked": checked,
             "drifted": msgspec.to_builtins(drifted[:_SHOWN]),
@@ -199,12 +221,12 @@ class JobRunner:
     def _measured(self, job: Job, measured: _Measured, line: bytes) -> None:
         told = msgspec.json.decode(line)
         if "total" in told:
-            self._tell(job, total=told["total"])
+            self.tell(job, total=told["total"])
             return
         row = msgspec.convert(told, CoverageRow)
         measured.rows.append(row)
         step = f"{row.operation} {row.kind} {row.conflict}: {row.result}"
-        self._tell(job, done=len(measured.rows), step=step)
+        self.tell(job, done=len(measured.rows), step=step)
 
 
 async def _end(child: asyncio.subprocess.Process) -> None:

@@ -16,6 +16,7 @@ from msgspec import Meta
 
 from sealsvc import overview
 from sealsvc.integrity import messages as integrity
+from sealsvc.copies import requests as copies
 from sealsvc.model import (
     ByteRange,
     Conflict,
@@ -335,6 +336,7 @@ AnyRequest = (
     | Cancel
     | Simulate
     | IssueClaim
+    | copies.AnyRequest
     | overview.AnyRequest
     | integrity.AnyRequest
 )
@@ -620,6 +622,7 @@ Result = (
     | EventPage
     | Simulated
     | Done
+    | copies.CopyTrustReport
     | overview.Result
     | integrity.Result
 )

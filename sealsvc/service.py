@@ -28,6 +28,8 @@ from sealsvc import (
 from sealsvc.audit import audit, present_map
 from sealsvc.claims import Claims
 from sealsvc.control import Connection, Reply
+from sealsvc.copies.jobs import CopyJobs
+from sealsvc.copies.requests import CopyTrust, StartCopy
 from sealsvc.desk import Desk, asked_at_desk
 from sealsvc.enforce import Enforcer, EnforcerSet
 from sealsvc.errors import Refusal
@@ -138,6 +140,7 @@ class Service:
         self.measures, self.claims = MeasuresTaken(), Claims()
         self.desk: Desk | None = None
         self.integrity: Integrity | None = None
+        self.copies: CopyJobs | None = None
         self.simulate: Callable[[Simulate], Awaitable[dict[str, Any]]] | None = None
 
     async def handle(self, connection: Connection, request: AnyRequest, fds: Received) -> Reply:
@@ -154,6 +157,8 @@ class Service:
             return await self._redeem(connection, request)
         if isinstance(request, PiQuery) and self.integrity is not None:
             return Reply(await self.integrity.answer(connection.peer, request, fds))
+        if isinstance(request, StartCopy) and fds:
+            return Reply(await self._copy(connection, request, fds))
         if isinstance(request, Keyed) and request.key:
             act = functools.partial(self._told, connection, request)
             uid = connection.peer.uid
@@ -234,6 +239,10 @@ class Service:
                 return self.claims.issue(peer, request)
             case _ if self.integrity is not None and asked_of_integrity(request):
                 return await self.integrity.answer(peer, request)
+            case StartCopy() if self.copies is not None:
+                return await self.copies.start(peer, connection.user, request, [])
+            case CopyTrust() if self.copies is not None:
+                return await self.copies.trust()
             case _ if self.desk is not None and asked_at_desk(request):
                 return await self.desk.answer(peer, request)
             case Simulate() if self.simulate is not None:
@@ -241,6 +250,18 @@ class Service:
                     raise Refusal("denied", f"uid {peer.uid} may not simulate")
                 return Simulated(result=await self.simulate(request))
         raise Refusal("unknown-operation", "the service does not serve this operation")
+
+    async def _copy(self, connection: Connection, request: StartCopy, fds: Received) -> Result:
+        """Between the files that were sent. What has a key is not made again, and what was sent
+        with it is closed with the request."""
+        if self.copies is None:
+            raise Refusal("unknown-operation", "the service does not serve this operation")
+        if request.key:
+            raise Refusal("bad-request", "a copy between descriptors takes no key")
+        taken = [fds.pop() for _ in range(len(fds))]
+        job = await self.copies.start(connection.peer, connection.user, request, taken[::-1])
+        self.registry.asked(connection.peer, "start-copy", None, job=job.id, path=job.path)
+        return job
 
     # Grants and returns
 

@@ -32,6 +32,7 @@ from sealsvc.cli.units import duration
 from sealsvc.cli.validate import validate
 from sealsvc.cli.watch import watch
 from sealsvc.cli.why import why
+from sealsvc.copies.cli import copy
 from sealsvc.errors import Refusal
 from sealsvc.messages import Failure
 
@@ -60,6 +61,7 @@ COMMANDS = (
     why,
     watch,
     top,
+    copy,
     audit,
     alarms,
     history,

@@ -1,0 +1,235 @@
+"""Copies as jobs of the service: who may, with which files, in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from sealsvc import closing
+from sealsvc.copies.measured import Measured
+from sealsvc.copies.requests import (
+    CopyTrustReport,
+    CopyTrustRow,
+    StartCopy,
+    spec_of,
+)
+from sealsvc.copies.tasks import Task, Update
+from sealsvc.errors import TABLE, Refusal
+from sealsvc.grants import Grants
+from sealsvc.jobs import Job, JobRunner
+from sealsvc.messages import Grant
+from sealsvc.model import FileId, IoMode, Kind
+from sealsvc.overview import JobInfo, JobKind
+from sealsvc.paths import Paths, concealed
+from sealsvc.policy import Policy, lies_below
+from sealsvc.processes import Peer
+from sealsvc.users import User, Users
+
+log = logging.getLogger(__name__)
+
+_RUNNING = 8  # copies at a time
+_RUNNING_EACH = 2  # of one user that is no operator
+_LINE = 256 * 1024
+_END_WITHIN = 30.0  # seconds that a cancelled copy has to tell how far it came
+
+
+class CopyJobs:
+    """`socket` is where the service listens; `kept` the file of rates and self-tests."""
+
+    def __init__(
+        self, jobs: JobRunner, grants: Grants, users: Users, paths: Paths, socket: str, kept: Path
+    ) -> None:
+        self._jobs, self._grants, self._users, self._paths = jobs, grants, users, paths
+        self._socket, self._kept = socket, kept
+
+    @property
+    def _policy(self) -> Policy:
+        return self._grants.policy
+
+    async def start(self, peer: Peer, user: User, request: StartCopy, fds: list[int]) -> JobInfo:
+        """Takes `fds` over: source and destination, or one for both."""
+        try:
+            if self._grants.host.simulated:
+                raise Refusal("filesystem-unsupported", "there are no files in a simulation")
+            if request.recall and not self._policy.is_operator(peer):
+                raise Refusal("denied", f"uid {peer.uid} may not recall seals", {"uid": peer.uid})
+            self._refuse_too_many(peer)
+            if bool(fds) == (request.source is not None or request.destination is not None):
+                raise Refusal("bad-request", "send descriptors, or name both files by path")
+            if not fds:
+                fds += await self._opened(peer, request)
+            if len(fds) == 1:
+                fds.append(os.dup(fds[0]))
+            files = await self._users.look(user, _checked, *fds)
+            task = self._task(peer, request, files, fds)
+        except BaseException:
+            closing.close_later(("user", peer.uid), fds)
+            raise
+
+        async def work(job: Job) -> dict[str, Any]:
+            return await self._run(job, task, peer, fds)
+
+        path = request.destination or os.readlink(f"/proc/self/fd/{fds[1]}")
+        return self._jobs.begin(JobKind.COPY, work, path, request.principal, uid=peer.uid)
+
+    async def trust(self) -> CopyTrustReport:
+        return await self._grants.workers.run(self._trust)
+
+    def _trust(self) -> CopyTrustReport:
+        rows = []
+        for name, pair in sorted(Measured(self._kept).pairs.items()):
+            for strategy in sorted({*pair.rates, *pair.trust}):
+                rate, tested = pair.rates.get(strategy), pair.trust.get(strategy)
+                rows.append(
+                    CopyTrustRow(
+                        pair=name,
+                        strategy=strategy,
+                        rate=rate.rate if rate else None,
+                        self_test=tested.outcome if tested else "",
+                        at=max(rate.at if rate else 0.0, tested.at if tested else 0.0),
+                        note=tested.note if tested else "",
+                    )
+                )
+        return CopyTrustReport(rows=rows)
+
+    def _refuse_too_many(self, peer: Peer) -> None:
+        running = [job for job in self._jobs.running if job.info.kind is JobKind.COPY]
+        mine = sum(job.uid == peer.uid for job in running)
+        most = _RUNNING if self._policy.is_operator(peer) else _RUNNING_EACH
+        if len(running) >= _RUNNING or mine >= most:
+            raise Refusal("limit-reached", f"{len(running)} copies are under way", retry_after=5.0)
+
+    async def _opened(self, peer: Peer, request: StartCopy) -> list[int]:
+        """By path: below a root, by no symbolic link, and below the directories of who asks."""
+        if not self._policy.is_operator(peer):
+            raise Refusal(
+                "denied",
+                f"uid {peer.uid} may not name files by path: open them and pass descriptors",
+                {"uid": peer.uid},
+            )
+        if request.source is None or request.destination is None:
+            raise Refusal("bad-request", "name both files")
+        fds: list[int] = []
+        try:
+            if request.source == request.destination:
+                return [await self._open(request.source, request.below, writable=True)]
+            fds.append(await self._open(request.source, request.below, writable=False))
+            fds.append(await self._open(request.destination, request.below, writable=True))
+        except BaseException:
+            closing.close_later(("user", peer.uid), fds)
+            raise
+        return fds
+
+    async def _open(self, path: str, below: list[str] | None, *, writable: bool) -> int:
+        if below is not None and not lies_below(path, below):
+            raise Refusal("no-such-file", f"{path} does not exist", {"path": path})
+
+        def work() -> int:
+            return self._grants.host.open_path(path, self._policy.roots, writable=writable).fd
+
+        try:
+            return await self._paths.run(path, work)
+        except Refusal as refusal:
+            raise concealed(refusal, path, below) from None
+
+    def _task(
+        self, peer: Peer, request: StartCopy, files: tuple[FileId, FileId], fds: list[int]
+    ) -> Task:
+        table = self._grants.life.table
+        held = [tuple(seal.id for seal in table.of_file(file) if seal.live) for file in files]
+        return Task(
+            socket=self._socket,
+            uid=peer.uid,
+            measured=str(self._kept),
+            seals_of_source=held[0],
+            seals_of_destination=held[1],
+            unsealable=self._unsealable(peer, fds),
+            **spec_of(request),
+        )
+
+    def _unsealable(self, peer: Peer, fds: list[int]) -> str:
+        """Why policy would not let the asker itself take the seals that its copy takes."""
+        try:
+            for fd in fds:
+                reads = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+                mode = IoMode.READ if reads else IoMode.RW
+                wanted = Grant(id=0, kind=Kind.EXCLUSIVE, iomode=mode)
+                self._policy.authorise_grant(peer, wanted, 1)
+        except Refusal as refusal:
+            return refusal.message
+        return ""
+
+    async def _run(self, job: Job, task: Task, peer: Peer, fds: list[int]) -> dict[str, Any]:
+        try:
+            child = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "sealsvc.copies", *map(str, fds)),
+                pass_fds=fds,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                limit=_LINE,
+            )
+        finally:
+            closing.close_later(("user", peer.uid), fds)
+        try:
+            return await self._follow(job, task, child)
+        except asyncio.CancelledError:
+            await self._ended(job, child)
+            raise
+        finally:
+            if child.returncode is None:
+                child.kill()
+                await child.wait()
+
+    async def _follow(
+        self, job: Job, task: Task, child: asyncio.subprocess.Process
+    ) -> dict[str, Any]:
+        assert child.stdin and child.stdout and child.stderr  # noqa: PT018
+        child.stdin.write(msgspec.json.encode(task))
+        child.stdin.close()
+        result = await self._listen(job, child)
+        if result is None:
+            said = (await child.stderr.read()).decode(errors="replace")
+            await child.wait()
+            raise Refusal("io-error", f"the copying process ended: {said[-500:].strip()}")
+        await child.wait()
+        return result
+
+    async def _listen(self, job: Job, child: asyncio.subprocess.Process) -> dict[str, Any] | None:
+        assert child.stdout
+        async for line in child.stdout:
+            update = msgspec.json.decode(line, type=Update)
+            if update.code:
+                raise Refusal(update.code if update.code in TABLE else "io-error", update.error)
+            if update.result is not None:
+                return update.result
+            self._jobs.tell(job, done=update.done, total=update.total, step=update.step)
+        return None
+
+    async def _ended(self, job: Job, child: asyncio.subprocess.Process) -> None:
+        """Cancelled: it says what is done, and how to go on."""
+        with suppress(ProcessLookupError):
+            child.terminate()
+        with suppress(TimeoutError, Refusal):
+            result = await asyncio.wait_for(self._listen(job, child), _END_WITHIN)
+            await asyncio.wait_for(child.wait(), _END_WITHIN)
+            self._jobs.tell(job, result=result or {})
+
+
+def _checked(source: int, there: int) -> tuple[FileId, FileId]:
+    """In a thread. Do the descriptors give the rights that a copy takes?"""
+    modes = [fcntl.fcntl(fd, fcntl.F_GETFL) for fd in (source, there)]
+    if any(mode & os.O_PATH for mode in modes):
+        raise Refusal("bad-request", "a descriptor with O_PATH gives no right to read or write")
+    if modes[0] & os.O_ACCMODE == os.O_WRONLY or modes[1] & os.O_ACCMODE != os.O_RDWR:
+        raise Refusal("denied", "open the source for reading and the destination for both (O_RDWR)")
+    found = [os.fstat(fd) for fd in (source, there)]
+    return FileId(found[0].st_dev, found[0].st_ino), FileId(found[1].st_dev, found[1].st_ino)
