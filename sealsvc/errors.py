@@ -108,6 +108,11 @@ _ROWS = (
         "There is no such alarm",
         "Alarms are kept until they are acknowledged and others need their room; list them.",
     ),
+    ErrorClass(
+        "no-such-export", errno.ENOENT, 404, 4, False,
+        "There is no such export",
+        "List them with `sealctl export ls`.",
+    ),
     # Files and file systems a seal cannot be kept on: exit 5.
     ErrorClass(
         "not-a-regular-file", errno.EINVAL, 422, 5, False,
