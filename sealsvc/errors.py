@@ -226,6 +226,11 @@ _ROWS = (
     ),
     # The service or the system under it failed: exit 1 and 7.
     ErrorClass(
+        "export-failed", errno.ENODEV, 503, 1, False,
+        "The export cannot be served, or stopped",
+        "The message has what its process said; docs/exports.md tells what each type needs.",
+    ),
+    ErrorClass(
         "io-error", errno.EIO, 500, 1, False,
         "The system refused an operation that the grant needs",
         "The message names the call and its errno; see the service's log.",

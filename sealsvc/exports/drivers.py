@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from sealsvc.errors import Refusal
 from sealsvc.exports.base import Driver, Spec
+from sealsvc.exports.nbd import Nbd
 from sealsvc.exports.runtime import Runtime
 
 DRIVERS: tuple[type[Driver], ...] = (
+    Nbd,
 )
 
 

@@ -195,9 +195,14 @@ int export_start(struct export_target *target)
 	return recall_start(target);
 }
 
-void export_close(struct export_target *target)
+void export_shutdown(struct export_target *target)
 {
 	gate_end(&target->gate);
+}
+
+void export_close(struct export_target *target)
+{
+	export_shutdown(target);
 	recall_stop(target);
 	gate_close(&target->gate);
 	pthread_mutex_lock(&target->turn);

@@ -83,6 +83,8 @@ int export_open(struct export_target **target, const struct export_options *opti
 /* Starts the thread that obeys recalls, and locks this process's memory (mlockall). A front that
  * forks or daemonises opens and starts after that. 0 or -errno. */
 int export_start(struct export_target *target);
+/* Requests that wait at the gate, and those that come to a closed one, fail with -ESHUTDOWN. */
+void export_shutdown(struct export_target *target);
 /* Lets requests that wait at the gate fail with -ESHUTDOWN, waits for those under way, returns the
  * seal. */
 void export_close(struct export_target *target);
