@@ -33,6 +33,7 @@ from sealsvc.cli.validate import validate
 from sealsvc.cli.watch import watch
 from sealsvc.cli.why import why
 from sealsvc.errors import Refusal
+from sealsvc.exports.cli import export
 from sealsvc.messages import Failure
 
 EXAMPLES = """\b
@@ -68,6 +69,7 @@ COMMANDS = (
     status,
     filesystems,
     doctor,
+    export,
     completion,
 )
 

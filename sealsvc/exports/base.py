@@ -26,6 +26,7 @@ from sealsvc.exports.runtime import Record, Runtime
 from sealsvc.model import Fence, Kind, Preparation
 
 Name = Annotated[str, Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+PREPARE = (Preparation.ALLOCATE, Preparation.CONVERT)
 Map = list[tuple[int, int, int]]  # (logical, physical, length) in bytes, in order, without holes
 
 
@@ -40,7 +41,7 @@ class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     file: str
     kind: Kind = Kind.EXCLUSIVE
     fence: Fence = Fence.KILL
-    prepare: list[Preparation] = [Preparation.ALLOCATE, Preparation.CONVERT]
+    prepare: list[Preparation] = msgspec.field(default_factory=lambda: [*PREPARE])
     grace: Annotated[float, Meta(gt=0)] = 10.0
     patience: Annotated[float, Meta(ge=0)] = 0.0
     initiator_timeout: Annotated[float, Meta(ge=0)] = 0.0
@@ -52,8 +53,8 @@ class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 
 class Driver(ABC):
-    """`options` names what a Spec's `options` may have, each with a line of help; `initiator_timeout`
-    is the smallest time-out in seconds of those that usually send requests to this type, and
+    """`options` names what a Spec's `options` may have, each with a line of help. The smallest
+    time-out of those that usually send requests to this type is `initiator_timeout` seconds, and
     `initiator` says whose it is."""
 
     type: ClassVar[str]
@@ -70,6 +71,7 @@ class Driver(ABC):
         """What keeps this type from being had on this machine; "" when nothing does."""
         return ""
 
+    @abstractmethod
     def check(self) -> None:
         """Refusal for a Spec that cannot be served, before anything is made."""
 
@@ -84,7 +86,12 @@ class Driver(ABC):
 
     def status(self, record: Record) -> dict[str, Any]:
         """What the type knows beside what every export counts."""
-        return {}
+        return dict(record.left)
+
+    def in_use(self, record: Record) -> str:  # noqa: ARG002
+        """Who has the device open, so that it cannot be stopped without failing their requests; ""
+        where nobody has, or that cannot be known."""
+        return ""
 
 
 class Served(Driver):

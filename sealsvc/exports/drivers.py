@@ -7,9 +7,7 @@ from sealsvc.exports.base import Driver, Spec
 from sealsvc.exports.nbd import Nbd
 from sealsvc.exports.runtime import Runtime
 
-DRIVERS: tuple[type[Driver], ...] = (
-    Nbd,
-)
+DRIVERS: tuple[type[Driver], ...] = (Nbd,)
 
 
 def driver_of(spec: Spec, runtime: Runtime) -> Driver:

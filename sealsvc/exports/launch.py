@@ -86,7 +86,9 @@ def _await(
             process.returncode = 0  # it is nobody's child to wait for: let it live on
             return record
         if process.poll() is not None:
-            raise Refusal("export-failed", f"export {name} did not start: {_end_of_log(runtime, name)}")
+            raise Refusal(
+                "export-failed", f"export {name} did not start: {_end_of_log(runtime, name)}"
+            )
         time.sleep(_POLL)
     raise Refusal("export-failed", f"export {name} was not ready within {patience:g} s")
 
@@ -101,8 +103,8 @@ def _state(record: Record) -> str:
 
 
 def run(spec: Spec, runtime: Runtime, *, recover: bool = False) -> int:
-    """Serve, in this process, until SIGTERM. An exit status; for a type that a program serves it does
-    not come back."""
+    """Serve, in this process, until SIGTERM. An exit status; where a program serves it does not come
+    back."""
     driver = prepare(spec, runtime)
     runtime.make()
     with _locked(runtime, spec.name) as lock:
@@ -135,14 +137,17 @@ def _locked(runtime: Runtime, name: str) -> Iterator[int]:
         os.close(fd)
 
 
-def stop(name: str, runtime: Runtime, patience: float) -> Record:
-    """End an export: SIGTERM, and SIGKILL after `patience` seconds. Returns its last record."""
+def stop(name: str, runtime: Runtime, patience: float, *, force: bool = False) -> None:
+    """End an export: SIGTERM, and SIGKILL after `patience` seconds. Refused while the device is known
+    to be in use, unless by `force`."""
     record = runtime.read(name)
+    driver = driver_of(record.spec, runtime)
+    if not force and (who := driver.in_use(record)):
+        raise Refusal("export-failed", f"export {name} is in use: {who} (--force fails its requests)")
     if record.lives:
         _end(record, patience)
-    driver_of(record.spec, runtime).delete(runtime.read(name))
+    driver.delete(runtime.read(name))
     runtime.remove(name)
-    return record
 
 
 def _end(record: Record, patience: float) -> None:

@@ -24,8 +24,8 @@ class Nbd(Served):
         "listen": "a port of 127.0.0.1 instead of a UNIX socket in the runtime directory",
         "threads": "requests at a time of one connection (nbdkit's default: 16)",
     }
-    # Neither the protocol nor the kernel's client (timeout 0) has one of its own; nbd-client's users
-    # set 30 s or more.
+    # Neither the protocol nor the kernel's client (timeout 0) has one of its own; who gives
+    # nbd-client one gives it 30 s or more.
     initiator_timeout: ClassVar[float] = 30.0
     initiator: ClassVar[str] = "NBD clients (nbd-client -timeout 30)"
 
@@ -71,7 +71,7 @@ class Nbd(Served):
             return f"nbd://127.0.0.1:{port}"
         return f"nbd+unix:///?socket={quote(os.fspath(self._socket))}"
 
-    def delete(self, record: Record) -> None:
+    def delete(self, record: Record) -> None:  # noqa: ARG002
         self._unlink()
 
     def _unlink(self) -> None:

@@ -37,7 +37,7 @@ def check_timeouts(driver: Driver) -> None:
         if value >= found.initiator:
             raise Refusal(
                 "bad-request",
-                f"{name} is {value:g} s and must be less than {found.initiator:g} s, the time-out of"
-                f" {found.whose}: the initiator would fail a request that the export still serves",
+                f"{name} is {value:g} s and must be less than {found.initiator:g} s, the time-out"
+                f" of {found.whose}: the initiator would fail a request that the export still serves",
                 {"recall": found.recall, "initiator": found.initiator},
             )
