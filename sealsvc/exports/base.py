@@ -127,6 +127,15 @@ class Mapped(Driver):
 
     device: str  # the node, once it is created
 
+    @property
+    @abstractmethod
+    def left(self) -> dict[str, Any]:
+        """What delete() needs to know of what was made: Record.left."""
+
+    @abstractmethod
+    def remember(self, record: Record) -> None:
+        """Before create() with `recover`: what an earlier process left."""
+
     @abstractmethod
     def create(self, fd: int, map: Map, recover: bool) -> None:
         """Make the device by the map of the sealed file `fd`, and set `device`."""
@@ -139,6 +148,11 @@ class Mapped(Driver):
     @abstractmethod
     def resume(self, map: Map) -> None:
         """Go on by this map."""
+
+    @abstractmethod
+    def hold(self) -> None:
+        """As recall(), without the flush, and whatever its state: no request reaches the file's
+        blocks when it returns."""
 
     @abstractmethod
     def fence(self) -> None:

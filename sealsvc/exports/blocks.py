@@ -53,8 +53,8 @@ def number_of(name: str) -> int:
 
 
 def pieces(map: Map, number: int, size: int, tables: Tables = table_of) -> list[Piece]:
-    """The first `size` bytes of a file with this map, whose file system is on the device `number`, in
-    the fewest pieces, in order. Refusal `export-failed` when a device is not linear."""
+    """The first `size` bytes of a file with this map, whose file system is on the device `number`,
+    in the fewest pieces, in order. Refusal `export-failed` when a device is not linear."""
     found: list[Piece] = []
     for logical, physical, length in map:
         length = min(length, size - logical)
@@ -73,9 +73,7 @@ def _append(found: list[Piece], logical: int, physical: int, length: int, device
     found.append(Piece(logical=logical, physical=physical, length=length, device=device))
 
 
-def _down(
-    number: int, offset: int, length: int, tables: Tables
-) -> list[tuple[int, int, int]]:
+def _down(number: int, offset: int, length: int, tables: Tables) -> list[tuple[int, int, int]]:
     """(device, offset, length) in bytes, on devices that are no linear device-mapper ones."""
     table = tables(number)
     if table is None:

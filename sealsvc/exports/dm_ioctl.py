@@ -115,10 +115,16 @@ class DeviceMapper:
 
     def table(self, number: int) -> list[Target]:
         """The table in use of the device with this number."""
+        return self._table("", number)
+
+    def table_of(self, name: str) -> list[Target]:
+        return self._table(name, 0)
+
+    def _table(self, name: str, number: int) -> list[Target]:
         room = _ROOM
         while True:
             _, flags, count, data = self._ask(
-                _TABLE, number=number, flags=_STATUS_TABLE, room=room
+                _TABLE, name, number=number, flags=_STATUS_TABLE, room=room
             )
             if not flags & _FULL:
                 return _split(data, count)
@@ -134,9 +140,7 @@ class DeviceMapper:
     def suspend(self, name: str, *, flush: bool = True) -> None:
         """New I/O waits; when this returns, what was under way has ended. With `flush` a file system
         on the device is frozen first, so that its writes go by the table that is in use."""
-        self._ask(
-            _SUSPEND, name, flags=_SUSPENDED | (0 if flush else _SKIP_LOCKFS | _NO_FLUSH)
-        )
+        self._ask(_SUSPEND, name, flags=_SUSPENDED | (0 if flush else _SKIP_LOCKFS | _NO_FLUSH))
 
     def resume(self, name: str) -> None:
         self._ask(_SUSPEND, name)

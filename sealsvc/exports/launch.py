@@ -143,7 +143,9 @@ def stop(name: str, runtime: Runtime, patience: float, *, force: bool = False) -
     record = runtime.read(name)
     driver = driver_of(record.spec, runtime)
     if not force and (who := driver.in_use(record)):
-        raise Refusal("export-failed", f"export {name} is in use: {who} (--force fails its requests)")
+        raise Refusal(
+            "export-failed", f"export {name} is in use: {who} (--force fails its requests)"
+        )
     if record.lives:
         _end(record, patience)
     driver.delete(runtime.read(name))

@@ -10,15 +10,14 @@ import struct
 
 # include/uapi/linux/loop.h: struct loop_config since v5.8
 _CTL_GET_FREE, _CONFIGURE, _CLR_FD, _GET_STATUS = 0x4C82, 0x4C0A, 0x4C01, 0x4C05
-_READ_ONLY, _AUTOCLEAR, _DIRECT_IO = 1, 4, 16
+_READ_ONLY, _DIRECT_IO = 1, 16
 _INFO = struct.Struct("=QQQQQ IIII 64s64s32s 2Q")
 _CONFIG = struct.Struct(f"=II{_INFO.size}s8Q")
 _TRIES = 20
 
 
 def attach(node: str, *, block_size: int, read_only: bool) -> str:
-    """A loop device over the whole of the block device `node`, by direct I/O: its node. It goes away
-    with whoever last has it open (LO_FLAGS_AUTOCLEAR), so the caller gets it held open: see hold()."""
+    """A loop device over the whole of the block device `node`, by direct I/O: its node."""
     mode = os.O_RDONLY if read_only else os.O_RDWR
     backing = os.open(node, mode | os.O_DIRECT | os.O_CLOEXEC)
     control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
