@@ -46,8 +46,8 @@ class Dm(Mapped):
         if self.spec.kind is not Kind.EXCLUSIVE:
             raise Refusal(
                 "bad-request",
-                "a dm export needs an exclusive seal: what others have of the file in the page cache"
-                " is not what the device reads and writes",
+                "a dm export needs an exclusive seal: what others have of the file in the page"
+                " cache is not what the device reads and writes",
             )
         if self.spec.io != "auto" or self.spec.discard != "refuse" or self.spec.patience:
             raise Refusal(
@@ -153,7 +153,7 @@ class Dm(Mapped):
         for backing, node in self.loops.items():
             loop_device.detach(node, backing)
 
-    def in_use(self, record: Record) -> str:
+    def in_use(self, record: Record) -> str:  # noqa: ARG002
         with closing(DeviceMapper()) as mapper:
             device = mapper.find(self.name)
         if device is None or not device.open_count:

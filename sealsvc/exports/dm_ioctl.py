@@ -138,8 +138,8 @@ class DeviceMapper:
         self._ask(_LOAD, name, flags=_READ_ONLY if read_only else 0, targets=targets)
 
     def suspend(self, name: str, *, flush: bool = True) -> None:
-        """New I/O waits; when this returns, what was under way has ended. With `flush` a file system
-        on the device is frozen first, so that its writes go by the table that is in use."""
+        """New I/O waits; when this returns, what was under way has ended. With `flush` a file
+        system on the device is frozen first, so that its writes go by the table in use."""
         self._ask(_SUSPEND, name, flags=_SUSPENDED | (0 if flush else _SKIP_LOCKFS | _NO_FLUSH))
 
     def resume(self, name: str) -> None:

@@ -35,7 +35,7 @@ class Guard:
         if self.pid == 0:
             status = 1
             try:
-                ours.close()
+                _close_all_but(fd, theirs.fileno(), holder)
                 _Guarding(driver, fd, theirs, holder).run(wait)
                 status = 0
             finally:
@@ -67,6 +67,14 @@ class Guard:
         self._channel.sendall(what)
         if self._channel.recv(1) != _DONE:
             raise ConnectionResetError("the guard has ended")
+
+
+def _close_all_but(*kept: int) -> None:
+    """Whatever else the holder has open must end with the holder: its lock, its connection."""
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2 and int(name) not in kept:
+            with suppress(OSError):
+                os.close(int(name))
 
 
 class _Guarding:

@@ -84,6 +84,8 @@ class Holder:
         except BaseException:
             if not recover:
                 self.driver.delete(self._noted())
+                if self.guard is not None:
+                    self.guard.end()
             raise
         self.record = msgspec.structs.replace(self._noted(), device=self.driver.device)
         self.driver.runtime.write(self.record)

@@ -25,6 +25,8 @@ _POLL = 0.01
 _LONGEST_LOG = 2000
 FAILED = 1
 
+_starter = os.getpid()  # of `python -m`: main() forks
+
 
 def prepare(spec: Spec, runtime: Runtime) -> Driver:
     """The driver of an export that can be served here. Refusal otherwise."""
@@ -50,32 +52,64 @@ def create(spec: Spec, runtime: Runtime, patience: float, *, recover: bool = Fal
         raise Refusal("bad-request", f"there is an export {spec.name} already: {_state(found)}")
     command = [sys.executable, "-m", "sealsvc.exports.launch", msgspec.json.encode(spec).decode()]
     with runtime.log(spec.name).open("wb") as log:
-        process = subprocess.Popen(
+        started = subprocess.run(
             [*command, *(["--recover"] if recover else [])],
             stdin=subprocess.DEVNULL,
-            stdout=log,
+            stdout=subprocess.PIPE,
             stderr=log,
             start_new_session=True,
+            check=True,
             env=os.environ | {"SEALSVC_EXPORTS": os.fspath(runtime.directory)},
         )
+    process = _Process(int(started.stdout))
     try:
         return _await(process, driver, runtime, patience)
     except BaseException:
-        process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(driver.spec.grace)
-        process.kill()
-        process.wait()
+        process.end(spec.grace)
         if not recover and (made := runtime.find(spec.name)) is not None:
             driver.delete(made)
         if not recover:
             runtime.remove(spec.name)
         raise
+    finally:
+        process.close()
 
 
-def _await(
-    process: subprocess.Popen[bytes], driver: Driver, runtime: Runtime, patience: float
-) -> Record:
+class _Process:
+    """The process of an export, which is nobody's child."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        try:
+            self._pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            self._pidfd = -1
+
+    def ended(self, seconds: float = 0.0) -> bool:
+        """Within so many seconds."""
+        if self._pidfd < 0:
+            return True
+        poller = select.poll()
+        poller.register(self._pidfd, select.POLLIN)
+        return bool(poller.poll(seconds * 1000))
+
+    def end(self, patience: float) -> None:
+        """SIGTERM, and SIGKILL after `patience` seconds."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            if self.ended():
+                return
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, number)
+            if self.ended(patience):
+                return
+        raise Refusal("export-failed", f"process {self.pid} does not end: it waits in the kernel")
+
+    def close(self) -> None:
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+
+
+def _await(process: _Process, driver: Driver, runtime: Runtime, patience: float) -> Record:
     name, deadline = driver.spec.name, time.monotonic() + patience
     while time.monotonic() < deadline:
         record = runtime.find(name)
@@ -83,9 +117,8 @@ def _await(
             if record.device != device:
                 record = msgspec.structs.replace(record, device=device)
                 runtime.write(record)
-            process.returncode = 0  # it is nobody's child to wait for: let it live on
             return record
-        if process.poll() is not None:
+        if process.ended():
             raise Refusal(
                 "export-failed", f"export {name} did not start: {_end_of_log(runtime, name)}"
             )
@@ -103,8 +136,8 @@ def _state(record: Record) -> str:
 
 
 def run(spec: Spec, runtime: Runtime, *, recover: bool = False) -> int:
-    """Serve, in this process, until SIGTERM. An exit status; where a program serves it does not come
-    back."""
+    """Serve, in this process, until SIGTERM. An exit status; where a program serves it does not
+    come back."""
     driver = prepare(spec, runtime)
     runtime.make()
     with _locked(runtime, spec.name) as lock:
@@ -138,38 +171,22 @@ def _locked(runtime: Runtime, name: str) -> Iterator[int]:
 
 
 def stop(name: str, runtime: Runtime, patience: float, *, force: bool = False) -> None:
-    """End an export: SIGTERM, and SIGKILL after `patience` seconds. Refused while the device is known
-    to be in use, unless by `force`."""
+    """End an export: SIGTERM, and SIGKILL after `patience` seconds. Refused while the device is
+    known to be in use, unless by `force`."""
     record = runtime.read(name)
     driver = driver_of(record.spec, runtime)
     if not force and (who := driver.in_use(record)):
         raise Refusal(
             "export-failed", f"export {name} is in use: {who} (--force fails its requests)"
         )
-    if record.lives:
-        _end(record, patience)
+    process = _Process(record.pid)
+    try:
+        if record.lives:  # asked after it was opened: by then the number is its
+            process.end(patience)
+    finally:
+        process.close()
     driver.delete(runtime.read(name))
     runtime.remove(name)
-
-
-def _end(record: Record, patience: float) -> None:
-    try:
-        pidfd = os.pidfd_open(record.pid)
-    except ProcessLookupError:
-        return
-    try:
-        if not record.lives:  # the number is another process's by now
-            return
-        poller = select.poll()
-        poller.register(pidfd, select.POLLIN)
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(pidfd, number)
-            if poller.poll(patience * 1000):
-                return
-        raise Refusal("export-failed", f"process {record.pid} does not end: it waits in the kernel")
-    finally:
-        os.close(pidfd)
 
 
 def recover(name: str, runtime: Runtime, patience: float) -> Record:
@@ -181,7 +198,15 @@ def recover(name: str, runtime: Runtime, patience: float) -> Record:
 
 
 def main() -> int:
+    """In a process of its own, whose parent has ended: nbdkit in the foreground ends with the
+    parent that it had when it began (PR_SET_PDEATHSIG)."""
     spec = msgspec.json.decode(sys.argv[1], type=Spec)
+    if child := os.fork():
+        print(child)
+        return 0
+    os.dup2(2, 1)
+    while os.getppid() == _starter:
+        time.sleep(_POLL / 10)
     try:
         return run(spec, Runtime(), recover="--recover" in sys.argv[2:])
     except Refusal as refusal:

@@ -1,5 +1,5 @@
-"""A loop device on a block device: what dm-linear is put on where the block device itself is claimed
-by the file system that is mounted from it (dm answers EBUSY)."""
+"""A loop device on a block device: what dm-linear is put on where the block device itself is
+claimed by the file system that is mounted from it (dm answers EBUSY)."""
 
 from __future__ import annotations
 

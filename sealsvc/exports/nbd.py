@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
 from urllib.parse import quote
@@ -14,7 +15,12 @@ from sealsvc.exports.base import Served
 from sealsvc.exports.runtime import Record
 from sealsvc.exports.stats import read_stats
 
-_PLUGIN = Path(__file__).parent / "nbdkit-sealsvc-plugin.so"
+
+def _plugin() -> Path:
+    """Installed beside the native module, whichever directory this package is imported from."""
+    native = find_spec("_sealsvc_native")
+    beside = Path(native.origin).parent if native and native.origin else Path()
+    return beside / "sealsvc" / "exports" / "nbdkit-sealsvc-plugin.so"
 
 
 class Nbd(Served):
@@ -33,7 +39,7 @@ class Nbd(Served):
     def missing(cls) -> str:
         if shutil.which("nbdkit") is None:
             return "nbdkit is not installed (Debian: nbdkit)"
-        if not _PLUGIN.exists():
+        if not _plugin().exists():
             return "sealsvc was built without nbdkit's header (Debian: nbdkit-plugin-dev)"
         return ""
 
@@ -60,7 +66,7 @@ class Nbd(Served):
             command += ["--threads", options["threads"]]
         if self.spec.read_only:
             command.append("--read-only")
-        return [*command, os.fspath(_PLUGIN)], self.core_environment()
+        return [*command, os.fspath(_plugin())], self.core_environment()
 
     def ready(self, record: Record) -> str:
         """nbdkit listens first, and answers when the plugin has its seal."""

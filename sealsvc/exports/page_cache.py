@@ -26,8 +26,8 @@ def cached(fd: int) -> int | None:
 
 def drop(fd: int) -> None:
     """Write back and drop every page. Refusal `try-later` when some stay: somebody uses them.
-    POSIX_FADV_DONTNEED leaves what is dirty, mapped or under write-back, so it takes the fsync before,
-    and an exclusive seal so that nobody makes others after."""
+    POSIX_FADV_DONTNEED leaves what is dirty, mapped or under write-back, so the fsync before, and
+    an exclusive seal, so that nobody makes others after."""
     os.fsync(fd)
     for _ in range(_TRIES):
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)

@@ -38,6 +38,6 @@ def check_timeouts(driver: Driver) -> None:
             raise Refusal(
                 "bad-request",
                 f"{name} is {value:g} s and must be less than {found.initiator:g} s, the time-out"
-                f" of {found.whose}: the initiator would fail a request that the export still serves",
+                f" of {found.whose}: the initiator would fail requests that are still served",
                 {"recall": found.recall, "initiator": found.initiator},
             )
