@@ -20,9 +20,10 @@ from sealsvc.exports.base import Map, Mapped
 from sealsvc.exports.guard import Guard
 from sealsvc.exports.page_cache import drop
 from sealsvc.exports.runtime import Record
+from sealsvc.exports.static_map import recorded
 from sealsvc.exports.stats import OwnStats
 from sealsvc.exports.timeouts import timeouts_of
-from sealsvc.messages import ExtentPage, Extents, Recall, Reclaim, Return, SealInfo
+from sealsvc.messages import Recall, Reclaim, Return, SealInfo
 from sealsvc.model import Conflict, IoMode
 from sealsvc.states import LIVE
 
@@ -122,7 +123,7 @@ class Holder:
         ).seal
         try:
             drop(self.fd)
-            map = self._map_of(seal.id)
+            map = recorded(self.client, seal.id)
         except BaseException:
             with suppress(Refusal):
                 self.client.call(Return, seal=seal.id)
@@ -130,16 +131,6 @@ class Holder:
         self.seal = seal
         self.stats.sealed(seal.id)
         return map
-
-    def _map_of(self, seal: str) -> Map:
-        found: Map = []
-        start: int | None = 0
-        while start is not None:
-            page = self.client.call(Extents, seal=seal, start=start).result
-            assert isinstance(page, ExtentPage)
-            found += [(each.logical, each.physical, each.length) for each in page.extents]
-            start = page.next
-        return found
 
     # Serving
 

@@ -13,7 +13,7 @@ from urllib.parse import quote
 from sealsvc.errors import Refusal
 from sealsvc.exports.base import Served
 from sealsvc.exports.runtime import Record
-from sealsvc.exports.stats import read_stats
+from sealsvc.exports.stats import SERVES, read_stats
 
 
 def _plugin() -> Path:
@@ -71,7 +71,7 @@ class Nbd(Served):
     def ready(self, record: Record) -> str:
         """nbdkit listens first, and answers when the plugin has its seal."""
         stats = read_stats(self.runtime.stats(self.spec.name))
-        if stats is None or stats.pid != record.pid or stats.state == "starting":
+        if stats is None or stats.pid != record.pid or stats.state not in SERVES:
             return ""
         if port := self.spec.options.get("listen"):
             return f"nbd://127.0.0.1:{port}"

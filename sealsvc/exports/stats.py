@@ -11,6 +11,7 @@ import msgspec
 
 OPS = ("read", "write", "zero", "discard", "flush", "compare")
 STATES = ("starting", "serving", "paused", "ended")
+SERVES = ("serving", "paused")
 BUCKETS = 40
 _MAGIC = 0x315441545350584C
 _HEAD = struct.Struct("=QIIII QQQQ 32s 128s")

@@ -1,7 +1,7 @@
 """An intruder that relocates a file's bytes, as a defragmenter does.
 
-`python relocate.py FILE ROUNDS LENGTH [PAUSE]`: each round it reads a range, punches it, lets another
-file take the blocks, writes the same bytes back, and leaves.
+`python relocate.py FILE ROUNDS LENGTH [PAUSE]`: each round it reads a range, punches it, lets
+another file take the blocks, writes the same bytes back, and leaves.
 """
 
 from __future__ import annotations

@@ -276,9 +276,9 @@ def test_what_cannot_work_is_refused_and_nothing_is_left(
     assert list(exports.directory.iterdir()) == []
 
 
-def test_a_file_that_cannot_be_sealed_is_named(exports: Exports, tmp_path: Path) -> None:
-    (tmp_path / "elsewhere").write_bytes(bytes(MiB))
-    done = exports.ask("create", "--type", "nbd", "disk", tmp_path / "elsewhere")
+def test_a_file_that_cannot_be_sealed_is_named(exports: Exports) -> None:
+    done = exports.ask("create", "--type", "nbd", "disk", exports.directory)
     assert done.returncode == 1
     assert "did not start" in done.stderr
+    assert f"opening {exports.directory}: Is a directory" in done.stderr
     assert list(exports.directory.iterdir()) == []

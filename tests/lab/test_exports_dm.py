@@ -44,8 +44,7 @@ def root(request: pytest.FixtureRequest) -> Iterator[Path]:
     sectors = int(Path("/sys/block/pmem0/size").read_text()) - 2048
     sh("dmsetup", "create", "--noudevsync", "lab", "--table", f"0 {sectors} linear /dev/pmem0 2048")
     try:
-        node = f"/dev/{Path('/dev/mapper/lab').resolve().name}"
-        with mounted_dax("xfs", device=node) as point:
+        with mounted_dax("xfs", device="/dev/mapper/lab") as point:
             yield point
     finally:
         sh("dmsetup", "remove", "--noudevsync", "--retry", "lab")
