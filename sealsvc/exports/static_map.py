@@ -6,7 +6,6 @@ again afterwards.
 
 from __future__ import annotations
 
-
 import msgspec
 
 from sealsvc.cli.seals import every_seal
@@ -17,7 +16,6 @@ from sealsvc.exports.blocks import Piece, pieces
 from sealsvc.messages import ExtentPage, Extents
 from sealsvc.model import State
 
-FORMATS = ("json", "c")
 _IN_FORCE = (State.GRANTED, State.ACTIVE)
 
 
