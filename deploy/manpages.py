@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -89,8 +90,17 @@ The control socket (/run/sealsvc/control.sock).
 The REST API to ask instead, and the bearer token to show it."""
 
 
+def _each(group: click.Group) -> Iterator[tuple[str, click.Command]]:
+    """Commands of groups too, by both words."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from ((f"{name} {sub}", found) for sub, found in _each(command))
+        else:
+            yield name, command
+
+
 def sealctl_page() -> str:
-    commands = [_command("sealctl", name, command) for name, command in sealctl.commands.items()]
+    commands = [_command("sealctl", name, command) for name, command in _each(sealctl)]
     return _page(
         "sealctl",
         1,

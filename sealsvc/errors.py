@@ -118,6 +118,11 @@ _ROWS = (
         "There is no such attachment of protection information",
         "List them with `sealctl pi ls`; attach a profile to a seal with `sealctl pi attach`.",
     ),
+    ErrorClass(
+        "no-such-export", errno.ENOENT, 404, 4, False,
+        "There is no such export",
+        "List them with `sealctl export ls`.",
+    ),
     # Files and file systems a seal cannot be kept on: exit 5.
     ErrorClass(
         "not-a-regular-file", errno.EINVAL, 422, 5, False,
@@ -235,6 +240,11 @@ _ROWS = (
         "Ask again if you still want it; nothing is left armed.",
     ),
     # The service or the system under it failed: exit 1 and 7.
+    ErrorClass(
+        "export-failed", errno.ENODEV, 503, 1, False,
+        "The export cannot be served, or stopped",
+        "The message has what its process said; docs/exports.md tells what each type needs.",
+    ),
     ErrorClass(
         "io-error", errno.EIO, 500, 1, False,
         "The system refused an operation that the grant needs",

@@ -27,6 +27,7 @@ Examples:
   sealctl map /pmem/db
   sealctl map /pmem/db --limit 0                     # every extent
   sealctl map /pmem/db -o json | jq .summary
+  sealctl map --static c /pmem/db > map.c            # while it is sealed
 """
 
 _WIDEST = 160
@@ -57,19 +58,35 @@ class ExtentMap(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag
 @click.command("map", epilog=EXAMPLES)
 @click.argument("file", type=click.Path())
 @click.option("--limit", type=click.IntRange(0), default=40, help="Rows of the table (40; 0: all).")
+@click.option(
+    "--static",
+    type=click.Choice(["json", "c"]),
+    help="The map recorded by FILE's seal, on the devices beneath, for programs that keep one.",
+)
 @click.option("--force", is_flag=True, help="Open it even if that recalls an exclusive seal.")
 @shared_options
 @pass_settings
-def map_command(settings: Settings, file: str, limit: int, force: bool) -> None:
+def map_command(settings: Settings, file: str, limit: int, static: str | None, force: bool) -> None:
     """Draw FILE's extent map: how fragmented it is, and where it lies on the device.
 
     The service is not needed. FILE has to be opened, and that recalls an exclusive seal: then
     `sealctl show --extents ID` tells the recorded map instead.
     """
+    if static:
+        _print_static(settings, file, static)
+        return
     if not force:
         _spare_exclusive_seals(settings, file)
     found = _read(file)
     emit(settings, found, lambda console: _print(console, found, limit))
+
+
+def _print_static(settings: Settings, file: str, form: str) -> None:
+    from sealsvc.exports.static_map import as_c, static_map
+
+    with settings.connect() as client:
+        found = static_map(client, absolute(file))
+    click.echo(as_c(found) if form == "c" else msgspec.json.format(msgspec.json.encode(found)))
 
 
 def _spare_exclusive_seals(settings: Settings, file: str) -> None:

@@ -34,6 +34,7 @@ from sealsvc.cli.watch import watch
 from sealsvc.cli.why import why
 from sealsvc.copies.cli import copy
 from sealsvc.errors import Refusal
+from sealsvc.exports.cli import export
 from sealsvc.messages import Failure
 
 EXAMPLES = """\b
@@ -70,6 +71,7 @@ COMMANDS = (
     status,
     filesystems,
     doctor,
+    export,
     completion,
 )
 

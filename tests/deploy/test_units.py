@@ -41,7 +41,7 @@ def installed(directory: Path) -> Path:
     """The units as on a machine where the programs are, with their man pages."""
     bin_directory = Path(sys.executable).parent
     for unit in [*UNITS.glob("*.service"), *UNITS.glob("*.socket")]:
-        text = unit.read_text().replace("=/usr/bin/sealsvc", f"={bin_directory}/sealsvc")
+        text = unit.read_text().replace("=/usr/bin/seal", f"={bin_directory}/seal")
         (directory / unit.name).write_text(text)
     for page in (ROOT / "deploy" / "man").glob("*.[1-8]"):
         section = directory / "man" / f"man{page.suffix[1:]}"
@@ -52,7 +52,7 @@ def installed(directory: Path) -> Path:
 
 def test_they_load_without_a_warning(tmp_path: Path) -> None:
     units = sorted(installed(tmp_path).glob("sealsvc*.*"))
-    assert len(units) == 4
+    assert len(units) == 5
     done = subprocess.run(
         ["systemd-analyze", "verify", *units],
         env={**os.environ, "MANPATH": f"{tmp_path}/man", "SYSTEMD_LOG_LEVEL": "warning"},

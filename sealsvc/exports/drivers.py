@@ -1,0 +1,19 @@
+"""The types of exports: a line for each."""
+
+from __future__ import annotations
+
+from sealsvc.errors import Refusal
+from sealsvc.exports.base import Driver, Spec
+from sealsvc.exports.nbd import Nbd
+from sealsvc.exports.runtime import Runtime
+
+DRIVERS: tuple[type[Driver], ...] = (Nbd,)
+
+
+def driver_of(spec: Spec, runtime: Runtime) -> Driver:
+    """Refusal `bad-request` for a type that there is not."""
+    for driver in DRIVERS:
+        if driver.type == spec.type:
+            return driver(spec, runtime)
+    known = ", ".join(driver.type for driver in DRIVERS)
+    raise Refusal("bad-request", f"{spec.type} is no type of export; there are {known}")

@@ -1,0 +1,108 @@
+"""The runtime directory: one small record for each export, and its page of counters."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from sealsvc.errors import Refusal
+
+if TYPE_CHECKING:
+    from sealsvc.exports.base import Spec
+
+DEFAULT = "/run/sealsvc-exports"
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """An export as its process last wrote it. `pid` and `start_time` (clock ticks since boot, field
+    22 of /proc/PID/stat) name its process; `device` is "" until it can be used. `left` is what the
+    type needs to find again what its process made, `failure` why it ended."""
+
+    spec: Any
+    pid: int
+    start_time: int
+    device: str = ""
+    left: dict[str, Any] = {}
+    failure: str = ""
+
+    @property
+    def lives(self) -> bool:
+        return start_time(self.pid) == self.start_time
+
+
+def start_time(pid: int) -> int:
+    """0: there is no such process, or it has ended and was not waited for."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return 0
+    return 0 if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+class Runtime:
+    def __init__(self, directory: str | None = None) -> None:
+        self.directory = Path(directory or os.environ.get("SEALSVC_EXPORTS", DEFAULT))
+
+    def make(self) -> None:
+        self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+
+    def record(self, name: str) -> Path:
+        return self.directory / f"{name}.json"
+
+    def stats(self, name: str) -> Path:
+        return self.directory / f"{name}.stats"
+
+    def log(self, name: str) -> Path:
+        return self.directory / f"{name}.log"
+
+    def lock(self, name: str) -> Path:
+        """Held by the export's process for as long as it lives."""
+        return self.directory / f"{name}.lock"
+
+    def names(self) -> list[str]:
+        return sorted(path.stem for path in self.directory.glob("*.json"))
+
+    def find(self, name: str) -> Record | None:
+        from sealsvc.exports.base import Spec
+
+        try:
+            text = self.record(name).read_bytes()
+        except FileNotFoundError:
+            return None
+        found = msgspec.json.decode(text, type=Record)
+        return msgspec.structs.replace(found, spec=msgspec.convert(found.spec, Spec))
+
+    def read(self, name: str) -> Record:
+        """Refusal `no-such-export` when there is none."""
+        if (found := self.find(name)) is None:
+            raise Refusal("no-such-export", f"there is no export {name}", {"export": name})
+        return found
+
+    def records(self) -> Iterator[Record]:
+        for name in self.names():
+            if (found := self.find(name)) is not None:
+                yield found
+
+    def write(self, record: Record) -> None:
+        """Whole or not at all, whoever reads meanwhile."""
+        spec: Spec = record.spec
+        fd, made = tempfile.mkstemp(dir=self.directory, prefix=f".{spec.name}-")
+        try:
+            with os.fdopen(fd, "wb") as file:
+                file.write(msgspec.json.encode(record))
+                os.fchmod(file.fileno(), 0o644)
+            os.rename(made, self.record(spec.name))
+        except BaseException:
+            os.unlink(made)
+            raise
+
+    def remove(self, name: str) -> None:
+        for path in (self.record(name), self.stats(name), self.log(name), self.lock(name)):
+            with suppress(FileNotFoundError):
+                path.unlink()

@@ -1,0 +1,39 @@
+"""A service on XFS, and exports of its files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.exports.exporting import Exports
+from tests.service.conftest import RISKS, Running
+
+MiB = 1 << 20
+
+
+@pytest.fixture
+def running(xfs: Path, tmp_path: Path) -> Iterator[Running]:
+    made = Running(tmp_path, [xfs], RISKS + "[fence]\nsignal_grace = 0.5\n")
+    made.start()
+    try:
+        made.ready()
+        yield made
+    finally:
+        made.end()
+
+
+@pytest.fixture
+def exports(running: Running, tmp_path: Path) -> Exports:
+    (tmp_path / "exports").mkdir()
+    return Exports(tmp_path / "exports", running.socket)
+
+
+@pytest.fixture
+def image(xfs: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    made = xfs / f"{request.node.name.split('[')[0]}-{os.getpid()}"
+    made.write_bytes(os.urandom(16 * MiB))
+    yield made
+    made.unlink(missing_ok=True)
