@@ -39,6 +39,7 @@ class _Asked:
     thread_id: int = 0
     file: tuple[int, int] | None = None
     failed: str = ""
+    error: int = 0
     done: threading.Event = field(default_factory=threading.Event)
 
 
@@ -120,7 +121,7 @@ def _ask(name: str, asked: _Asked) -> None:
     except OSError as error:
         if error.errno == errno.ENXIO:  # it was detached meanwhile
             asked.file = (0, 0)
-        asked.failed = error.strerror or str(error)
+        asked.failed, asked.error = error.strerror or str(error), error.errno or 0
     finally:
         asked.done.set()
 
@@ -134,9 +135,21 @@ def _device_of(encoded: int) -> int:
 def _cannot_be(asked: _Asked, fd: int) -> bool:
     """Is it known all the same that the open file does not back the device? It does not when its
     own file system is not the one that does not answer, or nobody else has it open."""
+    # The backing file's attributes cannot be had since its file system was shut down
+    # (fs/xfs/xfs_iops.c xfs_vn_getattr); those of the open file could.
+    if asked.error == errno.EIO and _has_attributes(fd):
+        return True
     if not asked.done.is_set():
         with suppress(OSError):
             stack = Path(f"/proc/self/task/{asked.thread_id}/stack").read_text()
             if _ASKS_FILESYSTEM in stack:
                 return True
     return native.lease_probe(fd, fcntl.F_WRLCK)
+
+
+def _has_attributes(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True

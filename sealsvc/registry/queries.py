@@ -197,6 +197,8 @@ class Queries:
         try:
             schema.refuse_holes(self._directory)
             with closing(schema.open_reader(self._directory)) as connection:
+                if not schema.is_made(connection):
+                    raise _not_yet()
                 deadline = time.monotonic() + _TIME_LIMIT
                 if bounded:
                     connection.set_progress_handler(lambda: time.monotonic() > deadline, _STEPS)
@@ -206,9 +208,16 @@ class Queries:
                 raise Refusal(
                     "try-later", "the query takes too long: ask for less", retry_after=1.0
                 ) from None
+            if not (self._directory / schema.NAME).exists():
+                raise _not_yet() from None
             raise Refusal("io-error", f"the registry cannot be read: {error}") from None
         except OSError as error:
             raise Refusal("io-error", f"the registry cannot be read: {error.strerror}") from None
+
+
+def _not_yet() -> Refusal:
+    text = f"there is no {schema.NAME} yet: the registry's process is being started, or cannot make it"
+    return Refusal("try-later", text, retry_after=1.0)
 
 
 def _row_of(connection: sqlite3.Connection, seal: str) -> sqlite3.Row:

@@ -186,6 +186,11 @@ def open_reader(directory: Path) -> sqlite3.Connection:
     return connection
 
 
+def is_made(connection: sqlite3.Connection) -> bool:
+    """Has the writer made its tables? They come in one transaction."""
+    return bool(connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0])
+
+
 def _prepare(connection: sqlite3.Connection, check: bool) -> None:
     connection.execute(f"PRAGMA busy_timeout = {_PATIENCE}")
     application, version = (

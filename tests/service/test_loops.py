@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import threading
@@ -10,13 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from scratch import MiB
+from scratch import MiB, mounted
 
 from sealsvc import loops
 from sealsvc.client import Client
 from sealsvc.errors import Refusal
 from sealsvc.messages import Return
 from tests.service.conftest import refusal
+from tests.service.test_environment import shut_down
 
 pytestmark = pytest.mark.kernel
 
@@ -77,6 +79,20 @@ def test_a_device_is_asked_again_for_another_file(client: Client, file: Path) ->
             assert first.startswith("/dev/loop")
     finally:
         other.unlink()
+
+
+def test_a_device_whose_file_system_was_shut_down_cannot_be_of_another(file: Path) -> None:
+    with mounted("xfs") as dead:
+        backing = dead / "backing"
+        backing.write_bytes(bytes(MiB))
+        with attached(backing) as loop:
+            shut_down(dead)
+            # Somebody else has the file open, so that a lease cannot tell.
+            with file.open("rb"), file.open("r+b") as opened:
+                devices = loops.LoopDevices()
+                devices.refuse_if_backing(opened.fileno(), str(file))
+            (failed,) = (a.error for n, a in devices._all() if f"/dev/{n}" == loop)
+            assert failed == errno.EIO
 
 
 @pytest.fixture

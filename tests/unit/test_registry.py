@@ -343,4 +343,4 @@ def test_nothing_to_read(tmp_path: Path, told: Told) -> None:
     (tmp_path / "r" / schema.NAME).unlink()
     with pytest.raises(Refusal) as refused:
         book.queries.verify()
-    assert refused.value.code == "io-error"
+    assert refused.value.code == "try-later"
