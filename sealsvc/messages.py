@@ -15,8 +15,8 @@ import msgspec
 from msgspec import Meta
 
 from sealsvc import overview
-from sealsvc.integrity import messages as integrity
 from sealsvc.copies import requests as copies
+from sealsvc.integrity import messages as integrity
 from sealsvc.model import (
     ByteRange,
     Conflict,

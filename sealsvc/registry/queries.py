@@ -216,7 +216,7 @@ class Queries:
 
 
 def _not_yet() -> Refusal:
-    text = f"there is no {schema.NAME} yet: the registry's process is being started, or cannot make it"
+    text = f"there is no {schema.NAME} yet: the registry is being started, or cannot make it"
     return Refusal("try-later", text, retry_after=1.0)
 
 

@@ -429,7 +429,8 @@ def test_what_the_registry_heard_of_it_hears_the_end_of(
             try:
                 found = desk.call(History).result
             except Refusal as refusal:
-                assert refusal.code == "try-later"
+                if refusal.code != "try-later":
+                    raise
                 return []
             assert isinstance(found, SealHistory)
             return [record for record in found.seals if record.range.length < SIZE]
