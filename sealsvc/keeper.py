@@ -447,7 +447,8 @@ def connect(path: str) -> Keeper:
 
 def own(path: str) -> Keeper:
     """The keeper at `path`, owned. Waits for a keeper that is about to end, and for a service that
-    is about to leave it; replaces a keeper of another version that keeps nothing. Raises Refusal."""
+    is about to leave it; replaces a keeper of another version that keeps nothing.
+    Raises Refusal."""
     hung_up = 0
     last: Refusal = KeeperGone(path)
     for _ in range(_TRIES):
