@@ -76,7 +76,7 @@ def test_a_decimal_comma(running: Running, file: Path, tmp_path: Path) -> None:
 def test_no_number_left_for_a_descriptor(running: Running) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     # What an opening takes before its answer comes: the epoll set, an eventfd, the socket.
-    for room in range(8):
+    for room in range(64):  # some numbers in it may be taken
         taken = [os.open("/dev/null", os.O_RDONLY) for _ in range(4)]
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(taken) + 1 + room, hard))
         try:
@@ -90,4 +90,4 @@ def test_no_number_left_for_a_descriptor(running: Running) -> None:
                 os.close(fd)
         assert "Too many open files" in said
     else:
-        pytest.fail("there was room for all of it")
+        pytest.fail("an opening takes more descriptors than it should")
