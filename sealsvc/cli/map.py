@@ -27,7 +27,6 @@ Examples:
   sealctl map /pmem/db
   sealctl map /pmem/db --limit 0                     # every extent
   sealctl map /pmem/db -o json | jq .summary
-  sealctl map --static c /pmem/db > map.c            # while it is sealed
 """
 
 _WIDEST = 160

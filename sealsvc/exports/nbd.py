@@ -16,7 +16,7 @@ from sealsvc.exports.runtime import Record
 from sealsvc.exports.stats import SERVES, read_stats
 
 
-def _plugin() -> Path:
+def plugin() -> Path:
     """Installed beside the native module, whichever directory this package is imported from."""
     native = find_spec("_sealsvc_native")
     beside = Path(native.origin).parent if native and native.origin else Path()
@@ -39,7 +39,7 @@ class Nbd(Served):
     def missing(cls) -> str:
         if shutil.which("nbdkit") is None:
             return "nbdkit is not installed (Debian: nbdkit)"
-        if not _plugin().exists():
+        if not plugin().exists():
             return "sealsvc was built without nbdkit's header (Debian: nbdkit-plugin-dev)"
         return ""
 
@@ -66,7 +66,7 @@ class Nbd(Served):
             command += ["--threads", options["threads"]]
         if self.spec.read_only:
             command.append("--read-only")
-        return [*command, os.fspath(_plugin())], self.core_environment()
+        return [*command, os.fspath(plugin())], self.core_environment()
 
     def ready(self, record: Record) -> str:
         """nbdkit listens first, and answers when the plugin has its seal."""

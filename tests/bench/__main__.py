@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from scratch import mounted  # noqa: E402 (after the path)
 
 from tests.bench.auditing import audit  # noqa: E402
+from tests.bench.exporting import nbd  # noqa: E402
 from tests.bench.faces import faces  # noqa: E402
 from tests.bench.fanout import fan_out  # noqa: E402
 from tests.bench.figures import Bench, Figure, alternate  # noqa: E402
@@ -156,6 +157,7 @@ BENCHMARKS: dict[str, Callable[[Bench, int], Figure | list[Figure]]] = {
     "registry": registry,
     "reclaim": reclaim,
     "faces": faces,
+    "nbd": nbd,
     **RING_BENCHMARKS,
 }
 

@@ -25,6 +25,7 @@ sys.path.insert(0, str(ROOT / "deploy"))
 from manpages import MAN, PAGES, examples
 
 LIBSEAL = ROOT / "native" / "libseal" / "libseal.3"
+NBDKIT = MAN / "nbdkit-sealsvc-plugin.1"
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -33,7 +34,7 @@ def test_the_page_is_what_the_program_says(name: str) -> None:
 
 
 @pytest.mark.skipif(not shutil.which("mandoc"), reason="there is no mandoc")
-@pytest.mark.parametrize("page", [*(MAN / name for name in PAGES), LIBSEAL], ids=lambda p: p.name)
+@pytest.mark.parametrize("page", [*(MAN / name for name in PAGES), NBDKIT, LIBSEAL], ids=lambda p: p.name)
 def test_it_is_well_formed(page: Path) -> None:
     done = subprocess.run(
         ["mandoc", "-T", "lint", "-W", "warning", page], capture_output=True, text=True, timeout=60
@@ -56,8 +57,9 @@ def socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield str(directory / "control.sock")
 
 
-# Examples that need what a simulation has not: maps and doctors of real files, a claim's command.
-ELSEWHERE = {"map", "doctor", "redeem"}
+# Examples that need what a simulation has not: maps and doctors of real files, a claim's command,
+# devices.
+ELSEWHERE = {"map", "doctor", "redeem", "export"}
 # They end when told so.
 ENDLESS = {"watch", "top"}
 

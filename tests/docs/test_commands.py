@@ -27,6 +27,7 @@ ELSEWHERE = {
         "tests/deploy/test_package.py, tests/deploy/test_systemd.py and"
         " tests/deploy/test_container.py install, start and remove what it is about"
     ),
+    "docs/exports.md": "tests/exports/test_nbd.py and tests/lab/test_exports_dm.py run each",
     "docs/lab.md": "each boots a machine; tests/lab/test_lab.py boots them, through the same door",
 }
 LISTED = {
@@ -41,6 +42,7 @@ LISTED = {
     "OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318 sealsvc-api --principals principals.toml": (
         "tests/api/test_api_traces.py starts it so, with a collector"
     ),
+    "sealctl export create --type nbd disk /mnt/pmem/disk.img": "tests/exports/test_nbd.py",
     "sealctl completion bash > /usr/share/bash-completion/completions/sealctl": (
         "an example of the man page, too: tests/deploy/test_man_pages.py"
     ),

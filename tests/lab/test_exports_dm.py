@@ -18,7 +18,7 @@ from tests.exports.exporting import Exports, relocating
 from tests.lab.pmem import mounted_dax
 from tests.service.conftest import RISKS, Running, until
 
-pytestmark = [pytest.mark.lab(cpus=2), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(400)]
 MiB = 1 << 20
 SIZE = 48 * MiB
 
