@@ -185,6 +185,7 @@ class Daemon:
             for enforcer in self.enforcers.enforcers:
                 self._start(enforcer, stack)
             stack.push_async_callback(self.tasks.stop)
+            stack.push_async_callback(self.service.pi_channels.stop)
             self._start_registry()
             self._resume()
             faults.point("start:resumed")

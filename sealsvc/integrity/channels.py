@@ -1,0 +1,373 @@
+"""PI channels: the service's side of the device path.
+
+A channel does I/O on the blocks of one exclusive seal for the process that holds it. The holder never
+has a descriptor of the block device: a channel takes offsets of the file, and only those inside the
+seal's range, to the extents that were recorded at the grant. It ends with the seal's use: any step of
+the seal but a renewal stops it, and the seal's guards are not let go before its I/O has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from fcntl import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, fcntl
+from typing import Any
+
+import msgspec
+import numpy as np
+from _sealsvc_pi_device import ffi, lib
+
+from sealsvc import extents
+from sealsvc.closing import close_later
+from sealsvc.control import Connection, Reply
+from sealsvc.enforce import Hold, Holds
+from sealsvc.errors import Refusal
+from sealsvc.grants import Grants
+from sealsvc.integrity.block_device import Capability, device_under, name_of
+from sealsvc.integrity.device_messages import (
+    PiChannel,
+    PiChannelInfo,
+    PiPath,
+    PiPathInfo,
+    PiFailure,
+)
+from sealsvc.integrity.failures import failure_of
+from sealsvc.messages import Event
+from sealsvc.model import ByteRange, IoMode, Kind, State
+from sealsvc.seals import Seal
+from sealsvc.states import Step
+from sealsvc.users import Received
+
+log = logging.getLogger(__name__)
+
+_USED = (State.GRANTED, State.ACTIVE)
+_KEEPS = frozenset({Step.GRANT, Step.VALIDATE, Step.RENEW})  # steps that change nothing for a channel
+_MOST = 8  # channels of one user
+_DRAIN = 5.0  # seconds that the service's end waits for I/O in flight
+
+
+class DrainedHolds(Holds):
+    """The guards of a seal with a channel: released, or made smaller, when its I/O has ended. Until
+    then whatever conflicts goes on waiting."""
+
+    def __init__(self, holds: list[Hold], channel: Channel) -> None:
+        super().__init__(holds)
+        self._channel = channel
+
+    def release(self) -> None:
+        self.released = True
+        self._channel.when_drained(super().release)
+
+    def resize(self, range: ByteRange) -> None:
+        self._channel.when_drained(lambda: super(DrainedHolds, self).resize(range))
+
+
+@dataclass(eq=False)
+class Channel:
+    """`native` is its struct seal_channel, served by a thread until `drained`; `interval` is the
+    device's, in bytes."""
+
+    seal: Seal
+    uid: int
+    interval: int
+    native: Any
+    drained: bool = False
+    _waiting: list[Callable[[], None]] = field(default_factory=list)
+
+    def stop(self) -> None:
+        """Does not wait: what is in flight ends, later requests are refused."""
+        if not self.drained:
+            lib.seal_channel_stop(self.native)
+
+    def when_drained(self, call: Callable[[], None]) -> None:
+        """Stop, and call it as soon as nothing is in flight; on the event loop."""
+        if self.drained:
+            call()
+            return
+        self._waiting.append(call)
+        self.stop()
+
+    def has_drained(self) -> None:
+        self.drained = True
+        lib.seal_channel_close(self.native)
+        waiting, self._waiting = self._waiting, []
+        for call in waiting:
+            call()
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """What a worker made: the holder's two descriptors are not in `native`."""
+
+    native: Any
+    info: PiChannelInfo
+    fds: tuple[int, int]
+
+
+class PiChannels:
+    """`failed` is called on the event loop with each error that a channel has met."""
+
+    def __init__(self, grants: Grants) -> None:
+        self.grants = grants
+        self.failed: Callable[[Seal, PiFailure], None] = self._publish
+        self.table = grants.life.table
+        self.channels: dict[str, Channel] = {}
+        grants.life.events.watch(self._hear)
+
+    async def answer(
+        self, connection: Connection, request: PiPath | PiChannel, fds: Received
+    ) -> Reply:
+        if isinstance(request, PiPath):
+            return Reply(await self._describe(connection, request, fds))
+        return await self._open(connection, request)
+
+    async def stop(self) -> None:
+        """At the service's end: wait a little for what is in flight."""
+        for channel in self.channels.values():
+            channel.stop()
+        for _ in range(int(_DRAIN / 0.02)):
+            if not self.channels:
+                return
+            await asyncio.sleep(0.02)
+        log.warning("%d PI channels have I/O in flight", len(self.channels))
+
+    # Looking
+
+    async def _describe(
+        self, connection: Connection, request: PiPath, fds: Received
+    ) -> PiPathInfo:
+        if request.seal is not None:
+            seal = self._seal(connection, request.seal)
+            if seal.hold.anchor < 0:
+                raise Refusal("try-later", f"seal {seal.id} has no descriptor", retry_after=1.0)
+            fd = os.dup(seal.hold.anchor)
+        elif len(fds):
+            fd = fds.pop()
+        else:
+            raise Refusal("bad-request", "name a `seal`, or send a descriptor of the file")
+        try:
+            return await connection.server.users.look(connection.user, described, fd)
+        finally:
+            connection.user.close_later([fd])
+
+    def _seal(self, connection: Connection, seal_id: str) -> Seal:
+        seal = self.table.get(seal_id)
+        if seal is None or not self.grants.policy.may_see(connection.peer, seal):
+            raise Refusal("no-such-seal", f"there is no seal {seal_id}", {"seal": seal_id})
+        return seal
+
+    # Opening
+
+    async def _open(self, connection: Connection, request: PiChannel) -> Reply:
+        seal = self._seal(connection, request.seal)
+        self._refuse(connection, seal)
+        seqid = seal.seqid
+        opening = asyncio.ensure_future(
+            self.grants.workers.of(seal.file.device).run(_opened, self.grants, seal, request)
+        )
+        try:
+            made = await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            await asyncio.wait([opening])
+            if not opening.cancelled() and opening.exception() is None:
+                _undo(opening.result())
+            raise
+        if seal.seqid != seqid or seal.id in self.channels or not seal.live:
+            _undo(made)
+            raise Refusal("try-later", f"seal {seal.id} has changed meanwhile", retry_after=0.1)
+        channel = Channel(seal, connection.peer.uid, made.info.device.interval, made.native)
+        assert isinstance(seal.hold, Holds)
+        seal.hold = DrainedHolds(_of(seal.hold), channel)
+        self.channels[seal.id] = channel
+        loop = asyncio.get_running_loop()
+        threading.Thread(
+            target=self._serve, args=(loop, channel), name=f"pi {seal.id}", daemon=True
+        ).start()
+        return Reply(made.info, list(made.fds))
+
+    def _refuse(self, connection: Connection, seal: Seal) -> None:
+        holder, asker = seal.process.holder, connection.process.holder
+        if (holder.pid, holder.start_time) != (asker.pid, asker.start_time):
+            raise Refusal("denied", f"process {holder.pid} holds seal {seal.id}, not the caller")
+        if seal.request.kind is not Kind.EXCLUSIVE:
+            raise _unavailable(
+                f"seal {seal.id} is shared: only under an exclusive one nobody else can bring the"
+                " range back into the page cache"
+            )
+        if seal.state not in _USED:
+            raise Refusal("try-later", f"seal {seal.id} is {seal.state}", retry_after=1.0)
+        if self.grants.host.simulated:
+            raise _unavailable("a simulated file has no device")
+        if seal.id in self.channels:
+            raise Refusal("limit-reached", f"seal {seal.id} has a PI channel: close it first")
+        if sum(c.uid == connection.peer.uid for c in self.channels.values()) >= _MOST:
+            raise Refusal("limit-reached", f"a user may have {_MOST} PI channels")
+
+    # Serving
+
+    def _serve(self, loop: asyncio.AbstractEventLoop, channel: Channel) -> None:
+        """The channel's thread. A device that never completes keeps it, and the guards stay."""
+        report = ffi.new("struct seal_channel_report *")
+        while lib.seal_channel_serve(channel.native, report) == lib.SEAL_CHANNEL_FAILED:
+            _call(loop, self.failed, channel.seal, failure_of(report, channel.interval))
+        _call(loop, self._ended, channel)
+
+    def _publish(self, seal: Seal, failure: PiFailure) -> None:
+        self.grants.life.events.publish("pi-error", seal.id, **msgspec.structs.asdict(failure))
+
+    def _ended(self, channel: Channel) -> None:
+        self.channels.pop(channel.seal.id, None)
+        channel.has_drained()
+
+    def _hear(self, event: Event) -> None:
+        """Before the actions of a step are carried out: nothing is begun any more from here on."""
+        if event.name != "state" or event.data["step"] in _KEEPS:
+            return
+        if channel := self.channels.get(event.seal or ""):
+            channel.stop()
+
+
+def _call(loop: asyncio.AbstractEventLoop, call: Callable[..., None], *arguments: object) -> None:
+    try:
+        loop.call_soon_threadsafe(call, *arguments)
+    except RuntimeError:  # the loop has ended
+        log.debug("%s: the service has ended", call)
+
+
+def _of(holds: Hold) -> list[Hold]:
+    return holds.holds if isinstance(holds, Holds) else [holds]
+
+
+def _unavailable(why: str) -> Refusal:
+    return Refusal("device-path-unavailable", why)
+
+
+# In a worker
+
+
+def described(fd: int) -> PiPathInfo:
+    """What the device path could do for an open file."""
+    name = name_of(os.fstat(fd).st_dev)
+    try:
+        with device_under(fd, writable=False) as (_, found):
+            return _info(name, found)
+    except Refusal as refusal:
+        return PiPathInfo(device=name, available=False, reason=refusal.message)
+
+
+def _info(name: str, found: Capability) -> PiPathInfo:
+    checkers = ["service", "device"] if found.checked else ["service"]
+    return PiPathInfo(
+        device=name,
+        available=True,
+        profile=found.profile,
+        interval=found.interval,
+        metadata=found.metadata,
+        pi_offset=found.pi_offset,
+        pi_size=found.pi_size,
+        guard=found.guard,
+        app_size=found.app_size,
+        ref_size=found.ref_size,
+        block=found.block,
+        checkers=checkers,
+    )
+
+
+def _opened(grants: Grants, seal: Seal, request: PiChannel) -> _Opened:
+    anchor, writable = seal.hold.anchor, seal.request.iomode is IoMode.RW
+    if anchor < 0:
+        raise _unavailable(f"{', '.join(seal.enforcers)} keeps no descriptor of {seal.path}")
+    _refuse_if_moved(grants, seal, anchor)
+    with device_under(anchor, writable=writable) as (device, found):
+        if request.profile not in (None, found.profile):
+            raise _unavailable(f"the device keeps {found.profile}, not {request.profile}")
+        _refuse_if_unaligned(seal, found)
+        _drop_cache(anchor, seal)
+        return _made(seal, request, os.dup(device), found, writable=writable)
+
+
+def _refuse_if_moved(grants: Grants, seal: Seal, anchor: int) -> None:
+    """The map is promised; writing to a disk below its file system deserves a second look."""
+    present = grants.host.read_map(anchor, seal.effective)
+    if found := extents.first_difference(seal.map, present, seal.effective):
+        raise _unavailable(f"the map of {seal.path} is not the recorded one: {found}")
+
+
+def _refuse_if_unaligned(seal: Seal, found: Capability) -> None:
+    granule = max(found.interval, found.block)
+    if (seal.range.offset | seal.range.length) % granule:
+        raise _unavailable(
+            f"the sealed range {seal.range} is not made of whole blocks of the device ({granule})"
+        )
+    if np.bitwise_or.reduce(seal.map[:, :3], axis=None) % np.uint64(granule):
+        raise _unavailable(f"the extents of {seal.path} are not made of blocks of {granule}")
+
+
+def _drop_cache(anchor: int, seal: Seal) -> None:
+    os.fsync(anchor)
+    result = lib.pi_cache_drop(anchor, seal.range.offset, seal.range.length)
+    if result < 0:
+        raise _unavailable(
+            f"{seal.path} cannot be taken out of the page cache: {os.strerror(-result)} (unmap it)"
+        )
+
+
+def _made(
+    seal: Seal, request: PiChannel, device: int, found: Capability, *, writable: bool
+) -> _Opened:
+    with ExitStack() as undo:
+        undo.callback(os.close, device)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        undo.callback(ours.close)
+        undo.callback(theirs.close)
+        memory = os.memfd_create("seal-pi", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        undo.callback(os.close, memory)
+        size = -(-request.bytes // lib.SEAL_CHANNEL_ALIGN) * lib.SEAL_CHANNEL_ALIGN
+        os.ftruncate(memory, size)
+        fcntl(memory, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
+        handed = os.dup(memory)
+        undo.callback(os.close, handed)
+        rows = np.ascontiguousarray(seal.map, dtype=np.uint64)
+        map = ffi.from_buffer("struct seal_extent[]", rows)
+        options = ffi.new(
+            "struct seal_channel_options *",
+            {
+                "device": device,
+                "file": seal.hold.anchor,
+                "socket": ours.fileno(),
+                "memory": memory,
+                "size": size,
+                "writable": writable,
+                "offset": seal.range.offset,
+                "length": seal.range.length,
+                "extents": map,
+                "extent_count": len(rows),
+            },
+        )
+        lib.seal_pi_capability(device, ffi.addressof(options, "layout"))
+        out = ffi.new("struct seal_channel **")
+        result = lib.seal_channel_open(options, out)
+        if result < 0:
+            raise _unavailable(f"io_uring with PI: {os.strerror(-result)}")
+        undo.pop_all()
+        ours.detach()
+    info = PiChannelInfo(
+        seal=seal.id,
+        device=_info(name_of(seal.file.device), found),
+        bytes=size,
+        offset=seal.range.offset,
+        length=seal.range.length,
+        writable=writable,
+    )
+    return _Opened(out[0], info, (theirs.detach(), handed))
+
+
+def _undo(made: _Opened) -> None:
+    lib.seal_channel_close(made.native)
+    close_later("pi channels", made.fds)
