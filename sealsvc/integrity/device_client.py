@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,15 @@ from sealsvc.integrity.failures import CHECKERS, FIELDS, failure
 _FIELDS = {name: number for number, name in FIELDS.items()}
 _CHECKERS = {name: number for number, name in CHECKERS.items()}
 ALL = tuple(_FIELDS)
+
+# Where the C library's text speaks of something else.
+_TEXTS = {
+    errno.EILSEQ: "protection information does not match",
+    errno.ESTALE: "the seal is being recalled, has changed, or is over",
+    errno.EBUSY: "the range is mapped, or was read through the page cache meanwhile",
+    errno.ERANGE: "outside of the sealed range",
+    errno.EBADF: "the seal is read-only",
+}
 
 
 class Place(Enum):
@@ -37,7 +47,8 @@ class PiError(OSError):
             if found.field
             else ""
         )
-        super().__init__(code, f"{os.strerror(code)}: {where}{what}")
+        text = _TEXTS.get(code) or os.strerror(code)
+        super().__init__(code, f"{text}: {where}{what}")
         self.failure = found
 
 
