@@ -106,8 +106,8 @@ static int exchange(const struct seal_pi *pi, const struct seal_channel_request 
 		return -ESTALE;
 	if (n < 0)
 		return -errno;
-	return n == (ssize_t)sizeof(*answer) && answer->cookie == request->cookie ? answer->status :
-										    -EPROTO;
+	return n == (ssize_t)sizeof(*answer) && answer->cookie == request->cookie ? answer->status
+										  : -EPROTO;
 }
 
 /* Copies between the iovecs and the shared memory. */
@@ -137,7 +137,8 @@ static int is_shared(const struct seal_pi *pi, const struct cursor *cursor)
 	if (cursor->count != 1)
 		return 0;
 	at = (uintptr_t)cursor->iov->iov_base;
-	return at >= start && at - start <= pi->data_size && (at - start) % SEAL_CHANNEL_ALIGN == 0 &&
+	return at >= start && at - start <= pi->data_size &&
+	       (at - start) % SEAL_CHANNEL_ALIGN == 0 &&
 	       cursor->iov->iov_len <= pi->data_size - (at - start);
 }
 
@@ -191,7 +192,8 @@ static int step(struct seal_pi *pi, const struct seal_pi_io *io, uint16_t op, st
 		struct seal_channel_error *error)
 {
 	const struct seal_pi_facts *facts = &pi->facts;
-	uint64_t most = pi->data_size < SEAL_CHANNEL_LENGTH_MAX ? pi->data_size : SEAL_CHANNEL_LENGTH_MAX;
+	uint64_t most =
+		pi->data_size < SEAL_CHANNEL_LENGTH_MAX ? pi->data_size : SEAL_CHANNEL_LENGTH_MAX;
 	uint64_t left = cursor->length - cursor->done, length = left < most ? left : most;
 	size_t first = cursor->done / facts->interval * facts->metadata;
 	size_t tags = length / facts->interval * facts->metadata;
@@ -222,8 +224,8 @@ static int step(struct seal_pi *pi, const struct seal_pi_io *io, uint16_t op, st
 	return result;
 }
 
-static ssize_t run(struct seal_pi *pi, const struct iovec *iov, int count, const struct seal_pi_io *given,
-		   uint16_t op, struct seal_channel_error *error)
+static ssize_t run(struct seal_pi *pi, const struct iovec *iov, int count,
+		   const struct seal_pi_io *given, uint16_t op, struct seal_channel_error *error)
 {
 	struct seal_pi_io io = {0};
 	struct cursor cursor;

@@ -6,12 +6,14 @@
 
 #include <stdint.h>
 
-#define SEAL_CHANNEL_ALIGN 4096u	    /* of data and PI in the shared memory, bytes */
+#define SEAL_CHANNEL_ALIGN 4096u	   /* of data and PI in the shared memory, bytes */
 #define SEAL_CHANNEL_LENGTH_MAX (4u << 20) /* data of one request, bytes */
 
 enum seal_channel_op { SEAL_CHANNEL_READ = 1, SEAL_CHANNEL_WRITE = 2 };
 
-enum { SEAL_CHANNEL_DSYNC = 1 }; /* a write returns once the device has it on stable media (RWF_DSYNC) */
+enum {
+	SEAL_CHANNEL_DSYNC = 1
+}; /* a write returns once the device has it on stable media (RWF_DSYNC) */
 
 /* Fields of a tuple, as a set: bit 1 << enum seal_pi_meaning of the engine. */
 enum seal_field {
@@ -31,8 +33,9 @@ struct seal_channel_request {
 	uint64_t cookie; /* returned in the answer */
 	uint16_t op;
 	uint16_t flags;
-	uint16_t provided; /* fields of a write that the caller's PI has; the others are generated */
-	uint16_t verify;   /* fields to check */
+	uint16_t
+		provided; /* fields of a write that the caller's PI has; the others are generated */
+	uint16_t verify;  /* fields to check */
 	uint16_t checkers;
 	uint16_t tag; /* generated, and expected where SEAL_FIELD_TAG is verified */
 	uint32_t reserved;

@@ -44,9 +44,10 @@ struct seal_pi_io {
 	uint64_t offset; /* of the file: whole intervals, and whole logical blocks of the device */
 	void *pi;	 /* one tuple for each interval of data; NULL: none is given or wanted */
 	size_t pi_length;
-	uint32_t place;	 /* enum seal_pi_place */
-	uint16_t flags;	 /* SEAL_CHANNEL_DSYNC */
-	uint16_t provided; /* enum seal_field, as a set: the others are generated and stored in the PI */
+	uint32_t place; /* enum seal_pi_place */
+	uint16_t flags; /* SEAL_CHANNEL_DSYNC */
+	uint16_t
+		provided; /* enum seal_field, as a set: the others are generated and stored in the PI */
 	uint16_t verify;   /* enum seal_field, as a set */
 	uint16_t checkers; /* enum seal_checker, as a set: SEAL_BY_SERVICE, SEAL_BY_DEVICE */
 	uint16_t tag;	   /* application tag: generated, and expected */

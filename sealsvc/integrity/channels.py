@@ -1,9 +1,10 @@
 """PI channels: the service's side of the device path.
 
-A channel does I/O on the blocks of one exclusive seal for the process that holds it. The holder never
-has a descriptor of the block device: a channel takes offsets of the file, and only those inside the
-seal's range, to the extents that were recorded at the grant. It ends with the seal's use: any step of
-the seal but a renewal stops it, and the seal's guards are not let go before its I/O has ended.
+A channel does I/O on the blocks of one exclusive seal for the process that holds it. The holder
+never has a descriptor of the block device: a channel takes offsets of the file, and only those
+inside the seal's range, to the extents that were recorded at the grant. It ends with the seal's
+use: any step of the seal but a renewal stops it, and the seal's guards are not let go before its
+I/O has ended.
 """
 
 from __future__ import annotations
@@ -13,13 +14,12 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from fcntl import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, fcntl
 from typing import Any
 
-import msgspec
 import numpy as np
 from _sealsvc_pi_device import ffi, lib
 
@@ -35,9 +35,10 @@ from sealsvc.integrity.device_messages import (
     PiChannelInfo,
     PiPath,
     PiPathInfo,
-    PiFailure,
 )
-from sealsvc.integrity.failures import failure_of
+from sealsvc.integrity.errors import ErrorLog
+from sealsvc.integrity.failures import as_error, failure_of
+from sealsvc.integrity.messages import PiError
 from sealsvc.messages import Event
 from sealsvc.model import ByteRange, IoMode, Kind, State
 from sealsvc.seals import Seal
@@ -46,10 +47,15 @@ from sealsvc.users import Received
 
 log = logging.getLogger(__name__)
 
+Settle = Callable[[Seal, ByteRange | None], Awaitable[bool]]
+
 _USED = (State.GRANTED, State.ACTIVE)
-_KEEPS = frozenset({Step.GRANT, Step.VALIDATE, Step.RENEW})  # steps that change nothing for a channel
+_KEEPS = frozenset(
+    {Step.GRANT, Step.VALIDATE, Step.RENEW}
+)  # steps that change nothing for a channel
 _MOST = 8  # channels of one user
 _DRAIN = 5.0  # seconds that the service's end waits for I/O in flight
+_TOLD_WITHIN = 5.0  # seconds that a channel waits for the disk of the queue of errors
 
 
 class DrainedHolds(Holds):
@@ -70,14 +76,14 @@ class DrainedHolds(Holds):
 
 @dataclass(eq=False)
 class Channel:
-    """`native` is its struct seal_channel, served by a thread until `drained`; `interval` is the
-    device's, in bytes."""
+    """`native` is its struct seal_channel, served by a thread until `drained`."""
 
     seal: Seal
     uid: int
-    interval: int
+    device: PiPathInfo
     native: Any
     drained: bool = False
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
     _waiting: list[Callable[[], None]] = field(default_factory=list)
 
     def stop(self) -> None:
@@ -99,6 +105,7 @@ class Channel:
         waiting, self._waiting = self._waiting, []
         for call in waiting:
             call()
+        self.ended.set()
 
 
 @dataclass(frozen=True)
@@ -111,11 +118,11 @@ class _Opened:
 
 
 class PiChannels:
-    """`failed` is called on the event loop with each error that a channel has met."""
+    """`log` is the queue of errors; without one they are published as events alone."""
 
     def __init__(self, grants: Grants) -> None:
         self.grants = grants
-        self.failed: Callable[[Seal, PiFailure], None] = self._publish
+        self.log: ErrorLog | None = None
         self.table = grants.life.table
         self.channels: dict[str, Channel] = {}
         grants.life.events.watch(self._hear)
@@ -137,11 +144,21 @@ class PiChannels:
             await asyncio.sleep(0.02)
         log.warning("%d PI channels have I/O in flight", len(self.channels))
 
+    def before(self, settle: Settle) -> Settle:
+        """At a return: stop the seal's channel, and wait for its I/O, before `settle`."""
+
+        async def drained_first(seal: Seal, part: ByteRange | None) -> bool:
+            channel = self.channels.get(seal.id)
+            if channel is not None:
+                channel.stop()
+                await channel.ended.wait()
+            return await settle(seal, part) or channel is not None
+
+        return drained_first
+
     # Looking
 
-    async def _describe(
-        self, connection: Connection, request: PiPath, fds: Received
-    ) -> PiPathInfo:
+    async def _describe(self, connection: Connection, request: PiPath, fds: Received) -> PiPathInfo:
         if request.seal is not None:
             seal = self._seal(connection, request.seal)
             if seal.hold.anchor < 0:
@@ -181,7 +198,7 @@ class PiChannels:
         if seal.seqid != seqid or seal.id in self.channels or not seal.live:
             _undo(made)
             raise Refusal("try-later", f"seal {seal.id} has changed meanwhile", retry_after=0.1)
-        channel = Channel(seal, connection.peer.uid, made.info.device.interval, made.native)
+        channel = Channel(seal, connection.peer.uid, made.info.device, made.native)
         assert isinstance(seal.hold, Holds)
         seal.hold = DrainedHolds(_of(seal.hold), channel)
         self.channels[seal.id] = channel
@@ -215,11 +232,32 @@ class PiChannels:
         """The channel's thread. A device that never completes keeps it, and the guards stay."""
         report = ffi.new("struct seal_channel_report *")
         while lib.seal_channel_serve(channel.native, report) == lib.SEAL_CHANNEL_FAILED:
-            _call(loop, self.failed, channel.seal, failure_of(report, channel.interval))
+            failed = failure_of(report, channel.device.interval)
+            self._tell(loop, as_error(channel.seal, channel.device, failed))
         _call(loop, self._ended, channel)
 
-    def _publish(self, seal: Seal, failure: PiFailure) -> None:
-        self.grants.life.events.publish("pi-error", seal.id, **msgspec.structs.asdict(failure))
+    def _tell(self, loop: asyncio.AbstractEventLoop, error: PiError) -> None:
+        """In the channel's thread, which goes on when the error is on disk."""
+        told = threading.Event()
+        _call(loop, self._number, error, told)
+        told.wait(_TOLD_WITHIN)
+
+    def _number(self, error: PiError, told: threading.Event) -> None:
+        numbered = self.log.numbered([error]) if self.log else [error]
+        writing = self.grants.workers.of(("integrity", "errors"), 1).submit(self._write, numbered)
+        loop = asyncio.get_running_loop()
+        writing.add_done_callback(lambda _: _call(loop, self._publish, numbered, told))
+
+    def _write(self, numbered: list[PiError]) -> None:
+        if self.log:
+            self.log.write(numbered)
+
+    def _publish(self, numbered: list[PiError], told: threading.Event) -> None:
+        if self.log:
+            self.log.tell(numbered)
+        for error in numbered:
+            self.grants.life.events.publish("integrity", error.seal, error=error)
+        told.set()
 
     def _ended(self, channel: Channel) -> None:
         self.channels.pop(channel.seal.id, None)

@@ -24,7 +24,7 @@ class PiChannel(Request, frozen=True, tag="pi-channel"):
     it: the channel's socket and its memory (docs/integrity-device.md)."""
 
     seal: SealId
-    bytes: Annotated[int, Meta(ge=8192, le=2**26)] = 2**20
+    bytes: Annotated[int, Meta(ge=8192, le=2**24)] = 2**20
     profile: Name | None = None
 
 

@@ -32,8 +32,8 @@ def _wait_for(found: list[str], before: set[str]) -> str:
 
 @contextmanager
 def scsi_disk(dif: int = 1, *, dix: int = 1, guard: int = 0, sector: int = 512) -> Iterator[Path]:
-    """A disk of scsi_debug with T10 DIF of that type; `guard` 1 is the IP checksum. Its host adapter
-    takes PI from the kernel with `dix`."""
+    """A disk of scsi_debug with T10 DIF of that type; `guard` 1 is the IP checksum. With `dix` its
+    host adapter takes PI from the kernel."""
     before = _disks()
     sh("modprobe", "sd_mod")
     sh(

@@ -6,7 +6,7 @@ import struct
 
 from crcmod import mkCrcFun
 
-from sealsvc.integrity.device_messages import PiDeviceInfo
+from sealsvc.integrity.device_messages import PiPathInfo
 
 _CRC16 = mkCrcFun(0x18BB7, initCrc=0, rev=False)
 _CRC64 = mkCrcFun(0x1AD93D23594C93659, initCrc=0, rev=True, xorOut=0xFFFFFFFFFFFFFFFF)
@@ -23,7 +23,7 @@ def _ip(data: bytes) -> int:
 GUARDS = {"crc16-t10dif": (_CRC16, 2), "ip": (_ip, 2), "crc64-nvme": (_CRC64, 8)}
 
 
-def tuples(device: PiDeviceInfo, data: bytes, *, tag: int, reftag: int) -> bytearray:
+def tuples(device: PiPathInfo, data: bytes, *, tag: int, reftag: int) -> bytearray:
     """One tuple for each interval of data. Metadata before the tuple is covered by its guard."""
     function, width = GUARDS[device.guard]
     made = bytearray()
@@ -38,7 +38,7 @@ def tuples(device: PiDeviceInfo, data: bytes, *, tag: int, reftag: int) -> bytea
     return made
 
 
-def place_of(device: PiDeviceInfo, field: str, index: int) -> int:
+def place_of(device: PiPathInfo, field: str, index: int) -> int:
     """The byte of all tuples where the last byte of a field stands."""
     width = GUARDS[device.guard][1]
     ends = {"checksum": width, "tag": width + 2, "reftag": device.pi_size}

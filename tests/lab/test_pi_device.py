@@ -22,8 +22,9 @@ import pytest
 
 from sealsvc.client import Client
 from sealsvc.integrity.device_client import ALL, PiError, PiFile, PiTerms, Place
-from sealsvc.integrity.device_messages import PiDevice, PiDeviceInfo
-from sealsvc.messages import PastEvents, RecallSeals, Return
+from sealsvc.integrity.device_messages import PiPath, PiPathInfo
+from sealsvc.integrity.messages import PiErrors
+from sealsvc.messages import RecallSeals, Return
 from tests.lab.pi_devices import MiB, mounted, nvme_disk, scsi_disk, sh
 from tests.lab.pi_tuples import place_of, tuples
 from tests.service.conftest import RISKS, Running, refusal, until
@@ -91,6 +92,7 @@ class Sealed:
     path: Path
     offset: int = 4096
     is_held: bool = True
+    heard: int = 0
 
     def give_back(self) -> None:
         if self.is_held:
@@ -100,7 +102,7 @@ class Sealed:
             self.client.call(Return, seal=self.id)
 
     @property
-    def device(self) -> PiDeviceInfo:
+    def device(self) -> PiPathInfo:
         return self.pi.info.device
 
     def write(self, tags: bytearray | None, data: bytes = DATA, **terms: object) -> int:
@@ -157,6 +159,7 @@ def shelf(running: Running, base: Path) -> Iterator[Path]:
 
 def test_tags_are_accepted_both_ways_and_wrong_ones_named(client: Client, file: Path) -> None:
     with sealed(client, file) as it:
+        it.heard = client.call(PiErrors, after=2**53).result.next
         ours = it.good()
         assert it.write(ours, provided=ALL, verify=ALL, tag=TAG) == len(DATA)
         # XFS, by the kernel's own verification of each block that is read.
@@ -180,11 +183,14 @@ def _wrong_fields_are_named(it: Sealed) -> None:
         failed = caught.value.failure
         assert (caught.value.errno, failed.checker, failed.field) == (errno.EILSEQ, "device", name)
         assert failed.offset == it.offset + 3 * it.device.interval
-        assert failed.expected is not None and failed.found == failed.expected ^ 0x40
+        assert failed.expected is not None
+        assert failed.found == failed.expected ^ 0x40
         assert it.read()[0] == DATA
-        told = it.client.call(PastEvents, since=0, limit=1000).result.events
-        [last] = [event for event in told if event.name == "pi-error"][-1:]
-        assert (last.seal, last.data["field"], last.data["cookie"]) == (it.id, name, 77)
+        told = it.client.call(PiErrors, after=it.heard, wait=20.0).result
+        [error], it.heard = told.errors, told.next
+        assert (error.seal, error.kind, error.field, error.cookie) == (it.id, "refused", name, 77)
+        assert (error.at, error.checker, error.offset) == ("write", "device", failed.offset)
+        assert int(error.found, 16) == failed.found
 
 
 def _the_kernels_own_are_read(it: Sealed) -> None:
@@ -333,7 +339,8 @@ def test_an_intruder_waits_until_the_io_has_ended(client: Client, shelf: Path) -
             writer.join(60)
             assert ended[-1] == -errno.ESTALE
             assert set(ended[:-1]) == {len(DATA)}
-            assert intruder.poll() is None and os.fstat(it.fd).st_size == MiB
+            assert intruder.poll() is None
+            assert os.fstat(it.fd).st_size == MiB
             with pytest.raises(PiError) as caught:
                 it.read()
             assert caught.value.errno == errno.ESTALE
@@ -380,10 +387,10 @@ def test_a_service_that_was_killed_is_asked_again(
 # Which devices
 
 
-def described(client: Client, path: Path) -> PiDeviceInfo:
+def described(client: Client, path: Path) -> PiPathInfo:
     with path.open("rb") as file:
-        result = client.call(PiDevice, [file.fileno()]).result
-    assert isinstance(result, PiDeviceInfo)
+        result = client.call(PiPath, [file.fileno()]).result
+    assert isinstance(result, PiPathInfo)
     return result
 
 
@@ -437,17 +444,15 @@ def test_on_a_partition_and_device_mapper(client: Client, base: Path) -> None:
         works(client, file)
         found = described(client, file)
         assert (found.available, found.profile) == (True, "t10-dif1-512")
-    with linear(f"0 80000 striped 1 256 {disk} 4096\n") as mapped:
-        with mounted(mapped, base / "striped") as point:
-            found = described(client, make(point / "file"))
-            assert (found.available, "striped, not linear" in found.reason) == (False, True)
+    table = f"0 80000 striped 1 256 {disk} 4096\n"
+    with linear(table) as mapped, mounted(mapped, base / "striped") as point:
+        found = described(client, make(point / "file"))
+        assert (found.available, "striped, not linear" in found.reason) == (False, True)
 
 
 @contextmanager
 def linear(table: str) -> Iterator[Path]:
-    subprocess.run(
-        ["dmsetup", "create", "--noudevsync", "pi"], input=table, text=True, check=True
-    )
+    subprocess.run(["dmsetup", "create", "--noudevsync", "pi"], input=table, text=True, check=True)
     sh("dmsetup", "mknodes")
     try:
         yield Path("/dev/mapper/pi").resolve()

@@ -24,8 +24,8 @@ static int look(int file, uint64_t offset, uint64_t length, struct counts *out)
 
 static int write_back(int file, uint64_t offset, uint64_t length)
 {
-	const unsigned int all = SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE |
-				 SYNC_FILE_RANGE_WAIT_AFTER;
+	const unsigned int all =
+		SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
 
 	return sync_file_range(file, (off64_t)offset, (off64_t)length, all) < 0 ? -errno : 0;
 }

@@ -28,7 +28,8 @@ int seal_pi_capability(int device, struct seal_pi_capability *out)
 	int block;
 
 	memset(out, 0, sizeof(*out));
-	if (ioctl(device, BLKSSZGET, &block) < 0 || ioctl(device, GET_METADATA_CAPABILITY, &found) < 0)
+	if (ioctl(device, BLKSSZGET, &block) < 0 ||
+	    ioctl(device, GET_METADATA_CAPABILITY, &found) < 0)
 		return -errno;
 	*out = (struct seal_pi_capability){
 		.checked = (found.flags & CAN_CHECK) != 0,

@@ -21,7 +21,8 @@ struct seal_channel {
 
 static int map_memory(struct seal_channel *channel)
 {
-	void *at = mmap(NULL, channel->size, PROT_READ | PROT_WRITE, MAP_SHARED, channel->memory, 0);
+	void *at =
+		mmap(NULL, channel->size, PROT_READ | PROT_WRITE, MAP_SHARED, channel->memory, 0);
 
 	if (at == MAP_FAILED)
 		return -errno;
@@ -39,8 +40,7 @@ static void release(struct seal_channel *channel)
 	free(channel);
 }
 
-int seal_channel_open(const struct seal_channel_options *options,
-			 struct seal_channel **out)
+int seal_channel_open(const struct seal_channel_options *options, struct seal_channel **out)
 {
 	struct seal_channel *channel = calloc(1, sizeof(*channel));
 	int error;

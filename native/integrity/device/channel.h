@@ -16,11 +16,11 @@ struct seal_channel;
 
 /* Everything stays the caller's but `device`, `socket` and `memory`, which the channel closes. */
 struct seal_channel_options {
-	int device;	 /* the block device under the file, O_DIRECT */
-	int file;	 /* for its page cache; open as long as the channel is */
-	int socket;	 /* SOCK_SEQPACKET */
-	int memory;	 /* a memfd sealed with F_SEAL_SHRINK: reading it never raises SIGBUS */
-	uint64_t size;	 /* of the memory, bytes */
+	int device;	   /* the block device under the file, O_DIRECT */
+	int file;	   /* for its page cache; open as long as the channel is */
+	int socket;	   /* SOCK_SEQPACKET */
+	int memory;	   /* a memfd sealed with F_SEAL_SHRINK: reading it never raises SIGBUS */
+	uint64_t size;	   /* of the memory, bytes */
 	uint32_t writable; /* the seal allows writes */
 	uint64_t offset, length; /* the sealed range of the file */
 	const struct seal_extent *extents;
@@ -30,8 +30,10 @@ struct seal_channel_options {
 
 /* What seal_channel_serve returns with. */
 enum seal_channel_served {
-	SEAL_CHANNEL_ENDED = 0,  /* the holder closed its end, or the channel was stopped: nothing is in flight */
-	SEAL_CHANNEL_FAILED = 1, /* `request` was answered with an error that an operator should know of */
+	SEAL_CHANNEL_ENDED =
+		0, /* the holder closed its end, or the channel was stopped: nothing is in flight */
+	SEAL_CHANNEL_FAILED =
+		1, /* `request` was answered with an error that an operator should know of */
 };
 
 struct seal_channel_report {
@@ -40,8 +42,7 @@ struct seal_channel_report {
 };
 
 /* Takes the descriptors over when it returns 0; else -errno, and they stay the caller's. */
-int seal_channel_open(const struct seal_channel_options *options,
-			 struct seal_channel **channel);
+int seal_channel_open(const struct seal_channel_options *options, struct seal_channel **channel);
 
 /* Serves until there is something to report: enum seal_channel_served. In a thread of its own, which calls it
  * again after SEAL_CHANNEL_FAILED. */

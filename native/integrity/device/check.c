@@ -34,7 +34,8 @@ static int is_power_of_two(uint32_t n)
 int pi_check_profile(const struct seal_pi_capability *layout, struct seal_pi_profile *out)
 {
 	uint16_t checksum = (uint16_t)checksum_of(layout->guard);
-	uint16_t guard = checksum == SEAL_PI_CRC64_NVME ? 64 : 16, start = (uint16_t)(layout->pi_offset * 8);
+	uint16_t guard = checksum == SEAL_PI_CRC64_NVME ? 64 : 16,
+		 start = (uint16_t)(layout->pi_offset * 8);
 	const char *why;
 
 	/* block/t10-pi.c walks through the pages of the metadata by whole tuples: none may cross one. */
@@ -100,9 +101,9 @@ static struct seal_pi_request request_of(const struct seal_pi_profile *profile,
 		.fields = expected->fields,
 		.tag = expected->tag,
 		/* Of a type 3 tuple 0 is generated; whoever verifies it is refused before. */
-		.reftag = profile->reftag == SEAL_PI_SEQUENCE ?
-				  low_bits(expected->reftag + first, profile->field[2].width) :
-				  0,
+		.reftag = profile->reftag == SEAL_PI_SEQUENCE
+				  ? low_bits(expected->reftag + first, profile->field[2].width)
+				  : 0,
 	};
 }
 
@@ -111,9 +112,9 @@ static uint32_t batch_of(const struct seal_pi_capability *layout, uint32_t left)
 	return layout->pi_offset && left > BATCH ? BATCH : left;
 }
 
-int pi_check_generate(const struct seal_pi_capability *layout, const struct seal_pi_profile *profile,
-		      const void *data, void *tuples, uint32_t count,
-		      const struct pi_expected *expected)
+int pi_check_generate(const struct seal_pi_capability *layout,
+		      const struct seal_pi_profile *profile, const void *data, void *tuples,
+		      uint32_t count, const struct pi_expected *expected)
 {
 	struct iovec pieces[2 * BATCH];
 
@@ -152,9 +153,10 @@ int pi_check_compare(const struct seal_pi_capability *layout, const struct seal_
 		uint32_t some = batch_of(layout, count - first);
 		int number = pieces_of(layout, data, tuples, first, some, pieces);
 		struct seal_pi_request request = request_of(profile, expected, first);
-		int64_t wrong = seal_pi_verify(&request, pieces, number,
-					       (const char *)tuples + (uint64_t)first * layout->metadata,
-					       (size_t)some * layout->metadata, &error, 1);
+		int64_t wrong =
+			seal_pi_verify(&request, pieces, number,
+				       (const char *)tuples + (uint64_t)first * layout->metadata,
+				       (size_t)some * layout->metadata, &error, 1);
 
 		if (wrong < 0)
 			return (int)wrong;

@@ -19,9 +19,9 @@ struct pi_expected {
 int pi_check_profile(const struct seal_pi_capability *layout, struct seal_pi_profile *out);
 
 /* Writes the named fields of `count` tuples; all else in them stays. 0 or -errno. */
-int pi_check_generate(const struct seal_pi_capability *layout, const struct seal_pi_profile *profile,
-		      const void *data, void *tuples, uint32_t count,
-		      const struct pi_expected *expected);
+int pi_check_generate(const struct seal_pi_capability *layout,
+		      const struct seal_pi_profile *profile, const void *data, void *tuples,
+		      uint32_t count, const struct pi_expected *expected);
 
 /* Compares the named fields: 1 and the first difference (index, field, expected, found), 0, or -errno.
  * Tuples with the escape value of their type are passed over, as devices do. */

@@ -34,8 +34,10 @@ static int make_tuples(struct pi_target *target)
 {
 	void *at;
 
-	target->tuples_size = SEAL_CHANNEL_LENGTH_MAX / target->layout.interval * target->layout.metadata;
-	at = mmap(NULL, target->tuples_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	target->tuples_size =
+		SEAL_CHANNEL_LENGTH_MAX / target->layout.interval * target->layout.metadata;
+	at = mmap(NULL, target->tuples_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+		  -1, 0);
 	if (at == MAP_FAILED)
 		return -errno;
 	target->tuples = at;
@@ -77,8 +79,8 @@ int pi_target_refuses(const struct pi_target *target, const struct seal_channel_
 {
 	const uint16_t fields = SEAL_FIELD_CHECKSUM | SEAL_FIELD_TAG | SEAL_FIELD_REFTAG;
 	const uint16_t checkers = SEAL_BY_CLIENT | SEAL_BY_SERVICE | SEAL_BY_DEVICE;
-	uint64_t granule = target->layout.block > target->layout.interval ? target->layout.block :
-									    target->layout.interval;
+	uint64_t granule = target->layout.block > target->layout.interval ? target->layout.block
+									  : target->layout.interval;
 
 	if ((request->op != SEAL_CHANNEL_READ && request->op != SEAL_CHANNEL_WRITE) ||
 	    request->flags & ~SEAL_CHANNEL_DSYNC || request->reserved || !request->length ||
@@ -108,9 +110,9 @@ static const struct pi_extent *extent_of(const struct pi_target *target, uint64_
 		else
 			high = middle;
 	}
-	return low < target->extent_count && target->extents[low].logical <= offset ?
-		       &target->extents[low] :
-		       NULL;
+	return low < target->extent_count && target->extents[low].logical <= offset
+		       ? &target->extents[low]
+		       : NULL;
 }
 
 /* A piece of the request: `at` and `length` bytes, as positions in its data. */
@@ -278,8 +280,8 @@ static void explain_read(struct pi_target *target, const struct seal_channel_req
 			 unsigned char *data, struct seal_channel_error *error)
 {
 	struct pi_command unchecked = command_of(target, request);
-	uint64_t block = target->layout.block > target->layout.interval ? target->layout.block :
-									  target->layout.interval;
+	uint64_t block = target->layout.block > target->layout.interval ? target->layout.block
+									: target->layout.interval;
 
 	unchecked.checks = 0;
 	if (run(target, request, &unchecked, data, (struct piece){0, request->length}) == 0) {

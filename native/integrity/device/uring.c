@@ -40,7 +40,8 @@ _Static_assert(sizeof(struct sqe) == 64, "struct io_uring_sqe");
 
 static int enter(const struct pi_ring *ring, uint32_t submit, uint32_t wait)
 {
-	long n = syscall(SYS_io_uring_enter, ring->fd, submit, wait, IORING_ENTER_GETEVENTS, NULL, 0);
+	long n = syscall(SYS_io_uring_enter, ring->fd, submit, wait, IORING_ENTER_GETEVENTS, NULL,
+			 0);
 
 	return n < 0 ? -errno : (int)n;
 }
@@ -53,8 +54,8 @@ static int map_ring(struct pi_ring *ring, const struct io_uring_params *params)
 
 	ring->rings_size = cq > sq ? cq : sq;
 	ring->sqes_size = params->sq_entries * sizeof(struct sqe);
-	at = mmap(NULL, ring->rings_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, ring->fd,
-		  IORING_OFF_SQ_RING);
+	at = mmap(NULL, ring->rings_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE,
+		  ring->fd, IORING_OFF_SQ_RING);
 	if (at == MAP_FAILED)
 		return -errno;
 	ring->rings = at;
@@ -141,8 +142,8 @@ static uint32_t reap(struct pi_ring *ring, struct pi_transfer *transfers)
 	return taken;
 }
 
-int pi_ring_run(struct pi_ring *ring, const struct pi_command *command, struct pi_transfer *transfers,
-		uint32_t count)
+int pi_ring_run(struct pi_ring *ring, const struct pi_command *command,
+		struct pi_transfer *transfers, uint32_t count)
 {
 	struct attr_pi attrs[PI_RING_ENTRIES];
 	struct sqe *sqes = ring->sqes;

@@ -40,7 +40,7 @@ void pi_ring_close(struct pi_ring *ring);
 
 /* Submits `count` transfers (at most PI_RING_ENTRIES) and waits until all have ended, whatever they
  * ended with: no I/O is in flight on return. 0, or -errno when the ring itself failed. */
-int pi_ring_run(struct pi_ring *ring, const struct pi_command *command, struct pi_transfer *transfers,
-		uint32_t count);
+int pi_ring_run(struct pi_ring *ring, const struct pi_command *command,
+		struct pi_transfer *transfers, uint32_t count);
 
 #endif
