@@ -129,8 +129,11 @@ def capability(fd: int) -> Capability:
     out = ffi.new("struct seal_pi_capability *")
     result = lib.seal_pi_capability(fd, out)
     name = name_of(os.fstat(fd).st_rdev)
-    if result == -errno.ENOTTY:
-        raise _unavailable("the kernel has no FS_IOC_GETLBMD_CAP: the device path needs Linux 6.17")
+    if result in (-errno.ENOTTY, -errno.EINVAL, -errno.EOPNOTSUPP):
+        raise _unavailable(
+            "the kernel does not tell what the device keeps (FS_IOC_GETLBMD_CAP: Linux 6.17 with"
+            " CONFIG_BLK_DEV_INTEGRITY)"
+        )
     if result < 0:
         raise OSError(-result, os.strerror(-result), f"FS_IOC_GETLBMD_CAP of {name}")
     if not out.metadata:

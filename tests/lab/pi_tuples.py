@@ -23,16 +23,16 @@ def _ip(data: bytes) -> int:
 GUARDS = {"crc16-t10dif": (_CRC16, 2), "ip": (_ip, 2), "crc64-nvme": (_CRC64, 8)}
 
 
-def tuples(device: PiPathInfo, data: bytes, *, tag: int, reftag: int) -> bytearray:
-    """One tuple for each interval of data. Metadata before the tuple is covered by its guard."""
+def tuples(device: PiPathInfo, data: bytes, *, tag: int, reftag: int, bits: int = 64) -> bytearray:
+    """One tuple for each interval of data, with the low bits of its reference tag. Metadata before
+    the tuple is covered by its guard."""
     function, width = GUARDS[device.guard]
     made = bytearray()
     for number, at in enumerate(range(0, len(data), device.interval)):
         before = bytes(range(device.pi_offset))
         guard = function(data[at : at + device.interval] + before)
-        reference = (reftag + number if device.ref_size else 0).to_bytes(
-            device.pi_size - width - 2, "big"
-        )
+        low = (reftag + number) % (1 << bits)
+        reference = (low if device.ref_size else 0).to_bytes(device.pi_size - width - 2, "big")
         whole = before + guard.to_bytes(width, "big") + tag.to_bytes(2, "big") + reference
         made += whole.ljust(device.metadata, b"\0")
     return made
