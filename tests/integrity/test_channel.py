@@ -6,6 +6,7 @@ What reaches a device is tests/lab/test_pi_device.py's.
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import socket
 import threading
@@ -292,3 +293,35 @@ def test_a_node_that_is_another_device_is_not_used(
     monkeypatch.setattr(block_device, "_node_name", lambda device: name)
     refused = refusal(lambda: opened(os.makedev(259, 7), writable=False))
     assert refused.message == f"/dev/{name} is not device 259:7"
+
+
+# The page cache
+
+
+def cached(fd: int, offset: int, length: int) -> int:
+    """Pages, by both ways to ask."""
+    found = ffi.new("struct pi_cache[2]")
+    for mapping in (0, 1):
+        out = ffi.addressof(found, mapping)
+        assert lib.pi_cache_look(fd, offset, length, mapping, out) == 0
+    assert found[0].cached == found[1].cached
+    assert found[0].dirty <= found[1].dirty
+    return int(found[0].cached)
+
+
+def test_the_page_cache_is_counted_and_dropped(xfs: Path) -> None:
+    path, size = xfs / "cached", 8 << 20
+    fd = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        os.pwrite(fd, os.urandom(size), 0)  # dirty, in large folios
+        assert cached(fd, 0, size) == size // 4096
+        assert lib.pi_cache_drop(fd, 12 * KiB, 64 * KiB) == 0
+        assert cached(fd, 12 * KiB, 64 * KiB) == 0
+        with mmap.mmap(fd, size) as mapped:
+            assert mapped[12 * KiB] == os.pread(fd, 1, 12 * KiB)[0]
+            assert lib.pi_cache_drop(fd, 12 * KiB, 4096) == -errno.EBUSY
+            assert cached(fd, 12 * KiB, 4096) == 1
+        assert lib.pi_cache_drop(fd, 12 * KiB, 4096) == 0
+    finally:
+        os.close(fd)
+        path.unlink()

@@ -19,12 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from _sealsvc_pi_device import ffi, lib
 
+from sealsvc import native
 from sealsvc.client import Client
 from sealsvc.integrity.device_client import ALL, PiError, PiFile, PiTerms, Place
 from sealsvc.integrity.device_messages import PiPath, PiPathInfo
 from sealsvc.integrity.messages import PiErrors
 from sealsvc.messages import RecallSeals, Return
+from sealsvc.ring_client import RingClient
 from tests.lab.pi_devices import MiB, mounted, nvme_disk, scsi_disk, sh
 from tests.lab.pi_tuples import place_of, tuples
 from tests.service.conftest import RISKS, Running, refusal, until
@@ -60,7 +63,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def running(base: Path) -> Iterator[Running]:
-    made = Running(base, [base], RISKS)
+    # Without bpf: its programs take long to be loaded there, and change nothing here.
+    made = Running(base, [base], RISKS + '[enforcers]\nuse = ["fanotify"]\n')
     made.start()
     until(made.socket.exists, 300.0, "the service's socket")  # programs load slowly in there
     made.ready()
@@ -315,6 +319,33 @@ def test_the_page_cache_is_dropped_or_the_write_refused(client: Client, shelf: P
             assert caught.value.errno == errno.EBUSY
         it.write(None, DATA[::-1])
         assert os.pread(it.fd, len(DATA), it.offset) == DATA[::-1]
+
+
+def test_a_c_client_opens_a_channel_on_its_registration(running: Running, shelf: Path) -> None:
+    """seal_pi_open of libseal, on the client that Python's ring client has."""
+    fd = os.open(make(shelf / "ring"), os.O_RDWR)
+    ring = RingClient(str(running.socket))
+    try:
+        file = ring.register(fd, kind="exclusive")
+        client = ffi.cast("struct seal_client *", int(native.ffi.cast("uintptr_t", ring.handle)))
+        out, error = ffi.new("struct seal_pi **"), ffi.new("struct seal_channel_error *")
+        assert lib.seal_pi_open(client, file, 0, b"t10-dif3-512", out) == -errno.EOPNOTSUPP
+        told = native.ffi.string(native.lib.seal_failure(ring.handle))
+        assert b"keeps t10-dif1-512, not t10-dif3-512" in told
+        assert lib.seal_pi_open(client, file, 0, b"t10-dif1-512", out) == 0
+        data = ffi.new("char[]", bytes(DATA[:8192]))
+        iov = ffi.new("struct iovec *", (data, 8192))
+        io = ffi.new("struct seal_pi_io *", {"size": ffi.sizeof("struct seal_pi_io")})
+        io.checkers, io.verify = lib.SEAL_BY_DEVICE, lib.SEAL_FIELD_CHECKSUM
+        assert lib.seal_pi_writev(out[0], iov, 1, io, error) == 8192
+        io.checkers = lib.SEAL_BY_CLIENT
+        assert lib.seal_pi_readv(out[0], iov, 1, io, error) == -errno.ENOTSUP
+        assert os.pread(fd, 8192, 0) == DATA[:8192]
+        lib.seal_pi_close(out[0])
+        ring.unregister(file)
+    finally:
+        ring.close()
+        os.close(fd)
 
 
 # The seal
