@@ -185,9 +185,13 @@ class PiChannels:
         seal = self._seal(connection, request.seal)
         self._refuse(connection, seal)
         seqid = seal.seqid
-        opening = asyncio.ensure_future(
-            self.grants.workers.of(seal.file.device).run(_opened, self.grants, seal, request)
+        # The seal may end while a worker looks at its file, and its descriptor with it.
+        file = os.dup(seal.hold.anchor)
+        work = self.grants.workers.of(seal.file.device).submit(
+            _opened, self.grants, seal, request, file
         )
+        work.add_done_callback(lambda _: close_later(seal.file.device, [file]))
+        opening = asyncio.wrap_future(work)
         try:
             made = await asyncio.shield(opening)
         except asyncio.CancelledError:
@@ -221,6 +225,8 @@ class PiChannels:
             raise Refusal("try-later", f"seal {seal.id} is {seal.state}", retry_after=1.0)
         if self.grants.host.simulated:
             raise _unavailable("a simulated file has no device")
+        if seal.hold.anchor < 0:
+            raise _unavailable(f"{', '.join(seal.enforcers)} keeps no descriptor of {seal.path}")
         if seal.id in self.channels:
             raise Refusal("limit-reached", f"seal {seal.id} has a PI channel: close it first")
         if sum(c.uid == connection.peer.uid for c in self.channels.values()) >= _MOST:
@@ -317,22 +323,20 @@ def _info(name: str, found: Capability) -> PiPathInfo:
     )
 
 
-def _opened(grants: Grants, seal: Seal, request: PiChannel) -> _Opened:
-    anchor, writable = seal.hold.anchor, seal.request.iomode is IoMode.RW
-    if anchor < 0:
-        raise _unavailable(f"{', '.join(seal.enforcers)} keeps no descriptor of {seal.path}")
-    _refuse_if_moved(grants, seal, anchor)
-    with device_under(anchor, writable=writable) as (device, found):
+def _opened(grants: Grants, seal: Seal, request: PiChannel, file: int) -> _Opened:
+    writable = seal.request.iomode is IoMode.RW
+    _refuse_if_moved(grants, seal, file)
+    with device_under(file, writable=writable) as (device, found):
         if request.profile not in (None, found.profile):
             raise _unavailable(f"the device keeps {found.profile}, not {request.profile}")
         _refuse_if_unaligned(seal, found)
-        _drop_cache(anchor, seal)
+        _drop_cache(file, seal)
         return _made(seal, request, os.dup(device), found, writable=writable)
 
 
-def _refuse_if_moved(grants: Grants, seal: Seal, anchor: int) -> None:
+def _refuse_if_moved(grants: Grants, seal: Seal, file: int) -> None:
     """The map is promised; writing to a disk below its file system deserves a second look."""
-    present = grants.host.read_map(anchor, seal.effective)
+    present = grants.host.read_map(file, seal.effective)
     if found := extents.first_difference(seal.map, present, seal.effective):
         raise _unavailable(f"the map of {seal.path} is not the recorded one: {found}")
 
@@ -347,9 +351,9 @@ def _refuse_if_unaligned(seal: Seal, found: Capability) -> None:
         raise _unavailable(f"the extents of {seal.path} are not made of blocks of {granule}")
 
 
-def _drop_cache(anchor: int, seal: Seal) -> None:
-    os.fsync(anchor)
-    result = lib.pi_cache_drop(anchor, seal.range.offset, seal.range.length)
+def _drop_cache(file: int, seal: Seal) -> None:
+    os.fsync(file)
+    result = lib.pi_cache_drop(file, seal.range.offset, seal.range.length)
     if result < 0:
         raise _unavailable(
             f"{seal.path} cannot be taken out of the page cache: {os.strerror(-result)} (unmap it)"

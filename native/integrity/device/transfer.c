@@ -75,12 +75,18 @@ void pi_target_release(struct pi_target *target)
 	free(target->extents);
 }
 
+static uint64_t granule_of(const struct pi_target *target)
+{
+	const struct seal_pi_capability *layout = &target->layout;
+
+	return layout->block > layout->interval ? layout->block : layout->interval;
+}
+
 int pi_target_refuses(const struct pi_target *target, const struct seal_channel_request *request)
 {
 	const uint16_t fields = SEAL_FIELD_CHECKSUM | SEAL_FIELD_TAG | SEAL_FIELD_REFTAG;
 	const uint16_t checkers = SEAL_BY_CLIENT | SEAL_BY_SERVICE | SEAL_BY_DEVICE;
-	uint64_t granule = target->layout.block > target->layout.interval ? target->layout.block
-									  : target->layout.interval;
+	const uint64_t granule = granule_of(target);
 
 	if ((request->op != SEAL_CHANNEL_READ && request->op != SEAL_CHANNEL_WRITE) ||
 	    request->flags & ~SEAL_CHANNEL_DSYNC || request->reserved || !request->length ||
@@ -273,29 +279,44 @@ static int check(const struct pi_target *target, const struct seal_channel_reque
 	return result > 0 ? -EILSEQ : result;
 }
 
-/* The kernel says EILSEQ and no more: of a read the blocks are read again, first all of them with no check
- * asked for, then, where the device checks nevertheless (SCSI: sd_setup_protect_cmnd always asks for it),
- * one by one, so that at least the block is known. */
+/* The first block of a failed read that fails by itself, found by halves. */
+static void find_block(struct pi_target *target, const struct seal_channel_request *request,
+		       const struct pi_command *command, unsigned char *data,
+		       struct seal_channel_error *error)
+{
+	struct piece piece = {0, request->length};
+	const uint64_t block = granule_of(target);
+
+	while (piece.length > block) {
+		uint64_t half = piece.length / block / 2 * block;
+
+		if (run(target, request, command, data, (struct piece){piece.at, half}) !=
+		    -EILSEQ) {
+			piece.at += half;
+			half = piece.length - half;
+		}
+		piece.length = half;
+	}
+	if (run(target, request, command, data, piece) != -EILSEQ)
+		return;
+	error->index = intervals_of(target, piece.at);
+	locate(target, request, SEAL_BY_DEVICE, error);
+}
+
+/* The kernel says EILSEQ and no more: of a read all blocks are read again, with no check asked for. Where
+ * the device checks nevertheless (SCSI: sd_setup_protect_cmnd always asks for it), at least the block is
+ * found. */
 static void explain_read(struct pi_target *target, const struct seal_channel_request *request,
 			 unsigned char *data, struct seal_channel_error *error)
 {
 	struct pi_command unchecked = command_of(target, request);
-	uint64_t block = target->layout.block > target->layout.interval ? target->layout.block
-									: target->layout.interval;
 
 	unchecked.checks = 0;
-	if (run(target, request, &unchecked, data, (struct piece){0, request->length}) == 0) {
-		explain(target, request, data, error); /* it may have been read well this time */
-		return;
-	}
 	error->checker = SEAL_BY_DEVICE;
-	for (uint64_t at = 0; at < request->length; at += block) {
-		if (run(target, request, &unchecked, data, (struct piece){at, block}) != -EILSEQ)
-			continue;
-		error->index = intervals_of(target, at);
-		locate(target, request, SEAL_BY_DEVICE, error);
-		return;
-	}
+	if (run(target, request, &unchecked, data, (struct piece){0, request->length}) == 0)
+		explain(target, request, data, error); /* it may have been read well this time */
+	else
+		find_block(target, request, &unchecked, data, error);
 }
 
 static int read_range(struct pi_target *target, const struct seal_channel_request *request,
