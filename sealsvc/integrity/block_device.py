@@ -108,11 +108,11 @@ def opened(device: int, *, writable: bool) -> int:
         why = error.strerror
         if error.errno == errno.EBUSY:
             why = "the kernel keeps mounted devices from being written (bdev_allow_write_mounted)"
-        raise _unavailable(f"{node} cannot be opened: {why}") from None
+        raise unavailable(f"{node} cannot be opened: {why}") from None
     found = os.fstat(fd)
     if not stat.S_ISBLK(found.st_mode) or found.st_rdev != device:
         os.close(fd)
-        raise _unavailable(f"{node} is not device {os.major(device)}:{os.minor(device)}")
+        raise unavailable(f"{node} is not device {os.major(device)}:{os.minor(device)}")
     return fd
 
 
@@ -130,14 +130,14 @@ def capability(fd: int) -> Capability:
     result = lib.seal_pi_capability(fd, out)
     name = name_of(os.fstat(fd).st_rdev)
     if result in (-errno.ENOTTY, -errno.EINVAL, -errno.EOPNOTSUPP):
-        raise _unavailable(
+        raise unavailable(
             "the kernel does not tell what the device keeps (FS_IOC_GETLBMD_CAP: Linux 6.17 with"
             " CONFIG_BLK_DEV_INTEGRITY)"
         )
     if result < 0:
         raise OSError(-result, os.strerror(-result), f"FS_IOC_GETLBMD_CAP of {name}")
     if not out.metadata:
-        raise _unavailable(f"{name} keeps no protection information with its blocks")
+        raise unavailable(f"{name} keeps no protection information with its blocks")
     found = Capability(
         checked=bool(out.checked),
         interval=out.interval,
@@ -150,7 +150,7 @@ def capability(fd: int) -> Capability:
         block=out.block,
     )
     if lib.seal_pi_supported(out) < 0:
-        raise _unavailable(
+        raise unavailable(
             f"{name} keeps {found.metadata} bytes of metadata with each {found.interval}, guard"
             f" {found.guard}: no tuple that the device path can make"
         )
@@ -163,7 +163,7 @@ def device_under(file: int, *, writable: bool) -> Iterator[tuple[int, Capability
     (device-path-unavailable) with the reason where PI cannot be handed to it."""
     device = os.fstat(file).st_dev
     if why := unsuitable(device):
-        raise _unavailable(why)
+        raise unavailable(why)
     fd = opened(device, writable=writable)
     try:
         yield fd, capability(fd)
@@ -171,5 +171,5 @@ def device_under(file: int, *, writable: bool) -> Iterator[tuple[int, Capability
         os.close(fd)
 
 
-def _unavailable(why: str) -> Refusal:
+def unavailable(why: str) -> Refusal:
     return Refusal("device-path-unavailable", why)

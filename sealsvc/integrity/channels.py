@@ -12,35 +12,32 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import socket
 import threading
+import time
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
 from dataclasses import dataclass, field
-from fcntl import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, fcntl
 from typing import Any
 
-import numpy as np
+import msgspec
 from _sealsvc_pi_device import ffi, lib
 
-from sealsvc import extents
 from sealsvc.closing import close_later
 from sealsvc.control import Connection, Reply
 from sealsvc.enforce import Hold, Holds
 from sealsvc.errors import Refusal
 from sealsvc.grants import Grants
-from sealsvc.integrity.block_device import Capability, device_under, name_of
+from sealsvc.integrity.block_device import unavailable
 from sealsvc.integrity.device_messages import (
     PiChannel,
-    PiChannelInfo,
     PiPath,
     PiPathInfo,
 )
 from sealsvc.integrity.errors import ErrorLog
 from sealsvc.integrity.failures import as_error, failure_of
 from sealsvc.integrity.messages import PiError
+from sealsvc.integrity.opening import described, open_channel, undo
 from sealsvc.messages import Event
-from sealsvc.model import ByteRange, IoMode, Kind, State
+from sealsvc.model import ByteRange, Kind, State
 from sealsvc.seals import Seal
 from sealsvc.states import Step
 from sealsvc.users import Received
@@ -55,6 +52,7 @@ _KEEPS = frozenset(
 )  # steps that change nothing for a channel
 _MOST = 8  # channels of one user
 _DRAIN = 5.0  # seconds that the service's end waits for I/O in flight
+_TOLD = 10  # errors of one channel in a second
 _TOLD_WITHIN = 5.0  # seconds that a channel waits for the disk of the queue of errors
 
 
@@ -108,13 +106,28 @@ class Channel:
         self.ended.set()
 
 
-@dataclass(frozen=True)
-class _Opened:
-    """What a worker made: the holder's two descriptors are not in `native`."""
+class Told:
+    """Which errors of a channel are told: so many in a second, and how `more` there were with the
+    next. Whoever makes them as fast as it can leaves the queue to others."""
 
-    native: Any
-    info: PiChannelInfo
-    fds: tuple[int, int]
+    def __init__(self) -> None:
+        self._second, self._count = 0.0, 0
+        self._kept: PiError | None = None  # the last that was not told
+
+    def due(self, error: PiError) -> PiError | None:
+        """The error as it is to be told now."""
+        now = time.monotonic()
+        if now - self._second >= 1.0:
+            self._second, self._count = now, 0
+        self._count += 1
+        before = 0 if self._kept is None else self._kept.more + 1
+        error = msgspec.structs.replace(error, more=before)
+        self._kept = None if self._count <= _TOLD else error
+        return None if self._kept else error
+
+    def rest(self) -> PiError | None:
+        """At the end: the last that was not told."""
+        return self._kept
 
 
 class PiChannels:
@@ -188,7 +201,7 @@ class PiChannels:
         # The seal may end while a worker looks at its file, and its descriptor with it.
         file = os.dup(seal.hold.anchor)
         work = self.grants.workers.of(seal.file.device).submit(
-            _opened, self.grants, seal, request, file
+            open_channel, self.grants, seal, request, file
         )
         work.add_done_callback(lambda _: close_later(seal.file.device, [file]))
         opening = asyncio.wrap_future(work)
@@ -197,10 +210,10 @@ class PiChannels:
         except asyncio.CancelledError:
             await asyncio.wait([opening])
             if not opening.cancelled() and opening.exception() is None:
-                _undo(opening.result())
+                undo(opening.result())
             raise
         if seal.seqid != seqid or seal.id in self.channels or not seal.live:
-            _undo(made)
+            undo(made)
             raise Refusal("try-later", f"seal {seal.id} has changed meanwhile", retry_after=0.1)
         channel = Channel(seal, connection.peer.uid, made.info.device, made.native)
         assert isinstance(seal.hold, Holds)
@@ -217,16 +230,16 @@ class PiChannels:
         if (holder.pid, holder.start_time) != (asker.pid, asker.start_time):
             raise Refusal("denied", f"process {holder.pid} holds seal {seal.id}, not the caller")
         if seal.request.kind is not Kind.EXCLUSIVE:
-            raise _unavailable(
+            raise unavailable(
                 f"seal {seal.id} is shared: only under an exclusive one nobody else can bring the"
                 " range back into the page cache"
             )
         if seal.state not in _USED:
             raise Refusal("try-later", f"seal {seal.id} is {seal.state}", retry_after=1.0)
         if self.grants.host.simulated:
-            raise _unavailable("a simulated file has no device")
+            raise unavailable("a simulated file has no device")
         if seal.hold.anchor < 0:
-            raise _unavailable(f"{', '.join(seal.enforcers)} keeps no descriptor of {seal.path}")
+            raise unavailable(f"{', '.join(seal.enforcers)} keeps no descriptor of {seal.path}")
         if seal.id in self.channels:
             raise Refusal("limit-reached", f"seal {seal.id} has a PI channel: close it first")
         if sum(c.uid == connection.peer.uid for c in self.channels.values()) >= _MOST:
@@ -236,10 +249,13 @@ class PiChannels:
 
     def _serve(self, loop: asyncio.AbstractEventLoop, channel: Channel) -> None:
         """The channel's thread. A device that never completes keeps it, and the guards stay."""
-        report = ffi.new("struct seal_channel_report *")
+        report, told = ffi.new("struct seal_channel_report *"), Told()
         while lib.seal_channel_serve(channel.native, report) == lib.SEAL_CHANNEL_FAILED:
             failed = failure_of(report, channel.device.interval)
-            self._tell(loop, as_error(channel.seal, channel.device, failed))
+            if error := told.due(as_error(channel.seal, channel.device, failed)):
+                self._tell(loop, error)
+        if error := told.rest():
+            self._tell(loop, error)
         _call(loop, self._ended, channel)
 
     def _tell(self, loop: asyncio.AbstractEventLoop, error: PiError) -> None:
@@ -286,130 +302,3 @@ def _call(loop: asyncio.AbstractEventLoop, call: Callable[..., None], *arguments
 
 def _of(holds: Hold) -> list[Hold]:
     return holds.holds if isinstance(holds, Holds) else [holds]
-
-
-def _unavailable(why: str) -> Refusal:
-    return Refusal("device-path-unavailable", why)
-
-
-# In a worker
-
-
-def described(fd: int) -> PiPathInfo:
-    """What the device path could do for an open file."""
-    name = name_of(os.fstat(fd).st_dev)
-    try:
-        with device_under(fd, writable=False) as (_, found):
-            return _info(name, found)
-    except Refusal as refusal:
-        return PiPathInfo(device=name, available=False, reason=refusal.message)
-
-
-def _info(name: str, found: Capability) -> PiPathInfo:
-    checkers = ["service", "device"] if found.checked else ["service"]
-    return PiPathInfo(
-        device=name,
-        available=True,
-        profile=found.profile,
-        interval=found.interval,
-        metadata=found.metadata,
-        pi_offset=found.pi_offset,
-        pi_size=found.pi_size,
-        guard=found.guard,
-        app_size=found.app_size,
-        ref_size=found.ref_size,
-        block=found.block,
-        checkers=checkers,
-    )
-
-
-def _opened(grants: Grants, seal: Seal, request: PiChannel, file: int) -> _Opened:
-    writable = seal.request.iomode is IoMode.RW
-    _refuse_if_moved(grants, seal, file)
-    with device_under(file, writable=writable) as (device, found):
-        if request.profile not in (None, found.profile):
-            raise _unavailable(f"the device keeps {found.profile}, not {request.profile}")
-        _refuse_if_unaligned(seal, found)
-        _drop_cache(file, seal)
-        return _made(seal, request, os.dup(device), found, writable=writable)
-
-
-def _refuse_if_moved(grants: Grants, seal: Seal, file: int) -> None:
-    """The map is promised; writing to a disk below its file system deserves a second look."""
-    present = grants.host.read_map(file, seal.effective)
-    if found := extents.first_difference(seal.map, present, seal.effective):
-        raise _unavailable(f"the map of {seal.path} is not the recorded one: {found}")
-
-
-def _refuse_if_unaligned(seal: Seal, found: Capability) -> None:
-    granule = max(found.interval, found.block)
-    if (seal.range.offset | seal.range.length) % granule:
-        raise _unavailable(
-            f"the sealed range {seal.range} is not made of whole blocks of the device ({granule})"
-        )
-    if np.bitwise_or.reduce(seal.map[:, :3], axis=None) % np.uint64(granule):
-        raise _unavailable(f"the extents of {seal.path} are not made of blocks of {granule}")
-
-
-def _drop_cache(file: int, seal: Seal) -> None:
-    os.fsync(file)
-    result = lib.pi_cache_drop(file, seal.range.offset, seal.range.length)
-    if result < 0:
-        raise _unavailable(
-            f"{seal.path} cannot be taken out of the page cache: {os.strerror(-result)} (unmap it)"
-        )
-
-
-def _made(
-    seal: Seal, request: PiChannel, device: int, found: Capability, *, writable: bool
-) -> _Opened:
-    with ExitStack() as undo:
-        undo.callback(os.close, device)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        undo.callback(ours.close)
-        undo.callback(theirs.close)
-        memory = os.memfd_create("seal-pi", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        undo.callback(os.close, memory)
-        size = -(-request.bytes // lib.SEAL_CHANNEL_ALIGN) * lib.SEAL_CHANNEL_ALIGN
-        os.ftruncate(memory, size)
-        fcntl(memory, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
-        handed = os.dup(memory)
-        undo.callback(os.close, handed)
-        rows = np.ascontiguousarray(seal.map, dtype=np.uint64)
-        map = ffi.from_buffer("struct seal_extent[]", rows)
-        options = ffi.new(
-            "struct seal_channel_options *",
-            {
-                "device": device,
-                "file": seal.hold.anchor,
-                "socket": ours.fileno(),
-                "memory": memory,
-                "size": size,
-                "writable": writable,
-                "offset": seal.range.offset,
-                "length": seal.range.length,
-                "extents": map,
-                "extent_count": len(rows),
-            },
-        )
-        lib.seal_pi_capability(device, ffi.addressof(options, "layout"))
-        out = ffi.new("struct seal_channel **")
-        result = lib.seal_channel_open(options, out)
-        if result < 0:
-            raise _unavailable(f"io_uring with PI: {os.strerror(-result)}")
-        undo.pop_all()
-        ours.detach()
-    info = PiChannelInfo(
-        seal=seal.id,
-        device=_info(name_of(seal.file.device), found),
-        bytes=size,
-        offset=seal.range.offset,
-        length=seal.range.length,
-        writable=writable,
-    )
-    return _Opened(out[0], info, (theirs.detach(), handed))
-
-
-def _undo(made: _Opened) -> None:
-    lib.seal_channel_close(made.native)
-    close_later("pi channels", made.fds)

@@ -37,7 +37,7 @@ class Place(Enum):
     LAST = lib.SEAL_PI_LAST
 
 
-class PiError(OSError):
+class PiIOError(OSError):
     """A request that was answered with an error; `failure` says what was wrong, and where."""
 
     def __init__(self, code: int, found: PiFailure) -> None:
@@ -124,7 +124,7 @@ class PiFile:
         self, offset: int, data: Sequence[Any], pi: Any = None, terms: PiTerms = _DEFAULT
     ) -> int:
         """Write buffers to the file's blocks at `offset` (bytes). `pi` has a tuple for each
-        interval; what is not provided is filled in, where it is writable. Raises PiError."""
+        interval; what is not provided is filled in, where it is writable. Raises PiIOError."""
         return self._run(lib.seal_pi_writev, "write", offset, data, pi, terms)
 
     def readv(
@@ -153,7 +153,7 @@ class PiFile:
             length = sum(len(buffer) for buffer in buffers)
             interval = self.info.device.interval
             asked = (offset, length)
-            raise PiError(-done, failure(error, name, -done, asked, terms.cookie, interval))
+            raise PiIOError(-done, failure(error, name, -done, asked, terms.cookie, interval))
         return done
 
 

@@ -23,8 +23,11 @@ from _sealsvc_pi_device import ffi, lib
 
 from sealsvc.integrity import block_device
 from sealsvc.integrity.block_device import GUARDS, capability, name_of, opened, unsuitable
-from sealsvc.integrity.device_client import ALL, PiError, PiFile, PiTerms
+from sealsvc.integrity.channels import Told
+from sealsvc.integrity.device_client import ALL, PiFile, PiIOError, PiTerms
 from sealsvc.integrity.device_messages import PiChannelInfo, PiPathInfo
+from sealsvc.integrity.messages import PiError
+from sealsvc.model import FileId
 from tests.lab.pi_tuples import place_of, tuples
 from tests.service.conftest import refusal
 
@@ -117,8 +120,8 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def failure(call: Any) -> PiError:
-    with pytest.raises(PiError) as caught:
+def failure(call: Any) -> PiIOError:
+    with pytest.raises(PiIOError) as caught:
         call()
     return caught.value
 
@@ -132,7 +135,7 @@ def test_tuples_are_compared_field_by_field(name: str, file: Path) -> None:
     terms = PiTerms(ALL, ALL, ("service",), tag=0x1234, reftag=first)
     with channel(device, file) as served:
 
-        def write(tags: bytearray) -> PiError:
+        def write(tags: bytearray) -> PiIOError:
             return failure(lambda: served.pi.writev(SEALED[0], [data], tags, terms))
 
         width = device.pi_size - (10 if device.pi_size == 16 else 4)  # of the reference tag
@@ -266,6 +269,23 @@ def test_a_stop_under_load_leaves_no_request_without_an_answer(file: Path) -> No
             asker.join(10)
             assert not asker.is_alive()
             assert set(codes[:-1]) == {errno.EINVAL}
+
+
+# Errors
+
+
+def test_a_flood_of_errors_is_counted_and_none_is_lost() -> None:
+    error = PiError(
+        seq=0, time=0, kind="refused", at="write", attachment="", path="/f",
+        file=FileId(1, 2), profile="", block=0, offset=0,
+        length=512, field="", expected="", found="", physical=None, seal=None, holder=None,
+        cookie=0, first_good=None, last_good=None,
+    )  # fmt: skip
+    told = Told()
+    heard = [said for _ in range(1000) if (said := told.due(error))]
+    last = told.rest()
+    assert 10 <= len(heard) <= 20  # of one second, or of two
+    assert sum(said.more + 1 for said in [*heard, *filter(None, [last])]) == 1000
 
 
 # Devices

@@ -23,7 +23,7 @@ from _sealsvc_pi_device import ffi, lib
 
 from sealsvc import native
 from sealsvc.client import Client
-from sealsvc.integrity.device_client import ALL, PiError, PiFile, PiTerms, Place
+from sealsvc.integrity.device_client import ALL, PiFile, PiIOError, PiTerms, Place
 from sealsvc.integrity.device_messages import PiPath, PiPathInfo
 from sealsvc.integrity.messages import PiErrors
 from sealsvc.messages import RecallSeals, Return
@@ -182,7 +182,7 @@ def _wrong_fields_are_named(it: Sealed) -> None:
     for name in checks:
         bad = it.good(bytes(len(DATA)))
         bad[place_of(it.device, name, 3)] ^= 0x40
-        with pytest.raises(PiError) as caught:
+        with pytest.raises(PiIOError) as caught:
             it.write(bad, bytes(len(DATA)), provided=ALL, verify=ALL, tag=TAG, cookie=77)
         failed = caught.value.failure
         assert (caught.value.errno, failed.checker, failed.field) == (errno.EILSEQ, "device", name)
@@ -222,7 +222,7 @@ def test_what_is_wrong_on_the_medium_is_named_by_a_read(client: Client, shelf: P
         # NVMe checks only what it is told to.
         it.write(bad, provided=ALL, verify=(), checkers=())
         for checker in ("device", "service"):
-            with pytest.raises(PiError) as caught:
+            with pytest.raises(PiIOError) as caught:
                 it.read(checkers=[checker])
             failed = caught.value.failure
             assert (failed.checker, failed.field, failed.located) == (checker, "checksum", True)
@@ -245,7 +245,7 @@ def test_scsi_names_the_block_when_it_keeps_the_tuple_back(
             os.pwrite(it.fd, b"\xff" * 4096, it.offset + 8192)
             os.fsync(it.fd)
             (settings / "write_generate").write_text("1")
-            with pytest.raises(PiError) as caught:
+            with pytest.raises(PiIOError) as caught:
                 it.read()
             failed = caught.value.failure
             assert (failed.checker, failed.field, failed.located) == ("device", "", True)
@@ -281,14 +281,14 @@ def test_a_request_longer_than_the_shared_memory(client: Client, shelf: Path) ->
         assert os.pread(it.fd, len(whole), 0) == whole
         bad = it.good(whole)
         bad[place_of(it.device, "checksum", 6000)] ^= 1
-        with pytest.raises(PiError) as caught:
+        with pytest.raises(PiIOError) as caught:
             it.pi.writev(0, [whole], bad, PiTerms(provided=ALL))
         assert caught.value.failure.offset == 6000 * it.device.interval
 
 
 def test_what_is_not_there_to_be_written_is_refused(client: Client, shelf: Path) -> None:
     def fails(call: object) -> int:
-        with pytest.raises(PiError) as caught:
+        with pytest.raises(PiIOError) as caught:
             call()  # type: ignore[operator]
         return int(caught.value.errno or 0)
 
@@ -314,7 +314,7 @@ def test_the_page_cache_is_dropped_or_the_write_refused(client: Client, shelf: P
         assert os.pread(it.fd, len(DATA), it.offset) == DATA
         with mmap.mmap(it.fd, 0, prot=mmap.PROT_READ) as mapped:
             assert mapped[it.offset] == DATA[0]
-            with pytest.raises(PiError) as caught:
+            with pytest.raises(PiIOError) as caught:
                 it.write(None)
             assert caught.value.errno == errno.EBUSY
         it.write(None, DATA[::-1])
@@ -358,7 +358,7 @@ def test_an_intruder_waits_until_the_io_has_ended(client: Client, shelf: Path) -
         try:
             while True:
                 ended.append(it.write(None))
-        except PiError as error:
+        except PiIOError as error:
             ended.append(-(error.errno or 0))
 
     with sealed(client, file) as it:
@@ -372,7 +372,7 @@ def test_an_intruder_waits_until_the_io_has_ended(client: Client, shelf: Path) -
             assert set(ended[:-1]) == {len(DATA)}
             assert intruder.poll() is None
             assert os.fstat(it.fd).st_size == MiB
-            with pytest.raises(PiError) as caught:
+            with pytest.raises(PiIOError) as caught:
                 it.read()
             assert caught.value.errno == errno.ESTALE
             refused = refusal(lambda: PiFile.open(client, it.id))
@@ -388,7 +388,7 @@ def test_a_recall_stops_the_channel_and_a_new_one_is_opened_after_it(
     with sealed(client, make(shelf / "wanted")) as it:
         half = {"offset": MiB // 2, "length": MiB // 2}
         client.call(RecallSeals, seal=it.id)
-        with pytest.raises(PiError) as caught:
+        with pytest.raises(PiIOError) as caught:
             it.write(None)
         assert caught.value.errno == errno.ESTALE
         # Nothing else was wanted: the rest stays sealed.
@@ -402,7 +402,7 @@ def test_a_service_that_was_killed_is_asked_again(
     with sealed(client, make(shelf / "killed")) as it:
         it.write(None)
         running.kill()
-        with pytest.raises(PiError) as caught:
+        with pytest.raises(PiIOError) as caught:
             it.write(None)
         assert caught.value.errno == errno.ESTALE
         running.start()
