@@ -134,7 +134,9 @@ class Daemon:
         if not host.simulated:
             kept = config.registry_path / "integrity"
             self.integrity = Integrity(self.grants, self.events, self.tasks, config.integrity, kept)
-            self.service.integrity, returns.settle = self.integrity, self.integrity.returning
+            self.service.integrity = self.integrity
+            self.service.pi_channels.log = self.integrity.errors
+            returns.settle = self.service.pi_channels.before(self.integrity.returning)
         self.server = ControlServer(
             config.service.socket,
             int(config.service.socket_mode, 8),
@@ -190,6 +192,7 @@ class Daemon:
             for enforcer in self.enforcers.enforcers:
                 self._start(enforcer, stack)
             stack.push_async_callback(self.tasks.stop)
+            stack.push_async_callback(self.service.pi_channels.stop)
             self._start_registry()
             self._resume()
             faults.point("start:resumed")

@@ -162,6 +162,12 @@ _ROWS = (
         "NFS4ERR_LAYOUTUNAVAILABLE",
     ),
     ErrorClass(
+        "device-path-unavailable", errno.EOPNOTSUPP, 422, 5, False,
+        "Protection information cannot be handed to the device under this file",
+        "Do what the message names, or use the software path; docs/integrity-device.md lists the"
+        " preconditions.",
+    ),
+    ErrorClass(
         "reflink-neighbours", errno.EOPNOTSUPP, 422, 5, False,
         "The file shares blocks outside the range; on reflink XFS its neighbours can still move",
         "Ask for prepare=unshare, which unshares the whole file.",

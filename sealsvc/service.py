@@ -37,6 +37,8 @@ from sealsvc.filesystem import Filesystem
 from sealsvc.grants import Asker, Grants, Passed, passed_of
 from sealsvc.history import Historian
 from sealsvc.holders import Holders
+from sealsvc.integrity.channels import PiChannels
+from sealsvc.integrity.device_messages import AnyRequest as ChannelRequest
 from sealsvc.integrity.messages import PiQuery
 from sealsvc.integrity.service import Integrity, asked_of_integrity
 from sealsvc.limits import RateLimit
@@ -141,6 +143,7 @@ class Service:
         self.desk: Desk | None = None
         self.integrity: Integrity | None = None
         self.copies: CopyJobs | None = None
+        self.pi_channels = PiChannels(grants)
         self.simulate: Callable[[Simulate], Awaitable[dict[str, Any]]] | None = None
 
     async def handle(self, connection: Connection, request: AnyRequest, fds: Received) -> Reply:
@@ -155,6 +158,8 @@ class Service:
             return self._rings().attach(connection, request)
         if isinstance(request, Redeem):
             return await self._redeem(connection, request)
+        if isinstance(request, ChannelRequest):
+            return await self.pi_channels.answer(connection, request, fds)
         if isinstance(request, PiQuery) and self.integrity is not None:
             return Reply(await self.integrity.answer(connection.peer, request, fds))
         if isinstance(request, StartCopy) and fds:

@@ -31,6 +31,7 @@ static const struct {
 	{"beyond-eof", EINVAL},
 	{"extent-unsuitable", ENOTSUP},
 	{"not-dax", ENOTSUP},
+	{"device-path-unavailable", ENOTSUP},
 	{"reflink-neighbours", ENOTSUP},
 	{"backs-loop-device", EBUSY},
 	{"overlay-upper", EBUSY},

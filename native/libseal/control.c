@@ -11,6 +11,7 @@
 
 #include "codes.h"
 #include "internal.h"
+#include "seal_pi.h"
 
 static int fail(struct seal_client *client, int error, const char *what)
 {
@@ -362,4 +363,56 @@ void control_drain(struct seal_client *client)
 		if (n == 0 || (n < 0 && n != -EMSGSIZE && n != -EMFILE))
 			control_close(client);
 	}
+}
+
+static int number_at(struct json object, const char *path, uint32_t *out)
+{
+	struct json value;
+	uint64_t number;
+
+	if (json_find(object, path, &value) < 0 || json_number(value, &number) < 0 ||
+	    number > UINT32_MAX)
+		return -EBADMSG;
+	*out = (uint32_t)number;
+	return 0;
+}
+
+static int read_facts(struct json result, struct seal_pi_facts *out)
+{
+	int error = number_at(result, "device.interval", &out->interval);
+
+	error = error ? error : number_at(result, "device.metadata", &out->metadata);
+	error = error ? error : number_at(result, "device.pi_offset", &out->pi_offset);
+	error = error ? error : number_at(result, "device.pi_size", &out->pi_size);
+	error = error ? error : number_at(result, "device.ref_size", &out->ref_size);
+	return error ? error : number_at(result, "device.block", &out->block);
+}
+
+int seal_pi_open(struct seal_client *client, int file, size_t bytes, const char *profile,
+		 struct seal_pi **pi)
+{
+	int fds[DESCRIPTORS], count, error = client_check(client);
+	struct seal_pi_facts facts;
+	struct json_text text;
+	struct json result;
+
+	*pi = NULL;
+	if (error)
+		return error;
+	if (file < 0 || file >= FILES_MAX || !client->file_ids[file][0])
+		return -EBADF;
+	text = begin(client, "pi-channel");
+	put_string(&text, "seal", client->file_ids[file]);
+	if (bytes)
+		put_number(&text, "bytes", bytes);
+	put_string(&text, "profile", profile);
+	json_put(&text, "}");
+	error = ask(client, &text, -1, &result, fds, &count);
+	if (error)
+		return error;
+	if (count != 2 || read_facts(result, &facts) < 0) {
+		close_all(fds, count);
+		return fail(client, -EBADMSG, "the answer");
+	}
+	return seal_pi_attach(fds[0], fds[1], &facts, pi);
 }

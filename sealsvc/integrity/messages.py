@@ -12,6 +12,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from sealsvc.integrity import device_messages
 from sealsvc.model import ByteRange, FileId
 from sealsvc.protocol import Keyed, Limit, Name, Request, SealId
 
@@ -129,6 +130,7 @@ AnyRequest = (
     | PiTag
     | PiBless
     | PiErrors
+    | device_messages.AnyRequest
 )
 
 
@@ -219,11 +221,12 @@ class PiAttachmentList(
 class PiError(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that was found. `kind`: corrupt (the data is not what was tagged, and nobody can
     have written it), changed (the same, but the file was changed while nobody had sealed it),
-    suspect (a writer, or the service, ended in the middle), unreadable. `field` with `expected` and
-    `found` in hex as they stand in a tag ("": not known); `block` of the attachment, its `offset`
-    and `length` in the file, and its `physical` place on the file system's device (null: not
-    known). `first_good` and `last_good` are when the stretch around it was last found right. `at`
-    is what was being done: attach, grant, return, verify, scrub."""
+    suspect (a writer, or the service, ended in the middle), unreadable, refused (a request of a PI
+    channel: the device, or the service, found its PI wrong; `checker` says who). `field` with
+    `expected` and `found` in hex as they stand in a tag ("": not known); `block` of the attachment,
+    its `offset` and `length` in the file, and its `physical` place on the file system's device
+    (null: not known). `first_good` and `last_good` are when the stretch around it was last found
+    right. `at` is what was being done: attach, grant, return, verify, scrub, read, write."""
 
     seq: int
     time: float
@@ -247,6 +250,7 @@ class PiError(msgspec.Struct, frozen=True, kw_only=True):
     last_good: float | None
     errno: int = 0
     more: int = 0
+    checker: str = ""
 
 
 class PiErrorPage(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="pi-error-page"):
@@ -273,4 +277,12 @@ class PiReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=
     more: int = 0
 
 
-Result = PiProfileList | PiAbility | PiAttachment | PiAttachmentList | PiErrorPage | PiReport
+Result = (
+    PiProfileList
+    | PiAbility
+    | PiAttachment
+    | PiAttachmentList
+    | PiErrorPage
+    | PiReport
+    | device_messages.Result
+)

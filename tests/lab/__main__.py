@@ -23,6 +23,7 @@ def main() -> int:
         cpus=options.cpus,
         memory=options.memory,
         pmem=tuple(size for size in options.pmem or MACHINE.pmem if size),
+        nvme=tuple(options.nvme),
     )
     try:
         return run(
@@ -53,6 +54,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--pmem", type=_size, action="append",
         help="persistent memory, such as 2G (1G); 0 for none; again for a second",
+    )  # fmt: skip
+    parser.add_argument(
+        "--nvme", action="append", default=[],
+        help="an NVMe namespace of 64 MiB, such as ms=8,pi=1; again for a second",
     )  # fmt: skip
     parser.add_argument(
         "--share", type=Path, help="a directory that COMMAND may write, at $SEALSVC_LAB_SHARE"

@@ -3,6 +3,7 @@
     @pytest.mark.lab
     @pytest.mark.lab(kernel="6.12", cpus=2, memory=2048, pmem=512)      sizes in MiB
     @pytest.mark.lab(kernel=["6.18", "6.1"], pmem=(512, 512))           once on each kernel
+    @pytest.mark.lab(nvme=("ms=8,pi=1",))                               NVMe namespaces
 
 Guests cost seconds, so the selected tests of one file that want the same guest share it: pytest
 runs there with exactly their names, and writes down each report, which is replayed here as if the
@@ -122,8 +123,9 @@ class _Wanted:
         memory = asked.pop("memory", MACHINE.memory // MiB) * MiB
         pmem = asked.pop("pmem", [size // MiB for size in MACHINE.pmem])
         sizes = [pmem] if isinstance(pmem, int) else pmem
+        nvme = tuple(asked.pop("nvme", ()))
         assert not asked, f"{item.nodeid}: the marker lab knows no {', '.join(asked)}"
-        machine = Machine(cpus, memory, tuple(size * MiB for size in sizes if size))
+        machine = Machine(cpus, memory, tuple(size * MiB for size in sizes if size), nvme)
         return cls(item.path, kernel, machine)
 
 

@@ -11,6 +11,7 @@ from tests.lab.kernels import Kernel
 from tests.lab.ports import NAMES
 
 MiB = 1 << 20
+_NAMESPACE = 64 * MiB
 
 # Boots a second faster than Debian's defaults. lsm=bpf: nothing else may refuse what is tested.
 _BOOT = (
@@ -21,11 +22,13 @@ _BOOT = (
 
 @dataclass(frozen=True)
 class Machine:
-    """Sizes are bytes; there is an NVDIMM for each of `pmem`."""
+    """Sizes are bytes; there is an NVDIMM for each of `pmem`. Each of `nvme` makes a namespace of
+    one NVMe controller, 64 MiB large: properties of QEMU's nvme-ns, such as "ms=8,pi=1"."""
 
     cpus: int = 1
     memory: int = 3072 * MiB
     pmem: tuple[int, ...] = (1024 * MiB,)
+    nvme: tuple[str, ...] = ()
 
 
 MACHINE = Machine()
@@ -54,6 +57,10 @@ def command_line(machine: Machine, kernel: Kernel, directory: Path, share: Path)
     arguments += _folder("share", share, "readonly=off")
     for number, size in enumerate(machine.pmem):
         arguments += _nvdimm(f"pmem{number}", directory / f"pmem{number}", size)
+    if machine.nvme:
+        arguments += ["-device", "nvme,id=nvme,serial=lab"]
+    for number, properties in enumerate(machine.nvme, 1):
+        arguments += _namespace(number, directory / f"nvme{number}", properties)
     return arguments
 
 
@@ -67,3 +74,12 @@ def _nvdimm(name: str, image: Path, size: int) -> list[str]:
         file.truncate(size)
     memory = f"memory-backend-file,id={name},share=on,mem-path={image},size={size}"
     return ["-object", memory, "-device", f"nvdimm,memdev={name}"]
+
+
+def _namespace(number: int, image: Path, properties: str) -> list[str]:
+    """QEMU keeps the metadata of all blocks behind their data, in the same image."""
+    with image.open("xb") as file:
+        file.truncate(_NAMESPACE)
+    drive = f"file={image},format=raw,if=none,id=ns{number}"
+    device = f"nvme-ns,drive=ns{number},bus=nvme,nsid={number},{properties}"
+    return ["-drive", drive, "-device", device]
