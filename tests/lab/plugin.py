@@ -37,11 +37,21 @@ _GUEST_SECONDS = 1800.0
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-lab", action="store_true", help="skip the tests that boot the lab")
     parser.addoption(
+        "--exhaustive",
+        action="store_true",
+        help="run what repeats, for minutes, on one more machine what was shown on another",
+    )
+    parser.addoption(
         "--lab-minutes",
         type=float,
         default=40.0,
         help="start no guest for tests later than so many minutes after the first (40; 0: do)",
     )
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if reason := why_left_out(item):
+        pytest.skip(reason)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -103,6 +113,13 @@ def _torn_down(item: pytest.Item, nextitem: pytest.Item | None) -> list[pytest.T
     return [item.ihook.pytest_runtest_makereport(item=item, call=call)]
 
 
+def why_left_out(item: pytest.Item) -> str:
+    """Why an `exhaustive` test is not run in this run; "" where it is."""
+    if INSIDE or not item.get_closest_marker("exhaustive"):
+        return ""
+    return "" if item.config.getoption("--exhaustive") else "takes minutes: --exhaustive"
+
+
 @dataclass(frozen=True)
 class _Wanted:
     """The guest that a test asks for."""
@@ -140,7 +157,9 @@ class _Results:
     def of(self, item: pytest.Item) -> list[pytest.TestReport]:
         if item.nodeid not in self._reports:
             wanted = _Wanted.by(item)
-            if reason := why_not(item.config, wanted.kernel) or self._time_is_up():
+            if reason := (
+                why_left_out(item) or why_not(item.config, wanted.kernel) or self._time_is_up()
+            ):
                 where = (str(item.path), (item.location[1] or 0) + 1, f"Skipped: {reason}")
                 return [_report(item, "skipped", where)]
             self._boot(self._companions(wanted), wanted)
@@ -160,6 +179,7 @@ class _Results:
             if item.path == wanted.path
             and item.get_closest_marker("lab")
             and item.nodeid not in self._reports
+            and not why_left_out(item)
             and _Wanted.by(item) == wanted
         ]
 
