@@ -30,7 +30,9 @@ class Limit:
 def _limit(resource: str, setting: str, beyond: str, others: str = "nothing") -> Limit:
     section, _, key = setting.partition(".")
     value = getattr({"limits": _LIMITS, "policy": _POLICY}[section], key)
-    most = f"{value:g} s" if isinstance(value, float) else (str(value) if value else "no limit")
+    unit = " s" if key.endswith("_grace") else ""
+    number = f"{value:g}" if isinstance(value, float) else str(value)
+    most = f"{number}{unit}" if value else "no limit"
     return Limit(resource, setting, most, beyond, others)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from api import availability as http
 from sealsvc.availability import TABLE, page
 from sealsvc.config import LimitsSection
 
@@ -11,7 +12,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "limits.md"
 
 
 def test_the_page_is_the_table() -> None:
-    assert PAGE.read_text() == page()
+    assert PAGE.read_text() == page() + http.section()
 
 
 def test_every_key_of_the_section_is_in_it() -> None:
@@ -19,5 +20,10 @@ def test_every_key_of_the_section_is_in_it() -> None:
     assert {f"limits.{name}" for name in LimitsSection.__struct_fields__} <= settings
 
 
+def test_every_limit_of_the_api_is_in_it() -> None:
+    options = {str(row[1]) for row in http.TABLE}
+    assert {"--max-connections", "--max-listeners", "`requests_per_second`"} <= options
+
+
 if __name__ == "__main__":
-    PAGE.write_text(page())
+    PAGE.write_text(page() + http.section())
