@@ -9,7 +9,7 @@ import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from api import schemas
+from api import integrity, schemas
 from api.operations import REF, examples_of_refusals
 from api.problems import Problem
 from api.sessions import COOKIE
@@ -29,6 +29,7 @@ TAGS = {
     "filesystems": "What can be kept where",
     "events": "What happens, as it happens",
     "history": "What became of seals, and who did what",
+    "integrity": "Protection information: tags of sealed files",
     "jobs": "What takes long",
     "policy": "What the service allows",
     "session": "Who asks",
@@ -80,6 +81,7 @@ DOCUMENTED = (
     records.MapDifference,
     records.AuditTrail,
     records.Verification,
+    *integrity.DOCUMENTED,
 )
 _SCHEMES = {
     "bearer": {

@@ -43,6 +43,7 @@ _LABELLED = (
     ("events", "events", "event", "Events, by name"),
     ("limits", "limit_refusals", "limit", "What users were refused because they are at a limit"),
     ("log", "log_records", "outcome", "Log records that could not be written"),
+    ("integrity", "integrity_errors", "kind", "Blocks found other than they were tagged"),
     ("ring_commands", "ring_commands", "command", "Commands that came through rings"),
     ("ring_bells", "ring_bells", "outcome", "Doorbells of clients: rung, or spared to one awake"),
 )

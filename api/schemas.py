@@ -13,6 +13,7 @@ from fastapi import Path
 from msgspec import Meta
 
 from sealsvc import messages
+from sealsvc.integrity.messages import PiAttach, PiBless, PiScrub, PiVerify
 from sealsvc.messages import (
     Audit,
     Downgrade,
@@ -72,6 +73,10 @@ AuditBody = _rest_of(Audit, "AuditBody")
 ValidationBody = _rest_of(Mapped, "ValidationBody", "seal", "seqid")
 PolicyBody = _rest_of(CheckPolicy, "PolicyBody")
 JobBody = _rest_of(StartJob, "JobBody")
+PiAttachBody = _rest_of(PiAttach, "PiAttachBody")
+PiVerifyBody = _rest_of(PiVerify, "PiVerifyBody", "attachment", "seal")
+PiScrubBody = _rest_of(PiScrub, "PiScrubBody", "attachment", "seal")
+PiBlessBody = _rest_of(PiBless, "PiBlessBody", "attachment", "seal")
 ListQuery = _rest_of(List, "ListQuery")
 ExtentsQuery = _rest_of(Extents, "ExtentsQuery", "seal")
 FilesQuery = _rest_of(Files, "FilesQuery", "key")

@@ -17,6 +17,7 @@ import msgspec
 from sealsvc import overview, records
 from sealsvc.client import Client, Reply
 from sealsvc.errors import TABLE, Refusal
+from sealsvc.integrity import messages as integrity
 from sealsvc.messages import (
     AnyRequest,
     Audit,
@@ -64,6 +65,15 @@ _ROUTES: dict[type, tuple[str, str]] = {
     records.PastConflicts: ("GET", "/v1/history/conflicts"),
     records.Trail: ("GET", "/v1/trail"),
     records.VerifyTrail: ("POST", "/v1/trail/verification"),
+    integrity.PiProfiles: ("GET", "/v1/integrity/profiles"),
+    integrity.PiQuery: ("GET", "/v1/integrity/ability"),
+    integrity.PiAttachments: ("GET", "/v1/integrity/attachments"),
+    integrity.PiAttach: ("POST", "/v1/integrity/attachments"),
+    integrity.PiDetach: ("DELETE", "/v1/integrity/attachments/{attachment}"),
+    integrity.PiVerify: ("POST", "/v1/integrity/attachments/{attachment}/verification"),
+    integrity.PiScrub: ("POST", "/v1/integrity/attachments/{attachment}/scrub"),
+    integrity.PiBless: ("POST", "/v1/integrity/attachments/{attachment}/blessing"),
+    integrity.PiErrors: ("GET", "/v1/integrity/errors"),
     Audit: ("POST", "/v1/audits"),
     RecallSeals: ("POST", "/v1/recalls"),
     Mapped: ("POST", "/v1/seals/{seal}/validation"),

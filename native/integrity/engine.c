@@ -1,3 +1,4 @@
+#include "field.h"
 #include "pi.h"
 #include "sum.h"
 
@@ -17,6 +18,7 @@ struct engine {
 	const struct seal_pi_profile *profile;
 	const struct seal_pi_field *field[SEAL_PI_MAX_FIELDS]; /* by meaning; NULL: not asked for */
 	const struct seal_pi_field *all[SEAL_PI_MAX_FIELDS];   /* by meaning; NULL: not there */
+	uint64_t value[SEAL_PI_MAX_FIELDS], step[SEAL_PI_MAX_FIELDS]; /* by meaning */
 	uint64_t blocks;
 	size_t block_bytes;
 	struct walk walk;
@@ -24,7 +26,7 @@ struct engine {
 	int is_number;
 };
 
-static uint64_t ones(const struct seal_pi_field *field)
+static inline uint64_t ones(const struct seal_pi_field *field)
 {
 	return field->width == 64 ? ~0ull : (1ull << field->width) - 1;
 }
@@ -84,7 +86,7 @@ static int next_number(struct engine *engine, uint64_t *out)
 	int result = 0;
 
 	if (data)
-		*out = seal_sum_whole(engine->profile->checksum, data, engine->block_bytes);
+		*out = seal_sum_whole(&engine->sum, data, engine->block_bytes);
 	else if (!(result = add_pieces(engine)))
 		*out = seal_sum_number(&engine->sum);
 	return result;
@@ -146,6 +148,24 @@ static int measure(struct engine *engine, size_t tags_length)
 	return engine->blocks > tags_length / engine->profile->width ? -ENOSPC : 0;
 }
 
+/* What the fields but the checksum have: a value for the first block, and what each next adds. */
+static void take_values(struct engine *engine)
+{
+	const struct seal_pi_request *request = engine->request;
+
+	engine->value[SEAL_PI_TAG] = request->tag;
+	engine->value[SEAL_PI_STORAGE] = request->storage;
+	engine->value[SEAL_PI_REFTAG] =
+		engine->profile->reftag == SEAL_PI_BLOCKNUM ? request->block : request->reftag;
+	engine->step[SEAL_PI_REFTAG] = engine->profile->reftag != SEAL_PI_CONSTANT;
+}
+
+static inline uint64_t value_of(const struct engine *engine, unsigned meaning, uint64_t block)
+{
+	return (engine->value[meaning] + engine->step[meaning] * block) &
+	       ones(engine->field[meaning]);
+}
+
 static int prepare(struct engine *engine, const struct seal_pi_request *request,
 		   const struct iovec *data, int count, size_t tags_length, int verifying)
 {
@@ -160,35 +180,12 @@ static int prepare(struct engine *engine, const struct seal_pi_request *request,
 	if (!fits(engine->field[SEAL_PI_TAG], request->tag) ||
 	    !fits(engine->field[SEAL_PI_STORAGE], request->storage))
 		return -EINVAL;
+	take_values(engine);
 	engine->is_number = seal_sum_is_number(engine->profile->checksum);
 	if (!engine->field[SEAL_PI_CHECKSUM])
 		return 0;
 	return seal_sum_open(&engine->sum, engine->profile->checksum, request->key,
 			     request->key_length, verifying);
-}
-
-/* The value of a field that is not the checksum. */
-static uint64_t value_of(const struct engine *engine, enum seal_pi_meaning meaning, uint64_t block)
-{
-	const struct seal_pi_request *request = engine->request;
-	uint64_t value = 0;
-
-	switch (meaning) {
-	case SEAL_PI_TAG:
-		return request->tag;
-	case SEAL_PI_STORAGE:
-		return request->storage;
-	case SEAL_PI_REFTAG:
-		if (engine->profile->reftag == SEAL_PI_BLOCKNUM)
-			value = request->block + block;
-		else if (engine->profile->reftag == SEAL_PI_SEQUENCE)
-			value = request->reftag + block;
-		else
-			value = request->reftag;
-		return value & ones(engine->all[SEAL_PI_REFTAG]);
-	default:
-		return 0;
-	}
 }
 
 /* -- generate -------------------------------------------------------------------------------- */
@@ -203,7 +200,7 @@ static int put_checksum(struct engine *engine, uint8_t *tag)
 	if (engine->is_number) {
 		result = next_number(engine, &number);
 		if (!result)
-			seal_pi_put(tag, field, number);
+			put_field(tag, field, number);
 		return result;
 	}
 	if (!(result = add_pieces(engine)) && !(result = seal_sum_bytes(&engine->sum, whole)))
@@ -221,7 +218,7 @@ int64_t seal_pi_generate(const struct seal_pi_request *request, const struct iov
 	for (uint64_t block = 0; !result && block < engine.blocks; block++) {
 		for (unsigned i = 0; i < SEAL_PI_MAX_FIELDS; i++)
 			if (engine.field[i] && i != SEAL_PI_CHECKSUM)
-				seal_pi_put(tag, engine.field[i], value_of(&engine, i, block));
+				put_field(tag, engine.field[i], value_of(&engine, i, block));
 		if (engine.field[SEAL_PI_CHECKSUM])
 			result = put_checksum(&engine, tag);
 		tag += engine.profile->width;
@@ -273,7 +270,7 @@ static int all_ones(const struct engine *engine, const uint8_t *tag, unsigned me
 {
 	const struct seal_pi_field *field = engine->all[meaning];
 
-	return !field || seal_pi_get(tag, field) == ones(field);
+	return !field || get_field(tag, field) == ones(field);
 }
 
 static int escapes(const struct engine *engine, const uint8_t *tag)
@@ -327,7 +324,7 @@ static int check_checksum(struct engine *engine, const uint8_t *tag, uint64_t bl
 		return check_bytes(engine, tag, block, findings);
 	result = next_number(engine, &expected);
 	if (!result)
-		differ(findings, block, field, expected, seal_pi_get(tag, field));
+		differ(findings, block, field, expected, get_field(tag, field));
 	return result;
 }
 
@@ -341,7 +338,7 @@ static int check_block(struct engine *engine, const uint8_t *tag, uint64_t block
 	for (unsigned i = 0; i < SEAL_PI_MAX_FIELDS; i++)
 		if (engine->field[i] && i != SEAL_PI_CHECKSUM)
 			differ(findings, block, engine->field[i], value_of(engine, i, block),
-			       seal_pi_get(tag, engine->field[i]));
+			       get_field(tag, engine->field[i]));
 	return engine->field[SEAL_PI_CHECKSUM] ? check_checksum(engine, tag, block, findings) : 0;
 }
 

@@ -1,3 +1,4 @@
+#include "field.h"
 #include "pi.h"
 #include "sum.h"
 
@@ -6,48 +7,12 @@
 
 uint64_t seal_pi_get(const void *tag, const struct seal_pi_field *field)
 {
-	const uint8_t *bytes = tag;
-	unsigned first = field->offset / 8, last = (field->offset + field->width - 1u) / 8;
-	unsigned spare = 7 - (field->offset + field->width - 1u) % 8;
-	uint64_t value = 0;
-
-	if (field->order == SEAL_PI_LITTLE_ENDIAN) {
-		for (unsigned i = last + 1; i-- > first;)
-			value = value << 8 | bytes[i];
-		return value;
-	}
-	/* A field of 64 bits that begins inside a byte spans nine. */
-	for (unsigned i = first; i < last; i++)
-		value = value << 8 |
-			(i == first ? bytes[i] & 0xffu >> field->offset % 8 : bytes[i]);
-	if (first == last)
-		return (bytes[first] & 0xffu >> field->offset % 8) >> spare;
-	return value << (8 - spare) | bytes[last] >> spare;
-}
-
-static void put_bit(uint8_t *bytes, unsigned at, unsigned bit)
-{
-	uint8_t mask = (uint8_t)(0x80u >> at % 8);
-
-	bytes[at / 8] = (uint8_t)(bit ? bytes[at / 8] | mask : bytes[at / 8] & ~mask);
+	return get_field(tag, field);
 }
 
 void seal_pi_put(void *tag, const struct seal_pi_field *field, uint64_t value)
 {
-	uint8_t *at = (uint8_t *)tag + field->offset / 8;
-	unsigned bytes = field->width / 8;
-
-	if (field->offset % 8 || field->width % 8) {
-		for (unsigned i = field->width; i--; value >>= 1)
-			put_bit(tag, field->offset + i, value & 1);
-		return;
-	}
-	if (field->order == SEAL_PI_LITTLE_ENDIAN)
-		for (unsigned i = 0; i < bytes; i++, value >>= 8)
-			at[i] = (uint8_t)value;
-	else
-		for (unsigned i = bytes; i--; value >>= 8)
-			at[i] = (uint8_t)value;
+	put_field(tag, field, value);
 }
 
 static const char *wrong_field(const struct seal_pi_profile *profile,
@@ -77,10 +42,23 @@ static const char *wrong_field(const struct seal_pi_profile *profile,
 	return NULL;
 }
 
+static int overlaps_earlier(const struct seal_pi_profile *profile, unsigned at)
+{
+	const struct seal_pi_field *one = &profile->field[at];
+
+	for (unsigned i = 0; i < at; i++) {
+		const struct seal_pi_field *other = &profile->field[i];
+
+		if (one->offset < other->offset + other->width &&
+		    other->offset < one->offset + one->width)
+			return 1;
+	}
+	return 0;
+}
+
 static const char *wrong(const struct seal_pi_profile *profile)
 {
 	unsigned seen = 0;
-	uint64_t used[SEAL_PI_MAX_TAG * 8 / 64] = {0};
 
 	if (!memchr(profile->name, 0, sizeof(profile->name)))
 		return "the name does not end";
@@ -100,11 +78,8 @@ static const char *wrong(const struct seal_pi_profile *profile)
 		if (seen & 1u << field->meaning)
 			return "a field is there twice";
 		seen |= 1u << field->meaning;
-		for (unsigned bit = field->offset; bit < field->offset + field->width; bit++) {
-			if (used[bit / 64] >> bit % 64 & 1)
-				return "fields overlap";
-			used[bit / 64] |= 1ull << bit % 64;
-		}
+		if (overlaps_earlier(profile, i))
+			return "fields overlap";
 	}
 	if ((seen >> SEAL_PI_REFTAG & 1) != (profile->reftag != SEAL_PI_NO_REFTAG))
 		return "a reference tag has no algorithm, or an algorithm no reference tag";

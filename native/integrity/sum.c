@@ -1,7 +1,5 @@
 #include "sum.h"
 
-#include "crc.h"
-
 #include <byteswap.h>
 #include <endian.h>
 #include <errno.h>
@@ -12,17 +10,16 @@
 static const struct {
 	unsigned width; /* bits */
 	const char *digest;
-	uint64_t (*add)(uint64_t sum, const void *data, size_t length);
-	const char *(*variant)(void);
+	const struct seal_crc *(*crc)(void);
 } rows[SEAL_PI_CHECKSUMS] = {
-	[SEAL_PI_CRC16_T10DIF] = {16, NULL, seal_crc16_t10dif, seal_crc16_t10dif_variant},
-	[SEAL_PI_IP_CHECKSUM] = {16, NULL, NULL, NULL},
-	[SEAL_PI_CRC32C] = {32, NULL, seal_crc32c, seal_crc32c_variant},
-	[SEAL_PI_CRC64_NVME] = {64, NULL, seal_crc64_nvme, seal_crc64_nvme_variant},
-	[SEAL_PI_SHA1] = {160, "SHA1", NULL, NULL},
-	[SEAL_PI_SHA256] = {256, "SHA256", NULL, NULL},
-	[SEAL_PI_HMAC_SHA256] = {256, "SHA256", NULL, NULL},
-	[SEAL_PI_ED25519] = {512, "SHA512", NULL, NULL},
+	[SEAL_PI_CRC16_T10DIF] = {16, NULL, seal_crc16_t10dif},
+	[SEAL_PI_IP_CHECKSUM] = {16, NULL, NULL},
+	[SEAL_PI_CRC32C] = {32, NULL, seal_crc32c},
+	[SEAL_PI_CRC64_NVME] = {64, NULL, seal_crc64_nvme},
+	[SEAL_PI_SHA1] = {160, "SHA1", NULL},
+	[SEAL_PI_SHA256] = {256, "SHA256", NULL},
+	[SEAL_PI_HMAC_SHA256] = {256, "SHA256", NULL},
+	[SEAL_PI_ED25519] = {512, "SHA512", NULL},
 };
 
 #define HMAC_BLOCK 64 /* bytes of a block of SHA-256 */
@@ -44,7 +41,7 @@ const char *seal_pi_variant(enum seal_pi_checksum algorithm)
 		return "none";
 	if (rows[algorithm].digest)
 		return "libcrypto";
-	return rows[algorithm].variant ? rows[algorithm].variant() : "portable";
+	return rows[algorithm].crc ? rows[algorithm].crc()->variant : "portable";
 }
 
 /* RFC 1071: the sum does not depend on the order of bytes in memory, so it is made in this machine's
@@ -94,11 +91,9 @@ static void add_ip(struct seal_sum *sum, const uint8_t *at, size_t length)
 	sum->odd ^= (int)(length & 1);
 }
 
-uint64_t seal_sum_whole(enum seal_pi_checksum algorithm, const void *data, size_t length)
+uint64_t seal_sum_whole(const struct seal_sum *sum, const void *data, size_t length)
 {
-	if (algorithm == SEAL_PI_IP_CHECKSUM)
-		return ip_checksum(add_words(0, data, length));
-	return rows[algorithm].add(0, data, length);
+	return sum->add ? sum->add(0, data, length) : ip_checksum(add_words(0, data, length));
 }
 
 /* -- with libcrypto -------------------------------------------------------------------------- */
@@ -130,6 +125,8 @@ int seal_sum_open(struct seal_sum *sum, enum seal_pi_checksum algorithm, const v
 	int result = 0;
 
 	*sum = (struct seal_sum){.algorithm = algorithm, .verifying = verifying};
+	if (rows[algorithm].crc)
+		sum->add = rows[algorithm].crc()->add;
 	if (seal_sum_is_number(algorithm))
 		return 0;
 	if (algorithm == SEAL_PI_HMAC_SHA256)
@@ -215,7 +212,7 @@ int seal_sum_add(struct seal_sum *sum, const void *data, size_t length)
 	if (sum->algorithm == SEAL_PI_IP_CHECKSUM)
 		add_ip(sum, data, length);
 	else
-		sum->value = rows[sum->algorithm].add(sum->value, data, length);
+		sum->value = sum->add(sum->value, data, length);
 	return 0;
 }
 

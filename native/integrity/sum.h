@@ -2,13 +2,15 @@
 #ifndef SEALSVC_INTEGRITY_SUM_H
 #define SEALSVC_INTEGRITY_SUM_H
 
+#include "crc.h"
 #include "pi.h"
 
 /* One per call of the engine. Numbers are in `value`; hashes in libcrypto's context. */
 struct seal_sum {
 	enum seal_pi_checksum algorithm;
 	uint64_t value;
-	int odd; /* RFC 1071: the data so far had an odd number of bytes */
+	seal_crc_call add; /* of a CRC */
+	int odd;	   /* RFC 1071: the data so far had an odd number of bytes */
 	void *context, *key;
 	const void *hmac_key;
 	size_t hmac_key_length;
@@ -25,7 +27,7 @@ int seal_sum_is_number(enum seal_pi_checksum algorithm);
 unsigned seal_sum_width(enum seal_pi_checksum algorithm);
 
 /* A number, of data in one piece: the short way. */
-uint64_t seal_sum_whole(enum seal_pi_checksum algorithm, const void *data, size_t length);
+uint64_t seal_sum_whole(const struct seal_sum *sum, const void *data, size_t length);
 
 int seal_sum_begin(struct seal_sum *sum);
 int seal_sum_add(struct seal_sum *sum, const void *data, size_t length);

@@ -21,6 +21,7 @@ from sealsvc.cli.ls import ls
 from sealsvc.cli.map import map_command
 from sealsvc.cli.options import Settings, shared_options
 from sealsvc.cli.output import note
+from sealsvc.cli.pi import pi
 from sealsvc.cli.recall import recall
 from sealsvc.cli.redeem import redeem
 from sealsvc.cli.show import show
@@ -65,6 +66,7 @@ COMMANDS = (
     copy,
     audit,
     alarms,
+    pi,
     history,
     changes,
     trail,

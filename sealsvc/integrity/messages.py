@@ -65,9 +65,11 @@ class PiDetach(Keyed, frozen=True, kw_only=True, tag="pi-detach"):
 
 
 class PiAttachments(Request, frozen=True, tag="pi-attachments"):
-    """Attachments that the asker may see; of `path` alone, if given. Answer: PiAttachmentList."""
+    """Attachments that the asker may see; of `path`, or the one named, alone, if given. Answer:
+    PiAttachmentList."""
 
     path: Name | None = None
+    attachment: AttachmentId | None = None
 
 
 class _OfRange(Keyed, frozen=True, kw_only=True):

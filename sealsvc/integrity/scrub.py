@@ -30,8 +30,8 @@ async def run(
     rate: int,
     alarm: Callable[[Attachment, Tally, str], None],
 ) -> None:
-    """From block `first` on, at most `rate` bytes in a second (0: as fast as it goes). Its place is kept in the store: a
-    scrub that is ended, or whose service is, is gone on with by the next."""
+    """From block `first` on, at most `rate` bytes in a second (0: as fast as it goes). Its place is
+    kept in the store: the next goes on where one was ended, alone or with the service."""
     store, tally = attachment.store, Tally()
     due = clock.now()
     at = first

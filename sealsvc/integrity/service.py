@@ -274,6 +274,7 @@ class Integrity:
             for attachment in self._attachments.values()
             if self._may_see(peer, attachment)
             and request.path in (None, attachment.store.about.path)
+            and request.attachment in (None, attachment.id)
         ]
         return PiAttachmentList(attachments=[await a.info() for a in seen[:40]])
 

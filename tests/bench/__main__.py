@@ -31,6 +31,7 @@ from tests.bench.exporting import nbd  # noqa: E402
 from tests.bench.faces import faces  # noqa: E402
 from tests.bench.fanout import fan_out  # noqa: E402
 from tests.bench.figures import Bench, Figure, alternate  # noqa: E402
+from tests.bench.integrity import INTEGRITY_BENCHMARKS  # noqa: E402
 from tests.bench.recording import registry  # noqa: E402
 from tests.bench.restart import reclaim  # noqa: E402
 from tests.bench.ringing import RING_BENCHMARKS  # noqa: E402
@@ -159,6 +160,7 @@ BENCHMARKS: dict[str, Callable[[Bench, int], Figure | list[Figure]]] = {
     "faces": faces,
     "nbd": nbd,
     **RING_BENCHMARKS,
+    **INTEGRITY_BENCHMARKS,
 }
 
 

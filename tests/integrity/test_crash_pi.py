@@ -164,7 +164,7 @@ def test_killed_at_any_moment(ground):
     with ground.client() as client:
         seal, fd = sealed(client, path)
         attach(client, seal, writes="declared", quiet=True)
-    for _ in range(4):
+    for _ in range(2):
         timer = threading.Timer(generator.uniform(0.05, 0.4), ground.running.process.kill)
         timer.start()
         with suppress(Refusal, OSError), Client(ground.socket, timeout=PATIENCE) as client:
