@@ -15,6 +15,7 @@ from api.problems import Problem
 from api.sessions import COOKIE
 from api.status import API_VERSION
 from sealsvc import messages, overview, records
+from sealsvc.copies.requests import CopyTrustReport
 
 DESCRIPTION = """\
 Seals on the extent maps of files. Who asks is known by a bearer token, a client certificate, the
@@ -30,6 +31,7 @@ TAGS = {
     "events": "What happens, as it happens",
     "history": "What became of seals, and who did what",
     "jobs": "What takes long",
+    "copies": "Copies between files",
     "policy": "What the service allows",
     "session": "Who asks",
     "status": "The service itself",
@@ -47,6 +49,7 @@ DOCUMENTED = (
     schemas.ValidationBody,
     schemas.PolicyBody,
     schemas.JobBody,
+    schemas.CopyBody,
     schemas.LoginBody,
     schemas.SessionInfo,
     schemas.VersionInfo,
@@ -72,6 +75,7 @@ DOCUMENTED = (
     overview.PolicyReport,
     overview.JobInfo,
     overview.JobList,
+    CopyTrustReport,
     overview.CoverageReport,
     overview.ClaimInfo,
     records.SealHistory,

@@ -13,6 +13,7 @@ from fastapi import Path
 from msgspec import Meta
 
 from sealsvc import messages
+from sealsvc.copies.requests import StartCopy
 from sealsvc.messages import (
     Audit,
     Downgrade,
@@ -72,6 +73,7 @@ AuditBody = _rest_of(Audit, "AuditBody")
 ValidationBody = _rest_of(Mapped, "ValidationBody", "seal", "seqid")
 PolicyBody = _rest_of(CheckPolicy, "PolicyBody")
 JobBody = _rest_of(StartJob, "JobBody")
+CopyBody = _rest_of(StartCopy, "CopyBody", source=Name, destination=Name)
 ListQuery = _rest_of(List, "ListQuery")
 ExtentsQuery = _rest_of(Extents, "ExtentsQuery", "seal")
 FilesQuery = _rest_of(Files, "FilesQuery", "key")
