@@ -37,6 +37,7 @@ class Action(StrEnum):
     RECALL = "recall"
     RECALL_WIDE = "recall.wide"
     JOBS_RUN = "jobs.run"
+    COPY = "copies"
     POLICY_READ = "policy.read"
     POLICY_CHANGE = "policy.change"
     TRAIL = "trail"
@@ -57,6 +58,7 @@ MEANS = {
     Action.RECALL: "recall a seal or a file's seals in scope",
     Action.RECALL_WIDE: "recall by holder, file system or altogether (needs the scope /)",
     Action.JOBS_RUN: "audit everything and run the doctor (needs the scope /)",
+    Action.COPY: "copy between files in scope, and follow such copies of one's own",
     Action.POLICY_READ: "read and check the policy",
     Action.POLICY_CHANGE: "have the policy read again",
     Action.TRAIL: "read the history and the audit trail",
@@ -80,6 +82,7 @@ _OPERATOR = _SEALER | {
     Action.RECALL,
     Action.RECALL_WIDE,
     Action.JOBS_RUN,
+    Action.COPY,
     Action.POLICY_READ,
     Action.TRAIL,
 }

@@ -15,6 +15,7 @@ from api.problems import Problem
 from api.sessions import COOKIE
 from api.status import API_VERSION
 from sealsvc import messages, overview, records
+from sealsvc.copies.requests import CopyTrustReport
 
 DESCRIPTION = """\
 Seals on the extent maps of files. Who asks is known by a bearer token, a client certificate, the
@@ -31,6 +32,7 @@ TAGS = {
     "history": "What became of seals, and who did what",
     "integrity": "Protection information: tags of sealed files",
     "jobs": "What takes long",
+    "copies": "Copies between files",
     "policy": "What the service allows",
     "session": "Who asks",
     "status": "The service itself",
@@ -48,6 +50,7 @@ DOCUMENTED = (
     schemas.ValidationBody,
     schemas.PolicyBody,
     schemas.JobBody,
+    schemas.CopyBody,
     schemas.LoginBody,
     schemas.SessionInfo,
     schemas.VersionInfo,
@@ -73,6 +76,7 @@ DOCUMENTED = (
     overview.PolicyReport,
     overview.JobInfo,
     overview.JobList,
+    CopyTrustReport,
     overview.CoverageReport,
     overview.ClaimInfo,
     records.SealHistory,

@@ -8,6 +8,7 @@ from api.access import Action
 from api.schemas import (
     AuditBody,
     ClaimBody,
+    CopyBody,
     DowngradeBody,
     GrantBody,
     Health,
@@ -21,6 +22,7 @@ from api.schemas import (
     ValidationBody,
     VersionInfo,
 )
+from sealsvc.copies.requests import CopyTrustReport, CopyTrustRow
 from sealsvc.messages import (
     AuditReport,
     Drift,
@@ -230,6 +232,34 @@ JOB = JobInfo(
     result={"checked": 1, "drifted": [], "unreadable": []},
 )
 JOBS = JobList(jobs=[JOB])
+COPY = JobInfo(
+    id="00c0ffee00c0ffef",
+    kind=JobKind.COPY,
+    state=JobState.DONE,
+    path="/srv/pmem/db.new",
+    principal="alice",
+    started_at=1767225600.0,
+    ended_at=1767225601.0,
+    done=1048576,
+    total=1048576,
+    step="clone",
+    result={
+        "requested": 1048576,
+        "done": 1048576,
+        "whole": True,
+        "durable": True,
+        "rows": [{"source": 0, "destination": 0, "length": 1048576, "strategy": "clone"}],
+        "bytes_by_strategy": {"clone": 1048576},
+        "source_changed": False,
+    },
+)
+COPY_TRUST = CopyTrustReport(
+    rows=[
+        CopyTrustRow(
+            pair="5f3a91c2>5f3a91c2", strategy="lower", self_test="verified", at=1767225600.0
+        )
+    ]
+)
 COVERAGE = CoverageReport(
     mount="/srv/pmem",
     measured_at=1767225600.0,
@@ -347,4 +377,5 @@ DOWNGRADE_BODY = msgspec.convert({}, DowngradeBody)
 CLAIM_BODY = msgspec.convert({"path": PATH, "seconds": 30.0}, ClaimBody)
 POLICY_BODY = msgspec.convert({"text": "[policy]\nmax_grace = 60.0\n"}, PolicyBody)
 JOB_BODY = msgspec.convert({"kind": "audit"}, JobBody)
+COPY_BODY = msgspec.convert({"source": PATH, "destination": "/srv/pmem/db.new"}, CopyBody)
 LOGIN_BODY = msgspec.convert({"token": "N0tAReal-Token"}, LoginBody)

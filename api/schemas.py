@@ -14,6 +14,7 @@ from msgspec import Meta
 
 from sealsvc import messages
 from sealsvc.integrity.messages import PiAttach, PiBless, PiScrub, PiVerify
+from sealsvc.copies.requests import StartCopy
 from sealsvc.messages import (
     Audit,
     Downgrade,
@@ -77,6 +78,7 @@ PiAttachBody = _rest_of(PiAttach, "PiAttachBody")
 PiVerifyBody = _rest_of(PiVerify, "PiVerifyBody", "attachment", "seal")
 PiScrubBody = _rest_of(PiScrub, "PiScrubBody", "attachment", "seal")
 PiBlessBody = _rest_of(PiBless, "PiBlessBody", "attachment", "seal")
+CopyBody = _rest_of(StartCopy, "CopyBody", source=Name, destination=Name)
 ListQuery = _rest_of(List, "ListQuery")
 ExtentsQuery = _rest_of(Extents, "ExtentsQuery", "seal")
 FilesQuery = _rest_of(Files, "FilesQuery", "key")

@@ -16,6 +16,7 @@ import msgspec
 
 from sealsvc import overview, records
 from sealsvc.client import Client, Reply
+from sealsvc.copies.requests import CopyTrust, StartCopy
 from sealsvc.errors import TABLE, Refusal
 from sealsvc.integrity import messages as integrity
 from sealsvc.messages import (
@@ -55,6 +56,8 @@ _ROUTES: dict[type, tuple[str, str]] = {
     overview.ShowPolicy: ("GET", "/v1/policy"),
     overview.CheckPolicy: ("POST", "/v1/policy/validation"),
     overview.ReloadPolicy: ("POST", "/v1/policy/reload"),
+    StartCopy: ("POST", "/v1/copies"),
+    CopyTrust: ("GET", "/v1/copies/trust"),
     overview.StartJob: ("POST", "/v1/jobs"),
     overview.Jobs: ("GET", "/v1/jobs"),
     overview.ShowJob: ("GET", "/v1/jobs/{job}"),

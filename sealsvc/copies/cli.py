@@ -108,7 +108,7 @@ def _asked(
     else:
         asked |= {"offset": span.offset, "length": span.length}
     strategies = [name for names in only for name in names]
-    return asked | {"only": strategies, "seals": not no_seal, "durable": not no_sync}
+    return asked | {"strategies": strategies, "seals": not no_seal, "durable": not no_sync}
 
 
 def _start(

@@ -20,8 +20,8 @@ class StartCopy(Keyed, frozen=True, tag="start-copy"):
     `to` (null: the same); `whole` makes the destination as long as the source.
 
     `throttle` in bytes per second. `in_place`: the destination's extent map stays. `recall`: seals
-    on both files are recalled first. `seals` false: none are taken, and so no offload. `only`:
-    these strategies alone, with `plain` as the last resort. `resume`: the token of an earlier
+    on both files are recalled first. `seals` false: none are taken, and so no offload.
+    `strategies`: these alone, with `plain` as the last resort. `resume`: the token of an earlier
     result. `dry_run`: the job's result is the plan. With `below`, paths lie below one of these
     directories. Answer: JobInfo; its result, once it has ended, is that of the copy."""
 
@@ -38,7 +38,7 @@ class StartCopy(Keyed, frozen=True, tag="start-copy"):
     in_place: bool = False
     recall: bool = False
     seals: bool = True
-    only: Strategies = msgspec.field(default_factory=list)
+    strategies: Strategies = msgspec.field(default_factory=list)
     resume: Annotated[str, Meta(max_length=16384)] = ""
     dry_run: bool = False
 
@@ -72,9 +72,7 @@ AnyRequest = StartCopy | CopyTrust
 
 def spec_of(request: StartCopy) -> dict[str, Any]:
     """What the worker is told."""
-    envelope = {"id", "v", "key", "principal", "trace", "source", "destination", "below"}
-    return {
-        name: value
-        for name, value in msgspec.structs.asdict(request).items()
-        if name not in envelope
-    }
+    said = msgspec.structs.asdict(request)
+    envelope = ("id", "v", "key", "principal", "trace", "source", "destination", "below")
+    only = said.pop("strategies")
+    return {name: said[name] for name in said.keys() - set(envelope)} | {"only": only}

@@ -18,6 +18,7 @@ import msgspec
 from api import examples
 from sealsvc import messages as m
 from sealsvc import overview, records
+from sealsvc.copies.requests import CopyTrust, StartCopy
 from sealsvc.errors import Refusal
 from tests.api.fake_seals import Seals
 
@@ -219,6 +220,8 @@ _FIXED: dict[type, Any] = {
     overview.CheckPolicy: examples.POLICY,
     overview.ReloadPolicy: examples.POLICY,
     overview.StartJob: examples.JOB,
+    StartCopy: examples.COPY,
+    CopyTrust: examples.COPY_TRUST,
     overview.ShowJob: examples.JOB,
     overview.CancelJob: examples.JOB,
     overview.Jobs: examples.JOBS,

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from scratch import PREFIX
 
 from sealsvc.copies import Ends, Options, Result, make_plan, open_ends, run
+from tests.copies.stacks import lower_filesystem, upper
+from tests.service.conftest import RISKS, serving
 
 MiB = 1 << 20
 
@@ -49,3 +53,20 @@ def place(request: pytest.FixtureRequest) -> Iterator[Path]:
     for path in directory.iterdir():
         path.unlink()
     directory.rmdir()
+
+
+@pytest.fixture(scope="session")
+def reference() -> Iterator[Path]:
+    """ext4 in an image on an XFS that can share blocks."""
+    with lower_filesystem("xfs") as lower, upper(lower, "ext4") as point:
+        yield point
+
+
+@pytest.fixture(scope="session")
+def socket(reference: Path, xfs: Path) -> Iterator[str]:
+    """A service that other users can reach."""
+    with tempfile.TemporaryDirectory(prefix=PREFIX) as directory:
+        os.chmod(directory, 0o711)
+        with serving(Path(directory), [reference, xfs], RISKS) as path:
+            os.chmod(path, 0o666)
+            yield path

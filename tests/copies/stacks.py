@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import struct
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,7 +16,7 @@ from scratch import PREFIX, _run, _unmount, mounted
 
 MiB = 1 << 20
 LOWER = {"xfs": ["-m", "reflink=1"], "btrfs": []}
-UPPER = {"ext4": [], "xfs": ["-m", "reflink=0"]}
+UPPER = {"ext4": ["-b", "4096"], "xfs": ["-m", "reflink=0"]}
 
 
 @contextmanager
@@ -62,3 +65,60 @@ def filled(path: Path, data: bytes) -> Path:
 def same_bytes(a: Path, b: Path) -> bool:
     """By another program."""
     return subprocess.run(["cmp", "-s", a, b], check=False).returncode == 0
+
+
+class Layers:
+    """A lower and an upper file system that a test takes down and mounts again."""
+
+    def __init__(self, directory: Path, lower: str, upper: str) -> None:
+        self._kinds = lower, upper
+        self._disk = directory / "disk"
+        self.below, self.above = directory / "below", directory / "above"
+        self._mounted: list[tuple[Path, str]] = []
+        for point in (self.below, self.above):
+            point.mkdir()
+        with self._disk.open("xb") as file:
+            file.truncate(400 * MiB)
+        _run(f"mkfs.{lower}", "-q", *LOWER[lower], str(self._disk))
+        self._attach(self._disk, lower, self.below)
+        with (self.below / "image").open("xb") as file:
+            file.truncate(320 * MiB)
+        _run(f"mkfs.{upper}", "-q", *UPPER[upper], str(self.below / "image"))
+        self._attach(self.below / "image", upper, self.above)
+
+    def again(self) -> None:
+        """What a crash left, after the file systems' own recovery."""
+        self.down()
+        self._attach(self._disk, self._kinds[0], self.below)
+        self._attach(self.below / "image", self._kinds[1], self.above)
+
+    def down(self) -> None:
+        while self._mounted:
+            point, loop = self._mounted.pop()
+            # A loop device lets go of its file some time after it was detached.
+            deadline = time.monotonic() + 60
+            while subprocess.run(["umount", point], capture_output=True, check=False).returncode:
+                assert time.monotonic() < deadline, f"{point} stays busy"
+                time.sleep(0.05)
+            _run("losetup", "--detach", loop)
+
+    def _attach(self, image: Path, kind: str, point: Path) -> None:
+        loop = _run("losetup", "--find", "--show", str(image)).strip()
+        try:
+            _run("mount", "-t", kind, loop, str(point))
+        except BaseException:
+            _run("losetup", "--detach", loop)
+            raise
+        self._mounted.append((point, loop))
+
+
+_SHUTDOWN = 0x8004587D  # XFS_IOC_GOINGDOWN, EXT4_IOC_SHUTDOWN
+
+
+def shut_down(point: Path) -> None:
+    """As if the machine had lost this file system: the log is not flushed."""
+    fd = os.open(point, os.O_RDONLY)
+    try:
+        fcntl.ioctl(fd, _SHUTDOWN, struct.pack("I", 2))  # ..._NOLOGFLUSH
+    finally:
+        os.close(fd)

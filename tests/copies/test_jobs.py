@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scratch import PREFIX
 
 from sealsvc import native
 from sealsvc.client import Client
@@ -24,28 +22,17 @@ from sealsvc.errors import Refusal
 from sealsvc.messages import Return
 from sealsvc.overview import CancelJob, JobInfo, JobState, ShowJob
 from tests.copies.conftest import MiB, pattern
-from tests.copies.stacks import filled, lower_filesystem, same_bytes, upper
-from tests.service.conftest import RISKS, serving, until
+from tests.copies.stacks import filled, same_bytes
+from tests.service.conftest import until
 
 pytestmark = pytest.mark.kernel
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def place() -> Iterator[Path]:
-    with lower_filesystem("xfs") as lower, upper(lower, "ext4", mkfs_args=["-b", "4096"]) as point:
-        yield point
-
-
-@pytest.fixture(scope="module")
-def socket(place: Path, xfs: Path) -> Iterator[str]:
-    """Other users can reach it."""
-    with tempfile.TemporaryDirectory(prefix=PREFIX) as directory:
-        os.chmod(directory, 0o711)
-        with serving(Path(directory), [place, xfs], RISKS) as path:
-            os.chmod(path, 0o666)
-            yield path
+@pytest.fixture
+def place(reference: Path) -> Path:
+    return reference
 
 
 @pytest.fixture

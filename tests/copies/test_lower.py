@@ -20,8 +20,6 @@ from tests.copies.stacks import LOWER, UPPER, filled, lower_filesystem, same_byt
 
 pytestmark = pytest.mark.kernel
 
-BIG_BLOCKS = {"ext4": ["-b", "4096"], "xfs": []}
-
 
 @pytest.fixture(scope="module", params=LOWER)
 def lower(request: pytest.FixtureRequest) -> Iterator[Path]:
@@ -31,7 +29,7 @@ def lower(request: pytest.FixtureRequest) -> Iterator[Path]:
 
 @pytest.fixture(scope="module", params=UPPER)
 def place(lower: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
-    with upper(lower, request.param, mkfs_args=BIG_BLOCKS[request.param]) as point:
+    with upper(lower, request.param) as point:
         yield point
 
 
@@ -107,6 +105,16 @@ def test_edges_that_are_not_whole_blocks_are_copied_by_another(
     assert b.read_bytes() == there
 
 
+def test_small_blocks_above_are_cloned_where_whole_blocks_below_are(lower: Path) -> None:
+    with upper(lower, "ext4", 64 * MiB, mkfs_args=["-b", "1024"], name="small") as place:
+        data, old = pattern(4 * MiB), pattern(4 * MiB, seed=2)
+        a, b = filled(place / "a", data), filled(place / "b", old)
+        with opened(a, b) as ends:
+            result = run(make_plan(as_if_sealed(ends), Options(only=("lower",))))
+        assert result.whole
+        assert b.read_bytes() == data
+
+
 def test_offsets_that_differ_within_a_block_are_not_cloned(place: Path) -> None:
     data = pattern(4 * MiB)
     a, b = filled(place / "a", data), filled(place / "b", bytes(4 * MiB))
@@ -174,7 +182,6 @@ def test_loop_devices_with_an_offset_and_with_direct_io(
         64 * MiB,
         offset=offset,
         direct=direct,
-        mkfs_args=["-b", "4096"],
         name="other",
     ) as place:
         a = filled(place / "a", pattern(4 * MiB))
@@ -193,9 +200,8 @@ def test_loop_devices_with_an_offset_and_with_direct_io(
 
 def test_between_two_images_on_one_lower_file_system(lower: Path) -> None:
     with ExitStack() as stack:
-        args = {"mkfs_args": ["-b", "4096"]}
-        first = stack.enter_context(upper(lower, "ext4", 64 * MiB, name="first", **args))
-        second = stack.enter_context(upper(lower, "ext4", 64 * MiB, name="second", **args))
+        first = stack.enter_context(upper(lower, "ext4", 64 * MiB, name="first"))
+        second = stack.enter_context(upper(lower, "ext4", 64 * MiB, name="second"))
         a = filled(first / "a", pattern(4 * MiB))
         b = filled(second / "b", pattern(4 * MiB, seed=2))
         with opened(a, b) as ends:
@@ -205,7 +211,11 @@ def test_between_two_images_on_one_lower_file_system(lower: Path) -> None:
 
 
 def test_a_lower_file_system_that_cannot_share_is_named(ext4: Path) -> None:
-    with upper(ext4, "ext4", 64 * MiB, mkfs_args=["-b", "4096"]) as place:
+    with upper(
+        ext4,
+        "ext4",
+        64 * MiB,
+    ) as place:
         a, b = filled(place / "a", pattern(MiB)), filled(place / "b", bytes(MiB))
         with opened(a, b) as ends:
             plan = make_plan(as_if_sealed(ends), Options(), Measured())

@@ -1,0 +1,84 @@
+"""/v1/copies: copies between files below the allowed roots, as jobs; and how far offloads are
+trusted."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from fastapi import APIRouter, Depends, Response
+
+from api import examples, inputs
+from api.access import Action, Caller
+from api.answers import answer
+from api.auth import Asking
+from api.connection import Daemon, expect
+from api.operations import CHANGING, GUARDED, KEY, header, operation
+from api.schemas import CopyBody, JobPath, NoQuery, fields
+from api.scope import GivenKey, asked_by
+from sealsvc.copies.requests import CopyTrust, StartCopy
+from sealsvc.errors import Refusal
+from sealsvc.overview import CancelJob, JobInfo, JobKind, ShowJob
+
+router = APIRouter(prefix="/copies", tags=["copies"], dependencies=[Depends(inputs.query(NoQuery))])
+
+
+@router.post(
+    "",
+    summary="Begin a copy; it is a job, whose result says what was copied and how",
+    **operation(
+        Action.COPY,
+        examples.COPY,
+        status=202,
+        body=examples.COPY_BODY,
+        codes=(*CHANGING, "no-such-file", "not-a-regular-file", "filesystem-unsupported"),
+        accepts=(KEY,),
+        headers={"Location": header("Where the copy is")},
+    ),
+)
+async def start(
+    daemon: Daemon,
+    caller: Asking,
+    key: GivenKey,
+    body: Annotated[msgspec.Struct, Depends(inputs.body(CopyBody))],
+) -> Response:
+    asked = {**fields(body), "below": caller.confined, **asked_by(caller, key)}
+    job = expect(await daemon.call(StartCopy, **asked), JobInfo)
+    return answer(job, 202, {"Location": f"/v1/copies/{job.id}"})
+
+
+@router.get(
+    "/trust",
+    summary="What was measured of strategies, and found in self-tests of offloads",
+    **operation(Action.JOBS_READ, examples.COPY_TRUST),
+)
+async def trust(daemon: Daemon) -> Response:
+    return answer((await daemon.call(CopyTrust)).result)
+
+
+@router.get(
+    "/{job}",
+    summary="One copy, with its result",
+    **operation(Action.COPY, examples.COPY, codes=(*GUARDED, "no-such-job")),
+)
+async def show(daemon: Daemon, caller: Asking, job: JobPath) -> Response:
+    return answer(await _own(daemon, caller, job))
+
+
+@router.delete(
+    "/{job}",
+    summary="Cancel a copy; its result says how far it came, and how to go on",
+    **operation(Action.COPY, examples.COPY, codes=(*CHANGING, "no-such-job")),
+)
+async def cancel(daemon: Daemon, caller: Asking, job: JobPath) -> Response:
+    await _own(daemon, caller, job)
+    return answer((await daemon.call(CancelJob, job=job, **asked_by(caller))).result)
+
+
+async def _own(daemon: Daemon, caller: Caller, job: str) -> JobInfo:
+    """Who may see everything sees every copy, others those that they began."""
+    found = expect(await daemon.call(ShowJob, job=job), JobInfo)
+    mine = caller.below is None or found.principal == caller.name
+    if found.kind is not JobKind.COPY or not mine:
+        raise Refusal("no-such-job", f"there is no job {job}", {"job": job})
+    return found
