@@ -28,6 +28,7 @@ TAGS = {
     "recalls": "Asking for seals back, and who waits for them",
     "files": "The seals, seen from files and holders",
     "filesystems": "What can be kept where",
+    "exports": "Sealed files as block devices",
     "events": "What happens, as it happens",
     "history": "What became of seals, and who did what",
     "integrity": "Protection information: tags of sealed files",

@@ -23,6 +23,10 @@ from api.schemas import (
     VersionInfo,
 )
 from sealsvc.copies.requests import CopyTrustReport, CopyTrustRow
+from sealsvc.exports.info import ExportInfo, ExportList
+from sealsvc.exports.stats import BUCKETS, Stats
+from sealsvc.exports.stats import Histogram as ExportHistogram
+from sealsvc.exports.timeouts import Timeouts
 from sealsvc.messages import (
     AuditReport,
     Drift,
@@ -138,6 +142,38 @@ ALARM = AlarmInfo(
     acknowledged_at=1767225700.0,
 )
 ALARMS = AlarmPage(alarms=[ALARM], total=1, open=0, dropped=0)
+NO_TIMES = ExportHistogram(count=0, total=0, longest=0, buckets=[0] * BUCKETS)
+TIMES = {"count": 8.0, "p50": 8.4, "p99": 16.8, "longest": 12.1}
+EXPORT = ExportInfo(
+    name="disk",
+    driver="nbd",
+    state="serving",
+    device="nbd+unix:///?socket=/run/sealsvc-exports/disk.sock",
+    file=PATH,
+    pid=4711,
+    seal=ID,
+    why="",
+    paused_for=0.0,
+    timeouts=Timeouts(recall=10.0, patience=0.0, initiator=30.0, whose="NBD clients"),
+    pauses=TIMES,
+    latency={"read": TIMES},
+    counters=Stats(
+        state="serving",
+        pid=4711,
+        in_flight=1,
+        device_size=MIB,
+        seals=9,
+        errors=0,
+        paused_for=0.0,
+        seal=ID,
+        why="",
+        bytes={"read": 32768},
+        latency={"read": NO_TIMES},
+        pauses=NO_TIMES,
+    ),
+    details={},
+)
+EXPORTS = ExportList(exports=[EXPORT])
 RECALLS = RecallReport(recalled=[RecallOutcome(seal=ID, state=State.RETURNED)])
 DRIFT = Drift(seal=ID, path=PATH, logical=MIB, expected="9437184+4096", found="hole")
 AUDIT = AuditReport(checked=1, drifted=[DRIFT], unreadable=[])

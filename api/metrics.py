@@ -16,7 +16,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from api import inputs
+from api import exports, inputs
 from api.access import Action
 from api.auth import Asking
 from api.connection import Daemon, expect
@@ -191,5 +191,6 @@ async def metrics(request: Request, daemon: Daemon, _caller: Asking) -> Response
         *_of_measures(expect(await daemon.call(Measures), MeasuresReport)),
         *_of_api(feed),
         *_of_filesystems(expect(await daemon.call(Filesystems), FilesystemList)),
+        *await exports.measured(),
     ]
     return Response(rendered(families), media_type=CONTENT_TYPE_LATEST)

@@ -22,10 +22,10 @@ import msgspec
 from msgspec import Meta
 
 from sealsvc.client import socket_path
-from sealsvc.exports.runtime import Record, Runtime
+from sealsvc.exports.runtime import NAME_PATTERN, Record, Runtime
 from sealsvc.model import Fence, Kind, Preparation
 
-Name = Annotated[str, Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
 PREPARE = (Preparation.ALLOCATE, Preparation.CONVERT)
 Map = list[tuple[int, int, int]]  # (logical, physical, length) in bytes, in order, without holes
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from sealsvc.errors import Refusal
 from sealsvc.exports.base import Driver, Spec
+from sealsvc.exports.dm import Dm
 from sealsvc.exports.nbd import Nbd
 from sealsvc.exports.runtime import Runtime
 
-DRIVERS: tuple[type[Driver], ...] = (Nbd,)
+DRIVERS: tuple[type[Driver], ...] = (
+    Dm,
+    Nbd,
+)
 
 
 def driver_of(spec: Spec, runtime: Runtime) -> Driver:

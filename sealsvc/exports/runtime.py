@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sealsvc.exports.base import Spec
 
 DEFAULT = "/run/sealsvc-exports"
+NAME_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,7 +34,15 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def lives(self) -> bool:
-        return start_time(self.pid) == self.start_time
+        if found := start_time(self.pid):
+            return found == self.start_time
+        try:
+            os.kill(self.pid, 0)
+        except PermissionError:  # there, and not shown to us in /proc (hidepid)
+            return True
+        except ProcessLookupError:
+            return False
+        return False  # it has ended, and was not waited for
 
 
 def start_time(pid: int) -> int:
