@@ -13,8 +13,8 @@ from fastapi import Path
 from msgspec import Meta
 
 from sealsvc import messages
-from sealsvc.integrity.messages import PiAttach, PiBless, PiScrub, PiVerify
 from sealsvc.copies.requests import StartCopy
+from sealsvc.integrity.messages import PiAttach, PiBless, PiScrub, PiVerify
 from sealsvc.messages import (
     Audit,
     Downgrade,
