@@ -25,6 +25,7 @@ from api.schemas import (
 from api.scope import GivenKey, asked_by, changeable, path_in_scope
 from sealsvc.errors import Refusal
 from sealsvc.integrity.messages import (
+    AttachmentId,
     PiAbility,
     PiAttach,
     PiAttachment,
@@ -62,6 +63,7 @@ class AbilityQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
 class AttachmentsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     path: Name | None = None
+    after: AttachmentId | None = None
 
 
 class ErrorsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -193,9 +195,8 @@ async def index(
     asked = fields(query)
     path_in_scope(caller, asked["path"])
     found = expect(await daemon.call(PiAttachments, **asked), PiAttachmentList)
-    return answer(
-        PiAttachmentList(attachments=[row for row in found.attachments if caller.sees(row.path)])
-    )
+    seen = [row for row in found.attachments if caller.sees(row.path)]
+    return answer(PiAttachmentList(attachments=seen, next=found.next))
 
 
 @router.post(

@@ -198,7 +198,6 @@ class Daemon:
             faults.point("start:resumed")
             if self.integrity is not None:
                 await self._start_integrity(self.integrity)
-                stack.callback(self.integrity.stop)
             await self.workers.run(self._arm)
             if isinstance(self.host, KernelHost):
                 await self._watch_mounts(self.host.namespaces, stack)

@@ -165,7 +165,12 @@ def detach(settings: Settings, attachment: str) -> None:
 def ls(settings: Settings, path: str | None) -> None:
     """List files with tags, and how many of their blocks are clean, open and suspect."""
     with settings.connect() as client:
-        found = ask(client, PiAttachments, PiAttachmentList, path=path)
+        rows: list[PiAttachment] = []
+        page = PiAttachmentList(attachments=[], next="0" * _ATTACHMENT_ID)
+        while page.next is not None:
+            page = ask(client, PiAttachments, PiAttachmentList, path=path, after=page.next)
+            rows += page.attachments
+    found = PiAttachmentList(attachments=rows)
     _emit_attachments(settings, found)
 
 

@@ -9,19 +9,17 @@ import asyncio
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import msgspec
 
-from sealsvc.closing import close_later
 from sealsvc.errors import Refusal
 from sealsvc.grants import Grants
 from sealsvc.integrity import check, source, verdict
 from sealsvc.integrity.check import Comparison, Finding, Layout
-from sealsvc.integrity.errors import ErrorLog
+from sealsvc.integrity.errors import ErrorLog, fitting
 from sealsvc.integrity.messages import (
     PiAttachment,
     PiError,
@@ -34,7 +32,6 @@ from sealsvc.seals import Seal
 
 T = TypeVar("T")
 
-_TOLD = 32  # errors in one answer
 _RECORDED = 1000  # errors of one check; more are only counted
 
 
@@ -78,23 +75,6 @@ class Attachment:
             if seal.live and seal.effective.overlaps(self.store.about.range)
         ]
 
-    @asynccontextmanager
-    async def _reading(self) -> AsyncIterator[tuple[int, bool]]:
-        """A descriptor of the file, and whether a lease is on it. A grant of it waits."""
-        async with self._turn, self._grants.lock(self.store.about.file):
-            if self.gone:
-                raise Refusal("no-such-attachment", f"attachment {self.id} was detached")
-            seals = self.seals()
-            if seals:
-                anchor = os.dup(seals[0].hold.anchor)
-            else:
-                anchor = await self.run(self._open)
-            leased = any("lease" in seal.enforcers for seal in seals)
-            try:
-                yield anchor, leased
-            finally:
-                close_later(self.store.about.file.device, [anchor])
-
     def _open(self) -> int:
         about, host = self.store.about, self._grants.host
         target = host.open_path(about.path, self._grants.policy.roots, writable=False)
@@ -109,13 +89,24 @@ class Attachment:
         return target.fd
 
     async def _with_source(self, work: Callable[[source.Source], T]) -> T:
-        async with self._reading() as (anchor, leased):
+        """What `work` makes of the file, in the thread. Meanwhile a grant of it waits. Whoever is
+        cancelled leaves the thread to end by itself: the descriptor is the thread's."""
+        async with self._turn, self._grants.lock(self.store.about.file):
+            if self.gone:
+                raise no_such_attachment(self.id)
+            seals = self.seals()
+            anchor = anchor_of(seals[0]) if seals else -1
+            leased = any("lease" in seal.enforcers for seal in seals)
 
             def inner() -> T:
-                with source.opened(anchor, leased=leased) as opened:
-                    return work(opened)
+                fd = anchor if anchor >= 0 else self._open()
+                try:
+                    with source.opened(fd, leased=leased) as opened:
+                        return work(opened)
+                finally:
+                    os.close(fd)
 
-            return await self.run(inner)
+            return await unbroken(self.run(inner))
 
     # What it does
 
@@ -289,15 +280,18 @@ class Attachment:
             lambda opened: self.store.save(changed=opened.changed, foreign=foreign)
         )
 
-    async def notice_foreign(self, anchor: int) -> None:
+    async def notice_foreign(self, seal: Seal) -> None:
         """A seal begins: was the file written to since its tags were true?"""
-        about = self.store.about
+        about, anchor = self.store.about, anchor_of(seal)
 
         def work() -> None:
-            if not about.foreign and os.fstat(anchor).st_ctime_ns != about.changed:
-                self.store.save(foreign=True)
+            try:
+                if not about.foreign and os.fstat(anchor).st_ctime_ns != about.changed:
+                    self.store.save(foreign=True)
+            finally:
+                os.close(anchor)
 
-        await self.run(work)
+        await unbroken(self.run(work))
 
     async def move(self, was: BlockState, to: BlockState, wanted: ByteRange | None = None) -> int:
         """Blocks that touch the range, if any, and are `was` become `to`."""
@@ -347,9 +341,31 @@ class Attachment:
             verdict=verdict.worst(kinds),
             blocks=blocks,
             read=tally.way,
-            errors=tally.errors[:_TOLD],
-            more=max(0, len(tally.errors) - _TOLD),
+            errors=(told := fitting(tally.errors)),
+            more=len(tally.errors) - len(told),
         )
+
+
+def no_such_attachment(name: str) -> Refusal:
+    return Refusal("no-such-attachment", f"there is no attachment {name}", {"attachment": name})
+
+
+def anchor_of(seal: Seal) -> int:
+    """A descriptor of the sealed file, which the caller closes."""
+    if seal.hold.anchor < 0:
+        raise Refusal("try-later", f"seal {seal.id} has no descriptor of its file", retry_after=1.0)
+    return os.dup(seal.hold.anchor)
+
+
+async def unbroken(work: Awaitable[T]) -> T:
+    """What a thread does with descriptors that are its own goes on when its caller is cancelled."""
+    future = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        # Nobody asks for it any more, be it an error.
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())
+        raise
 
 
 def _with_more(error: PiError, more: int) -> PiError:

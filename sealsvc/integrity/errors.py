@@ -7,17 +7,29 @@ chain has each as well (the event `integrity`).
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
+from sealsvc import wire
 from sealsvc.integrity.messages import PiError, PiErrorPage
 
+T = TypeVar("T", bound=msgspec.Struct)
+
 _KEPT = 4096
+_ROOM = 48 << 10  # bytes of a message's 64 KiB
 _FILE_BYTES = 8 << 20  # of one file; there are two
+
+
+def fitting(items: Sequence[T]) -> list[T]:
+    """As many of the first as a message has room for."""
+    sizes = itertools.accumulate(len(wire.encoded(item)) + 1 for item in items)
+    return [item for item, size in zip(items, sizes, strict=False) if size <= _ROOM]
 
 
 class ErrorLog:
@@ -81,5 +93,5 @@ class ErrorLog:
             except TimeoutError:
                 continue
         lost = max(0, found[0].seq - after - 1)
-        shown = found[:limit]
+        shown = fitting(found[:limit])
         return PiErrorPage(errors=shown, next=shown[-1].seq, lost=lost)

@@ -65,11 +65,12 @@ class PiDetach(Keyed, frozen=True, kw_only=True, tag="pi-detach"):
 
 
 class PiAttachments(Request, frozen=True, tag="pi-attachments"):
-    """Attachments that the asker may see; of `path`, or the one named, alone, if given. Answer:
-    PiAttachmentList."""
+    """Attachments that the asker may see, in order of id, after `after`; of `path`, or the one
+    named, alone, if given. Answer: PiAttachmentList."""
 
     path: Name | None = None
     attachment: AttachmentId | None = None
+    after: AttachmentId | None = None
 
 
 class _OfRange(Keyed, frozen=True, kw_only=True):
@@ -218,6 +219,7 @@ class PiAttachmentList(
     msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="pi-attachment-list"
 ):
     attachments: list[PiAttachment]
+    next: str | None = None
 
 
 class PiError(msgspec.Struct, frozen=True, kw_only=True):

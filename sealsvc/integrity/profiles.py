@@ -20,6 +20,7 @@ from pathlib import Path
 NAME_BYTES = 31
 MAX_TAG = 128  # bytes
 MAX_GRANULARITY = 1 << 24  # bytes
+MAX_PROFILES = 60  # of users: all are told in one message
 
 
 class Meaning(IntEnum):
@@ -380,6 +381,7 @@ def load(directory: Path | None) -> tuple[dict[str, Profile], list[ProfileError]
     """The built-in profiles and those of the directory's files (*.toml, *.json, *.pi), by name. A
     file that is wrong adds none of its profiles, and an error."""
     profiles, errors = built_in(), list[ProfileError]()
+    room = len(profiles) + MAX_PROFILES
     found = sorted(directory.iterdir()) if directory is not None and directory.is_dir() else []
     for path in found:
         if path.suffix not in (".toml", ".json", ".pi"):
@@ -390,6 +392,8 @@ def load(directory: Path | None) -> tuple[dict[str, Profile], list[ProfileError]
             if taken or len({profile.name for profile in mine}) != len(mine):
                 names = ", ".join(sorted(taken)) or "one of its own"
                 raise ProfileError(str(path), "name", f"taken already: {names}")
+            if len(profiles) + len(mine) > room:
+                raise ProfileError(str(path), "profiles", f"more than {MAX_PROFILES} in all")
             profiles |= {profile.name: profile for profile in mine}
         except ProfileError as error:
             errors.append(error)

@@ -17,14 +17,15 @@ import msgspec
 import numpy as np
 
 from sealsvc import states
+from sealsvc.closing import call_later
 from sealsvc.config import IntegritySection
 from sealsvc.errors import Refusal
 from sealsvc.events import EventLog
 from sealsvc.grants import Grants
 from sealsvc.integrity import device, engine, keys, messages, scrub, source
-from sealsvc.integrity.attachment import Attachment, Tally
+from sealsvc.integrity.attachment import Attachment, Tally, anchor_of, no_such_attachment
 from sealsvc.integrity.check import Finding, Layout
-from sealsvc.integrity.errors import ErrorLog
+from sealsvc.integrity.errors import ErrorLog, fitting
 from sealsvc.integrity.messages import (
     AnyRequest,
     PiAbility,
@@ -68,7 +69,8 @@ log = logging.getLogger(__name__)
 
 _ASKED: tuple[type, ...] = get_args(AnyRequest)
 _BUILT = 8 << 20  # bytes of data that are tagged in one go when an attachment is made
-_MOST = 1000  # attachments
+_MOST, _MOST_BY_USER = 1000, 200  # attachments
+_LISTED = 40
 
 
 def asked_of_integrity(request: object) -> TypeGuard[AnyRequest]:
@@ -173,7 +175,7 @@ class Integrity:
         policy = self._grants.policy
         if request.seal is not None:
             seal = self._seal(peer, request.seal)
-            fd, path = os.dup(seal.hold.anchor), seal.path
+            fd, path = anchor_of(seal), seal.path
         elif request.path is not None:
             if not policy.is_operator(peer):
                 raise Refusal("denied", f"uid {peer.uid} may only ask about its own seals")
@@ -210,8 +212,7 @@ class Integrity:
                 f"there is no profile {request.profile!r}",
                 {"profiles": sorted(self._profiles)},
             )
-        if len(self._attachments) >= _MOST:
-            raise Refusal("limit-reached", f"there are {_MOST} attachments")
+        self._refuse_more(seal)
         for other in self._of(seal):
             raise Refusal(
                 "already-attached",
@@ -233,6 +234,13 @@ class Integrity:
             await attachment.move(BlockState.CLEAN, BlockState.OPEN)
         return await attachment.info()
 
+    def _refuse_more(self, seal: Seal) -> None:
+        uid = seal.process.holder.uid
+        owned = sum(a.store.about.owner == uid for a in self._attachments.values())
+        if len(self._attachments) >= _MOST or owned >= _MOST_BY_USER:
+            message = f"there are {_MOST} attachments, or {_MOST_BY_USER} of uid {uid}"
+            raise Refusal("limit-reached", message)
+
     def _refuse_values(self, profile: Profile, request: PiAttach) -> None:
         widths = {field.name: field.width for field in profile.fields}
         for name, value in (("tag", request.tag), ("storage", request.storage)):
@@ -243,21 +251,27 @@ class Integrity:
 
     async def _build(self, seal: Seal, profile: Profile, about: About, key: bytes) -> TagStore:
         """Tags of the whole range, aside, while no grant of the file begins."""
-        anchor, leased = os.dup(seal.hold.anchor), "lease" in seal.enforcers
+        anchor, leased = anchor_of(seal), "lease" in seal.enforcers
         parent = self._directory
 
         def work() -> TagStore:
-            with source.opened(anchor, leased=leased) as opened:
-                about.changed = opened.changed
-                return TagStore.build(parent, about, _parts(opened, profile, about, key))
+            try:
+                with source.opened(anchor, leased=leased) as opened:
+                    about.changed = opened.changed
+                    return TagStore.build(parent, about, _parts(opened, profile, about, key))
+            finally:
+                os.close(anchor)
 
-        try:
-            async with self._grants.lock(seal.file):
-                return await self._grants.workers.of(("integrity", about.id), 1).run(work)
-        except OSError as error:
-            raise Refusal("io-error", f"tags of {seal.path}: {error}") from error
-        finally:
-            os.close(anchor)
+        pool = self._grants.workers.of(("integrity", about.id), 1)
+        async with self._grants.lock(seal.file):
+            building = asyncio.ensure_future(pool.run(work))
+            try:
+                return await asyncio.shield(building)
+            except asyncio.CancelledError:
+                building.add_done_callback(_removed)
+                raise
+            except OSError as error:
+                raise Refusal("io-error", f"tags of {seal.path}: {error}") from error
 
     async def _detach(self, peer: Peer, request: PiDetach) -> PiAttachment:
         attachment = self._attachment(peer, request.attachment)
@@ -271,12 +285,15 @@ class Integrity:
     async def _list(self, peer: Peer, request: PiAttachments) -> PiAttachmentList:
         seen = [
             attachment
-            for attachment in self._attachments.values()
+            for _, attachment in sorted(self._attachments.items())
             if self._may_see(peer, attachment)
             and request.path in (None, attachment.store.about.path)
             and request.attachment in (None, attachment.id)
+            and (request.after is None or attachment.id > request.after)
         ]
-        return PiAttachmentList(attachments=[await a.info() for a in seen[:40]])
+        page = fitting([await attachment.info() for attachment in seen[:_LISTED]])
+        more = len(page) < len(seen)
+        return PiAttachmentList(attachments=page, next=page[-1].id if more else None)
 
     async def _verify(self, peer: Peer, request: PiVerify) -> PiReport:
         attachment, seal = self._chosen(peer, request)
@@ -343,7 +360,7 @@ class Integrity:
     def _attachment(self, peer: Peer, name: str) -> Attachment:
         found = self._attachments.get(name)
         if found is None or not self._may_see(peer, found):
-            raise Refusal("no-such-attachment", f"there is no attachment {name}")
+            raise no_such_attachment(name)
         return found
 
     def _chosen(self, peer: Peer, request: Any) -> tuple[Attachment, Seal | None]:
@@ -379,15 +396,16 @@ class Integrity:
         that a writer may be inside from now on."""
         for attachment in self._of(seal):
             try:
-                await attachment.notice_foreign(seal.hold.anchor)
+                await attachment.notice_foreign(seal)
                 if attachment.store.about.at_grant:
                     await self._verify_at_grant(attachment, seal)
                 if self._may_write(seal, attachment.store.about):
                     await attachment.move(BlockState.CLEAN, BlockState.OPEN, seal.effective)
             except (Refusal, OSError) as error:
-                self._events.publish(
-                    "alarm", seal.id, reason=f"attachment {attachment.id} at a grant: {error}"
-                )
+                # A writer that is not noted would make true data pass for corrupt.
+                self._attachments.pop(attachment.id, None)
+                reason = f"attachment {attachment.id} is not used any more in this run: {error}"
+                self._events.publish("alarm", seal.id, reason=reason)
 
     async def _verify_at_grant(self, attachment: Attachment, seal: Seal) -> None:
         """A holder that was given its descriptor by us is quiet: it has it not yet. What was
@@ -476,9 +494,11 @@ class Integrity:
     def counters(self) -> dict[str, int]:
         return dict(self.errors.counts)
 
-    def stop(self) -> None:
-        for attachment in self._attachments.values():
-            attachment.store.close()
+
+def _removed(building: asyncio.Future[TagStore]) -> None:
+    """Nobody waits for this store any more."""
+    if not building.cancelled() and building.exception() is None:
+        call_later("tags", building.result().remove)
 
 
 def _open_to_ask(path: str) -> int:

@@ -102,7 +102,9 @@ class Column:
         os.fdatasync(self._fd)
 
     def close(self) -> None:
+        """Who writes later gets EBADF, and reaches no other file by the number."""
         os.close(self._fd)
+        self._fd = -1
 
 
 def _fill(directory: Path, parts: Iterable[npt.NDArray[Any]]) -> None:
