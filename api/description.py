@@ -16,6 +16,7 @@ from api.sessions import COOKIE
 from api.status import API_VERSION
 from sealsvc import messages, overview, records
 from sealsvc.copies.requests import CopyTrustReport
+from sealsvc.exports.info import ExportInfo, ExportList
 
 DESCRIPTION = """\
 Seals on the extent maps of files. Who asks is known by a bearer token, a client certificate, the
@@ -78,6 +79,8 @@ DOCUMENTED = (
     overview.JobInfo,
     overview.JobList,
     CopyTrustReport,
+    ExportInfo,
+    ExportList,
     overview.CoverageReport,
     overview.ClaimInfo,
     records.SealHistory,

@@ -80,7 +80,7 @@ DOCUMENTED = (
 )
 
 _FILE = FileId(device=2049, inode=131, generation=7)
-_ERROR = PiError(
+ERROR = PiError(
     seq=1,
     time=1767225700.0,
     kind="corrupt",
@@ -102,7 +102,7 @@ _ERROR = PiError(
     first_good=1767225600.0,
     last_good=1767225650.0,
 )
-_ATTACHMENT = PiAttachment(
+ATTACHMENT = PiAttachment(
     id="7f3a90c1d2e4b586",
     file=_FILE,
     path="/srv/pmem/db",
@@ -115,15 +115,15 @@ _ATTACHMENT = PiAttachment(
     blocks={"clean": 255, "open": 0, "suspect": 1},
     scrub=PiProgress(done=1 << 19, total=1 << 20, running=True, started=1767225600.0, errors=0),
 )
-_REPORT = PiReport(
+REPORT = PiReport(
     attachment="7f3a90c1d2e4b586",
     range=ByteRange(0, 1 << 20),
     verdict="corrupt",
     blocks={"good": 255, "corrupt": 1},
     read="direct",
-    errors=[_ERROR],
+    errors=[ERROR],
 )
-_PROFILES = PiProfileList(
+PROFILES = PiProfileList(
     profiles=[
         PiProfile(
             name="crc32c-4k",
@@ -136,7 +136,7 @@ _PROFILES = PiProfileList(
     ],
     errors=[],
 )
-_ABILITY = PiAbility(
+ABILITY = PiAbility(
     path="/srv/pmem/db",
     checkers=["client", "service"],
     profiles=["crc32c-4k"],
@@ -156,7 +156,7 @@ async def _in_scope(daemon: Connection, caller: Caller, attachment: str) -> None
     "/profiles",
     summary="Profiles of protection information",
     dependencies=[Depends(inputs.query(NoQuery))],
-    **operation(Action.SEALS_READ, _PROFILES),
+    **operation(Action.SEALS_READ, PROFILES),
 )
 async def profiles(daemon: Daemon) -> Response:
     return answer((await daemon.call(PiProfiles)).result)
@@ -165,7 +165,7 @@ async def profiles(daemon: Daemon) -> Response:
 @router.get(
     "/ability",
     summary="Who can check protection information of a file or block device",
-    **operation(Action.FILESYSTEMS, _ABILITY, codes=(*GUARDED, "no-such-file"), query=AbilityQuery),
+    **operation(Action.FILESYSTEMS, ABILITY, codes=(*GUARDED, "no-such-file"), query=AbilityQuery),
 )
 async def ability(
     daemon: Daemon,
@@ -182,7 +182,7 @@ async def ability(
     summary="Files with tags",
     **operation(
         Action.SEALS_READ,
-        PiAttachmentList(attachments=[_ATTACHMENT]),
+        PiAttachmentList(attachments=[ATTACHMENT]),
         codes=(*GUARDED, "no-such-file"),
         query=AttachmentsQuery,
     ),
@@ -205,9 +205,9 @@ async def index(
     dependencies=[Depends(inputs.query(NoQuery))],
     **operation(
         Action.SEALS_CHANGE_OWN,
-        _ATTACHMENT,
+        ATTACHMENT,
         status=201,
-        body=PiAttachBody(seal=_ERROR.seal, profile="crc32c-4k"),
+        body=PiAttachBody(seal=ERROR.seal, profile="crc32c-4k"),
         codes=(*CHANGING, "no-such-seal", "no-such-profile", "already-attached", "io-error"),
         accepts=(KEY,),
     ),
@@ -228,7 +228,7 @@ async def attach(
     "/attachments/{attachment}",
     summary="Forget the tags of a file",
     dependencies=[Depends(inputs.query(NoQuery))],
-    **operation(Action.SEALS_CHANGE, _ATTACHMENT, codes=_GONE, accepts=(KEY,)),
+    **operation(Action.SEALS_CHANGE, ATTACHMENT, codes=_GONE, accepts=(KEY,)),
 )
 async def detach(
     daemon: Daemon, caller: Asking, key: GivenKey, attachment: AttachmentPath
@@ -244,7 +244,7 @@ async def detach(
     dependencies=[Depends(inputs.query(NoQuery))],
     **operation(
         Action.SEALS_CHANGE,
-        _REPORT,
+        REPORT,
         body=PiVerifyBody(),
         codes=(*_GONE, "no-such-file", "io-error"),
         accepts=(KEY,),
@@ -268,7 +268,7 @@ async def verify(
     dependencies=[Depends(inputs.query(NoQuery))],
     **operation(
         Action.SEALS_CHANGE,
-        _ATTACHMENT,
+        ATTACHMENT,
         status=202,
         body=PiScrubBody(),
         codes=_GONE,
@@ -293,7 +293,7 @@ async def scrub(
     dependencies=[Depends(inputs.query(NoQuery))],
     **operation(
         Action.SEALS_CHANGE,
-        _REPORT,
+        REPORT,
         body=PiBlessBody(),
         codes=(*_GONE, "no-such-file", "io-error"),
         accepts=(KEY,),
@@ -314,7 +314,7 @@ async def bless(
 @router.get(
     "/errors",
     summary="What was found wrong; waits until there is something, if asked to",
-    **operation(Action.SEALS_READ, PiErrorPage(errors=[_ERROR], next=1), query=ErrorsQuery),
+    **operation(Action.SEALS_READ, PiErrorPage(errors=[ERROR], next=1), query=ErrorsQuery),
 )
 async def errors(
     daemon: Daemon,

@@ -15,11 +15,12 @@ from typing import Any
 
 import msgspec
 
-from api import examples
+from api import examples, integrity
 from sealsvc import messages as m
 from sealsvc import overview, records
 from sealsvc.copies.requests import CopyTrust, StartCopy
 from sealsvc.errors import Refusal
+from sealsvc.integrity import messages as pi
 from tests.api.fake_seals import Seals
 
 
@@ -222,6 +223,15 @@ _FIXED: dict[type, Any] = {
     overview.StartJob: examples.JOB,
     StartCopy: examples.COPY,
     CopyTrust: examples.COPY_TRUST,
+    pi.PiProfiles: integrity.PROFILES,
+    pi.PiQuery: integrity.ABILITY,
+    pi.PiAttachments: pi.PiAttachmentList(attachments=[integrity.ATTACHMENT]),
+    pi.PiAttach: integrity.ATTACHMENT,
+    pi.PiDetach: integrity.ATTACHMENT,
+    pi.PiVerify: integrity.REPORT,
+    pi.PiScrub: integrity.ATTACHMENT,
+    pi.PiBless: integrity.REPORT,
+    pi.PiErrors: pi.PiErrorPage(errors=[integrity.ERROR], next=1),
     overview.ShowJob: examples.JOB,
     overview.CancelJob: examples.JOB,
     overview.Jobs: examples.JOBS,

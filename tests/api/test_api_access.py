@@ -125,8 +125,8 @@ def test_every_route_has_an_action_that_the_table_has() -> None:
         for operation in path.values()
         if "x-sealsvc-action" in operation
     }
-    # Those that depend on whose seal it is, or on how wide a recall is, are asked for inside.
-    inside = {Action.SEALS_CHANGE, Action.RECALL_WIDE}
+    # What depends on how wide a recall is, is asked for inside.
+    inside = {Action.RECALL_WIDE}
     assert {Action(name) for name in used} == set(Action) - inside
     assert set(REQUESTS) == set(MEANS) == set(Action)
 

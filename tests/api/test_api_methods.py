@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from api import examples
+from api import examples, integrity
 from api.app import build_app
 from api.settings import Settings
 from tests.api.conftest import TOKEN, Api, until
@@ -19,6 +19,8 @@ DOCUMENT = build_app(Settings()).openapi()
 GETS = sorted(path for path, methods in DOCUMENT["paths"].items() if "get" in methods)
 # What the description does not have.
 PAGES = ["/", "/dashboard/", "/dashboard/app.js", "/dashboard/none", "/v1/openapi.json"]
+# The fake daemon's job is no copy, and nothing is exported.
+ABSENT = {"/v1/copies/{job}", "/v1/exports/{name}"}
 # These differ from one answer to the next. (The service tells how long it has been up, so that
 # lengths do, too; where they do not: test_the_length_is_that_of_the_content.)
 OF_THE_MOMENT = {"date", "x-request-id", "ratelimit", "content-length"}
@@ -27,13 +29,15 @@ SEAL = f"{1:024x}"  # the first of the fake daemon
 
 def url(path: str) -> str:
     """With the examples of its parameters."""
-    query = "?path=/srv/a" if path == "/v1/coverage" else ""
+    query = "?path=/srv/a" if path in ("/v1/coverage", "/v1/integrity/ability") else ""
     given: dict[str, Any] = {
         "seal": SEAL,
         "key": examples.FILE.key,
         "pid": examples.HOLDER.pid,
         "job": examples.JOB.id,
         "alarm": examples.ALARM.id,
+        "attachment": integrity.ATTACHMENT.id,
+        "name": examples.EXPORT.name,
     }
     return re.sub(r"\{(\w+)\}", lambda found: str(given[found[1]]), path) + query
 
@@ -52,7 +56,8 @@ def sealed(http: httpx.Client) -> httpx.Client:
 @pytest.mark.parametrize("path", [p for p in GETS if p != "/v1/events"] + PAGES)
 def test_head_is_get_without_the_content(sealed: httpx.Client, path: str) -> None:
     got, head = sealed.get(url(path)), sealed.head(url(path))
-    assert got.status_code == (404 if "none" in path else 307 if path == "/" else 200), got.text
+    absent = "none" in path or path in ABSENT
+    assert got.status_code == (404 if absent else 307 if path == "/" else 200), got.text
     assert head.status_code == got.status_code
     assert told(head) == told(got)
     assert ("content-length" in head.headers) is ("content-length" in got.headers)

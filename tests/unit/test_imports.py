@@ -15,11 +15,12 @@ LEAVES = {
     *("sealsvc.overview", "sealsvc.protocol", "sealsvc.records", "sealsvc.rules"),
 }
 PURE = LEAVES | {"sealsvc.extents"}
-# The messages of a capability are in its own package.
-CAPABILITIES = {"sealsvc.copies", "sealsvc.integrity"}
 # Beside the client: what any process under systemd has.
 SYSTEMD = {"sealsvc.activation", "sealsvc.journald"}
 API = {"sealsvc.client", "sealsvc.records", "sealsvc", "api"} | SYSTEMD | LEAVES
+# Of a capability the API imports its messages; of exports the records, which are no requests.
+CAPABILITIES = {"sealsvc.copies", "sealsvc.exports", "sealsvc.integrity"}
+API |= CAPABILITIES
 
 
 def imports(path: Path) -> set[str]:
