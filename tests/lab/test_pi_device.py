@@ -425,25 +425,6 @@ def described(client: Client, path: Path) -> PiPathInfo:
     return result
 
 
-def test_only_the_holder_of_an_exclusive_seal_may(client: Client, shelf: Path) -> None:
-    file = make(shelf / "whose")
-    with sealed(client, file) as it:
-        code = (
-            "import sys; from sealsvc.client import Client;"
-            "from sealsvc.integrity.device_client import PiFile;"
-            "PiFile.open(Client(sys.argv[1]), sys.argv[2])"
-        )
-        command = [sys.executable, "-c", code, client.path, it.id]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert f"process {os.getpid()} holds seal {it.id}, not the caller" in done.stderr
-        assert refusal(lambda: PiFile.open(client, it.id)).code == "limit-reached"
-    shared = client.grant(path=str(file), kind="shared")
-    refused = refusal(lambda: PiFile.open(client, shared.seal.id))
-    assert (refused.code, "shared" in refused.message) == ("device-path-unavailable", True)
-    os.close(shared.fds[0])
-    client.call(Return, seal=shared.seal.id)
-
-
 def works(client: Client, file: Path) -> None:
     with sealed(client, file) as it:
         assert it.write(it.good(), provided=ALL, verify=ALL, tag=TAG) == len(DATA)
@@ -489,20 +470,3 @@ def linear(table: str) -> Iterator[Path]:
         yield Path("/dev/mapper/pi").resolve()
     finally:
         sh("dmsetup", "remove", "--noudevsync", "--retry", "pi")
-
-
-def test_no_loop_device_and_none_without_metadata(client: Client, shelf: Path, base: Path) -> None:
-    image = make(shelf / "image", 24 * MiB)
-    loop = Path(sh("losetup", "--find", "--show", image).strip())
-    try:
-        with mounted(loop, base / "loop", "ext4") as point:
-            found = described(client, make(point / "file"))
-            assert (found.available, "is a loop device" in found.reason) == (False, True)
-            refused = refusal(lambda: sealed(client, point / "file").__enter__())
-            assert refused.code == "device-path-unavailable"
-    finally:
-        sh("losetup", "-d", loop)
-    with base.joinpath("plain").open("wb") as plain:  # on the guest's tmpfs
-        plain.write(DATA)
-    found = described(client, base / "plain")
-    assert (found.available, "is no block device" in found.reason) == (False, True)
