@@ -272,6 +272,10 @@ def test_the_tags_may_be_an_iovec_and_the_data_shared(client: Client, shelf: Pat
         it.pi.writev(it.offset, [shared])
         assert os.pread(it.fd, len(DATA), it.offset) == DATA[::-1]
         shared.release()
+        it.pi.close()
+        it.pi = PiFile.open(client, it.id)
+        refused = refusal(lambda: PiFile.open(client, it.id))
+        assert refused.code == "limit-reached"
 
 
 def test_a_request_longer_than_the_shared_memory(client: Client, shelf: Path) -> None:
