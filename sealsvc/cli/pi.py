@@ -120,6 +120,9 @@ def _print_ability(console: Console, found: PiAbility) -> None:
             f"device:   {told.format}: {told.metadata} bytes for each {told.interval}"
             f" ({told.source}); profile {told.profile or 'none'}"
         )
+    if (way := found.device_path) is not None:
+        there = f"for exclusive seals, profile {way.profile}" if way.available else "none: "
+        console.print(f"device path: {there}{way.reason}")
     for line in found.notes:
         console.print(printable(line), style="yellow")
 

@@ -15,6 +15,7 @@ import os
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,13 +48,13 @@ log = logging.getLogger(__name__)
 Settle = Callable[[Seal, ByteRange | None], Awaitable[bool]]
 
 _USED = (State.GRANTED, State.ACTIVE)
-_KEEPS = frozenset(
-    {Step.GRANT, Step.VALIDATE, Step.RENEW}
-)  # steps that change nothing for a channel
+# Steps of a seal that change nothing for its channel.
+_KEEPS = frozenset({Step.GRANT, Step.VALIDATE, Step.RENEW})
 _MOST = 8  # channels of one user
+_CLOSED_WITHIN = 0.5  # seconds until it is noticed that the holder has closed its end
 _DRAIN = 5.0  # seconds that the service's end waits for I/O in flight
 _TOLD = 10  # errors of one channel in a second
-_TOLD_WITHIN = 5.0  # seconds that a channel waits for the disk of the queue of errors
+_TOLD_WITHIN = 2.0  # seconds that a channel waits for the disk of the queue of errors
 
 
 class DrainedHolds(Holds):
@@ -197,6 +198,7 @@ class PiChannels:
     async def _open(self, connection: Connection, request: PiChannel) -> Reply:
         seal = self._seal(connection, request.seal)
         self._refuse(connection, seal)
+        await self._refuse_second(seal)
         seqid = seal.seqid
         # The seal may end while a worker looks at its file, and its descriptor with it.
         file = os.dup(seal.hold.anchor)
@@ -240,10 +242,17 @@ class PiChannels:
             raise unavailable("a simulated file has no device")
         if seal.hold.anchor < 0:
             raise unavailable(f"{', '.join(seal.enforcers)} keeps no descriptor of {seal.path}")
-        if seal.id in self.channels:
-            raise Refusal("limit-reached", f"seal {seal.id} has a PI channel: close it first")
         if sum(c.uid == connection.peer.uid for c in self.channels.values()) >= _MOST:
             raise Refusal("limit-reached", f"a user may have {_MOST} PI channels")
+
+    async def _refuse_second(self, seal: Seal) -> None:
+        """A channel that its holder has just closed is not one."""
+        if (channel := self.channels.get(seal.id)) is None:
+            return
+        with suppress(TimeoutError):
+            await asyncio.wait_for(channel.ended.wait(), _CLOSED_WITHIN)
+            return
+        raise Refusal("limit-reached", f"seal {seal.id} has a PI channel: close it first")
 
     # Serving
 
@@ -254,9 +263,9 @@ class PiChannels:
             failed = failure_of(report, channel.device.interval)
             if error := told.due(as_error(channel.seal, channel.device, failed)):
                 self._tell(loop, error)
+        _call(loop, self._ended, channel)
         if error := told.rest():
             self._tell(loop, error)
-        _call(loop, self._ended, channel)
 
     def _tell(self, loop: asyncio.AbstractEventLoop, error: PiError) -> None:
         """In the channel's thread, which goes on when the error is on disk."""

@@ -107,11 +107,6 @@ def look(
         if not os.major(number):
             notes.append("the file system has no block device of its own")
         return None, notes
-    if not is_device:
-        notes.append(
-            "the kernel takes no protection information through a file (FS_IOC_GETLBMD_CAP gives"
-            " ENOTTY): the device checks what is written through a sealed file's extents"
-        )
     profile = _fitting(found, profiles)
     if not profile:
         notes.append(f"no built-in profile has the layout of {found.format}")

@@ -176,13 +176,15 @@ class PiDevice(msgspec.Struct, frozen=True, kw_only=True):
 
 class PiAbility(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="pi-ability"):
     """Who may check: `checkers` is a set of client, service, device. `profiles` are those that
-    software here can generate and verify on this file. `notes` say what is not known, and why."""
+    software here can generate and verify on this file. `device_path` says whether an exclusive
+    holder may hand PI to the device (null: it is no file). `notes` say what is not known."""
 
     path: str
     checkers: list[str]
     profiles: list[str]
     device: PiDevice | None
     notes: list[str]
+    device_path: device_messages.PiPathInfo | None = None
 
 
 class PiProgress(msgspec.Struct, frozen=True, kw_only=True):

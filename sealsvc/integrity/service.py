@@ -48,6 +48,7 @@ from sealsvc.integrity.messages import (
     Result,
     Writes,
 )
+from sealsvc.integrity.opening import described
 from sealsvc.integrity.profiles import Profile, ProfileError, load, parse
 from sealsvc.integrity.store import (
     STREAM_BLOCKS,
@@ -191,6 +192,7 @@ class Integrity:
         try:
             found, notes = device.look(fd, self._profiles)
             regular = stat.S_ISREG(os.fstat(fd).st_mode)
+            way = described(fd) if regular else None
         finally:
             os.close(fd)
         checkers = ["client"] + ["service"] * regular + ["device"] * (found is not None)
@@ -199,6 +201,7 @@ class Integrity:
             checkers=checkers,
             profiles=sorted(self._profiles),
             device=found,
+            device_path=way,
             notes=notes,
         )
 

@@ -336,6 +336,7 @@ def test_profiles_and_abilities_are_told(ground, client):
     ability = client.call(PiQuery, path=str(path)).result
     assert ability.checkers == ["client", "service"]  # a loop device keeps no metadata
     assert ability.device is None
+    assert "is a loop device" in ability.device_path.reason
     with path.open("rb") as file:
         by_fd = client.call(PiQuery, fds=[file.fileno()]).result
     assert by_fd.checkers == ability.checkers
@@ -344,4 +345,5 @@ def test_profiles_and_abilities_are_told(ground, client):
         for line in Path("/proc/mounts").read_text().splitlines()
         if line.split()[1] == str(ground.point)
     )
-    assert client.call(PiQuery, path=device).result.checkers == ["client"]
+    by_device = client.call(PiQuery, path=device).result
+    assert (by_device.checkers, by_device.device_path) == (["client"], None)

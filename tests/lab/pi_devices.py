@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 MiB = 1 << 20
-PATIENCE = 60.0
+PATIENCE = 300.0
 
 
 def sh(*command: str | Path) -> str:

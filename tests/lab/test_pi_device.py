@@ -42,7 +42,7 @@ NAMESPACES = (
 )
 pytestmark = [
     pytest.mark.lab(pmem=0, memory=2048, nvme=NAMESPACES),
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(1200),
 ]
 SCSI = {
     "scsi-1-512": {"dif": 1},
@@ -52,6 +52,7 @@ SCSI = {
 }
 NVME = {f"nvme-{number}": number for number in range(1, 6)}
 DATA = bytes(range(256)) * 256  # 64 KiB
+SLOW = 600.0  # seconds: an emulated processor that others share
 TAG = 0x5EA1
 BLKRRPART = 0x125F  # include/uapi/linux/fs.h
 
@@ -66,7 +67,7 @@ def running(base: Path) -> Iterator[Running]:
     # Without bpf: its programs take long to be loaded there, and change nothing here.
     made = Running(base, [base], RISKS + '[enforcers]\nuse = ["fanotify"]\n')
     made.start()
-    until(made.socket.exists, 300.0, "the service's socket")  # programs load slowly in there
+    until(made.socket.exists, SLOW, "the service's socket")  # programs load slowly in there
     made.ready()
     yield made
     made.end()
@@ -74,7 +75,7 @@ def running(base: Path) -> Iterator[Running]:
 
 @pytest.fixture
 def client(running: Running) -> Iterator[Client]:
-    with Client(str(running.socket), timeout=60.0) as made:
+    with Client(str(running.socket), timeout=SLOW) as made:
         yield made
 
 
@@ -190,7 +191,7 @@ def _wrong_fields_are_named(it: Sealed) -> None:
         assert failed.expected is not None
         assert failed.found == failed.expected ^ 0x40
         assert it.read()[0] == DATA
-        told = it.client.call(PiErrors, after=it.heard, wait=20.0).result
+        told = it.client.call(PiErrors, after=it.heard, wait=SLOW / 2).result
         [error], it.heard = told.errors, told.next
         assert (error.seal, error.kind, error.field, error.cookie) == (it.id, "refused", name, 77)
         assert (error.at, error.checker, error.offset) == ("write", "device", failed.offset)
@@ -271,6 +272,10 @@ def test_the_tags_may_be_an_iovec_and_the_data_shared(client: Client, shelf: Pat
         it.pi.writev(it.offset, [shared])
         assert os.pread(it.fd, len(DATA), it.offset) == DATA[::-1]
         shared.release()
+        it.pi.close()
+        it.pi = PiFile.open(client, it.id)
+        refused = refusal(lambda: PiFile.open(client, it.id))
+        assert refused.code == "limit-reached"
 
 
 def test_a_request_longer_than_the_shared_memory(client: Client, shelf: Path) -> None:
@@ -367,7 +372,7 @@ def test_an_intruder_waits_until_the_io_has_ended(client: Client, shelf: Path) -
         until(lambda: len(ended) > 3, what="writing")
         code = "import os, sys; os.truncate(sys.argv[1], 0)"
         with subprocess.Popen([sys.executable, "-c", code, file]) as intruder:
-            writer.join(60)
+            writer.join(SLOW)
             assert ended[-1] == -errno.ESTALE
             assert set(ended[:-1]) == {len(DATA)}
             assert intruder.poll() is None
@@ -378,7 +383,7 @@ def test_an_intruder_waits_until_the_io_has_ended(client: Client, shelf: Path) -
             refused = refusal(lambda: PiFile.open(client, it.id))
             assert refused.code == "try-later"
             it.give_back()
-            assert intruder.wait(60) == 0
+            assert intruder.wait(SLOW) == 0
         assert file.stat().st_size == 0
 
 
@@ -406,9 +411,9 @@ def test_a_service_that_was_killed_is_asked_again(
             it.write(None)
         assert caught.value.errno == errno.ESTALE
         running.start()
-        until(running.socket.exists, 300.0, "the service's socket")
+        until(running.socket.exists, SLOW, "the service's socket")
         running.ready()
-        client.reconnect(60.0)
+        client.reconnect(SLOW)
         it.pi.close()
         it.pi = PiFile.open(client, it.id)
         it.write(None, DATA[::-1])
@@ -423,25 +428,6 @@ def described(client: Client, path: Path) -> PiPathInfo:
         result = client.call(PiPath, [file.fileno()]).result
     assert isinstance(result, PiPathInfo)
     return result
-
-
-def test_only_the_holder_of_an_exclusive_seal_may(client: Client, shelf: Path) -> None:
-    file = make(shelf / "whose")
-    with sealed(client, file) as it:
-        code = (
-            "import sys; from sealsvc.client import Client;"
-            "from sealsvc.integrity.device_client import PiFile;"
-            "PiFile.open(Client(sys.argv[1]), sys.argv[2])"
-        )
-        command = [sys.executable, "-c", code, client.path, it.id]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert f"process {os.getpid()} holds seal {it.id}, not the caller" in done.stderr
-        assert refusal(lambda: PiFile.open(client, it.id)).code == "limit-reached"
-    shared = client.grant(path=str(file), kind="shared")
-    refused = refusal(lambda: PiFile.open(client, shared.seal.id))
-    assert (refused.code, "shared" in refused.message) == ("device-path-unavailable", True)
-    os.close(shared.fds[0])
-    client.call(Return, seal=shared.seal.id)
 
 
 def works(client: Client, file: Path) -> None:
@@ -489,20 +475,3 @@ def linear(table: str) -> Iterator[Path]:
         yield Path("/dev/mapper/pi").resolve()
     finally:
         sh("dmsetup", "remove", "--noudevsync", "--retry", "pi")
-
-
-def test_no_loop_device_and_none_without_metadata(client: Client, shelf: Path, base: Path) -> None:
-    image = make(shelf / "image", 24 * MiB)
-    loop = Path(sh("losetup", "--find", "--show", image).strip())
-    try:
-        with mounted(loop, base / "loop", "ext4") as point:
-            found = described(client, make(point / "file"))
-            assert (found.available, "is a loop device" in found.reason) == (False, True)
-            refused = refusal(lambda: sealed(client, point / "file").__enter__())
-            assert refused.code == "device-path-unavailable"
-    finally:
-        sh("losetup", "-d", loop)
-    with base.joinpath("plain").open("wb") as plain:  # on the guest's tmpfs
-        plain.write(DATA)
-    found = described(client, base / "plain")
-    assert (found.available, "is no block device" in found.reason) == (False, True)
