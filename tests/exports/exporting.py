@@ -44,6 +44,13 @@ class Exports:
         assert done.returncode == 0, done.stderr + self.log()
         return json.loads(done.stdout) if done.stdout else {}
 
+    def map(self, *arguments: object) -> str:
+        """`sealctl map`."""
+        return subprocess.run(
+            [sys.executable, "-m", "sealsvc.cli.sealctl", "map", *map(str, arguments)],
+            env=self.environment, cwd=ROOT, text=True, stdout=subprocess.PIPE, check=True,
+        ).stdout  # fmt: skip
+
     def log(self) -> str:
         return "".join(path.read_text() for path in self.directory.glob("*.log"))
 
