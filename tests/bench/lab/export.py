@@ -37,8 +37,8 @@ def _load(node: str, workload: str, offset: int) -> list[float]:
 
 
 def export(rounds: int) -> Iterator[Figure]:
-    """On dm-linear over persistent memory, as LVM makes it: the file is one extent, and the floor is
-    the same bytes of the volume beneath its file system."""
+    """On dm-linear over persistent memory, as LVM makes it. The file is one extent, and the floor
+    is the same bytes of the device beneath."""
     _sh("modprobe", "dm-mod")
     sectors = int(Path("/sys/block/pmem0/size").read_text()) - 2048
     table = f"0 {sectors} linear /dev/pmem0 2048"
