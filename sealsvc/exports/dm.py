@@ -16,8 +16,6 @@ from sealsvc.exports.protect import below
 from sealsvc.exports.runtime import Record, Runtime
 from sealsvc.model import Kind
 
-_BLOCK = 512
-
 
 class Dm(Mapped):
     type: ClassVar[str] = "dm"
@@ -122,7 +120,7 @@ class Dm(Mapped):
                 raise
             for device in sorted({piece.device for piece in found}):
                 self.loops[device] = loop_device.attach(
-                    _node(device), block_size=_BLOCK, read_only=self.spec.read_only
+                    _node(device), read_only=self.spec.read_only
                 )
             mapper.load(self.name, self._table(found), read_only=self.spec.read_only)
 

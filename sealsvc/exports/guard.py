@@ -83,6 +83,7 @@ class _Guarding:
         self._mapping: mmap.mmap | None = None
 
     def run(self, wait: float) -> None:
+        signal.set_wakeup_fd(-1)  # the holder's, which is closed here
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)  # it ends with the device
         protect(lock_memory=True)
@@ -122,7 +123,7 @@ class _Guarding:
         name, runtime = self._driver.spec.name, self._driver.runtime
         while time.monotonic() < deadline:
             record = runtime.find(name)
-            if record is None or record.lives:  # stopped, or served again
+            if record is None or (record.lives and record.device):  # stopped, or served again
                 return
             time.sleep(_POLL)
         self._driver.fence()

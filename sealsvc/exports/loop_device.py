@@ -11,12 +11,13 @@ import struct
 # include/uapi/linux/loop.h: struct loop_config since v5.8
 _CTL_GET_FREE, _CONFIGURE, _CLR_FD, _GET_STATUS = 0x4C82, 0x4C0A, 0x4C01, 0x4C05
 _READ_ONLY, _DIRECT_IO = 1, 16
+_BLKSSZGET = 0x1268  # include/uapi/linux/fs.h
 _INFO = struct.Struct("=QQQQQ IIII 64s64s32s 2Q")
 _CONFIG = struct.Struct(f"=II{_INFO.size}s8Q")
 _TRIES = 20
 
 
-def attach(node: str, *, block_size: int, read_only: bool) -> str:
+def attach(node: str, *, read_only: bool) -> str:
     """A loop device over the whole of the block device `node`, by direct I/O: its node."""
     mode = os.O_RDONLY if read_only else os.O_RDWR
     backing = os.open(node, mode | os.O_DIRECT | os.O_CLOEXEC)
@@ -24,6 +25,8 @@ def attach(node: str, *, block_size: int, read_only: bool) -> str:
     try:
         flags = _DIRECT_IO | (_READ_ONLY if read_only else 0)
         info = _INFO.pack(0, 0, 0, 0, 0, 0, 0, 0, flags, node.encode()[:63], b"", b"", 0, 0)
+        # Direct I/O takes blocks of the device's own size.
+        block_size = struct.unpack("=i", fcntl.ioctl(backing, _BLKSSZGET, bytes(4)))[0]
         config = _CONFIG.pack(backing, block_size, info, *[0] * 8)
         for _ in range(_TRIES):
             name = f"/dev/loop{fcntl.ioctl(control, _CTL_GET_FREE)}"

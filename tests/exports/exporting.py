@@ -44,6 +44,13 @@ class Exports:
         assert done.returncode == 0, done.stderr + self.log()
         return json.loads(done.stdout) if done.stdout else {}
 
+    def map(self, *arguments: object) -> str:
+        """`sealctl map`."""
+        return subprocess.run(
+            [sys.executable, "-m", "sealsvc.cli.sealctl", "map", *map(str, arguments)],
+            env=self.environment, cwd=ROOT, text=True, stdout=subprocess.PIPE, check=True,
+        ).stdout  # fmt: skip
+
     def log(self) -> str:
         return "".join(path.read_text() for path in self.directory.glob("*.log"))
 
@@ -66,10 +73,13 @@ class Exports:
 
 @contextmanager
 def relocating(
-    file: Path, rounds: int, length: int, pause: float = 0.05
+    file: Path, rounds: int, length: int, exports: Exports | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Another process, which moves pieces of the file about meanwhile; it has ended well after."""
-    arguments = (file, rounds, length, pause)
+    """Another process, which moves pieces of the file about meanwhile; it has ended well after. With
+    `exports` each time is a recall of the export "disk" of its own."""
+    arguments = [file, rounds, length, 0.05]
+    if exports is not None:
+        arguments.append(exports.directory / "disk.stats")
     process = subprocess.Popen([sys.executable, RELOCATE, *map(str, arguments)])
     try:
         yield process

@@ -1,7 +1,8 @@
 """An intruder that relocates a file's bytes, as a defragmenter does.
 
-`python relocate.py FILE ROUNDS LENGTH [PAUSE]`: each round it reads a range, punches it, lets
-another file take the blocks, writes the same bytes back, and leaves.
+`python relocate.py FILE ROUNDS LENGTH PAUSE [STATS]`: each round it reads a range, punches it, lets
+another file take the blocks, writes the same bytes back, and leaves. With STATS, the counters of an
+export, it waits before each until the export serves: so that each is a recall of its own.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import random
+import struct
 import sys
 import time
 
@@ -35,11 +37,18 @@ def relocate(path: str, offset: int, length: int) -> None:
         os.close(fd)
 
 
+def serves(stats: str) -> bool:
+    with open(stats, "rb") as page:
+        return struct.unpack("=QII", page.read(16))[2] == 1
+
+
 def main() -> None:
     path, rounds, length = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     size = os.stat(path).st_size
-    pause = float(sys.argv[4]) if len(sys.argv) > 4 else 0.05
+    pause, stats = float(sys.argv[4]), sys.argv[5] if len(sys.argv) > 5 else ""
     for _ in range(rounds):
+        while stats and not serves(stats):
+            time.sleep(0.005)
         relocate(path, random.randrange(size // length) * length, length)
         time.sleep(pause)
     os.unlink(f"{path}.spacer")

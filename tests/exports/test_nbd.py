@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
+from sealsvc.config import ServiceSection
 from sealsvc.exports.nbd import Nbd
 from sealsvc.messages import List, RecallSeals
+from sealsvc.release import release
 from tests.exports.conftest import MiB
 from tests.exports.exporting import Exports, relocating
 from tests.service.conftest import Running, until
@@ -159,7 +161,7 @@ def test_no_request_fails_while_the_file_is_moved_about(
 ) -> None:
     with exports.serving("nbd", "disk", image, "--io", io) as info:
         load = verified(info["device"], 6)
-        with relocating(image, 20, MiB):
+        with relocating(image, 20, MiB, exports):
             pass
         ended_well(load)
         shown = exports.show("disk")
@@ -183,6 +185,23 @@ def test_the_service_may_be_killed_meanwhile(
             pass
         ended_well(load)
         assert exports.show("disk")["counters"]["errors"] == 0
+
+
+def test_it_seals_again_after_everything_was_released(
+    exports: Exports, image: Path, running: Running
+) -> None:
+    with exports.serving("nbd", "disk", image, "--io", "mapped") as info:
+        running.kill()
+        release(ServiceSection(socket=str(running.socket)))
+        until(lambda: not (running.directory / "keeper.sock").exists())
+        running.start()
+        running.ready()
+        until(lambda: exports.show("disk")["counters"]["seals"] == 2, what="another seal")
+        until(lambda: exports.show("disk")["state"] == "serving")
+        assert nbdsh(info["device"], TRIED.format("h.pwrite(b'x' * 512, 0)")).strip() == "done"
+        with relocating(image, 1, MiB):  # the seal is one that is recalled
+            pass
+        until(lambda: exports.show("disk")["counters"]["seals"] >= 3)
 
 
 def test_a_killed_server_leaves_its_writes_and_no_seal(

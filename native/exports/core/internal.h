@@ -31,6 +31,7 @@ struct export_target {
 	int file; /* registered file; -1: none */
 	int held; /* the seal is ours, and has to be returned */
 	int recalled;
+	int gone;  /* the ring: with it whatever kept the map in place */
 	char *why; /* for messages of acquire(): EXPORT_ERROR_ROOM bytes */
 
 	pthread_t thread;
@@ -42,7 +43,9 @@ struct export_target {
 /* seal.c: with `turn` held and, but for the first acquire, the gate closed. */
 int target_connect(struct export_target *target);
 int target_acquire(struct export_target *target);
-void target_release(struct export_target *target);
+void target_unmap(struct export_target *target);
+/* Unmaps, and gives back. 0, or -errno with `why`: what is left is ours still, to be tried again. */
+int target_release(struct export_target *target);
 void target_say(struct export_target *target, int level, const char *format, ...)
 	__attribute__((format(printf, 3, 4)));
 
@@ -51,6 +54,9 @@ int recall_start(struct export_target *target);
 void recall_stop(struct export_target *target);
 /* The seal is not as we know it: have the thread look. From any thread. */
 void recall_look(struct export_target *target);
+/* With the gate closed by the caller: return the seal, however long the service is away. 0, or
+ * -ESHUTDOWN. */
+int recall_give_back(struct export_target *target);
 /* With the gate closed by the caller: seal again, however long it takes. 0, or -ESHUTDOWN. */
 int recall_reseal(struct export_target *target);
 void recall_pause_begins(struct export_target *target, const char *why);

@@ -70,27 +70,63 @@ static void rest(struct export_target *target, int ms)
 	}
 }
 
-/* What a failed acquire() may take: the connection, or the whole ring, anew. */
+/* The service is there again, or was never away; `gone` when it does not know our ring. */
+static int reconnect(struct export_target *target)
+{
+	int error = seal_is_connected(target->client) ? 0 : seal_reconnect(target->client);
+
+	/* The service is another, which took nothing over: everything was released meanwhile. */
+	if (error == -EACCES)
+		target->gone = 1;
+	return error;
+}
+
+/* What a failed command may take: the connection, or the whole ring, anew. */
 static void mend(struct export_target *target)
 {
-	if (target->client && seal_is_connected(target->client))
+	if (target->client && !target->gone && reconnect(target))
 		return;
-	if (!target->client || seal_reconnect(target->client))
-		target_connect(target);
+	if ((!target->client || target->gone) && !target_connect(target))
+		target->gone = 0;
+}
+
+static int longer(int pause)
+{
+	return pause * 2 > LONGEST_PAUSE_MS ? LONGEST_PAUSE_MS : pause * 2;
+}
+
+/* A seal that is recalled has to be returned, however long the service is away: until then its
+ * deadline counts. 0, or -ESHUTDOWN. */
+int recall_give_back(struct export_target *target)
+{
+	int pause = FIRST_PAUSE_MS;
+
+	target_unmap(target);
+	while (!target->gone && target_release(target)) {
+		if (closing(target))
+			return -ESHUTDOWN;
+		tell_why(target, target->why);
+		rest(target, pause);
+		pause = longer(pause);
+		reconnect(target);
+	}
+	return 0;
 }
 
 int recall_reseal(struct export_target *target)
 {
-	int pause = FIRST_PAUSE_MS, error;
+	int pause = FIRST_PAUSE_MS;
 
-	while ((error = target->client ? target_acquire(target) : -ENOTCONN) != 0) {
+	if (target->gone)
+		mend(target);
+	while (!target->client || target->gone || target_acquire(target)) {
 		if (closing(target))
 			return -ESHUTDOWN;
 		tell_why(target, target->why);
 		if (pause == LONGEST_PAUSE_MS)
 			target_say(target, LOG_NOTICE, "still paused: %s", target->why);
 		rest(target, pause);
-		pause = pause * 2 > LONGEST_PAUSE_MS ? LONGEST_PAUSE_MS : pause * 2;
+		pause = longer(pause);
 		mend(target);
 	}
 	return 0;
@@ -101,8 +137,7 @@ static void obey(struct export_target *target)
 {
 	target_say(target, LOG_INFO, "recalled: requests wait");
 	recall_pause_begins(target, "recalled");
-	target_release(target);
-	if (recall_reseal(target))
+	if (recall_give_back(target) || recall_reseal(target))
 		return; /* it is being closed: the gate stays as it is, and nobody waits at it */
 	recall_pause_ends(target);
 	target_say(target, LOG_INFO, "sealed again: requests go on");
@@ -125,7 +160,7 @@ static int wanted(struct export_target *target)
 {
 	uint32_t state;
 
-	if (target->recalled)
+	if (target->recalled || target->gone)
 		return 1;
 	if (seal_valid(&target->seal))
 		return 0;
@@ -141,8 +176,7 @@ static void look(struct export_target *target)
 	int error = seal_dispatch(target->client);
 
 	if (error == -EPIPE) {
-		/* The keeper is gone, and with it whatever kept the map in place. */
-		target->recalled = 1;
+		target->gone = 1;
 		target_say(target, LOG_ERR, "the keeper of the seals has ended");
 	}
 	if (seal_missed(target->client) && seal_refresh(target->client, &target->seal))
@@ -168,7 +202,7 @@ static void *keep(void *context)
 			eventfd_read(target->wake, &count);
 		pthread_mutex_lock(&target->turn);
 		if (!closing(target) && away)
-			seal_reconnect(target->client);
+			reconnect(target);
 		if (!closing(target))
 			look(target);
 		pthread_mutex_unlock(&target->turn);

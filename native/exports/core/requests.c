@@ -188,15 +188,15 @@ int export_flush(struct export_target *target, unsigned int flags)
  * it takes a pause of the whole target. */
 static int punch(struct export_target *target, size_t length, uint64_t offset)
 {
-	int error = 0;
+	int error;
 
 	pthread_mutex_lock(&target->turn);
 	recall_pause_begins(target, "a discard");
-	target_release(target);
-	if (fallocate(target->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset,
-		      (off_t)length))
+	error = recall_give_back(target);
+	if (!error && fallocate(target->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+				(off_t)offset, (off_t)length))
 		error = -errno;
-	if (recall_reseal(target)) {
+	if (error == -ESHUTDOWN || recall_reseal(target)) {
 		pthread_mutex_unlock(&target->turn);
 		return -ESHUTDOWN;
 	}

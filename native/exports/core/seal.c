@@ -169,22 +169,37 @@ int target_acquire(struct export_target *target)
 	return error;
 }
 
-void target_release(struct export_target *target)
+/* A command that found nothing left to be done. */
+static int is_over(int error)
 {
-	int error = 0;
+	return !error || error == -ENOENT || error == -ESTALE || error == -EPIPE;
+}
 
+void target_unmap(struct export_target *target)
+{
 	if (target->mapping)
 		munmap(target->mapping, target->size);
 	target->mapping = NULL;
+}
+
+int target_release(struct export_target *target)
+{
+	int error;
+
+	target_unmap(target);
 	target->stats->seal[0] = 0;
-	if (target->held && !seal_refresh(target->client, &target->seal))
+	if (target->held && !seal_refresh(target->client, &target->seal)) {
 		error = seal_return(target->client, &target->seal);
+		if (!is_over(error))
+			return because(target, error, "returning the seal");
+	}
 	target->held = 0;
 	/* It takes every seal that is left in it with it. */
-	if (target->file >= 0 && target->client)
+	if (target->file >= 0) {
 		error = seal_unregister(target->client, target->file);
-	if (error)
-		target_say(target, LOG_WARNING, "the seal was not returned: %s",
-			   seal_failure(target->client));
+		if (!is_over(error))
+			return because(target, error, "ending the registration of the file");
+	}
 	target->file = -1;
+	return 0;
 }

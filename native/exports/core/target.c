@@ -206,8 +206,8 @@ void export_close(struct export_target *target)
 	recall_stop(target);
 	gate_close(&target->gate);
 	pthread_mutex_lock(&target->turn);
-	if (target->client)
-		target_release(target);
+	if (target->client && target_release(target))
+		target_say(target, LOG_WARNING, "the seal ends with this process: %s", target->why);
 	pthread_mutex_unlock(&target->turn);
 	forget(target);
 }

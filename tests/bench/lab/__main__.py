@@ -13,7 +13,7 @@ from tests.bench.rings import BUILT, LIBSEAL
 from tests.lab import DEFAULT, LabError, run, unavailable
 
 ROOT = Path(__file__).parents[3]
-NAMES = ("peer", "overhead", "validation")
+NAMES = ("peer", "overhead", "validation", "export")
 
 
 def main() -> int:

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tests.bench.__main__ import Figure
+from tests.bench.lab.export import export
 from tests.bench.lab.overhead import overhead
 from tests.bench.lab.peer import peer
 from tests.bench.validation import measure
@@ -36,6 +37,7 @@ BENCHMARKS: dict[str, Callable[[int], Iterator[Figure]]] = {
     "peer": peer,
     "overhead": overhead,
     "validation": validation,
+    "export": export,
 }
 
 
