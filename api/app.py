@@ -60,6 +60,7 @@ NOUNS = (
     events.router,
     jobs.router,
     copies.router,
+    copies.trust_router,
     policy.router,
     session.router,
     status.router,

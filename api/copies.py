@@ -22,6 +22,10 @@ from sealsvc.overview import CancelJob, JobInfo, JobKind, ShowJob
 
 router = APIRouter(prefix="/copies", tags=["copies"], dependencies=[Depends(inputs.query(NoQuery))])
 
+trust_router = APIRouter(
+    prefix="/copy-trust", tags=["copies"], dependencies=[Depends(inputs.query(NoQuery))]
+)
+
 
 @router.post(
     "",
@@ -47,8 +51,8 @@ async def start(
     return answer(job, 202, {"Location": f"/v1/copies/{job.id}"})
 
 
-@router.get(
-    "/trust",
+@trust_router.get(
+    "",
     summary="What was measured of strategies, and found in self-tests of offloads",
     **operation(Action.JOBS_READ, examples.COPY_TRUST),
 )

@@ -33,6 +33,7 @@ from sealsvc.integrity.messages import (
     PiAttachments,
     PiBless,
     PiDetach,
+    PiDevice,
     PiError,
     PiErrorPage,
     PiErrors,
@@ -138,9 +139,19 @@ PROFILES = PiProfileList(
 )
 ABILITY = PiAbility(
     path="/srv/pmem/db",
-    checkers=["client", "service"],
-    profiles=["crc32c-4k"],
-    device=None,
+    checkers=["client", "device", "service"],
+    profiles=["crc32c-4k", "t10-dif1-512"],
+    device=PiDevice(
+        name="sdb",
+        format="T10-DIF-TYPE1-CRC",
+        interval=512,
+        metadata=8,
+        tuple=8,
+        guard="crc16-t10dif",
+        reftag=True,
+        profile="t10-dif1-512",
+        source="FS_IOC_GETLBMD_CAP",
+    ),
     notes=[],
 )
 _GONE = (*CHANGING, "no-such-attachment")

@@ -57,7 +57,7 @@ _ROUTES: dict[type, tuple[str, str]] = {
     overview.CheckPolicy: ("POST", "/v1/policy/validation"),
     overview.ReloadPolicy: ("POST", "/v1/policy/reload"),
     StartCopy: ("POST", "/v1/copies"),
-    CopyTrust: ("GET", "/v1/copies/trust"),
+    CopyTrust: ("GET", "/v1/copy-trust"),
     overview.StartJob: ("POST", "/v1/jobs"),
     overview.Jobs: ("GET", "/v1/jobs"),
     overview.ShowJob: ("GET", "/v1/jobs/{job}"),
