@@ -16,7 +16,7 @@ import pytest
 
 from sealsvc.client import Client
 from sealsvc.errors import TABLE
-from sealsvc.messages import Simulate
+from sealsvc.messages import Return, Simulate
 from tests.api.running import ROOT, service
 from tests.docs.commands import played
 
@@ -59,9 +59,9 @@ def socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield str(directory / "control.sock")
 
 
-# Examples that need what a simulation has not: maps and doctors of real files, a claim's command,
-# devices.
-ELSEWHERE = {"map", "doctor", "redeem", "export"}
+# Examples that need what a simulation has not: maps, copies, tags and doctors of real files, a
+# claim's command, devices.
+ELSEWHERE = {"map", "doctor", "redeem", "export", "copy", "pi"}
 # They end when told so.
 ENDLESS = {"watch", "top"}
 
@@ -144,3 +144,39 @@ def test_the_map_of_a_real_file(xfs: Path, tmp_path: Path, line: str) -> None:
     file.unlink()
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+@pytest.mark.kernel
+def test_the_copies_of_real_files(xfs: Path, tmp_path: Path) -> None:
+    for name in ("db", "x", "y"):
+        (xfs / name).write_bytes(os.urandom(16 << 20))
+    with service(tmp_path, "--root", str(xfs)):
+        for line in examples("copy"):
+            done = played(
+                line.split("  #")[0], tmp_path, [("/mnt/a", str(xfs))], 60, **_socket(tmp_path)
+            )
+            assert done.returncode == 0, f"{line}: {done.stdout}{done.stderr}"
+    assert (xfs / "db.new").read_bytes() == (xfs / "db").read_bytes()
+    assert (xfs / "x").read_bytes() == (xfs / "y").read_bytes()
+
+
+@pytest.mark.kernel
+def test_protection_information_of_a_real_file(xfs: Path, tmp_path: Path) -> None:
+    file = xfs / "tagged"
+    file.write_bytes(os.urandom(1 << 20))
+    names = [("/mnt/pmem/db", str(file)), ("--wait 1m", "--wait 1s")]
+    with service(tmp_path, "--root", str(xfs)), Client(str(tmp_path / "control.sock")) as client:
+        held = client.grant(path=str(file), kind="exclusive", iomode="read")
+        os.close(held.fds[0])
+        said = ""
+        for line in examples("pi"):
+            ids = [("SEAL", held.seal.id), ("ID", held.seal.id)]
+            done = played(line, tmp_path, [*names, *ids], 60, **_socket(tmp_path))
+            assert done.returncode == 0, f"{line}: {done.stdout}{done.stderr}"
+            said += done.stdout
+        assert "as it was tagged" in said
+        client.call(Return, seal=held.seal.id)
+
+
+def _socket(directory: Path) -> dict[str, str]:
+    return {"SEALSVC_SOCKET": str(directory / "control.sock")}
