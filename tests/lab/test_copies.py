@@ -21,7 +21,10 @@ from tests.copies.stacks import filled, same_bytes
 from tests.lab.pmem import mounted_dax
 from tests.service.conftest import RISKS, serving, until
 
-pytestmark = [pytest.mark.lab(nvme=("mssrl=128,mcl=512,msrc=3",), pmem=256), pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.lab(nvme=("mssrl=128,mcl=512,msrc=3",), pmem=256),
+    pytest.mark.timeout(600),
+]
 
 MiB = 1 << 20
 TARGET = Path("/sys/kernel/config/target")
