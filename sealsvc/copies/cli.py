@@ -137,8 +137,12 @@ def _opened(source: str, there: str, *, create: bool) -> Iterator[list[int]]:
         if not one:
             fds.append(os.open(source, os.O_RDONLY | os.O_CLOEXEC))
             stack.callback(os.close, fds[-1])
-        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0)
-        fds.append(os.open(there, flags, 0o666))
+        flags = os.O_RDWR | os.O_CLOEXEC
+        if not create and not os.path.exists(there):
+            # What would be made: a file without a name.
+            fds.append(os.open(os.path.dirname(there) or ".", flags | os.O_TMPFILE))
+        else:
+            fds.append(os.open(there, flags | (os.O_CREAT if create else 0), 0o666))
         stack.callback(os.close, fds[-1])
         yield fds
 

@@ -105,6 +105,9 @@ def test_sealctl_tells_plan_result_and_trust(socket: str, place: Path) -> None:
 def test_a_new_file_and_a_range_and_one_file(socket: str, place: Path) -> None:
     data = pattern(3 * MiB + 5)
     a = filled(place / "new-a", data)
+    planned = sealctl(socket, "copy", "--dry-run", "-o", "json", a, place / "new-b")
+    assert json.loads(planned.stdout)["plan"][0]["strategy"] in ("range", "direct", "plain")
+    assert not (place / "new-b").exists()
     assert sealctl(socket, "copy", a, place / "new-b").returncode == 0
     assert same_bytes(a, place / "new-b")
     done = sealctl(socket, "copy", "--range", "0:1M", "--to", "2M", "-o", "json", a, a)

@@ -22,6 +22,7 @@ from tests.docs.commands import ROOT, blocks, commands, played, programs
 from tests.service.conftest import MiB, until
 
 ELSEWHERE = {
+    "docs/copies.md": "tests/copies/test_jobs.py runs such",
     "docs/fuzzing.md": "tests/promise/test_promise.py",
     "docs/deploy.md": (
         "tests/deploy/test_package.py, tests/deploy/test_systemd.py and"
@@ -56,7 +57,13 @@ CURL = 'curl -H "Authorization: Bearer $TOKEN" http://127.0.0.1:8377/v1/seals?st
 HOLD = "sealctl hold /mnt/pmem/db --prepare allocate,convert --grace 30 -- my-rdma-server"
 REMOTE = "SEALSVC_TOKEN=... sealctl --url http://127.0.0.1:8377 ls"
 # While nobody holds the file; opening a file that is sealed exclusively is a conflict.
-FREE = ("./dev", HOLD, "sealctl map /mnt/pmem/db", "sealctl doctor /mnt/pmem")
+FREE = (
+    "./dev",
+    HOLD,
+    "sealctl map /mnt/pmem/db",
+    "sealctl copy --dry-run /mnt/pmem/db /mnt/pmem/copy",
+    "sealctl doctor /mnt/pmem",
+)
 # While `sealctl hold` holds it.
 HELD = (
     "sealctl ls",
