@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 0.2
 _AWAY_MS = 200
+# Seconds before the first try to seal again: the operation that waited has to get its file, or it
+# is met, and meets the new seal, once more.
+_LET_THROUGH = 0.005
 
 
 class Stopped(Exception):
@@ -205,6 +208,7 @@ class Holder:
         seal, self.seal = self.seal, None
         if give_back and seal is not None:
             self._give_back(seal)
+            time.sleep(_LET_THROUGH)
         map = self._again()
         self.guard.map()
         self.driver.resume(map)

@@ -75,8 +75,8 @@ class Exports:
 def relocating(
     file: Path, rounds: int, length: int, exports: Exports | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Another process, which moves pieces of the file about meanwhile; it has ended well after. With
-    `exports` each time is a recall of the export "disk" of its own."""
+    """Another process, which moves pieces of the file about meanwhile; it has ended well after.
+    With `exports` each time is a recall of the export "disk" of its own."""
     arguments = [file, rounds, length, 0.05]
     if exports is not None:
         arguments.append(exports.directory / "disk.stats")

@@ -12,6 +12,9 @@
 #include "internal.h"
 
 #define FIRST_PAUSE_MS 1
+/* Before the first try to seal again: the operation that waited has to get its file, or it is met, and
+ * meets the new seal, once more. */
+#define LET_THROUGH_MS 5
 #define LONGEST_PAUSE_MS 200
 #define AWAY_MS 500 /* between looks for a service that went away */
 #define NS_PER_MS 1000000u
@@ -137,7 +140,9 @@ static void obey(struct export_target *target)
 {
 	target_say(target, LOG_INFO, "recalled: requests wait");
 	recall_pause_begins(target, "recalled");
-	if (recall_give_back(target) || recall_reseal(target))
+	if (!recall_give_back(target))
+		rest(target, LET_THROUGH_MS);
+	if (closing(target) || recall_reseal(target))
 		return; /* it is being closed: the gate stays as it is, and nobody waits at it */
 	recall_pause_ends(target);
 	target_say(target, LOG_INFO, "sealed again: requests go on");

@@ -54,7 +54,9 @@ static void news(struct seal_client *client, const struct seal_news *what, void 
 	case SEAL_EVENT_DEADLINE:
 	case SEAL_EVENT_LOST:
 	case SEAL_EVENT_OVER:
-		if (target->held && what->number == target->seal.number)
+		/* Not what was said of an earlier seal in this slot. */
+		if (target->held && what->number == target->seal.number &&
+		    seal_word_generation(what->word) == seal_word_generation(target->seal.word))
 			target->recalled = 1;
 		break;
 	default:
@@ -150,6 +152,8 @@ int target_acquire(struct export_target *target)
 			 (unsigned long long)status.st_size, (unsigned long long)target->size);
 		return -ENOSPC;
 	}
+	/* What is still to be told is about the seal before. */
+	seal_dispatch(target->client);
 	target->recalled = 0;
 	target->file = register_file(target);
 	if (target->file < 0)
