@@ -15,7 +15,8 @@ from sealsvc.protocol import Limit, Request, SealId
 
 class SealFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Null asks for any. `pid` and `uid` are the holder's; `since` and `until` choose the seals
-    that lived at some time between. Device and inode tell the file, whatever its generation."""
+    that lived at some time between; `part` is the beginning or the
+    end of an id. Device and inode tell the file, whatever its generation."""
 
     path: str | None = None
     file: FileId | None = None
@@ -24,6 +25,7 @@ class SealFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     state: str | None = None
     since: float | None = None
     until: float | None = None
+    part: Annotated[str, Meta(pattern="^[0-9a-f]{1,24}$")] | None = None
 
 
 # What the registry is asked. Who is no operator is told of its own seals alone.

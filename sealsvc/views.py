@@ -138,9 +138,15 @@ def _cut(found: list[T], limit: int) -> tuple[list[T], T | None]:
     return page, page[-1] if len(found) > len(page) else None
 
 
-def conflicts(waiting: Iterable[Waiting], request: Conflicts) -> ConflictPage:
+def conflicts(waiting: Iterable[Waiting], request: Conflicts, uid: int | None) -> ConflictPage:
+    """`uid`: only operations of this user."""
     now, below = clock.now(), request.below
-    found = [w for w in waiting if below is None or lies_below(w.path, below)]
+    found = [
+        w
+        for w in waiting
+        if (below is None or lies_below(w.path, below))
+        and (uid is None or w.report.operation.uid == uid)
+    ]
     found.sort(key=lambda w: w.since)
     return ConflictPage(
         conflicts=[

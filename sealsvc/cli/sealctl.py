@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Sequence
 
@@ -76,6 +77,7 @@ COMMANDS = (
 )
 
 INTERRUPTED = 130
+_UNIT = "/usr/lib/systemd/system/sealsvc.service"
 
 # Of what the system itself refuses us (map, doctor): the exit of the row it resembles.
 _SYSTEM_EXITS = {
@@ -98,7 +100,8 @@ class ReportingGroup(click.Group):
         except Refusal as refusal:
             return _report(ctx, refusal)
         except TimeoutError as error:
-            return _report(ctx, Refusal("service-unavailable", str(error)))
+            advice = "It is there, but busy or stuck. --timeout allows it more time."
+            return _report(ctx, Refusal("service-unavailable", str(error)), advice)
         except BrokenPipeError:
             raise  # whoever read our output has seen enough; click leaves quietly
         except OSError as error:
@@ -107,9 +110,10 @@ class ReportingGroup(click.Group):
         return result if isinstance(result, int) else 0
 
 
-def _report(ctx: click.Context, refusal: Refusal) -> int:
+def _report(ctx: click.Context, refusal: Refusal, advice: str = "") -> int:
     row = refusal.row
-    if Settings.of(ctx).json:
+    settings = Settings.of(ctx)
+    if settings.json:
         failure = Failure(
             id=None,
             code=refusal.code,
@@ -121,8 +125,21 @@ def _report(ctx: click.Context, refusal: Refusal) -> int:
         return row.exit
     note(str(refusal))
     after = "" if refusal.retry_after is None else f" Retry in {duration(refusal.retry_after)}."
-    click.echo(f"  {row.advice}{after}", err=True)
+    click.echo(f"  {advice or _advice(settings, refusal)}{after}", err=True)
     return row.exit
+
+
+def _advice(settings: Settings, refusal: Refusal) -> str:
+    """That of the error's row, or what fits this installation better."""
+    if refusal.code != "service-unavailable":
+        return refusal.row.advice
+    if settings.url:
+        return "Start it (`systemctl start sealsvc-api`), or correct --url (SEALSVC_URL)."
+    if settings.socket or os.environ.get("SEALSVC_SOCKET"):
+        return "Is that the socket of a service? See --socket and SEALSVC_SOCKET."
+    if os.path.exists(_UNIT):
+        return "Start it: systemctl start sealsvc"
+    return "Start it: sealsvc serve (or point SEALSVC_SOCKET at its socket)"
 
 
 @click.group(

@@ -33,9 +33,9 @@ Examples:
 @shared_options
 @pass_settings
 def show(settings: Settings, seal: str, extents: bool) -> None:
-    """Show the seal whose id is, or begins with, ID."""
+    """Show the seal whose id is, or begins or ends with, ID."""
     with settings.connect() as client:
-        seal_id = find_seal(client, seal)
+        seal_id = find_seal(client, seal, past=True)
         if extents:
             recorded = _recorded(client, seal_id)
             page = ExtentPage(extents=recorded, total=len(recorded))
