@@ -55,7 +55,9 @@ def chosen(seals: Iterable[Seal], request: List) -> list[Seal]:
         tests.append(lambda seal: lies_below(seal.path, below))
     if (text := request.search) is not None:
         tests.append(lambda seal: _mentions(seal, text.lower()))
-    return [seal for seal in seals if all(test(seal) for test in tests)]
+    for test in tests:
+        seals = filter(test, seals)
+    return list(seals)
 
 
 def _mentions(seal: Seal, text: str) -> bool:
