@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from sealsvc.model import FileId, Operation
-from sealsvc.protocol import Keyed, Limit, Name, Request
+from sealsvc.protocol import Keyed, Limit, Name, Pid, Request
 
 JobId = Annotated[str, Meta(pattern="^[0-9a-f]{16}$")]
 FileKey = Annotated[str, Meta(pattern=r"^[0-9]{1,20}-[0-9]{1,20}-[0-9]{1,10}$")]
@@ -35,8 +35,8 @@ class Files(_Overview, frozen=True, kw_only=True, tag="files"):
 class Holders(_Overview, frozen=True, kw_only=True, tag="holders"):
     """Processes with live seals, in order of pid, after pid `after`. Answer: HolderPage."""
 
-    pid: int | None = None
-    after: int | None = None
+    pid: Pid | None = None
+    after: Annotated[int, Meta(ge=0)] | None = None
 
 
 class Conflicts(_Overview, frozen=True, kw_only=True, tag="conflicts"):

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from sealsvc.model import ByteRange, FileId
-from sealsvc.protocol import Limit, Request, SealId
+from sealsvc.protocol import Limit, Pid, Request, SealId, Uid
 
 
 class SealFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -20,8 +20,8 @@ class SealFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
     path: str | None = None
     file: FileId | None = None
-    pid: int | None = None
-    uid: int | None = None
+    pid: Pid | None = None
+    uid: Uid | None = None
     state: str | None = None
     since: float | None = None
     until: float | None = None
@@ -59,7 +59,7 @@ class PastConflicts(_Between, frozen=True, kw_only=True, tag="past-conflicts"):
     """Operations that met a seal (or `seal`), the newest first. Answer: ConflictHistory."""
 
     seal: SealId | None = None
-    pid: int | None = None
+    pid: Pid | None = None
 
 
 class MapChanges(Request, frozen=True, tag="map-changes"):

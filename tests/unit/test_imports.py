@@ -19,7 +19,8 @@ PURE = LEAVES | {"sealsvc.extents"}
 CAPABILITIES = {"sealsvc.copies", "sealsvc.integrity"}
 # Beside the client: what any process under systemd has.
 SYSTEMD = {"sealsvc.activation", "sealsvc.journald"}
-API = {"sealsvc.client", "sealsvc.records", "sealsvc", "api"} | SYSTEMD | LEAVES
+FILES = {"sealsvc.toml_places"}
+API = {"sealsvc.client", "sealsvc.records", "sealsvc", "api"} | FILES | SYSTEMD | LEAVES
 
 
 def imports(path: Path) -> set[str]:
