@@ -150,11 +150,14 @@ class FilePage(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=
 
 
 class HolderInfo(Sealed, frozen=True, kw_only=True):
+    """`start_time` as in Holder; `started_at` is that in seconds of the Unix epoch."""
+
     pid: int
     start_time: int
     uid: int
     comm: str
     alive: bool
+    started_at: float | None = None
 
 
 class HolderPage(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="holders"):

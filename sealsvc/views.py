@@ -4,6 +4,8 @@ Each page walks the whole table, which is memory: for people and dashboards, not
 
 from __future__ import annotations
 
+import os
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -121,8 +123,16 @@ def _holder(seals: list[Seal]) -> HolderInfo:
         uid=holder.uid,
         comm=holder.comm,
         alive=not newest.exited.is_set(),
+        started_at=_since_epoch(holder.start_time),
         **_together(seals),
     )
+
+
+def _since_epoch(ticks: int) -> float:
+    """Of a time in clock ticks since boot (proc_pid_stat(5), starttime; since v5.5 of
+    CLOCK_BOOTTIME)."""
+    booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    return booted + ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _together(seals: list[Seal]) -> dict[str, Any]:

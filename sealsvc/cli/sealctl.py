@@ -94,6 +94,13 @@ class ReportingGroup(click.Group):
     """Turns what the service or the system refuses into a message and an exit status, here and
     nowhere else: the one place that still knows the command's options."""
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """With whole summaries, wrapped: click would cut them."""
+        named = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        rows = [(n, found.get_short_help_str(1000)) for n, found in named if found is not None]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
     def invoke(self, ctx: click.Context) -> int:
         try:
             result = super().invoke(ctx)
