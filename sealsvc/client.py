@@ -20,11 +20,12 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import msgspec
 
 from sealsvc import wire
+from sealsvc.client_methods import AsyncMethods, Methods
 from sealsvc.errors import TABLE, Refusal
 from sealsvc.messages import (
     DEFAULT_SOCKET,
@@ -50,6 +51,8 @@ from sealsvc.model import IoMode
 
 if TYPE_CHECKING:
     from sealsvc.held import AsyncHeld, Held
+
+T = TypeVar("T")
 
 
 def socket_path() -> str:
@@ -167,6 +170,14 @@ def _connect(path: str) -> socket.socket:
     return sock
 
 
+def _expected(reply: Reply, answer: type[T]) -> T:
+    if not isinstance(reply.result, answer):
+        for fd in reply.fds:
+            os.close(fd)
+        raise Refusal("internal", f"the service answered with {type(reply.result).__name__}")
+    return reply.result
+
+
 def _refuse_child(owner: int) -> None:
     if os.getpid() != owner:
         raise RuntimeError(f"this client is process {owner}'s: make one after fork(2)")
@@ -177,7 +188,7 @@ def _opened(path: str | os.PathLike[str], terms: dict[str, Any]) -> int:
     return os.open(path, mode | os.O_CLOEXEC | os.O_NOFOLLOW)
 
 
-class Client:
+class Client(Methods):
     """A blocking connection. Pushes that arrive while an answer is awaited are kept for `pushes`.
     Not thread-safe: one thread, one client."""
 
@@ -259,6 +270,10 @@ class Client:
             if isinstance(message, Failure):
                 raise _raised(message)
             return Reply(message.result, received)
+
+    def _ask(self, kind: type[AnyRequest], answer: type[T], /, **fields: Any) -> T:
+        said = {name: value for name, value in fields.items() if value is not None}
+        return _expected(self.call(kind, **said), answer)
 
     def grant(self, fds: Sequence[int] = (), **fields: Any) -> Reply:
         return self.call(Grant, fds, **fields)
@@ -346,7 +361,7 @@ class Client:
 _UNHEARD = 1024  # events that are kept while nobody reads
 
 
-class AsyncClient:
+class AsyncClient(AsyncMethods):
     """A connection owned by one event loop; many requests may be in flight.
 
     `async with AsyncClient() as client: reply = await client.call(Show, seal=...)`.
@@ -412,6 +427,10 @@ class AsyncClient:
             raise _unavailable(self.path, error) from None
         finally:
             self._waiting.pop(request.id, None)
+
+    async def _ask(self, kind: type[AnyRequest], answer: type[T], /, **fields: Any) -> T:
+        said = {name: value for name, value in fields.items() if value is not None}
+        return _expected(await self.call(kind, **said), answer)
 
     async def hold(
         self,

@@ -3,9 +3,9 @@
     with client.hold("/pmem/db", on_recall=stop_using) as held:
         view = held.mmap()
 
-Each has a connection of its own, on which its recalls arrive. What is asked of the service goes over
-another one, so that any thread may do it. A child of fork(2) has neither seal nor mapping, and what
-it inherits is closed: the holder alone can give the seal back.
+Each has a connection of its own, on which its recalls arrive. What is asked of the service goes
+over another one, so that any thread may do it. A child of fork(2) has neither seal nor mapping, and
+what it inherits is closed: the holder alone can give the seal back.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import inspect
 import mmap
 import os
 import threading
+import time
 import weakref
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Self
@@ -37,6 +38,7 @@ from sealsvc.model import IoMode, State
 if TYPE_CHECKING:
     import numpy as np
 
+_PAUSE = 0.05
 _PATIENCE = 0.5  # seconds of trying to connect, between two looks whether that is still wanted
 
 
@@ -151,7 +153,7 @@ def _end_of(seal: SealInfo) -> Recall:
 
 
 class Held(_Sealed):
-    """Made by Client.hold. `on_recall` is called in a thread of its own, with each Recall: also with
+    """Made by Client.hold. `on_recall` is called in a thread of its own, with each Recall, and with
     one whose state tells that the seal is over."""
 
     def __init__(
@@ -184,17 +186,19 @@ class Held(_Sealed):
     def _is_over(self) -> bool:
         """The service has gone: has the one that comes back this seal no more? Else it is told to
         send the recalls here."""
-        try:
-            self._client.reconnect(_PATIENCE)
-            self._client.call(Reclaim, seal=self.id)
-        except TimeoutError:
-            return False
-        except Refusal as refusal:
-            if refusal.code != "no-such-seal":
+        while not self._given_back:
+            try:
+                self._client.reconnect(_PATIENCE)
+                self._client.call(Reclaim, seal=self.id)
                 return False
-            self._heard(_end_of(self.seal))
-            return True
-        return False
+            except TimeoutError:
+                continue
+            except Refusal as refusal:
+                if refusal.code == "no-such-seal":
+                    self._heard(_end_of(self.seal))
+                    return True
+                time.sleep(_PAUSE)  # not there yet, or it still has the connection that was lost
+        return True
 
     def _ask(self, kind: Any, **fields: Any) -> Any:
         self._file.refuse_child()

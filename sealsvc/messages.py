@@ -36,9 +36,19 @@ from sealsvc.protocol import MAX_FDS as MAX_FDS
 from sealsvc.protocol import MAX_MESSAGE as MAX_MESSAGE
 from sealsvc.protocol import VERSION as VERSION
 from sealsvc.protocol import Keyed as Keyed
-from sealsvc.protocol import Length, Limit, Name, Offset, Pid, Request, RequestId, RingNumber
+from sealsvc.protocol import (
+    Length,
+    Limit,
+    Name,
+    Offset,
+    Pid,
+    Request,
+    RequestId,
+    RingNumber,
+    Seconds,
+    Uid,
+)
 from sealsvc.protocol import SealId as SealId
-from sealsvc.protocol import Seconds, Uid
 from sealsvc.records import RegistryAnswer, RegistryRequest
 
 

@@ -40,8 +40,8 @@ class Holders(_Overview, frozen=True, kw_only=True, tag="holders"):
 
 
 class Conflicts(_Overview, frozen=True, kw_only=True, tag="conflicts"):
-    """Operations that wait for a seal at this moment, the longest first; of the asking user, unless it
-    is an operator. Answer: ConflictPage."""
+    """Operations that wait for a seal at this moment, the longest first; of the asking user alone,
+    unless it is an operator. Answer: ConflictPage."""
 
 
 class Alarms(_Overview, frozen=True, kw_only=True, tag="alarms"):

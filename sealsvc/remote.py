@@ -155,10 +155,10 @@ class RemoteClient(Client):
         if method == "GET" and rest:
             path += "?" + urlencode({n: "true" if v is True else v for n, v in rest.items()})
         body = msgspec.json.encode(rest) if method == "POST" else None
-        answer = self._ask(self._connection, method, path, body, headers)
+        answer = self._request(self._connection, method, path, body, headers)
         return Reply(_decode(answer.read()))
 
-    def _ask(
+    def _request(
         self,
         connection: http.client.HTTPConnection,
         method: str,
@@ -190,7 +190,7 @@ class RemoteClient(Client):
     def _watch(self, since: int | None) -> Watching:
         connection = self._connect(None)
         path = "/v1/events" + ("" if since is None else f"?since={since}")
-        self._stream = self._ask(connection, "GET", path, None, {})
+        self._stream = self._request(connection, "GET", path, None, {})
         run, _, seq = self._opening().rpartition(".")
         return Watching(seq=int(seq or 0), gap=False, run=run)
 

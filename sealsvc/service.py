@@ -496,7 +496,7 @@ class Service:
         return [seal for seal in self.table if self.policy.may_see(peer, seal)]
 
     async def _list(self, peer: Peer, request: List) -> SealPage:
-        # Whoever reads a long list asks for page after page: what was told already is left out first.
+        # Whoever reads a long list asks for page after page: what was told is left out first.
         after = request.after or ""
         rest = [seal for seal in self.table if seal.id > after]
         if self.policy.is_operator(peer):

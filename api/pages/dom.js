@@ -47,11 +47,12 @@ export function paged(key, app, found, draw) {
   const at = Math.min(turned.get(key) ?? 0, last);
   const shown = draw(found.slice(at * EACH, (at + 1) * EACH));
   if (last === 0 && !found.more) return shown;
-  const turn = (to) => () => { turned.set(key, to); app.refresh(); };
+  // From where it is by then: two clicks may come between two pictures.
+  const turn = (by) => () => { turned.set(key, Math.min(last, Math.max(0, (turned.get(key) ?? 0) + by))); app.refresh(); };
   return [shown, h("nav", { class: "pages", "aria-label": `Pages of ${key}` },
-    h("button", { type: "button", disabled: at === 0, "aria-label": `Previous page of ${key}`, onclick: turn(at - 1) }, "Previous"),
+    h("button", { type: "button", disabled: at === 0, "aria-label": `Previous page of ${key}`, onclick: turn(-1) }, "Previous"),
     h("span", { role: "status" }, `${at * EACH + 1} to ${Math.min(found.length, (at + 1) * EACH)} of ${found.length}${found.more ? ", and there are more: narrow the search" : ""}`),
-    h("button", { type: "button", disabled: at === last, "aria-label": `Next page of ${key}`, onclick: turn(at + 1) }, "Next"))];
+    h("button", { type: "button", disabled: at === last, "aria-label": `Next page of ${key}`, onclick: turn(1) }, "Next"))];
 }
 
 export const state = (name) => h("span", { class: `state ${name}` }, name);

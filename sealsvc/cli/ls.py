@@ -15,14 +15,12 @@ from sealsvc.cli.options import Settings, pass_settings, shared_options
 from sealsvc.cli.output import emit, note, state_text
 from sealsvc.cli.parameters import choice
 from sealsvc.cli.paths import absolute
-from sealsvc.cli.seals import every_seal, shown_ids
+from sealsvc.cli.seals import every_seal, shown_ids, waiting_for
 from sealsvc.cli.units import duration, exact_range
 from sealsvc.client import Client
 from sealsvc.display import printable
-from sealsvc.errors import Refusal
 from sealsvc.messages import SealInfo, SealPage, ServiceStatus, Status
 from sealsvc.model import Kind, State
-from sealsvc.overview import ConflictPage, Conflicts
 
 EXAMPLES = """\b
 Examples:
@@ -31,8 +29,6 @@ Examples:
   sealctl ls --filesystem /pmem --kind exclusive --tag nic-0
   sealctl ls --pid 4711 -o json | jq -r '.seals[].id'
 """
-
-_AT_REST = (State.GRANTED, State.ACTIVE, State.COURTESY)
 
 
 @click.command(epilog=EXAMPLES)
@@ -84,14 +80,8 @@ def _note_hidden(client: Client, shown: int, *, filtered: bool) -> None:
 
 
 def _waiting(client: Client, seals: list[SealInfo]) -> Counter[str]:
-    """How many operations wait, by seal; an operation waits for seals that are asked back alone."""
-    if all(seal.state in _AT_REST for seal in seals):
-        return Counter()
-    try:
-        page = ask(client, Conflicts, ConflictPage, limit=1000)
-    except Refusal:  # not everybody is told
-        return Counter()
-    return Counter(id for conflict in page.conflicts for id in conflict.seals)
+    """How many operations wait, by seal."""
+    return Counter(id for wait in waiting_for(client, seals) for id in wait.seals)
 
 
 def _print(console: Console, seals: list[SealInfo], waiting: Counter[str]) -> None:

@@ -13,7 +13,7 @@ from sealsvc.cli.options import Settings, pass_settings, shared_options
 from sealsvc.cli.output import emit, note, state_text
 from sealsvc.cli.parameters import DURATION, RANGE
 from sealsvc.cli.paths import absolute
-from sealsvc.cli.seals import complete_seal, every_seal, find_seal
+from sealsvc.cli.seals import AT_REST, complete_seal, every_seal, find_seal
 from sealsvc.cli.units import duration
 from sealsvc.errors import Refusal
 from sealsvc.messages import RecallOutcome, RecallReport, RecallSeals
@@ -28,7 +28,6 @@ Examples:
   sealctl recall --all
 """
 
-_AT_REST = {State.GRANTED, State.ACTIVE, State.COURTESY}
 _NOT_ENDED = {State.FENCE_FAILED, State.LOST}
 
 
@@ -112,7 +111,7 @@ def _unfinished(settings: Settings, scope: dict[str, Any]) -> Refusal:
     """--timeout has passed: the recalls go on, and these seals have not been given back."""
     filters = {name: scope[name] for name in ("path", "pid") if name in scope}
     with settings.connect() as client:
-        left = [s for s in every_seal(client, **filters) if s.state not in _AT_REST]
+        left = [s for s in every_seal(client, **filters) if s.state not in AT_REST]
     told = ", ".join(
         f"{seal.id} of process {seal.holder.pid} ({seal.holder.comm})" for seal in left[:3]
     )

@@ -19,7 +19,11 @@ from sealsvc.cli.output import is_terminal
 from sealsvc.client import Client
 from sealsvc.errors import Refusal
 from sealsvc.messages import List, SealInfo, SealPage
+from sealsvc.model import State
+from sealsvc.overview import ConflictPage, Conflicts, WaitingConflict
 from sealsvc.records import History, SealFilter, SealHistory
+
+AT_REST = frozenset({State.GRANTED, State.ACTIVE, State.COURTESY})
 
 _ID_LENGTH = 24
 _PAGE = 1000
@@ -84,6 +88,16 @@ def _in_history(client: Client, part: str) -> list[str]:
             return []
         raise
     return [seal.id for seal in page.seals]
+
+
+def waiting_for(client: Client, seals: Iterable[SealInfo]) -> list[WaitingConflict]:
+    """The operations that wait for one of these seals. They wait only for what is asked back, so
+    that most lists need no question; and users are told of their own alone."""
+    wanted = {seal.id for seal in seals if seal.state not in AT_REST}
+    if not wanted:
+        return []
+    page = ask(client, Conflicts, ConflictPage, limit=1000)
+    return [wait for wait in page.conflicts if wanted & set(wait.seals)]
 
 
 def complete_seal(

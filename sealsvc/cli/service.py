@@ -58,9 +58,7 @@ def serve(file: Path | None, socket: str | None, roots: tuple[str, ...], sim: bo
 
 
 @main.command("check-config")
-@click.argument(
-    "file", type=click.Path(path_type=Path), default=Path("/etc/sealsvc/sealsvc.toml")
-)
+@click.argument("file", type=click.Path(path_type=Path), default=Path("/etc/sealsvc/sealsvc.toml"))
 def check_config(file: Path) -> None:
     """Check a configuration, against this machine too, without starting anything.
 

@@ -21,8 +21,16 @@ from sealsvc.messages import (
     Show,
 )
 from sealsvc.model import ByteRange, Kind, Operation, State
-from sealsvc.records import History, SealHistory
 from sealsvc.overview import ConflictPage, Conflicts, WaitingConflict
+from sealsvc.records import History, SealHistory
+
+WAITING = WaitingConflict(
+    enforcer="fanotify",
+    operation=Operation(name="truncate", offset=0, length=0, pid=7, comm="dd"),
+    path=ONE.path,
+    seals=[ONE.id],
+    waits=1.0,
+)
 
 
 def test_ls_pages_and_filters(daemon: FakeDaemon, sealctl: Start) -> None:
@@ -34,14 +42,8 @@ def test_ls_pages_and_filters(daemon: FakeDaemon, sealctl: Start) -> None:
     second, _ = connection.request(List)
     assert (second.after, second.pid) == (ONE.id, 4711)
     connection.answer(second, SealPage(seals=[TWO]))
-    waiting = WaitingConflict(
-        enforcer="fanotify",
-        operation=Operation(name="truncate", offset=0, length=0, pid=7),
-        path=ONE.path,
-        seals=[ONE.id],
-        waits=1.0,
-    )
-    connection.answer(connection.request(Conflicts)[0], ConflictPage(conflicts=[waiting], total=1))
+    waiting = ConflictPage(conflicts=[WAITING], total=1)
+    connection.answer(connection.request(Conflicts)[0], waiting)
     status, out, err = running.result()
     assert (status, err) == (0, "")
     header, one, two = out.splitlines()
@@ -83,6 +85,8 @@ def test_show_takes_an_end_of_an_id(daemon: FakeDaemon, sealctl: Start, part: st
     request, _ = connection.request(Show)
     assert request.seal == ONE.id
     connection.answer(request, seal(state=State.RECALLED, deadline_in=12.5, reason="backup"))
+    waiting = ConflictPage(conflicts=[WAITING], total=1)
+    connection.answer(connection.request(Conflicts)[0], waiting)
     status, out, _ = running.result()
     rows = dict(row.split(maxsplit=1) for row in out.splitlines())
     assert status == 0
@@ -90,6 +94,7 @@ def test_show_takes_an_end_of_an_id(daemon: FakeDaemon, sealctl: Start, part: st
     assert rows["range"].strip() == "1M:64K (bytes 1048576 to 1114111)"
     assert rows["enforcers"].strip() == "fanotify, bpf"
     assert rows["deadline"].strip() == "in 12.5s"
+    assert rows["waiting"].strip() == "truncate by process 7 (dd), for 1s"
     assert rows["holder"].strip() == "4711 (server), uid 0, start 99"
     assert rows["file"].strip() == str(ONE.file)
 
@@ -108,9 +113,7 @@ def test_show_unknown_or_ambiguous(
 ) -> None:
     running = sealctl("show", prefix)
     connection = daemon.accept()
-    connection.answer(
-        connection.request(List)[0], SealPage(seals=[TWO, seal(id="6" * 24)])
-    )
+    connection.answer(connection.request(List)[0], SealPage(seals=[TWO, seal(id="6" * 24)]))
     if status == 4:  # of a seal that is over, then?
         request, _ = connection.request(History)
         assert request.wanted.part == prefix
