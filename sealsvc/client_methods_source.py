@@ -57,8 +57,9 @@ def _spelled(kind: object) -> str:
     if arms := get_args(kind):
         parts = [_spelled(arm) for arm in arms]
         origin = getattr(kind, "__origin__", None)
-        named = isinstance(origin, type)
-        return f"{origin.__name__}[{', '.join(parts)}]" if named else " | ".join(parts)
+        if isinstance(origin, type):
+            return f"{origin.__name__}[{', '.join(parts)}]"
+        return " | ".join(parts)
     assert isinstance(kind, type)
     return kind.__name__ if kind.__module__ == "builtins" else _place(kind)
 

@@ -53,7 +53,10 @@ from sealsvc.records import RegistryAnswer, RegistryRequest
 
 
 class Requirements(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What the holder's mapping must be; checked when it is validated (fsdax only)."""
+    """What the holder's mapping must be; checked when it is validated (fsdax only). `populate` asks
+    whether the pages are there, not whether they may be accessed: mapped PROT_NONE they pass. A
+    guard region (MADV_GUARD_INSTALL, since Linux 6.13) is no page that is there: `populate` finds
+    it, and without `populate` it passes."""
 
     map_sync: bool = False
     populate: bool = False
