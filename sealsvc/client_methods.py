@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from sealsvc import messages, model, overview, records
+from sealsvc.copies import requests as copies_requests
+from sealsvc.integrity import device_messages as integrity_device_messages
+from sealsvc.integrity import messages as integrity_messages
+from sealsvc import messages
+from sealsvc import model
+from sealsvc import overview
+from sealsvc import records
 
 T = TypeVar("T")
 
@@ -285,6 +291,64 @@ class Methods:
             only=only,
         )
 
+    def start_copy(
+        self,
+        *,
+        source: str | None = None,
+        destination: str | None = None,
+        below: list[str] | None = None,
+        offset: int = 0,
+        length: int | None = None,
+        to: int | None = None,
+        whole: bool = False,
+        throttle: int | None = None,
+        durable: bool = True,
+        verify: bool = False,
+        in_place: bool = False,
+        recall: bool = False,
+        seals: bool = True,
+        only: list[str] | None = None,
+        resume: str = "",
+        dry_run: bool = False,
+        key: str = "",
+    ) -> overview.JobInfo:
+        """Copy bytes between two files (docs/copies.md), which are two descriptors sent with the
+        request (source, destination; one alone: within that file), or, for operators, named by
+        paths. Offsets and lengths in bytes: `length` from `offset` on (null: to the source's end)
+        go to offset `to` (null: the same); `whole` makes the destination as long as the source.
+        `throttle` in bytes per second. `in_place`: the destination's extent map stays. `recall`:
+        seals on both files are recalled first. `seals` false: none are taken, and so no offload.
+        `only`: these strategies alone, with `plain` as the last resort. `resume`: the token of an
+        earlier result. `dry_run`: the job's result is the plan. With `below`, paths lie below one
+        of these directories. Answer: JobInfo; its result, once it has ended, is that of the
+        copy."""
+        return self._ask(
+            copies_requests.StartCopy,
+            overview.JobInfo,
+            source=source,
+            destination=destination,
+            below=below,
+            offset=offset,
+            length=length,
+            to=to,
+            whole=whole,
+            throttle=throttle,
+            durable=durable,
+            verify=verify,
+            in_place=in_place,
+            recall=recall,
+            seals=seals,
+            only=only,
+            resume=resume,
+            dry_run=dry_run,
+            key=key,
+        )
+
+    def copy_trust(self) -> copies_requests.CopyTrustReport:
+        """What was measured of strategies, and found in self-tests of offloads. Answer:
+        CopyTrustReport."""
+        return self._ask(copies_requests.CopyTrust, copies_requests.CopyTrustReport)
+
     def files(
         self,
         *,
@@ -392,6 +456,204 @@ class Methods:
             below=below,
             start=start,
             limit=limit,
+        )
+
+    def pi_profiles(self) -> integrity_messages.PiProfileList:
+        """The profiles there are. Answer: PiProfileList."""
+        return self._ask(integrity_messages.PiProfiles, integrity_messages.PiProfileList)
+
+    def pi_query(
+        self, *, path: str | None = None, seal: str | None = None
+    ) -> integrity_messages.PiAbility:
+        """What can check protection information of the file or block device at `path`, of the file
+        of `seal`, or of the descriptor that is sent with the request. Answer: PiAbility."""
+        return self._ask(
+            integrity_messages.PiQuery, integrity_messages.PiAbility, path=path, seal=seal
+        )
+
+    def pi_attach(
+        self,
+        seal: str,
+        profile: str,
+        *,
+        key: str = "",
+        tag: int = 0,
+        storage: int = 0,
+        secret: str = "",
+        writes: integrity_messages.Writes = integrity_messages.Writes.ANY,
+        at_grant: bool = False,
+        quiet: bool = False,
+    ) -> integrity_messages.PiAttachment:
+        """Generate tags of the sealed range and keep them from now on. `tag` and `storage` are what
+        those fields have; `secret` names a file in integrity.keys. `quiet`: the holder does not
+        write while they are generated, which declared writes need. `at_grant`: a later grant waits
+        for a verification of the range. Answer: PiAttachment."""
+        return self._ask(
+            integrity_messages.PiAttach,
+            integrity_messages.PiAttachment,
+            key=key,
+            seal=seal,
+            profile=profile,
+            tag=tag,
+            storage=storage,
+            secret=secret,
+            writes=writes,
+            at_grant=at_grant,
+            quiet=quiet,
+        )
+
+    def pi_detach(self, attachment: str, *, key: str = "") -> integrity_messages.PiAttachment:
+        """Forget an attachment and its tags. Answer: PiAttachment, as it was."""
+        return self._ask(
+            integrity_messages.PiDetach,
+            integrity_messages.PiAttachment,
+            key=key,
+            attachment=attachment,
+        )
+
+    def pi_attachments(self, *, path: str | None = None) -> integrity_messages.PiAttachmentList:
+        """Attachments that the asker may see; of `path` alone, if given. Answer:
+        PiAttachmentList."""
+        return self._ask(
+            integrity_messages.PiAttachments, integrity_messages.PiAttachmentList, path=path
+        )
+
+    def pi_verify(
+        self,
+        *,
+        key: str = "",
+        attachment: str | None = None,
+        seal: str | None = None,
+        range: model.ByteRange | None = None,
+        quiet: bool = False,
+    ) -> integrity_messages.PiReport:
+        """Compare the data with its tags. On a live seal whose holder may be writing, `quiet` says
+        that it does not; otherwise a block that differs is `unstable`. Answer: PiReport."""
+        return self._ask(
+            integrity_messages.PiVerify,
+            integrity_messages.PiReport,
+            key=key,
+            attachment=attachment,
+            seal=seal,
+            range=range,
+            quiet=quiet,
+        )
+
+    def pi_scrub(
+        self,
+        *,
+        key: str = "",
+        attachment: str | None = None,
+        seal: str | None = None,
+        range: model.ByteRange | None = None,
+        rate: int = 0,
+        restart: bool = False,
+        stop: bool = False,
+    ) -> integrity_messages.PiAttachment:
+        """Verify in the background, at most `rate` bytes in a second (0: that of the
+        configuration), from where an earlier scrub stopped unless `restart`; with `stop`, end one
+        that runs. Answer: PiAttachment, with its progress."""
+        return self._ask(
+            integrity_messages.PiScrub,
+            integrity_messages.PiAttachment,
+            key=key,
+            attachment=attachment,
+            seal=seal,
+            range=range,
+            rate=rate,
+            restart=restart,
+            stop=stop,
+        )
+
+    def pi_open(
+        self,
+        *,
+        key: str = "",
+        attachment: str | None = None,
+        seal: str | None = None,
+        range: model.ByteRange | None = None,
+    ) -> integrity_messages.PiReport:
+        """The holder is about to write the range: its tags count no more. Answer: PiReport."""
+        return self._ask(
+            integrity_messages.PiOpen,
+            integrity_messages.PiReport,
+            key=key,
+            attachment=attachment,
+            seal=seal,
+            range=range,
+        )
+
+    def pi_tag(
+        self,
+        *,
+        key: str = "",
+        attachment: str | None = None,
+        seal: str | None = None,
+        range: model.ByteRange | None = None,
+    ) -> integrity_messages.PiReport:
+        """The holder has written the range and is quiet: generate tags of what was opened. Suspect
+        blocks stay so. With a byte-stream profile: make a new PI of exactly this range. Answer:
+        PiReport."""
+        return self._ask(
+            integrity_messages.PiTag,
+            integrity_messages.PiReport,
+            key=key,
+            attachment=attachment,
+            seal=seal,
+            range=range,
+        )
+
+    def pi_bless(
+        self,
+        *,
+        key: str = "",
+        attachment: str | None = None,
+        seal: str | None = None,
+        range: model.ByteRange | None = None,
+    ) -> integrity_messages.PiReport:
+        """Take what suspect blocks hold now for good, and tag it. Answer: PiReport."""
+        return self._ask(
+            integrity_messages.PiBless,
+            integrity_messages.PiReport,
+            key=key,
+            attachment=attachment,
+            seal=seal,
+            range=range,
+        )
+
+    def pi_errors(
+        self, *, after: int = 0, limit: int = 20, wait: float = 0.0
+    ) -> integrity_messages.PiErrorPage:
+        """Errors after number `after`, the oldest first. When there is none, the answer waits up to
+        `wait` seconds until there is. Answer: PiErrorPage."""
+        return self._ask(
+            integrity_messages.PiErrors,
+            integrity_messages.PiErrorPage,
+            after=after,
+            limit=limit,
+            wait=wait,
+        )
+
+    def pi_path(self, *, seal: str | None = None) -> integrity_device_messages.PiPathInfo:
+        """What the device path can do for a file: the file of `seal`, or the one whose descriptor
+        is sent with the request. Answer: PiPathInfo."""
+        return self._ask(
+            integrity_device_messages.PiPath, integrity_device_messages.PiPathInfo, seal=seal
+        )
+
+    def pi_channel(
+        self, seal: str, *, bytes: int = 1048576, profile: str | None = None
+    ) -> integrity_device_messages.PiChannelInfo:
+        """Open a PI channel to the blocks of an exclusive seal, which the caller's own process
+        holds. `bytes` is the size of the memory that is shared for data and PI. With `profile`, a
+        channel is opened only when the device keeps that one. Answer: PiChannelInfo, with two
+        descriptors beside it: the channel's socket and its memory (docs/integrity-device.md)."""
+        return self._ask(
+            integrity_device_messages.PiChannel,
+            integrity_device_messages.PiChannelInfo,
+            seal=seal,
+            bytes=bytes,
+            profile=profile,
         )
 
 
@@ -675,6 +937,64 @@ class AsyncMethods:
             only=only,
         )
 
+    async def start_copy(
+        self,
+        *,
+        source: str | None = None,
+        destination: str | None = None,
+        below: list[str] | None = None,
+        offset: int = 0,
+        length: int | None = None,
+        to: int | None = None,
+        whole: bool = False,
+        throttle: int | None = None,
+        durable: bool = True,
+        verify: bool = False,
+        in_place: bool = False,
+        recall: bool = False,
+        seals: bool = True,
+        only: list[str] | None = None,
+        resume: str = "",
+        dry_run: bool = False,
+        key: str = "",
+    ) -> overview.JobInfo:
+        """Copy bytes between two files (docs/copies.md), which are two descriptors sent with the
+        request (source, destination; one alone: within that file), or, for operators, named by
+        paths. Offsets and lengths in bytes: `length` from `offset` on (null: to the source's end)
+        go to offset `to` (null: the same); `whole` makes the destination as long as the source.
+        `throttle` in bytes per second. `in_place`: the destination's extent map stays. `recall`:
+        seals on both files are recalled first. `seals` false: none are taken, and so no offload.
+        `only`: these strategies alone, with `plain` as the last resort. `resume`: the token of an
+        earlier result. `dry_run`: the job's result is the plan. With `below`, paths lie below one
+        of these directories. Answer: JobInfo; its result, once it has ended, is that of the
+        copy."""
+        return await self._ask(
+            copies_requests.StartCopy,
+            overview.JobInfo,
+            source=source,
+            destination=destination,
+            below=below,
+            offset=offset,
+            length=length,
+            to=to,
+            whole=whole,
+            throttle=throttle,
+            durable=durable,
+            verify=verify,
+            in_place=in_place,
+            recall=recall,
+            seals=seals,
+            only=only,
+            resume=resume,
+            dry_run=dry_run,
+            key=key,
+        )
+
+    async def copy_trust(self) -> copies_requests.CopyTrustReport:
+        """What was measured of strategies, and found in self-tests of offloads. Answer:
+        CopyTrustReport."""
+        return await self._ask(copies_requests.CopyTrust, copies_requests.CopyTrustReport)
+
     async def files(
         self,
         *,
@@ -784,4 +1104,204 @@ class AsyncMethods:
             below=below,
             start=start,
             limit=limit,
+        )
+
+    async def pi_profiles(self) -> integrity_messages.PiProfileList:
+        """The profiles there are. Answer: PiProfileList."""
+        return await self._ask(integrity_messages.PiProfiles, integrity_messages.PiProfileList)
+
+    async def pi_query(
+        self, *, path: str | None = None, seal: str | None = None
+    ) -> integrity_messages.PiAbility:
+        """What can check protection information of the file or block device at `path`, of the file
+        of `seal`, or of the descriptor that is sent with the request. Answer: PiAbility."""
+        return await self._ask(
+            integrity_messages.PiQuery, integrity_messages.PiAbility, path=path, seal=seal
+        )
+
+    async def pi_attach(
+        self,
+        seal: str,
+        profile: str,
+        *,
+        key: str = "",
+        tag: int = 0,
+        storage: int = 0,
+        secret: str = "",
+        writes: integrity_messages.Writes = integrity_messages.Writes.ANY,
+        at_grant: bool = False,
+        quiet: bool = False,
+    ) -> integrity_messages.PiAttachment:
+        """Generate tags of the sealed range and keep them from now on. `tag` and `storage` are what
+        those fields have; `secret` names a file in integrity.keys. `quiet`: the holder does not
+        write while they are generated, which declared writes need. `at_grant`: a later grant waits
+        for a verification of the range. Answer: PiAttachment."""
+        return await self._ask(
+            integrity_messages.PiAttach,
+            integrity_messages.PiAttachment,
+            key=key,
+            seal=seal,
+            profile=profile,
+            tag=tag,
+            storage=storage,
+            secret=secret,
+            writes=writes,
+            at_grant=at_grant,
+            quiet=quiet,
+        )
+
+    async def pi_detach(self, attachment: str, *, key: str = "") -> integrity_messages.PiAttachment:
+        """Forget an attachment and its tags. Answer: PiAttachment, as it was."""
+        return await self._ask(
+            integrity_messages.PiDetach,
+            integrity_messages.PiAttachment,
+            key=key,
+            attachment=attachment,
+        )
+
+    async def pi_attachments(
+        self, *, path: str | None = None
+    ) -> integrity_messages.PiAttachmentList:
+        """Attachments that the asker may see; of `path` alone, if given. Answer:
+        PiAttachmentList."""
+        return await self._ask(
+            integrity_messages.PiAttachments, integrity_messages.PiAttachmentList, path=path
+        )
+
+    async def pi_verify(
+        self,
+        *,
+        key: str = "",
+        attachment: str | None = None,
+        seal: str | None = None,
+        range: model.ByteRange | None = None,
+        quiet: bool = False,
+    ) -> integrity_messages.PiReport:
+        """Compare the data with its tags. On a live seal whose holder may be writing, `quiet` says
+        that it does not; otherwise a block that differs is `unstable`. Answer: PiReport."""
+        return await self._ask(
+            integrity_messages.PiVerify,
+            integrity_messages.PiReport,
+            key=key,
+            attachment=attachment,
+            seal=seal,
+            range=range,
+            quiet=quiet,
+        )
+
+    async def pi_scrub(
+        self,
+        *,
+        key: str = "",
+        attachment: str | None = None,
+        seal: str | None = None,
+        range: model.ByteRange | None = None,
+        rate: int = 0,
+        restart: bool = False,
+        stop: bool = False,
+    ) -> integrity_messages.PiAttachment:
+        """Verify in the background, at most `rate` bytes in a second (0: that of the
+        configuration), from where an earlier scrub stopped unless `restart`; with `stop`, end one
+        that runs. Answer: PiAttachment, with its progress."""
+        return await self._ask(
+            integrity_messages.PiScrub,
+            integrity_messages.PiAttachment,
+            key=key,
+            attachment=attachment,
+            seal=seal,
+            range=range,
+            rate=rate,
+            restart=restart,
+            stop=stop,
+        )
+
+    async def pi_open(
+        self,
+        *,
+        key: str = "",
+        attachment: str | None = None,
+        seal: str | None = None,
+        range: model.ByteRange | None = None,
+    ) -> integrity_messages.PiReport:
+        """The holder is about to write the range: its tags count no more. Answer: PiReport."""
+        return await self._ask(
+            integrity_messages.PiOpen,
+            integrity_messages.PiReport,
+            key=key,
+            attachment=attachment,
+            seal=seal,
+            range=range,
+        )
+
+    async def pi_tag(
+        self,
+        *,
+        key: str = "",
+        attachment: str | None = None,
+        seal: str | None = None,
+        range: model.ByteRange | None = None,
+    ) -> integrity_messages.PiReport:
+        """The holder has written the range and is quiet: generate tags of what was opened. Suspect
+        blocks stay so. With a byte-stream profile: make a new PI of exactly this range. Answer:
+        PiReport."""
+        return await self._ask(
+            integrity_messages.PiTag,
+            integrity_messages.PiReport,
+            key=key,
+            attachment=attachment,
+            seal=seal,
+            range=range,
+        )
+
+    async def pi_bless(
+        self,
+        *,
+        key: str = "",
+        attachment: str | None = None,
+        seal: str | None = None,
+        range: model.ByteRange | None = None,
+    ) -> integrity_messages.PiReport:
+        """Take what suspect blocks hold now for good, and tag it. Answer: PiReport."""
+        return await self._ask(
+            integrity_messages.PiBless,
+            integrity_messages.PiReport,
+            key=key,
+            attachment=attachment,
+            seal=seal,
+            range=range,
+        )
+
+    async def pi_errors(
+        self, *, after: int = 0, limit: int = 20, wait: float = 0.0
+    ) -> integrity_messages.PiErrorPage:
+        """Errors after number `after`, the oldest first. When there is none, the answer waits up to
+        `wait` seconds until there is. Answer: PiErrorPage."""
+        return await self._ask(
+            integrity_messages.PiErrors,
+            integrity_messages.PiErrorPage,
+            after=after,
+            limit=limit,
+            wait=wait,
+        )
+
+    async def pi_path(self, *, seal: str | None = None) -> integrity_device_messages.PiPathInfo:
+        """What the device path can do for a file: the file of `seal`, or the one whose descriptor
+        is sent with the request. Answer: PiPathInfo."""
+        return await self._ask(
+            integrity_device_messages.PiPath, integrity_device_messages.PiPathInfo, seal=seal
+        )
+
+    async def pi_channel(
+        self, seal: str, *, bytes: int = 1048576, profile: str | None = None
+    ) -> integrity_device_messages.PiChannelInfo:
+        """Open a PI channel to the blocks of an exclusive seal, which the caller's own process
+        holds. `bytes` is the size of the memory that is shared for data and PI. With `profile`, a
+        channel is opened only when the device keeps that one. Answer: PiChannelInfo, with two
+        descriptors beside it: the channel's socket and its memory (docs/integrity-device.md)."""
+        return await self._ask(
+            integrity_device_messages.PiChannel,
+            integrity_device_messages.PiChannelInfo,
+            seal=seal,
+            bytes=bytes,
+            profile=profile,
         )
