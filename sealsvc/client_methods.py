@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
+from sealsvc import messages, model, overview, records
 from sealsvc.copies import requests as copies_requests
 from sealsvc.integrity import device_messages as integrity_device_messages
 from sealsvc.integrity import messages as integrity_messages
-from sealsvc import messages
-from sealsvc import model
-from sealsvc import overview
-from sealsvc import records
 
 T = TypeVar("T")
 

@@ -107,13 +107,18 @@ def source() -> str:
             " /, **fields: Any\n    ) -> T:\n        raise NotImplementedError\n\n"
             + "\n".join(_method(kind, word, wait) for kind in requests())
         )
-    imports = "\n".join(_imported(name, module) for name, module in sorted(_used.items()))
-    return _HEAD.format(imports=imports) + "".join(parts)
+    return _HEAD.format(imports=_imports()) + "".join(parts)
 
 
-def _imported(name: str, module: str) -> str:
-    package, _, last = module.rpartition(".")
-    return f"from {package} import {last}" + (f" as {name}" if last != name else "")
+def _imports() -> str:
+    """Of the modules that are used, in the order that ruff wants."""
+    ours = [name for name, module in sorted(_used.items()) if module == f"sealsvc.{name}"]
+    lines = [f"from sealsvc import {', '.join(ours)}"]
+    for name, module in sorted(_used.items()):
+        if name not in ours:
+            package, _, last = module.rpartition(".")
+            lines.append(f"from {package} import {last} as {name}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
