@@ -26,5 +26,6 @@ async def _home() -> Response:
 
 
 def install(app: FastAPI) -> None:
-    app.add_api_route("/", _home, include_in_schema=False)
+    for path in ("/", "/dashboard"):  # the mount below serves what is behind the slash
+        app.add_api_route(path, _home, include_in_schema=False)
     app.mount("/dashboard", _Pages(directory=PAGES, html=True), name="dashboard")

@@ -17,7 +17,7 @@ from api.shares import Shares
 
 REQUEST_ID = ContextVar("request_id", default="")
 TRACE = "trace"  # in the state of a request that is traced: the trace's id
-_GIVEN = re.compile(rb"[A-Za-z0-9._-]{8,64}")
+_GIVEN = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 
 trail = logging.getLogger("sealsvc.api.trail")

@@ -229,6 +229,7 @@ FILES = FilePage(files=[FILE])
 HOLDER = HolderInfo(
     pid=4242,
     start_time=98765,
+    started_at=1767225600.0,
     uid=1000,
     comm="rdma-target",
     alive=True,

@@ -55,6 +55,7 @@ class HistoryQuery(PastQuery, frozen=True, kw_only=True):
     path: Name | None = None
     uid: Annotated[int, Meta(ge=0, le=2**32)] | None = None
     state: State | None = None
+    part: Annotated[str, Meta(pattern="^[0-9a-f]{1,24}$")] | None = None
 
 
 class TrailQuery(_Paged, frozen=True, kw_only=True):

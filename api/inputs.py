@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import msgspec
 from fastapi import Request
@@ -17,6 +18,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 MAX_BODY = 48 * 1024
 
 _PLACE = re.compile(r" - at `\$\.?(.*)`$")
+_WHOLE = re.compile(r"-?[0-9]+")
 _MISSING = re.compile(r"missing required field `(\w+)`")
 _WHY_REQUIRED = {
     "holder": "a REST caller cannot hold a seal itself, so `holder` {pid, fd?} must name the"
@@ -43,6 +45,14 @@ async def _read(request: Request) -> bytes:
     return bytes(data) or b"{}"
 
 
+def _is_whole(kind: Any) -> bool:
+    if get_origin(kind) is Annotated:
+        return _is_whole(get_args(kind)[0])
+    if get_origin(kind) in (Union, UnionType):
+        return any(_is_whole(arm) for arm in get_args(kind))
+    return kind is int
+
+
 def body(kind: type[T]) -> Callable[[Request], Awaitable[T]]:
     """A dependency: the JSON body as a `kind`. No body at all is an empty object."""
     decoder = msgspec.json.Decoder(kind)
@@ -61,12 +71,21 @@ def body(kind: type[T]) -> Callable[[Request], Awaitable[T]]:
 
 def query(kind: type[T]) -> Callable[[Request], Awaitable[T]]:
     """A dependency: the query string as a `kind`; each name at most once."""
+    numbers = {f.encode_name for f in msgspec.structs.fields(kind) if _is_whole(f.type)}
 
     async def read(request: Request) -> T:
         pairs = request.query_params.multi_items()
         given = dict(pairs)
         if len(given) != len(pairs):
             raise Refusal("bad-request", "query: a parameter is given more than once")
+        for name in numbers & given.keys():
+            # msgspec takes 1e3 and 1.0 for whole numbers.
+            if not _WHOLE.fullmatch(given[name]):
+                raise Refusal(
+                    "bad-request",
+                    f"query: {name}={given[name]!r} is not a whole number",
+                    {"field": name},
+                )
         try:
             return msgspec.convert(given, kind, strict=False)
         except msgspec.ValidationError as error:

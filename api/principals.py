@@ -28,6 +28,7 @@ from msgspec import Meta
 
 from api.access import Caller, Role
 from api.settings import SettingsError
+from sealsvc.toml_places import explained
 
 log = logging.getLogger("sealsvc.api")
 
@@ -129,17 +130,31 @@ def _hex(name: str, token: str) -> str:
     return match[1]
 
 
+def _refuse_bad_entries(path: Path, text: str, entries: object) -> None:
+    """One by one, so that the error can name the principal."""
+    if not isinstance(entries, dict):
+        return  # told of with the whole
+    for name, entry in entries.items():
+        try:
+            msgspec.convert(entry, Entry)
+        except msgspec.ValidationError as error:
+            told = explained(error, path, text, Entry, ("principal", name))
+            raise SettingsError(told) from None
+
+
 def read(path: Path) -> Known:
     """Raises SettingsError."""
     try:
         if path.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise SettingsError(f"{path}: others than its owner may write to it (chmod go-w)")
-        table = tomllib.loads(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
+        table = tomllib.loads(text)
+        _refuse_bad_entries(path, text, table.get("principal", {}))
         return Known(msgspec.convert(table, PrincipalsFile).principal)
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"{path}: {error}") from None
     except msgspec.ValidationError as error:
-        raise SettingsError(f"{path}: {error}") from None
+        raise SettingsError(explained(error, path, text, PrincipalsFile)) from None
     except SettingsError as error:
         raise SettingsError(
             f"{path}: {error}" if str(path) not in str(error) else str(error)

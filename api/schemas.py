@@ -28,7 +28,7 @@ from sealsvc.messages import (
     Return,
 )
 from sealsvc.overview import CheckPolicy, Coverage, Files, Holders, StartJob
-from sealsvc.protocol import Limit, Name
+from sealsvc.protocol import Limit, Name, Pid
 
 # These belong to the control connection, and to what the API itself says of its callers.
 _ENVELOPE = frozenset({"id", "v", "principal", "trace", "key", "only", "below"})
@@ -60,7 +60,7 @@ def _rest_of(
 class RestHolder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The process that holds the seal; `fd` is the number of its own descriptor of the file."""
 
-    pid: Annotated[int, Meta(ge=1)]
+    pid: Pid
     fd: Annotated[int, Meta(ge=0)] | None = None
 
 

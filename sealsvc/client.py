@@ -1,7 +1,8 @@
 """Python clients of the control socket: `Client` blocks, `AsyncClient` lives in an event loop.
 
 Both raise `Refusal` for the service's answers of "no", and `service-unavailable` when it is not
-there. Descriptors that come with an answer belong to the caller.
+there. Descriptors that come with an answer belong to the caller. A connection is its process's own:
+in a child of fork(2) every call raises RuntimeError.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ import select
 import socket
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import msgspec
 
 from sealsvc import wire
+from sealsvc.client_methods import AsyncMethods, Methods
 from sealsvc.errors import TABLE, Refusal
 from sealsvc.messages import (
     DEFAULT_SOCKET,
@@ -38,12 +40,19 @@ from sealsvc.messages import (
     Mapped,
     MappingReport,
     Push,
+    Recall,
     Registered,
     Result,
     Return,
     SealInfo,
     decode_from_service,
 )
+from sealsvc.model import IoMode
+
+if TYPE_CHECKING:
+    from sealsvc.held import AsyncHeld, Held
+
+T = TypeVar("T")
 
 
 def socket_path() -> str:
@@ -161,7 +170,25 @@ def _connect(path: str) -> socket.socket:
     return sock
 
 
-class Client:
+def _expected(reply: Reply, answer: type[T]) -> T:
+    if not isinstance(reply.result, answer):
+        for fd in reply.fds:
+            os.close(fd)
+        raise Refusal("internal", f"the service answered with {type(reply.result).__name__}")
+    return reply.result
+
+
+def _refuse_child(owner: int) -> None:
+    if os.getpid() != owner:
+        raise RuntimeError(f"this client is process {owner}'s: make one after fork(2)")
+
+
+def _opened(path: str | os.PathLike[str], terms: dict[str, Any]) -> int:
+    mode = os.O_RDONLY if terms.get("iomode") == IoMode.READ else os.O_RDWR
+    return os.open(path, mode | os.O_CLOEXEC | os.O_NOFOLLOW)
+
+
+class Client(Methods):
     """A blocking connection. Pushes that arrive while an answer is awaited are kept for `pushes`.
     Not thread-safe: one thread, one client."""
 
@@ -170,12 +197,14 @@ class Client:
         self.timeout = timeout
         self._ids = itertools.count(1)
         self._pushes: deque[Push] = deque()
+        self._owner = os.getpid()
         self._sock = _connect(self.path)
 
     def reconnect(self, patience: float = 0.0) -> None:
         """Connect anew to a service that was restarted, trying for `patience` seconds. Seals
         outlive it; have their recalls sent here by Reclaim."""
         deadline = time.monotonic() + patience
+        _refuse_child(self._owner)
         self._sock.close()
         while True:
             try:
@@ -200,6 +229,7 @@ class Client:
 
     def send(self, kind: type[AnyRequest], /, fds: Sequence[int] = (), **fields: Any) -> int:
         """Send a request without waiting; returns its id."""
+        _refuse_child(self._owner)
         request = kind(id=next(self._ids), **fields)
         try:
             _send(self._sock, request, fds)
@@ -241,6 +271,10 @@ class Client:
                 raise _raised(message)
             return Reply(message.result, received)
 
+    def _ask(self, kind: type[AnyRequest], answer: type[T], /, **fields: Any) -> T:
+        said = {name: value for name, value in fields.items() if value is not None}
+        return _expected(self.call(kind, **said), answer)
+
     def grant(self, fds: Sequence[int] = (), **fields: Any) -> Reply:
         return self.call(Grant, fds, **fields)
 
@@ -253,6 +287,35 @@ class Client:
         if not isinstance(result, MappingReport):
             raise TypeError(f"the answer is {type(result).__name__}, not a mapping report")
         return result
+
+    def hold(
+        self,
+        path: str | os.PathLike[str],
+        on_recall: Callable[[Recall], None] | None = None,
+        **terms: Any,
+    ) -> Held:
+        """Seal a file, with this process as the holder, until the end of a `with` block.
+
+        `terms` are fields of Grant (kind, offset, length, grace, ...). The file is opened here, so
+        that whoever may open it may seal it. `on_recall` is called in another thread, with each
+        Recall: stop using the mapping, and leave the block. Raises OSError when the file cannot be
+        opened, and Refusal."""
+        from sealsvc.held import Held
+
+        opened = _opened(path, terms)
+        own = Client(self.path, self.timeout)
+        try:
+            seal = own.grant([opened], **terms).seal
+        except BaseException:
+            own.close()
+            os.close(opened)
+            raise
+        return Held(own, opened, seal, on_recall)
+
+    def interrupt(self) -> None:
+        """End `pushes` in another thread, and the connection with it."""
+        with suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
 
     def pushes(self, timeout: float | None = None) -> Iterator[Push]:
         """Recalls and events as they arrive; ends after `timeout` seconds without one, or when
@@ -276,6 +339,7 @@ class Client:
                 yield message
 
     def _next(self, deadline: float | None) -> tuple[FromService, tuple[int, ...]]:
+        _refuse_child(self._owner)
         remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
         poller = select.poll()
         poller.register(self._sock, select.POLLIN)
@@ -297,7 +361,7 @@ class Client:
 _UNHEARD = 1024  # events that are kept while nobody reads
 
 
-class AsyncClient:
+class AsyncClient(AsyncMethods):
     """A connection owned by one event loop; many requests may be in flight.
 
     `async with AsyncClient() as client: reply = await client.call(Show, seal=...)`.
@@ -310,6 +374,7 @@ class AsyncClient:
         self._waiting: dict[int, asyncio.Future[Reply]] = {}
         self._watchers: set[asyncio.Queue[Push | None]] = set()
         self._unheard: list[Push] = []  # what came while nobody read
+        self._owner = os.getpid()
 
     @property
     def connected(self) -> bool:
@@ -344,6 +409,7 @@ class AsyncClient:
         timeout: float | None = 60.0,
         **fields: Any,
     ) -> Reply:
+        _refuse_child(self._owner)
         if self._sock is None:
             raise Refusal("service-unavailable", f"not connected to {self.path}")
         request = kind(id=next(self._ids), **fields)
@@ -361,6 +427,31 @@ class AsyncClient:
             raise _unavailable(self.path, error) from None
         finally:
             self._waiting.pop(request.id, None)
+
+    async def _ask(self, kind: type[AnyRequest], answer: type[T], /, **fields: Any) -> T:
+        said = {name: value for name, value in fields.items() if value is not None}
+        return _expected(await self.call(kind, **said), answer)
+
+    async def hold(
+        self,
+        path: str | os.PathLike[str],
+        on_recall: Callable[[Recall], Awaitable[None] | None] | None = None,
+        **terms: Any,
+    ) -> AsyncHeld:
+        """As Client.hold, for `async with await client.hold(path) as held`; `on_recall` is called
+        in the event loop, and may be a coroutine function."""
+        from sealsvc.held import AsyncHeld
+
+        opened = _opened(path, terms)
+        own = AsyncClient(self.path)
+        try:
+            await own.connect()
+            seal = (await own.call(Grant, [opened], **terms)).seal
+        except BaseException:
+            await own.close()
+            os.close(opened)
+            raise
+        return AsyncHeld(own, opened, seal, on_recall)
 
     def pushes(self, limit: int = 1024) -> AsyncIterator[Push]:
         """Recalls and events since the connection was made, or since somebody else began to read

@@ -5,16 +5,27 @@ from __future__ import annotations
 import hashlib
 import os
 import pwd
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
 from sealsvc.messages import DEFAULT_SOCKET
+from sealsvc.toml_places import explained, placed
 
 # In the order in which they are best tried; pin has hazards: docs/pin.md.
 ENFORCERS = ("bpf", "fanotify", "lease", "pin")
+
+# What policy.accept_risks may name: the gaps that enforcers and the host tell of.
+RISKS = frozenset(
+    {
+        *("all", "ext4-move-ext", "ext4-swap-boot", "ext4-inode-flags", "xfs-swapext"),
+        *("overlay-truncate", "loop-device", "nfs-truncate", "holder-operations"),
+        "page-references",
+    }
+)
 
 Seconds = Annotated[float, Meta(gt=0)]
 Days = Annotated[float, Meta(gt=0)]
@@ -34,7 +45,7 @@ class ServiceSection(Section, frozen=True):
     idempotency: Seconds = 600.0
     workers: Count = 8
     ring_spin: Annotated[int, Meta(ge=0, le=1000)] = 0
-    log_level: str = "info"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @property
     def keeper_path(self) -> str:
@@ -121,7 +132,7 @@ class Config(Section, frozen=True):
 
 
 class ConfigError(Exception):
-    """The configuration cannot be used; the text names the key."""
+    """The configuration cannot be used; the text names file, line and key."""
 
 
 def load(path: Path | None) -> Config:
@@ -133,40 +144,47 @@ def load(path: Path | None) -> Config:
     return parse(data, path)
 
 
-def _numbered(config: Config, path: Path | None) -> Config:
+def parse(data: bytes, path: Path | None) -> Config:
+    """The same of text that was read already; `path` is named in errors."""
+    file = path or "the configuration"
+    try:
+        text = data.decode()
+        config = msgspec.toml.decode(data, type=Config)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: {error}") from error
+    except msgspec.DecodeError as error:
+        raise ConfigError(explained(error, file, text, Config)) from error
+
+    def wrong(key: str, what: str) -> ConfigError:
+        return ConfigError(placed(file, text, key.split("."), what))
+
+    config = _numbered(config, wrong)
+    for root in config.policy.roots:
+        if not os.path.isabs(root):
+            raise wrong("policy.roots", f"{root!r} is not an absolute path")
+    directory = config.registry.directory
+    if directory and not os.path.isabs(directory):
+        raise wrong("registry.directory", f"{directory!r} is not an absolute path")
+    if unknown := set(config.enforcers.use) - set(ENFORCERS):
+        told = f"unknown {', '.join(sorted(unknown))}; choose from {', '.join(ENFORCERS)}"
+        raise wrong("enforcers.use", told)
+    if unknown := set(config.policy.accept_risks) - RISKS:
+        told = f"unknown {', '.join(sorted(unknown))}; choose from {', '.join(sorted(RISKS))}"
+        raise wrong("policy.accept_risks", told)
+    if override := os.environ.get("SEALSVC_SOCKET"):
+        config = msgspec.structs.replace(
+            config, service=msgspec.structs.replace(config.service, socket=override)
+        )
+    return config
+
+
+def _numbered(config: Config, wrong: Callable[[str, str], ConfigError]) -> Config:
     """With numbers for the names of operators."""
     numbers: list[int | str] = []
     for user in config.policy.operators:
         try:
             numbers.append(user if isinstance(user, int) else pwd.getpwnam(user).pw_uid)
         except KeyError:
-            raise ConfigError(f"{path}: policy.operators: there is no user {user!r}") from None
+            raise wrong("policy.operators", f"there is no user {user!r}") from None
     policy = msgspec.structs.replace(config.policy, operators=numbers)
     return msgspec.structs.replace(config, policy=policy)
-
-
-def parse(data: bytes, path: Path | None) -> Config:
-    """The same of text that was read already; `path` is named in errors."""
-    try:
-        config = msgspec.toml.decode(data, type=Config)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {error}") from error
-    config = _numbered(config, path)
-    for root in config.policy.roots:
-        if not os.path.isabs(root):
-            raise ConfigError(f"{path}: policy.roots: {root!r} is not an absolute path")
-    if config.registry.directory and not os.path.isabs(config.registry.directory):
-        raise ConfigError(
-            f"{path}: registry.directory: {config.registry.directory!r} is not an absolute path"
-        )
-    unknown = set(config.enforcers.use) - set(ENFORCERS)
-    if unknown:
-        raise ConfigError(
-            f"{path}: enforcers.use: unknown {', '.join(sorted(unknown))};"
-            f" choose from {', '.join(ENFORCERS)}"
-        )
-    if override := os.environ.get("SEALSVC_SOCKET"):
-        config = msgspec.structs.replace(
-            config, service=msgspec.structs.replace(config.service, socket=override)
-        )
-    return config

@@ -62,11 +62,13 @@ class Desk:
                 return views.holders(service.seen(peer), request)
             case ShowJob() | CancelJob() if self.jobs.owner(request.job) == peer.uid:
                 return await self._job(request)
-        if not service.policy.is_operator(peer):
+        operator = service.policy.is_operator(peer)
+        if isinstance(request, Conflicts):
+            waiting = service.recaller.waiting.values()
+            return views.conflicts(waiting, request, None if operator else peer.uid)
+        if not operator:
             raise Refusal("denied", f"uid {peer.uid} is not an operator", {"uid": peer.uid})
         match request:
-            case Conflicts():
-                return views.conflicts(service.recaller.waiting.values(), request)
             case Alarms():
                 return self.alarms.page(request)
             case AcknowledgeAlarm():

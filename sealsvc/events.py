@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sealsvc import wire
+from sealsvc.display import printable
 from sealsvc.messages import EVENTS, Event, EventPage
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,8 @@ class EventLog:
         self._kept.append(event)
         if name in ("alarm", "drift"):
             fields = {"SEALSVC_SEAL": seal or "", "SEALSVC_EVENT": name}
-            log.error("%s: seal %s: %s", name, seal, data, extra={"fields": fields})
+            about = f" of seal {seal} on {printable(path or '?')}" if seal else ""
+            log.error("%s%s: %s", name, about, printable(_sentence(data)), extra={"fields": fields})
         for watcher in tuple(self._watchers):
             watcher(event)
 
@@ -70,3 +72,10 @@ class EventLog:
 
     def unwatch(self, watcher: Callable[[Event], None]) -> None:
         self._watchers.discard(watcher)
+
+
+def _sentence(data: dict[str, Any]) -> str:
+    """Of an alarm its reason, of a drift its place."""
+    if (drift := data.get("drift")) is not None:
+        return f"at offset {drift.logical} the map had {drift.expected}, and has {drift.found}"
+    return str(data.get("reason", data))

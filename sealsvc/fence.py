@@ -149,7 +149,7 @@ class Fencing:
         maps the range any more; until then the promise holds."""
         seal.exited.set()
         if may(seal, Step.HOLDER_EXIT):
-            self.life.step(seal, Step.HOLDER_EXIT, "the holder exited")
+            self.life.step(seal, Step.HOLDER_EXIT, f"process {seal.process.holder.pid} has ended")
 
     def forgotten(self, seal: Seal) -> None:
         """The holder said that it knows no such seal: keep looking until nothing is mapped."""

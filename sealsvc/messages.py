@@ -36,13 +36,27 @@ from sealsvc.protocol import MAX_FDS as MAX_FDS
 from sealsvc.protocol import MAX_MESSAGE as MAX_MESSAGE
 from sealsvc.protocol import VERSION as VERSION
 from sealsvc.protocol import Keyed as Keyed
-from sealsvc.protocol import Length, Limit, Name, Offset, Request, RequestId, RingNumber, Seconds
+from sealsvc.protocol import (
+    Length,
+    Limit,
+    Name,
+    Offset,
+    Pid,
+    Request,
+    RequestId,
+    RingNumber,
+    Seconds,
+    Uid,
+)
 from sealsvc.protocol import SealId as SealId
 from sealsvc.records import RegistryAnswer, RegistryRequest
 
 
 class Requirements(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What the holder's mapping must be; checked when it is validated (fsdax only)."""
+    """What the holder's mapping must be; checked when it is validated (fsdax only). `populate` asks
+    whether the pages are there, not whether they may be accessed: mapped PROT_NONE they pass. A
+    guard region (MADV_GUARD_INSTALL, since Linux 6.13) is no page that is there: `populate` finds
+    it, and without `populate` it passes."""
 
     map_sync: bool = False
     populate: bool = False
@@ -54,7 +68,7 @@ class HolderSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     the number `fd` of that process's own descriptor of the file; or, with `pidfd` true, by a
     pidfd that is the last descriptor sent with the request (a child of the caller's user)."""
 
-    pid: Annotated[int, Meta(ge=1, lt=2**31)] | None = None
+    pid: Pid | None = None
     fd: Annotated[int, Meta(ge=0, lt=2**31)] | None = None
     pidfd: bool = False
 
@@ -206,8 +220,8 @@ class List(Request, frozen=True, tag="list"):
 
     path: Name | None = None
     state: State | None = None
-    pid: int | None = None
-    uid: int | None = None
+    pid: Pid | None = None
+    uid: Uid | None = None
     kind: Kind | None = None
     tag: str | None = None
     owner: str | None = None
@@ -242,7 +256,7 @@ class RecallSeals(Keyed, frozen=True, tag="recall"):
     range: ByteRange | None = None
     below: list[Name] | None = None
     filesystem: Name | None = None
-    pid: int | None = None
+    pid: Pid | None = None
     all: bool = False
     any: Annotated[int, Meta(ge=1)] | None = None
     grace: Seconds | None = None

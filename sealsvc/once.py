@@ -67,12 +67,12 @@ class Once:
         if found := self._find(user, request.key):
             if found.digest != digest:
                 raise Refusal(
-                    "bad-request", f"the key {request.key!r} belongs to a different request"
+                    "bad-request", "this idempotency key was used with a different request"
                 )
             if found.result is None:
                 raise Refusal(
                     "try-later",
-                    f"the first request with the key {request.key!r} is still under way",
+                    "the first request with this idempotency key is still under way",
                     retry_after=0.1,
                 )
             return found.result, True

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from sealsvc.model import FileId, Operation
-from sealsvc.protocol import Keyed, Limit, Name, Request
+from sealsvc.protocol import Keyed, Limit, Name, Pid, Request
 
 JobId = Annotated[str, Meta(pattern="^[0-9a-f]{16}$")]
 FileKey = Annotated[str, Meta(pattern=r"^[0-9]{1,20}-[0-9]{1,20}-[0-9]{1,10}$")]
@@ -35,12 +35,13 @@ class Files(_Overview, frozen=True, kw_only=True, tag="files"):
 class Holders(_Overview, frozen=True, kw_only=True, tag="holders"):
     """Processes with live seals, in order of pid, after pid `after`. Answer: HolderPage."""
 
-    pid: int | None = None
-    after: int | None = None
+    pid: Pid | None = None
+    after: Annotated[int, Meta(ge=0)] | None = None
 
 
 class Conflicts(_Overview, frozen=True, kw_only=True, tag="conflicts"):
-    """Operations that wait for a seal at this moment, the longest first. Answer: ConflictPage."""
+    """Operations that wait for a seal at this moment, the longest first; of the asking user alone,
+    unless it is an operator. Answer: ConflictPage."""
 
 
 class Alarms(_Overview, frozen=True, kw_only=True, tag="alarms"):
@@ -149,11 +150,14 @@ class FilePage(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=
 
 
 class HolderInfo(Sealed, frozen=True, kw_only=True):
+    """`start_time` as in Holder; `started_at` is that in seconds of the Unix epoch."""
+
     pid: int
     start_time: int
     uid: int
     comm: str
     alive: bool
+    started_at: float | None = None
 
 
 class HolderPage(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="holders"):

@@ -22,6 +22,8 @@ RequestId = Annotated[int, Meta(ge=0, le=2**53)]
 Name = Annotated[str, Meta(min_length=1, max_length=4096)]
 # traceparent of W3C Trace Context, of the only version there is.
 Trace = Annotated[str, Meta(pattern="^(00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2})?$")]
+Pid = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+Uid = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 RingNumber = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 Limit = Annotated[int, Meta(ge=1, le=1000)]
 

@@ -6,6 +6,7 @@ What happens at the deadline is fence.py's; how a seal is given back, returns.py
 from __future__ import annotations
 
 import errno
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -13,6 +14,7 @@ import msgspec
 
 from sealsvc import clock, faults, rules
 from sealsvc.config import PolicySection
+from sealsvc.display import printable
 from sealsvc.enforce import Outcome, Report
 from sealsvc.errors import Refusal
 from sealsvc.fence import Fencing
@@ -22,6 +24,8 @@ from sealsvc.model import ByteRange, Conflict, Kind, Operation, State
 from sealsvc.policy import longest_recall
 from sealsvc.seals import Seal, SealTable
 from sealsvc.states import Step, after
+
+log = logging.getLogger(__name__)
 
 _MOST_REPEATED = 256  # kinds of refused operations that are told apart between two ticks
 _PRESSURE_PAUSE = 10.0  # seconds between two requests to the same effect
@@ -103,8 +107,11 @@ class Recaller:
         if report.outcome is Outcome.HELD:
             ids, path = [seal.id for seal in met], met[0].path if met else ""
             self.waiting[key] = Waiting(enforcer, report, ids, path, clock.now())
+        fresh = [seal for seal in met if seal.state is not State.RECALLED]
         for seal in met:
             self._met(seal, report)
+        if report.outcome is Outcome.HELD and fresh:
+            _log_wait(report.operation, fresh)
 
     def _publish_conflict(self, report: Report, met: list[Seal], **more: int) -> None:
         if report.error == errno.EAGAIN:
@@ -317,3 +324,20 @@ def wanted_of(seal: Seal, operation: Operation | None, part: ByteRange | None = 
                 part = ByteRange(operation.offset, end - operation.offset)
         part = part and part.rounded(seal.filesystem.block_size)
     return (part and seal.range.clipped(part)) or seal.range
+
+
+def _log_wait(operation: Operation, recalled: list[Seal]) -> None:
+    """One line, when an operation begins a recall: from there whoever looks why a process hangs
+    goes on."""
+    seal = recalled[0]
+    holder = seal.process.holder
+    log.info(
+        "%s of %s by process %d (%s) waits for seal %s%s of process %d (%s)%s, due in %.1f s,"
+        " fence %s: sealctl why %d",
+        *(operation.name, printable(seal.path), operation.pid, printable(operation.comm)),
+        *(seal.id, f" and {len(recalled) - 1} more" if len(recalled) > 1 else ""),
+        *(holder.pid, printable(holder.comm)),
+        f", tag {printable(seal.request.tag)}" if seal.request.tag else "",
+        *(max(0.0, (seal.deadline or 0.0) - clock.now()), seal.request.fence, operation.pid),
+        extra={"fields": {"SEALSVC_SEAL": seal.id, "SEALSVC_EVENT": "conflict"}},
+    )

@@ -10,20 +10,22 @@ import msgspec
 from msgspec import Meta
 
 from sealsvc.model import ByteRange, FileId
-from sealsvc.protocol import Limit, Request, SealId
+from sealsvc.protocol import Limit, Pid, Request, SealId, Uid
 
 
 class SealFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Null asks for any. `pid` and `uid` are the holder's; `since` and `until` choose the seals
-    that lived at some time between. Device and inode tell the file, whatever its generation."""
+    that lived at some time between; `part` is the beginning or the
+    end of an id. Device and inode tell the file, whatever its generation."""
 
     path: str | None = None
     file: FileId | None = None
-    pid: int | None = None
-    uid: int | None = None
+    pid: Pid | None = None
+    uid: Uid | None = None
     state: str | None = None
     since: float | None = None
     until: float | None = None
+    part: Annotated[str, Meta(pattern="^[0-9a-f]{1,24}$")] | None = None
 
 
 # What the registry is asked. Who is no operator is told of its own seals alone.
@@ -57,7 +59,7 @@ class PastConflicts(_Between, frozen=True, kw_only=True, tag="past-conflicts"):
     """Operations that met a seal (or `seal`), the newest first. Answer: ConflictHistory."""
 
     seal: SealId | None = None
-    pid: int | None = None
+    pid: Pid | None = None
 
 
 class MapChanges(Request, frozen=True, tag="map-changes"):

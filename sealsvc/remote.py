@@ -9,6 +9,7 @@ import json
 import os
 import ssl
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
@@ -90,12 +91,33 @@ TRACE_VARIABLE = "TRACEPARENT"  # as OpenTelemetry hands a trace to a command
 _decode = msgspec.json.Decoder(Result).decode
 
 
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """Files in PEM: the authorities of the API's certificate (None: the system's), and what to show
+    of our own (`key` None: it is in `cert`)."""
+
+    cacert: str | None = None
+    cert: str | None = None
+    key: str | None = None
+
+    def context(self) -> ssl.SSLContext:
+        """Raises Refusal bad-request for files that are none of these."""
+        try:
+            made = ssl.create_default_context(cafile=self.cacert)
+            if self.cert is not None:
+                made.load_cert_chain(self.cert, self.key)
+        except OSError as error:  # ssl.SSLError is one
+            files = ", ".join(filter(None, (self.cacert, self.cert, self.key)))
+            raise Refusal("bad-request", f"{files}: {error}") from None
+        return made
+
+
 class RemoteClient(Client):
     """`url` is http://HOST:PORT, https://HOST:PORT, and the token is in SEALSVC_TOKEN: arguments
     can be read by everybody, an environment by its owner alone."""
 
-    def __init__(self, url: str, timeout: float | None = 60.0) -> None:
-        self.path, self.timeout = url, timeout
+    def __init__(self, url: str, timeout: float | None = 60.0, tls: Tls | None = None) -> None:
+        self.path, self.timeout, self._tls = url, timeout, tls or Tls()
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise Refusal("bad-request", f"{url!r} is not the URL of a sealsvc-api")
@@ -106,7 +128,7 @@ class RemoteClient(Client):
     def _connect(self, timeout: float | None) -> http.client.HTTPConnection:
         host, port = self._parts.hostname or "", self._parts.port
         if self._parts.scheme == "https":
-            context = ssl.create_default_context()
+            context = self._tls.context()
             return http.client.HTTPSConnection(host, port, timeout=timeout, context=context)
         return http.client.HTTPConnection(host, port, timeout=timeout)
 
@@ -146,10 +168,10 @@ class RemoteClient(Client):
         if method == "GET" and rest:
             path += "?" + urlencode({n: "true" if v is True else v for n, v in rest.items()})
         body = msgspec.json.encode(rest) if method == "POST" else None
-        answer = self._ask(self._connection, method, path, body, headers)
+        answer = self._request(self._connection, method, path, body, headers)
         return Reply(_decode(answer.read()))
 
-    def _ask(
+    def _request(
         self,
         connection: http.client.HTTPConnection,
         method: str,
@@ -181,7 +203,7 @@ class RemoteClient(Client):
     def _watch(self, since: int | None) -> Watching:
         connection = self._connect(None)
         path = "/v1/events" + ("" if since is None else f"?since={since}")
-        self._stream = self._ask(connection, "GET", path, None, {})
+        self._stream = self._request(connection, "GET", path, None, {})
         run, _, seq = self._opening().rpartition(".")
         return Watching(seq=int(seq or 0), gap=False, run=run)
 

@@ -58,7 +58,10 @@ class Returns:
             faults.point("return:proven")
             self.counters["returns"] += 1
             # Of a holder that is gone it is no return: whoever asked has had it proven.
-            self.life.step(seal, Step.RETURN if may(seal, Step.RETURN) else Step.PROVEN, reason)
+            if may(seal, Step.RETURN):
+                self.life.step(seal, Step.RETURN, reason)
+            else:
+                self.life.step(seal, Step.PROVEN, reason or seal.reason)
 
     async def give_back_part(self, seal: Seal, part: ByteRange) -> None:
         """The part must be at an end of the seal's range. A block that it shares with the rest

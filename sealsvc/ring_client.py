@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 from sealsvc.client import socket_path
 from sealsvc.extents import ExtentMap
-from sealsvc.model import IoMode, State
+from sealsvc.model import IoMode, Preparation, State
 from sealsvc.native import ffi, lib, rows_of
 from sealsvc.native_headers import STATES
 
@@ -195,9 +196,11 @@ class RingClient:
         conflict: str = "wait",
         fence: str = "none",
         tag: str = "",
+        prepare: Sequence[Preparation | str] = (),
     ) -> int:
-        """The file's index. `fd` stays the caller's."""
-        texts = [ffi.new("char[]", text.encode()) for text in (kind, conflict, fence, tag)]
+        """The file's index. `fd` stays the caller's. `prepare` is what may be done to it first."""
+        steps = json.dumps([str(step) for step in prepare])
+        texts = [ffi.new("char[]", text.encode()) for text in (kind, conflict, fence, tag, steps)]
         options = ffi.new(
             "struct seal_file_options *",
             {
@@ -210,6 +213,7 @@ class RingClient:
                 "conflict": texts[1],
                 "fence": texts[2],
                 "tag": texts[3],
+                "prepare": texts[4],
             },
         )
         return self._told(lib.seal_register(self.handle, fd, options), "seal_register")

@@ -147,7 +147,9 @@ TRANSITIONS: _Table = {
     **_ends(Step.RETURN, *LIVE - {_S.ORPHANED}),
     **_ends(Step.FORGET, *LIVE - {_S.ORPHANED}),
     **_ends(Step.EXPIRE, *_USED, _S.COURTESY, _S.RECALLED),
-    **_ends(Step.PROVEN, _S.FENCING, _S.FENCE_FAILED, _S.ORPHANED),
+    **_ends(Step.PROVEN, _S.FENCING, _S.FENCE_FAILED),
+    # Nothing was taken from the holder: by ending it closed and unmapped everything itself.
+    (_S.ORPHANED, Step.PROVEN): Transition(_S.RETURNED, (_A.RELEASE,)),
     (_S.RECALLED, Step.FENCE): Transition(_S.FENCING, (_A.SIGNAL,)),
     (_S.LOST, Step.FENCE): Transition(_S.FENCING, (_A.SIGNAL,)),
     (_S.FENCING, Step.ESCALATE): Transition(_S.FENCING, (_A.KILL,)),

@@ -4,6 +4,8 @@ Each page walks the whole table, which is memory: for people and dashboards, not
 
 from __future__ import annotations
 
+import os
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -55,7 +57,9 @@ def chosen(seals: Iterable[Seal], request: List) -> list[Seal]:
         tests.append(lambda seal: lies_below(seal.path, below))
     if (text := request.search) is not None:
         tests.append(lambda seal: _mentions(seal, text.lower()))
-    return [seal for seal in seals if all(test(seal) for test in tests)]
+    for test in tests:
+        seals = filter(test, seals)
+    return list(seals)
 
 
 def _mentions(seal: Seal, text: str) -> bool:
@@ -119,8 +123,16 @@ def _holder(seals: list[Seal]) -> HolderInfo:
         uid=holder.uid,
         comm=holder.comm,
         alive=not newest.exited.is_set(),
+        started_at=_since_epoch(holder.start_time),
         **_together(seals),
     )
+
+
+def _since_epoch(ticks: int) -> float:
+    """Of a time in clock ticks since boot (proc_pid_stat(5), starttime; since v5.5 of
+    CLOCK_BOOTTIME)."""
+    booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    return booted + ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _together(seals: list[Seal]) -> dict[str, Any]:
@@ -138,9 +150,15 @@ def _cut(found: list[T], limit: int) -> tuple[list[T], T | None]:
     return page, page[-1] if len(found) > len(page) else None
 
 
-def conflicts(waiting: Iterable[Waiting], request: Conflicts) -> ConflictPage:
+def conflicts(waiting: Iterable[Waiting], request: Conflicts, uid: int | None) -> ConflictPage:
+    """`uid`: only operations of this user."""
     now, below = clock.now(), request.below
-    found = [w for w in waiting if below is None or lies_below(w.path, below)]
+    found = [
+        w
+        for w in waiting
+        if (below is None or lies_below(w.path, below))
+        and (uid is None or w.report.operation.uid == uid)
+    ]
     found.sort(key=lambda w: w.since)
     return ConflictPage(
         conflicts=[

@@ -21,6 +21,10 @@ const app = {
   get name() { return session?.name; },
   may: (action) => session?.actions.includes(action) ?? false,
   refresh: () => draw(),
+  // What cannot be taken back is asked first, with what it will do.
+  async asks(question, label, done, work) {
+    if (await confirmed(question, label)) await app.does(done, work);
+  },
   async does(done, work) {
     try {
       await work();
@@ -32,6 +36,18 @@ const app = {
   },
 };
 
+function confirmed(question, label) {
+  return new Promise((settled) => {
+    const dialog = h("dialog", { "aria-labelledby": "question", onclose: () => {
+      settled(dialog.returnValue === "yes");
+      dialog.remove();
+    } }, h("p", { id: "question" }, question), h("form", { method: "dialog", class: "answers" },
+      h("button", { value: "no", autofocus: true }, "Cancel"), h("button", { value: "yes", class: "danger" }, label)));
+    document.body.append(dialog);
+    dialog.showModal();
+  });
+}
+
 function say(text) {
   const shown = plain(text);
   at("said").textContent = shown;
@@ -40,7 +56,7 @@ function say(text) {
 
 function tellLink(how) {
   at("link").className = `link ${how}`;
-  at("link").textContent = how === "live" ? "live" : "reconnecting";
+  at("link").textContent = how === "live" ? "live" : how === "connecting" ? "connecting" : "reconnecting";
 }
 
 function banner(text) {
@@ -55,7 +71,7 @@ async function draw() {
   const view = detail ? DETAILS[page] : PAGES[page ?? ""];
   let nodes;
   try {
-    if (!view) throw new Refused({ detail: "There is no such page.", status: 404 });
+    if (!view) throw new Refused({ code: "no-such-page", detail: "There is no such page.", advice: "The pages that there are stand above.", status: 404 });
     nodes = await view(app, detail);
     banner("");
   } catch (error) {
@@ -106,10 +122,8 @@ function login(problem) {
   close();
   setCsrf(null);
   banner("");
-  at("nav").hidden = at("logout").hidden = true;
+  at("nav").hidden = at("logout").hidden = at("link").hidden = true;
   at("who").textContent = "";
-  tellLink("lost");
-  at("link").textContent = "not connected";
   const token = h("input", { id: "token", type: "password", autocomplete: "current-password", required: true });
   shown = null;
   main.replaceChildren(h("form", { class: "login", onsubmit: async (event) => {
@@ -127,7 +141,7 @@ function login(problem) {
 function begin(found) {
   session = found;
   setCsrf(found.csrf);
-  at("nav").hidden = at("logout").hidden = false;
+  at("nav").hidden = at("logout").hidden = at("link").hidden = false;
   at("who").textContent = `${found.name} (${found.role})`;
   open(tellLink);
   draw();

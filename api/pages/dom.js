@@ -30,11 +30,29 @@ export function table(caption, columns, rows, empty = "None.") {
   if (!rows.length) return h("div", { class: "scroll" }, h("p", { class: "empty" }, empty));
   const head = columns.map(([name, kind]) => h("th", { scope: "col", class: kind }, name));
   const body = rows.map((cells) => h("tr", {}, cells.map((cell, i) => {
-    const kind = columns[i][1];
-    return cell instanceof HTMLTableCellElement ? cell : h("td", { class: kind }, cell);
+    const [name, kind] = columns[i];
+    // On a phone each row is a card, and the name stands before its value.
+    return cell instanceof HTMLTableCellElement ? cell : h("td", { class: kind, "data-name": name }, cell);
   })));
   return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption },
     h("table", {}, h("caption", {}, caption), h("thead", {}, h("tr", {}, head)), h("tbody", {}, body)));
+}
+
+// A long table in pages, kept while the page is drawn anew. `key` names it; `app.refresh` turns a page.
+const turned = new Map();
+const EACH = 100;
+
+export function paged(key, app, found, draw) {
+  const last = Math.max(0, Math.ceil(found.length / EACH) - 1);
+  const at = Math.min(turned.get(key) ?? 0, last);
+  const shown = draw(found.slice(at * EACH, (at + 1) * EACH));
+  if (last === 0 && !found.more) return shown;
+  // From where it is by then: two clicks may come between two pictures.
+  const turn = (by) => () => { turned.set(key, Math.min(last, Math.max(0, (turned.get(key) ?? 0) + by))); app.refresh(); };
+  return [shown, h("nav", { class: "pages", "aria-label": `Pages of ${key}` },
+    h("button", { type: "button", disabled: at === 0, "aria-label": `Previous page of ${key}`, onclick: turn(-1) }, "Previous"),
+    h("span", { role: "status" }, `${at * EACH + 1} to ${Math.min(found.length, (at + 1) * EACH)} of ${found.length}${found.more ? ", and there are more: narrow the search" : ""}`),
+    h("button", { type: "button", disabled: at === last, "aria-label": `Next page of ${key}`, onclick: turn(1) }, "Next"))];
 }
 
 export const state = (name) => h("span", { class: `state ${name}` }, name);

@@ -39,16 +39,22 @@ export function extentMap(recorded, present, seals) {
 const signature = (e) => `${e.logical}:${e.physical}:${e.length}`;
 
 export function histogram(title, found) {
-  const H = 120, TOP = 10, BOTTOM = 24, total = found.counts.reduce((a, b) => a + b, 0);
-  const high = Math.max(1, ...found.counts), step = W / found.counts.length;
+  const total = found.counts.reduce((a, b) => a + b, 0);
+  // Only the bounds between which something was seen, and one on either side: bars wide enough to read.
+  const seen = found.counts.flatMap((count, i) => count ? [i] : []);
+  const from = Math.max(0, (seen[0] ?? 0) - 1), to = Math.min(found.counts.length, (seen.at(-1) ?? 4) + 2);
+  const counts = found.counts.slice(from, to), bounds = found.bounds.slice(from, to);
+  const W = 300, H = 130, TOP = 18, BOTTOM = 24;
+  const high = Math.max(1, ...counts), step = W / counts.length, every = Math.ceil(counts.length / 5);
   const label = total
     ? `${title}: ${total} in all, half within ${duration(quantile(found, 0.5))}, 99 % within ${duration(quantile(found, 0.99))}`
     : `${title}: none yet`;
   const picture = s("svg", { class: "picture", viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": label },
-    found.counts.map((count, i) => s("rect", { class: "bar", x: i * step + 2, width: step - 4,
+    counts.map((count, i) => [s("rect", { class: "bar", x: i * step + 2, width: step - 4,
       y: H - BOTTOM - (count / high) * (H - TOP - BOTTOM), height: (count / high) * (H - TOP - BOTTOM) },
-      s("title", {}, `${count} within ${i < found.bounds.length ? duration(found.bounds[i]) : "more"}`))),
-    found.bounds.map((bound, i) => i % 4 === 0 && s("text", { x: (i + 1) * step, y: H - 8, "text-anchor": "middle" }, duration(bound))));
+      s("title", {}, `${count} within ${i < bounds.length ? duration(bounds[i]) : "more"}`)),
+    count > 0 && s("text", { x: (i + 0.5) * step, y: H - BOTTOM - (count / high) * (H - TOP - BOTTOM) - 4, "text-anchor": "middle" }, String(count))]),
+    bounds.map((bound, i) => i % every === 0 && s("text", { x: (i + 0.5) * step, y: H - 8, "text-anchor": "middle" }, `≤ ${duration(bound)}`)));
   return { picture, label };
 }
 

@@ -3,7 +3,7 @@
 export class Refused extends Error {
   constructor(problem) {
     super(problem.detail ?? "no answer");
-    this.code = problem.code ?? "service-unavailable";
+    this.code = problem.code ?? "internal";
     this.advice = problem.advice ?? "";
     this.status = problem.status ?? 0;
   }
@@ -37,13 +37,15 @@ export const get = (path, query) => {
 export const post = (path, body = {}) => ask("POST", path, body);
 export const remove = (path) => ask("DELETE", path);
 
+// At least `most` of a list, or all of it: `found.more` says whether there are others.
 export async function all(path, query, field, most = 2000) {
   const found = [];
   let after;
   do {
-    const page = await get(path, { ...query, after, limit: 500 });
+    const page = await get(path, { ...query, after, limit: Math.min(1000, most) });
     found.push(...page[field]);
     after = page.next;
   } while (after && found.length < most);
+  found.more = Boolean(after);
   return found;
 }

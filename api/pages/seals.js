@@ -1,6 +1,6 @@
 // The table of seals, with search and what an operator may do; and one seal in full.
 
-import { h, table, state, link, bytes, clock, duration, facts, keyOf } from "./dom.js";
+import { h, table, state, link, bytes, clock, duration, facts, keyOf, paged } from "./dom.js";
 import { get, post, remove, all } from "./rest.js";
 
 const STATES = ["", "granted", "active", "courtesy", "recalled", "fencing", "fence-failed", "orphaned", "lost"];
@@ -8,14 +8,28 @@ const filter = { search: "", state: "", kind: "" };
 
 const over = new Set(["returned", "revoked", "expired", "refused"]);
 
+// What comes after the deadline, by the seal's fence.
+const FENCES = { none: "nothing is done to it, and what conflicts is refused", signal: "it is sent SIGTERM", kill: "it is killed" };
+// Those that no recall moves: who looks after the machine must act.
+const STUCK = {
+  "fence-failed": (x) => `End process ${x.holder.pid} and whoever maps the file: fuser -v -m FILE`,
+  fencing: (x) => `Process ${x.holder.pid} is being fenced`,
+  orphaned: (x) => `Process ${x.holder.pid} is gone; end what it left, which maps the file: fuser -v -m FILE`,
+  lost: (x) => `The map has changed: process ${x.holder.pid} must not use it; end it`,
+};
+
+export const warning = (x) => `${x.holder.comm} (process ${x.holder.pid}, uid ${x.holder.uid}) is asked for seal ${x.id} on ${x.path}. It has ${duration(x.grace)} to give it back; after that ${FENCES[x.fence]}.`;
+
 function actions(seal, app) {
   if (over.has(seal.state)) return "";
+  const next = STUCK[seal.state]?.(seal)
+    ?? (seal.state === "recalled" && `Asked back; due in ${duration(seal.deadline_in)}, then ${FENCES[seal.fence]}`);
   const may = (action) => app.may(action) || (seal.owner === app.name && app.may("seals.change-own"));
   return [
-    app.may("recall") && h("button", { type: "button", class: "danger", "aria-label": `Recall seal ${seal.id}`,
-      onclick: () => app.does(`Recalled ${seal.id}.`, () => post("/v1/recalls", { seal: seal.id, reason: "dashboard" })) }, "Recall"),
+    next ? h("span", { class: "warn next" }, next) : app.may("recall") && h("button", { type: "button", class: "danger", "aria-label": `Recall seal ${seal.id}`,
+      onclick: () => app.asks(warning(seal), "Recall it", `Recalled ${seal.id}.`, () => post("/v1/recalls", { seal: seal.id, reason: "dashboard" })) }, "Recall"),
     " ",
-    may("seals.change") && h("button", { type: "button", "aria-label": `Return seal ${seal.id}`,
+    seal.state !== "orphaned" && may("seals.change") && h("button", { type: "button", "aria-label": `Return seal ${seal.id}`,
       onclick: () => app.does(`Returned ${seal.id}.`, () => remove(`/v1/seals/${seal.id}`)) }, "Return"),
   ];
 }
@@ -28,7 +42,7 @@ export const rows = (seals, app) => table("Seals",
   "No seal matches.");
 
 export async function seals(app) {
-  const found = await all("/v1/seals", filter, "seals", 400);
+  const found = await all("/v1/seals", filter, "seals", 5000);
   const changed = (name) => (event) => { filter[name] = event.target.value; app.refresh(); };
   const choice = (name, label, values) => h("label", {}, label, h("select", { id: `filter-${name}`, onchange: changed(name) },
     values.map((v) => h("option", { value: v, selected: v === filter[name] }, v || "any"))));
@@ -37,8 +51,8 @@ export async function seals(app) {
     h("form", { class: "bar", role: "search", onsubmit: (event) => event.preventDefault() },
       h("label", {}, "Search (id, path, tag, holder)", h("input", { id: "search", type: "search", value: filter.search, oninput: changed("search") })),
       choice("state", "State", STATES), choice("kind", "Kind", ["", "shared", "exclusive"])),
-    h("p", { role: "status" }, `${found.length}${found.length >= 400 ? " or more" : ""} seals`),
-    rows(found, app),
+    h("p", { role: "status", id: "count" }, `${found.length}${found.more ? ", and more" : ""} seals`),
+    paged("seals", app, found, (some) => rows(some, app)),
   ];
 }
 

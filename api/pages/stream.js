@@ -14,6 +14,7 @@ export const onEvent = (listener) => { listeners.add(listener); };
 export function open(tell) {
   close();
   const url = last ? `/v1/events?since=${encodeURIComponent(last)}` : "/v1/events?since=0";
+  tell("connecting");
   source = new EventSource(url);
   source.onopen = () => { wait = 500; tell("live"); };
   source.onerror = () => {

@@ -20,8 +20,8 @@ static int connect_to(const char *path)
 	return fd;
 }
 
-static void rdma_write(struct queue_pair *qp, const struct endpoint *target, uint64_t offset,
-		       struct ibv_mr *source)
+static void rdma_write(struct adapter *adapter, struct ibv_qp *pair, const struct endpoint *target,
+		       uint64_t offset, struct ibv_mr *source)
 {
 	struct ibv_sge part = {(uint64_t)source->addr, (uint32_t)source->length, source->lkey};
 	struct ibv_send_wr *bad,
@@ -35,9 +35,9 @@ static void rdma_write(struct queue_pair *qp, const struct endpoint *target, uin
 	struct ibv_wc done;
 	int n;
 
-	if (ibv_post_send(qp->pair, &work, &bad))
+	if (ibv_post_send(pair, &work, &bad))
 		die("ibv_post_send");
-	while ((n = ibv_poll_cq(qp->completions, 1, &done)) == 0)
+	while ((n = ibv_poll_cq(adapter->completions, 1, &done)) == 0)
 		usleep(1000);
 	if (n < 0 || done.status != IBV_WC_SUCCESS) {
 		fprintf(stderr, "RDMA WRITE: %s\n",
@@ -49,7 +49,8 @@ static void rdma_write(struct queue_pair *qp, const struct endpoint *target, uin
 int main(int argc, char **argv)
 {
 	struct endpoint ours, target;
-	struct queue_pair qp;
+	struct adapter adapter;
+	struct ibv_qp *pair;
 	struct ibv_mr *source;
 	int fd;
 
@@ -58,18 +59,23 @@ int main(int argc, char **argv)
 		return 2;
 	}
 	fd = connect_to(argv[1]);
-	queue_pair_open(&qp, &ours);
-	source = ibv_reg_mr(qp.domain, argv[3], strlen(argv[3]), IBV_ACCESS_LOCAL_WRITE);
+	adapter_open(&adapter);
+	pair = queue_pair_open(&adapter, &ours);
+	if (!pair)
+		die("a queue pair");
+	source = ibv_reg_mr(adapter.domain, argv[3], strlen(argv[3]), IBV_ACCESS_LOCAL_WRITE);
 	if (!source)
 		die("ibv_reg_mr");
 	if (send(fd, &ours, sizeof(ours), 0) < 0 ||
 	    recv(fd, &target, sizeof(target), 0) != (ssize_t)sizeof(target))
 		die("the target's answer");
-	queue_pair_connect(&qp, &target);
-	rdma_write(&qp, &target, strtoull(argv[2], NULL, 0), source);
+	if (queue_pair_connect(&adapter, pair, &target) < 0)
+		die("connecting the queue pair");
+	rdma_write(&adapter, pair, &target, strtoull(argv[2], NULL, 0), source);
 	printf("written\n");
 	ibv_dereg_mr(source);
-	queue_pair_close(&qp);
+	ibv_destroy_qp(pair);
+	adapter_close(&adapter);
 	close(fd);
 	return 0;
 }

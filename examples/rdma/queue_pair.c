@@ -26,10 +26,35 @@ static int find_gid(struct ibv_context *context, union ibv_gid *gid)
 	return -1;
 }
 
-void queue_pair_open(struct queue_pair *qp, struct endpoint *ours)
+void adapter_open(struct adapter *adapter)
 {
 	struct ibv_device **devices = ibv_get_device_list(NULL);
+
+	if (!devices || !devices[0])
+		die("an RDMA device");
+	adapter->context = ibv_open_device(devices[0]);
+	if (!adapter->context)
+		die("ibv_open_device");
+	ibv_free_device_list(devices);
+	adapter->domain = ibv_alloc_pd(adapter->context);
+	adapter->completions = ibv_create_cq(adapter->context, 16, NULL, NULL, 0);
+	if (!adapter->domain || !adapter->completions)
+		die("ibv_alloc_pd, ibv_create_cq");
+	adapter->gid_index = find_gid(adapter->context, &adapter->gid);
+}
+
+void adapter_close(struct adapter *adapter)
+{
+	ibv_destroy_cq(adapter->completions);
+	ibv_dealloc_pd(adapter->domain);
+	ibv_close_device(adapter->context);
+}
+
+struct ibv_qp *queue_pair_open(struct adapter *adapter, struct endpoint *ours)
+{
 	struct ibv_qp_init_attr init = {
+		.send_cq = adapter->completions,
+		.recv_cq = adapter->completions,
 		.qp_type = IBV_QPT_RC,
 		.cap = {.max_send_wr = 16, .max_recv_wr = 16, .max_send_sge = 1, .max_recv_sge = 1},
 	};
@@ -38,32 +63,23 @@ void queue_pair_open(struct queue_pair *qp, struct endpoint *ours)
 		.port_num = PORT,
 		.qp_access_flags = IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ,
 	};
+	struct ibv_qp *pair = ibv_create_qp(adapter->domain, &init);
 
-	if (!devices || !devices[0])
-		die("an RDMA device");
-	qp->context = ibv_open_device(devices[0]);
-	if (!qp->context)
-		die("ibv_open_device");
-	ibv_free_device_list(devices);
-	qp->domain = ibv_alloc_pd(qp->context);
-	qp->completions = ibv_create_cq(qp->context, 16, NULL, NULL, 0);
-	if (!qp->domain || !qp->completions)
-		die("ibv_alloc_pd, ibv_create_cq");
-	init.send_cq = init.recv_cq = qp->completions;
-	qp->pair = ibv_create_qp(qp->domain, &init);
-	if (!qp->pair)
-		die("ibv_create_qp");
-	if (ibv_modify_qp(qp->pair, &attributes,
-			  IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS))
-		die("ibv_modify_qp to INIT");
+	if (!pair)
+		return NULL;
+	if (ibv_modify_qp(pair, &attributes,
+			  IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS)) {
+		ibv_destroy_qp(pair);
+		return NULL;
+	}
 	memset(ours, 0, sizeof(*ours));
-	ours->number = qp->pair->qp_num;
-	find_gid(qp->context, &ours->gid);
+	ours->number = pair->qp_num;
+	ours->gid = adapter->gid;
+	return pair;
 }
 
-void queue_pair_connect(struct queue_pair *qp, const struct endpoint *theirs)
+int queue_pair_connect(struct adapter *adapter, struct ibv_qp *pair, const struct endpoint *theirs)
 {
-	union ibv_gid gid;
 	struct ibv_qp_attr ready_to_receive = {
 		.qp_state = IBV_QPS_RTR,
 		.path_mtu = IBV_MTU_1024,
@@ -74,7 +90,9 @@ void queue_pair_connect(struct queue_pair *qp, const struct endpoint *theirs)
 			{
 				.is_global = 1,
 				.port_num = PORT,
-				.grh = {.dgid = theirs->gid, .hop_limit = 64},
+				.grh = {.dgid = theirs->gid,
+					.hop_limit = 64,
+					.sgid_index = (uint8_t)adapter->gid_index},
 			},
 	};
 	struct ibv_qp_attr ready_to_send = {
@@ -85,21 +103,13 @@ void queue_pair_connect(struct queue_pair *qp, const struct endpoint *theirs)
 		.max_rd_atomic = 1,
 	};
 
-	ready_to_receive.ah_attr.grh.sgid_index = (uint8_t)find_gid(qp->context, &gid);
-	if (ibv_modify_qp(qp->pair, &ready_to_receive,
+	if (ibv_modify_qp(pair, &ready_to_receive,
 			  IBV_QP_STATE | IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN |
 				  IBV_QP_RQ_PSN | IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_MIN_RNR_TIMER))
-		die("ibv_modify_qp to RTR");
-	if (ibv_modify_qp(qp->pair, &ready_to_send,
-			  IBV_QP_STATE | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY |
-				  IBV_QP_SQ_PSN | IBV_QP_MAX_QP_RD_ATOMIC))
-		die("ibv_modify_qp to RTS");
-}
-
-void queue_pair_close(struct queue_pair *qp)
-{
-	ibv_destroy_qp(qp->pair);
-	ibv_destroy_cq(qp->completions);
-	ibv_dealloc_pd(qp->domain);
-	ibv_close_device(qp->context);
+		return -1;
+	return ibv_modify_qp(pair, &ready_to_send,
+			     IBV_QP_STATE | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY |
+				     IBV_QP_SQ_PSN | IBV_QP_MAX_QP_RD_ATOMIC)
+		       ? -1
+		       : 0;
 }

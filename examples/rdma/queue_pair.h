@@ -1,15 +1,17 @@
-/* One reliable queue pair, and the little that two ends must tell each other to connect theirs. */
+/* Reliable queue pairs, and the little that two ends must tell each other to connect theirs. */
 #ifndef QUEUE_PAIR_H
 #define QUEUE_PAIR_H
 
 #include <infiniband/verbs.h>
 #include <stdint.h>
 
-struct queue_pair {
+/* What all queue pairs of a program share. */
+struct adapter {
 	struct ibv_context *context;
 	struct ibv_pd *domain;
 	struct ibv_cq *completions;
-	struct ibv_qp *pair;
+	union ibv_gid gid;
+	int gid_index;
 };
 
 /* What one end tells the other; remote_* only matter when it comes from the target. */
@@ -20,10 +22,14 @@ struct endpoint {
 	union ibv_gid gid;
 };
 
-/* All end the program with a message when they fail: there is nothing to go on with. */
-void queue_pair_open(struct queue_pair *qp, struct endpoint *ours);
-void queue_pair_connect(struct queue_pair *qp, const struct endpoint *theirs);
-void queue_pair_close(struct queue_pair *qp);
+/* Ends the program with a message when it fails: there is nothing to go on with. */
+void adapter_open(struct adapter *adapter);
+/* Every queue pair must have been destroyed before (ibv_destroy_qp). */
+void adapter_close(struct adapter *adapter);
+/* A queue pair for one peer, and what the peer must know of it. NULL, with errno, when it fails. */
+struct ibv_qp *queue_pair_open(struct adapter *adapter, struct endpoint *ours);
+/* 0, or -1 with errno. */
+int queue_pair_connect(struct adapter *adapter, struct ibv_qp *pair, const struct endpoint *theirs);
 void die(const char *what);
 
 #endif

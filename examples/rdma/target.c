@@ -1,7 +1,8 @@
 /* target SOCKET: the holder. Run by `sealctl hold FILE -- target SOCKET`.
  *
  * Maps the sealed file, registers the mapping as an RDMA memory region, and tells initiators that
- * connect to SOCKET where it is. A recall comes as SIGTERM: the region is deregistered first, since
+ * connect to SOCKET where it is. Each initiator has a queue pair of its own, and whatever goes wrong
+ * with one ends that one alone. A recall comes as SIGTERM: the region is deregistered first, since
  * nobody may reach the blocks any more, then the file is unmapped and closed. */
 #include <errno.h>
 #include <poll.h>
@@ -17,6 +18,7 @@
 
 #include "queue_pair.h"
 
+#define INITIATORS 64
 #define ACCESS (IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ)
 
 static volatile sig_atomic_t recalled;
@@ -58,26 +60,92 @@ static int listen_on(const char *path)
 
 	snprintf(address.sun_path, sizeof(address.sun_path), "%s", path);
 	if (fd < 0 || bind(fd, (struct sockaddr *)&address, sizeof(address)) < 0 ||
-	    listen(fd, 1) < 0)
+	    listen(fd, INITIATORS) < 0)
 		die(path);
 	return fd;
 }
 
-/* One initiator at a time: it says where it is, is told where we are, and leaves when it is done. */
-static void serve(int listener, struct queue_pair *qp, const struct endpoint *ours)
-{
-	struct endpoint theirs;
-	char end;
-	int fd = accept(listener, NULL, NULL);
+/* `pair` is NULL until the initiator has said where it is. */
+struct initiator {
+	int fd;
+	struct ibv_qp *pair;
+};
 
-	if (fd < 0)
-		die("accept");
-	if (recv(fd, &theirs, sizeof(theirs), 0) == (ssize_t)sizeof(theirs)) {
-		queue_pair_connect(qp, &theirs);
-		if (send(fd, ours, sizeof(*ours), MSG_NOSIGNAL) > 0 && recv(fd, &end, 1, 0) >= 0)
-			say("an initiator has written");
+static struct initiator initiators[INITIATORS];
+static int connected;
+
+static void welcome(int listener)
+{
+	int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+
+	if (fd < 0) {
+		perror("accept");
+		return;
 	}
-	close(fd);
+	initiators[connected++] = (struct initiator){.fd = fd};
+}
+
+static void part_from(int number, const char *why)
+{
+	struct initiator *leaving = &initiators[number];
+
+	say(why);
+	if (leaving->pair)
+		ibv_destroy_qp(leaving->pair);
+	close(leaving->fd);
+	*leaving = initiators[--connected];
+}
+
+/* It says where it is, is told where we are, and leaves when it is done: NULL, or why it must go. */
+static const char *attend(struct initiator *of, struct adapter *adapter,
+			  const struct endpoint *region)
+{
+	struct endpoint theirs, ours;
+	ssize_t got = recv(of->fd, &theirs, sizeof(theirs), 0);
+
+	if (of->pair)
+		return got == 0 ? "an initiator has written" : "an initiator is gone";
+	if (got != (ssize_t)sizeof(theirs))
+		return "an initiator did not say where it is";
+	of->pair = queue_pair_open(adapter, &ours);
+	if (!of->pair || queue_pair_connect(adapter, of->pair, &theirs) < 0)
+		return "an initiator cannot be connected";
+	ours.remote_key = region->remote_key;
+	ours.remote_address = region->remote_address;
+	ours.remote_length = region->remote_length;
+	if (send(of->fd, &ours, sizeof(ours), MSG_NOSIGNAL) < 0)
+		return "an initiator is gone";
+	return NULL;
+}
+
+/* Until a signal comes. With no place left, those who connect wait in the socket's queue. */
+static void serve(int listener, struct adapter *adapter, const struct endpoint *region,
+		  const sigset_t *waiting)
+{
+	struct pollfd waited[INITIATORS + 1];
+	const char *why;
+
+	while (!recalled) {
+		for (int n = 0; n < connected; n++)
+			waited[n] = (struct pollfd){initiators[n].fd, POLLIN, 0};
+		waited[connected] =
+			(struct pollfd){connected < INITIATORS ? listener : -1, POLLIN, 0};
+		if (ppoll(waited, (nfds_t)connected + 1, NULL, waiting) <= 0)
+			continue;
+		if (waited[connected].revents)
+			welcome(listener);
+		/* From the last: whoever parts leaves its place to the one behind. */
+		for (int n = connected - 1; n >= 0; n--) {
+			if (n < INITIATORS && initiators[n].fd == waited[n].fd &&
+			    waited[n].revents) {
+				why = attend(&initiators[n], adapter, region);
+				if (why)
+					part_from(n, why);
+			}
+		}
+	}
+	while (connected)
+		part_from(connected - 1, "an initiator is cut off");
 }
 
 int main(int argc, char **argv)
@@ -85,8 +153,8 @@ int main(int argc, char **argv)
 	struct sigaction action = {.sa_handler = on_recall};
 	const char *sealed = getenv("SEALSVC_FD");
 	sigset_t blocked, waiting;
-	struct queue_pair qp;
-	struct endpoint ours;
+	struct adapter adapter;
+	struct endpoint where = {0};
 	struct ibv_mr *region;
 	struct stat st;
 	void *mapping;
@@ -108,23 +176,18 @@ int main(int argc, char **argv)
 		       MAP_SHARED_VALIDATE | MAP_SYNC | MAP_POPULATE, fd, 0);
 	if (mapping == MAP_FAILED)
 		die("mmap with MAP_SYNC");
-	queue_pair_open(&qp, &ours);
-	region = register_region(qp.domain, mapping, (size_t)st.st_size);
-	ours.remote_key = region->rkey;
-	ours.remote_address = (uint64_t)mapping;
-	ours.remote_length = (uint64_t)st.st_size;
+	adapter_open(&adapter);
+	region = register_region(adapter.domain, mapping, (size_t)st.st_size);
+	where.remote_key = region->rkey;
+	where.remote_address = (uint64_t)mapping;
+	where.remote_length = (uint64_t)st.st_size;
 	listener = listen_on(argv[1]);
 	say("ready");
-	while (!recalled) {
-		struct pollfd arrival = {listener, POLLIN, 0};
-
-		if (ppoll(&arrival, 1, NULL, &waiting) > 0)
-			serve(listener, &qp, &ours);
-	}
+	serve(listener, &adapter, &where, &waiting);
 	say("recalled");
 	if (ibv_dereg_mr(region))
 		die("ibv_dereg_mr");
-	queue_pair_close(&qp);
+	adapter_close(&adapter);
 	munmap(mapping, (size_t)st.st_size);
 	close(fd);
 	unlink(argv[1]);

@@ -13,6 +13,7 @@ import fcntl
 import os
 import signal
 import socket
+from collections.abc import Iterator
 from typing import NoReturn
 
 NOT_FOUND = 127
@@ -28,7 +29,8 @@ class StoppedChild:
         # Both ends close on exec: the end of the file tells the parent that exec succeeded, and
         # the child that the parent is gone.
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.pid = os.fork()
+        with named_as(command[0]):
+            self.pid = os.fork()
         if self.pid == 0:
             self._channel.close()
             _become(theirs, command, target_fd)
@@ -67,6 +69,22 @@ class StoppedChild:
         except ConnectionResetError:  # it was killed with our message unread
             return None
         return OSError(int(number), os.strerror(int(number))) if number else None
+
+
+@contextlib.contextmanager
+def named_as(command: str) -> Iterator[None]:
+    """The process, and what it forks here, has the name that exec will give it: the service reads a
+    holder's name at the grant, which comes before exec."""
+    with open("/proc/self/comm", "r+b", buffering=0) as comm:
+        before = comm.read().rstrip(b"\n")
+        comm.write(os.fsencode(os.path.basename(command))[:15])
+    ours = os.getpid()
+    try:
+        yield
+    finally:
+        if os.getpid() == ours:
+            with open("/proc/self/comm", "wb", buffering=0) as comm:
+                comm.write(before)
 
 
 def _become(channel: socket.socket, command: tuple[str, ...], target_fd: int | None) -> NoReturn:

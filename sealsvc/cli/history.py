@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import click
 from rich.console import Console
+from rich.text import Text
 
 from sealsvc.cli.answers import ask
 from sealsvc.cli.listing import Listing
 from sealsvc.cli.options import Settings, pass_settings, shared_options
-from sealsvc.cli.output import emit, state_text
+from sealsvc.cli.output import emit, note, state_text
 from sealsvc.cli.parameters import DURATION, choice
 from sealsvc.cli.paths import absolute
-from sealsvc.cli.seals import complete_seal, find_seal
+from sealsvc.cli.seals import complete_seal, find_seal, shown_ids
 from sealsvc.cli.units import about_size, duration, exact_range, moment
 from sealsvc.client import Client
 from sealsvc.display import printable
@@ -33,6 +35,7 @@ from sealsvc.records import (
     Steps,
     Transitions,
 )
+from sealsvc.states import LIVE
 
 HISTORY_EXAMPLES = """\b
 Examples:
@@ -67,10 +70,10 @@ def history(
     since: float | None,
     limit: int,
 ) -> None:
-    """List seals that are over, too; or tell the life of one, whose whole ID is needed."""
+    """List seals that are over, too; or tell the life of one."""
     with settings.connect() as client:
         if seal is not None:
-            _tell_life(settings, client, find_seal(client, seal))
+            _tell_life(settings, client, find_seal(client, seal, past=True))
             return
         wanted = SealFilter(
             path=absolute(path) if path is not None else None,
@@ -81,6 +84,8 @@ def history(
         )
         found = list(_up_to(limit, client, wanted=wanted))
     emit(settings, SealHistory(seals=found), lambda console: _print_seals(console, found))
+    if not found and not settings.json and os.geteuid():
+        note("users see the seals of their own; root and operators see all")
 
 
 def _up_to(limit: int, client: Client, **asked: Any) -> Iterator[SealRecord]:
@@ -95,34 +100,60 @@ def _up_to(limit: int, client: Client, **asked: Any) -> Iterator[SealRecord]:
 
 
 def _print_seals(console: Console, seals: list[SealRecord]) -> None:
-    made = Listing("ID", "STATE", "RANGE", "HOLDER", "GRANTED", "LIVED", "PATH", right=["RANGE"])
+    made = Listing(
+        *("ID", "STATE", "RANGE", "HOLDER", "GRANTED", "LIVED", "PATH"),
+        right=["RANGE"],
+        optional=["LIVED", "GRANTED"],
+    )
+    ids = shown_ids(console, [seal.id for seal in seals])
     for seal in seals:
         made.add_row(
-            seal.id,
-            state_text(State(seal.state)),
+            ids[seal.id],
+            _cut_off(seal) or state_text(State(seal.state)),
             exact_range(seal.range),
             printable(f"{seal.holder_pid}/{seal.holder_comm}"),
             moment(seal.granted_at),
-            "lives" if seal.ended_at is None else duration(seal.ended_at - seal.granted_at),
+            _lived(seal),
             printable(seal.path),
         )
     console.print(made)
+
+
+def _cut_off(seal: SealRecord) -> Text | None:
+    """What a seal is called that the end of the machine, or of the keeper, ended: nobody saw it."""
+    if seal.ended_at is None or State(seal.state) not in LIVE:
+        return None
+    return Text("cut off", style="yellow")
+
+
+def _lived(seal: SealRecord) -> str:
+    if seal.ended_at is None:
+        return "lives"
+    # What was cut off ended some time before that was found.
+    at_most = "< " if _cut_off(seal) else ""
+    return at_most + duration(seal.ended_at - seal.granted_at)
 
 
 def _tell_life(settings: Settings, client: Client, seal: str) -> None:
     steps = ask(client, Steps, Transitions, seal=seal)
     met = ask(client, PastConflicts, ConflictHistory, seal=seal).conflicts
     told = {"seal": seal, "transitions": steps.transitions, "conflicts": met}
-    emit(settings, told, lambda console: _print_life(console, steps, met))
+    found = ask(client, History, SealHistory, wanted=SealFilter(part=seal), limit=1).seals
+    emit(settings, told, lambda console: _print_life(console, found[0], steps, met))
 
 
-def _print_life(console: Console, steps: Transitions, met: list[ConflictRecord]) -> None:
+def _print_life(
+    console: Console, seal: SealRecord, steps: Transitions, met: list[ConflictRecord]
+) -> None:
     made = Listing("TIME", "SEQID", "FROM", "TO", "WHY", right=["SEQID"])
     for step in steps.transitions:
         made.add_row(
             moment(step.time), str(step.seqid), step.before, step.after, printable(step.reason)
         )
     console.print(made)
+    if _cut_off(seal):
+        found = f"cut off while {seal.state}; found {moment(seal.ended_at or 0)}: {seal.reason}"
+        console.print(printable(found))
     if not met:
         return
     console.print()
@@ -147,7 +178,7 @@ def _print_life(console: Console, steps: Transitions, met: list[ConflictRecord])
 def changes(settings: Settings, seal: str, limit: int) -> None:
     """Compare a file's extent map as it is with that at the grant of a seal, live or over."""
     with settings.connect() as client:
-        wanted = find_seal(client, seal)
+        wanted = find_seal(client, seal, past=True)
         found = ask(client, MapChanges, MapDifference, seal=wanted, limit=limit)
     emit(settings, found, lambda console: _print_changes(console, found))
 

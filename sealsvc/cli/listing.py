@@ -7,6 +7,7 @@ When even that is not enough, the terminal wraps the lines. `-o wide` and pipes 
 
 from __future__ import annotations
 
+import functools
 import textwrap
 from collections.abc import Iterable, Iterator
 
@@ -18,8 +19,11 @@ from rich.text import Text
 
 _PATHS = frozenset({"PATH", "MOUNT", "DEVICE"})
 _PROSE = frozenset({"REASON", "NOTE", "WHY"})
-_LEAST = 12  # columns that a path or prose is not narrowed below
-_GAP = 2  # columns between two cells
+_LEGIBLE = 28  # columns that a path or prose is narrowed to before others are left out
+_LEAST = 12  # and afterwards, at the least
+_GAP = "  "  # between two cells
+
+_HEADER = Style(bold=True)
 
 Cell = str | Text
 
@@ -31,8 +35,10 @@ class Listing:
         self, *headers: str, right: Iterable[str] = (), optional: Iterable[str] = ()
     ) -> None:
         self._headers = headers
-        self._right = frozenset(right)
+        numbers = frozenset(right)
+        self._is_right = [name in numbers for name in headers]
         self._optional = [headers.index(name) for name in optional]
+        self._flexible = [i for i, name in enumerate(headers) if name in _PATHS | _PROSE]
         self._rows: list[tuple[tuple[Cell, ...], str]] = []
 
     def add_row(self, *cells: Cell, style: str = "") -> None:
@@ -40,54 +46,60 @@ class Listing:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
         widths = self._widths(options.max_width)
-        yield from self._line(self._headers, widths, "bold")
+        yield from self._line(self._headers, widths, _HEADER)
+        styles = {style: Style.parse(style) for _, style in self._rows if style}
         for cells, style in self._rows:
-            yield from self._line(cells, widths, style)
+            yield from self._line(cells, widths, styles.get(style))
 
     def _widths(self, room: int) -> dict[int, int]:
         """The width of each column that is shown."""
         widths = {
-            i: max(cell_len(header), *(cell_len(_plain(cells[i])) for cells, _ in self._rows))
-            if self._rows
-            else cell_len(header)
+            i: max([len(header), *(_width(_plain(cells[i])) for cells, _ in self._rows)])
             for i, header in enumerate(self._headers)
         }
-        flexible = [i for i, name in enumerate(self._headers) if name in _PATHS | _PROSE]
-        optional = list(self._optional)
+        # Columns without anything go first, then the others in their order.
+        optional = sorted(self._optional, key=self._tells)
         while _total(widths) > room:
-            narrowed = [i for i in flexible if i in widths and widths[i] > _LEAST]
-            if sum(widths[i] - _LEAST for i in narrowed) >= _total(widths) - room:
-                return _narrowed(widths, narrowed, _total(widths) - room)
+            least = _LEGIBLE if optional else _LEAST
+            if (optional and self._tells(optional[0])) or not optional:
+                narrowed = [i for i in self._flexible if i in widths and widths[i] > least]
+                if sum(widths[i] - least for i in narrowed) >= _total(widths) - room:
+                    return _narrowed(widths, narrowed, _total(widths) - room)
             if not optional:
                 break
             del widths[optional.pop(0)]
         return widths
 
+    def _tells(self, column: int) -> bool:
+        return any(_plain(cells[column]) != "-" for cells, _ in self._rows)
+
     def _line(
-        self, cells: tuple[Cell, ...], widths: dict[int, int], style: str
+        self, cells: tuple[Cell, ...], widths: dict[int, int], base: Style | None
     ) -> Iterator[Segment]:
+        """As few segments as there are changes of style: rich takes its time for each."""
         shown = {i: self._fitted(i, cells[i], width) for i, width in widths.items()}
         last = max(widths)
-        base = Style.parse(style) if style else None
-        for number in range(max(len(parts) for parts in shown.values())):
+        for number in range(max(map(len, shown.values()))):
+            run, run_style = "", base
             for i, width in widths.items():
                 text = shown[i][number] if number < len(shown[i]) else ""
                 cell = cells[i]
-                look = Style.parse(str(cell.style)) if isinstance(cell, Text) else base
-                padding = " " * max(0, width - cell_len(text))
-                if self._headers[i] in self._right:
-                    text = padding + text
+                style = _style(cell.style) if isinstance(cell, Text) and cell.style else base
+                if self._is_right[i]:
+                    text = " " * (width - _width(text)) + text
                 elif i != last:
-                    text += padding
-                yield Segment(text, look)
-                if i != last:
-                    yield Segment(" " * _GAP)
+                    text += " " * (width - _width(text))
+                if style is not run_style:
+                    yield Segment(run, run_style)
+                    run, run_style = "", style
+                run += text if i == last else text + _GAP
+            yield Segment(run, run_style)
             yield Segment.line()
 
     def _fitted(self, column: int, cell: Cell, width: int) -> list[str]:
         """The lines of a cell."""
         text = _plain(cell)
-        if cell_len(text) <= width:
+        if _width(text) <= width:
             return [text]
         if self._headers[column] in _PATHS:
             return [shortened(text, width)]
@@ -109,12 +121,21 @@ def shortened(text: str, width: int) -> str:
     return f"{head}…{tail}"
 
 
+def _width(text: str) -> int:
+    return len(text) if text.isascii() else cell_len(text)
+
+
+@functools.cache
+def _style(style: str | Style) -> Style:
+    return Style.parse(style) if isinstance(style, str) else style
+
+
 def _plain(cell: Cell) -> str:
     return cell.plain if isinstance(cell, Text) else cell
 
 
 def _total(widths: dict[int, int]) -> int:
-    return sum(widths.values()) + _GAP * (len(widths) - 1)
+    return sum(widths.values()) + len(_GAP) * (len(widths) - 1)
 
 
 def _narrowed(widths: dict[int, int], columns: list[int], by: int) -> dict[int, int]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import click
 
 from sealsvc.cli.parameters import TIMEOUT
 from sealsvc.client import Client
-from sealsvc.remote import RemoteClient
+from sealsvc.remote import RemoteClient, Tls
 
 F = TypeVar("F", bound=Callable[..., Any])
 P = ParamSpec("P")
@@ -34,6 +34,9 @@ class Settings:
     output: str = "human"
     color: str = "auto"
     timeout: float | None = None
+    cacert: str | None = None
+    cert: str | None = None
+    key: str | None = None
 
     @property
     def json(self) -> bool:
@@ -43,11 +46,13 @@ class Settings:
         """`patient`: the answer may rightly take long (a preparation, a recall that is waited
         for), so that only --timeout bounds it."""
         timeout = self.timeout or (None if patient else _PROMPT)
-        return RemoteClient(self.url, timeout) if self.url else Client(self.socket, timeout)
+        if not self.url:
+            return Client(self.socket, timeout)
+        return RemoteClient(self.url, timeout, Tls(self.cacert, self.cert, self.key))
 
     @classmethod
     def of(cls, ctx: click.Context) -> Settings:
-        names = ("socket", "url", "output", "color", "timeout")
+        names = [field.name for field in fields(cls)]
         return cls(**{n: ctx.meta[_META + n] for n in names if _META + n in ctx.meta})
 
 
@@ -71,6 +76,33 @@ _SHARED = (
         metavar="URL",
         envvar="SEALSVC_URL",
         help="REST API to ask instead, with the token in SEALSVC_TOKEN [env: SEALSVC_URL].",
+        expose_value=False,
+        callback=_remember,
+    ),
+    click.option(
+        "--cacert",
+        metavar="FILE",
+        envvar="SEALSVC_CACERT",
+        help="Certificates that the API's may be signed by (the system's) [env: SEALSVC_CACERT].",
+        type=click.Path(exists=True, dir_okay=False),
+        expose_value=False,
+        callback=_remember,
+    ),
+    click.option(
+        "--cert",
+        metavar="FILE",
+        envvar="SEALSVC_CERT",
+        help="Certificate to show to the API, instead of a token [env: SEALSVC_CERT].",
+        type=click.Path(exists=True, dir_okay=False),
+        expose_value=False,
+        callback=_remember,
+    ),
+    click.option(
+        "--key",
+        metavar="FILE",
+        envvar="SEALSVC_KEY",
+        help="Key of --cert, where it is not in the same file [env: SEALSVC_KEY].",
+        type=click.Path(exists=True, dir_okay=False),
         expose_value=False,
         callback=_remember,
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -57,6 +58,11 @@ def console(settings: Settings) -> Console:
     return made
 
 
+def is_terminal(console: Console) -> bool:
+    """Rather than a pipe, or whatever `-o wide` writes to."""
+    return console.width < _UNBOUNDED
+
+
 def json_line(value: object) -> None:
     click.echo(msgspec.json.encode(value))
 
@@ -78,5 +84,6 @@ def fields(rows: Iterable[tuple[str, str | Text]]) -> Table:
     return made
 
 
+@functools.cache
 def state_text(state: State) -> Text:
     return Text(state.value, style=STATE_STYLES.get(state, ""))

@@ -13,7 +13,9 @@ from sealsvc.cli.options import Settings, pass_settings, shared_options
 from sealsvc.cli.output import emit, note, state_text
 from sealsvc.cli.parameters import DURATION, RANGE
 from sealsvc.cli.paths import absolute
-from sealsvc.cli.seals import complete_seal, find_seal
+from sealsvc.cli.seals import AT_REST, complete_seal, every_seal, find_seal
+from sealsvc.cli.units import duration
+from sealsvc.errors import Refusal
 from sealsvc.messages import RecallOutcome, RecallReport, RecallSeals
 from sealsvc.model import ByteRange, State
 
@@ -65,7 +67,12 @@ def recall(
         raise click.UsageError("--range belongs to --path")
     if manner["any"] is not None and pid is None:
         raise click.UsageError("--any belongs to --pid")
-    report = _recall(settings, seals, scope, manner)
+    try:
+        report = _recall(settings, seals, scope, manner)
+    except TimeoutError:
+        if not manner["wait"]:
+            raise
+        raise _unfinished(settings, scope) from None
     emit(settings, report, lambda console: _print(console, report))
     return int(manner["wait"] and any(o.state in _NOT_ENDED for o in report.recalled))
 
@@ -98,6 +105,23 @@ def _recall(
         for seal in ids:
             outcomes += ask(client, RecallSeals, RecallReport, seal=seal, **manner).recalled
         return RecallReport(recalled=outcomes)
+
+
+def _unfinished(settings: Settings, scope: dict[str, Any]) -> Refusal:
+    """--timeout has passed: the recalls go on, and these seals have not been given back."""
+    filters = {name: scope[name] for name in ("path", "pid") if name in scope}
+    with settings.connect() as client:
+        left = [s for s in every_seal(client, **filters) if s.state not in AT_REST]
+    told = ", ".join(
+        f"{seal.id} of process {seal.holder.pid} ({seal.holder.comm})" for seal in left[:3]
+    )
+    more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+    return Refusal(
+        "try-later",
+        f"the recalls go on, but have not ended within {duration(settings.timeout or 0)}; not given"
+        f" back: {told or 'none any more'}{more}",
+        {"seals": [seal.id for seal in left[:100]]},
+    )
 
 
 def _print(console: Console, report: RecallReport) -> None:

@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from sealsvc.cli.child import named_as
 from sealsvc.cli.options import Settings, pass_settings, shared_options
 from sealsvc.client import Client
 from sealsvc.errors import Refusal
@@ -34,7 +35,7 @@ def redeem(settings: Settings, claim: str, command: tuple[str, ...]) -> None:
         raise click.UsageError("a claim is redeemed on the control socket, not over --url")
     if claim == "-":
         claim = sys.stdin.readline().strip()
-    with Client(settings.socket) as client:
+    with named_as(command[0]), Client(settings.socket) as client:
         reply = client.call(Redeem, claim=claim)
     seal, (fd,) = reply.seal, reply.fds
     os.set_inheritable(fd, True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Sequence
 
@@ -78,6 +79,7 @@ COMMANDS = (
 )
 
 INTERRUPTED = 130
+_UNIT = "/usr/lib/systemd/system/sealsvc.service"
 
 # Of what the system itself refuses us (map, doctor): the exit of the row it resembles.
 _SYSTEM_EXITS = {
@@ -94,13 +96,21 @@ class ReportingGroup(click.Group):
     """Turns what the service or the system refuses into a message and an exit status, here and
     nowhere else: the one place that still knows the command's options."""
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """With whole summaries, wrapped: click would cut them."""
+        named = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        rows = [(n, found.get_short_help_str(1000)) for n, found in named if found is not None]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
     def invoke(self, ctx: click.Context) -> int:
         try:
             result = super().invoke(ctx)
         except Refusal as refusal:
             return _report(ctx, refusal)
         except TimeoutError as error:
-            return _report(ctx, Refusal("service-unavailable", str(error)))
+            advice = "It is there, but busy or stuck. --timeout allows it more time."
+            return _report(ctx, Refusal("service-unavailable", str(error)), advice)
         except BrokenPipeError:
             raise  # whoever read our output has seen enough; click leaves quietly
         except OSError as error:
@@ -109,9 +119,10 @@ class ReportingGroup(click.Group):
         return result if isinstance(result, int) else 0
 
 
-def _report(ctx: click.Context, refusal: Refusal) -> int:
+def _report(ctx: click.Context, refusal: Refusal, advice: str = "") -> int:
     row = refusal.row
-    if Settings.of(ctx).json:
+    settings = Settings.of(ctx)
+    if settings.json:
         failure = Failure(
             id=None,
             code=refusal.code,
@@ -123,8 +134,21 @@ def _report(ctx: click.Context, refusal: Refusal) -> int:
         return row.exit
     note(str(refusal))
     after = "" if refusal.retry_after is None else f" Retry in {duration(refusal.retry_after)}."
-    click.echo(f"  {row.advice}{after}", err=True)
+    click.echo(f"  {advice or _advice(settings, refusal)}{after}", err=True)
     return row.exit
+
+
+def _advice(settings: Settings, refusal: Refusal) -> str:
+    """That of the error's row, or what fits this installation better."""
+    if refusal.code != "service-unavailable":
+        return refusal.row.advice
+    if settings.url:
+        return "Start it (`systemctl start sealsvc-api`), or correct --url (SEALSVC_URL)."
+    if settings.socket or os.environ.get("SEALSVC_SOCKET"):
+        return "Is that the socket of a service? See --socket and SEALSVC_SOCKET."
+    if os.path.exists(_UNIT):
+        return "Start it: systemctl start sealsvc"
+    return "Start it: sealsvc serve (or point SEALSVC_SOCKET at its socket)"
 
 
 @click.group(

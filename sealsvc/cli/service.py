@@ -57,6 +57,35 @@ def serve(file: Path | None, socket: str | None, roots: tuple[str, ...], sim: bo
     end(0)
 
 
+@main.command("check-config")
+@click.argument("file", type=click.Path(path_type=Path), default=Path("/etc/sealsvc/sealsvc.toml"))
+def check_config(file: Path) -> None:
+    """Check a configuration, against this machine too, without starting anything.
+
+    Each finding has its file, line and key. The exit status is 1 when the service would not start
+    with FILE (/etc/sealsvc/sealsvc.toml), or could not do what it says. What may still be put right
+    while it runs, such as a root that is not mounted yet, is a warning.
+
+    \b
+    Example:
+      sealsvc check-config
+      sealsvc check-config ./sealsvc.toml
+    """
+    from sealsvc.config_check import check
+
+    try:
+        findings = check(file.read_bytes(), file)
+    except (OSError, config.ConfigError) as error:
+        why = f"{file}: {error.strerror}" if isinstance(error, OSError) else str(error)
+        click.echo(f"sealsvc: {why}", err=True)
+        sys.exit(1)
+    for finding in findings:
+        click.echo(f"sealsvc: {'' if finding.fatal else 'warning: '}{finding.text}", err=True)
+    if any(finding.fatal for finding in findings):
+        sys.exit(1)
+    click.echo(f"{file}: good")
+
+
 @main.command()
 @click.option(
     "--config",

@@ -13,11 +13,12 @@ from sealsvc.cli.answers import ask
 from sealsvc.cli.drawing import extent_table
 from sealsvc.cli.options import Settings, pass_settings, shared_options
 from sealsvc.cli.output import emit, fields, state_text
-from sealsvc.cli.seals import complete_seal, find_seal
+from sealsvc.cli.seals import complete_seal, find_seal, waiting_for
 from sealsvc.cli.units import duration, exact_range, moment
 from sealsvc.client import Client
 from sealsvc.messages import Extent, ExtentPage, Extents, LadderStep, SealInfo, Show
 from sealsvc.model import ByteRange
+from sealsvc.overview import WaitingConflict
 
 EXAMPLES = """\b
 Examples:
@@ -33,16 +34,17 @@ Examples:
 @shared_options
 @pass_settings
 def show(settings: Settings, seal: str, extents: bool) -> None:
-    """Show the seal whose id is, or begins with, ID."""
+    """Show the seal whose id is, or begins or ends with, ID."""
     with settings.connect() as client:
-        seal_id = find_seal(client, seal)
+        seal_id = find_seal(client, seal, past=True)
         if extents:
             recorded = _recorded(client, seal_id)
             page = ExtentPage(extents=recorded, total=len(recorded))
             emit(settings, page, lambda console: console.print(extent_table(recorded)))
         else:
             info = ask(client, Show, SealInfo, seal=seal_id)
-            emit(settings, info, lambda console: _print(console, info))
+            waiting = [] if settings.json else waiting_for(client, [info])
+            emit(settings, info, lambda console: _print(console, info, waiting))
 
 
 def _recorded(client: Client, seal: str) -> list[Extent]:
@@ -55,8 +57,14 @@ def _recorded(client: Client, seal: str) -> list[Extent]:
     return extents
 
 
-def _print(console: Console, seal: SealInfo) -> None:
-    console.print(fields([*_promise(seal), *_course(seal)]))
+def _print(console: Console, seal: SealInfo, waiting: list[WaitingConflict]) -> None:
+    rows = [("" if n else "waiting", _operation(w)) for n, w in enumerate(waiting)]
+    console.print(fields([*_promise(seal), *_course(seal), *rows]))
+
+
+def _operation(wait: WaitingConflict) -> str:
+    by = wait.operation
+    return f"{by.name} by process {by.pid} ({by.comm}), for {duration(wait.waits)}"
 
 
 def _promise(seal: SealInfo) -> list[tuple[str, str | Text]]:

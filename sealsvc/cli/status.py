@@ -15,7 +15,7 @@ EXAMPLES = """\b
 Examples:
   sealctl status
   sealctl status -o json | jq .counters
-  sealctl status >/dev/null || systemctl start sealsvcd
+  sealctl status >/dev/null || systemctl start sealsvc
 """
 
 

@@ -51,7 +51,7 @@ def trail(
             proof = ask(client, VerifyTrail, Verification)
             emit(settings, proof, lambda console: _print_proof(console, proof))
             return 0 if proof.intact else BROKEN
-        wanted = find_seal(client, seal) if seal else None
+        wanted = find_seal(client, seal, past=True) if seal else None
         start = None if since is None else time.time() - since
         entries: list[AuditEntry] = []
         after: str | None = None

@@ -89,8 +89,10 @@ def moment(epoch: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """The two largest units: "250ms", "12.5s", "5m07s", "3h05m", "2d04h"."""
+    """The two largest units: "250us", "250ms", "12.5s", "5m07s", "3h05m", "2d04h"."""
     seconds = max(0.0, seconds)
+    if 0 < seconds < 0.0009995:
+        return f"{max(1, round(seconds * 1e6))}us"
     if seconds < 0.9995:
         return f"{round(seconds * 1000)}ms" if seconds else "0s"
     if seconds < 59.95:

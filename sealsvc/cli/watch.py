@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
-from typing import Any
 
 import click
-import msgspec
 
 from sealsvc.cli.answers import ask
+from sealsvc.cli.event_lines import told
 from sealsvc.cli.options import Settings, pass_settings, shared_options
 from sealsvc.cli.output import json_line, note
 from sealsvc.client import Client
@@ -67,33 +65,4 @@ def _color(settings: Settings) -> bool | None:
 def _line(event: Event) -> str:
     moment = time.strftime("%H:%M:%S", time.localtime(event.time))
     name = click.style(f"{event.name:<14}", fg=_STYLES.get(event.name))
-    text = _TELL.get(event.name, _tell_all)(event.data)
-    return f"{event.seq:>6} {moment} {name} {event.seal or '-':<24} {printable(text)}"
-
-
-def _tell_granted(data: dict[str, Any]) -> str:
-    span = data.get("range") or {}
-    holder = data.get("holder") or {}
-    return (
-        f"{data.get('path')} {span.get('offset')}:{span.get('length')} {data.get('kind')}"
-        f" to {holder.get('pid')} ({holder.get('comm')})"
-    )
-
-
-def _tell_state(data: dict[str, Any]) -> str:
-    reason = data.get("reason")
-    return f"{data.get('from')} -> {data.get('to')}" + (f" ({reason})" if reason else "")
-
-
-def _tell_all(data: dict[str, Any]) -> str:
-    """One line for anything, names first: what a newer service adds is shown as well."""
-    return " ".join(
-        f"{name}={value if isinstance(value, str) else msgspec.json.encode(value).decode()}"
-        for name, value in data.items()
-    )
-
-
-_TELL: dict[str, Callable[[dict[str, Any]], str]] = {
-    "granted": _tell_granted,
-    "state": _tell_state,
-}
+    return f"{event.seq:>6} {moment} {name} {event.seal or '-':<24} {printable(told(event))}"

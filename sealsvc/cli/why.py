@@ -40,6 +40,7 @@ class Wait(msgspec.Struct, frozen=True, kw_only=True):
 
     conflict: WaitingConflict
     seals: list[SealInfo]
+    hidden: list[str] = []  # live seals of other users, which only operators are shown
 
 
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,14 +85,16 @@ def _waits(client: Client) -> list[WaitingConflict]:
 
 
 def _explained(client: Client, wait: WaitingConflict) -> Wait:
-    seals = []
+    seals, hidden = [], []
     for seal in wait.seals:
         try:
             seals.append(ask(client, Show, SealInfo, seal=seal))
         except Refusal as refusal:
-            if refusal.code != "no-such-seal":  # it ended meanwhile
+            if refusal.code != "no-such-seal":  # it ended meanwhile, or is another user's
                 raise
-    return Wait(conflict=wait, seals=seals)
+            if os.geteuid():
+                hidden.append(seal)
+    return Wait(conflict=wait, seals=seals, hidden=hidden)
 
 
 def _otherwise(pid: int) -> str:
@@ -123,6 +126,8 @@ def _print(console: Console, what: str, found: Explanation) -> None:
         )
         for seal in wait.seals:
             _print_seal(console, seal)
+        for id in wait.hidden:
+            console.print(f"  seal {id} of another user: ask root or an operator for `sealctl why`")
 
 
 def _print_seal(console: Console, seal: SealInfo) -> None:

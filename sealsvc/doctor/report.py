@@ -52,6 +52,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     kernel: str
     enforcers: list[str]
     coverage: list[Row]
+    verdict: str = ""  # promise.py
 
 
 class Twin(msgspec.Struct, frozen=True, kw_only=True):

@@ -74,6 +74,7 @@ class Queries:
         where.add("state = ?", wanted.state)
         where.add("(ended_at IS NULL OR ended_at >= ?)", wanted.since)
         where.add("granted_at <= ?", wanted.until)
+        where.add("(id GLOB ? || '*' OR id GLOB '*' || ?)", wanted.part, wanted.part)
         rows, cursor = self._page("SELECT * FROM seals", where, "number", after, limit)
         return SealHistory(seals=[_seal(row) for row in rows], next=cursor)
 

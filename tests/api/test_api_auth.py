@@ -6,6 +6,7 @@ import os
 import socket
 import ssl
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -255,6 +256,19 @@ def test_client_certificates(daemon: FakeDaemon, tmp_path: Path) -> None:
         with client("forged") as http, pytest.raises(httpx.TransportError):
             http.get("/v1/session")
 
+        def sealctl(*options: str) -> subprocess.CompletedProcess[str]:
+            command = [sys.executable, "-m", "sealsvc.cli.sealctl", "--url", base, "status"]
+            return subprocess.run(
+                [*command, *options], capture_output=True, text=True, timeout=60, cwd=tmp_path,
+                env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+            )  # fmt: skip
+
+        shown = ("--cert", "alice.pem", "--key", "alice.key")
+        assert "version" in sealctl("--cacert", "ca.pem", *shown).stdout
+        assert sealctl("--cacert", "ca.pem").returncode == 3
+        assert sealctl(*shown).returncode == 7, "signed by nobody that the system knows"
+        assert sealctl("--cacert", "ca.pem", "--cert", "ca.pem").returncode == 2, "without a key"
+
 
 # Limits
 
@@ -288,6 +302,7 @@ def test_what_every_answer_carries(http: httpx.Client) -> None:
         assert "default-src 'none'" in policy
         assert headers["x-content-type-options"] == "nosniff"
     assert len(http.get("/healthz", headers={"X-Request-ID": "a b"}).headers["x-request-id"]) == 16
+    assert http.get("/healthz", headers={"X-Request-ID": "7"}).headers["x-request-id"] == "7"
 
 
 def test_every_change_is_written_down(http: httpx.Client, caplog: pytest.LogCaptureFixture) -> None:

@@ -96,6 +96,11 @@ def test_a_body_above_the_limit(http: httpx.Client) -> None:
         "/v1/seals?limit=1&limit=2",
         "/v1/seals?state=odd",
         "/v1/seals?after=short",
+        "/v1/seals?pid=-5",
+        "/v1/seals?uid=1e3",
+        "/v1/seals?limit=1.0",
+        "/v1/history?pid=0",
+        "/v1/history?part=xyz",
         "/v1/seals/nonsense",
         "/v1/seals/" + "0" * 24 + "?surprise=1",
         "/v1/seals/" + "0" * 24 + "/extents?start=-1",
@@ -107,6 +112,11 @@ def test_a_body_above_the_limit(http: httpx.Client) -> None:
 )
 def test_malformed_queries(http: httpx.Client, url: str) -> None:
     check(http.get(url), "bad-request")
+
+
+def test_the_dashboard_without_its_slash(http: httpx.Client) -> None:
+    answer = http.get("/dashboard")
+    assert (answer.status_code, answer.headers["location"]) == (307, "/dashboard/")
 
 
 def test_routes_that_do_not_exist(http: httpx.Client) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,10 +13,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from sealsvc.messages import Return, Simulate
+from sealsvc.messages import Audit, Grant, Return, Simulate
 from tests.api.conftest import write_principals
 from tests.api.running import Front, front, service, wait_for
-from tests.browser.conftest import TOKEN, enter, picture
+from tests.browser.conftest import TOKEN, MiB, enter, picture
 
 PAGES = ["", "#/seals", "#/files", "#/holders", "#/filesystems", "#/events"]
 
@@ -68,6 +69,10 @@ def test_a_conflict_is_seen_while_it_happens(page: Page, there: Front) -> None:
         expect(waiting.get_by_text("fallocate-punch-hole")).to_be_visible(timeout=3000)
         recalls = page.get_by_role("region", name="Recalls in flight")
         expect(recalls.get_by_text("/sim/volume-2")).to_be_visible()
+        # Whom it waits for, and until when.
+        expect(waiting.get_by_role("link", name="volume-2", exact=True)).to_be_visible()
+        expect(waiting.get_by_role("link", name=str(os.getpid()))).to_be_visible()
+        expect(waiting.get_by_text("then it is refused (EBUSY)")).to_be_visible()
         picture(page, "overview")
     expect(page.get_by_text("Nothing waits for a seal.")).to_be_visible(timeout=3000)
     page.goto("/dashboard/#/events")
@@ -89,6 +94,14 @@ def test_searching_and_recalling_by_a_click(page: Page, there: Front) -> None:
     page.get_by_label("State").select_option("")
     picture(page, "seals")
     page.get_by_role("button", name="Recall seal").click()
+    # It is said whom it asks, and nothing is done by a slip of the hand.
+    asked = page.get_by_role("dialog")
+    expect(asked).to_contain_text("/sim/volume-1. It has 10.0 s to give it back; after that")
+    asked.get_by_role("button", name="Cancel").click()
+    expect(asked).to_have_count(0)
+    expect(rows.first.locator(".state")).to_have_text("granted")
+    page.get_by_role("button", name="Recall seal").click()
+    page.get_by_role("dialog").get_by_role("button", name="Recall it").click()
     expect(rows.first.locator(".state")).to_have_text("recalled", timeout=3000)
     with there.http() as http:
         (seal,) = http.get("/v1/seals", params={"path": "/sim/volume-1"}).json()["seals"]
@@ -203,6 +216,82 @@ def test_what_is_not_there_is_told(page: Page) -> None:
     expect(page.locator("#refused")).to_contain_text("there is no seal")
     page.goto("/dashboard/#/nothing")
     expect(page.locator("#refused")).to_contain_text("no such page")
+    expect(page.locator("#banner")).to_be_hidden()
+    page.goto("/dashboard")
+    expect(page.get_by_role("heading", name="Overview")).to_be_visible()
+
+
+def test_who_is_not_logged_in_is_shown_no_menu(page: Page) -> None:
+    page.goto("/dashboard/")
+    expect(page.get_by_label("Token")).to_be_visible()
+    expect(page.get_by_role("navigation", name="Pages")).to_be_hidden()
+    expect(page.locator("#link")).to_be_hidden()
+
+
+def test_long_lists_come_in_pages(page: Page, there: Front) -> None:
+    """And say how long they are; the page that is shown stays when it is drawn anew."""
+    path = "/sim/many"
+    made = []
+    with there.client() as control:
+        control.call(Simulate, action="create", path=path, size=64 * MiB)
+        for number in range(230):
+            where = {"offset": number * 65536, "length": 4096}
+            reply = control.call(Grant, path=path, kind="shared", tag="many", **where)
+            for fd in reply.fds:
+                os.close(fd)
+            made.append(reply.seal.id)
+        enter(page, where="#/seals")
+        page.get_by_label("Search").fill("many")
+        expect(page.locator("#count")).to_have_text("230 seals")
+        pages = page.get_by_role("navigation", name="Pages of seals")
+        expect(pages).to_contain_text("1 to 100 of 230")
+        pages.get_by_role("button", name="Next page").click()
+        pages.get_by_role("button", name="Next page").click()
+        expect(pages).to_contain_text("201 to 230 of 230")
+        expect(page.locator("tbody tr")).to_have_count(30)
+        expect(pages.get_by_role("button", name="Next page")).to_be_disabled()
+        picture(page, "seals-many")
+        page.goto("/dashboard/#/files")
+        page.get_by_role("heading", name="Files").wait_for()
+        page.get_by_role("link", name=path).click()
+        expect(page.locator("#left-out")).to_contain_text("210 of 230 seals")
+        page.get_by_role("button", name="Recall every seal").click()
+        expect(page.get_by_role("dialog")).to_contain_text("all 230 seals of /sim/many")
+        page.keyboard.press("Escape")
+        expect(page.get_by_role("dialog")).to_have_count(0)
+        for seal in made:
+            control.call(Return, seal=seal)
+
+
+def test_a_seal_that_nobody_can_recall_has_the_next_step(page: Page, there: Front) -> None:
+    path = "/sim/lost"
+    with there.client() as control:
+        control.call(Simulate, action="create", path=path, size=MiB)
+        reply = control.call(Grant, path=path, kind="shared")
+        for fd in reply.fds:
+            os.close(fd)
+        control.call(Simulate, action="drift", path=path)
+        control.call(Audit)
+        enter(page, where="#/seals")
+        page.get_by_label("Search").fill("lost")
+        row = page.locator("tbody tr").filter(has_text=path)
+        expect(row.locator(".state")).to_have_text("lost")
+        expect(row.get_by_role("button", name="Recall seal")).to_have_count(0)
+        expect(row).to_contain_text("must not use it")
+        control.call(Return, seal=reply.seal.id)
+
+
+def test_a_holder_has_a_time_and_no_ticks(page: Page, there: Front) -> None:
+    enter(page, where=f"#/holders/{os.getpid()}")
+    expect(page.get_by_role("heading", name="Holder")).to_be_visible()
+    expect(page.get_by_text("ticks")).to_have_count(0)
+    with there.http() as http:
+        told = http.get(f"/v1/holders/{os.getpid()}").json()
+    age = float(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
+    up = float(Path("/proc/uptime").read_text().split()[0])
+    began = time.time() - up + age / os.sysconf("SC_CLK_TCK")
+    assert abs(told["started_at"] - began) < 2
+    assert told["started_at"] < time.time()
 
 
 def test_it_recovers_after_the_service_was_restarted(browser: Browser, tmp_path: Path) -> None:

@@ -91,3 +91,37 @@ def test_doctor_is_told_what_to_measure(
     assert out.splitlines()[0] == "xfs on Linux 6.18, enforcers: bpf"
     row = " ".join(out.splitlines()[2].split())
     assert row == "truncate shared wait bpf refused ETXTBSY kept"
+    assert out.splitlines()[-1] == "verdict: the promise holds here: 1 operations tried"
+
+
+def test_the_doctors_verdict_and_status(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = pytest.importorskip(
+        "sealsvc.doctor.report", reason="the native module is not built", exc_type=ImportError
+    )
+
+    def row(operation: str, kind: Kind, enforcer: str, *, covered: bool) -> Any:
+        found = report.Result.WAITS if covered else report.Result.NOT_COVERED
+        return report.Row(
+            operation=operation, kind=kind, conflict="wait", enforcer=enforcer, result=found
+        )
+
+    fine = row("truncate-into", Kind.EXCLUSIVE, "fanotify", covered=True)
+    gap = row("xfs-swapext-donor", Kind.SHARED, "fanotify", covered=False)
+    overlaid = row("truncate-into/overlay", Kind.EXCLUSIVE, "fanotify", covered=False)
+    worse = row("xfs-swapext-donor", Kind.EXCLUSIVE, "fanotify", covered=False)
+    backed = row("xfs-swapext-donor", Kind.SHARED, "fanotify+bpf", covered=False)
+    for rows, status, verdict in (
+        ([fine], 0, "holds"),
+        ([fine, gap, overlaid], 0, "holds-with-gaps"),
+        ([fine, worse], 1, "broken"),
+        ([fine, backed], 1, "broken"),
+        ([], 1, "broken"),
+    ):
+        made = report.Report(filesystem="xfs", kernel="6.18", enforcers=[], coverage=rows)
+        monkeypatch.setattr(report, "measure", lambda *_, made=made, **__: made)
+        assert main(["doctor", str(tmp_path), "--only-gaps", "-o", "json"]) == status
+        told = json.loads(capsys.readouterr().out)
+        assert told["verdict"] == verdict
+        assert "truncate-into" not in [shown["operation"] for shown in told["coverage"]]

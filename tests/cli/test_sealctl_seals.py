@@ -20,7 +20,17 @@ from sealsvc.messages import (
     SealPage,
     Show,
 )
-from sealsvc.model import ByteRange, State
+from sealsvc.model import ByteRange, Kind, Operation, State
+from sealsvc.overview import ConflictPage, Conflicts, WaitingConflict
+from sealsvc.records import History, SealHistory
+
+WAITING = WaitingConflict(
+    enforcer="fanotify",
+    operation=Operation(name="truncate", offset=0, length=0, pid=7, comm="dd"),
+    path=ONE.path,
+    seals=[ONE.id],
+    waits=1.0,
+)
 
 
 def test_ls_pages_and_filters(daemon: FakeDaemon, sealctl: Start) -> None:
@@ -32,21 +42,24 @@ def test_ls_pages_and_filters(daemon: FakeDaemon, sealctl: Start) -> None:
     second, _ = connection.request(List)
     assert (second.after, second.pid) == (ONE.id, 4711)
     connection.answer(second, SealPage(seals=[TWO]))
+    waiting = ConflictPage(conflicts=[WAITING], total=1)
+    connection.answer(connection.request(Conflicts)[0], waiting)
     status, out, err = running.result()
     assert (status, err) == (0, "")
     header, one, two = out.splitlines()
-    columns = ["ID", "STATE", "DEADLINE", "KIND", "CONFLICT", "RANGE", "HOLDER", "AGE", "PATH"]
-    assert header.split() == columns
+    columns = ["ID", "STATE", "WAITING", "DEADLINE", "KIND", "CONFLICT", "RANGE", "HOLDER", "AGE"]
+    assert header.split() == [*columns, "PATH"]
     cells = one.split()
-    assert cells[:7] == [ONE.id, "active", "-", "exclusive", "wait", "1M:64K", "4711/server"]
+    assert cells[:8] == [ONE.id, "active", "1", "-", "exclusive", "wait", "1M:64K", "4711/server"]
     assert cells[-1] == "/pmem/db"
     # Neither markup nor escape sequences of a path take effect.
     assert two.split()[-1] == r"/pmem/[red]\x1b[2J"
 
 
 def test_ls_json_is_the_message(daemon: FakeDaemon, sealctl: Start) -> None:
-    running = sealctl("ls", "-o", "json")
-    daemon.serve(List, SealPage(seals=[ONE, TWO]))
+    running = sealctl("ls", "-o", "json", "--kind", "shared", "--tag", "me", "--filesystem", "/a/.")
+    asked = daemon.serve(List, SealPage(seals=[ONE, TWO]))
+    assert (asked.kind, asked.tag, asked.filesystem) == (Kind.SHARED, "me", "/a")
     status, out, _ = running.result()
     assert status == 0
     assert json.loads(out) == as_json(SealPage(seals=[ONE, TWO]))
@@ -62,14 +75,18 @@ def test_colour(daemon: FakeDaemon, sealctl: Start) -> None:
     assert "\x1b" not in outputs["never"] + outputs["auto"]
 
 
-def test_show_takes_the_beginning_of_an_id(daemon: FakeDaemon, sealctl: Start) -> None:
-    running = sealctl("show", "5f")
+@pytest.mark.parametrize("part", ["5f", "00001"])
+def test_show_takes_an_end_of_an_id(daemon: FakeDaemon, sealctl: Start, part: str) -> None:
+    running = sealctl("show", part)
     connection = daemon.accept()
     request, _ = connection.request(List)
+    assert request.search == part
     connection.answer(request, SealPage(seals=[ONE, TWO]))
     request, _ = connection.request(Show)
     assert request.seal == ONE.id
     connection.answer(request, seal(state=State.RECALLED, deadline_in=12.5, reason="backup"))
+    waiting = ConflictPage(conflicts=[WAITING], total=1)
+    connection.answer(connection.request(Conflicts)[0], waiting)
     status, out, _ = running.result()
     rows = dict(row.split(maxsplit=1) for row in out.splitlines())
     assert status == 0
@@ -77,6 +94,7 @@ def test_show_takes_the_beginning_of_an_id(daemon: FakeDaemon, sealctl: Start) -
     assert rows["range"].strip() == "1M:64K (bytes 1048576 to 1114111)"
     assert rows["enforcers"].strip() == "fanotify, bpf"
     assert rows["deadline"].strip() == "in 12.5s"
+    assert rows["waiting"].strip() == "truncate by process 7 (dd), for 1s"
     assert rows["holder"].strip() == "4711 (server), uid 0, start 99"
     assert rows["file"].strip() == str(ONE.file)
 
@@ -88,13 +106,18 @@ def test_show_json_and_whole_ids(daemon: FakeDaemon, sealctl: Start) -> None:
 
 
 @pytest.mark.parametrize(
-    ("prefix", "status", "said"), [("77", 4, "no-such-seal"), ("6", 2, "beginning of 2 ids")]
+    ("prefix", "status", "said"), [("77", 4, "no-such-seal"), ("6", 2, "beginning or end of 2 ids")]
 )
 def test_show_unknown_or_ambiguous(
     daemon: FakeDaemon, sealctl: Start, prefix: str, status: int, said: str
 ) -> None:
     running = sealctl("show", prefix)
-    daemon.serve(List, SealPage(seals=[TWO, seal(id="6" * 24)]))
+    connection = daemon.accept()
+    connection.answer(connection.request(List)[0], SealPage(seals=[TWO, seal(id="6" * 24)]))
+    if status == 4:  # of a seal that is over, then?
+        request, _ = connection.request(History)
+        assert request.wanted.part == prefix
+        connection.answer(request, SealHistory(seals=[]))
     got, _, err = running.result()
     assert got == status
     assert said in err

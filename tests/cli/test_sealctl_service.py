@@ -28,7 +28,7 @@ from sealsvc.messages import (
 from sealsvc.model import Kind
 
 EVENTS = [
-    Event(seq=8, time=0.0, name="granted", seal=ONE.id, data=as_json(ONE)),
+    Event(seq=8, time=0.0, name="granted", seal=ONE.id, data={"seal": as_json(ONE)}),
     Event(seq=9, time=61.0, name="state", seal=ONE.id, data={"from": "active", "to": "lost"}),
     Event(seq=10, time=62.0, name="news", data={"text": "\x1b[2J", "n": [1]}),
 ]
@@ -51,7 +51,7 @@ def test_watch(daemon: FakeDaemon, sealctl: Start, form: str) -> None:
     if form == "json":
         assert [json.loads(line) for line in lines] == [as_json(event) for event in EVENTS]
     else:
-        told = f"/pmem/db {1 << 20}:{64 << 10} exclusive to 4711 (server)"
+        told = "/pmem/db 1M:64K exclusive to process 4711 (server)"
         assert lines[0].split(maxsplit=4) == ["8", "00:00:00", "granted", ONE.id, told]
         assert lines[1].endswith("active -> lost")
         assert lines[2].endswith(r"text=\x1b[2J n=[1]")

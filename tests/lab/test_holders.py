@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket as sockets
 import subprocess
 import sys
 import time
@@ -109,6 +110,17 @@ def test_an_rdma_region_is_deregistered_before_the_file_is_truncated(
         assert (report.state, report.pfn_checked) == ("active", MiB // 4096)
         assert run(tmp_path / "initiator", where, "12288", "by RDMA") == "written\n"
         assert _line(target) == "an initiator has written"
+        # A queue pair for each: one that talks nonsense, or leaves, ends itself alone.
+        with sockets.socket(sockets.AF_UNIX, sockets.SOCK_SEQPACKET) as nonsense:
+            nonsense.connect(str(where))
+            nonsense.send(b"hello")
+            assert _line(target) == "an initiator did not say where it is"
+        with sockets.socket(sockets.AF_UNIX, sockets.SOCK_SEQPACKET) as silent:
+            silent.connect(str(where))
+            assert run(tmp_path / "initiator", where, "8192", "again") == "written\n"
+            assert _line(target) == "an initiator has written"
+            assert target.poll() is None
+        assert _line(target) == "an initiator did not say where it is"
 
         os.kill(seal.holder.pid, signal.SIGSTOP)  # so that the wait is seen
         intruder = subprocess.Popen([sys.executable, "-c", TRUNCATE, file, str(MiB // 2)])
@@ -128,6 +140,7 @@ def test_an_rdma_region_is_deregistered_before_the_file_is_truncated(
     assert file.stat().st_size == MiB // 2
     with file.open("rb") as opened:
         assert os.pread(opened.fileno(), 7, 12288) == b"by RDMA"
+        assert os.pread(opened.fileno(), 5, 8192) == b"again"
 
 
 def test_a_guest_on_persistent_memory_ends_when_it_is_recalled(

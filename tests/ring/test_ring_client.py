@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sealsvc.model import State
+from sealsvc.model import Preparation, State
 from sealsvc.ring_client import AsyncRingClient, News, RingClient
 from tests.ring.conftest import BLOCK, SIZE, truncating
 from tests.service.conftest import Running, until
@@ -26,6 +26,20 @@ def test_leaving_its_context_returns_a_seal(client: RingClient, fd: int, file: P
     with truncating(file, 0), client.grant(registered, 0, BLOCK) as recalled:
         until(lambda: recalled.state in (State.RECALLED, State.GRANTED))
     assert recalled.state is State.RETURNED
+
+
+def test_a_file_is_prepared_before_it_is_registered(client: RingClient, file: Path) -> None:
+    sparse = file.with_name(f"{file.name}-sparse")
+    with sparse.open("w+b") as opened:
+        opened.truncate(SIZE)
+        with pytest.raises(OSError, match="hole"):
+            client.register(opened.fileno())
+        steps = (Preparation.ALLOCATE, "convert")
+        registered = client.register(opened.fileno(), prepare=steps)
+        with client.grant(registered, 0, BLOCK) as seal:
+            assert seal.valid
+        client.unregister(registered)
+    sparse.unlink()
 
 
 def test_a_client_that_is_closed_cannot_be_used(running: Running, fd: int) -> None:

@@ -194,7 +194,7 @@ def test_conflicts_with_an_orphan_do_not_wait_for_ever(
             assert client.call(Show, seal=holder.seal).seal.state == "orphaned"
         finally:
             os.kill(child, 9)
-    until(lambda: client.call(Show, seal=holder.seal).seal.state == "revoked")
+    until(lambda: client.call(Show, seal=holder.seal).seal.state == "returned")
 
 
 def test_a_renewed_seal_lives_on(client: Client, file: Path) -> None:

@@ -146,7 +146,7 @@ class Model:
         self._must_live(seal)
         if part is None or part == (seal.start, seal.end):
             self._must_be_unmapped(seal)
-            seal.move("revoked" if seal.state == "orphaned" else "returned")
+            seal.move("returned")
         else:
             if not (part[0] == seal.start) ^ (part[1] == seal.end):
                 raise Refused("bad-request")
@@ -318,7 +318,7 @@ class Model:
                 seal.move("orphaned")
                 return True
             if seal.state in ("fencing", "fence-failed", "orphaned") and not self._left(seal):
-                seal.move("revoked")
+                seal.move("returned" if seal.state == "orphaned" else "revoked")
                 return True
             if seal.state == "fencing" and not seal.ended:
                 seal.ended, seal.deadline = True, self.now + PROOF_TIMEOUT

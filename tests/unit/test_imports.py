@@ -17,10 +17,11 @@ LEAVES = {
 PURE = LEAVES | {"sealsvc.extents"}
 # Beside the client: what any process under systemd has.
 SYSTEMD = {"sealsvc.activation", "sealsvc.journald"}
-API = {"sealsvc.client", "sealsvc.records", "sealsvc", "api"} | SYSTEMD | LEAVES
 # Of a capability the API imports its messages; of exports the records, which are no requests.
 CAPABILITIES = {"sealsvc.copies", "sealsvc.exports", "sealsvc.integrity"}
-API |= CAPABILITIES
+FILES = {"sealsvc.toml_places"}
+API = {"sealsvc.client", "sealsvc.records", "sealsvc", "api"}
+API |= CAPABILITIES | FILES | SYSTEMD | LEAVES
 
 
 def imports(path: Path) -> set[str]:

@@ -1,0 +1,86 @@
+"""Errors in a TOML file as its writer needs them: with the line, the key and the choices."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+from collections.abc import Sequence
+from enum import Enum
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import msgspec
+
+_PLACE = re.compile(r" - at `\$\.?([^`]*)`$")
+_UNKNOWN = re.compile(r"unknown field `([^`]*)`")
+_TABLE = re.compile(r"\s*\[\s*([^\[\]]+?)\s*\]")
+_KEY = re.compile(r"""\s*("[^"]*"|'[^']*'|[A-Za-z0-9_-]+)\s*=""")
+_INVALID_ENUM = "Invalid enum value"
+
+
+def line_of(text: str, keys: Sequence[str]) -> int | None:
+    """The line (from 1) of a key, by the names of its tables and its own; else of its table."""
+    *tables, last = keys
+    table: list[str] = []
+    found = None
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := _TABLE.match(line):
+            table = [part.strip("\"' ") for part in header[1].split(".")]
+            if table == [*keys]:
+                found = found or number
+        elif table == tables and (key := _KEY.match(line)) and key[1].strip("\"'") == last:
+            return number
+    return found if found is not None or not tables else line_of(text, tables)
+
+
+def placed(file: object, text: str, keys: Sequence[str], what: str) -> str:
+    """`what` is wrong with a key, with the file and the line before it."""
+    line = line_of(text, keys) if keys else None
+    where = f"{file}:{line}" if line else f"{file}"
+    return f"{where}: {'.'.join(keys)}: {what}" if keys else f"{where}: {what}"
+
+
+def explained(
+    error: Exception, file: object, text: str, kind: type, under: Sequence[str] = ()
+) -> str:
+    """What msgspec, or the TOML reader, says of a file that was to become a `kind` (the table
+    `under`): with file, line, key, and what is to be had instead."""
+    message = str(error)
+    place = _PLACE.search(message)
+    message = _PLACE.sub("", message)
+    keys = [part for part in re.split(r"[.\[]", place[1]) if part] if place else []
+    keys = [key for key in keys if not key.endswith("]")]
+    if unknown := _UNKNOWN.search(message):
+        names = [field.encode_name for field in msgspec.structs.fields(_at(kind, keys))]
+        near = difflib.get_close_matches(unknown[1], names, 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+        return placed(file, text, [*under, *keys, unknown[1]], f"there is no such key; {hint}")
+    if message.startswith(_INVALID_ENUM) and (words := _choices(_at(kind, keys))):
+        value = message.removeprefix(_INVALID_ENUM).strip()
+        message = f"{value} is not one of {', '.join(words)}"
+    return placed(file, text, [*under, *keys], message)
+
+
+def _at(kind: Any, keys: Sequence[str]) -> Any:
+    """The type of the key below a struct."""
+    for key in keys:
+        kind = _bare(kind)
+        kind = get_type_hints(kind, include_extras=True).get(key, Any)
+    return _bare(kind)
+
+
+def _bare(kind: Any) -> Any:
+    while get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    if get_origin(kind) in (Union, types.UnionType):
+        structs = [arm for arm in get_args(kind) if isinstance(arm, type)]
+        return structs[0] if structs else kind
+    return _bare(get_args(kind)[0]) if get_origin(kind) is list else kind
+
+
+def _choices(kind: Any) -> list[str]:
+    if get_origin(kind) is Literal:
+        return [str(word) for word in get_args(kind)]
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return [str(member.value) for member in kind]
+    return []
