@@ -16,8 +16,15 @@ LARGEST = 2**62  # the protocol's bound on offsets and lengths
 
 _PREFIXES = "KMGTPE"
 _SIZE = re.compile(r"(0x[0-9a-f]+|\d+(?:\.\d+)?)(?:([KMGTPE])(?:iB)?|B)?", re.IGNORECASE | re.ASCII)
-_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", re.ASCII)
-_MILLISECONDS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_PART = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s|m|h|d)", re.ASCII)
+_MILLISECONDS = {
+    "us": Fraction(1, 1000),
+    "ms": 1,
+    "s": 1000,
+    "m": 60_000,
+    "h": 3_600_000,
+    "d": 86_400_000,
+}
 _PLAIN = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
 
 
@@ -73,7 +80,7 @@ def exact_range(span: ByteRange) -> str:
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of "10", "2.5", "500ms", "5m", "1h30m", "2d"."""
+    """Seconds of "10", "2.5", "250us", "500ms", "5m", "1h30m", "2d"."""
     text = text.strip()
     if _PLAIN.fullmatch(text):
         return float(text)

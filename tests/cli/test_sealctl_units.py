@@ -48,7 +48,7 @@ def test_rounded_sizes_are_near(size: int) -> None:
 @given(st.floats(0, 86400 * 365))
 def test_durations_are_read_back_as_precisely_as_they_are_written(seconds: float) -> None:
     precision = (
-        0.0005 if seconds < 1 else 0.051 if seconds < 60 else 60 if seconds < 86400 else 3600
+        0.000501 if seconds < 1 else 0.051 if seconds < 60 else 60 if seconds < 86400 else 3600
     )
     assert abs(parse_duration(duration(seconds)) - seconds) <= precision + 0.5 * (seconds >= 59.95)
 

@@ -29,6 +29,9 @@ ELSEWHERE = {
         " tests/deploy/test_container.py install, start and remove what it is about"
     ),
     "docs/exports.md": "tests/exports/test_nbd.py and tests/lab/test_exports_dm.py run each",
+    "docs/integrity.md": "tests/integrity/test_faces_pi.py, tests/deploy/test_man_pages.py run each",
+    "docs/python.md": "tests/unit/test_client_wheel.py installs the wheel alone and uses it",
+    "docs/troubleshooting.md": "tests/cli/test_sealctl_why.py and tests/service/test_conflicts.py",
     "docs/lab.md": "each boots a machine; tests/lab/test_lab.py boots them, through the same door",
 }
 LISTED = {
@@ -44,6 +47,10 @@ LISTED = {
         "tests/api/test_api_traces.py starts it so, with a collector"
     ),
     "sealctl export create --type nbd disk /mnt/pmem/disk.img": "tests/exports/test_nbd.py",
+    "sealctl pi attach SEAL --profile t10-dif1-4096": "tests/integrity/test_faces_pi.py",
+    "sealctl pi verify SEAL; sealctl pi errors --wait 1m": (
+        "examples of the man page: tests/deploy/test_man_pages.py"
+    ),
     "sealctl completion bash > /usr/share/bash-completion/completions/sealctl": (
         "an example of the man page, too: tests/deploy/test_man_pages.py"
     ),
