@@ -50,7 +50,7 @@ def test_ls_pages_and_filters(daemon: FakeDaemon, sealctl: Start) -> None:
     columns = ["ID", "STATE", "WAITING", "DEADLINE", "KIND", "CONFLICT", "RANGE", "HOLDER", "AGE"]
     assert header.split() == [*columns, "PATH"]
     cells = one.split()
-    assert cells[:8] == [ONE.id, "active", "-", "-", "exclusive", "wait", "1M:64K", "4711/server"]
+    assert cells[:8] == [ONE.id, "active", "1", "-", "exclusive", "wait", "1M:64K", "4711/server"]
     assert cells[-1] == "/pmem/db"
     assert two.split()[1:3] == ["recalled", "1"]
     # Neither markup nor escape sequences of a path take effect.

@@ -29,10 +29,12 @@ ELSEWHERE = {
         " tests/deploy/test_container.py install, start and remove what it is about"
     ),
     "docs/exports.md": "tests/exports/test_nbd.py and tests/lab/test_exports_dm.py run each",
+    "docs/troubleshooting.md": "tests/cli/test_sealctl_real.py asks who waits on whom",
     "docs/lab.md": "each boots a machine; tests/lab/test_lab.py boots them, through the same door",
 }
 LISTED = {
     "./dev build": "what runs here was built by it",
+    "./dev client && pip install build/sealsvc_client-*.whl": "tests/unit/test_client_wheel.py",
     "sudo ./dev demo": "tests/docs/test_demo.py runs the program behind it",
     "sudo ./dev test": "it runs this test",
     "sudo ./dev lab -- CMD": "it boots a machine: tests/lab/test_lab.py",
@@ -210,9 +212,8 @@ def test_what_watches(stage: Stage) -> None:
 def test_the_python_of_the_readme(stage: Stage) -> None:
     """It seals the file, hears of the recall, and gives the seal back."""
     [program] = [b for b in blocks(ROOT / "README.md") if b.startswith("from ")]
-    program = program.replace("/mnt/pmem", str(stage.mount)).replace("    ...", "    os.close(fd)")
     script = stage.directory / "holder.py"
-    script.write_text("import os\n" + program)
+    script.write_text(program.replace("/mnt/pmem", str(stage.mount)))
     with stage.started(f"python {script}", lambda: bool(stage.seals())):
         with Client(str(stage.socket)) as client:
             report = client.call(RecallSeals, all=True, wait=True).result
