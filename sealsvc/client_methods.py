@@ -304,7 +304,7 @@ class Methods:
         in_place: bool = False,
         recall: bool = False,
         seals: bool = True,
-        only: list[str] | None = None,
+        strategies: list[str] | None = None,
         resume: str = "",
         dry_run: bool = False,
         key: str = "",
@@ -315,7 +315,7 @@ class Methods:
         go to offset `to` (null: the same); `whole` makes the destination as long as the source.
         `throttle` in bytes per second. `in_place`: the destination's extent map stays. `recall`:
         seals on both files are recalled first. `seals` false: none are taken, and so no offload.
-        `only`: these strategies alone, with `plain` as the last resort. `resume`: the token of an
+        `strategies`: these alone, with `plain` as the last resort. `resume`: the token of an
         earlier result. `dry_run`: the job's result is the plan. With `below`, paths lie below one
         of these directories. Answer: JobInfo; its result, once it has ended, is that of the
         copy."""
@@ -335,7 +335,7 @@ class Methods:
             in_place=in_place,
             recall=recall,
             seals=seals,
-            only=only,
+            strategies=strategies,
             resume=resume,
             dry_run=dry_run,
             key=key,
@@ -508,11 +508,17 @@ class Methods:
             attachment=attachment,
         )
 
-    def pi_attachments(self, *, path: str | None = None) -> integrity_messages.PiAttachmentList:
-        """Attachments that the asker may see; of `path` alone, if given. Answer:
-        PiAttachmentList."""
+    def pi_attachments(
+        self, *, path: str | None = None, attachment: str | None = None, after: str | None = None
+    ) -> integrity_messages.PiAttachmentList:
+        """Attachments that the asker may see, in order of id, after `after`; of `path`, or the one
+        named, alone, if given. Answer: PiAttachmentList."""
         return self._ask(
-            integrity_messages.PiAttachments, integrity_messages.PiAttachmentList, path=path
+            integrity_messages.PiAttachments,
+            integrity_messages.PiAttachmentList,
+            path=path,
+            attachment=attachment,
+            after=after,
         )
 
     def pi_verify(
@@ -950,7 +956,7 @@ class AsyncMethods:
         in_place: bool = False,
         recall: bool = False,
         seals: bool = True,
-        only: list[str] | None = None,
+        strategies: list[str] | None = None,
         resume: str = "",
         dry_run: bool = False,
         key: str = "",
@@ -961,7 +967,7 @@ class AsyncMethods:
         go to offset `to` (null: the same); `whole` makes the destination as long as the source.
         `throttle` in bytes per second. `in_place`: the destination's extent map stays. `recall`:
         seals on both files are recalled first. `seals` false: none are taken, and so no offload.
-        `only`: these strategies alone, with `plain` as the last resort. `resume`: the token of an
+        `strategies`: these alone, with `plain` as the last resort. `resume`: the token of an
         earlier result. `dry_run`: the job's result is the plan. With `below`, paths lie below one
         of these directories. Answer: JobInfo; its result, once it has ended, is that of the
         copy."""
@@ -981,7 +987,7 @@ class AsyncMethods:
             in_place=in_place,
             recall=recall,
             seals=seals,
-            only=only,
+            strategies=strategies,
             resume=resume,
             dry_run=dry_run,
             key=key,
@@ -1157,12 +1163,16 @@ class AsyncMethods:
         )
 
     async def pi_attachments(
-        self, *, path: str | None = None
+        self, *, path: str | None = None, attachment: str | None = None, after: str | None = None
     ) -> integrity_messages.PiAttachmentList:
-        """Attachments that the asker may see; of `path` alone, if given. Answer:
-        PiAttachmentList."""
+        """Attachments that the asker may see, in order of id, after `after`; of `path`, or the one
+        named, alone, if given. Answer: PiAttachmentList."""
         return await self._ask(
-            integrity_messages.PiAttachments, integrity_messages.PiAttachmentList, path=path
+            integrity_messages.PiAttachments,
+            integrity_messages.PiAttachmentList,
+            path=path,
+            attachment=attachment,
+            after=after,
         )
 
     async def pi_verify(
