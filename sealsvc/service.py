@@ -433,7 +433,7 @@ class Service:
     async def _return(self, peer: Peer, request: Return) -> SealInfo:
         seal = self._seal_at(peer, request.seal, request.seqid)
         if request.range is None:
-            await self.returns.give_back(seal)
+            await self.returns.give_back(seal, f"given back by process {peer.pid}")
         else:
             await self.returns.give_back_part(seal, request.range)
         return seal.info()

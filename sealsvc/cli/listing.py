@@ -29,15 +29,21 @@ Cell = str | Text
 
 
 class Listing:
-    """`right` names columns of numbers, `optional` those that may be left out, the first first."""
+    """`right` names columns of numbers, `optional` those that may be left out, the first first, and
+    `sparse` those that may be where nothing stands in them."""
 
     def __init__(
-        self, *headers: str, right: Iterable[str] = (), optional: Iterable[str] = ()
+        self,
+        *headers: str,
+        right: Iterable[str] = (),
+        optional: Iterable[str] = (),
+        sparse: Iterable[str] = (),
     ) -> None:
         self._headers = headers
         numbers = frozenset(right)
         self._is_right = [name in numbers for name in headers]
         self._optional = [headers.index(name) for name in optional]
+        self._sparse = [headers.index(name) for name in sparse]
         self._flexible = [i for i, name in enumerate(headers) if name in _PATHS | _PROSE]
         self._rows: list[tuple[tuple[Cell, ...], str]] = []
 
@@ -58,7 +64,8 @@ class Listing:
             for i, header in enumerate(self._headers)
         }
         # Columns without anything go first, then the others in their order.
-        optional = sorted(self._optional, key=self._tells)
+        empty = [i for i in (*self._sparse, *self._optional) if not self._tells(i)]
+        optional = [*empty, *(i for i in self._optional if i not in empty)]
         while _total(widths) > room:
             least = _LEGIBLE if optional else _LEAST
             if (optional and self._tells(optional[0])) or not optional:

@@ -89,7 +89,8 @@ def _print(console: Console, seals: list[SealInfo], waiting: Counter[str]) -> No
         *("ID", "STATE", "WAITING", "DEADLINE"),
         *("KIND", "CONFLICT", "RANGE", "HOLDER", "AGE", "PATH"),
         right=["WAITING", "DEADLINE", "RANGE", "AGE"],
-        optional=["CONFLICT", "KIND", "AGE", "WAITING", "DEADLINE"],
+        optional=["CONFLICT", "KIND", "AGE"],
+        sparse=["WAITING", "DEADLINE"],
     )
     now = time.time()
     ids = shown_ids(console, [seal.id for seal in seals])

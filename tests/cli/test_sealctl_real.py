@@ -10,13 +10,14 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.messages import Grant, Return, SealInfo, Simulate
+from sealsvc.messages import Grant, Return, SealInfo, Simulate, Status
 from tests.api.running import ROOT, service, wait_for
 
 PATH = "/sim/volumes/production/database/of-a-very-long-name-{:04}.img"
@@ -124,7 +125,8 @@ def test_a_seal_that_is_over_has_a_short_id_too(socket: str, client: Client) -> 
     assert len(short) < 24
     status, lines = on_terminal(socket, "history", short)
     assert status == 0
-    assert [line.split()[-1] for line in lines[-1:]] == ["returned"]
+    told = " ".join(" ".join(lines[1:]).split())
+    assert f"granted returned given back by process {os.getpid()}" in told
     assert on_terminal(socket, "show", "ffffff")[0] == 4
 
 
@@ -136,6 +138,38 @@ def test_events_read_as_sentences(socket: str, client: Client) -> None:
     assert "None" not in told
     assert "{" not in told
     assert re.search(rf"granted +{seal.id} {seal.path} 0:64K shared to process \d+ \(", told)
+
+
+def test_who_waits_on_whom_is_told_everywhere(socket: str, client: Client) -> None:
+    seal = sealed(client, 94, grace=300.0)
+
+    def intrude() -> None:
+        with Client(socket, timeout=120) as other:
+            other.call(Simulate, action="conflict", path=seal.path, length=4096, pid=os.getppid())
+
+    thread = threading.Thread(target=intrude)
+    thread.start()
+    try:
+        wait_for(lambda: client.call(Status).result.conflicts_waiting == 1)
+        by = str(os.getppid())
+        for what in (by, seal.path):
+            status, lines = on_terminal(socket, "why", what)
+            told = " ".join(" ".join(lines).split())
+            assert status == 0
+            for part in (f"process {by}", seal.id, f"process {os.getpid()}", "tag nic-0"):
+                assert part in told
+            assert "then conflicting operations get EBUSY" in told
+        header, row = on_terminal(socket, "ls", "--path", seal.path)[1]
+        cells = dict(zip(header.split(), row.split(), strict=True))
+        assert (cells["STATE"], cells["WAITING"]) == ("recalled", "1")
+        assert cells["DEADLINE"].endswith("s")
+        assert re.search(rf"waiting +\S+ by process {by}", piped(socket, "show", seal.id).stdout)
+        log = Path(socket).with_name("service.log").read_text()
+        assert f"waits for seal {seal.id} of process {os.getpid()}" in log
+        assert f"sealctl why {by}" in log
+    finally:
+        client.call(Return, seal=seal.id)
+        thread.join(20)
 
 
 def test_a_silent_holder_is_not_an_absent_service(socket: str, client: Client) -> None:

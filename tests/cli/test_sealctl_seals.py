@@ -28,7 +28,7 @@ WAITING = WaitingConflict(
     enforcer="fanotify",
     operation=Operation(name="truncate", offset=0, length=0, pid=7, comm="dd"),
     path=ONE.path,
-    seals=[ONE.id],
+    seals=[ONE.id, TWO.id],
     waits=1.0,
 )
 
@@ -52,6 +52,7 @@ def test_ls_pages_and_filters(daemon: FakeDaemon, sealctl: Start) -> None:
     cells = one.split()
     assert cells[:8] == [ONE.id, "active", "1", "-", "exclusive", "wait", "1M:64K", "4711/server"]
     assert cells[-1] == "/pmem/db"
+    assert two.split()[1:3] == ["recalled", "1"]
     # Neither markup nor escape sequences of a path take effect.
     assert two.split()[-1] == r"/pmem/[red]\x1b[2J"
 

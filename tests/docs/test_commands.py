@@ -31,11 +31,12 @@ ELSEWHERE = {
     "docs/exports.md": "tests/exports/test_nbd.py and tests/lab/test_exports_dm.py run each",
     "docs/integrity.md": "tests/integrity/test_faces_pi.py, tests/deploy/test_man_pages.py run each",
     "docs/python.md": "tests/unit/test_client_wheel.py installs the wheel alone and uses it",
-    "docs/troubleshooting.md": "tests/cli/test_sealctl_why.py and tests/service/test_conflicts.py",
+    "docs/troubleshooting.md": "tests/cli/test_sealctl_real.py asks who waits on whom",
     "docs/lab.md": "each boots a machine; tests/lab/test_lab.py boots them, through the same door",
 }
 LISTED = {
     "./dev build": "what runs here was built by it",
+    "./dev client && pip install build/sealsvc_client-*.whl": "tests/unit/test_client_wheel.py",
     "sudo ./dev demo": "tests/docs/test_demo.py runs the program behind it",
     "sudo ./dev test": "it runs this test",
     "sudo ./dev lab -- CMD": "it boots a machine: tests/lab/test_lab.py",
@@ -217,9 +218,8 @@ def test_what_watches(stage: Stage) -> None:
 def test_the_python_of_the_readme(stage: Stage) -> None:
     """It seals the file, hears of the recall, and gives the seal back."""
     [program] = [b for b in blocks(ROOT / "README.md") if b.startswith("from ")]
-    program = program.replace("/mnt/pmem", str(stage.mount)).replace("    ...", "    os.close(fd)")
     script = stage.directory / "holder.py"
-    script.write_text("import os\n" + program)
+    script.write_text(program.replace("/mnt/pmem", str(stage.mount)))
     with stage.started(f"python {script}", lambda: bool(stage.seals())):
         with Client(str(stage.socket)) as client:
             report = client.call(RecallSeals, all=True, wait=True).result
