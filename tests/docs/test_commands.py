@@ -29,6 +29,7 @@ ELSEWHERE = {
         " tests/deploy/test_container.py install, start and remove what it is about"
     ),
     "docs/exports.md": "tests/exports/test_nbd.py and tests/lab/test_exports_dm.py run each",
+    "docs/integrity.md": "tests/integrity/test_faces_pi.py runs each",
     "docs/lab.md": "each boots a machine; tests/lab/test_lab.py boots them, through the same door",
 }
 LISTED = {
@@ -43,6 +44,8 @@ LISTED = {
     "OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318 sealsvc-api --principals principals.toml": (
         "tests/api/test_api_traces.py starts it so, with a collector"
     ),
+    "sealctl pi attach SEAL --profile t10-dif1-4096": "tests/integrity/test_faces_pi.py",
+    "sealctl pi verify SEAL; sealctl pi errors --wait 1m": "tests/integrity/test_faces_pi.py",
     "sealctl export create --type nbd disk /mnt/pmem/disk.img": "tests/exports/test_nbd.py",
     "sealctl completion bash > /usr/share/bash-completion/completions/sealctl": (
         "an example of the man page, too: tests/deploy/test_man_pages.py"
