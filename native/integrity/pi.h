@@ -121,6 +121,9 @@ int64_t seal_pi_verify(const struct seal_pi_request *request, const struct iovec
 uint64_t seal_pi_get(const void *tag, const struct seal_pi_field *field);
 void seal_pi_put(void *tag, const struct seal_pi_field *field, uint64_t value);
 
+/* The public half of a private key of SEAL_PI_ED25519, 32 bytes each: 0, or -EINVAL. */
+int seal_pi_public_key(const void *private_key, void *public_key);
+
 /* Which code computes the algorithm on this machine: "isa-l", "pclmul", "table", "libcrypto", ... A
  * faster one that did not agree with the table at the start is not used: "table (isa-l failed its
  * self-test)". Never NULL. */

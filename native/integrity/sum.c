@@ -108,6 +108,16 @@ static int open_signature(struct seal_sum *sum, const void *key, size_t length)
 	return sum->key ? 0 : -EINVAL;
 }
 
+int seal_pi_public_key(const void *private_key, void *public_key)
+{
+	EVP_PKEY *key = EVP_PKEY_new_raw_private_key(EVP_PKEY_ED25519, NULL, private_key, 32);
+	size_t length = 32;
+	int done = key && EVP_PKEY_get_raw_public_key(key, public_key, &length) == 1;
+
+	EVP_PKEY_free(key);
+	return done ? 0 : -EINVAL;
+}
+
 /* A key longer than a block is hashed first (RFC 2104). */
 static int open_hmac(struct seal_sum *sum, const void *key, size_t length)
 {

@@ -150,6 +150,16 @@ def check(profile: Profile) -> str:
     return bytes(ffi.string(why[0])).decode()
 
 
+def public_key(private_key: bytes) -> bytes:
+    """The public half of an Ed25519 key, 32 bytes each."""
+    room = bytearray(32)
+    _done(
+        lib.seal_pi_public_key(private_key, ffi.from_buffer(room, require_writable=True)),
+        "seal_pi_public_key",
+    )
+    return bytes(room)
+
+
 def variants() -> dict[str, str]:
     """Which code computes each checksum on this machine."""
     return {

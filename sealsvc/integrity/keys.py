@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import re
-import subprocess
 from pathlib import Path
 
 from sealsvc.errors import Refusal
+from sealsvc.integrity import engine
 from sealsvc.integrity.profiles import Profile
 
 _MOST = 4096  # bytes of a secret
-_RAW = 32  # bytes of either half of an Ed25519 key: the end of its DER form (RFC 8410)
+_RAW = 32  # bytes of either half of an Ed25519 key
+_DER = bytes.fromhex("302e020100300506032b657004220420")  # before the private half
+_PEM = re.compile(rb"-----BEGIN PRIVATE KEY-----([A-Za-z0-9+/=\s]+)-----END PRIVATE KEY-----")
 
 
 def read(directory: str, name: str, profile: Profile) -> tuple[bytes, bytes]:
@@ -31,15 +34,17 @@ def read(directory: str, name: str, profile: Profile) -> tuple[bytes, bytes]:
         raise Refusal("bad-request", f"the key {path} is empty, or longer than {_MOST} bytes")
     if profile.checksum != "ed25519":
         return secret, secret
-    return _half(path), _half(path, "-pubout")
-
-
-def _half(path: Path, *more: str) -> bytes:
-    done = subprocess.run(
-        ["openssl", "pkey", "-in", str(path), "-outform", "DER", *more],
-        capture_output=True,
-        check=False,
-    )
-    if done.returncode or len(done.stdout) < _RAW:
+    private = _private_key(secret)
+    if private is None:
         raise Refusal("bad-request", f"the key {path} is no Ed25519 private key in PEM")
-    return done.stdout[-_RAW:]
+    return private, engine.public_key(private)
+
+
+def _private_key(text: bytes) -> bytes | None:
+    """The 32 bytes of an Ed25519 private key in PEM (RFC 8410 section 7)."""
+    found = _PEM.fullmatch(text.strip())
+    try:
+        der = base64.b64decode(found[1], validate=False) if found else b""
+    except ValueError:
+        return None
+    return der[len(_DER) :] if der.startswith(_DER) and len(der) == len(_DER) + _RAW else None

@@ -26,6 +26,7 @@ promtool = pytest.mark.skipif(
 def exposed() -> str:
     some = Histogram(bounds=[0.1, 1.0], counts=[3, 1, 2], sum=7.5)
     counters = ("conflicts", "conflicts_ended", "refusals", "transitions", "events")
+    counters += ("integrity",)
     measures = MeasuresReport(
         run="5f3a91c2",
         counters={

@@ -29,7 +29,7 @@ ELSEWHERE = {
         " tests/deploy/test_container.py install, start and remove what it is about"
     ),
     "docs/exports.md": "tests/exports/test_nbd.py and tests/lab/test_exports_dm.py run each",
-    "docs/integrity.md": "tests/integrity/test_faces_pi.py, tests/deploy/test_man_pages.py run each",
+    "docs/integrity.md": "tests/integrity/test_faces_pi.py runs each",
     "docs/python.md": "tests/unit/test_client_wheel.py installs the wheel alone and uses it",
     "docs/troubleshooting.md": "tests/cli/test_sealctl_real.py asks who waits on whom",
     "docs/lab.md": "each boots a machine; tests/lab/test_lab.py boots them, through the same door",
@@ -47,11 +47,9 @@ LISTED = {
     "OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318 sealsvc-api --principals principals.toml": (
         "tests/api/test_api_traces.py starts it so, with a collector"
     ),
-    "sealctl export create --type nbd disk /mnt/pmem/disk.img": "tests/exports/test_nbd.py",
     "sealctl pi attach SEAL --profile t10-dif1-4096": "tests/integrity/test_faces_pi.py",
-    "sealctl pi verify SEAL; sealctl pi errors --wait 1m": (
-        "examples of the man page: tests/deploy/test_man_pages.py"
-    ),
+    "sealctl pi verify SEAL; sealctl pi errors --wait 1m": "tests/integrity/test_faces_pi.py",
+    "sealctl export create --type nbd disk /mnt/pmem/disk.img": "tests/exports/test_nbd.py",
     "sealctl completion bash > /usr/share/bash-completion/completions/sealctl": (
         "an example of the man page, too: tests/deploy/test_man_pages.py"
     ),

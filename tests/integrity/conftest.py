@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -59,6 +60,10 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
         directory = tmp_path_factory.mktemp("daemon")
         (directory / "keys").mkdir()
         (directory / "keys/mine").write_bytes(b"a secret of the test")
+        subprocess.run(
+            ["openssl", "genpkey", "-algorithm", "ed25519", "-out", directory / "keys/signer"],
+            check=True,
+        )
         more = RISKS + "[fence]\nsignal_grace = 0.5\n"
         more += f'[integrity]\nkeys = "{directory}/keys"\nprofiles = "{directory}/profiles"\n'
         running = Running(directory, [point], more)

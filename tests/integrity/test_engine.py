@@ -12,7 +12,8 @@ from crcmod import mkCrcFun
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sealsvc.integrity import engine, profiles
+from sealsvc.errors import Refusal
+from sealsvc.integrity import engine, keys, profiles
 from sealsvc.integrity.engine import Values
 
 BUILT_IN = profiles.built_in()
@@ -236,6 +237,7 @@ def test_a_signature_is_made_and_checked_with_the_two_halves_of_a_key(tmp_path):
         ).stdout[-32:]
         for more in ([], ["-pubout"])
     )
+    assert keys.read(str(tmp_path), "key", BUILT_IN["ed25519-stream"]) == (private, public)
     profile, data = BUILT_IN["ed25519-stream"], b"what was agreed"
     tags = engine.generate(profile, data, Values(key=private))
     (tmp_path / "digest").write_bytes(hashlib.sha512(data).digest())
@@ -300,3 +302,11 @@ def test_the_tables_agree_with_the_variants_in_use():
             expected = int.from_bytes(checksum(name, data[:length]), "big")
             assert call(0, data[:length], length) == expected
     assert engine.variants().keys() == profiles.CHECKSUMS.keys()
+
+
+@pytest.mark.parametrize("content", [b"", b"secret", b"-----BEGIN PRIVATE KEY-----\nAAAA\n"])
+def test_what_is_no_key_is_refused(tmp_path, content):
+    (tmp_path / "key").write_bytes(content)
+    with pytest.raises(Refusal) as caught:
+        keys.read(str(tmp_path), "key", BUILT_IN["ed25519-stream"])
+    assert str(tmp_path / "key") in str(caught.value)

@@ -270,6 +270,7 @@ def test_a_byte_stream_of_overlapping_ranges(ground, client):
         ("nvme64-sts16-4096", {"storage": 0xABCD}),
         ("sha1-4k", {}),
         ("keyed", {"secret": "mine"}),
+        ("signed", {"secret": "signer"}),
     ],
 )
 def test_other_profiles_go_the_same_way(ground, client, profile, more):
@@ -278,6 +279,10 @@ def test_other_profiles_go_the_same_way(ground, client, profile, more):
     (directory / "keyed.toml").write_text(
         'name = "keyed"\ngranularity = 1000\nalignment = 0\nprofile = "checksum"\n'
         'checksum-alg = "hmac-sha256"\nchecksum-width = "u8[16]"\n'
+    )
+    (directory / "signed.pi").write_text(
+        "{ name: signed, granularity: 4096, alignment: 0, profile: checksum,"
+        " checksum-alg: ed25519, checksum-width: u8[64] }"
     )
     size = 1000 if profile == "keyed" else 0
     seal, fd = sealed(client, ground.file(f"other-{profile}", 100_000))
