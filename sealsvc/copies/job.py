@@ -13,7 +13,7 @@ from sealsvc.copies.measured import Measured
 from sealsvc.copies.plan import Options, Plan, make_plan
 from sealsvc.copies.result import Result, parse_token
 from sealsvc.copies.run import Progress, run
-from sealsvc.copies.sealing import sealed
+from sealsvc.copies.sealing import reopened, sealed
 from sealsvc.copies.tasks import Task
 from sealsvc.errors import Refusal
 from sealsvc.model import ByteRange
@@ -31,6 +31,7 @@ def copy(
     parts: list[Result] = []
     if not unsealed:
         recalled = _Either(cancel)
+        ends = reopened(ends)
         try:
             with sealed(task.socket, ends, recalled) as pinned:
                 parts.append(

@@ -16,6 +16,7 @@ Strategies = list[Annotated[str, Meta(pattern="^(clone|lower|nvme|xcopy|dax|rang
 class StartCopy(Keyed, frozen=True, tag="start-copy"):
     """Copy bytes between two files (docs/copies.md), which are two descriptors sent with the
     request (source, destination; one alone: within that file), or, for operators, named by paths.
+    An offload takes exclusive seals: for one, close the descriptors once the job has begun.
     Offsets and lengths in bytes: `length` from `offset` on (null: to the source's end) go to offset
     `to` (null: the same); `whole` makes the destination as long as the source.
 

@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 
 from sealsvc.client import Client
+from sealsvc.copies import calls
 from sealsvc.copies.ends import End, Ends
 from sealsvc.errors import Refusal
 from sealsvc.messages import Recall, Return
 from sealsvc.model import Conflict, Fence, IoMode, Kind
 
 _GRACE = 30.0  # seconds; one call of an offload takes less
+_PATIENCE = 1.0  # seconds
 _LISTEN = 0.1  # seconds between two looks whether the copy is over
+
+
+def reopened(ends: Ends) -> Ends:
+    """The same files by descriptions of our own, in place of those that were passed, which are
+    closed. Whoever shares a description can change the map through it unseen, if it was opened
+    before its file system was watched; of one that is left with the asker the seal's proof that
+    nobody else has the file open knows, and refuses. Call it only where no seal stands in the way:
+    opening an exclusively sealed file waits. Raises OSError."""
+    with calls.own_rights():  # no more than the descriptors' own modes
+        there = os.open(f"/proc/self/fd/{ends.destination.fd}", os.O_RDWR | os.O_CLOEXEC)
+        source = there
+        if not ends.same_file:
+            source = os.open(f"/proc/self/fd/{ends.source.fd}", os.O_RDONLY | os.O_CLOEXEC)
+    for fd in {ends.source.fd, ends.destination.fd}:
+        os.close(fd)
+    return Ends(replace(ends.source, fd=source), replace(ends.destination, fd=there))
 
 
 @contextmanager
@@ -35,16 +55,24 @@ def sealed(socket: str, ends: Ends, cancel: threading.Event) -> Iterator[Ends]:
 
 
 def _grant(client: Client, end: End, *, writable: bool) -> str:
-    reply = client.grant(
-        [end.fd],
-        kind=Kind.EXCLUSIVE,
-        conflict=Conflict.WAIT,
-        fence=Fence.NONE,
-        iomode=IoMode.RW if writable else IoMode.READ,
-        grace=_GRACE,
-        tag="copy",
-    )
-    return reply.seal.id
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            reply = client.grant(
+                [end.fd],
+                kind=Kind.EXCLUSIVE,
+                conflict=Conflict.WAIT,
+                fence=Fence.NONE,
+                iomode=IoMode.RW if writable else IoMode.READ,
+                grace=_GRACE,
+                tag="copy",
+            )
+            return reply.seal.id
+        except Refusal as refusal:
+            # The asker, or the service, may be about to close what it passed.
+            if refusal.code != "file-in-use" or time.monotonic() > deadline:
+                raise
+        time.sleep(_LISTEN)
 
 
 def _pinned(end: End) -> End:

@@ -109,8 +109,9 @@ def test_a_copier_that_is_killed(socket: str, reference: Path, strategy: str) ->
     a = filled(reference / f"killed-{strategy}-a", new)
     b = filled(reference / f"killed-{strategy}-b", old)
     seals = strategy == "lower"
-    with Client(socket) as client, descriptors(a, b) as fds:
-        job = start(client, fds, strategies=[strategy], throttle=SIZE // 8, seals=seals)
+    with Client(socket) as client:
+        with descriptors(a, b) as fds:
+            job = start(client, fds, strategies=[strategy], throttle=SIZE // 8, seals=seals)
         until(lambda: client.call(ShowJob, job=job.id).result.done >= SIZE // 8)
         for process in psutil.Process().children(recursive=True):
             if "sealsvc.copies" in process.cmdline():
@@ -122,6 +123,8 @@ def test_a_copier_that_is_killed(socket: str, reference: Path, strategy: str) ->
         found = b.read_bytes()
         assert found[: job.done] == new[: job.done]
         assert is_old_or_new(found, old, new)
-        again = ended(client, start(client, fds, strategies=[strategy], seals=seals))
+        with descriptors(a, b) as fds:
+            job = start(client, fds, strategies=[strategy], seals=seals)
+        again = ended(client, job)
     assert again.result["whole"]
     assert b.read_bytes() == new

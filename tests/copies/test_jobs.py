@@ -71,7 +71,8 @@ def ended(client: Client, job: JobInfo) -> JobInfo:
 
 def copied(client: Client, a: Path, b: Path, **asked: Any) -> dict[str, Any]:
     with descriptors(a, b) as fds:
-        job = ended(client, start(client, fds, **asked))
+        begun = start(client, fds, **asked)
+    job = ended(client, begun)
     assert job.state is JobState.DONE, job.error
     return job.result
 
@@ -160,17 +161,28 @@ def test_a_recalled_copy_lets_go_and_ends_without_seals(
     b = filled(place / "recall-b", pattern(32 * MiB, seed=2))
     with descriptors(a, b) as fds:
         job = start(client, fds, throttle=16 * MiB)
-        until(lambda: client.call(ShowJob, job=job.id).result.step == "lower")
-        began = time.monotonic()
-        with a.open("rb") as other:  # an exclusive seal: opening is the conflict
-            other.read(1)
-        waited = time.monotonic() - began
-        done = ended(client, job)
+    until(lambda: client.call(ShowJob, job=job.id).result.step == "lower")
+    began = time.monotonic()
+    with a.open("rb") as other:  # an exclusive seal: opening is the conflict
+        other.read(1)
+    waited = time.monotonic() - began
+    done = ended(client, job)
     assert done.state is JobState.DONE, done.error
     assert waited < 1.5
     assert done.result["whole"]
     assert done.result["unsealed_why"] == "a seal was recalled during the copy"
     assert {"lower"} < set(done.result["bytes_by_strategy"])
+    assert same_bytes(a, b)
+
+
+def test_no_offload_while_the_asker_has_the_file_open(client: Client, place: Path) -> None:
+    """Through a descriptor that it shares it could punch the file, and the blocks be another's."""
+    a, b = filled(place / "open-a", pattern(MiB)), filled(place / "open-b", bytes(MiB))
+    with descriptors(a, b) as fds:
+        done = ended(client, start(client, fds))
+    assert not done.result["sealed"]
+    assert "file-in-use" in done.result["unsealed_why"]
+    assert "lower" not in done.result["bytes_by_strategy"]
     assert same_bytes(a, b)
 
 

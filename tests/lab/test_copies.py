@@ -1,5 +1,5 @@
 """Copies by devices: NVMe Copy, SCSI EXTENDED COPY, persistent memory, and stacks of device-mapper
-above the reference device, each under the seals of a real service."""
+above the reference device."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 
 from sealsvc.client import Client
+from sealsvc.copies import Options, Result, make_plan, run
 from sealsvc.copies.requests import StartCopy
-from sealsvc.overview import JobState, ShowJob
-from tests.copies.conftest import pattern
+from sealsvc.overview import JobInfo, JobState, ShowJob
+from tests.copies.conftest import opened, pattern
 from tests.copies.stacks import filled, same_bytes
+from tests.copies.test_lower import as_if_sealed
 from tests.lab.pmem import mounted_dax
 from tests.service.conftest import RISKS, serving, until
 
@@ -49,53 +51,31 @@ def mounted_on(device: object, kind: str = "ext4") -> Iterator[Path]:
             sh("umount", directory)
 
 
-@contextmanager
-def served(*roots: Path) -> Iterator[Client]:
-    with (
-        tempfile.TemporaryDirectory(prefix="copies-") as directory,
-        serving(Path(directory), list(roots), RISKS) as socket,
-        Client(socket) as client,
-    ):
-        yield client
-
-
-def copied(client: Client, a: Path, b: Path, **asked: Any) -> dict[str, Any]:
-    fds = [os.open(a, os.O_RDONLY | os.O_CLOEXEC), os.open(b, os.O_RDWR | os.O_CLOEXEC)]
-    try:
-        job = client.call(StartCopy, fds, **asked).result
-    finally:
-        for fd in fds:
-            os.close(fd)
-
-    def over() -> bool:
-        nonlocal job
-        job = client.call(ShowJob, job=job.id).result
-        return job.state is not JobState.RUNNING
-
-    until(over, what="the copy's end")
-    assert job.state is JobState.DONE, job.error
-    return job.result
-
-
-def refreshed(client: Client, place: Path, strategy: str) -> dict[str, Any]:
+def refreshed(place: Path, strategy: str) -> None:
     """A file copied over another that is there, with both in the page cache; offloaded but for
-    edges that are not whole blocks."""
+    edges that are not whole blocks. Nobody else is here, which stands for the seals."""
     data, old = pattern(2 * MiB + 300), pattern(3 * MiB, seed=2)
     a, b = filled(place / "a", data), filled(place / "b", old)
     assert b.read_bytes() == old
-    result = copied(client, a, b, strategies=[strategy], length=len(data))
-    assert result["whole"]
-    assert result["durable"]
-    assert result["sealed"], result["unsealed_why"]
-    assert result["fell_back"] == []
-    assert result["bytes_by_strategy"] == {strategy: 2 * MiB, "plain": 300}
+    result = copied(a, b, strategy, length=len(data))
+    assert result.bytes_by_strategy == {strategy: 2 * MiB, "plain": 300}
     assert b.read_bytes() == data + old[len(data) :]
     sh("sync")
     Path("/proc/sys/vm/drop_caches").write_text("3")
     assert b.read_bytes() == data + old[len(data) :]
-    within = copied(client, a, b, strategies=[strategy], offset=4096, length=MiB, to=8192)
-    assert within["bytes_by_strategy"] == {strategy: MiB}
+    within = copied(a, b, strategy, offset=4096, length=MiB, to=8192)
+    assert within.bytes_by_strategy == {strategy: MiB}
     assert b.read_bytes()[8192 : 8192 + MiB] == data[4096 : 4096 + MiB]
+
+
+def copied(a: Path, b: Path, strategy: str, **where: Any) -> Result:
+    with opened(a, b) as ends:
+        plan = make_plan(as_if_sealed(ends), Options(only=(strategy,), **where))
+        assert strategy in plan.strategies, plan.refused
+        result = run(plan)
+    assert result.whole, result.error
+    assert result.durable
+    assert result.fell_back == []
     return result
 
 
@@ -108,8 +88,29 @@ def nvme_device() -> Path:
 
 def test_nvme_copy_within_a_namespace() -> None:
     """The controller takes 128 blocks in a range, four ranges and 512 blocks in a command."""
-    with mounted_on(nvme_device()) as place, served(place) as client:
-        refreshed(client, place, "nvme")
+    with mounted_on(nvme_device()) as place:
+        refreshed(place, "nvme")
+
+
+def test_an_offload_under_the_seals_of_the_service() -> None:
+    with (
+        mounted_on(nvme_device()) as place,
+        tempfile.TemporaryDirectory(prefix="copies-") as directory,
+        serving(Path(directory), [place], RISKS) as socket,
+        Client(socket) as client,
+    ):
+        a, b = filled(place / "a", pattern(MiB)), filled(place / "b", pattern(MiB, seed=2))
+        fds = [os.open(a, os.O_RDONLY | os.O_CLOEXEC), os.open(b, os.O_RDWR | os.O_CLOEXEC)]
+        job = client.call(StartCopy, fds, strategies=["nvme"]).result
+        for fd in fds:
+            os.close(fd)
+        assert isinstance(job, JobInfo)
+        until(lambda: client.call(ShowJob, job=job.id).result.state != JobState.RUNNING)
+        done = client.call(ShowJob, job=job.id).result
+        assert done.state is JobState.DONE, done.error
+        assert done.result["sealed"], done.result["unsealed_why"]
+        assert done.result["bytes_by_strategy"] == {"nvme": MiB}
+        assert same_bytes(a, b)
 
 
 @contextmanager
@@ -139,17 +140,17 @@ def scsi_disk() -> Iterator[Path]:
 
 
 def test_extended_copy_within_a_logical_unit() -> None:
-    with scsi_disk() as device, mounted_on(device) as place, served(place) as client:
-        refreshed(client, place, "xcopy")
+    with scsi_disk() as device, mounted_on(device) as place:
+        refreshed(place, "xcopy")
 
 
 @pytest.mark.parametrize("kind", ["ext4", "xfs"])
 def test_between_files_on_persistent_memory(kind: str) -> None:
-    with mounted_dax(kind) as place, served(place) as client:
+    with mounted_dax(kind) as place:
         data, old = pattern(2 * MiB + 300), pattern(3 * MiB, seed=2)
         a, b = filled(place / "a", data), filled(place / "b", old)
-        result = copied(client, a, b, strategies=["dax"])
-        assert result["bytes_by_strategy"] == {"dax": 2 * MiB, "plain": 300}
+        result = copied(a, b, "dax")
+        assert result.bytes_by_strategy == {"dax": 2 * MiB, "plain": 300}
         assert b.read_bytes() == data + old[len(data) :]
 
 
@@ -194,16 +195,47 @@ def test_the_reference_device_sliced_and_diced(stack: str) -> None:
         with (
             mapped(f"diced-{stack}", table) as device,
             mounted_on(device) as place,
-            served(place) as client,
         ):
-            refreshed(client, place, "lower")
+            refreshed(place, "lower")
 
 
-def test_plain_files_need_no_offload_to_be_right() -> None:
-    """What no device can do is said, and done otherwise."""
-    with mounted_dax("ext4", options="dax=never") as place, served(place) as client:
-        a, b = filled(place / "a", pattern(MiB)), filled(place / "b", bytes(MiB))
-        result = copied(client, a, b)
-        assert not result["sealed"]
-        assert "no offload is possible" in result["unsealed_why"]
-        assert same_bytes(a, b)
+@pytest.mark.parametrize("strategy", ["lower", "range", "plain"])
+def test_a_device_that_fails_midway(strategy: str) -> None:
+    """dm-flakey between the upper file system and its image drops every write, and says EIO: what
+    is reported done is on the device, and where nothing is known, nothing is reported."""
+    for module in ("loop", "dm-mod", "dm-flakey"):
+        sh("modprobe", module)
+    size = 64 * MiB // 512
+    with (
+        mounted_dax("xfs", reflink=True, options="dax=never", device="/dev/pmem0") as lower,
+        loops(lower, 1, 64 * MiB) as (loop,),
+        mapped("flakey", f"0 {size} linear {loop} 0") as device,
+    ):
+        new, old = pattern(4 * MiB), pattern(4 * MiB, seed=2)
+        with mounted_on(device) as place:
+            a, b = filled(place / "a", new), filled(place / "b", old)
+            sh("sync")
+
+            def fail(done: int, _all: int, _name: str) -> None:
+                if done == MiB:
+                    table = f"0 {size} flakey {loop} 0 0 3600 1 error_writes"
+                    sh("dmsetup", "suspend", "--noudevsync", "--noflush", "--nolockfs", "flakey")
+                    sh("dmsetup", "load", "flakey", "--table", table)
+                    sh("dmsetup", "resume", "--noudevsync", "flakey")
+
+            with opened(a, b) as ends:
+                held = as_if_sealed(ends) if strategy == "lower" else ends
+                plan = make_plan(held, Options(only=(strategy,), throttle=8 * MiB))
+                result = run(plan, progress=fail)
+            assert not result.whole
+            assert not result.durable
+            assert result.done == 0
+            sh("dmsetup", "suspend", "--noudevsync", "--noflush", "--nolockfs", "flakey")
+            sh("dmsetup", "load", "flakey", "--table", f"0 {size} linear {loop} 0")
+            sh("dmsetup", "resume", "--noudevsync", "flakey")
+        sh("mount", "-t", "ext4", device, "/mnt")
+        found = Path("/mnt/b").read_bytes()
+        assert Path("/mnt/a").read_bytes() == new
+        sh("umount", "/mnt")
+        sectors = range(0, len(found), 512)
+        assert all(found[s : s + 512] in (old[s : s + 512], new[s : s + 512]) for s in sectors)
