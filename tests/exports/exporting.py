@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from sealsvc.exports.runtime import Runtime
 from tests.service.conftest import ROOT
 
 RELOCATE = ROOT / "tests" / "exports" / "relocate.py"
@@ -73,7 +74,7 @@ class Exports:
 
 @contextmanager
 def relocating(
-    file: Path, rounds: int, length: int, exports: Exports | None = None
+    file: Path, rounds: int, length: int, exports: Exports | Runtime | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Another process, which moves pieces of the file about meanwhile; it has ended well after.
     With `exports` each time is a recall of the export "disk" of its own."""
