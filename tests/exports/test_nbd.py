@@ -142,6 +142,7 @@ def verified(uri: str, seconds: int) -> subprocess.Popen[str]:
         [
             "fio", "--name=verify", "--ioengine=nbd", f"--uri={uri}", "--rw=randrw", "--bs=4k",
             "--iodepth=8", "--verify=crc32c", "--verify_fatal=1", "--verify_backlog=64",
+            "--verify_state_save=0",
             "--time_based", f"--runtime={seconds}", "--size=16m",
         ],
         stdout=subprocess.PIPE,

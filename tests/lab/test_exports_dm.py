@@ -98,6 +98,7 @@ def verified(node: str, seconds: int, *more: str) -> subprocess.Popen[str]:
         [
             "fio", "--name=verify", f"--filename={node}", "--ioengine=psync", "--direct=1",
             "--rw=randrw", "--bs=4k", "--verify=crc32c", "--verify_fatal=1", "--verify_backlog=64",
+            "--verify_state_save=0",
             "--numjobs=1", "--time_based", f"--runtime={seconds}", "--allow_file_create=0", *more,
         ],
         stdout=subprocess.PIPE,
