@@ -21,18 +21,13 @@
 #define MAX_DEVICES 256
 #define RETRY_MS 1000
 
-extern const struct tcmu_plugin tcmu_null, tcmu_file;
-#ifdef WITH_SEALED
-extern const struct tcmu_plugin tcmu_sealed;
-#endif
+extern const struct tcmu_plugin tcmu_null, tcmu_file, tcmu_sealed;
 
 /* A plugin is a line here. */
 const struct tcmu_plugin *const tcmu_plugins[] = {
     &tcmu_null,
     &tcmu_file,
-#ifdef WITH_SEALED
     &tcmu_sealed,
-#endif
     NULL,
 };
 

@@ -56,6 +56,7 @@ static void sealed_close(void *context)
 
 static void sealed_stop(void *context)
 {
+	export_flush(context, EXPORT_NOWAIT); /* nobody may be left who asks for it */
 	export_shutdown(context);
 }
 
