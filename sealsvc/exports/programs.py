@@ -16,8 +16,8 @@ def program(name: str) -> str:
 
 
 def is_claimed(node: str) -> str:
-    """That `node` is mounted or has another owner (device-mapper, md), as far as the kernel tells by
-    refusing an exclusive open; "" when it has not. An ordinary open of others is not seen."""
+    """That `node` is mounted or part of another device (device-mapper, md): then the kernel refuses
+    to open it exclusively. "" when it is not. That others have it open is not seen."""
     try:
         os.close(os.open(node, os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK | os.O_CLOEXEC))
     except OSError as error:

@@ -24,7 +24,9 @@ _SERIALS = uuid.UUID("5c1f0f0e-9d0c-4c3a-9e57-3f0b6f6f7c11")
 
 class Tcmu(Served):
     type: ClassVar[str] = "tcmu"
-    summary: ClassVar[str] = "SCSI disk of the kernel's target, for iSCSI, FC, vhost-scsi or locally"
+    summary: ClassVar[str] = (
+        "SCSI disk of the kernel's target, for iSCSI, FC, vhost-scsi or locally"
+    )
     options: ClassVar[dict[str, str]] = {
         "loopback": "yes: a local disk by tcm_loop; no: the LUN is linked by others (yes)",
         "block_size": "512 or 4096 (512)",

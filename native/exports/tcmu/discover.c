@@ -112,7 +112,8 @@ void tcmu_serial(const struct tcmu_device *device, char *serial, unsigned room)
 	snprintf(path, sizeof(path), CORE "/user_%u/%s/wwn/vpd_unit_serial", device->hba,
 		 device->name);
 	if (read_line(path, line, sizeof(line)) < 0 ||
-	    strncmp(line, SERIAL_PREFIX, strlen(SERIAL_PREFIX)) != 0 || !line[strlen(SERIAL_PREFIX)])
+	    strncmp(line, SERIAL_PREFIX, strlen(SERIAL_PREFIX)) != 0 ||
+	    !line[strlen(SERIAL_PREFIX)])
 		snprintf(serial, room, "%s", device->name);
 	else
 		snprintf(serial, room, "%s", line + strlen(SERIAL_PREFIX));

@@ -88,13 +88,13 @@ static int file_zero(void *context, uint64_t length, uint64_t offset)
 }
 
 const struct tcmu_plugin tcmu_file = {
-    .subtype = "file",
-    .about = "PATH: a regular file, through the page cache",
-    .open = file_open,
-    .close = file_close,
-    .read = file_read,
-    .write = file_write,
-    .flush = file_flush,
-    .discard = file_discard,
-    .zero = file_zero,
+	.subtype = "file",
+	.about = "PATH: a regular file, through the page cache",
+	.open = file_open,
+	.close = file_close,
+	.read = file_read,
+	.write = file_write,
+	.flush = file_flush,
+	.discard = file_discard,
+	.zero = file_zero,
 };

@@ -161,9 +161,9 @@ static void map_note(struct tcmu_handler *handler, const char *directory)
 		 handler->device.name);
 	fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
 	note = fd >= 0 && ftruncate(fd, sizeof(*handler->note)) == 0
-		   ? mmap(NULL, sizeof(*handler->note), PROT_READ | PROT_WRITE,
-			  MAP_SHARED | MAP_POPULATE, fd, 0)
-		   : MAP_FAILED;
+		       ? mmap(NULL, sizeof(*handler->note), PROT_READ | PROT_WRITE,
+			      MAP_SHARED | MAP_POPULATE, fd, 0)
+		       : MAP_FAILED;
 	if (note == MAP_FAILED)
 		complain(&handler->device, "no note is kept, so answers go in order", -errno);
 	else
@@ -182,8 +182,8 @@ static int open_region(struct tcmu_handler *handler, const char *notes)
 	handler->uio = open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK);
 	if (handler->uio < 0)
 		return complain(device, path, -errno);
-	handler->region = mmap(NULL, device->map_size, PROT_READ | PROT_WRITE, MAP_SHARED,
-			       handler->uio, 0);
+	handler->region =
+		mmap(NULL, device->map_size, PROT_READ | PROT_WRITE, MAP_SHARED, handler->uio, 0);
 	if (handler->region == MAP_FAILED)
 		return complain(device, "mapping it", -errno);
 	if (notes)

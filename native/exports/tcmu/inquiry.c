@@ -60,8 +60,8 @@ static size_t limits(const struct scsi_lun *lun, uint8_t *page)
 	const struct tcmu_medium *medium = &lun->medium;
 	unsigned block = medium->block_size, physical = medium->physical_block_size ?: block;
 
-	page[4] = 1;		     /* WSNZ: WRITE SAME of no blocks is refused */
-	page[5] = SCSI_MAX_COMPARE;  /* blocks of COMPARE AND WRITE */
+	page[4] = 1;		    /* WSNZ: WRITE SAME of no blocks is refused */
+	page[5] = SCSI_MAX_COMPARE; /* blocks of COMPARE AND WRITE */
 	scsi_put(page + 6, 2, physical / block);
 	scsi_put(page + 8, 4, SCSI_MAX_TRANSFER / block);
 	scsi_put(page + 12, 4, SCSI_MAX_TRANSFER / block / 8);
@@ -125,9 +125,9 @@ static void vital_product_data(struct scsi_task *task, const struct scsi_row *ro
 void scsi_inquiry(struct scsi_task *task, const struct scsi_row *row)
 {
 	uint8_t data[66] = {
-	    [2] = 0x06, /* SPC-4 */
-	    [3] = 0x02, /* response data format */
-	    [7] = 0x02, /* CMDQUE */
+		[2] = 0x06, /* SPC-4 */
+		[3] = 0x02, /* response data format */
+		[7] = 0x02, /* CMDQUE */
 	};
 
 	if (task->cdb[1] & 1) {

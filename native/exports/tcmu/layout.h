@@ -23,11 +23,11 @@ enum { UFLAG_UNKNOWN_OP = 1, UFLAG_READ_LEN = 2 };
 
 struct tcmu_layout {
 	uint8_t version;
-	uint8_t id;	  /* u16 */
-	uint8_t uflags;	  /* u8; 0: there is none */
+	uint8_t id;	   /* u16 */
+	uint8_t uflags;	   /* u8; 0: there is none */
 	uint8_t iov_count; /* u32, the low half of a u64 in version 1 */
-	uint8_t bidi;	  /* u32 count; 0: there is none */
-	uint8_t cdb;	  /* u64 offset in the region */
+	uint8_t bidi;	   /* u32 count; 0: there is none */
+	uint8_t cdb;	   /* u64 offset in the region */
 	uint8_t iov;
 	uint8_t status;	  /* u8 */
 	uint8_t read_len; /* u32; 0: there is none */
@@ -37,26 +37,26 @@ struct tcmu_layout {
 };
 
 static const struct tcmu_layout tcmu_layouts[] = {
-    {.version = 1,
-     .id = 4,
-     .cdb = 8,
-     .iov_count = 16,
-     .iov = 24,
-     .status = 8,
-     .sense = 16,
-     .smallest = 112},
-    {.version = 2,
-     .id = 4,
-     .uflags = 7,
-     .iov_count = 8,
-     .bidi = 12,
-     .cdb = 20,
-     .iov = 44,
-     .status = 8,
-     .read_len = 12,
-     .sense = 16,
-     .smallest = 112,
-     .may_flag = 0xff},
+	{.version = 1,
+	 .id = 4,
+	 .cdb = 8,
+	 .iov_count = 16,
+	 .iov = 24,
+	 .status = 8,
+	 .sense = 16,
+	 .smallest = 112},
+	{.version = 2,
+	 .id = 4,
+	 .uflags = 7,
+	 .iov_count = 8,
+	 .bidi = 12,
+	 .cdb = 20,
+	 .iov = 44,
+	 .status = 8,
+	 .read_len = 12,
+	 .sense = 16,
+	 .smallest = 112,
+	 .may_flag = 0xff},
 };
 
 #endif

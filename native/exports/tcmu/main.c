@@ -25,10 +25,10 @@ extern const struct tcmu_plugin tcmu_null, tcmu_file, tcmu_sealed;
 
 /* A plugin is a line here. */
 const struct tcmu_plugin *const tcmu_plugins[] = {
-    &tcmu_null,
-    &tcmu_file,
-    &tcmu_sealed,
-    NULL,
+	&tcmu_null,
+	&tcmu_file,
+	&tcmu_sealed,
+	NULL,
 };
 
 struct runner {
@@ -125,8 +125,9 @@ static int run(struct runner *runner)
 	wanted[0].fd = signalfd(-1, &ends, SFD_CLOEXEC);
 	wanted[1].fd = tcmu_netlink_open();
 	if (wanted[1].fd < 0) {
-		fprintf(stderr, "sealsvc-tcmu: netlink family TCM-USER: %s (modprobe "
-				"target_core_user)\n",
+		fprintf(stderr,
+			"sealsvc-tcmu: netlink family TCM-USER: %s (modprobe "
+			"target_core_user)\n",
 			strerror(-wanted[1].fd));
 		return 1;
 	}
@@ -149,21 +150,20 @@ static int run(struct runner *runner)
 
 static void usage(FILE *to)
 {
-	fprintf(to, "usage: sealsvc-tcmu [--subtype SUBTYPE] [--only HBA/NAME] [--threads N] "
-		    "[--notes DIRECTORY]\nserves tcm-user/HBA/NAME/SUBTYPE/PATH, where SUBTYPE/PATH "
-		    "is one of:\n");
+	fprintf(to,
+		"usage: sealsvc-tcmu [--subtype SUBTYPE] [--only HBA/NAME] [--threads N] "
+		"[--notes DIRECTORY]\nserves tcm-user/HBA/NAME/SUBTYPE/PATH, where SUBTYPE/PATH "
+		"is one of:\n");
 	for (const struct tcmu_plugin *const *plugin = tcmu_plugins; *plugin; plugin++)
 		fprintf(to, "  %s/%s\n", (*plugin)->subtype, (*plugin)->about);
 }
 
 int main(int argc, char **argv)
 {
-	static const struct option options[] = {{"subtype", required_argument, NULL, 's'},
-						{"only", required_argument, NULL, 'o'},
-						{"threads", required_argument, NULL, 't'},
-						{"notes", required_argument, NULL, 'n'},
-						{"help", no_argument, NULL, 'h'},
-						{0}};
+	static const struct option options[] = {
+		{"subtype", required_argument, NULL, 's'}, {"only", required_argument, NULL, 'o'},
+		{"threads", required_argument, NULL, 't'}, {"notes", required_argument, NULL, 'n'},
+		{"help", no_argument, NULL, 'h'},	   {0}};
 	struct runner runner = {.notes = NOTES, .threads = 4};
 
 	for (int option; (option = getopt_long(argc, argv, "h", options, NULL)) != -1;)

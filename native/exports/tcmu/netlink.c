@@ -79,12 +79,13 @@ static uint32_t group_of(const char *answer, size_t length)
 static int find_group(int fd, uint32_t *group)
 {
 	struct request request = {
-	    .header = {.nlmsg_len = sizeof(request),
-		       .nlmsg_type = GENL_ID_CTRL,
-		       .nlmsg_flags = NLM_F_REQUEST},
-	    .generic = {.cmd = CTRL_CMD_GETFAMILY, .version = 1},
-	    .attribute = {.nla_len = NLA_HDRLEN + sizeof(FAMILY), .nla_type = CTRL_ATTR_FAMILY_NAME},
-	    .name = FAMILY,
+		.header = {.nlmsg_len = sizeof(request),
+			   .nlmsg_type = GENL_ID_CTRL,
+			   .nlmsg_flags = NLM_F_REQUEST},
+		.generic = {.cmd = CTRL_CMD_GETFAMILY, .version = 1},
+		.attribute = {.nla_len = NLA_HDRLEN + sizeof(FAMILY),
+			      .nla_type = CTRL_ATTR_FAMILY_NAME},
+		.name = FAMILY,
 	};
 	_Alignas(struct nlmsghdr) char answer[ROOM];
 	const struct nlmsghdr *header = (const struct nlmsghdr *)answer;
@@ -115,8 +116,8 @@ int tcmu_netlink_open(void)
 	error = bind(fd, (struct sockaddr *)&address, sizeof(address)) < 0 ? -errno : 0;
 	if (!error)
 		error = find_group(fd, &group);
-	if (!error && setsockopt(fd, SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, &group,
-				 sizeof(group)) < 0)
+	if (!error &&
+	    setsockopt(fd, SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, &group, sizeof(group)) < 0)
 		error = -errno;
 	if (error) {
 		close(fd);

@@ -37,11 +37,11 @@ static int null_flush(void *context)
 }
 
 const struct tcmu_plugin tcmu_null = {
-    .subtype = "null",
-    .about = "SIZE: reads as zeros, forgets what is written",
-    .open = null_open,
-    .close = null_close,
-    .read = null_read,
-    .write = null_write,
-    .flush = null_flush,
+	.subtype = "null",
+	.about = "SIZE: reads as zeros, forgets what is written",
+	.open = null_open,
+	.close = null_close,
+	.read = null_read,
+	.write = null_write,
+	.flush = null_flush,
 };

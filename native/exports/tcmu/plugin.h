@@ -10,8 +10,8 @@
 #include <sys/uio.h>
 
 struct tcmu_medium {
-	uint64_t size;		/* bytes, set by open */
-	unsigned block_size;	/* as LIO was configured (hw_block_size) */
+	uint64_t size;		      /* bytes, set by open */
+	unsigned block_size;	      /* as LIO was configured (hw_block_size) */
 	unsigned physical_block_size; /* 0: block_size */
 	unsigned discard_granularity; /* bytes; 0: no UNMAP */
 	int read_only;

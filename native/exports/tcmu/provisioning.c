@@ -69,7 +69,8 @@ void scsi_write_same(struct scsi_task *task, const struct scsi_row *row)
 	int error;
 
 	if (!length || bits & 0xe0 || bits & ANCHOR || bits & 0x06 ||
-	    (bits & UNMAP && !lun->medium.discard_granularity) || (!no_data && task->bytes < size)) {
+	    (bits & UNMAP && !lun->medium.discard_granularity) ||
+	    (!no_data && task->bytes < size)) {
 		scsi_check(task, SCSI_ILLEGAL_REQUEST, SCSI_INVALID_FIELD_IN_CDB);
 		return;
 	}

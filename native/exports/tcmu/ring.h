@@ -52,7 +52,7 @@ struct tcmu_note {
 };
 
 struct tcmu_slot {
-	uint32_t at, length; /* in the ring */
+	uint32_t at, length;	      /* in the ring */
 	struct tcmu_command *command; /* NULL: nothing to answer */
 };
 
@@ -63,7 +63,7 @@ struct tcmu_ring {
 	struct tcmu_note *note;
 	uint32_t ring_offset, ring_size, data_offset;
 	uint32_t next, tail;
-	unsigned flags; /* of the mailbox */
+	unsigned flags;		     /* of the mailbox */
 	unsigned first, count, done; /* slots in use; how many of their commands are done */
 	unsigned resets;	     /* task management entries that were seen */
 	unsigned unknown;	     /* entries of no known kind */

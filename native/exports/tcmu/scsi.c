@@ -3,14 +3,27 @@
 #include <errno.h>
 #include <string.h>
 
-#define LBA_6 {1, 3}
-#define LBA_10 {2, 4}
-#define LBA_16 {2, 8}
-#define NO_FIELD {0, 0}
+#define LBA_6                                                                                      \
+	{                                                                                          \
+		1, 3                                                                               \
+	}
+#define LBA_10                                                                                     \
+	{                                                                                          \
+		2, 4                                                                               \
+	}
+#define LBA_16                                                                                     \
+	{                                                                                          \
+		2, 8                                                                               \
+	}
+#define NO_FIELD                                                                                   \
+	{                                                                                          \
+		0, 0                                                                               \
+	}
 #define ALL4 0xff, 0xff, 0xff, 0xff
 #define ALL8 ALL4, ALL4
 
 /* The whole disk. `usage` has the opcode first; of the rest the bits that are looked at. */
+/* clang-format off */
 const struct scsi_row scsi_table[] = {
     {0x00, -1, 6, SCSI_NONE, NO_FIELD, NO_FIELD, 0, scsi_nothing, {0x00}},
     {0x03, -1, 6, SCSI_IN, NO_FIELD, {4, 1}, 0, scsi_request_sense, {0x03, 0x01, 0, 0, 0xff}},
@@ -57,6 +70,7 @@ const struct scsi_row scsi_table[] = {
      {0xaa, 0x18, ALL8}},
     {0xaf, -1, 12, SCSI_OUT, LBA_10, {6, 4}, SCSI_RANGE, scsi_verify, {0xaf, 0x16, ALL8}},
 };
+/* clang-format on */
 const unsigned scsi_rows = sizeof(scsi_table) / sizeof(scsi_table[0]);
 
 uint64_t scsi_get(const uint8_t *at, unsigned bytes)

@@ -46,8 +46,8 @@ enum scsi_sense_code {
 };
 
 #define SCSI_SENSE_BYTES 18
-#define SCSI_MAX_COMPARE 32	    /* blocks of one COMPARE AND WRITE */
-#define SCSI_MAX_UNMAP_RANGES 64    /* of one UNMAP */
+#define SCSI_MAX_COMPARE 32	     /* blocks of one COMPARE AND WRITE */
+#define SCSI_MAX_UNMAP_RANGES 64     /* of one UNMAP */
 #define SCSI_MAX_TRANSFER (8u << 20) /* bytes of one READ or WRITE */
 
 /* What of a COMPARE AND WRITE has been done, where the next process finds it: its comparison must not be

@@ -86,14 +86,14 @@ static int sealed_zero(void *context, uint64_t length, uint64_t offset)
 }
 
 const struct tcmu_plugin tcmu_sealed = {
-    .subtype = "sealed",
-    .about = "PATH: a file under a seal; recalls are pauses",
-    .open = sealed_open,
-    .close = sealed_close,
-    .stop = sealed_stop,
-    .read = sealed_read,
-    .write = sealed_write,
-    .flush = sealed_flush,
-    .discard = sealed_discard,
-    .zero = sealed_zero,
+	.subtype = "sealed",
+	.about = "PATH: a file under a seal; recalls are pauses",
+	.open = sealed_open,
+	.close = sealed_close,
+	.stop = sealed_stop,
+	.read = sealed_read,
+	.write = sealed_write,
+	.flush = sealed_flush,
+	.discard = sealed_discard,
+	.zero = sealed_zero,
 };

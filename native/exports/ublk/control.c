@@ -57,7 +57,7 @@ int ublk_control_reap(struct ublk_control *control)
 
 	for (; uring_next(&control->ring, &completion); ended++) {
 		struct ublk_command *command =
-		    (struct ublk_command *)(uintptr_t)completion.user_data;
+			(struct ublk_command *)(uintptr_t)completion.user_data;
 
 		command->result = completion.res;
 		command->ended = 1;
@@ -134,7 +134,7 @@ static int carry_out(struct ublk_control *control, uint32_t op, struct ublksrv_c
 int ublk_features(struct ublk_control *control, uint64_t *features)
 {
 	struct ublksrv_ctrl_cmd command = {
-	    .dev_id = NO_DEVICE, .addr = (uintptr_t)features, .len = sizeof(*features)};
+		.dev_id = NO_DEVICE, .addr = (uintptr_t)features, .len = sizeof(*features)};
 
 	return carry_out(control, UBLK_U_CMD_GET_FEATURES, command, QUICK_MS);
 }
@@ -142,7 +142,7 @@ int ublk_features(struct ublk_control *control, uint64_t *features)
 int ublk_info(struct ublk_control *control, uint32_t id, struct ublksrv_ctrl_dev_info *info)
 {
 	struct ublksrv_ctrl_cmd command = {
-	    .dev_id = id, .addr = (uintptr_t)info, .len = sizeof(*info)};
+		.dev_id = id, .addr = (uintptr_t)info, .len = sizeof(*info)};
 
 	return carry_out(control, UBLK_U_CMD_GET_DEV_INFO, command, QUICK_MS);
 }
@@ -175,28 +175,30 @@ static void set_params(struct ublk_params *params, const struct ublk_config *con
 	unsigned physical = config->physical_block_size ?: config->block_size;
 
 	*params = (struct ublk_params){
-	    .len = sizeof(*params),
-	    .types = UBLK_PARAM_TYPE_BASIC,
-	    .basic =
-		{
-		    .attrs = (config->read_only ? UBLK_ATTR_READ_ONLY : 0) |
-			     (config->write_cache ? UBLK_ATTR_VOLATILE_CACHE | UBLK_ATTR_FUA : 0),
-		    .logical_bs_shift = (uint8_t)shift_of(config->block_size),
-		    .physical_bs_shift = (uint8_t)shift_of(physical),
-		    .io_opt_shift = (uint8_t)shift_of(physical),
-		    .io_min_shift = (uint8_t)shift_of(physical),
-		    .max_sectors = max_bytes / 512,
-		    .dev_sectors = config->size / 512,
-		},
+		.len = sizeof(*params),
+		.types = UBLK_PARAM_TYPE_BASIC,
+		.basic =
+			{
+				.attrs = (config->read_only ? UBLK_ATTR_READ_ONLY : 0) |
+					 (config->write_cache
+						  ? UBLK_ATTR_VOLATILE_CACHE | UBLK_ATTR_FUA
+						  : 0),
+				.logical_bs_shift = (uint8_t)shift_of(config->block_size),
+				.physical_bs_shift = (uint8_t)shift_of(physical),
+				.io_opt_shift = (uint8_t)shift_of(physical),
+				.io_min_shift = (uint8_t)shift_of(physical),
+				.max_sectors = max_bytes / 512,
+				.dev_sectors = config->size / 512,
+			},
 	};
 	if (config->discard_granularity || config->max_write_zeroes_bytes) {
 		params->types |= UBLK_PARAM_TYPE_DISCARD;
 		params->discard = (struct ublk_param_discard){
-		    .discard_granularity = config->discard_granularity,
-		    .max_discard_sectors =
-			config->discard_granularity ? config->max_discard_bytes / 512 : 0,
-		    .max_write_zeroes_sectors = config->max_write_zeroes_bytes / 512,
-		    .max_discard_segments = 1,
+			.discard_granularity = config->discard_granularity,
+			.max_discard_sectors =
+				config->discard_granularity ? config->max_discard_bytes / 512 : 0,
+			.max_write_zeroes_sectors = config->max_write_zeroes_bytes / 512,
+			.max_discard_segments = 1,
 		};
 	}
 }
@@ -219,11 +221,11 @@ int ublk_add(struct ublk_control *control, const struct ublk_config *config,
 	    (config->physical_block_size && !is_power(config->physical_block_size)))
 		return -EINVAL;
 	device->info = (struct ublksrv_ctrl_dev_info){
-	    .nr_hw_queues = (uint16_t)config->queues,
-	    .queue_depth = (uint16_t)config->depth,
-	    .max_io_buf_bytes = config->max_bytes,
-	    .dev_id = (uint32_t)config->id,
-	    .flags = config->flags | 1ULL << 6, /* UBLK_F_CMD_IOCTL_ENCODE */
+		.nr_hw_queues = (uint16_t)config->queues,
+		.queue_depth = (uint16_t)config->depth,
+		.max_io_buf_bytes = config->max_bytes,
+		.dev_id = (uint32_t)config->id,
+		.flags = config->flags | 1ULL << 6, /* UBLK_F_CMD_IOCTL_ENCODE */
 	};
 	error = carry_out(control, UBLK_U_CMD_ADD_DEV, command, milliseconds);
 	if (error < 0)

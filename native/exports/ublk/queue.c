@@ -158,7 +158,7 @@ static int settle(struct ublk_worker *worker, struct ublk_queue *queue)
 	if (place == worker->place_count) {
 		unsigned count = 2 * worker->place_count + 8;
 		struct ublk_place *more =
-		    realloc(worker->places, count * sizeof(worker->places[0]));
+			realloc(worker->places, count * sizeof(worker->places[0]));
 
 		if (!more)
 			return -ENOMEM;
@@ -178,8 +178,8 @@ int ublk_queue_open(struct ublk_worker *worker, const struct ublk_device *device
 	unsigned depth = device->info.queue_depth;
 	size_t page = (size_t)sysconf(_SC_PAGESIZE);
 	struct ublk_queue *made;
-	off_t at = UBLKSRV_CMD_BUF_OFFSET + (off_t)number * UBLK_MAX_QUEUE_DEPTH *
-						(off_t)sizeof(struct ublksrv_io_desc);
+	off_t at = UBLKSRV_CMD_BUF_OFFSET +
+		   (off_t)number * UBLK_MAX_QUEUE_DEPTH * (off_t)sizeof(struct ublksrv_io_desc);
 	int error;
 
 	if (number >= device->info.nr_hw_queues)
@@ -192,10 +192,9 @@ int ublk_queue_open(struct ublk_worker *worker, const struct ublk_device *device
 				    .depth = (uint16_t)depth,
 				    .fd = device->fd,
 				    .context = context};
-	made->descriptors_size =
-	    (depth * sizeof(struct ublksrv_io_desc) + page - 1) / page * page;
+	made->descriptors_size = (depth * sizeof(struct ublksrv_io_desc) + page - 1) / page * page;
 	made->descriptors =
-	    mmap(NULL, made->descriptors_size, PROT_READ, MAP_SHARED, device->fd, at);
+		mmap(NULL, made->descriptors_size, PROT_READ, MAP_SHARED, device->fd, at);
 	if (made->descriptors == MAP_FAILED) {
 		error = -errno;
 		free(made);
@@ -278,8 +277,7 @@ int ublk_complete_elsewhere(struct ublk_queue *queue, unsigned tag, int result)
 	do
 		atomic_store_explicit(&io->next, first, memory_order_relaxed);
 	while (!atomic_compare_exchange_weak_explicit(&worker->elsewhere, &first, io,
-						      memory_order_release,
-						      memory_order_relaxed));
+						      memory_order_release, memory_order_relaxed));
 	/* Whoever found the list empty wakes; the worker takes all of it at once. */
 	if (!first && write(worker->wake, &one, sizeof(one)) < 0)
 		return -errno;
@@ -289,7 +287,7 @@ int ublk_complete_elsewhere(struct ublk_queue *queue, unsigned tag, int result)
 static void send_others(struct ublk_worker *worker)
 {
 	struct ublk_io *io =
-	    atomic_exchange_explicit(&worker->elsewhere, NULL, memory_order_acquire);
+		atomic_exchange_explicit(&worker->elsewhere, NULL, memory_order_acquire);
 
 	while (io) {
 		struct ublk_io *next = atomic_load_explicit(&io->next, memory_order_relaxed);
@@ -308,7 +306,7 @@ static void tell_io(struct ublk_queue *queue, unsigned tag, int result, struct u
 	struct ublk_io *io = &queue->ios[tag];
 
 	*event = (struct ublk_event){
-	    .queue = queue, .tag = tag, .result = result, .io = &queue->descriptors[tag]};
+		.queue = queue, .tag = tag, .result = result, .io = &queue->descriptors[tag]};
 	if (result == UBLK_IO_RES_OK) {
 		io->state = OURS;
 		event->kind = UBLK_REQUEST;
@@ -336,7 +334,7 @@ static int tell(struct ublk_worker *worker, const struct io_uring_cqe *completio
 	}
 	if (kind == KIND_USER) {
 		*event = (struct ublk_event){
-		    .kind = UBLK_USER, .user = rest, .result = completion->res};
+			.kind = UBLK_USER, .user = rest, .result = completion->res};
 		return 1;
 	}
 	queue = worker->places[rest >> PLACE_SHIFT & PLACE_MASK].queue;

@@ -67,8 +67,7 @@ static int carry_out(struct runner *runner, const struct call *call, char *buffe
 	switch (ublk_op(&call->io)) {
 	case UBLK_IO_OP_READ:
 		error = export_read(target, buffer, bytes, offset, 0);
-		return error ? error
-			     : (int)ublk_copy_to(call->queue, call->tag, buffer, bytes, 0);
+		return error ? error : (int)ublk_copy_to(call->queue, call->tag, buffer, bytes, 0);
 	case UBLK_IO_OP_WRITE:
 		moved = ublk_copy_from(call->queue, call->tag, buffer, bytes, 0);
 		error = moved == (long)bytes ? export_write(target, buffer, bytes, offset, flags)
@@ -157,7 +156,8 @@ static void *serve(void *context)
 	int error = buffer ? ublk_worker_open(runner->depth, &worker) : -ENOMEM;
 
 	if (!error)
-		error = ublk_queue_open(worker, &runner->device, server->number, NULL, NULL, &queue);
+		error = ublk_queue_open(worker, &runner->device, server->number, NULL, NULL,
+					&queue);
 	if (error) {
 		complain("opening a queue", error);
 		runner->failed = 1;
@@ -183,19 +183,19 @@ static int add(struct runner *runner)
 {
 	unsigned block = block_of(runner);
 	struct ublk_config config = {
-	    .id = -1,
-	    .queues = runner->queues,
-	    .depth = runner->depth,
-	    .max_bytes = MAX_BYTES,
-	    .flags = UBLK_F_USER_COPY | UBLK_F_USER_RECOVERY | UBLK_F_USER_RECOVERY_REISSUE,
-	    .size = export_size(runner->target) / block * block,
-	    .block_size = block,
-	    .physical_block_size = 4096,
-	    .read_only = export_is_read_only(runner->target),
-	    .write_cache = 1,
-	    .discard_granularity = export_discards(runner->target) ? 4096 : 0,
-	    .max_discard_bytes = MANY_BYTES,
-	    .max_write_zeroes_bytes = MANY_BYTES,
+		.id = -1,
+		.queues = runner->queues,
+		.depth = runner->depth,
+		.max_bytes = MAX_BYTES,
+		.flags = UBLK_F_USER_COPY | UBLK_F_USER_RECOVERY | UBLK_F_USER_RECOVERY_REISSUE,
+		.size = export_size(runner->target) / block * block,
+		.block_size = block,
+		.physical_block_size = 4096,
+		.read_only = export_is_read_only(runner->target),
+		.write_cache = 1,
+		.discard_granularity = export_discards(runner->target) ? 4096 : 0,
+		.max_discard_bytes = MANY_BYTES,
+		.max_write_zeroes_bytes = MANY_BYTES,
 	};
 	int error = ublk_add(runner->control, &config, &runner->device, ADD_MS);
 
@@ -277,7 +277,7 @@ static int stop_device(struct ublk_control *control, uint32_t id, struct runner 
 	return error < 0 ? complain("stopping the device", error) : 0;
 }
 
-static int delete(struct ublk_control *control, uint32_t id)
+static int delete (struct ublk_control *control, uint32_t id)
 {
 	struct ublk_command command;
 	int error = ublk_delete(control, id, &command);
@@ -327,7 +327,7 @@ static int run(struct runner *runner, int recover, const char *id_file)
 	for (unsigned i = 0; i < runner->threads; i++)
 		pthread_join(threads[i], NULL);
 	ublk_close(&runner->device);
-	if (delete(runner->control, runner->device.info.dev_id) < 0)
+	if (delete (runner->control, runner->device.info.dev_id) < 0)
 		return 1;
 	free(servers);
 	free(threads);
@@ -373,24 +373,25 @@ static int remove_device(struct ublk_control *control, int id)
 {
 	if (stop_device(control, (uint32_t)id, NULL) < 0)
 		return 1;
-	return delete(control, (uint32_t)id) < 0;
+	return delete (control, (uint32_t)id) < 0;
 }
 
 static int usage(void)
 {
-	fprintf(stderr,
-		"usage: sealsvc-ublk [--queues N] [--depth N] [--threads N] [--recover N] "
-		"[--id-file PATH] [FILE]\n       sealsvc-ublk --delete N\n");
+	fprintf(stderr, "usage: sealsvc-ublk [--queues N] [--depth N] [--threads N] [--recover N] "
+			"[--id-file PATH] [FILE]\n       sealsvc-ublk --delete N\n");
 	return 2;
 }
 
 int main(int argc, char **argv)
 {
-	static const struct option options[] = {
-	    {"queues", required_argument, NULL, 'q'},	{"depth", required_argument, NULL, 'd'},
-	    {"threads", required_argument, NULL, 't'},	{"recover", required_argument, NULL, 'r'},
-	    {"id-file", required_argument, NULL, 'i'},	{"delete", required_argument, NULL, 'x'},
-	    {0}};
+	static const struct option options[] = {{"queues", required_argument, NULL, 'q'},
+						{"depth", required_argument, NULL, 'd'},
+						{"threads", required_argument, NULL, 't'},
+						{"recover", required_argument, NULL, 'r'},
+						{"id-file", required_argument, NULL, 'i'},
+						{"delete", required_argument, NULL, 'x'},
+						{0}};
 	struct runner runner = {.queues = 1,
 				.depth = 64,
 				.threads = 8,

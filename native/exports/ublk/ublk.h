@@ -23,17 +23,17 @@ struct ublk_worker;
 struct ublk_queue;
 
 struct ublk_config {
-	int id;	    /* N of /dev/ublkbN, or -1 for the first free one */
+	int id;		    /* N of /dev/ublkbN, or -1 for the first free one */
 	unsigned queues;    /* the kernel makes at most one for each CPU of them */
 	unsigned depth;	    /* requests at once in each queue, 1 to 4096 */
 	unsigned max_bytes; /* of one request: a multiple of the page size */
 	uint64_t flags;	    /* UBLK_F_*; what the kernel does not know is cleared */
 	uint64_t size;	    /* bytes, a multiple of block_size */
 	unsigned block_size;
-	unsigned physical_block_size;	/* 0: block_size */
-	int read_only, write_cache;	/* write_cache: FLUSH and FUA requests come */
-	unsigned discard_granularity;	/* bytes; 0: no DISCARD requests */
-	unsigned max_discard_bytes;	/* of one DISCARD request */
+	unsigned physical_block_size;	 /* 0: block_size */
+	int read_only, write_cache;	 /* write_cache: FLUSH and FUA requests come */
+	unsigned discard_granularity;	 /* bytes; 0: no DISCARD requests */
+	unsigned max_discard_bytes;	 /* of one DISCARD request */
 	unsigned max_write_zeroes_bytes; /* 0: no WRITE_ZEROES requests */
 };
 
@@ -98,10 +98,10 @@ void ublk_close(struct ublk_device *device);
 
 enum ublk_event_kind {
 	UBLK_REQUEST, /* serve `io`, then ublk_complete */
-	UBLK_DATA,    /* UBLK_F_NEED_GET_DATA: give a buffer for the write `io` with ublk_give_buffer */
-	UBLK_USER,    /* your own entry of ublk_worker_entry ended: `user`, `result` */
-	UBLK_GONE,    /* the queue gets no more requests: the device was stopped or quiesced */
-	UBLK_FAILED,  /* the kernel refused a command of `tag`: `result` is its errno */
+	UBLK_DATA, /* UBLK_F_NEED_GET_DATA: give a buffer for the write `io` with ublk_give_buffer */
+	UBLK_USER,   /* your own entry of ublk_worker_entry ended: `user`, `result` */
+	UBLK_GONE,   /* the queue gets no more requests: the device was stopped or quiesced */
+	UBLK_FAILED, /* the kernel refused a command of `tag`: `result` is its errno */
 };
 
 struct ublk_event {

@@ -11,9 +11,9 @@
 int uring_open(struct uring *ring, unsigned entries, unsigned completions)
 {
 	struct io_uring_params params = {
-	    .flags = IORING_SETUP_SQE128 | IORING_SETUP_CQSIZE | IORING_SETUP_CLAMP |
-		     IORING_SETUP_COOP_TASKRUN,
-	    .cq_entries = completions,
+		.flags = IORING_SETUP_SQE128 | IORING_SETUP_CQSIZE | IORING_SETUP_CLAMP |
+			 IORING_SETUP_COOP_TASKRUN,
+		.cq_entries = completions,
 	};
 	size_t sq_size, cq_size;
 	unsigned *array;

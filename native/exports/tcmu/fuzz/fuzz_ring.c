@@ -73,8 +73,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	note.armed = data[6] & 1;
 	if (tcmu_ring_open(&ring, region, sizeof(*box) + body, data[6] & 2 ? &note : NULL) == 0) {
 		for (steps = 0; steps < 64; steps++) {
-			if (count < TCMU_COMMANDS &&
-			    tcmu_ring_next(&ring, &taken[count]) == 1) {
+			if (count < TCMU_COMMANDS && tcmu_ring_next(&ring, &taken[count]) == 1) {
 				touch(taken[count]);
 				count++;
 			} else if (!count) {

@@ -89,7 +89,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		at += part;
 	}
 	task = (struct scsi_task){
-	    .lun = &lun, .cdb = data, .iov = iov, .iov_count = 4, .bytes = left};
+		.lun = &lun, .cdb = data, .iov = iov, .iov_count = 4, .bytes = left};
 	written = 0;
 	scsi_run(&task);
 	if (task.status != SCSI_GOOD && task.status != SCSI_CHECK_CONDITION &&

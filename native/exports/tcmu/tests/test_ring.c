@@ -82,8 +82,7 @@ static void test_random(unsigned version, unsigned flags, struct tcmu_note *with
 	while (model->answered < 5000) {
 		if (model->posted < 5000 && pick(2))
 			(void)model_post(model, cdb, pick(12), 512);
-		if (pick(2) && count < TCMU_COMMANDS &&
-		    tcmu_ring_next(&ring, &taken[count]) == 1)
+		if (pick(2) && count < TCMU_COMMANDS && tcmu_ring_next(&ring, &taken[count]) == 1)
 			count++;
 		if (count && (pick(2) || model->posted == 5000)) {
 			unsigned which = pick(count);
@@ -172,8 +171,7 @@ static void test_death(unsigned step)
 		memcpy(model_entry(model, third), after + MODEL_RING_OFFSET + third,
 		       step == 2 ? length / 2 : length);
 	if (step >= 4 && step < 6)
-		memcpy(model_entry(model, 0), after + MODEL_RING_OFFSET,
-		       step == 4 ? 40 : length);
+		memcpy(model_entry(model, 0), after + MODEL_RING_OFFSET, step == 4 ? 40 : length);
 	memcpy(before, model->region, model->size);
 	free(model->region);
 	model->region = before;
@@ -250,17 +248,17 @@ static void test_hostility(void)
 {
 	uint64_t end = MODEL_RING_OFFSET + ODD_RING + 4096;
 
-	test_hostile(0, OP_CMD, 4);			   /* no length */
-	test_hostile(0, 104 | OP_CMD, 4);		   /* no room for an answer */
-	test_hostile(0, 0xfffffff8 | OP_CMD, 4);	   /* longer than the ring */
-	test_hostile(8, 100, 4);			   /* more parts than the entry has room for */
+	test_hostile(0, OP_CMD, 4);		 /* no length */
+	test_hostile(0, 104 | OP_CMD, 4);	 /* no room for an answer */
+	test_hostile(0, 0xfffffff8 | OP_CMD, 4); /* longer than the ring */
+	test_hostile(8, 100, 4);		 /* more parts than the entry has room for */
 	test_hostile(8, 0xffffffff, 4);
-	test_hostile(20, end, 8);			   /* the CDB beyond the region */
-	test_hostile(20, 0, 8);				   /* in the mailbox */
+	test_hostile(20, end, 8); /* the CDB beyond the region */
+	test_hostile(20, 0, 8);	  /* in the mailbox */
 	test_hostile(20, UINT64_MAX, 8);
-	test_hostile(44, end + 1, 8);			   /* data beyond the region */
-	test_hostile(44, MODEL_RING_OFFSET, 8);		   /* data in the ring */
-	test_hostile(52, 4097, 8);			   /* longer than what is left */
+	test_hostile(44, end + 1, 8);		/* data beyond the region */
+	test_hostile(44, MODEL_RING_OFFSET, 8); /* data in the ring */
+	test_hostile(52, 4097, 8);		/* longer than what is left */
 	test_hostile(52, UINT64_MAX, 8);
 	test_hostile(60, UINT64_MAX - 100, 8);
 	test_hostile_mailbox(4, 8);	     /* the ring over the mailbox */

@@ -42,7 +42,7 @@ static int ram_discard(void *context, uint64_t length, uint64_t offset)
 }
 
 static const struct tcmu_plugin ram = {
-    .read = ram_read, .write = ram_write, .flush = ram_flush, .discard = ram_discard};
+	.read = ram_read, .write = ram_write, .flush = ram_flush, .discard = ram_discard};
 static struct scsi_lun lun = {.plugin = &ram,
 			      .medium = {.size = sizeof(medium),
 					 .block_size = BLOCK,
@@ -63,7 +63,7 @@ static void run(const uint8_t *cdb, size_t bytes)
 	iov[0] = (struct iovec){data, first};
 	iov[1] = (struct iovec){data + first, bytes - first};
 	task = (struct scsi_task){
-	    .lun = &lun, .cdb = cdb, .iov = iov, .iov_count = 2, .bytes = bytes, .id = 7};
+		.lun = &lun, .cdb = cdb, .iov = iov, .iov_count = 2, .bytes = bytes, .id = 7};
 	scsi_run(&task);
 }
 
@@ -205,10 +205,10 @@ static void test_opcodes(void)
 static void test_forms(void)
 {
 	static const uint8_t forms[][2][16] = {
-	    {{0x0a, 0, 0, 9, 4}, {0x08, 0, 0, 9, 4}},
-	    {{0x2a, 0, 0, 0, 0, 9, 0, 0, 4}, {0x28, 0, 0, 0, 0, 9, 0, 0, 4}},
-	    {{0xaa, 0, 0, 0, 0, 9, 0, 0, 0, 4}, {0xa8, 0, 0, 0, 0, 9, 0, 0, 0, 4}},
-	    {{0x8a, [9] = 9, [13] = 4}, {0x88, [9] = 9, [13] = 4}},
+		{{0x0a, 0, 0, 9, 4}, {0x08, 0, 0, 9, 4}},
+		{{0x2a, 0, 0, 0, 0, 9, 0, 0, 4}, {0x28, 0, 0, 0, 0, 9, 0, 0, 4}},
+		{{0xaa, 0, 0, 0, 0, 9, 0, 0, 0, 4}, {0xa8, 0, 0, 0, 0, 9, 0, 0, 0, 4}},
+		{{0x8a, [9] = 9, [13] = 4}, {0x88, [9] = 9, [13] = 4}},
 	};
 
 	for (unsigned i = 0; i < 4; i++) {

@@ -83,15 +83,15 @@ int main(int argc, char **argv)
 		return 2;
 	}
 	loop.config = (struct ublk_config){
-	    .id = -1,
-	    .queues = 1,
-	    .depth = 64,
-	    .max_bytes = 512 << 10,
-	    .flags = UBLK_F_USER_RECOVERY | UBLK_F_USER_RECOVERY_REISSUE,
-	    .size = (uint64_t)status.st_size & ~4095ULL,
-	    .block_size = 4096,
-	    .write_cache = 1,
-	    .max_write_zeroes_bytes = 1 << 30,
+		.id = -1,
+		.queues = 1,
+		.depth = 64,
+		.max_bytes = 512 << 10,
+		.flags = UBLK_F_USER_RECOVERY | UBLK_F_USER_RECOVERY_REISSUE,
+		.size = (uint64_t)status.st_size & ~4095ULL,
+		.block_size = 4096,
+		.write_cache = 1,
+		.max_write_zeroes_bytes = 1 << 30,
 	};
 	return loop_run(&loop);
 }

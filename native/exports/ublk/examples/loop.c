@@ -63,9 +63,10 @@ static void *serve(void *context)
 				check(event->result, "ublk refused a command");
 			else
 				server->loop->event(
-				    event, event->queue ? (unsigned)(uintptr_t)ublk_queue_context(
-							      event->queue)
-							: 0);
+					event, event->queue
+						       ? (unsigned)(uintptr_t)ublk_queue_context(
+								 event->queue)
+						       : 0);
 	}
 	for (unsigned device = 0; device < count; device++)
 		ublk_queue_close(queues[device]);

@@ -8,7 +8,7 @@
 struct loop {
 	struct ublk_config config;
 	unsigned devices;
-	int recover; /* serve this device, whose server died, instead of adding one; or -1 */
+	int recover;	  /* serve this device, whose server died, instead of adding one; or -1 */
 	int with_buffers; /* a buffer of max_bytes for each request in advance */
 	/* In the thread of the event's queue. `device` counts from 0. */
 	void (*event)(const struct ublk_event *event, unsigned device);

@@ -42,9 +42,8 @@ static void serve(const struct ublk_event *event, unsigned device)
 
 int main(int argc, char **argv)
 {
-	struct loop loop = {.devices = argc > 2 ? (unsigned)atoi(argv[2]) : 1,
-			    .recover = -1,
-			    .event = serve};
+	struct loop loop = {
+		.devices = argc > 2 ? (unsigned)atoi(argv[2]) : 1, .recover = -1, .event = serve};
 
 	size = argc > 1 ? strtoull(argv[1], NULL, 0) & ~4095ULL : 64 << 20;
 	memory = mmap(NULL, size * loop.devices, PROT_READ | PROT_WRITE,

@@ -48,13 +48,14 @@ static void serve(struct ublk_worker *worker, int milliseconds, int *gone)
 
 int main(int argc, char **argv)
 {
-	struct ublk_config config = {.id = -1,
-				     .queues = 1,
-				     .depth = DEPTH,
-				     .max_bytes = MAX_BYTES,
-				     .flags = UBLK_F_NEED_GET_DATA, /* buffers when we know for what */
-				     .block_size = 512,
-				     .size = argc > 1 ? strtoull(argv[1], NULL, 0) : 1 << 30};
+	struct ublk_config config = {
+		.id = -1,
+		.queues = 1,
+		.depth = DEPTH,
+		.max_bytes = MAX_BYTES,
+		.flags = UBLK_F_NEED_GET_DATA, /* buffers when we know for what */
+		.block_size = 512,
+		.size = argc > 1 ? strtoull(argv[1], NULL, 0) : 1 << 30};
 	struct ublk_control *control;
 	struct ublk_worker *worker;
 	struct ublk_queue *queue;
