@@ -89,10 +89,14 @@ class Tcmu(Served):
         if not (recover and self._core.exists()):
             self._make_core()
         command = [program(_PROGRAM), "--subtype", "sealed"]
-        command += ["--only", f"{self._hba}/{self.spec.name}"]
+        command += ["--only", f"{self._hba}/{self.spec.name}", "--notes", os.fspath(self._notes)]
         if threads := self.spec.options.get("threads"):
             command += ["--threads", threads]
         return command, self.core_environment()
+
+    @property
+    def _notes(self) -> Path:
+        return self.runtime.directory / f"{self.spec.name}.tcmu"
 
     def _make_core(self) -> None:
         block = int(self.spec.options.get("block_size", "512"))
@@ -157,6 +161,9 @@ class Tcmu(Served):
             with suppress(FileNotFoundError):
                 directory.rmdir()
         self._remove_core()
+        with suppress(FileNotFoundError):
+            (self._notes / f"{self._hba}.{self.spec.name}").unlink()
+            self._notes.rmdir()
 
     def _remove_core(self) -> None:
         with suppress(FileNotFoundError):

@@ -15,6 +15,8 @@
 #include "scsi.h"
 
 #define COMPARE_AND_WRITE 0x89
+#define OPEN_TRIES 200
+#define OPEN_MS 10
 
 struct tcmu_handler {
 	struct tcmu_device device;
@@ -179,7 +181,13 @@ static int open_region(struct tcmu_handler *handler, const char *notes)
 	int error;
 
 	snprintf(path, sizeof(path), "/dev/uio%d", device->minor);
-	handler->uio = open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK);
+	/* One process may have it open: a moment ago that was one which was killed. */
+	for (int tries = 0; tries < OPEN_TRIES; tries++) {
+		handler->uio = open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK);
+		if (handler->uio >= 0 || errno != EBUSY)
+			break;
+		poll(NULL, 0, OPEN_MS);
+	}
 	if (handler->uio < 0)
 		return complain(device, path, -errno);
 	handler->region =

@@ -131,8 +131,10 @@ static int run(struct runner *runner)
 			strerror(-wanted[1].fd));
 		return 1;
 	}
-	/* Listening comes first, so that no device is missed. */
+	/* Listening comes first, so that no device is missed. One that was named is there. */
 	tcmu_discover(start, runner);
+	if (runner->only && !runner->count)
+		return 1;
 	while (!wanted[0].revents) {
 		/* What failed may be right in a moment: a file that is not there yet. */
 		poll(wanted, 2, runner->failed ? RETRY_MS : -1);

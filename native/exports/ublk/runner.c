@@ -40,7 +40,7 @@ struct runner {
 	pthread_cond_t more;
 	struct call *calls;
 	unsigned head, tail, room;
-	int ended, failed;
+	int ended;
 };
 
 struct server {
@@ -117,15 +117,17 @@ static void hand_out(struct runner *runner, const struct call *call)
 }
 
 /* Until the queue is gone. */
-static int serve_queue(struct runner *runner, struct ublk_worker *worker, char *buffer)
+static void serve_queue(struct runner *runner, struct ublk_worker *worker, char *buffer)
 {
 	struct ublk_event events[BATCH];
 
 	for (;;) {
 		int found = ublk_reap(worker, events, BATCH, -1), gone = 0;
 
-		if (found < 0)
-			return complain("waiting for requests", found);
+		if (found < 0) {
+			complain("waiting for requests", found);
+			return;
+		}
 		for (struct ublk_event *event = events; event < events + found; event++) {
 			struct call call = {.queue = event->queue, .tag = event->tag};
 
@@ -142,7 +144,7 @@ static int serve_queue(struct runner *runner, struct ublk_worker *worker, char *
 					      carry_out(runner, &call, buffer));
 		}
 		if (gone)
-			return 0;
+			return;
 	}
 }
 
@@ -159,11 +161,9 @@ static void *serve(void *context)
 		error = ublk_queue_open(worker, &runner->device, server->number, NULL, NULL,
 					&queue);
 	if (error) {
-		complain("opening a queue", error);
-		runner->failed = 1;
+		complain("opening a queue", error); /* and the device does not start */
 	} else {
-		if (serve_queue(runner, worker, buffer) < 0)
-			runner->failed = 1;
+		serve_queue(runner, worker, buffer);
 		ublk_queue_close(queue);
 	}
 	if (worker)
@@ -242,9 +242,8 @@ static int write_id(const char *path, unsigned id)
 	return error;
 }
 
-static int start(struct runner *runner, int recover, struct server *servers, pthread_t *threads)
+static int start_threads(struct runner *runner, struct server *servers, pthread_t *threads)
 {
-	struct ublk_command command;
 	int error = 0;
 
 	for (unsigned i = 0; i < runner->threads; i++)
@@ -253,10 +252,15 @@ static int start(struct runner *runner, int recover, struct server *servers, pth
 		servers[i] = (struct server){.runner = runner, .number = i};
 		error = error ?: -pthread_create(&servers[i].thread, NULL, serve, &servers[i]);
 	}
-	if (error)
-		return complain("starting threads", error);
-	error = recover >= 0 ? ublk_recovered(runner->control, &runner->device, &command)
-			     : ublk_start(runner->control, &runner->device, &command);
+	return error ? complain("starting threads", error) : 0;
+}
+
+static int start_device(struct runner *runner, int recover)
+{
+	struct ublk_command command;
+	int error = recover >= 0 ? ublk_recovered(runner->control, &runner->device, &command)
+				 : ublk_start(runner->control, &runner->device, &command);
+
 	if (!error)
 		error = ublk_wait(runner->control, &command, START_MS);
 	return error < 0 ? complain("starting the device", error) : 0;
@@ -292,7 +296,7 @@ static int run(struct runner *runner, int recover, const char *id_file)
 	struct server *servers;
 	pthread_t *threads;
 	sigset_t ends;
-	int signal;
+	int signal, status = 1;
 
 	sigemptyset(&ends);
 	sigaddset(&ends, SIGINT);
@@ -305,17 +309,15 @@ static int run(struct runner *runner, int recover, const char *id_file)
 	runner->calls = calloc(runner->room, sizeof(*runner->calls));
 	servers = calloc(runner->queues, sizeof(*servers));
 	threads = calloc(runner->threads + 1, sizeof(*threads));
-	if (!runner->calls || !servers || !threads ||
-	    start(runner, recover, servers, threads) < 0 ||
-	    write_id(id_file, runner->device.info.dev_id) < 0) {
-		/* A device that is taken over is left for another try. */
-		if (recover < 0) {
-			stop_device(runner->control, runner->device.info.dev_id, runner);
-			ublk_close(&runner->device);
-		}
+	if (!runner->calls || !servers || !threads || start_threads(runner, servers, threads) < 0)
 		_exit(1);
+	if (start_device(runner, recover) == 0 &&
+	    write_id(id_file, runner->device.info.dev_id) == 0) {
+		sigwait(&ends, &signal);
+		status = 0;
+	} else if (recover >= 0) {
+		_exit(1); /* the device is left for another try */
 	}
-	sigwait(&ends, &signal);
 	if (stop_device(runner->control, runner->device.info.dev_id, runner) < 0)
 		_exit(1);
 	for (unsigned i = 0; i < runner->queues; i++)
@@ -332,7 +334,7 @@ static int run(struct runner *runner, int recover, const char *id_file)
 	free(servers);
 	free(threads);
 	free(runner->calls);
-	return 0;
+	return status;
 }
 
 static void say(void *context, int level, const char *text)
