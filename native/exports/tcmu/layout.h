@@ -36,27 +36,21 @@ struct tcmu_layout {
 	uint8_t may_flag; /* flags that this version may have */
 };
 
-static const struct tcmu_layout tcmu_layouts[] = {
-	{.version = 1,
-	 .id = 4,
-	 .cdb = 8,
-	 .iov_count = 16,
-	 .iov = 24,
-	 .status = 8,
-	 .sense = 16,
-	 .smallest = 112},
-	{.version = 2,
-	 .id = 4,
-	 .uflags = 7,
-	 .iov_count = 8,
-	 .bidi = 12,
-	 .cdb = 20,
-	 .iov = 44,
-	 .status = 8,
-	 .read_len = 12,
-	 .sense = 16,
-	 .smallest = 112,
-	 .may_flag = 0xff},
+/* Of version 2. Its request is not packed: there is a gap before the CDB's offset. */
+enum {
+	V2_ID = 4,
+	V2_UFLAGS = 7,
+	V2_IOV_COUNT = 8,
+	V2_BIDI = 12,
+	V2_CDB = 24,
+	V2_IOV = 48,
+	V2_STATUS = 8,
+	V2_READ_LEN = 12,
+	V2_SENSE = 16,
+	V2_SMALLEST = 112,
 };
+
+extern const struct tcmu_layout tcmu_layouts[];
+extern const unsigned tcmu_layout_count;
 
 #endif

@@ -1,6 +1,7 @@
 #include "ring.h"
 
 #include <errno.h>
+#include <stddef.h>
 #include <string.h>
 
 #include "layout.h"
@@ -32,7 +33,7 @@ static char *entry_at(const struct tcmu_ring *ring, uint32_t at)
 
 static const struct tcmu_layout *layout_of(unsigned version)
 {
-	for (unsigned i = 0; i < sizeof(tcmu_layouts) / sizeof(tcmu_layouts[0]); i++)
+	for (unsigned i = 0; i < tcmu_layout_count; i++)
 		if (tcmu_layouts[i].version == version)
 			return &tcmu_layouts[i];
 	return NULL;

@@ -251,16 +251,16 @@ static void test_hostility(void)
 	test_hostile(0, OP_CMD, 4);		 /* no length */
 	test_hostile(0, 104 | OP_CMD, 4);	 /* no room for an answer */
 	test_hostile(0, 0xfffffff8 | OP_CMD, 4); /* longer than the ring */
-	test_hostile(8, 100, 4);		 /* more parts than the entry has room for */
-	test_hostile(8, 0xffffffff, 4);
-	test_hostile(20, end, 8); /* the CDB beyond the region */
-	test_hostile(20, 0, 8);	  /* in the mailbox */
-	test_hostile(20, UINT64_MAX, 8);
-	test_hostile(44, end + 1, 8);		/* data beyond the region */
-	test_hostile(44, MODEL_RING_OFFSET, 8); /* data in the ring */
-	test_hostile(52, 4097, 8);		/* longer than what is left */
-	test_hostile(52, UINT64_MAX, 8);
-	test_hostile(60, UINT64_MAX - 100, 8);
+	test_hostile(V2_IOV_COUNT, 100, 4);	 /* more parts than the entry has room for */
+	test_hostile(V2_IOV_COUNT, 0xffffffff, 4);
+	test_hostile(V2_CDB, end, 8); /* the CDB beyond the region */
+	test_hostile(V2_CDB, 0, 8);   /* in the mailbox */
+	test_hostile(V2_CDB, UINT64_MAX, 8);
+	test_hostile(V2_IOV, end + 1, 8);	    /* data beyond the region */
+	test_hostile(V2_IOV, MODEL_RING_OFFSET, 8); /* data in the ring */
+	test_hostile(V2_IOV + 8, 4097, 8);	    /* longer than what is left */
+	test_hostile(V2_IOV + 8, UINT64_MAX, 8);
+	test_hostile(V2_IOV + 16, UINT64_MAX - 100, 8);
 	test_hostile_mailbox(4, 8);	     /* the ring over the mailbox */
 	test_hostile_mailbox(4, 0xfffffff8); /* beyond the region */
 	test_hostile_mailbox(8, 0);	     /* of no size */
