@@ -29,6 +29,17 @@ def test_by_itself(name: str, sanitizer: str, tmp_path: Path) -> None:
     run(program)
 
 
+@pytest.mark.parametrize("sanitizer", ["address-undefined", "thread"])
+def test_threads_and_restarts(sanitizer: str, tmp_path: Path) -> None:
+    """The handler as a whole, with a socket in the place of /dev/uioN."""
+    flags = [*SANITIZERS[sanitizer], "-Wl,--wrap=open,--wrap=mmap,--wrap=munmap"]
+    gcc, program = compiler("gcc", *SANITIZERS[sanitizer]), tmp_path / "test"
+    names = ["handler.c", "discover.c", *SOURCES["ring"], *SCSI]
+    sources = [TCMU / "tests" / "test_handler.c", *(TCMU / name for name in names)]
+    run(gcc, *FLAGS, *flags, "-o", program, *sources, "-lpthread")
+    run(program, tmp_path)
+
+
 @pytest.mark.parametrize("name", ["ring", "scsi"])
 def test_fuzz(name: str, tmp_path: Path) -> None:
     flags = ["-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all"]

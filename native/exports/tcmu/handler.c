@@ -29,7 +29,9 @@ struct tcmu_handler {
 	pthread_cond_t more, answered;
 	int watching; /* a thread waits for the kernel */
 	int ended, broken;
-	const struct tcmu_command *comparing; /* the one COMPARE AND WRITE that is not answered */
+	/* The one COMPARE AND WRITE that is carried out and not answered; whose turn is next. */
+	const struct tcmu_command *comparing;
+	unsigned turns, turn;
 	unsigned thread_count;
 	pthread_t threads[64];
 };
@@ -106,13 +108,16 @@ static void carry_out(struct tcmu_handler *handler, struct tcmu_command *command
 	command->read_len = task.moved;
 }
 
-/* The note has room for one: until it is answered the next waits. It cannot wait for ever, as what is before
- * the first in the ring was taken before it. */
+/* The note has room for one: until it is answered the next waits. They go in the ring's order, since an answer
+ * may have to wait for those before it. */
 static void take_turn(struct tcmu_handler *handler, const struct tcmu_command *command)
 {
-	while (handler->comparing)
+	unsigned mine = handler->turns++;
+
+	while (handler->comparing || handler->turn != mine)
 		pthread_cond_wait(&handler->answered, &handler->lock);
 	handler->comparing = command;
+	handler->turn++;
 }
 
 static void end_turn(struct tcmu_handler *handler)

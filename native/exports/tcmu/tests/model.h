@@ -18,6 +18,7 @@ struct model {
 	const struct tcmu_layout *layout;
 	uint32_t ring_size, cleaned;
 	uint16_t next_id;
+	size_t data_at; /* where in the data area the next command's parts begin */
 	int outstanding[MODEL_IDS]; /* 1: posted; 2: answered */
 	uint8_t status[MODEL_IDS];
 	unsigned posted, answered;
@@ -79,7 +80,7 @@ static inline char *model_room(struct model *model, uint32_t length)
 		return NULL;
 	if (to_end < length) {
 		model_put(model_entry(model, box->head), to_end | OP_PAD, 4);
-		box->head = 0;
+		__atomic_store_n(&box->head, 0, __ATOMIC_RELEASE);
 	}
 	return model_entry(model, box->head);
 }
@@ -130,7 +131,7 @@ static inline char *model_post(struct model *model, const uint8_t *cdb, unsigned
 	model_put(entry + layout->cdb, (uint64_t)(entry + base - model->region), 8);
 	for (unsigned i = 0; i < parts; i++) {
 		model_put(entry + layout->iov + i * 16,
-			  MODEL_RING_OFFSET + model->ring_size + i * bytes, 8);
+			  MODEL_RING_OFFSET + model->ring_size + model->data_at + i * bytes, 8);
 		model_put(entry + layout->iov + i * 16 + 8, bytes, 8);
 	}
 	memcpy(entry + base, cdb, TCMU_CDB);
@@ -141,7 +142,7 @@ static inline char *model_post(struct model *model, const uint8_t *cdb, unsigned
 /* What the kernel does at the four bytes that are written. */
 static inline void model_collect(struct model *model)
 {
-	while (model->cleaned != model_box(model)->tail) {
+	while (model->cleaned != __atomic_load_n(&model_box(model)->tail, __ATOMIC_ACQUIRE)) {
 		char *entry = model_entry(model, model->cleaned);
 		uint32_t word;
 		uint16_t id;
