@@ -127,7 +127,7 @@ def test_what_the_disk_says_of_itself(tmp_path: Path) -> None:
             sh("sg_verify", "--lba=0", "--count=16", node)
             sh("sg_sync", node)
             # Not in the table: illegal request, of which sg3-utils tell the operation code apart.
-            sh("sg_raw", node, "9b", *["0"] * 9, status=9)
+            sh("sg_raw", node, "02", *["0"] * 5, status=9)
         assert line(process) == "removed 3/disk"
 
 
