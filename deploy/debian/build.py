@@ -99,7 +99,8 @@ def make_environment(stage: Path) -> None:
             0o755,
         )
         (stage / "usr/bin" / name).symlink_to(f"../lib/sealsvc/bin/{name}")
-    put(Path(sys.executable).with_name("sealsvc-keeper"), programs / "sealsvc-keeper", 0o755)
+    for name in ("sealsvc-keeper", "sealsvc-tcmu", "sealsvc-ublk"):
+        put(Path(sys.executable).with_name(name), programs / name, 0o755)
 
 
 def add_system_files(stage: Path, version: str) -> None:

@@ -7,10 +7,14 @@ from sealsvc.exports.base import Driver, Spec
 from sealsvc.exports.dm import Dm
 from sealsvc.exports.nbd import Nbd
 from sealsvc.exports.runtime import Runtime
+from sealsvc.exports.tcmu import Tcmu
+from sealsvc.exports.ublk import Ublk
 
 DRIVERS: tuple[type[Driver], ...] = (
     Dm,
     Nbd,
+    Tcmu,
+    Ublk,
 )
 
 

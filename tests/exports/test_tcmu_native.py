@@ -1,0 +1,66 @@
+"""The ring and the command table of the TCMU handler, against a model of the kernel's side and a
+disk in memory, under sanitizers; and fuzzed for a bounded time (native/exports/tcmu/fuzz/fuzz-long
+gives them as many inputs as one likes)."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.ring.test_ring_native import FLAGS, NATIVE, SANITIZERS, compiler, run
+
+TCMU = NATIVE / "exports" / "tcmu"
+FUZZ_SECONDS = int(os.environ.get("SEALSVC_FUZZ_SECONDS", "5"))
+SCSI = ["scsi.c", "inquiry.c", "parameters.c", "blocks.c", "provisioning.c"]
+SOURCES = {"ring": ["ring.c", "layout.c"], "scsi": SCSI, "names": ["discover.c"]}
+
+
+@pytest.mark.parametrize("sanitizer", ["plain", "address-undefined"])
+@pytest.mark.parametrize("name", SOURCES)
+def test_by_itself(name: str, sanitizer: str, tmp_path: Path) -> None:
+    flags = SANITIZERS[sanitizer]
+    gcc, program = compiler("gcc", *flags), tmp_path / "test"
+    sources = [TCMU / "tests" / f"test_{name}.c", *(TCMU / source for source in SOURCES[name])]
+    run(gcc, *FLAGS, *flags, "-o", program, *sources, "-lpthread")
+    run(program)
+
+
+@pytest.mark.parametrize("sanitizer", ["address-undefined", "thread"])
+def test_threads_and_restarts(sanitizer: str, tmp_path: Path) -> None:
+    """The handler as a whole, with a socket in the place of /dev/uioN."""
+    flags = [*SANITIZERS[sanitizer], "-Wl,--wrap=open,--wrap=mmap,--wrap=munmap"]
+    gcc, program = compiler("gcc", *SANITIZERS[sanitizer]), tmp_path / "test"
+    names = ["handler.c", "discover.c", *SOURCES["ring"], *SCSI]
+    sources = [TCMU / "tests" / "test_handler.c", *(TCMU / name for name in names)]
+    run(gcc, *FLAGS, *flags, "-o", program, *sources, "-lpthread")
+    run(program, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["ring", "scsi"])
+def test_fuzz(name: str, tmp_path: Path) -> None:
+    flags = ["-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all"]
+    clang, program = compiler("clang", *flags), tmp_path / "fuzz"
+    sources = [TCMU / "fuzz" / f"fuzz_{name}.c", *(TCMU / source for source in SOURCES[name])]
+    run(clang, *FLAGS, *flags, "-o", program, *sources, "-lpthread")
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    chance = random.Random(18)
+    for n in range(50):
+        (corpus / str(n)).write_bytes(chance.randbytes(300 + 30 * n))
+    said = run(
+        program, f"-max_total_time={FUZZ_SECONDS}", "-rss_limit_mb=2048", "-timeout=20",
+        "-max_len=2048", "-len_control=0", corpus, cwd=tmp_path,
+    )  # fmt: skip
+    runs = re.search(r"Done (\d+) runs", said)
+    assert runs, said
+    assert int(runs[1]) > 1000
+
+
+@pytest.mark.parametrize("plugin", ["null", "file"])
+def test_a_plugin_is_one_page_and_one_line(plugin: str) -> None:
+    assert len((TCMU / f"{plugin}.c").read_text().splitlines()) < 120
+    assert f"&tcmu_{plugin},\n" in (TCMU / "main.c").read_text()
