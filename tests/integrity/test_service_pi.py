@@ -206,7 +206,7 @@ def test_a_holder_that_vanishes_leaves_suspect_blocks(ground, client):
         os.waitpid(child, 0)
     until(lambda: errors_after(client, before))
     (error,) = errors_after(client, before)
-    assert (error.kind, error.at, error.more) == ("suspect", "end", MiB // BLOCK - 1)
+    assert (error.kind, error.at, error.more) == ("suspect", "return", MiB // BLOCK - 1)
     assert verify(client, attachment).blocks == {"suspect": MiB // BLOCK}
 
 
