@@ -1,6 +1,7 @@
 #include "field.h"
 #include "pi.h"
 #include "sum.h"
+#include "tuple.h"
 
 #include <errno.h>
 #include <string.h>
@@ -23,6 +24,7 @@ struct engine {
 	size_t block_bytes;
 	struct walk walk;
 	struct seal_sum sum;
+	struct tuple tuple;
 	int is_number;
 };
 
@@ -90,6 +92,19 @@ static int next_number(struct engine *engine, uint64_t *out)
 	else if (!(result = add_pieces(engine)))
 		*out = seal_sum_number(&engine->sum);
 	return result;
+}
+
+/* The next blocks that lie whole in one piece, `count` of them; the walk stays before them. */
+static const uint8_t *run_of(struct engine *engine, uint64_t *count)
+{
+	struct walk *walk = &engine->walk;
+
+	*count = 0;
+	skip_empty(walk);
+	if (!engine->tuple.usable || !engine->block_bytes || walk->at == walk->count)
+		return NULL;
+	*count = (walk->data[walk->at].iov_len - walk->offset) / engine->block_bytes;
+	return (const uint8_t *)walk->data[walk->at].iov_base + walk->offset;
 }
 
 static void skip_block(struct engine *engine)
@@ -166,6 +181,37 @@ static inline uint64_t value_of(const struct engine *engine, unsigned meaning, u
 	       ones(engine->field[meaning]);
 }
 
+/* Where all fields but the checksum are, if the whole tag fits into a word. */
+static void take_tuple(struct engine *engine)
+{
+	struct tuple *tuple = &engine->tuple;
+	unsigned bits = 0;
+
+	tuple->bytes = engine->profile->width;
+	if (tuple->bytes > 8 || !engine->is_number || !engine->field[SEAL_PI_CHECKSUM])
+		return;
+	for (unsigned i = 0; i < SEAL_PI_MAX_FIELDS; i++) {
+		const struct seal_pi_field *field = engine->field[i];
+
+		if (engine->all[i] != field || (field && field->order != SEAL_PI_BIG_ENDIAN))
+			return;
+		if (!field)
+			continue;
+		bits += field->width;
+		if (i == SEAL_PI_CHECKSUM)
+			tuple->checksum_at = tuple_shift(tuple, field);
+		else if (i != SEAL_PI_REFTAG)
+			tuple->fixed |= engine->value[i] << tuple_shift(tuple, field);
+		else {
+			tuple->reftag_at = tuple_shift(tuple, field);
+			tuple->reftag_mask = ones(field);
+			tuple->reftag = engine->value[i];
+			tuple->step = engine->step[i];
+		}
+	}
+	tuple->usable = bits == tuple->bytes * 8;
+}
+
 static int prepare(struct engine *engine, const struct seal_pi_request *request,
 		   const struct iovec *data, int count, size_t tags_length, int verifying)
 {
@@ -184,6 +230,7 @@ static int prepare(struct engine *engine, const struct seal_pi_request *request,
 	engine->is_number = seal_sum_is_number(engine->profile->checksum);
 	if (!engine->field[SEAL_PI_CHECKSUM])
 		return 0;
+	take_tuple(engine);
 	return seal_sum_open(&engine->sum, engine->profile->checksum, request->key,
 			     request->key_length, verifying);
 }
@@ -208,20 +255,45 @@ static int put_checksum(struct engine *engine, uint8_t *tag)
 	return result;
 }
 
+static int put_block(struct engine *engine, uint8_t *tag, uint64_t block)
+{
+	for (unsigned i = 0; i < SEAL_PI_MAX_FIELDS; i++)
+		if (engine->field[i] && i != SEAL_PI_CHECKSUM)
+			put_field(tag, engine->field[i], value_of(engine, i, block));
+	return engine->field[SEAL_PI_CHECKSUM] ? put_checksum(engine, tag) : 0;
+}
+
+static void put_run(struct engine *engine, const uint8_t *data, uint8_t *tag, uint64_t block,
+		    uint64_t count)
+{
+	size_t size = engine->block_bytes;
+
+	for (uint64_t i = 0; i < count; i++, tag += engine->tuple.bytes) {
+		uint64_t checksum = seal_sum_whole(&engine->sum, data + i * size, size);
+		uint64_t word = tuple_word(&engine->tuple, checksum, block + i);
+
+		copy_bytes(tag, &word, engine->tuple.bytes);
+	}
+	engine->walk.offset += count * size;
+}
+
 int64_t seal_pi_generate(const struct seal_pi_request *request, const struct iovec *data, int count,
 			 void *tags, size_t length)
 {
 	struct engine engine;
 	int result = prepare(&engine, request, data, count, length, 0);
-	uint8_t *tag = tags;
+	uint64_t block = 0, run;
 
-	for (uint64_t block = 0; !result && block < engine.blocks; block++) {
-		for (unsigned i = 0; i < SEAL_PI_MAX_FIELDS; i++)
-			if (engine.field[i] && i != SEAL_PI_CHECKSUM)
-				put_field(tag, engine.field[i], value_of(&engine, i, block));
-		if (engine.field[SEAL_PI_CHECKSUM])
-			result = put_checksum(&engine, tag);
-		tag += engine.profile->width;
+	while (!result && block < engine.blocks) {
+		uint8_t *tag = (uint8_t *)tags + block * engine.profile->width;
+		const uint8_t *piece = run_of(&engine, &run);
+
+		if (run) {
+			put_run(&engine, piece, tag, block, run);
+			block += run;
+		} else {
+			result = put_block(&engine, tag, block++);
+		}
 	}
 	seal_sum_close(&engine.sum);
 	return result ? result : (int64_t)engine.blocks;
@@ -342,17 +414,43 @@ static int check_block(struct engine *engine, const uint8_t *tag, uint64_t block
 	return engine->field[SEAL_PI_CHECKSUM] ? check_checksum(engine, tag, block, findings) : 0;
 }
 
+/* How many blocks, of `count`, are as they should be up to the first that is not. */
+static uint64_t good_run(struct engine *engine, const uint8_t *data, const uint8_t *tag,
+			 uint64_t block, uint64_t count)
+{
+	size_t size = engine->block_bytes;
+	uint64_t i;
+
+	for (i = 0; i < count; i++, tag += engine->tuple.bytes) {
+		uint64_t checksum = seal_sum_whole(&engine->sum, data + i * size, size);
+
+		if (tuple_word(&engine->tuple, checksum, block + i) !=
+		    tuple_read(&engine->tuple, tag))
+			break;
+	}
+	engine->walk.offset += i * size;
+	return i;
+}
+
 int64_t seal_pi_verify(const struct seal_pi_request *request, const struct iovec *data, int count,
 		       const void *tags, size_t length, struct seal_pi_error *errors, size_t room)
 {
 	struct findings findings = {errors, room, 0};
 	struct engine engine;
 	int result = prepare(&engine, request, data, count, length, 1);
-	const uint8_t *tag = tags;
+	uint64_t block = 0, run;
 
-	for (uint64_t block = 0; !result && block < engine.blocks; block++) {
-		result = check_block(&engine, tag, block, &findings);
-		tag += engine.profile->width;
+	while (!result && block < engine.blocks) {
+		const uint8_t *tag = (const uint8_t *)tags + block * engine.profile->width;
+		const uint8_t *piece = run_of(&engine, &run);
+
+		run = run ? good_run(&engine, piece, tag, block, run) : 0;
+		if (run)
+			block += run;
+		else {
+			result = check_block(&engine, tag, block, &findings);
+			block++;
+		}
 	}
 	seal_sum_close(&engine.sum);
 	return result ? result : findings.count;

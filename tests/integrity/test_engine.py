@@ -310,3 +310,26 @@ def test_what_is_no_key_is_refused(tmp_path, content):
     with pytest.raises(Refusal) as caught:
         keys.read(str(tmp_path), "key", BUILT_IN["ed25519-stream"])
     assert str(tmp_path / "key") in str(caught.value)
+
+
+def test_each_of_several_bad_blocks_is_named_among_good_ones():
+    """Tags of 8 bytes are compared as words, and field by field where a word differs."""
+    profile, values = BUILT_IN["t10-dif1-512"], Values(block=2**32 - 3, tag=0xABCD)
+    data = bytearray(np.random.default_rng(4).bytes(512 * 9))
+    tags = engine.generate(profile, data, values)
+    data[512 * 2] ^= 1
+    tags[3][3] ^= 1  # the application tag
+    tags[5][7] ^= 1  # the reference tag
+    tags[6][2:4] = 0xFF  # escapes: nothing of it is checked
+    data[512 * 6] ^= 1
+    data[512 * 8 + 511] ^= 1
+    for pieces in (data, split(bytes(data), [700, 1024, 1500, 4000])):
+        count, errors = engine.verify(profile, pieces, tags, values)
+        assert [(error.block, error.field) for error in errors] == [
+            (2, "checksum"),
+            (3, "tag"),
+            (5, "reftag"),
+            (8, "checksum"),
+        ]
+        assert count == 4
+    assert errors[2].expected.hex() == "00000002"
