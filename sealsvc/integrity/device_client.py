@@ -139,14 +139,24 @@ class PiFile:
         buffers = [ffi.from_buffer(buffer) for buffer in data]
         iov = ffi.new("struct iovec[]", [(b, len(b)) for b in buffers])
         kept = ffi.NULL if pi is None else ffi.from_buffer(pi)
-        io = ffi.new("struct seal_pi_io *")
-        io.size, io.offset, io.place = ffi.sizeof("struct seal_pi_io"), offset, terms.place.value
-        io.pi, io.pi_length = kept, 0 if pi is None else len(kept)
-        io.flags = lib.SEAL_CHANNEL_DSYNC if terms.dsync else 0
-        io.provided, io.verify = _mask(_FIELDS, terms.provided), _mask(_FIELDS, terms.verify)
-        io.checkers, io.tag = _mask(_CHECKERS, terms.checkers), terms.tag
-        io.has_reftag, io.reftag = terms.reftag is not None, terms.reftag or 0
-        io.cookie = terms.cookie
+        io = ffi.new(
+            "struct seal_pi_io *",
+            {
+                "size": ffi.sizeof("struct seal_pi_io"),
+                "offset": offset,
+                "pi": kept,
+                "pi_length": 0 if pi is None else len(kept),
+                "place": terms.place.value,
+                "flags": lib.SEAL_CHANNEL_DSYNC if terms.dsync else 0,
+                "provided": _mask(_FIELDS, terms.provided),
+                "verify": _mask(_FIELDS, terms.verify),
+                "checkers": _mask(_CHECKERS, terms.checkers),
+                "tag": terms.tag,
+                "has_reftag": terms.reftag is not None,
+                "reftag": terms.reftag or 0,
+                "cookie": terms.cookie,
+            },
+        )
         error = ffi.new("struct seal_channel_error *")
         done: int = call(self._pi, iov, len(buffers), io, error)
         if done < 0:

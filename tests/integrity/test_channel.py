@@ -15,19 +15,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from _sealsvc_pi_device import ffi, lib
 
-from sealsvc.integrity import block_device
+from sealsvc.integrity import block_device, channels
 from sealsvc.integrity.block_device import GUARDS, capability, name_of, opened, unsuitable
 from sealsvc.integrity.channels import Told
 from sealsvc.integrity.device_client import ALL, PiFile, PiIOError, PiTerms
 from sealsvc.integrity.device_messages import PiChannelInfo, PiPathInfo
 from sealsvc.integrity.messages import PiError
-from sealsvc.model import FileId
+from sealsvc.model import ByteRange, FileId
 from tests.lab.pi_tuples import place_of, tuples
 from tests.service.conftest import refusal
 
@@ -269,6 +270,46 @@ def test_a_stop_under_load_leaves_no_request_without_an_answer(file: Path) -> No
             asker.join(10)
             assert not asker.is_alive()
             assert set(codes[:-1]) == {errno.EINVAL}
+
+
+class Guard:
+    """An enforcer's hold, of which is remembered what was done."""
+
+    anchor, apart = -1, False
+
+    def __init__(self) -> None:
+        self.done = list[str]()
+
+    def change(self, verdict: object) -> None:
+        self.done.append(str(verdict))
+
+    def resize(self, range: ByteRange) -> None:
+        self.done.append(f"resized to {range.length}")
+
+    def release(self) -> None:
+        self.done.append("released")
+
+
+def test_guards_are_let_go_when_nothing_is_in_flight(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device, guard = layout("t10-512"), Guard()
+    with channel(device, file) as served:
+        kept = SimpleNamespace(seal_channel_stop=lib.seal_channel_stop, seal_channel_close=id)
+        monkeypatch.setattr(channels, "lib", kept)  # the test closes it
+        mine = channels.Channel(None, 0, device, served.native)  # type: ignore[arg-type]
+        holds = channels.DrainedHolds([guard], mine)
+        holds.change("busy")  # type: ignore[arg-type]
+        holds.resize(ByteRange(0, 4096))
+        holds.release()
+        served.thread.join(10)
+        assert not served.thread.is_alive()  # releasing has stopped it
+        assert guard.done == ["busy"]
+        mine.has_drained()
+        assert guard.done == ["busy", "resized to 4096", "released"]
+        holds.release()
+        assert guard.done[-1] == "released"
+        assert mine.ended.is_set()
 
 
 # Errors

@@ -27,6 +27,7 @@ from sealsvc.integrity.device_client import ALL, PiFile, PiIOError, PiTerms, Pla
 from sealsvc.integrity.device_messages import PiPath, PiPathInfo
 from sealsvc.integrity.messages import PiErrors
 from sealsvc.messages import RecallSeals, Return
+from sealsvc.model import ByteRange
 from sealsvc.ring_client import RingClient
 from tests.lab.pi_devices import MiB, mounted, nvme_disk, scsi_disk, sh
 from tests.lab.pi_tuples import place_of, tuples
@@ -391,14 +392,19 @@ def test_a_recall_stops_the_channel_and_a_new_one_is_opened_after_it(
     client: Client, shelf: Path
 ) -> None:
     with sealed(client, make(shelf / "wanted")) as it:
-        half = {"offset": MiB // 2, "length": MiB // 2}
-        client.call(RecallSeals, seal=it.id)
+        half = ByteRange(MiB // 2, MiB // 2)
+        client.call(RecallSeals, seal=it.id, range=half)
         with pytest.raises(PiIOError) as caught:
             it.write(None)
         assert caught.value.errno == errno.ESTALE
-        # Nothing else was wanted: the rest stays sealed.
-        client.call(Return, seal=it.id, range=half)
+        client.call(Return, seal=it.id, range=half)  # all that was wanted
         it.pi.close()
+        it.pi = PiFile.open(client, it.id)
+        assert it.pi.info.length == MiB // 2
+        it.write(None)
+        with pytest.raises(PiIOError) as caught:
+            it.pi.writev(half.offset, [DATA])
+        assert caught.value.errno == errno.ERANGE
 
 
 def test_a_service_that_was_killed_is_asked_again(
@@ -461,7 +467,7 @@ def test_on_a_partition_and_device_mapper(client: Client, base: Path) -> None:
         works(client, file)
         found = described(client, file)
         assert (found.available, found.profile) == (True, "t10-dif1-512")
-    table = f"0 80000 striped 1 256 {disk} 4096\n"
+    table = f"0 76800 striped 1 256 {disk} 4096\n"
     with linear(table) as mapped, mounted(mapped, base / "striped") as point:
         found = described(client, make(point / "file"))
         assert (found.available, "striped, not linear" in found.reason) == (False, True)

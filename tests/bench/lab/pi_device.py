@@ -77,7 +77,7 @@ def show(device: str, lines: str) -> None:
 
 def inside(program: Path) -> None:
     from tests.lab.pi_devices import mounted, nvme_disk, scsi_disk
-    from tests.service.conftest import RISKS, Running
+    from tests.service.conftest import RISKS, Running, until
 
     with tempfile.TemporaryDirectory() as name, ExitStack() as undo:
         base = Path(name)
@@ -89,7 +89,7 @@ def inside(program: Path) -> None:
                 file = point / "file"
                 file.write_bytes(os.urandom(1 << 20))
                 os.sync()
-                running.ready()
+                until(running.socket.exists, 900.0, "the service's socket")
                 measure(program, str(running.socket), file, disk)
 
 
