@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from sealsvc.copies import calls
 from sealsvc.copies.calls import Copied, Span
-from sealsvc.copies.ends import look
 from sealsvc.copies.measured import Measured
 from sealsvc.copies.page_cache import drop
 from sealsvc.copies.plan import Piece, Plan
@@ -256,11 +255,9 @@ class _Run:
         before = self._ends.source
         if before.pinned or self._ends.same_file:
             return False
-        try:
-            now = look(before.fd)
-        except OSError:
-            return True
-        return (now.size, now.changed_ns) != (before.size, before.changed_ns)
+        # The copy began with fsync: a store through a mapping since has changed the ctime, too.
+        now = os.fstat(before.fd)
+        return (now.st_size, now.st_ctime_ns) != (before.size, before.changed_ns)
 
     def _ranges(self) -> tuple[ByteRange, ...]:
         """What is done, joined."""

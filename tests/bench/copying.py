@@ -140,8 +140,8 @@ def lower_clone(place: Path, name: str, size: int, rounds: int) -> Figure:
             filled(b, pattern(size, seed=9))  # never what it already shares
             samples[n].append(_timed(way, a, b))
     seconds = {n: statistics.median(found) for n, found in samples.items()}
-    ratio = min(seconds["plain"], seconds["range"]) / seconds["lower"]
-    goal = f">= {LOWER_GOAL:g} times as fast as reading and writing"
+    ratio = seconds["plain"] / seconds["lower"]
+    goal = f">= {LOWER_GOAL:g} times as fast as reading and writing; `range` is the kernel's splice"
     return Figure(name, size, seconds, ratio, goal, ratio < LOWER_GOAL)
 
 

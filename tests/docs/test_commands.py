@@ -29,6 +29,8 @@ ELSEWHERE = {
         " tests/deploy/test_container.py install, start and remove what it is about"
     ),
     "docs/exports.md": "tests/exports/test_nbd.py and tests/lab/test_exports_dm.py run each",
+    "docs/exports-tcmu.md": "tests/lab/test_exports_tcmu.py does by configfs what it shows",
+    "docs/exports-ublk.md": "tests/lab/test_exports_ublk.py runs each",
     "docs/integrity.md": "tests/integrity/test_faces_pi.py runs each",
     "docs/python.md": "tests/unit/test_client_wheel.py installs the wheel alone and uses it",
     "docs/troubleshooting.md": "tests/cli/test_sealctl_real.py asks who waits on whom",

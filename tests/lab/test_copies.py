@@ -24,7 +24,7 @@ from tests.lab.pmem import mounted_dax
 from tests.service.conftest import RISKS, serving, until
 
 pytestmark = [
-    pytest.mark.lab(nvme=("mssrl=128,mcl=512,msrc=3",), pmem=256),
+    pytest.mark.lab(nvme=("mssrl=128,mcl=512,msrc=3",), pmem=512),
     pytest.mark.timeout(600),
 ]
 
