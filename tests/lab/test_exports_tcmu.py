@@ -45,13 +45,13 @@ def runner(subtype: str, notes: Path) -> Iterator[subprocess.Popen[str]]:
         [program("sealsvc-tcmu"), "--subtype", subtype, "--notes", notes],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
-    try:
-        yield process
-        process.terminate()
-        assert process.wait(30) == 0
-    finally:
-        process.kill()
-        process.wait()
+    with process:
+        try:
+            yield process
+            process.terminate()
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
 
 
 @contextmanager
@@ -143,10 +143,11 @@ def test_two_handlers_side_by_side(tmp_path: Path) -> None:
         other = subprocess.Popen(
             [program("sealsvc-tcmu"), "--subtype", "file"], stdout=subprocess.PIPE, text=True
         )
-        assert line(null).endswith("3/one (null)")
-        assert line(other).endswith("3/two (file)")
-        other.kill()
-        assert other.wait() == -signal.SIGKILL
+        with other:
+            assert line(null).endswith("3/one (null)")
+            assert line(other).endswith("3/two (file)")
+            other.kill()
+            assert other.wait() == -signal.SIGKILL
         with lun(one) as node:
             assert Path(node).read_bytes() == bytes(MiB)
 
@@ -184,7 +185,7 @@ def test_a_killed_handler_loses_no_command(tmp_path: Path) -> None:
                 process = subprocess.Popen(command)
     finally:
         process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
 
 
 @pytest.fixture(scope="module")

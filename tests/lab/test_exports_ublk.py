@@ -38,17 +38,21 @@ def example(name: str) -> Path:
     return next((ROOT / "build" / "native").rglob(f"ublk-{name}"))
 
 
+def started(command: list[object], devices: int = 1) -> tuple[subprocess.Popen[str], list[str]]:
+    """A program, and the devices that it names."""
+    process = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    with process.stdout as said:
+        return process, [said.readline().strip() for _ in range(devices)]
+
+
 @contextmanager
 def running_example(
     name: str, *arguments: object, devices: int = 1
 ) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
     """An example program and its devices, which go when it is told to end."""
-    process = subprocess.Popen(
-        [example(name), *map(str, arguments)], stdout=subprocess.PIPE, text=True
-    )
+    process, nodes = started([example(name), *arguments], devices)
     try:
-        assert process.stdout is not None
-        nodes = [process.stdout.readline().strip() for _ in range(devices)]
         yield process, nodes
         process.terminate()
         assert process.wait(60) == 0
@@ -111,20 +115,15 @@ def test_a_killed_server_loses_no_write(tmp_path: Path) -> None:
     """The file example, killed under load and started again for the same device."""
     file = tmp_path / "file"
     file.write_bytes(bytes(8 * MiB))
-    process = subprocess.Popen([example("file"), file], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    node = process.stdout.readline().strip()
+    process, [node] = started([example("file"), file])
     with loaded(node, 5):
         for _ in range(3):
             time.sleep(1)
             process.kill()
             process.wait()
-            process = subprocess.Popen(
-                [example("file"), file, node.removeprefix("/dev/ublkb")],
-                stdout=subprocess.PIPE, text=True,
-            )  # fmt: skip
-            assert process.stdout is not None
-            assert process.stdout.readline().strip() == node
+            number = node.removeprefix("/dev/ublkb")
+            process, [again] = started([example("file"), file, number])
+            assert again == node
     process.terminate()
     assert process.wait(60) == 0
 

@@ -194,7 +194,8 @@ static void set_params(struct ublk_params *params, const struct ublk_config *con
 	if (config->discard_granularity || config->max_write_zeroes_bytes) {
 		params->types |= UBLK_PARAM_TYPE_DISCARD;
 		params->discard = (struct ublk_param_discard){
-			.discard_granularity = config->discard_granularity,
+			/* Wanted even where only zeroes are written (ublk_validate_params). */
+			.discard_granularity = config->discard_granularity ?: config->block_size,
 			.max_discard_sectors =
 				config->discard_granularity ? config->max_discard_bytes / 512 : 0,
 			.max_write_zeroes_sectors = config->max_write_zeroes_bytes / 512,

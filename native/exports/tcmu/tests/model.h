@@ -18,7 +18,7 @@ struct model {
 	const struct tcmu_layout *layout;
 	uint32_t ring_size, cleaned;
 	uint16_t next_id;
-	size_t data_at; /* where in the data area the next command's parts begin */
+	size_t data_at;		    /* where in the data area the next command's parts begin */
 	int outstanding[MODEL_IDS]; /* 1: posted; 2: answered */
 	uint8_t status[MODEL_IDS];
 	unsigned posted, answered;
