@@ -17,7 +17,7 @@ LARGEST = 2**62  # the protocol's bound on offsets and lengths
 _PREFIXES = "KMGTPE"
 _SIZE = re.compile(r"(0x[0-9a-f]+|\d+(?:\.\d+)?)(?:([KMGTPE])(?:iB)?|B)?", re.IGNORECASE | re.ASCII)
 _PART = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s|m|h|d)", re.ASCII)
-_MILLISECONDS = {
+_MILLISECONDS: dict[str, Fraction | int] = {
     "us": Fraction(1, 1000),
     "ms": 1,
     "s": 1000,
