@@ -38,7 +38,6 @@ ELSEWHERE = {
 }
 LISTED = {
     "./dev build": "what runs here was built by it",
-    "./dev client && pip install build/sealsvc_client-*.whl": "tests/unit/test_client_wheel.py",
     "sudo ./dev demo": "tests/docs/test_demo.py runs the program behind it",
     "sudo ./dev test": "it runs this test",
     "sudo ./dev lab -- CMD": "it boots a machine: tests/lab/test_lab.py",
