@@ -2,8 +2,9 @@
 
 The kernel reports each folio that becomes dirty (trace event writeback_dirty_folio,
 mm/page-writeback.c folio_account_dirtied), and each direct write of XFS (xfs_file_direct_write). A
-folio that is dirty already is not reported again: so whoever takes the log has the file written
-back first, which makes every folio clean and write-protects its mappings, and copies after that.
+folio that is dirty already is not reported again. So the order is: take the log, write the file back
+(which cleans every folio and write-protects its mappings), copy what the log said. What is dirtied
+after the log was taken is in the next one, and is copied after the write-back that follows that.
 """
 
 from __future__ import annotations

@@ -278,7 +278,7 @@ class Relocations:
             quiet = {id for id, event in self._quiet.items() if event.is_set()}
             left = [seal for seal in asked if seal.state is State.RECALLED]
             if swapping:
-                await asyncio.shield(self._remap(record, left, "the file has been relocated"))
+                await asyncio.shield(self._remap(record, left, "the pause of the relocation is over"))
             else:
                 self._call_off(record, left, quiet)
             for seal in asked:
@@ -387,7 +387,7 @@ def _refuse_immovable(grants: Grants, target: Target, file: FileId) -> None:
 
 
 def _refuse_shared(target: Target, rows: ExtentMap) -> None:
-    if shared := sum(bool(int(flags) & native.EXTENT_SHARED) for flags in rows[:, 3]):
+    if shared := sum(bool(int(flags) & extents.EXTENT_SHARED) for flags in rows[:, 3]):
         raise Refusal(
             "extent-unsuitable",
             f"{target.path} shares {shared} extents with other files, and would share none after"

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from sealsvc import native
+from sealsvc import extents, native
 from sealsvc.copies.relocation import calls
 from sealsvc.copies.relocation.dirty import DirtyLog
 from sealsvc.copies.relocation.donor import allocated
@@ -53,7 +53,7 @@ class Exchange:
         self._spans = [
             ByteRange(logical, length)
             for logical, _, length, flags in rows.tolist()
-            if not flags & native.EXTENT_UNWRITTEN
+            if not flags & extents.EXTENT_UNWRITTEN
         ]
         self._layout = _layout(target.fd)
         self._copied = False
@@ -117,15 +117,15 @@ class Exchange:
         return commit
 
     def _written(self) -> list[ByteRange]:
-        """What is to be copied (again): the file is written back first (dirty.py says why)."""
+        """What is to be copied (again). The log is taken first, and then the file is written back
+        (dirty.py says why)."""
+        written = self._log.take(self.target.size) if self._log is not None else None
         os.fsync(self.target.fd)
-        if not self._copied or self._log is None:
-            if self._log is not None:
-                self._log.take(self.target.size)
+        if not self._copied:
             return self._spans
-        written = self._log.take(self.target.size)
         if written is None:
-            self.tracking = "trace, with events lost"
+            if self._log is not None:
+                self.tracking = "trace, with events lost"
             return self._spans
         return [part for span in self._spans for one in written if (part := span.clipped(one))]
 
