@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -21,7 +23,10 @@ from sealsvc.copies.relocation.dirty import DirtyLog
 from sealsvc.copies.relocation.donor import runs
 from sealsvc.copies.relocation.requests import Goal, Quiesce, Relocate
 from sealsvc.errors import Refusal
+from sealsvc.filesystem import Filesystem
+from sealsvc.host import Target
 from sealsvc.messages import Audit, AuditReport, Recall, Return, Show
+from sealsvc.model import FileId
 from sealsvc.overview import CancelJob, JobState
 from tests.copies.relocating import PIECE, Holder, as_stored, fragmented, granted, relocated
 from tests.scratch import MiB, mounted
@@ -168,8 +173,6 @@ def test_called_off_when_a_holder_does_not_answer(
 
 
 def test_quiesce_needs_an_unmapped_range(client: Client, socket: str, file: Path) -> None:
-    import mmap
-
     with Client(socket) as holder:
         reply = granted(holder, file)
         unasked = refusal(lambda: holder.call(Quiesce, seal=reply.seal.id))
@@ -231,8 +234,6 @@ def test_who_writes_in_every_pause_is_not_overwritten(xfs: Path) -> None:
 
 
 def test_the_dirty_log_sees_stores_and_writes(xfs: Path) -> None:
-    import mmap
-
     path = xfs / "dirty"
     path.write_bytes(bytes(8 * MiB))
     fd = os.open(path, os.O_RDWR)
@@ -269,10 +270,10 @@ def test_without_a_log_everything_is_copied_again(
         monkeypatch.setattr(moving, "DirtyLog", none)
     else:
         monkeypatch.setattr(DirtyLog, "_lost", lambda _: True)
-    from sealsvc.host.kernel import KernelHost
-
-    host = KernelHost()
-    target = host.open_path(str(path), [str(xfs)], writable=True)
+    st = path.stat()
+    where = FileId(st.st_dev, st.st_ino)
+    nothing = cast("Filesystem", None)
+    target = Target(where, os.open(path, os.O_RDWR), str(path), st.st_size, nothing, writable=True)
     donor = os.open(xfs, os.O_TMPFILE | os.O_RDWR)
     native.allocate(donor, 0, len(data))
     os.ftruncate(donor, len(data))
