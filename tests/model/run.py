@@ -174,6 +174,33 @@ class Run:
         self.system.store(seal.number, offset, data)
         return True
 
+    def _relocate(self, file: int, goal: str) -> bool:
+        if self.world.down or not self.world.files[file].data:
+            return False
+        job = self.system.relocate(file, goal)
+        shares = self.world.shares(file)
+        if job.state == "done" and shares is not True:
+            return bool(job.result["moved"])
+        allowed = ["has no blocks", "has holes", *(["shares"] if shares is not False else [])]
+        if job.state != "failed" or not any(text in job.error for text in allowed):
+            raise Difference(f"relocation of f{file}: {job.state} {job.error}")
+        return False
+
+    def _copy(self, file: int, offset: int, length: int, source: int, other: int) -> bool:
+        world = self.world
+        length = min(length, len(world.files[source].data) - other)
+        overlap = file == source and abs(offset - other) < length
+        opens = any(seal.exclusive for one in {file, source} for seal in world.sealed(one))
+        if world.down or length <= 0 or overlap or opens:
+            return False
+        job = self.system.copy(file, offset, length, source, other)
+        if job.state != "done" or not job.result["whole"] or job.result["done"] != length:
+            raise Difference(f"copy to f{file}: {job.state} {job.error} {job.result}")
+        world.copied(file, offset, length, source, other)
+        for strategy in job.result["bytes_by_strategy"]:
+            self.counts[f"copied by {strategy}"] += 1
+        return True
+
     # The service
 
     def _crash(self) -> bool:

@@ -10,14 +10,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sealsvc.client import Client
+from sealsvc.copies.relocation.requests import Goal, Quiesce, Relocate
+from sealsvc.copies.requests import StartCopy
 from sealsvc.errors import Refusal
 from sealsvc.messages import Reclaim, Recall, RecallSeals, Return, Show
+from sealsvc.overview import JobInfo, ShowJob
 from tests.model.actor import look
 from tests.model.fiemap import places
 from tests.model.operations import BLOCK, FILES, Operation
@@ -190,15 +193,57 @@ class System:
         self.expect_recall(number)
 
     def expect_recall(self, number: int) -> None:
-        """The holder must be asked for this seal."""
+        """The holder must be asked for this seal, before the operation that met it goes on."""
         held = self.held[number]
-        for push in self.client.pushes(0.0 if held.id in self._recalled else PATIENCE):
-            if isinstance(push, Recall):
-                self._recalled.add(push.seal)
-            if held.id in self._recalled:
-                return
-        if held.id not in self._recalled:
-            raise Difference(f"seal {held.id} of f{held.seal.file} is never recalled")
+        deadline = time.monotonic() + PATIENCE
+        while held.id not in self._recalled:
+            for push in self.client.pushes(0.05):
+                if isinstance(push, Recall):
+                    self._recalled.add(push.seal)
+                    break
+            else:
+                if time.monotonic() > deadline or self.answered(0):
+                    raise Difference(f"seal {held.id} of f{held.seal.file} is not recalled")
+
+    # Jobs of the service
+
+    def relocate(self, file: int, goal: str) -> JobInfo:
+        """By an operator; the holder quiesces what it is asked for, and reads its maps again."""
+        wanted = Goal(align=1 << 16) if goal == "align" else Goal(defrag=True)
+        with Client(str(self.running.socket), timeout=PATIENCE) as operator:
+            path = str(self.path(file))
+            job = operator.call(Relocate, path=path, goal=wanted, grace=30.0).result
+            job = self._ended(operator, job, quiesces=True)
+        for held in self.held.values():
+            if held.seal.file == file:
+                if (state := self.state(held.seal.number)) != "granted":
+                    raise Difference(f"after a relocation a seal is {state}")
+                held.map = places(held.fd, held.seal.start, held.seal.end)
+        return job
+
+    def copy(self, file: int, offset: int, length: int, source: int, other: int) -> JobInfo:
+        with ExitStack() as stack:
+            fds = []
+            for number in (source, file)[source == file :]:
+                fds.append(os.open(self.path(number), os.O_RDWR | os.O_CLOEXEC))
+                stack.callback(os.close, fds[-1])
+            terms = {"offset": other, "length": length, "to": offset}
+            job = self.client.call(StartCopy, fds, **terms).result
+        return self._ended(self.client, job)
+
+    def _ended(self, client: Client, job: object, *, quiesces: bool = False) -> JobInfo:
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            for push in self.client.pushes(0.01) if quiesces else ():
+                if isinstance(push, Recall) and push.quiesce:
+                    self.client.call(Quiesce, seal=push.seal)
+            assert isinstance(job, JobInfo)
+            if job.state != "running":
+                return job
+            if time.monotonic() > deadline:
+                raise Difference(f"{job} does not end")
+            time.sleep(0.005)
+            job = client.call(ShowJob, job=job.id).result
 
     def check_maps(self) -> None:
         """No sealed block has moved."""

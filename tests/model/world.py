@@ -97,6 +97,20 @@ class World:
             if shared or (inside and token <= 0):
                 self._place(file, block, self._new())
 
+    def shares(self, file: int) -> bool | None:
+        """Does it share blocks with another? None: that is not known."""
+        tokens = self.files[file].tokens
+        if any(self._refs[token] > 1 for token in tokens if token > 0):
+            return True
+        return None if UNKNOWN in tokens else False
+
+    def copied(self, file: int, offset: int, length: int, source: int, other: int) -> None:
+        """By the service, which may have shared blocks."""
+        self.put(file, offset, bytes(self.files[source].data[other : other + length]))
+        if self.reflink:
+            for block in range(offset // BLOCK, -(-(offset + length) // BLOCK)):
+                self._place(file, block, UNKNOWN)
+
     def half_prepared(self, file: int) -> None:
         """A grant that was refused may have unshared the file before."""
         for block, token in enumerate(self.files[file].tokens):
@@ -372,10 +386,7 @@ class World:
             return 0
         if file == source and abs(offset - other) < length:
             return -errno.EINVAL
-        self.put(file, offset, bytes(self.files[source].data[other : other + length]))
-        if self.reflink:
-            for block in range(offset // BLOCK, -(-(offset + length) // BLOCK)):
-                self._place(file, block, UNKNOWN)
+        self.copied(file, offset, length, source, other)
         return length
 
     def _unshare(self, file: int, offset: int, length: int) -> Result:
