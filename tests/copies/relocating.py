@@ -45,12 +45,13 @@ def granted(client: Client, path: Path) -> Reply:
 
 
 class Holder(threading.Thread):
-    """`number` of `holders`: each stores to bytes of its own. `stored` has what it stored last,
-    `pauses` how long each pause was, in seconds, `maps` the first extent after each."""
+    """Holder `number`: each stores to bytes of its own, `within` the first bytes of the file (0: it
+    stores nothing). `stored` has what it stored last, `pauses` how long each pause was, in seconds,
+    `maps` the map after each."""
 
-    def __init__(self, socket: str, path: Path, number: int = 0, *, stores: bool = True) -> None:
+    def __init__(self, socket: str, path: Path, number: int = 0, within: int = 1 << 40) -> None:
         super().__init__(daemon=True)
-        self.socket, self.path, self.number, self.stores = socket, path, number, stores
+        self.socket, self.path, self.number, self.within = socket, path, number, within
         self.stored: dict[int, bytes] = {}
         self.pauses: list[float] = []
         self.maps: list[Any] = []
@@ -81,8 +82,8 @@ class Holder(threading.Thread):
                         area.close()
                         self._pause(client)
                         area = mmap.mmap(fd, 0)
-                if self.stores:
-                    at = chance.randrange(len(area) // 64) * 64 + self.number * 2
+                if self.within:
+                    at = chance.randrange(min(len(area), self.within) // 64) * 64 + self.number * 2
                     self.stored[at] = area[at : at + 2] = chance.randbytes(2)
             area.close()
             os.close(fd)

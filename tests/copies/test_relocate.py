@@ -158,7 +158,7 @@ def test_called_off_when_a_holder_does_not_answer(
 ) -> None:
     data = fragmented(file, 32)
     before = places(file)
-    with Client(socket) as deaf, Holder(socket, file, stores=False) as quick:
+    with Client(socket) as deaf, Holder(socket, file, within=0) as quick:
         reply = granted(deaf, file)
         job = relocated(client, file, Goal(to=str(file.parent)), grace=0.5)
         assert job.state is JobState.FAILED
