@@ -1,5 +1,6 @@
-"""The pause that each of 16 holders sees when their file is relocated: from the Recall in its hands to
-the Recall that tells of the new map. It should not grow with the file: the floor is a file of 64 MiB."""
+"""The pause that each of 16 holders sees when their file is relocated: from the Recall in its hands
+to the one that tells of the new map. It should not grow with the file: the floor is one of 64 MiB.
+"""
 
 from __future__ import annotations
 

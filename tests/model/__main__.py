@@ -37,7 +37,8 @@ def main() -> int:
 
 
 def _run(chosen: argparse.Namespace, real: System) -> int:
-    print(f"model: {chosen.filesystem} reflink={int(chosen.reflink)} --seed {chosen.seed}", flush=True)
+    what = f"{chosen.filesystem} reflink={int(chosen.reflink)}"
+    print(f"model: {what} --seed {chosen.seed}", flush=True)
     counts: Counter[str] = Counter()
     began, done, at_end = time.monotonic(), 0, chosen.seconds or 1e9
     for round in itertools.count():
@@ -51,7 +52,8 @@ def _run(chosen: argparse.Namespace, real: System) -> int:
         try:
             run.run(made)
         except Difference as difference:
-            print(f"DIFFERENCE in round {round}, operation {len(run.done)}: {difference}", flush=True)
+            where = f"round {round}, operation {len(run.done)}"
+            print(f"DIFFERENCE in {where}: {difference}", flush=True)
             _tell(chosen, real, run, str(difference))
             return 1
         done += len(run.done)

@@ -36,10 +36,8 @@ class Actor:
 
     def do(self, operation: tuple[Any, ...]) -> object:
         kind, *arguments = operation
-        name = "open_" if kind == "open" else kind.replace("-", "_")
-        act: Callable[..., object] = getattr(self, name)
         try:
-            return act(*arguments)
+            return _ACTS[kind](self, *arguments)
         except OSError as error:
             return -(error.errno or errno.EIO)
 
@@ -61,7 +59,7 @@ class Actor:
         with self.file(number) as fd, mmap.mmap(fd, offset + length - start, offset=start) as area:
             yield area, offset - start
 
-    def open_(self, number: int) -> int:
+    def keep_open(self, number: int) -> int:
         self.open[number] = os.open(self.path(number), os.O_RDWR | os.O_CLOEXEC)
         return 0
 
@@ -138,7 +136,9 @@ class Actor:
 
     def dedupe(self, number: int, offset: int, length: int, source: int, other: int) -> int:
         with self.file(number) as to, self.file(source) as origin:
-            request = bytearray(struct.pack("<QQHHIqQQiI", other, length, 1, 0, 0, to, offset, 0, 0, 0))
+            layout = "<QQHHIqQQiI"
+            packed = struct.pack(layout, other, length, 1, 0, 0, to, offset, 0, 0, 0)
+            request = bytearray(packed)
             fcntl.ioctl(origin, _FIDEDUPERANGE, request)
         (status,) = struct.unpack_from("<i", request, 48)
         if status:
@@ -167,6 +167,31 @@ class Actor:
         """The whole content, and where its blocks are."""
         with self.file(number) as fd:
             return look(fd)
+
+
+_ACTS: dict[str, Callable[..., object]] = {
+    "read": Actor.read,
+    "mapped-read": Actor.mapped_read,
+    "write": Actor.write,
+    "append": Actor.append,
+    "mapped-write": Actor.mapped_write,
+    "direct-write": Actor.direct_write,
+    "truncate": Actor.truncate,
+    "punch": Actor.punch,
+    "zero": Actor.zero,
+    "allocate": Actor.allocate,
+    "collapse": Actor.collapse,
+    "insert": Actor.insert,
+    "fsync": Actor.fsync,
+    "copy-range": Actor.copy_range,
+    "open": Actor.keep_open,
+    "close": Actor.close,
+    "clone": Actor.clone,
+    "dedupe": Actor.dedupe,
+    "unshare": Actor.unshare,
+    "exchange": Actor.exchange,
+    "look": Actor.look,
+}
 
 
 def look(fd: int) -> tuple[bytes, dict[int, int]]:

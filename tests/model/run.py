@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from sealsvc.errors import Refusal
 from tests.model.operations import BLOCK, FILES, Operation
@@ -30,13 +30,12 @@ class Run:
         """Raises Difference."""
         for operation in operations:
             self.done.append(operation)
-            kind = str(operation[0]).replace("-", "_")
-            own = getattr(self, f"_{kind}", None)
-            if own is None:
+            kind = str(operation[0])
+            if kind not in _OWN:
                 self._kernel(operation)
                 continue
             self._flush()
-            if own(*operation[1:]):
+            if _OWN[kind](self, *operation[1:]):
                 self.counts[kind] += 1
         self._flush()
         self._check()
@@ -141,8 +140,8 @@ class Run:
             raise Difference(f"seal of {terms} is granted, the model says {expected}")
         seal = world.grant(file, offset, length, exclusive, wait, prepared)
         self.system.hold(seal, id, fd)
-        missing = set(range(seal.start // BLOCK, seal.end // BLOCK)) - set(self.system.held[seal.number].map)
-        if missing:
+        wanted = range(seal.start // BLOCK, seal.end // BLOCK)
+        if missing := set(wanted) - set(self.system.held[seal.number].map):
             raise Difference(f"blocks {sorted(missing)} of a sealed range have no place")
         return True
 
@@ -243,6 +242,20 @@ class Run:
                     raise Difference(f"block {block} of f{number} is another's as well ({at})")
         self.system.check_maps()
         return True
+
+
+# What the actor does not do; each tells whether it applied.
+_OWN: dict[str, Callable[..., bool]] = {
+    "seal": Run._seal,
+    "return": Run._return,
+    "recall": Run._recall,
+    "store": Run._store,
+    "relocate": Run._relocate,
+    "copy": Run._copy,
+    "crash": Run._crash,
+    "start": Run._start,
+    "check": Run._check,
+}
 
 
 def _shown(value: object) -> str:

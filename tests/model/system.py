@@ -1,4 +1,4 @@
-"""The real thing beside the model: a file system, the service, the actor, and a holder (this process)."""
+"""The real thing beside the model: a file system, the service, an actor, and us, a holder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sealsvc.client import Client
 from sealsvc.copies.relocation.requests import Goal, Quiesce, Relocate
 from sealsvc.copies.requests import StartCopy
 from sealsvc.errors import Refusal
-from sealsvc.messages import Reclaim, Recall, RecallSeals, Return, Show
+from sealsvc.messages import Recall, RecallSeals, Reclaim, Return, Show
 from sealsvc.overview import JobInfo, ShowJob
 from tests.model.actor import look
 from tests.model.fiemap import places
@@ -58,7 +58,7 @@ class MutantService(Running):
 
 @dataclass(slots=True)
 class Held:
-    """A seal of ours as the service knows it. `map` is where its blocks were when it was granted."""
+    """A seal of ours as the service knows it. `map` is where its blocks are to be."""
 
     seal: Seal
     id: str
@@ -254,7 +254,7 @@ class System:
                 raise Difference(f"sealed blocks of f{held.seal.file} moved: {moved or now}")
 
     def look(self, file: int) -> tuple[bytes, dict[int, int]]:
-        """The content of a file and its places: where somebody has it sealed, by that descriptor."""
+        """The content of a file and its places; of a sealed file by the sealed descriptor."""
         for held in self.held.values():
             if held.seal.file == file:
                 return look(held.fd)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import random
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tests.model.operations import BLOCK, FILES, MOST, SEALS, Operation
@@ -154,22 +155,20 @@ class World:
     def step(self, operation: Operation) -> Step | None:
         """What must come of it, with the model moved on; None when it does not apply now."""
         kind, *numbers = operation
-        name = str(kind).replace("-", "_")
         arguments = [int(str(number)) for number in numbers]
         two = kind in ("clone", "dedupe", "exchange", "copy-range")
         files = {arguments[0], arguments[3]} if two else {arguments[0]}
         met = self._met(str(kind), arguments, sorted(files))
         if two and any(map(self.sealed, files)) and self._invalid(*arguments, kind == "dedupe"):
             return None  # whether the seal or the arguments are looked at first is not promised
-        if met and (two or self.down):
-            # Which of two files is asked first is not promised; what waits cannot while it is down.
-            if len({seal.wait for seal in met}) > 1 or (self.down and met[0].wait):
-                return None
-        refused = met and not all(seal.wait for seal in met)
+        refused = bool(met) and not all(seal.wait for seal in met)
+        if two and len({seal.wait for seal in met}) > 1:
+            return None  # nor which of two files is asked first
+        if self.down and met and not refused:
+            return None  # it would wait for the next service
         if refused:
             return Step(operation, -errno.ETXTBSY)
-        act = getattr(self, f"_{name}")
-        result = act(*arguments)
+        result = _ACTS[str(kind)](self, *arguments)
         if result is None:
             return None
         return Step(operation, result, met)
@@ -322,9 +321,7 @@ class World:
 
     # Two files
 
-    def _clone(
-        self, file: int, offset: int, length: int, source: int, other: int
-    ) -> Result | None:
+    def _clone(self, file: int, offset: int, length: int, source: int, other: int) -> Result | None:
         if wrong := self._invalid(file, offset, length, source, other):
             return wrong
         data = bytes(self.files[source].data[other : other + length])
@@ -362,11 +359,7 @@ class World:
         self, file: int, offset: int, length: int, source: int, other: int
     ) -> Result | None:
         one, two = self.files[file], self.files[source]
-        if (
-            file == source
-            or offset + length > len(one.data)
-            or other + length > len(two.data)
-        ):
+        if file == source or offset + length > len(one.data) or other + length > len(two.data):
             return None
         mine = bytes(one.data[offset : offset + length])
         one.data[offset : offset + length] = two.data[other : other + length]
@@ -395,3 +388,27 @@ class World:
             if token > 0 and self._refs[token] > 1:
                 self._place(file, block, self._new())
         return self._allocate(file, offset, length)
+
+
+_ACTS: dict[str, Callable[..., Result | None]] = {
+    "read": World._read,
+    "mapped-read": World._mapped_read,
+    "write": World._write,
+    "append": World._append,
+    "mapped-write": World._mapped_write,
+    "direct-write": World._direct_write,
+    "truncate": World._truncate,
+    "punch": World._punch,
+    "zero": World._zero,
+    "allocate": World._allocate,
+    "collapse": World._collapse,
+    "insert": World._insert,
+    "fsync": World._fsync,
+    "copy-range": World._copy_range,
+    "open": World._open,
+    "close": World._close,
+    "clone": World._clone,
+    "dedupe": World._dedupe,
+    "unshare": World._unshare,
+    "exchange": World._exchange,
+}

@@ -2,9 +2,9 @@
 
 The kernel reports each folio that becomes dirty (trace event writeback_dirty_folio,
 mm/page-writeback.c folio_account_dirtied), and each direct write of XFS (xfs_file_direct_write). A
-folio that is dirty already is not reported again. So the order is: take the log, write the file back
-(which cleans every folio and write-protects its mappings), copy what the log said. What is dirtied
-after the log was taken is in the next one, and is copied after the write-back that follows that.
+folio that is dirty already is not reported again. So the order is: take the log, write the file
+back (which cleans every folio and write-protects its mappings), copy what the log said. What is
+dirtied after the log was taken is in the next one, and is copied after the write-back that follows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ _BUFFER_KIB = 2048  # of each processor
 _EVENTS = ("writeback/writeback_dirty_folio", "xfs/xfs_file_direct_write")
 _PREFIX = "sealsvc-relocation-"
 _DIRTY = re.compile(rb"writeback_dirty_folio: .*ino=(\d+) index=(\d+)")
-_DIRECT = re.compile(rb"xfs_file_direct_write: .*ino 0x([0-9a-f]+) .*pos 0x([0-9a-f]+) bytecount 0x([0-9a-f]+)")
+_DIRECT = re.compile(
+    rb"xfs_file_direct_write: .*ino 0x([0-9a-f]+) .*pos 0x([0-9a-f]+) bytecount 0x([0-9a-f]+)"
+)
 
 
 class DirtyLog:

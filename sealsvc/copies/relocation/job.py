@@ -278,7 +278,9 @@ class Relocations:
             quiet = {id for id, event in self._quiet.items() if event.is_set()}
             left = [seal for seal in asked if seal.state is State.RECALLED]
             if swapping:
-                await asyncio.shield(self._remap(record, left, "the pause of the relocation is over"))
+                await asyncio.shield(
+                    self._remap(record, left, "the pause of the relocation is over")
+                )
             else:
                 self._call_off(record, left, quiet)
             for seal in asked:
@@ -302,8 +304,8 @@ class Relocations:
                 await clock.within(deadline, *events)
 
     async def _remap(self, record: Record, seals: list[Seal], reason: str) -> None:
-        """Each seal goes on with the map that its file has now; a range that has no fit map any more
-        is lost."""
+        """Each seal goes on with the map that its file has now; a range that has no fit map any
+        more is lost."""
         maps = await self._grants.workers.of(record.device).run(_maps_of, self._grants, seals)
         for seal, found in zip(seals, maps, strict=True):
             if seal.state is not State.RECALLED:
@@ -441,9 +443,7 @@ def _maps_of(grants: Grants, seals: list[Seal]) -> list[ExtentMap | None]:
     return found
 
 
-async def _finished(
-    run: Callable[..., Awaitable[T]], cancelled: threading.Event, *call: Any
-) -> T:
+async def _finished(run: Callable[..., Awaitable[T]], cancelled: threading.Event, *call: Any) -> T:
     """A call in a worker, which is waited for even when the job is cancelled: what it uses is taken
     away after that."""
     working = asyncio.ensure_future(run(*call))

@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from sealsvc.protocol import Keyed, Name, Request, Seconds, SealId
+from sealsvc.protocol import Keyed, Name, Request, SealId, Seconds
 
 
 class Goal(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
