@@ -133,7 +133,7 @@ class Run:
                 raise Difference(f"seal of {terms}: {refusal}, the model says {expected}") from None
             self.counts[f"not granted: {refusal.code}"] += 1
             if prepared and not beyond:
-                world.half_prepared(file)
+                world.may_be_unshared(file)
             return False
         if "granted" not in expected:
             os.close(fd)

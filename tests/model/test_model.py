@@ -30,7 +30,7 @@ def test_the_system_does_what_the_model_says(
     seed = secrets.randbelow(1 << 32)
     print(f"python -m tests.model --filesystem {filesystem} --seed {seed}")
     with system(filesystem, reflink, tmp_path) as real:
-        for name in ("fixed", str(seed)):
+        for name in ("fixed", f"{seed} 0"):
             run = Run(real, reflink)
             made = iter(Generator(name, reflink).next, None)
             run.run(itertools.islice(made, OPERATIONS // 2))

@@ -103,17 +103,17 @@ class World:
         tokens = self.files[file].tokens
         if any(self._refs[token] > 1 for token in tokens if token > 0):
             return True
-        return None if UNKNOWN in tokens else False
+        return None if any(UNKNOWN in one.tokens for one in self.files) else False
 
     def copied(self, file: int, offset: int, length: int, source: int, other: int) -> None:
-        """By the service, which may have shared blocks."""
+        """By whoever may have shared blocks, or left holes."""
         self.put(file, offset, bytes(self.files[source].data[other : other + length]))
-        if self.reflink:
-            for block in range(offset // BLOCK, -(-(offset + length) // BLOCK)):
-                self._place(file, block, UNKNOWN)
+        for block in range(offset // BLOCK, -(-(offset + length) // BLOCK)):
+            self._place(file, block, UNKNOWN)
 
-    def half_prepared(self, file: int) -> None:
-        """A grant that was refused may have unshared the file before."""
+    def may_be_unshared(self, file: int) -> None:
+        """Any of its shared blocks may have been copied: by a grant that was refused after it had
+        unshared the file, or by a store into a large folio, which dirties all of it."""
         for block, token in enumerate(self.files[file].tokens):
             if token > 0 and self._refs[token] > 1:
                 self._place(file, block, UNKNOWN)
@@ -234,7 +234,10 @@ class World:
 
     def _mapped_write(self, file: int, offset: int, length: int, seed: int) -> Result | None:
         length = min(length, len(self.files[file].data) - offset)
-        return self._write(file, offset, length, seed) if length > 0 else None
+        if length <= 0:
+            return None
+        self.may_be_unshared(file)
+        return self._write(file, offset, length, seed)
 
     def put(self, file: int, offset: int, data: bytes) -> None:
         """Store bytes, as any write does."""
