@@ -16,6 +16,7 @@ from api.schemas import (
     LoginBody,
     PolicyBody,
     RecallBody,
+    RelocationBody,
     RenewBody,
     ReturnBody,
     SessionInfo,
@@ -414,5 +415,24 @@ DOWNGRADE_BODY = msgspec.convert({}, DowngradeBody)
 CLAIM_BODY = msgspec.convert({"path": PATH, "seconds": 30.0}, ClaimBody)
 POLICY_BODY = msgspec.convert({"text": "[policy]\nmax_grace = 60.0\n"}, PolicyBody)
 JOB_BODY = msgspec.convert({"kind": "audit"}, JobBody)
+RELOCATION = JobInfo(
+    id="00c0ffee00c0fff0",
+    kind=JobKind.RELOCATE,
+    state=JobState.DONE,
+    path=PATH,
+    principal="alice",
+    started_at=1767225600.0,
+    ended_at=1767225601.0,
+    done=1048576,
+    total=1048576,
+    result={
+        "moved": True,
+        "before": {"extents": 16, "first": 98304},
+        "after": {"extents": 1, "first": 16777216},
+        "tracking": "trace",
+        "pauses": [0.031],
+    },
+)
+RELOCATION_BODY = msgspec.convert({"path": PATH, "goal": {"defrag": True}}, RelocationBody)
 COPY_BODY = msgspec.convert({"source": PATH, "destination": "/srv/pmem/db.new"}, CopyBody)
 LOGIN_BODY = msgspec.convert({"token": "N0tAReal-Token"}, LoginBody)

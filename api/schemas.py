@@ -13,6 +13,7 @@ from fastapi import Path
 from msgspec import Meta
 
 from sealsvc import messages
+from sealsvc.copies.relocation.requests import Relocate
 from sealsvc.copies.requests import StartCopy
 from sealsvc.integrity.messages import PiAttach, PiBless, PiScrub, PiVerify
 from sealsvc.messages import (
@@ -78,6 +79,7 @@ PiAttachBody = _rest_of(PiAttach, "PiAttachBody")
 PiVerifyBody = _rest_of(PiVerify, "PiVerifyBody", "attachment", "seal")
 PiScrubBody = _rest_of(PiScrub, "PiScrubBody", "attachment", "seal")
 PiBlessBody = _rest_of(PiBless, "PiBlessBody", "attachment", "seal")
+RelocationBody = _rest_of(Relocate, "RelocationBody")
 CopyBody = _rest_of(StartCopy, "CopyBody", source=Name, destination=Name)
 ListQuery = _rest_of(List, "ListQuery")
 ExtentsQuery = _rest_of(Extents, "ExtentsQuery", "seal")

@@ -25,6 +25,7 @@ from sealsvc.canary import Canary
 from sealsvc.config import Config, PolicySection
 from sealsvc.control import ControlServer
 from sealsvc.copies.jobs import CopyJobs
+from sealsvc.copies.relocation.job import Relocations
 from sealsvc.desk import Desk
 from sealsvc.enforce import Enforcer, EnforcerSet
 from sealsvc.enforce.bpf import BpfEnforcer
@@ -161,6 +162,9 @@ class Daemon:
         self.service.copies = CopyJobs(
             jobs, self.grants, self.users, self.service.paths, config.service.socket, kept
         )
+        self.service.relocations = Relocations(
+            jobs, self.grants, returns, self.recaller, config.registry_path / "relocations"
+        )
         self._loop_watch = LoopWatch(
             self.service.measures.latencies["loop_lag"].add,
             lambda reason: self.events.publish("alarm", reason=reason),
@@ -274,6 +278,8 @@ class Daemon:
             if seal.digest:
                 self.once.remember(seal.asker_uid, seal.request.key, seal.digest, seal.info())
             self.fencing.resume(seal)
+        if self.service.relocations:
+            self.service.relocations.resume()
         for seal in self.reclaimed.torn:
             self.recaller.lose(seal, f"its enforcement by {', '.join(seal.enforcers)} is torn")
         if self.reclaimed.seals:

@@ -57,6 +57,13 @@ POINTS = (
     "integrity:built",
     "integrity:marked",
     "integrity:tagged",
+    # A relocation, in its order
+    "relocate:recorded",
+    "relocate:copied",
+    "relocate:quiet",
+    "relocate:swapping",
+    "relocate:swapped",
+    "relocate:remapped",
     # The end of a holder
     "holder-exit:journalled",
     # The next service's start

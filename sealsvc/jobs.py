@@ -108,6 +108,8 @@ class JobRunner:
     def _work(self, request: StartJob) -> Callable[[Job], Awaitable[dict[str, Any]]]:
         if request.kind is JobKind.COPY:
             raise Refusal("bad-request", "a copy begins with start-copy (POST /v1/copies)")
+        if request.kind is JobKind.RELOCATE:
+            raise Refusal("bad-request", "a relocation begins with relocate (POST /v1/relocations)")
         if request.kind is JobKind.AUDIT:
             if request.path is not None:
                 raise Refusal("bad-request", "an audit job looks at every seal: it takes no path")

@@ -15,6 +15,7 @@ from typing import Any
 from sealsvc import clock, faults, states
 from sealsvc.enforce import Verdict
 from sealsvc.events import EventLog
+from sealsvc.host import ExtentMap
 from sealsvc.journal import Journal
 from sealsvc.messages import Recall, SealInfo
 from sealsvc.model import ByteRange, IoMode, Operation, State
@@ -130,6 +131,17 @@ class Life:
         self.journal.granted(seal)
         seal.publish()
 
+    def remap(self, seal: Seal, found: ExtentMap, reason: str) -> None:
+        """The recall that a relocation made is over, and `found` is what is promised now."""
+        before, seal.map = seal.map, found
+        seal.relocating = False
+        try:
+            self.journal.granted(seal)
+            self.step(seal, Step.REMAP, reason)
+        except BaseException:
+            seal.map = before
+            raise
+
     def downgrade(self, seal: Seal) -> None:
         self.change_terms(seal, iomode=IoMode.READ)
         self.step(seal, Step.DOWNGRADE, "the holder only reads from now on")
@@ -157,6 +169,7 @@ class Life:
             state=seal.state,
             operation=operation or seal.intruder,
             changed=seal.drifted,
+            quiesce=seal.relocating,
         )
 
     def _restore(self, seal: Seal) -> None:

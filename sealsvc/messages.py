@@ -16,6 +16,7 @@ from msgspec import Meta
 
 from sealsvc import overview
 from sealsvc.copies import requests as copies
+from sealsvc.copies.relocation import requests as relocation
 from sealsvc.integrity import messages as integrity
 from sealsvc.model import (
     ByteRange,
@@ -351,6 +352,7 @@ AnyRequest = (
     | Simulate
     | IssueClaim
     | copies.AnyRequest
+    | relocation.AnyRequest
     | overview.AnyRequest
     | integrity.AnyRequest
 )
@@ -664,7 +666,9 @@ class Recall(msgspec.Struct, frozen=True, kw_only=True, tag_field="reply", tag="
     `range`. `operation` is the conflict that caused it (null: an operator's request). `changed`
     (clora_changed) is true when the extent map is not the sealed one any more: the holder must not
     even flush through it. `state` is the seal's: one that is over (expired, revoked) tells that the
-    seal has ended, and there is nothing to give back."""
+    seal has ended, and there is nothing to give back. With `quiesce` the file is to be relocated,
+    and the holder may answer with Quiesce and keep the seal; then a Recall whose state is `granted`
+    tells that it is over: the holder reads the map again (Extents) and goes on."""
 
     seal: str
     seqid: int
@@ -677,6 +681,7 @@ class Recall(msgspec.Struct, frozen=True, kw_only=True, tag_field="reply", tag="
     state: State = State.RECALLED
     operation: Operation | None = None
     changed: bool = False
+    quiesce: bool = False
     v: int = VERSION
 
 

@@ -81,6 +81,7 @@ class ReloadPolicy(Keyed, frozen=True, tag="reload-policy"):
 class JobKind(StrEnum):
     AUDIT = "audit"
     DOCTOR = "doctor"
+    RELOCATE = "relocate"
     COPY = "copy"
 
 

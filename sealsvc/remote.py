@@ -17,6 +17,7 @@ import msgspec
 
 from sealsvc import overview, records
 from sealsvc.client import Client, Reply
+from sealsvc.copies.relocation.requests import Relocate
 from sealsvc.copies.requests import CopyTrust, StartCopy
 from sealsvc.errors import TABLE, Refusal
 from sealsvc.integrity import messages as integrity
@@ -59,6 +60,7 @@ _ROUTES: dict[type, tuple[str, str]] = {
     overview.ReloadPolicy: ("POST", "/v1/policy/reload"),
     StartCopy: ("POST", "/v1/copies"),
     CopyTrust: ("GET", "/v1/copy-trust"),
+    Relocate: ("POST", "/v1/relocations"),
     overview.StartJob: ("POST", "/v1/jobs"),
     overview.Jobs: ("GET", "/v1/jobs"),
     overview.ShowJob: ("GET", "/v1/jobs/{job}"),

@@ -73,7 +73,8 @@ class Seal:
     `deadline`, `expires` and `recalled_at` are moments of sealsvc.clock. `wanted` is the part that
     a recall is for, `round` counts recalls, so that who waits for one notices the next. `place` is
     where a ring has it, `publish` brings it up to date there; `mark` tells the holder's
-    description from others; `may_change` tells that its map is promised to nobody now. `asker_uid`
+    description from others; `may_change` tells that its map is promised to nobody now, `relocating`
+    that its recall may be answered with Quiesce. `asker_uid`
     asked for it (-1: not known), with a request of this `digest` (once.py)."""
 
     token: int
@@ -108,6 +109,7 @@ class Seal:
     at_end: Callable[[], None] = lambda: None
     publish: Callable[[], None] = lambda: None
     may_change: Callable[[], bool] = lambda: False
+    relocating: bool = False
     place: RingPlace | None = None
     id: str = ""
     asker_uid: int = -1

@@ -29,6 +29,8 @@ from sealsvc.audit import audit, present_map
 from sealsvc.claims import Claims
 from sealsvc.control import Connection, Reply
 from sealsvc.copies.jobs import CopyJobs
+from sealsvc.copies.relocation.job import Relocations
+from sealsvc.copies.relocation.requests import Quiesce, Relocate
 from sealsvc.copies.requests import CopyTrust, StartCopy
 from sealsvc.desk import Desk, asked_at_desk
 from sealsvc.enforce import Enforcer, EnforcerSet
@@ -144,6 +146,7 @@ class Service:
         self.integrity: Integrity | None = None
         self.copies: CopyJobs | None = None
         self.pi_channels = PiChannels(grants)
+        self.relocations: Relocations | None = None
         self.simulate: Callable[[Simulate], Awaitable[dict[str, Any]]] | None = None
 
     async def handle(self, connection: Connection, request: AnyRequest, fds: Received) -> Reply:
@@ -246,6 +249,12 @@ class Service:
                 return await self.integrity.answer(peer, request)
             case StartCopy() if self.copies is not None:
                 return await self.copies.start(peer, connection.user, request, [])
+            case Relocate() if self.relocations is not None:
+                return await self.relocations.start(peer, request)
+            case Quiesce() if self.relocations is not None:
+                return await self.relocations.quiesce(
+                    self._seal_at(peer, request.seal, request.seqid)
+                )
             case CopyTrust() if self.copies is not None:
                 return await self.copies.trust()
             case _ if self.desk is not None and asked_at_desk(request):

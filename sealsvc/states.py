@@ -23,6 +23,7 @@ class Step(StrEnum):
     LAPSE = "lapse"
     RECALL = "recall"
     SATISFY = "satisfy"
+    REMAP = "remap"
     OVERDUE = "overdue"
     RETURN = "return"
     FORGET = "forget"
@@ -44,6 +45,7 @@ STEPS = {
     Step.LAPSE: "the ttl has passed and nobody conflicts: courtesy",
     Step.RECALL: "a conflict, or an operator, wants the seal back",
     Step.SATISFY: "what the recall wanted has been returned, and something is left",
+    Step.REMAP: "a relocation is over: the seal goes on with the map that its file has now",
     Step.OVERDUE: "nobody may be fenced, and the time is up: conflicts are refused from now on",
     Step.RETURN: "the holder gave it back, and nothing of it is left",
     Step.FORGET: "the holder knows no such seal, and nothing of it is left",
@@ -143,6 +145,7 @@ TRANSITIONS: _Table = {
     **_stays(Step.SHRINK, *_USED, _S.COURTESY, _S.RECALLED, _S.LOST),
     **_moves(Step.RECALL, _S.RECALLED, *_USED, does=(_A.TELL, _A.AWAIT)),
     **_moves(Step.SATISFY, _S.GRANTED, _S.RECALLED, does=(_A.RESTORE,)),
+    **_moves(Step.REMAP, _S.GRANTED, _S.RECALLED, does=(_A.RESTORE, _A.TELL)),
     **_stays(Step.OVERDUE, _S.RECALLED, _S.ORPHANED, _S.LOST, does=(_A.REFUSE, _A.ALARM)),
     **_ends(Step.RETURN, *LIVE - {_S.ORPHANED}),
     **_ends(Step.FORGET, *LIVE - {_S.ORPHANED}),

@@ -35,8 +35,10 @@ def mounted(
     size: int = 512 * MiB,
     mkfs_args: Sequence[str] = (),
     mount_args: Sequence[str] = (),
+    exchange: bool = True,
 ) -> Iterator[Path]:
-    """A new file system of `size` bytes (XFS wants 300 MiB), mounted while the context lasts."""
+    """A new file system of `size` bytes (XFS wants 300 MiB), mounted while the context lasts; XFS
+    with exchange of ranges if `exchange`."""
     if os.geteuid() != 0:
         pytest.skip("mounting a file system needs root")
     with tempfile.TemporaryDirectory(prefix=f"{PREFIX}{fstype}-") as directory:
@@ -45,7 +47,7 @@ def mounted(
         with image.open("xb") as file:
             file.truncate(size)
         _run(f"mkfs.{fstype}", "-q", *mkfs_args, str(image))
-        if fstype == "xfs" and _kernel() >= (6, 10):
+        if fstype == "xfs" and exchange and _kernel() >= (6, 10):
             _allow_exchange(str(image))
         # The loop device is made with LO_FLAGS_AUTOCLEAR: it goes with the last unmount.
         _run("mount", "-t", fstype, "-o", "loop", *mount_args, str(image), str(point))

@@ -35,6 +35,7 @@ from sealsvc.cli.validate import validate
 from sealsvc.cli.watch import watch
 from sealsvc.cli.why import why
 from sealsvc.copies.cli import copy
+from sealsvc.copies.relocation.cli import relocate
 from sealsvc.errors import Refusal
 from sealsvc.exports.cli import export
 from sealsvc.messages import Failure
@@ -65,6 +66,7 @@ COMMANDS = (
     watch,
     top,
     copy,
+    relocate,
     audit,
     alarms,
     pi,

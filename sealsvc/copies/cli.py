@@ -86,7 +86,7 @@ def copy(
     asked = _asked(**manner)
     with settings.connect() as client:
         job = _start(settings, client, source, destination, asked)
-        job = _followed(client, job)
+        job = followed(client, job)
     if job.state is JobState.FAILED:
         raise Refusal("io-error", job.error)
     emit(settings, job.result, lambda console: _print(console, job.result))
@@ -147,7 +147,7 @@ def _opened(source: str, there: str, *, create: bool) -> Iterator[list[int]]:
         yield fds
 
 
-def _followed(client: Client, job: JobInfo) -> JobInfo:
+def followed(client: Client, job: JobInfo) -> JobInfo:
     """Until it has ended. Who interrupts it cancels it, and is told how far it came."""
     columns = (BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn())
     told = TextColumn("{task.description}", markup=False)

@@ -18,6 +18,7 @@ import msgspec
 from api import examples, integrity
 from sealsvc import messages as m
 from sealsvc import overview, records
+from sealsvc.copies.relocation.requests import Relocate
 from sealsvc.copies.requests import CopyTrust, StartCopy
 from sealsvc.errors import Refusal
 from sealsvc.integrity import messages as pi
@@ -222,6 +223,7 @@ _FIXED: dict[type, Any] = {
     overview.ReloadPolicy: examples.POLICY,
     overview.StartJob: examples.JOB,
     StartCopy: examples.COPY,
+    Relocate: examples.RELOCATION,
     CopyTrust: examples.COPY_TRUST,
     pi.PiProfiles: integrity.PROFILES,
     pi.PiQuery: integrity.ABILITY,

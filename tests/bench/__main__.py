@@ -33,6 +33,7 @@ from tests.bench.fanout import fan_out  # noqa: E402
 from tests.bench.figures import Bench, Figure, alternate  # noqa: E402
 from tests.bench.integrity import INTEGRITY_BENCHMARKS  # noqa: E402
 from tests.bench.recording import registry  # noqa: E402
+from tests.bench.relocating import relocation  # noqa: E402
 from tests.bench.restart import reclaim  # noqa: E402
 from tests.bench.ringing import RING_BENCHMARKS  # noqa: E402
 from tests.bench.rings import LIMITS  # noqa: E402
@@ -158,6 +159,7 @@ BENCHMARKS: dict[str, Callable[[Bench, int], Figure | list[Figure]]] = {
     "registry": registry,
     "reclaim": reclaim,
     "faces": faces,
+    "relocation": relocation,
     "nbd": nbd,
     **RING_BENCHMARKS,
     **INTEGRITY_BENCHMARKS,

@@ -53,14 +53,20 @@ class Bench:
 
 
 def alternate(
-    name: str, floor_name: str, goal: float, figure: Sampler, floor: Sampler, rounds: int
+    name: str,
+    floor_name: str,
+    goal: float,
+    figure: Sampler,
+    floor: Sampler,
+    rounds: int,
+    unit: str = "us",
 ) -> Figure:
     a: list[float] = []
     b: list[float] = []
     for _ in range(rounds):
         a += figure()
         b += floor()
-    return figure_of(name, a, b, floor_name, goal)
+    return figure_of(name, a, b, floor_name, goal, unit)
 
 
 def figure_of(

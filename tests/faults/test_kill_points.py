@@ -15,9 +15,11 @@ import pytest
 
 from sealsvc import faults
 from sealsvc.client import Client
+from sealsvc.copies.relocation.requests import Goal, Quiesce, Relocate
 from sealsvc.errors import Refusal
-from sealsvc.messages import List, RecallSeals, Reclaim, Return
+from sealsvc.messages import Audit, List, Recall, RecallSeals, Reclaim, Return
 from sealsvc.model import ByteRange
+from sealsvc.overview import Jobs
 from tests.faults.conftest import (
     LEGAL,
     PUNCH,
@@ -243,6 +245,41 @@ def killed_in_a_reclaim(scene: Scene) -> None:
     scene.given_back_after_restart(before, seals[0])
 
 
+def killed_in_a_relocation(scene: Scene) -> None:
+    """The next service goes on with the seal, on the map that the file has, and begins anew."""
+    data, path = scene.file.read_bytes(), str(scene.file)
+    scene.serve()
+    with Client(str(scene.running.socket), timeout=10) as client:
+        seal = granted(client, scene.file)
+        with suppress(Refusal):
+            client.call(Relocate, path=path, goal=Goal(to=str(scene.file.parent)), grace=30)
+            _quiesce(client, seal)
+    scene.died()
+    assert scene.file.read_bytes() == data
+    scene.restart()
+    with Client(str(scene.running.socket)) as client:
+        client.call(Reclaim, seal=seal)
+        _quiesce(client, seal)
+        (job,) = client.call(Jobs).result.jobs
+        assert (job.kind, job.state) == ("relocate", "done"), job
+        assert not client.call(Audit).result.drifted
+        assert scene.seals() == {seal: "granted"}
+        client.call(Return, seal=seal)
+    assert scene.file.read_bytes() == data
+    assert not list(scene.running.directory.glob("registry/relocations/*"))
+
+
+def _quiesce(client: Client, seal: str) -> None:
+    """As the holder does, until the relocation is over."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        for push in client.pushes(0.1):
+            if isinstance(push, Recall) and push.quiesce:
+                client.call(Quiesce, seal=seal)
+        if all(job.state != "running" for job in client.call(Jobs).result.jobs):
+            return
+
+
 SCENES: dict[str, Callable[[Scene], None]] = {
     "grant": killed_in_a_grant,
     "recall": killed_in_a_recall,
@@ -255,6 +292,7 @@ SCENES: dict[str, Callable[[Scene], None]] = {
     "escalate": killed_in_a_fence,
     "proven": killed_in_a_fence,
     "unproven": killed_as_a_fence_fails,
+    "relocate": killed_in_a_relocation,
     "holder-exit": killed_as_a_holder_exits,
     "start": killed_in_a_start,
     "reclaim": killed_in_a_reclaim,

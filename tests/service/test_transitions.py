@@ -17,6 +17,7 @@ import pytest
 from sealsvc import states
 from sealsvc.client import Client
 from sealsvc.doctor import syscalls
+from sealsvc.copies.relocation.requests import Goal, Quiesce, Relocate
 from sealsvc.errors import Refusal
 from sealsvc.messages import (
     Audit,
@@ -138,6 +139,11 @@ def _recalled(scene: Scene, step: Step) -> None:
     elif step is Step.EXPIRE:
         fields |= {"ttl": 0.5}
     scene.grant(**fields)
+    if step is Step.REMAP:
+        goal = Goal(to=str(scene.path.parent))
+        scene.operator.call(Relocate, path=str(scene.path), goal=goal, grace=60)
+        scene.becomes(State.RECALLED)
+        return
     part = ByteRange(3 * UNIT, UNIT) if step is Step.SATISFY else None
     scene.operator.call(RecallSeals, path=str(scene.path), range=part)
 
@@ -241,6 +247,7 @@ DO: dict[Step, Callable[[Scene, State], None]] = {
     Step.LAPSE: _wait,
     Step.RECALL: lambda scene, state: scene.punch(),
     Step.SATISFY: _shrink,
+    Step.REMAP: lambda scene, state: scene.operator.call(Quiesce, seal=scene.seal) and None,
     Step.OVERDUE: lambda scene, state: scene.punch() if state is State.ORPHANED else None,
     Step.RETURN: _return,
     Step.FORGET: _forget,

@@ -1,0 +1,1 @@
+"""Relocation: moving the blocks of a sealed file (docs/relocate.md)."""

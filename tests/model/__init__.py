@@ -1,0 +1,1 @@
+"""A byte-exact model of files, shared blocks, seals and copies, run beside the real ones."""
