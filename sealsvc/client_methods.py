@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from sealsvc import messages, model, overview, records
 from sealsvc.copies import requests as copies_requests
+from sealsvc.copies.relocation import requests as copies_relocation_requests
 from sealsvc.integrity import device_messages as integrity_device_messages
 from sealsvc.integrity import messages as integrity_messages
 
@@ -346,6 +347,37 @@ class Methods:
         """What was measured of strategies, and found in self-tests of offloads. Answer:
         CopyTrustReport."""
         return self._ask(copies_requests.CopyTrust, copies_requests.CopyTrustReport)
+
+    def relocate(
+        self,
+        path: str,
+        goal: copies_relocation_requests.Goal,
+        *,
+        grace: float = 10.0,
+        below: list[str] | None = None,
+        key: str = "",
+    ) -> overview.JobInfo:
+        """Move the blocks of the file `path` as `goal` says, for operators. Its seals are recalled
+        with `quiesce`; a holder has `grace` seconds to answer with Quiesce or Return, or the
+        relocation is called off. With `below`, the path lies below one of these directories.
+        Answer: JobInfo."""
+        return self._ask(
+            copies_relocation_requests.Relocate,
+            overview.JobInfo,
+            path=path,
+            goal=goal,
+            grace=grace,
+            below=below,
+            key=key,
+        )
+
+    def quiesce(self, seal: str, *, seqid: int | None = None) -> messages.SealInfo:
+        """The holder's answer to a Recall with `quiesce`: it maps nothing of the range, and uses no
+        address of it, until a Recall with state `granted` tells it to read the map again. The seal
+        is kept. Raises still-mapped, as Return does. Answer: SealInfo."""
+        return self._ask(
+            copies_relocation_requests.Quiesce, messages.SealInfo, seal=seal, seqid=seqid
+        )
 
     def files(
         self,
@@ -999,6 +1031,37 @@ class AsyncMethods:
         """What was measured of strategies, and found in self-tests of offloads. Answer:
         CopyTrustReport."""
         return await self._ask(copies_requests.CopyTrust, copies_requests.CopyTrustReport)
+
+    async def relocate(
+        self,
+        path: str,
+        goal: copies_relocation_requests.Goal,
+        *,
+        grace: float = 10.0,
+        below: list[str] | None = None,
+        key: str = "",
+    ) -> overview.JobInfo:
+        """Move the blocks of the file `path` as `goal` says, for operators. Its seals are recalled
+        with `quiesce`; a holder has `grace` seconds to answer with Quiesce or Return, or the
+        relocation is called off. With `below`, the path lies below one of these directories.
+        Answer: JobInfo."""
+        return await self._ask(
+            copies_relocation_requests.Relocate,
+            overview.JobInfo,
+            path=path,
+            goal=goal,
+            grace=grace,
+            below=below,
+            key=key,
+        )
+
+    async def quiesce(self, seal: str, *, seqid: int | None = None) -> messages.SealInfo:
+        """The holder's answer to a Recall with `quiesce`: it maps nothing of the range, and uses no
+        address of it, until a Recall with state `granted` tells it to read the map again. The seal
+        is kept. Raises still-mapped, as Return does. Answer: SealInfo."""
+        return await self._ask(
+            copies_relocation_requests.Quiesce, messages.SealInfo, seal=seal, seqid=seqid
+        )
 
     async def files(
         self,

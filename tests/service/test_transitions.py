@@ -16,8 +16,8 @@ import pytest
 
 from sealsvc import states
 from sealsvc.client import Client
-from sealsvc.doctor import syscalls
 from sealsvc.copies.relocation.requests import Goal, Quiesce, Relocate
+from sealsvc.doctor import syscalls
 from sealsvc.errors import Refusal
 from sealsvc.messages import (
     Audit,
