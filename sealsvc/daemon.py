@@ -138,6 +138,7 @@ class Daemon:
             self.service.integrity = self.integrity
             self.service.pi_channels.log = self.integrity.errors
             returns.settle = self.service.pi_channels.before(self.integrity.returning)
+            returns.unsettle = self.integrity.returned_not
         self.server = ControlServer(
             config.service.socket,
             int(config.service.socket_mode, 8),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 from sealsvc import faults
 from sealsvc.errors import Refusal
@@ -20,6 +21,8 @@ class Returns:
         self.counters = {"returns": 0, "partial_returns": 0, "forgotten": 0}
         # Called when nothing is mapped any more and the seal still holds; True when it waited.
         self.settle: Callable[[Seal, ByteRange | None], Awaitable[bool]] = _nothing_to_settle
+        # Called when a return is refused, perhaps after that: the seal goes on.
+        self.unsettle: Callable[[Seal], None] = lambda seal: None  # noqa: ARG005
 
     async def remnants(self, seal: Seal, part: ByteRange | None = None) -> list[str]:
         """What is left of the seal's range (or a part of it), as text; empty is the proof that
@@ -51,6 +54,10 @@ class Returns:
 
     async def give_back(self, seal: Seal, reason: str = "") -> None:
         """LAYOUTRETURN. Raises still-mapped, and changes nothing, while a mapping is left."""
+        with self._unsettled_if_refused(seal):
+            await self._give_back(seal, reason)
+
+    async def _give_back(self, seal: Seal, reason: str) -> None:
         await self._refuse_if_mapped(seal)
         if seal.live and await self.settle(seal, None):
             await self._refuse_if_mapped(seal)
@@ -66,9 +73,13 @@ class Returns:
     async def give_back_part(self, seal: Seal, part: ByteRange) -> None:
         """The part must be at an end of the seal's range. A block that it shares with the rest
         stays sealed. When nothing is left of what a recall wanted, the recall is over."""
+        with self._unsettled_if_refused(seal):
+            await self._give_back_part(seal, part)
+
+    async def _give_back_part(self, seal: Seal, part: ByteRange) -> None:
         left = _rest(seal, part)
         if left is None:
-            await self.give_back(seal, "all of it was returned")
+            await self._give_back(seal, "all of it was returned")
             return
         kept = left.rounded(seal.filesystem.block_size)
         freed = seal.effective.without(kept)
@@ -86,6 +97,16 @@ class Returns:
         self.life.step(seal, Step.SHRINK, f"{part} was returned")
         if satisfied and may(seal, Step.SATISFY):
             self.life.step(seal, Step.SATISFY, "what was recalled has been returned")
+
+    @contextmanager
+    def _unsettled_if_refused(self, seal: Seal) -> Iterator[None]:
+        """A return that fails after it was settled leaves a holder that may write again."""
+        try:
+            yield
+        except BaseException:
+            if seal.live:
+                self.unsettle(seal)
+            raise
 
     async def forget(self, seal: Seal) -> bool:
         """The holder knows no such seal. False while something is mapped nevertheless."""

@@ -151,7 +151,9 @@ class Attachment:
         about, span = self.store.about, self._span(first, count)
 
         def stance() -> verdict.Stance:
-            return max(least, verdict.stance(self.seals(), span, quiet=quiet))
+            proven = at in ("grant", "return")
+            seals, writes = self.seals(), about.writes
+            return max(least, verdict.stance(seals, span, writes, quiet=quiet, proven=proven))
 
         before = stance()
 

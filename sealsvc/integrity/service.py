@@ -439,7 +439,18 @@ class Integrity:
                 self._events.publish("alarm", seal.id, reason=reason)
         return bool(found)
 
+    def returned_not(self, seal: Seal) -> None:
+        """A return was refused: what it may have tagged can be written again."""
+        for attachment in self._of(seal):
+            if self._may_write(seal, attachment.store.about):
+                self._tasks.spawn(
+                    f"a return of {seal.id} was refused",
+                    attachment.move(BlockState.CLEAN, BlockState.OPEN, seal.effective),
+                )
+
     async def _settle(self, attachment: Attachment, seal: Seal, part: ByteRange) -> None:
+        if self._may_write(seal, attachment.store.about):
+            await attachment.move(BlockState.CLEAN, BlockState.OPEN, part)
         tally = await attachment.verify("return", part, quiet=True, seal=seal)
         self._alarm(attachment, tally, "return", seal)
         others = [other for other in attachment.seals() if other is not seal]

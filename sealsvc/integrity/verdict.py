@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from enum import IntEnum
 
 from sealsvc.integrity.check import Finding
+from sealsvc.integrity.messages import Writes
 from sealsvc.integrity.store import BlockState
 from sealsvc.model import ByteRange, IoMode, Kind
 from sealsvc.seals import Seal
@@ -26,14 +27,18 @@ VERDICTS = ("good", "open", "unstable", "suspect", "changed", "corrupt", "unread
 ERRORS = ("suspect", "changed", "corrupt", "unreadable")
 
 
-def stance(seals: Iterable[Seal], span: ByteRange, *, quiet: bool) -> Stance:
-    """From the live seals of the file. `quiet`: the holder says that it does not write, or it was
-    proven that it has nothing mapped."""
+def stance(
+    seals: Iterable[Seal], span: ByteRange, writes: Writes, *, quiet: bool, proven: bool
+) -> Stance:
+    """From the live seals of the file. `quiet`: the holder says that it does not write; `proven`:
+    it has nothing mapped, or not its descriptor yet. A holder that does not declare its writes
+    may have written before it became quiet."""
     found = Stance.FREE
     for seal in seals:
         if not seal.effective.overlaps(span):
             continue
-        if not quiet and seal.request.iomode is not IoMode.READ:
+        told = quiet and writes is Writes.DECLARED
+        if not (told or proven) and seal.request.iomode is not IoMode.READ:
             return Stance.NOISY
         if seal.request.kind is Kind.EXCLUSIVE:
             found = Stance.STILL

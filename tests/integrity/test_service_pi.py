@@ -24,7 +24,7 @@ from sealsvc.integrity.messages import (
     PiScrub,
     PiTag,
 )
-from sealsvc.messages import Event, Watch
+from sealsvc.messages import Event, Return, Watch
 from sealsvc.model import ByteRange
 from sealsvc.records import Trail, VerifyTrail
 from tests.integrity.conftest import BLOCK, MiB, attach, give_back, sealed, verify
@@ -182,8 +182,6 @@ def test_a_writer_that_tells_nothing_leaves_open_blocks_that_are_tagged_at_its_r
 
 
 def test_a_part_that_is_returned_is_settled(ground, client):
-    from sealsvc.messages import Return
-
     seal, fd = sealed(client, ground.file("part"))
     attachment = attach(client, seal)
     client.call(Return, seal=seal.id, range=ByteRange(MiB // 2, MiB // 2))
@@ -352,3 +350,19 @@ def test_profiles_and_abilities_are_told(ground, client):
     )
     by_device = client.call(PiQuery, path=device).result
     assert (by_device.checkers, by_device.device_path) == (["client"], None)
+
+
+def test_a_return_that_is_refused_leaves_the_writer_inside(ground, client):
+    """Its holder still maps the range, and writes on: that is no corruption."""
+    seal, fd = sealed(client, ground.file("refused-return"))
+    attachment = attach(client, seal)
+    view = mmap.mmap(fd, MiB, mmap.MAP_SHARED)
+    os.close(fd)
+    before = last(client)
+    assert refusal(lambda: client.call(Return, seal=seal.id)).code == "still-mapped"
+    view[0:3] = b"new"
+    assert verify(client, attachment, quiet=True).verdict == "open"
+    view.close()
+    client.call(Return, seal=seal.id)
+    assert verify(client, attachment).blocks == {"good": MiB // BLOCK}
+    assert errors_after(client, before) == []
