@@ -53,7 +53,6 @@ class Comparison:
     changed: int = 0
     good: int = 0
     open: int = 0
-    suspect_good: int = 0
     findings: list[Finding] = field(default_factory=list)
 
 
@@ -154,7 +153,6 @@ def _compare_run(
     good[list(differing)] = False
     suspect = states == BlockState.SUSPECT
     made.good += int((good & ~suspect).sum())
-    made.suspect_good += int((good & suspect).sum())
     for at in np.flatnonzero(good & suspect):
         block = first + int(at)
         made.findings.append(Finding(block, layout.span(block), BlockState.SUSPECT))

@@ -67,17 +67,23 @@ class _Call:
     def __init__(self, profile: Profile, data: Buffers, values: Values, fields: int) -> None:
         pieces: Sequence[Any] = data if isinstance(data, list | tuple) else [data]
         self.count = len(pieces)
-        self.iovecs = ffi.new("struct iovec[]", max(self.count, 1))
         self._pieces = [ffi.from_buffer(piece) for piece in pieces]
-        for iovec, piece in zip(self.iovecs, self._pieces, strict=False):
-            iovec.iov_base, iovec.iov_len = piece, len(piece)
+        self.iovecs = ffi.new("struct iovec[]", [(piece, len(piece)) for piece in self._pieces])
         self._profile = _native_profile(profile)
         self._key = ffi.from_buffer(values.key)
-        self.request = ffi.new("struct seal_pi_request *")
-        self.request.profile, self.request.fields = self._profile, fields
-        self.request.key, self.request.key_length = self._key, len(values.key)
-        self.request.block, self.request.reftag = values.block, values.reftag
-        self.request.tag, self.request.storage = values.tag, values.storage
+        self.request = ffi.new(
+            "struct seal_pi_request *",
+            {
+                "profile": self._profile,
+                "fields": fields,
+                "key": self._key,
+                "key_length": len(values.key),
+                "block": values.block,
+                "reftag": values.reftag,
+                "tag": values.tag,
+                "storage": values.storage,
+            },
+        )
         self.bytes = sum(len(piece) for piece in self._pieces)
 
 
