@@ -29,6 +29,7 @@ def sealctl_says(ground, *arguments: str, status: int = 0) -> str:
     return done.stdout
 
 
+@pytest.mark.timeout(400)  # a dozen programs
 def test_sealctl_from_the_profile_to_the_blessing(ground, client):
     assert "t10-dif1-4096" in sealctl_says(ground, "profiles")
     path = ground.file("by-sealctl")
