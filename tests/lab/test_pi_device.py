@@ -37,8 +37,6 @@ NAMESPACES = (
     "ms=8,pi=1",
     "ms=8,pi=2,logical_block_size=4096,physical_block_size=4096",
     "ms=8,pi=3",
-    "ms=16,pi=1",  # the tuple lies in the last 8 bytes
-    "ms=16,pi=1,pif=2",  # 64-bit guard
     "ms=8,pi=1",  # for partitions and device-mapper
 )
 pytestmark = [
@@ -51,7 +49,9 @@ SCSI = {
     "scsi-1-4096-ip": {"dif": 1, "guard": 1, "sector": 4096},
     "scsi-3-4096": {"dif": 3, "sector": 4096},
 }
-NVME = {f"nvme-{number}": number for number in range(1, 6)}
+# Metadata of 16 bytes is for test_channel.py: on such a namespace of QEMU 7.2 the kernel itself
+# cannot mount what mkfs.xfs has just made (EILSEQ).
+NVME = {f"nvme-{number}": number for number in range(1, 4)}
 DATA = bytes(range(256)) * 256  # 64 KiB
 SLOW = 600.0  # seconds: an emulated processor that others share
 TAG = 0x5EA1
@@ -457,7 +457,7 @@ def partition(disk: Path, start: int, count: int) -> Path:
 
 def test_on_a_partition_and_device_mapper(client: Client, base: Path) -> None:
     """Reference tags follow the sectors of the disk, whatever stands in between."""
-    disk = partition(nvme_disk(6), 2048, 122880)
+    disk = partition(nvme_disk(4), 2048, 122880)
     with mounted(disk, base / "partition") as point:
         works(client, make(point / "file"))
     sh("modprobe", "-a", "dm_mod")
