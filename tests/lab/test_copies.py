@@ -1,27 +1,22 @@
-"""Copies by devices: NVMe Copy, SCSI EXTENDED COPY, persistent memory, and stacks of device-mapper
-above the reference device."""
+"""Copies by devices: NVMe Copy, SCSI EXTENDED COPY, persistent memory."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sealsvc.client import Client
 from sealsvc.copies import Options, Result, make_plan, run
-from sealsvc.copies.requests import StartCopy
-from sealsvc.overview import JobInfo, JobState, ShowJob
 from tests.copies.conftest import opened, pattern
-from tests.copies.stacks import filled, same_bytes
+from tests.copies.stacks import filled
 from tests.copies.test_lower import as_if_sealed
 from tests.lab.pmem import mounted_dax
-from tests.service.conftest import RISKS, serving, until
+from tests.service.conftest import until
 
 pytestmark = [
     pytest.mark.lab(nvme=("mssrl=128,mcl=512,msrc=3",), pmem=512),
@@ -92,27 +87,6 @@ def test_nvme_copy_within_a_namespace() -> None:
         refreshed(place, "nvme")
 
 
-def test_an_offload_under_the_seals_of_the_service() -> None:
-    with (
-        mounted_on(nvme_device()) as place,
-        tempfile.TemporaryDirectory(prefix="copies-") as directory,
-        serving(Path(directory), [place], RISKS) as socket,
-        Client(socket) as client,
-    ):
-        a, b = filled(place / "a", pattern(MiB)), filled(place / "b", pattern(MiB, seed=2))
-        fds = [os.open(a, os.O_RDONLY | os.O_CLOEXEC), os.open(b, os.O_RDWR | os.O_CLOEXEC)]
-        job = client.call(StartCopy, fds, strategies=["nvme"]).result
-        for fd in fds:
-            os.close(fd)
-        assert isinstance(job, JobInfo)
-        until(lambda: client.call(ShowJob, job=job.id).result.state != JobState.RUNNING)
-        done = client.call(ShowJob, job=job.id).result
-        assert done.state is JobState.DONE, done.error
-        assert done.result["sealed"], done.result["unsealed_why"]
-        assert done.result["bytes_by_strategy"] == {"nvme": MiB}
-        assert same_bytes(a, b)
-
-
 @contextmanager
 def scsi_disk() -> Iterator[Path]:
     """A RAM disk of LIO's behind the loopback fabric."""
@@ -152,90 +126,3 @@ def test_between_files_on_persistent_memory(kind: str) -> None:
         result = copied(a, b, "dax")
         assert result.bytes_by_strategy == {"dax": 2 * MiB, "plain": 300}
         assert b.read_bytes() == data + old[len(data) :]
-
-
-@contextmanager
-def mapped(name: str, table: str) -> Iterator[Path]:
-    sh("dmsetup", "create", "--noudevsync", name, "--table", table)
-    sh("dmsetup", "mknodes")
-    try:
-        yield Path("/dev/mapper", name)
-    finally:
-        sh("dmsetup", "remove", "--noudevsync", "--retry", name)
-
-
-@contextmanager
-def loops(lower: Path, count: int, size: int) -> Iterator[list[str]]:
-    with ExitStack() as stack:
-        found = []
-        for number in range(count):
-            image = lower / f"image{number}"
-            with image.open("xb") as file:
-                file.truncate(size)
-            found.append(sh("losetup", "--find", "--show", image).strip())
-            stack.callback(sh, "losetup", "--detach", found[-1])
-        yield found
-
-
-@pytest.mark.parametrize("stack", ["linear", "striped"])
-def test_the_reference_device_sliced_and_diced(stack: str) -> None:
-    """ext4 on dm over two loop devices, whose images lie on one XFS."""
-    sh("modprobe", "loop")
-    sh("modprobe", "dm-mod")
-    with (
-        mounted_dax("xfs", reflink=True, options="dax=never", device="/dev/pmem0") as lower,
-        loops(lower, 2, 32 * MiB) as (one, two),
-    ):
-        half = 32 * MiB // 512
-        table = {
-            # The halves swapped, the first one beginning in the middle of the second device.
-            "linear": f"0 {half // 2} linear {two} {half // 2}\n{half // 2} {half} linear {one} 0",
-            "striped": f"0 {2 * half} striped 2 128 {one} 0 {two} 0",
-        }[stack]
-        with (
-            mapped(f"diced-{stack}", table) as device,
-            mounted_on(device) as place,
-        ):
-            refreshed(place, "lower")
-
-
-@pytest.mark.parametrize("strategy", ["lower", "range", "plain"])
-def test_a_device_that_fails_midway(strategy: str) -> None:
-    """dm-flakey between the upper file system and its image drops every write, and says EIO: what
-    is reported done is on the device, and where nothing is known, nothing is reported."""
-    for module in ("loop", "dm-mod", "dm-flakey"):
-        sh("modprobe", module)
-    size = 64 * MiB // 512
-    with (
-        mounted_dax("xfs", reflink=True, options="dax=never", device="/dev/pmem0") as lower,
-        loops(lower, 1, 64 * MiB) as (loop,),
-        mapped("flakey", f"0 {size} linear {loop} 0") as device,
-    ):
-        new, old = pattern(4 * MiB), pattern(4 * MiB, seed=2)
-        with mounted_on(device) as place:
-            a, b = filled(place / "a", new), filled(place / "b", old)
-            sh("sync")
-
-            def fail(done: int, _all: int, _name: str) -> None:
-                if done == MiB:
-                    table = f"0 {size} flakey {loop} 0 0 3600 1 error_writes"
-                    sh("dmsetup", "suspend", "--noudevsync", "--noflush", "--nolockfs", "flakey")
-                    sh("dmsetup", "load", "flakey", "--table", table)
-                    sh("dmsetup", "resume", "--noudevsync", "flakey")
-
-            with opened(a, b) as ends:
-                held = as_if_sealed(ends) if strategy == "lower" else ends
-                plan = make_plan(held, Options(only=(strategy,), throttle=8 * MiB))
-                result = run(plan, progress=fail)
-            assert not result.whole
-            assert not result.durable
-            assert result.done == 0
-            sh("dmsetup", "suspend", "--noudevsync", "--noflush", "--nolockfs", "flakey")
-            sh("dmsetup", "load", "flakey", "--table", f"0 {size} linear {loop} 0")
-            sh("dmsetup", "resume", "--noudevsync", "flakey")
-        sh("mount", "-t", "ext4", device, "/mnt")
-        found = Path("/mnt/b").read_bytes()
-        assert Path("/mnt/a").read_bytes() == new
-        sh("umount", "/mnt")
-        sectors = range(0, len(found), 512)
-        assert all(found[s : s + 512] in (old[s : s + 512], new[s : s + 512]) for s in sectors)
