@@ -119,10 +119,11 @@ def test_the_seal_of_a_killed_holder_stands_until_the_guard_has_held_the_device(
 def test_requests_wait_for_a_recovery_and_fail_without_one(
     runtime: Runtime, image: Path, running: Running
 ) -> None:
-    with held(runtime, image, running, grace=1.0, initiator_timeout=4.0) as holder:
+    with held(runtime, image, running, grace=1.0, initiator_timeout=60.0) as holder:
         holder.process.kill()
         holder.process.wait()
         until(lambda: len(holder.notes()) == 2)
+        holder.spec = msgspec.structs.replace(holder.spec, initiator_timeout=2.0)
         holder.start("--recover")
         assert [note.split()[0] for note in holder.notes()[1:]] == ["hold", "remember", "create"]
         holder.process.kill()
