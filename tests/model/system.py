@@ -157,9 +157,9 @@ class System:
     # Seals
 
     def grant(self, **terms: Any) -> tuple[str, int]:
-        """The id of the seal, and the sealed descriptor. A grant may have to wait a little: for what
-        is under way on its file (try-later), and on a busy machine for processes that come faster
-        than the service looks at them (EAGAIN)."""
+        """The id of the seal, and the sealed descriptor. A grant may have to wait a little: for
+        what is under way on its file (try-later), and on a busy machine for processes that come
+        faster than the service looks at them (EAGAIN)."""
         deadline = time.monotonic() + PATIENCE
         while True:
             try:
