@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import mmap
 import os
 import pickle
@@ -157,17 +156,15 @@ class System:
     # Seals
 
     def grant(self, **terms: Any) -> tuple[str, int]:
-        """The id of the seal, and the sealed descriptor. A grant may have to wait a little: for
-        what is under way on its file (try-later), and on a busy machine for processes that come
-        faster than the service looks at them (EAGAIN)."""
+        """The id of the seal, and the sealed descriptor. A grant may have to wait a little for what
+        is under way on its file, or while very many processes start (try-later)."""
         deadline = time.monotonic() + PATIENCE
         while True:
             try:
                 reply = self.client.grant(**terms)
                 return reply.seal.id, reply.fds[0]
             except Refusal as refusal:
-                passing = refusal.code == "try-later" or os.strerror(errno.EAGAIN) in str(refusal)
-                if not passing or time.monotonic() > deadline:
+                if refusal.code != "try-later" or time.monotonic() > deadline:
                     raise
                 time.sleep(refusal.retry_after or 0.05)
 
