@@ -330,7 +330,17 @@ class FanotifyEnforcer:
     def _foreign(self, target: Target) -> list[native.Opener]:
         """Who has the file open by another description than the holder's. One that is open for
         neither reading nor writing, as anchors are, cannot change a map."""
-        found = native.openers(target.file.device, target.file.inode, os.getpid())
+        try:
+            found = native.openers(target.file.device, target.file.inode, os.getpid())
+        except OSError as error:
+            if error.errno != errno.EAGAIN:
+                raise
+            raise Refusal(
+                "try-later",
+                f"processes start faster than it is found which have {target.path} open",
+                {"path": target.path},
+                retry_after=0.1,
+            ) from error
         return [
             o
             for o in found

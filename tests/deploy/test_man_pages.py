@@ -59,7 +59,7 @@ def socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 # Examples that need what a simulation has not: maps, copies, tags and doctors of real files, a
 # claim's command, devices.
-ELSEWHERE = {"map", "doctor", "redeem", "export", "copy", "pi"}
+ELSEWHERE = {"map", "doctor", "redeem", "export", "copy", "pi", "relocate"}
 # They end when told so.
 ENDLESS = {"watch", "top"}
 
@@ -156,6 +156,21 @@ def test_the_copies_of_real_files(xfs: Path, tmp_path: Path) -> None:
             assert done.returncode == 0, f"{line}: {done.stdout}{done.stderr}"
     assert (xfs / "db.new").read_bytes() == (xfs / "db").read_bytes()
     assert (xfs / "x").read_bytes() == (xfs / "y").read_bytes()
+
+
+@pytest.mark.kernel
+def test_the_relocations_of_a_real_file(xfs: Path, tmp_path: Path) -> None:
+    data = os.urandom(16 << 20)
+    (xfs / "db").write_bytes(data)
+    (xfs / "fast").mkdir(exist_ok=True)
+    with service(tmp_path, "--root", str(xfs)):
+        for line in examples("relocate"):
+            done = played(
+                line.split("  #")[0], tmp_path, [("/mnt/a", str(xfs))], 60, **_socket(tmp_path)
+            )
+            better = done.returncode == 0 or "not moved" in done.stderr or "moved" in done.stdout
+            assert better, f"{line}: {done.stdout}{done.stderr}"
+    assert (xfs / "db").read_bytes() == data
 
 
 @pytest.mark.kernel

@@ -24,6 +24,8 @@ from tests.service.conftest import MiB, until
 ELSEWHERE = {
     "docs/copies.md": "tests/copies/test_jobs.py runs such",
     "docs/fuzzing.md": "tests/promise/test_promise.py",
+    "docs/model.md": "tests/model/test_model.py",
+    "docs/relocate.md": "tests/copies/relocation/test_relocate.py",
     "docs/deploy.md": (
         "tests/deploy/test_package.py, tests/deploy/test_systemd.py and"
         " tests/deploy/test_container.py install, start and remove what it is about"
@@ -51,6 +53,7 @@ LISTED = {
     "sealctl pi attach SEAL --profile t10-dif1-4096": "tests/integrity/test_faces_pi.py",
     "sealctl pi verify SEAL; sealctl pi errors --wait 1m": "tests/integrity/test_faces_pi.py",
     "sealctl export create --type nbd disk /mnt/pmem/disk.img": "tests/exports/test_nbd.py",
+    "sealctl relocate /mnt/pmem/db --align 2M": "tests/copies/relocation/test_relocate.py",
     "sealctl completion bash > /usr/share/bash-completion/completions/sealctl": (
         "an example of the man page, too: tests/deploy/test_man_pages.py"
     ),

@@ -157,7 +157,7 @@ class System:
 
     def grant(self, **terms: Any) -> tuple[str, int]:
         """The id of the seal, and the sealed descriptor. A grant may have to wait a little for what
-        is under way on its file (try-later)."""
+        is under way on its file, or while very many processes start (try-later)."""
         deadline = time.monotonic() + PATIENCE
         while True:
             try:
