@@ -48,7 +48,8 @@ SUPPORTED = frozenset({"xfs", "ext4"})
 UNSUPPORTED = {
     "btrfs": "btrfs is copy-on-write: overwriting data moves its blocks, and balance and snapshots"
     " move or share extents without any event",
-    "tmpfs": "tmpfs has no block map: its pages live in memory and move under reclaim",
+    "tmpfs": "tmpfs, and so a memfd, has no block map: its pages live in memory and move under"
+    " reclaim",
     "ramfs": "ramfs has no block map",
     "overlay": "overlay files change their inode at copy-up; seal the file in the upper or lower"
     " file system itself",

@@ -121,6 +121,7 @@ def _unfinished(settings: Settings, scope: dict[str, Any]) -> Refusal:
         f"the recalls go on, but have not ended within {duration(settings.timeout or 0)}; not given"
         f" back: {told or 'none any more'}{more}",
         {"seals": [seal.id for seal in left[:100]]},
+        retry_after=1.0,
     )
 
 

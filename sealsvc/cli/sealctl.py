@@ -142,8 +142,6 @@ def _report(ctx: click.Context, refusal: Refusal, advice: str = "") -> int:
 
 def _advice(settings: Settings, refusal: Refusal) -> str:
     """That of the error's row, or what fits this installation better."""
-    if refusal.code == "try-later" and refusal.retry_after is None:
-        return "Try again later."
     if refusal.code != "service-unavailable":
         return refusal.row.advice
     if settings.url:
