@@ -28,7 +28,7 @@ KERNEL = {
 }  # fmt: skip
 REFLINK = {"clone": 4, "dedupe": 3, "unshare": 1, "exchange": 2}
 SEALED = {"seal": 0.8, "return": 0.5, "recall": 0.15, "store": 1.5, "check": 0.5}
-SERVICE = {"crash": 0.004, "relocate": 0.06, "copy": 0.04}
+SERVICE = {"crash": 0.02, "relocate": 0.06, "copy": 0.04}
 WHILE_DOWN = 40  # operations between a crash and the next start
 
 
