@@ -163,6 +163,9 @@ class JobRunner:
             self.tell(job, state=JobState.CANCELLED)
         except (Refusal, OSError) as error:
             self.tell(job, state=JobState.FAILED, error=str(error))
+        except BaseException:
+            self.tell(job, state=JobState.FAILED, error="internal error: see the service's log")
+            raise
 
     def tell(self, job: Job, **changes: Any) -> None:
         """Change fields of the job's JobInfo; told as an event, but not too often."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sealsvc import native
-from sealsvc.enforce import Claim, Guard, Hold, Outcome, Report, Verdict, guards
+from sealsvc.enforce import Claim, Guard, Hold, Outcome, Report, Verdict, guards, openers
 from sealsvc.errors import Refusal
 from sealsvc.filesystem import Filesystem
 from sealsvc.host import Target
@@ -524,12 +524,10 @@ def _prove_sole(target: Target) -> None:
     """After the entry is there nobody else can open the file; nobody may have done so before."""
     if native.lease_probe(target.fd, fcntl.F_WRLCK):
         return
-    found = native.openers(target.file.device, target.file.inode, os.getpid())
-    pids = sorted({opener.pid for opener in found})
     raise Refusal(
         "file-in-use",
         f"{target.path} is open elsewhere: an exclusive seal has no other opener",
-        {"path": target.path, "pids": pids},
+        {"path": target.path, "pids": openers.pids(target)},
         retry_after=1.0,
     )
 

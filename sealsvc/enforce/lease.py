@@ -17,8 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sealsvc import native
-from sealsvc.enforce import Claim, Guard, Hold, Outcome, Report, Verdict
+from sealsvc.enforce import Claim, Guard, Hold, Outcome, Report, Verdict, openers
 from sealsvc.errors import Refusal
 from sealsvc.filesystem import Filesystem
 from sealsvc.host import Target
@@ -156,14 +155,11 @@ class LeaseEnforcer:
         result: int = lib.seal_lease_take(self._leases, lease.anchor)
         if result < 0:
             os.close(lease.anchor)
-            pids = sorted(
-                {o.pid for o in native.openers(target.file.device, target.file.inode, os.getpid())}
-            )
             raise Refusal(
                 "file-in-use",
                 f"{target.path}: a lease needs the only descriptor of the file"
                 f" ({os.strerror(-result)})",
-                {"path": target.path, "pids": pids},
+                {"path": target.path, "pids": openers.pids(target)},
                 retry_after=1.0,
             )
         self._held[lease.anchor] = lease
