@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -79,11 +80,24 @@ def lun(core: Path, seconds: float = 60) -> Iterator[str]:
         host = (portal / "address").read_text().strip()
         disks = Path(f"/sys/bus/scsi/devices/{host}:0/block")
         until(lambda: any(disks.glob("*")), seconds, "the disk")
-        yield f"/dev/{next(disks.iterdir()).name}"
+        node = f"/dev/{next(disks.iterdir()).name}"
+        until(lambda: opens(node), seconds, "the disk's probe")
+        yield node
     finally:
         link.unlink(missing_ok=True)
         for directory in (link.parent, portal, portal.parent):
             directory.rmdir()
+
+
+def opens(node: str) -> bool:
+    """sd probes a disk after its directory is there (drivers/scsi/sd.c sd_probe)."""
+    try:
+        os.close(os.open(node, os.O_RDONLY))
+    except OSError as error:
+        if error.errno not in (errno.ENXIO, errno.ENOENT):
+            raise
+        return False
+    return True
 
 
 def line(process: subprocess.Popen[str]) -> str:
@@ -225,7 +239,7 @@ def test_no_command_fails_while_the_file_is_moved_about(
     with exports.serving("tcmu", "disk", image) as info:
         assert re.fullmatch("/dev/sd[a-z]+", info["device"])
         assert Path(info["device"]).read_bytes() == image.read_bytes()
-        with loaded(info["device"], 8), relocating(image, 12, MiB, 0.1):
+        with loaded(info["device"], 8), relocating(image, 12, MiB, exports):
             pass
         shown = exports.show("disk")
         assert shown["pauses"]["count"] >= 12

@@ -163,7 +163,7 @@ def test_no_request_fails_while_the_file_is_moved_about(exports: Exports, image:
     before = image.read_bytes()
     with exports.serving("ublk", "disk", image) as info:
         assert Path(info["device"]).read_bytes() == before
-        with loaded(info["device"], 8), relocating(image, 12, MiB, 0.1):
+        with loaded(info["device"], 8), relocating(image, 12, MiB, exports):
             pass
         shown = exports.show("disk")
         assert shown["pauses"]["count"] >= 12
