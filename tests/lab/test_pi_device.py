@@ -448,6 +448,7 @@ def partition(disk: Path, start: int, count: int) -> Path:
     entry = struct.pack("<B3sB3sII", 0, b"", 0x83, b"", start, count)
     with disk.open("r+b") as file:
         file.write(bytes(446) + entry + bytes(48) + b"\x55\xaa")
+        file.flush()
         os.fsync(file.fileno())
         fcntl.ioctl(file, BLKRRPART)
     made = disk.with_name(f"{disk.name}p1")
