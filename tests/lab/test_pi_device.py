@@ -444,7 +444,10 @@ def works(client: Client, file: Path) -> None:
 
 
 def partition(disk: Path, start: int, count: int) -> Path:
-    """One partition, in sectors."""
+    """One partition, in sectors. The kernel looks for other tables, too: at sectors whose tags were
+    never written, a read would fail."""
+    size = int(Path("/sys/class/block", disk.name, "size").read_text()) * 512
+    disk.write_bytes(bytes(size))
     entry = struct.pack("<B3sB3sII", 0, b"", 0x83, b"", start, count)
     with disk.open("r+b") as file:
         file.write(bytes(446) + entry + bytes(48) + b"\x55\xaa")
