@@ -119,7 +119,7 @@ class Dm(Mapped):
             if error.errno != errno.EBUSY or self.loops:
                 raise
             for device in sorted({piece.device for piece in found}):
-                self.loops[device] = loop_device.attach(
+                self.loops[device] = loop_device.attach_apart(
                     _node(device), read_only=self.spec.read_only
                 )
             mapper.load(self.name, self._table(found), read_only=self.spec.read_only)

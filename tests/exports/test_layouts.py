@@ -124,7 +124,7 @@ def test_a_loop_device_on_a_mounted_one_has_its_bytes_and_goes(xfs: Path) -> Non
     number = os.stat(xfs).st_dev
     device = f"{os.major(number)}:{os.minor(number)}"
     node = f"/dev/{Path(f'/sys/dev/block/{device}').resolve().name}"
-    loop = loop_device.attach(node, read_only=False)
+    loop = loop_device.attach_apart(node, read_only=False)
     try:
         with open(loop, "rb") as above, open(node, "rb") as beneath:
             assert above.read(4) == beneath.read(4) == b"XFSB"
