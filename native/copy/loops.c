@@ -1,6 +1,8 @@
 /* The strategies that are one system call in a loop. */
 #include "sealsvc/copy.h"
 
+#include "sealsvc/cachestat.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
@@ -175,23 +177,12 @@ struct seal_copied seal_copy_compare(const struct seal_copy *copy)
 	return done;
 }
 
-/* Its structures are not in the headers of older systems. */
-#ifndef SYS_cachestat
-#define SYS_cachestat 451
-#endif
-
 int64_t seal_cached_pages(int fd, uint64_t offset, uint64_t length)
 {
-	struct {
-		uint64_t offset, length;
-	} range = {offset, length};
-	struct {
-		uint64_t cached, dirty, writeback, evicted, recently_evicted;
-	} pages;
+	struct seal_cache_counts pages;
+	int error = seal_cachestat(fd, offset, length, &pages);
 
-	if (syscall(SYS_cachestat, fd, &range, &pages, 0) < 0)
-		return -errno;
-	return (int64_t)pages.cached;
+	return error ? error : (int64_t)pages.cached;
 }
 
 int seal_write_back(int fd, uint64_t offset, uint64_t length)

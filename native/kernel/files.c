@@ -1,5 +1,7 @@
 #include "sealsvc/files.h"
 
+#include "sealsvc/cachestat.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -162,23 +164,12 @@ int seal_sync_filesystem(int fd)
 	return result_of(syncfs(fd));
 }
 
-/* cachestat(2), since v6.5; its structures are not in the headers of older systems. */
-#ifndef SYS_cachestat
-#define SYS_cachestat 451
-#endif
-
 int64_t seal_dirty_pages(int fd)
 {
-	struct {
-		uint64_t offset, length; /* 0: to the end */
-	} whole = {0, 0};
-	struct {
-		uint64_t cached, dirty, writeback, evicted, recently_evicted;
-	} pages;
+	struct seal_cache_counts pages;
+	int error = seal_cachestat(fd, 0, 0, &pages);
 
-	if (syscall(SYS_cachestat, fd, &whole, &pages, 0) < 0)
-		return -errno;
-	return (int64_t)(pages.dirty + pages.writeback);
+	return error ? error : (int64_t)(pages.dirty + pages.writeback);
 }
 
 int seal_statx_attributes(int fd, uint64_t *attributes)

@@ -9,6 +9,7 @@ import struct
 import time
 
 from sealsvc.errors import Refusal
+from sealsvc.host.mapped import has_dax
 
 _CACHESTAT = 451  # __NR_cachestat, the same everywhere, since v6.5
 _TRIES, _PAUSE = 20, 0.01
@@ -16,7 +17,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def cached(fd: int) -> int | None:
-    """How many pages of the file are cached; None where the kernel does not tell."""
+    """How many pages of the file are cached; None where the kernel does not tell. A file with DAX has
+    none, and asking about one oopses the kernel (native/include/sealsvc/cachestat.h)."""
+    if has_dax(fd):
+        return 0
     whole = ctypes.create_string_buffer(struct.pack("=QQ", 0, 0), 16)
     found = ctypes.create_string_buffer(40)
     if _libc.syscall(_CACHESTAT, fd, whole, found, 0):

@@ -1,24 +1,18 @@
 #include "cache.h"
 
+#include "sealsvc/cachestat.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define CACHESTAT 451 /* since Linux 6.5 */
-#define STRETCH 1024  /* pages in one call of mincore */
-
-struct range {
-	uint64_t offset, length;
-};
-
-struct counts {
-	uint64_t cached, dirty, writeback, evicted, recently_evicted;
-};
+#define STRETCH 1024 /* pages in one call of mincore */
 
 /* mincore(2) tells what is cached of a file that one owns, but not what is dirty. */
-static int look_by_mapping(int file, uint64_t offset, uint64_t length, struct counts *out)
+static int look_by_mapping(int file, uint64_t offset, uint64_t length,
+			   struct seal_cache_counts *out)
 {
 	const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), start = offset & ~(page - 1);
 	uint64_t size = offset + length - start;
@@ -43,14 +37,11 @@ static int look_by_mapping(int file, uint64_t offset, uint64_t length, struct co
 
 int pi_cache_look(int file, uint64_t offset, uint64_t length, int mapping, struct pi_cache *out)
 {
-	struct range range = {offset, length};
-	struct counts counts = {0};
-	int error = 0;
+	struct seal_cache_counts counts = {0};
+	int error = mapping ? -ENOSYS : seal_cachestat(file, offset, length, &counts);
 
-	if (mapping || syscall(CACHESTAT, file, &range, &counts, 0u) < 0)
-		error = mapping || errno == EPERM || errno == ENOSYS
-				? look_by_mapping(file, offset, length, &counts)
-				: -errno;
+	if (error == -EPERM || error == -ENOSYS)
+		error = look_by_mapping(file, offset, length, &counts);
 	*out = (struct pi_cache){counts.cached, counts.dirty + counts.writeback};
 	return error;
 }
