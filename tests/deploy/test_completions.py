@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 BIN = Path(sys.executable).parent
-WANTED = {"recall", "redeem", "renew", "return"}
+WANTED = {"recall", "redeem", "relocate", "renew", "return"}
 
 # Each asks its shell what `sealctl re` may become.
 ASK = {
