@@ -22,7 +22,7 @@ from tests.docs.commands import ROOT, blocks, commands, played, programs
 from tests.service.conftest import MiB, until
 
 ELSEWHERE = {
-    "docs/copies.md": "tests/copies/test_jobs.py runs such",
+    "docs/copies.md": "tests/copies/test_copy_jobs.py runs such",
     "docs/fuzzing.md": "tests/promise/test_promise.py",
     "docs/model.md": "tests/model/test_model.py",
     "docs/relocate.md": "tests/copies/relocation/test_relocate.py",
