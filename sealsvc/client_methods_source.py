@@ -114,7 +114,8 @@ def _imports() -> str:
     """Of the modules that are used, in the order that ruff wants."""
     ours = [name for name, module in sorted(_used.items()) if module == f"sealsvc.{name}"]
     lines = [f"from sealsvc import {', '.join(ours)}"]
-    for name, module in sorted(_used.items()):
+    # As ruff orders them: by the package.
+    for name, module in sorted(_used.items(), key=lambda item: item[1].rsplit(".", 1)):
         if name not in ours:
             package, _, last = module.rpartition(".")
             lines.append(f"from {package} import {last} as {name}")

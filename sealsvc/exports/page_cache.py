@@ -17,8 +17,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def cached(fd: int) -> int | None:
-    """How many pages of the file are cached; None where the kernel does not tell. A file with DAX has
-    none, and asking about one oopses the kernel (native/include/sealsvc/cachestat.h)."""
+    """How many pages of the file are cached; None where the kernel does not tell. A file with DAX
+    has none, and asking about one oopses the kernel (native/include/sealsvc/cachestat.h)."""
     if has_dax(fd):
         return 0
     whole = ctypes.create_string_buffer(struct.pack("=QQ", 0, 0), 16)

@@ -12,7 +12,6 @@ from pathlib import Path
 import psutil
 import pytest
 from scratch import PREFIX
-from tests.copies.test_jobs import descriptors, ended, start
 
 from sealsvc.client import Client
 from sealsvc.copies import Options, Result, make_plan, run
@@ -20,6 +19,7 @@ from sealsvc.messages import List
 from sealsvc.overview import JobState, ShowJob
 from tests.copies.conftest import MiB, opened, pattern
 from tests.copies.stacks import Layers, filled, shut_down
+from tests.copies.test_copy_jobs import descriptors, ended, start
 from tests.copies.test_lower import as_if_sealed
 from tests.service.conftest import until
 
