@@ -296,8 +296,8 @@ class Client(Methods):
     ) -> Held:
         """Seal a file, with this process as the holder, until the end of a `with` block.
 
-        `terms` are fields of Grant (kind, offset, length, grace, ...). The file is opened here, so
-        that whoever may open it may seal it. `on_recall` is called in another thread, with each
+        `terms` are fields of Grant (kind, offset, length, grace, ...). The file is opened here:
+        every user who may open it may seal it. `on_recall` is called in another thread, with each
         Recall: stop using the mapping, and leave the block. Raises OSError when the file cannot be
         opened, and Refusal."""
         from sealsvc.held import Held

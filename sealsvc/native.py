@@ -202,6 +202,13 @@ def sync_filesystem(fd: int) -> None:
     _check(lib.seal_sync_filesystem(fd), "syncfs")
 
 
+def cached_pages(fd: int, offset: int = 0, length: int = 0) -> int | None:
+    """Pages of `length` bytes (0: to the end) from `offset` in the page cache; None: the kernel
+    does not tell (before 6.5)."""
+    count: int = lib.seal_cached_pages(fd, offset, length)
+    return None if count < 0 else count
+
+
 def dirty_pages(fd: int) -> int:
     """Dirty pages of the file and those under writeback; 0 where the kernel cannot tell."""
     count: int = lib.seal_dirty_pages(fd)

@@ -1,8 +1,6 @@
 /* The strategies that are one system call in a loop. */
 #include "sealsvc/copy.h"
 
-#include "sealsvc/cachestat.h"
-
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
@@ -175,14 +173,6 @@ struct seal_copied seal_copy_compare(const struct seal_copy *copy)
 	}
 	munmap(buffers, 2 * BUFFER);
 	return done;
-}
-
-int64_t seal_cached_pages(int fd, uint64_t offset, uint64_t length)
-{
-	struct seal_cache_counts pages;
-	int error = seal_cachestat(fd, offset, length, &pages);
-
-	return error ? error : (int64_t)pages.cached;
 }
 
 int seal_write_back(int fd, uint64_t offset, uint64_t length)

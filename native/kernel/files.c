@@ -172,6 +172,14 @@ int64_t seal_dirty_pages(int fd)
 	return error ? error : (int64_t)(pages.dirty + pages.writeback);
 }
 
+int64_t seal_cached_pages(int fd, uint64_t offset, uint64_t length)
+{
+	struct seal_cache_counts pages;
+	int error = seal_cachestat(fd, offset, length, &pages);
+
+	return error ? error : (int64_t)pages.cached;
+}
+
 int seal_statx_attributes(int fd, uint64_t *attributes)
 {
 	struct statx stx;

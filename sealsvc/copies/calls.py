@@ -86,12 +86,6 @@ def equal_bytes(source: int, destination: int, span: Span) -> int:
     return result.bytes
 
 
-def cached_pages(fd: int, offset: int, length: int) -> int | None:
-    """Pages of the range in the page cache; None: the kernel does not tell (before 6.5)."""
-    count: int = lib.seal_cached_pages(fd, offset, length)
-    return None if count < 0 else count
-
-
 def write_back(fd: int, offset: int, length: int) -> None:
     """Write dirty pages of the range, and wait. No promise of durability: see sync_file_range(2).
     Raises OSError."""

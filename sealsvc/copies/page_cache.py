@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from sealsvc.copies import calls
+from sealsvc import native
 
 
 def drop(fd: int) -> None:
@@ -16,5 +16,5 @@ def drop_range(fd: int, offset: int, length: int) -> None:
     """At least the range: of a large folio that reaches beyond it nothing is dropped
     (mapping_try_invalidate, mm/truncate.c, v6.18), so that all has to be then."""
     os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
-    if calls.cached_pages(fd, offset, length) != 0:
+    if native.cached_pages(fd, offset, length) != 0:
         drop(fd)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from sealsvc import native
 from sealsvc.copies import calls
 from sealsvc.copies.calls import Copied, Span
 from sealsvc.copies.measured import Measured
@@ -190,7 +191,7 @@ class _Run:
         source, there = self._ends.source.fd, self._ends.destination.fd
         pair = self._ends.pair
         tested = self._measured.trust(pair, strategy.name) is not None
-        stayed = calls.cached_pages(there, part.destination, part.length)
+        stayed = native.cached_pages(there, part.destination, part.length)
         if tested and stayed == 0:
             return copied
         equal = calls.equal_bytes(source, there, part)

@@ -3,29 +3,13 @@ there: they would be read as old data, or written back over new."""
 
 from __future__ import annotations
 
-import ctypes
 import os
-import struct
 import time
 
+from sealsvc import native
 from sealsvc.errors import Refusal
-from sealsvc.host.mapped import has_dax
 
-_CACHESTAT = 451  # __NR_cachestat, the same everywhere, since v6.5
 _TRIES, _PAUSE = 20, 0.01
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def cached(fd: int) -> int | None:
-    """How many pages of the file are cached; None where the kernel does not tell. A file with DAX
-    has none, and asking about one oopses the kernel (native/include/sealsvc/cachestat.h)."""
-    if has_dax(fd):
-        return 0
-    whole = ctypes.create_string_buffer(struct.pack("=QQ", 0, 0), 16)
-    found = ctypes.create_string_buffer(40)
-    if _libc.syscall(_CACHESTAT, fd, whole, found, 0):
-        return None
-    return int(struct.unpack_from("=Q", found)[0])
 
 
 def drop(fd: int) -> None:
@@ -35,7 +19,7 @@ def drop(fd: int) -> None:
     os.fsync(fd)
     for _ in range(_TRIES):
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        if not (left := cached(fd)):
+        if not (left := native.cached_pages(fd)):
             return
         time.sleep(_PAUSE)
     raise Refusal("try-later", f"{left} pages of the file stay in the page cache")

@@ -8,7 +8,6 @@ import os
 import pytest
 
 from sealsvc import native
-from sealsvc.copies import calls
 from sealsvc.exports import page_cache
 from tests.lab.pmem import mounted_dax
 
@@ -25,7 +24,7 @@ def test_the_kernel_is_not_asked_about_a_file_with_dax() -> None:
             for offset in range(0, 4 << 20, 4096):
                 mapping[offset] = 1
             assert native.dirty_pages(fd) == 0
-            assert calls.cached_pages(fd, 0, 4 << 20) == 0
-            assert page_cache.cached(fd) == 0
+            assert native.cached_pages(fd, 0, 4 << 20) == 0
+            assert native.cached_pages(fd) == 0
         page_cache.drop(fd)
         os.close(fd)

@@ -1,5 +1,5 @@
-/* The gate that every request passes: while it is closed new requests wait, and whoever closes it
- * waits until those under way have left. Pure: knows nothing of seals. */
+/* The gate that every request passes. While it is closed, new requests wait. The thread that closes it
+ * waits until the requests under way have left. Pure: knows nothing of seals. */
 #ifndef EXPORT_GATE_H
 #define EXPORT_GATE_H
 

@@ -29,9 +29,6 @@ struct seal_copied seal_copy_zeros(int fd, uint64_t offset, uint64_t length);
 /* How many bytes are equal, from the start on. */
 struct seal_copied seal_copy_compare(const struct seal_copy *copy);
 
-/* Pages of the range that are in the page cache (cachestat, since v6.5); -errno. */
-int64_t seal_cached_pages(int fd, uint64_t offset, uint64_t length);
-
 /* Write back, and wait for, the range (sync_file_range); 0 or -errno. */
 int seal_write_back(int fd, uint64_t offset, uint64_t length);
 

@@ -54,6 +54,8 @@ int seal_sync_filesystem(int fd);
 
 /* cachestat(2): dirty pages of the file and those under writeback, or -errno (-ENOSYS before v6.5). */
 int64_t seal_dirty_pages(int fd);
+/* Pages of `length` bytes (0: to the end) from `offset` that are in the page cache, or -errno. */
+int64_t seal_cached_pages(int fd, uint64_t offset, uint64_t length);
 
 /* fallocate(2) with FALLOC_FL_KEEP_SIZE, without CAP_SYS_RESOURCE: whoever has it exceeds quotas
  * (fs/quota/dquot.c ignore_hardlimit). 0 or -errno. */
