@@ -342,19 +342,28 @@ def test_everything_is_reached_by_keyboard(page: Page) -> None:
     assert {"search", "filter-state", "filter-kind", "Seals"} <= reached
 
 
-def test_the_focus_outlives_an_update(page: Page) -> None:
+def test_the_focus_outlives_an_update(page: Page, there: Front) -> None:
     """The page is drawn anew every three seconds, and whenever something happens."""
-    enter(page, where="#/seals")
-    wanted = [
-        page.locator("h1"),
-        page.locator("tbody tr").nth(1).get_by_role("link").nth(2),  # a holder, of several rows
-        page.get_by_role("button", name="Recall seal").first,
-    ]
-    for place in wanted:
-        place.focus()
-        page.evaluate("window.old = document.activeElement")
-        wait_for(lambda: not page.evaluate("window.old.isConnected"))
-        expect(place).to_be_focused()
+    path = "/sim/focus"
+    with there.client() as control, there.http() as http:
+        control.call(Simulate, action="create", path=path, size=MiB)
+        body = {"path": path, "holder": {"pid": os.getpid()}, "kind": "shared"}
+        made = [http.post("/v1/seals", json=body).json()["id"] for _ in range(2)]
+        enter(page, where="#/seals")
+        page.get_by_label("Search").fill("focus")
+        expect(page.locator("tbody tr")).to_have_count(2)
+        wanted = [
+            page.locator("h1"),
+            page.locator("tbody tr").nth(1).get_by_role("link").nth(2),  # a holder, of several rows
+            page.get_by_role("button", name="Recall seal").first,
+        ]
+        for place in wanted:
+            place.focus()
+            page.evaluate("window.old = document.activeElement")
+            wait_for(lambda: not page.evaluate("window.old.isConnected"))
+            expect(place).to_be_focused()
+        for seal in made:
+            control.call(Return, seal=seal)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
