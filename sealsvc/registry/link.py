@@ -50,7 +50,7 @@ _TURN = 1 << 18  # bytes that are sent, or read, before others have their turn
 _LINGER = 0.05  # seconds in which entries are gathered
 _TICK = 0.5  # seconds
 _SILENCE, _GIVEN_UP = 10.0, 60.0  # seconds without progress: an alarm, SIGKILL
-_STARTING = 45.0  # seconds until the first word, instead of _SILENCE: a busy machine loads slowly
+_STARTING = 45.0  # instead of _SILENCE, until the first entry is written: it opens what there is
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 60.0  # seconds before the next is started
 _LASTING = 60.0  # seconds after which a process is not one that ends at once
 _PATIENCE = 12.0  # seconds for a query: the process limits most of them to 10
@@ -243,7 +243,7 @@ class Link:
         self._ticking = self._loop.call_later(_TICK, self._tick)
         silence = time.monotonic() - self._progress_at
         waits = self._backlog.sent > 0 and not self.state.troubles
-        patience = _SILENCE if self._heard_at > self._started_at else _STARTING
+        patience = _SILENCE if self.state.settled else _STARTING
         if self._process is not None and (waits or self._silent) and silence > patience:
             pid = self._process.pid
             self._health.trouble(
