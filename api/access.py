@@ -38,6 +38,7 @@ class Action(StrEnum):
     RECALL_WIDE = "recall.wide"
     JOBS_RUN = "jobs.run"
     COPY = "copies"
+    EXPORTS_STOP = "exports.stop"
     POLICY_READ = "policy.read"
     POLICY_CHANGE = "policy.change"
     TRAIL = "trail"
@@ -59,6 +60,7 @@ MEANS = {
     Action.RECALL_WIDE: "recall by holder, file system or altogether (needs the scope /)",
     Action.JOBS_RUN: "audit everything and run the doctor (needs the scope /)",
     Action.COPY: "copy between files in scope, and follow such copies of one's own",
+    Action.EXPORTS_STOP: "stop exports of files in scope",
     Action.POLICY_READ: "read and check the policy",
     Action.POLICY_CHANGE: "have the policy read again",
     Action.TRAIL: "read the history and the audit trail",
@@ -83,6 +85,7 @@ _OPERATOR = _SEALER | {
     Action.RECALL_WIDE,
     Action.JOBS_RUN,
     Action.COPY,
+    Action.EXPORTS_STOP,
     Action.POLICY_READ,
     Action.TRAIL,
 }

@@ -18,7 +18,7 @@ from api.schemas import CopyBody, JobPath, NoQuery, fields
 from api.scope import GivenKey, asked_by
 from sealsvc.copies.requests import CopyTrust, StartCopy
 from sealsvc.errors import Refusal
-from sealsvc.overview import CancelJob, JobInfo, JobKind, ShowJob
+from sealsvc.overview import CancelJob, JobInfo, JobKind, JobList, Jobs, ShowJob
 
 router = APIRouter(prefix="/copies", tags=["copies"], dependencies=[Depends(inputs.query(NoQuery))])
 
@@ -51,6 +51,16 @@ async def start(
     return answer(job, 202, {"Location": f"/v1/copies/{job.id}"})
 
 
+@router.get(
+    "",
+    summary="Copies that the caller may see, the newest first, without their results",
+    **operation(Action.COPY, examples.COPIES),
+)
+async def index(daemon: Daemon, caller: Asking) -> Response:
+    found = expect(await daemon.call(Jobs), JobList)
+    return answer(JobList(jobs=[job for job in found.jobs if _sees(caller, job)]))
+
+
 @trust_router.get(
     "",
     summary="What was measured of strategies, and found in self-tests of offloads",
@@ -80,9 +90,13 @@ async def cancel(daemon: Daemon, caller: Asking, job: JobPath) -> Response:
 
 
 async def _own(daemon: Daemon, caller: Caller, job: str) -> JobInfo:
-    """Who may see everything sees every copy, others those that they began."""
     found = expect(await daemon.call(ShowJob, job=job), JobInfo)
-    mine = caller.below is None or found.principal == caller.name
-    if found.kind is not JobKind.COPY or not mine:
+    if not _sees(caller, found):
         raise Refusal("no-such-job", f"there is no job {job}", {"job": job})
     return found
+
+
+def _sees(caller: Caller, job: JobInfo) -> bool:
+    """Who may see everything sees every copy, others those that they began."""
+    mine = caller.below is None or job.principal == caller.name
+    return job.kind is JobKind.COPY and mine

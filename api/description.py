@@ -17,6 +17,7 @@ from api.status import API_VERSION
 from sealsvc import messages, overview, records
 from sealsvc.copies.requests import CopyTrustReport
 from sealsvc.exports.info import ExportInfo, ExportList
+from sealsvc.exports.requests import ExportStopped
 
 DESCRIPTION = """\
 Seals on the extent maps of files. Who asks is known by a bearer token, a client certificate, the
@@ -83,6 +84,7 @@ DOCUMENTED = (
     CopyTrustReport,
     ExportInfo,
     ExportList,
+    ExportStopped,
     overview.CoverageReport,
     overview.ClaimInfo,
     records.SealHistory,

@@ -25,6 +25,7 @@ from api.schemas import (
 )
 from sealsvc.copies.requests import CopyTrustReport, CopyTrustRow
 from sealsvc.exports.info import ExportInfo, ExportList
+from sealsvc.exports.requests import ExportStopped
 from sealsvc.exports.stats import BUCKETS, Stats
 from sealsvc.exports.stats import Histogram as ExportHistogram
 from sealsvc.exports.timeouts import Timeouts
@@ -175,6 +176,9 @@ EXPORT = ExportInfo(
     details={},
 )
 EXPORTS = ExportList(exports=[EXPORT])
+EXPORT_STOPPED = ExportStopped(
+    name=EXPORT.name, driver=EXPORT.driver, device=EXPORT.device, file=EXPORT.file
+)
 RECALLS = RecallReport(recalled=[RecallOutcome(seal=ID, state=State.RETURNED)])
 DRIFT = Drift(seal=ID, path=PATH, logical=MIB, expected="9437184+4096", found="hole")
 AUDIT = AuditReport(checked=1, drifted=[DRIFT], unreadable=[])
@@ -275,6 +279,7 @@ COPY = JobInfo(
     kind=JobKind.COPY,
     state=JobState.DONE,
     path="/srv/pmem/db.new",
+    source=PATH,
     principal="alice",
     started_at=1767225600.0,
     ended_at=1767225601.0,
@@ -291,6 +296,7 @@ COPY = JobInfo(
         "source_changed": False,
     },
 )
+COPIES = JobList(jobs=[msgspec.structs.replace(COPY, result={})])
 COPY_TRUST = CopyTrustReport(
     rows=[
         CopyTrustRow(

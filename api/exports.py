@@ -1,7 +1,7 @@
 """/v1/exports: sealed files that are served as block devices, as their processes record them.
 
-Read from the runtime directory of this machine; exports are started and stopped by `sealctl export`
-and systemd, which have the privilege.
+Read from the runtime directory of this machine. Exports are started by `sealctl export` and
+systemd; to stop one takes privilege that this process does not have: it asks the service.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Iterator
 from typing import Annotated
 
+import msgspec
 from fastapi import APIRouter, Depends, Path, Response
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
@@ -17,10 +18,13 @@ from api import examples, inputs
 from api.access import Action
 from api.answers import answer
 from api.auth import Asking
-from api.operations import GUARDED, operation
-from api.schemas import NoQuery
+from api.connection import PATIENT, Daemon
+from api.operations import CHANGING, GUARDED, KEY, operation
+from api.schemas import NoQuery, StopExportQuery, fields
+from api.scope import GivenKey, asked_by
 from sealsvc.errors import Refusal
 from sealsvc.exports.info import ExportInfo, ExportList, export_info
+from sealsvc.exports.requests import StopExport
 from sealsvc.exports.runtime import NAME_PATTERN, Runtime
 
 router = APIRouter(prefix="/exports", tags=["exports"])
@@ -57,6 +61,28 @@ async def show(caller: Asking, name: ExportName) -> Response:
         if info.name == name and caller.sees(info.file):
             return answer(info)
     raise Refusal("no-such-export", f"there is no export {name}", {"export": name})
+
+
+@router.delete(
+    "/{name}",
+    summary="Stop an export: remove the device, return the seal",
+    **operation(
+        Action.EXPORTS_STOP,
+        examples.EXPORT_STOPPED,
+        codes=(*CHANGING, "no-such-export", "export-failed"),
+        query=StopExportQuery,
+        accepts=(KEY,),
+    ),
+)
+async def stop(
+    daemon: Daemon,
+    caller: Asking,
+    key: GivenKey,
+    name: ExportName,
+    query: Annotated[msgspec.Struct, Depends(inputs.query(StopExportQuery))],
+) -> Response:
+    asked = {"name": name, **fields(query), "below": caller.directories, **asked_by(caller, key)}
+    return answer((await daemon.call(StopExport, PATIENT, **asked)).result)
 
 
 async def measured() -> list[Metric]:

@@ -157,10 +157,12 @@ ABILITY = PiAbility(
 _GONE = (*CHANGING, "no-such-attachment")
 
 
-async def _in_scope(daemon: Connection, caller: Caller, attachment: str) -> None:
+async def _in_scope(daemon: Connection, caller: Caller, attachment: str) -> PiAttachment:
     found = expect(await daemon.call(PiAttachments, attachment=attachment), PiAttachmentList)
-    if not any(caller.sees(row.path) for row in found.attachments):
-        raise Refusal("no-such-attachment", f"there is no attachment {attachment}")
+    for row in found.attachments:
+        if row.id == attachment and caller.sees(row.path):
+            return row
+    raise Refusal("no-such-attachment", f"there is no attachment {attachment}")
 
 
 @router.get(
@@ -233,6 +235,16 @@ async def attach(
     await changeable(daemon, caller, asked["seal"])
     reply = await daemon.call(PiAttach, **asked, **asked_by(caller, key))
     return answer(reply.result, 201)
+
+
+@router.get(
+    "/attachments/{attachment}",
+    summary="One attachment: its blocks by state, and its scrub",
+    dependencies=[Depends(inputs.query(NoQuery))],
+    **operation(Action.SEALS_READ, ATTACHMENT, codes=(*GUARDED, "no-such-attachment")),
+)
+async def show(daemon: Daemon, caller: Asking, attachment: AttachmentPath) -> Response:
+    return answer(await _in_scope(daemon, caller, attachment))
 
 
 @router.delete(

@@ -15,6 +15,7 @@ from msgspec import Meta
 from sealsvc import messages
 from sealsvc.copies.relocation.requests import Relocate
 from sealsvc.copies.requests import StartCopy
+from sealsvc.exports.requests import StopExport
 from sealsvc.integrity.messages import PiAttach, PiBless, PiScrub, PiVerify
 from sealsvc.messages import (
     Audit,
@@ -86,6 +87,7 @@ ExtentsQuery = _rest_of(Extents, "ExtentsQuery", "seal")
 FilesQuery = _rest_of(Files, "FilesQuery", "key")
 HoldersQuery = _rest_of(Holders, "HoldersQuery", "pid")
 CoverageQuery = _rest_of(Coverage, "CoverageQuery")
+StopExportQuery = _rest_of(StopExport, "StopExportQuery", "name")
 
 
 class AlarmsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

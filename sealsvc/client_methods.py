@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from sealsvc import messages, model, overview, records
 from sealsvc.copies import requests as copies_requests
 from sealsvc.copies.relocation import requests as copies_relocation_requests
+from sealsvc.exports import requests as exports_requests
 from sealsvc.integrity import device_messages as integrity_device_messages
 from sealsvc.integrity import messages as integrity_messages
 
@@ -377,6 +378,22 @@ class Methods:
         is kept. Raises still-mapped, as Return does. Answer: SealInfo."""
         return self._ask(
             copies_relocation_requests.Quiesce, messages.SealInfo, seal=seal, seqid=seqid
+        )
+
+    def stop_export(
+        self, name: str, *, force: bool = False, below: list[str] | None = None, key: str = ""
+    ) -> exports_requests.ExportStopped:
+        """End an export as `sealctl export stop` does, for operators: remove the device, return the
+        seal. Refused while the device is known to be in use, unless by `force`, which fails
+        requests. With `below`, its file lies below one of these directories. Answer:
+        ExportStopped."""
+        return self._ask(
+            exports_requests.StopExport,
+            exports_requests.ExportStopped,
+            name=name,
+            force=force,
+            below=below,
+            key=key,
         )
 
     def files(
@@ -1061,6 +1078,22 @@ class AsyncMethods:
         is kept. Raises still-mapped, as Return does. Answer: SealInfo."""
         return await self._ask(
             copies_relocation_requests.Quiesce, messages.SealInfo, seal=seal, seqid=seqid
+        )
+
+    async def stop_export(
+        self, name: str, *, force: bool = False, below: list[str] | None = None, key: str = ""
+    ) -> exports_requests.ExportStopped:
+        """End an export as `sealctl export stop` does, for operators: remove the device, return the
+        seal. Refused while the device is known to be in use, unless by `force`, which fails
+        requests. With `below`, its file lies below one of these directories. Answer:
+        ExportStopped."""
+        return await self._ask(
+            exports_requests.StopExport,
+            exports_requests.ExportStopped,
+            name=name,
+            force=force,
+            below=below,
+            key=key,
         )
 
     async def files(

@@ -89,6 +89,7 @@ class JobRunner:
         path: str | None,
         principal: str,
         uid: int | None = None,
+        source: str | None = None,
     ) -> JobInfo:
         """Begin a job whose result is what `work` returns. User `uid` may see and cancel it."""
         info = JobInfo(
@@ -96,6 +97,7 @@ class JobRunner:
             kind=kind,
             state=JobState.RUNNING,
             path=path,
+            source=source,
             principal=principal,
             started_at=time.time(),
         )

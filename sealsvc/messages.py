@@ -17,6 +17,7 @@ from msgspec import Meta
 from sealsvc import overview
 from sealsvc.copies import requests as copies
 from sealsvc.copies.relocation import requests as relocation
+from sealsvc.exports import requests as exports
 from sealsvc.integrity import messages as integrity
 from sealsvc.model import (
     ByteRange,
@@ -353,6 +354,7 @@ AnyRequest = (
     | IssueClaim
     | copies.AnyRequest
     | relocation.AnyRequest
+    | exports.StopExport
     | overview.AnyRequest
     | integrity.AnyRequest
 )
@@ -639,6 +641,7 @@ Result = (
     | Simulated
     | Done
     | copies.CopyTrustReport
+    | exports.ExportStopped
     | overview.Result
     | integrity.Result
 )

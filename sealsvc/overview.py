@@ -236,12 +236,14 @@ class PolicyReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", 
 
 
 class JobInfo(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="job"):
-    """`done` of `total` steps; `total` 0: not known yet. Times are seconds of the Unix epoch."""
+    """`done` of `total` steps; `total` 0: not known yet. `source` is what
+    a copy to `path` reads. Times are seconds of the Unix epoch."""
 
     id: str
     kind: JobKind
     state: JobState
     path: str | None = None
+    source: str | None = None
     principal: str
     started_at: float
     ended_at: float | None = None

@@ -20,6 +20,7 @@ from sealsvc.client import Client, Reply
 from sealsvc.copies.relocation.requests import Relocate
 from sealsvc.copies.requests import CopyTrust, StartCopy
 from sealsvc.errors import TABLE, Refusal
+from sealsvc.exports.requests import StopExport
 from sealsvc.integrity import messages as integrity
 from sealsvc.messages import (
     AnyRequest,
@@ -61,6 +62,7 @@ _ROUTES: dict[type, tuple[str, str]] = {
     StartCopy: ("POST", "/v1/copies"),
     CopyTrust: ("GET", "/v1/copy-trust"),
     Relocate: ("POST", "/v1/relocations"),
+    StopExport: ("DELETE", "/v1/exports/{name}"),
     overview.StartJob: ("POST", "/v1/jobs"),
     overview.Jobs: ("GET", "/v1/jobs"),
     overview.ShowJob: ("GET", "/v1/jobs/{job}"),
@@ -167,7 +169,7 @@ class RemoteClient(Client):
             headers["If-Match"] = f'"{seqid}"'
         if key := rest.pop("key", None):
             headers["Idempotency-Key"] = key
-        if method == "GET" and rest:
+        if method != "POST" and rest:
             path += "?" + urlencode({n: "true" if v is True else v for n, v in rest.items()})
         body = msgspec.json.encode(rest) if method == "POST" else None
         answer = self._request(self._connection, method, path, body, headers)

@@ -35,6 +35,8 @@ from sealsvc.copies.requests import CopyTrust, StartCopy
 from sealsvc.desk import Desk, asked_at_desk
 from sealsvc.enforce import Enforcer, EnforcerSet
 from sealsvc.errors import Refusal
+from sealsvc.exports.requests import StopExport
+from sealsvc.exports.stopping import stop_export
 from sealsvc.filesystem import Filesystem
 from sealsvc.grants import Asker, Grants, Passed, passed_of
 from sealsvc.history import Historian
@@ -257,6 +259,12 @@ class Service:
                 )
             case CopyTrust() if self.copies is not None:
                 return await self.copies.trust()
+            case StopExport():
+                if not self.policy.is_operator(peer):
+                    raise Refusal("denied", f"uid {peer.uid} may not stop exports")
+                if self.grants.host.simulated:
+                    raise Refusal("no-such-export", "a simulated service has no exports")
+                return await stop_export(request)
             case _ if self.desk is not None and asked_at_desk(request):
                 return await self.desk.answer(peer, request)
             case Simulate() if self.simulate is not None:

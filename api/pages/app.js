@@ -7,10 +7,13 @@ import { overview } from "./overview.js";
 import { seals, seal } from "./seals.js";
 import { files, file, holders, holder } from "./files.js";
 import { filesystems } from "./filesystems.js";
+import { exportsList, exported } from "./exports.js";
+import { integrity, attachment } from "./integrity.js";
+import { copies, job } from "./copies.js";
 import { timeline } from "./timeline.js";
 
-const PAGES = { "": overview, seals, files, holders, filesystems, events: timeline };
-const DETAILS = { seals: seal, files: file, holders: holder };
+const PAGES = { "": overview, seals, files, holders, filesystems, exports: exportsList, integrity, copies, events: timeline };
+const DETAILS = { seals: seal, files: file, holders: holder, exports: exported, integrity: attachment, copies: job };
 const GATHER = 250, LOOK = 3000; // milliseconds
 
 const at = (id) => document.getElementById(id);
@@ -25,10 +28,11 @@ const app = {
   async asks(question, label, done, work) {
     if (await confirmed(question, label)) await app.does(done, work);
   },
+  // `done` is a text, or a function that makes it once the work is done.
   async does(done, work) {
     try {
       await work();
-      say(done);
+      say(typeof done === "function" ? done() : done);
     } catch (error) {
       say(error instanceof Refused ? `${error.message} ${error.advice}` : String(error));
     }

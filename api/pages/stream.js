@@ -2,7 +2,7 @@
 // after an answer that says no; then it is begun anew, after the last event that was seen.
 
 const NAMES = ["granted", "refused", "state", "conflict", "conflict-ended", "recall", "renewed",
-  "reclaimed", "job", "policy", "drift", "alarm", "gap"];
+  "reclaimed", "job", "policy", "drift", "alarm", "integrity", "gap"];
 const KEPT = 500;
 
 export const seen = [];

@@ -12,6 +12,7 @@ function told(event) {
     case "conflict": return `${d.operation.name} by ${d.operation.comm} ${d.operation.pid}: ${d.verdict}`;
     case "conflict-ended": return `${d.operation.name} waited ${d.waited.toFixed(3)} s`;
     case "job": return `${d.job.kind}: ${d.job.state} ${d.job.done}/${d.job.total}`;
+    case "integrity": return `${d.error.kind}: block ${d.error.block} of ${d.error.path}`;
     default: return d.reason ?? d.message ?? "";
   }
 }

@@ -77,8 +77,15 @@ class CopyJobs:
         async def work(job: Job) -> dict[str, Any]:
             return await self._run(job, task, peer, fds)
 
-        path = request.destination or os.readlink(f"/proc/self/fd/{fds[1]}")
-        return self._jobs.begin(JobKind.COPY, work, path, request.principal, uid=peer.uid)
+        source, path = (os.readlink(f"/proc/self/fd/{fd}") for fd in fds)
+        return self._jobs.begin(
+            JobKind.COPY,
+            work,
+            request.destination or path,
+            request.principal,
+            uid=peer.uid,
+            source=request.source or source,
+        )
 
     async def trust(self) -> CopyTrustReport:
         return await self._grants.workers.run(self._trust)

@@ -20,7 +20,7 @@ from sealsvc.errors import Refusal
 from sealsvc.exports.base import Spec
 from sealsvc.exports.drivers import DRIVERS
 from sealsvc.exports.info import ExportInfo, ExportList, export_info
-from sealsvc.exports.launch import create, recover, run, stop
+from sealsvc.exports.launch import ENDED, create, recover, run, stop
 from sealsvc.exports.runtime import Runtime
 from sealsvc.model import Fence, Kind, Preparation
 
@@ -34,7 +34,6 @@ Examples:
 """
 # How long the device may take to be there: preparing a large file writes all of it.
 _READY = 600.0
-_ENDED = 10.0
 
 
 @click.group(epilog=EXAMPLES)
@@ -241,7 +240,7 @@ def _times(found: dict[str, float]) -> str:
 @pass_settings
 def stop_command(settings: Settings, name: str, force: bool) -> None:
     """End an export: remove the device, return the seal."""
-    stop(name, Runtime(), settings.timeout or _ENDED, force=force)
+    stop(name, Runtime(), settings.timeout or ENDED, force=force)
 
 
 @export.command("recover")

@@ -21,6 +21,7 @@ from sealsvc.exports.protect import protect
 from sealsvc.exports.runtime import Record, Runtime, start_time
 from sealsvc.exports.timeouts import check_timeouts
 
+ENDED = 10.0  # seconds that an export which is stopped has after SIGTERM
 _POLL = 0.01
 _LONGEST_LOG = 2000
 FAILED = 1

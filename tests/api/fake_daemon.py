@@ -21,6 +21,7 @@ from sealsvc import overview, records
 from sealsvc.copies.relocation.requests import Relocate
 from sealsvc.copies.requests import CopyTrust, StartCopy
 from sealsvc.errors import Refusal
+from sealsvc.exports.requests import StopExport
 from sealsvc.integrity import messages as pi
 from tests.api.fake_seals import Seals
 
@@ -224,6 +225,7 @@ _FIXED: dict[type, Any] = {
     overview.StartJob: examples.JOB,
     StartCopy: examples.COPY,
     Relocate: examples.RELOCATION,
+    StopExport: examples.EXPORT_STOPPED,
     CopyTrust: examples.COPY_TRUST,
     pi.PiProfiles: integrity.PROFILES,
     pi.PiQuery: integrity.ABILITY,

@@ -48,6 +48,7 @@ REQUESTS: dict[Action, tuple[str, str, object]] = {
     Action.RECALL_WIDE: ("POST", "/v1/recalls", {"all": True}),
     Action.JOBS_RUN: ("POST", "/v1/jobs", {"kind": "audit"}),
     Action.COPY: ("POST", "/v1/copies", {"source": IN, "destination": IN}),
+    Action.EXPORTS_STOP: ("DELETE", "/v1/exports/disk", None),
     Action.POLICY_READ: ("GET", "/v1/policy", None),
     Action.POLICY_CHANGE: ("POST", "/v1/policy/reload", None),
     Action.TRAIL: ("GET", "/v1/trail", None),
