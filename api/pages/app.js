@@ -123,6 +123,7 @@ function soon() {
 
 function login(problem) {
   session = null;
+  drawing += 1; // what is being drawn must not come over the form
   close();
   setCsrf(null);
   banner("");
