@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from tests.ring.test_ring_native import FLAGS, NATIVE, SANITIZERS, compiler, run
 TCMU = NATIVE / "exports" / "tcmu"
 FUZZ_SECONDS = int(os.environ.get("SEALSVC_FUZZ_SECONDS", "5"))
 SCSI = ["scsi.c", "inquiry.c", "parameters.c", "blocks.c", "provisioning.c"]
+SCSI += ["xcopy.c", "copy_results.c"]
 SOURCES = {"ring": ["ring.c", "layout.c"], "scsi": SCSI, "names": ["discover.c"]}
 
 
@@ -27,6 +29,25 @@ def test_by_itself(name: str, sanitizer: str, tmp_path: Path) -> None:
     sources = [TCMU / "tests" / f"test_{name}.c", *(TCMU / source for source in SOURCES[name])]
     run(gcc, *FLAGS, *flags, "-o", program, *sources, "-lpthread")
     run(program)
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("filesystem", ["xfs", "ext4"])
+def test_copies_of_files(filesystem: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """EXTENDED COPY shares blocks where the file system can, and copies where it cannot."""
+    root: Path = request.getfixturevalue(filesystem)
+    directory = root / "extended-copy"
+    directory.mkdir()
+    flags = SANITIZERS["address-undefined"]
+    gcc, program = compiler("gcc", *flags), tmp_path / "test"
+    sources = [TCMU / "tests" / "test_copy.c", NATIVE / "copy" / "loops.c"]
+    sources += [TCMU / name for name in ("file.c", *SCSI)]
+    run(gcc, *FLAGS, *flags, f"-I{NATIVE / 'include'}", "-o", program, *sources, "-lpthread")
+    try:
+        said = run(program, directory)
+    finally:
+        shutil.rmtree(directory)
+    assert said == f"shared {1 << 20 if filesystem == 'xfs' else 0}\n"
 
 
 @pytest.mark.parametrize("sanitizer", ["address-undefined", "thread"])

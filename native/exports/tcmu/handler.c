@@ -234,6 +234,7 @@ static int open_lun(struct tcmu_handler *handler, const struct tcmu_plugin *plug
 
 static void release(struct tcmu_handler *handler)
 {
+	scsi_leave(&handler->lun);
 	if (handler->lun.plugin)
 		handler->lun.plugin->close(handler->lun.context);
 	if (handler->note)
@@ -273,6 +274,8 @@ int tcmu_handler_start(const struct tcmu_device *device, const struct tcmu_plugi
 	/* What a process that died had answered may not have been told. */
 	if (!error && write(made->uio, &nothing, sizeof(nothing)) < 0)
 		error = complain(device, "telling the kernel", -errno);
+	if (!error)
+		scsi_join(&made->lun);
 	for (; !error && made->thread_count < threads && made->thread_count < 64;
 	     made->thread_count++)
 		error = -pthread_create(&made->threads[made->thread_count], NULL, serve, made);

@@ -28,10 +28,17 @@ static uint64_t hash(const char *name)
 
 static size_t supported(uint8_t *page)
 {
-	static const uint8_t pages[] = {0x00, 0x80, 0x83, 0xb0, 0xb1, 0xb2};
+	static const uint8_t pages[] = {0x00, 0x80, 0x83, 0x8f, 0xb0, 0xb1, 0xb2};
 
 	memcpy(page + 4, pages, sizeof(pages));
 	return sizeof(pages);
+}
+
+void scsi_naa(const struct scsi_lun *lun, uint8_t *naa)
+{
+	/* Registered extended. */
+	scsi_put(naa, 8, 0x6ULL << 60 | (uint64_t)OUI << 36 | hash(lun->serial) >> 28);
+	scsi_put(naa + 8, 8, hash(lun->serial) * 0x9e3779b97f4a7c15u);
 }
 
 static size_t identification(const struct scsi_lun *lun, uint8_t *page)
@@ -46,13 +53,12 @@ static size_t identification(const struct scsi_lun *lun, uint8_t *page)
 	length += text(at + 4 + length, lun->serial);
 	at[3] = (uint8_t)length;
 	at += 4 + length;
-	/* NAA, registered extended: 16 bytes. */
+	/* NAA, in binary. */
 	at[0] = 0x01;
 	at[1] = 0x03;
-	at[3] = 16;
-	scsi_put(at + 4, 8, 0x6ULL << 60 | (uint64_t)OUI << 36 | hash(lun->serial) >> 28);
-	scsi_put(at + 12, 8, hash(lun->serial) * 0x9e3779b97f4a7c15u);
-	return (size_t)(at + 20 - (page + 4));
+	at[3] = SCSI_NAA_BYTES;
+	scsi_naa(lun, at + 4);
+	return (size_t)(at + 4 + SCSI_NAA_BYTES - (page + 4));
 }
 
 static size_t limits(const struct scsi_lun *lun, uint8_t *page)
@@ -105,6 +111,9 @@ static void vital_product_data(struct scsi_task *task, const struct scsi_row *ro
 	case 0x83:
 		length = identification(lun, page);
 		break;
+	case 0x8f:
+		length = scsi_third_party_copy(page);
+		break;
 	case 0xb0:
 		length = limits(lun, page);
 		break;
@@ -127,6 +136,7 @@ void scsi_inquiry(struct scsi_task *task, const struct scsi_row *row)
 	uint8_t data[66] = {
 		[2] = 0x06, /* SPC-4 */
 		[3] = 0x02, /* response data format */
+		[5] = 0x08, /* 3PC: third-party copies */
 		[7] = 0x02, /* CMDQUE */
 	};
 

@@ -30,6 +30,11 @@ struct tcmu_plugin {
 	/* May be NULL: -EOPNOTSUPP. */
 	int (*discard)(void *context, uint64_t length, uint64_t offset);
 	int (*zero)(void *context, uint64_t length, uint64_t offset);
+	/* Copies from one medium of this plugin to another, or to a range of the same that does not overlap;
+	 * `*done` says how many bytes, whole 4 KiB, also when it fails. May be NULL. -EOPNOTSUPP: the rest is to
+	 * be read and written. */
+	int (*copy)(void *from, uint64_t from_offset, void *to, uint64_t to_offset, uint64_t length,
+		    uint64_t *done);
 };
 
 /* All that were compiled in, ended by NULL. */

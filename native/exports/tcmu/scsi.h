@@ -26,12 +26,15 @@ enum scsi_sense_key {
 	SCSI_HARDWARE_ERROR = 0x4,
 	SCSI_ILLEGAL_REQUEST = 0x5,
 	SCSI_DATA_PROTECT = 0x7,
+	SCSI_COPY_ABORTED = 0xa,
 	SCSI_MISCOMPARE = 0xe,
 };
 
 /* Additional sense code and qualifier. */
 enum scsi_sense_code {
+	SCSI_OPERATION_IN_PROGRESS = 0x0016,
 	SCSI_WRITE_ERROR = 0x0c00,
+	SCSI_COPY_TARGET_NOT_REACHABLE = 0x0d02,
 	SCSI_UNRECOVERED_READ_ERROR = 0x1100,
 	SCSI_PARAMETER_LIST_LENGTH_ERROR = 0x1a00,
 	SCSI_MISCOMPARE_DURING_VERIFY = 0x1d00,
@@ -39,6 +42,12 @@ enum scsi_sense_code {
 	SCSI_LBA_OUT_OF_RANGE = 0x2100,
 	SCSI_INVALID_FIELD_IN_CDB = 0x2400,
 	SCSI_INVALID_FIELD_IN_PARAMETER_LIST = 0x2600,
+	SCSI_TOO_MANY_CSCD_DESCRIPTORS = 0x2606,
+	SCSI_UNSUPPORTED_CSCD_DESCRIPTOR = 0x2607,
+	SCSI_TOO_MANY_SEGMENT_DESCRIPTORS = 0x2608,
+	SCSI_UNSUPPORTED_SEGMENT_DESCRIPTOR = 0x2609,
+	SCSI_INEXACT_SEGMENT = 0x260a,
+	SCSI_INLINE_DATA_LENGTH_EXCEEDED = 0x260b,
 	SCSI_WRITE_PROTECTED = 0x2700,
 	SCSI_SPACE_ALLOCATION_FAILED = 0x2707,
 	SCSI_SAVING_NOT_SUPPORTED = 0x3900,
@@ -49,6 +58,22 @@ enum scsi_sense_code {
 #define SCSI_MAX_COMPARE 32	     /* blocks of one COMPARE AND WRITE */
 #define SCSI_MAX_UNMAP_RANGES 64     /* of one UNMAP */
 #define SCSI_MAX_TRANSFER (8u << 20) /* bytes of one READ or WRITE */
+
+#define SCSI_NAA_BYTES 16
+#define SCSI_COPY_CSCDS 8     /* copy sources and destinations of one EXTENDED COPY */
+#define SCSI_COPY_SEGMENTS 16 /* of one EXTENDED COPY */
+#define SCSI_COPIES_KEPT 16   /* whose results are remembered */
+/* Of one segment: all of a command are done well within the time-out of SCSI commands, 30 s. */
+#define SCSI_COPY_SEGMENT_BYTES (16u << 20)
+
+enum scsi_copy_state { SCSI_COPY_NONE, SCSI_COPY_RUNNING, SCSI_COPY_DONE, SCSI_COPY_FAILED };
+
+struct scsi_copied {
+	uint8_t id; /* the list identifier */
+	uint8_t state;
+	uint16_t segments; /* that are done whole, and their bytes */
+	uint64_t bytes;
+};
 
 /* What of a COMPARE AND WRITE has been done, where the next process finds it: its comparison must not be
  * made again over its own writing. `state` points into struct tcmu_note. */
@@ -63,6 +88,10 @@ struct scsi_lun {
 	/* Writes take it shared, COMPARE AND WRITE exclusively. */
 	pthread_rwlock_t order;
 	uint32_t *write_state, *write_id; /* may be NULL */
+	/* xcopy.c: the other disks of this process, and how many copies use this one. */
+	struct scsi_lun *next;
+	unsigned users, next_copy;
+	struct scsi_copied copies[SCSI_COPIES_KEPT];
 };
 
 struct scsi_task {
@@ -77,6 +106,17 @@ struct scsi_task {
 	uint8_t sense[SCSI_SENSE_BYTES];
 	uint64_t moved; /* bytes of data for the initiator */
 };
+
+/* A disk can be the source or destination of EXTENDED COPY to any disk of the process between these; to its
+ * own always. scsi_leave returns when no copy uses it any more. */
+void scsi_join(struct scsi_lun *lun);
+void scsi_leave(struct scsi_lun *lun);
+/* What is remembered of the copy with this list identifier; 0: nothing. */
+int scsi_copied(struct scsi_lun *lun, uint8_t id, struct scsi_copied *out);
+/* The designator of VPD page 0x83 by which copies name the disk. */
+void scsi_naa(const struct scsi_lun *lun, uint8_t *naa);
+/* VPD page 0x8F: the bytes after its head. */
+size_t scsi_third_party_copy(uint8_t *page);
 
 /* Carries the command out; the answer is in the task. */
 void scsi_run(struct scsi_task *task);
@@ -120,7 +160,7 @@ void scsi_answer(struct scsi_task *task, const struct scsi_row *row, const uint8
 size_t scsi_copy_in(const struct scsi_task *task, uint64_t at, void *to, size_t length);
 size_t scsi_copy_out(const struct scsi_task *task, uint64_t at, const void *from, size_t length);
 
-/* inquiry.c, parameters.c, blocks.c, provisioning.c */
+/* inquiry.c, parameters.c, blocks.c, provisioning.c, xcopy.c, copy_results.c */
 void scsi_inquiry(struct scsi_task *task, const struct scsi_row *row);
 void scsi_nothing(struct scsi_task *task, const struct scsi_row *row);
 void scsi_request_sense(struct scsi_task *task, const struct scsi_row *row);
@@ -136,5 +176,8 @@ void scsi_synchronize(struct scsi_task *task, const struct scsi_row *row);
 void scsi_compare_and_write(struct scsi_task *task, const struct scsi_row *row);
 void scsi_write_same(struct scsi_task *task, const struct scsi_row *row);
 void scsi_unmap(struct scsi_task *task, const struct scsi_row *row);
+void scsi_extended_copy(struct scsi_task *task, const struct scsi_row *row);
+void scsi_copy_status(struct scsi_task *task, const struct scsi_row *row);
+void scsi_copy_parameters(struct scsi_task *task, const struct scsi_row *row);
 
 #endif

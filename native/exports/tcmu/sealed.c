@@ -85,6 +85,8 @@ static int sealed_zero(void *context, uint64_t length, uint64_t offset)
 	return export_zero(context, length, offset, 0);
 }
 
+/* No `copy`: copy_file_range(2) would share blocks, or write others than the sealed ones, where the file system
+ * can; what is read and written stays where it is. */
 const struct tcmu_plugin tcmu_sealed = {
 	.subtype = "sealed",
 	.about = "PATH: a file under a seal; recalls are pauses",

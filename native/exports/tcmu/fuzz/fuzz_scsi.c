@@ -47,11 +47,25 @@ static int ram_flush(void *context)
 	return *(int *)context;
 }
 
+/* A part of it, as of the whole length; the rest is read and written. */
+static int ram_copy(void *from, uint64_t from_offset, void *to, uint64_t to_offset, uint64_t length,
+		    uint64_t *done)
+{
+	(void)to;
+	check_range(length, from_offset);
+	check_range(length, to_offset);
+	*done = length / BLOCK / 2 * BLOCK;
+	memcpy(medium + to_offset, medium + from_offset, *done);
+	written = 1;
+	return *(int *)from ?: -EOPNOTSUPP;
+}
+
 static const struct tcmu_plugin ram = {.read = ram_read,
 				       .write = ram_write,
 				       .flush = ram_flush,
 				       .discard = ram_change,
-				       .zero = ram_change};
+				       .zero = ram_change,
+				       .copy = ram_copy};
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
@@ -81,6 +95,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	copy = malloc(left ?: 1);
 	for (size_t i = 0; i < left; i++)
 		copy[i] = data[HEADER + i % (size - HEADER)];
+	/* The names of disks in EXTENDED COPY are not found by chance. */
+	for (size_t i = 16; data[0] == 0x83 && data[19] & 1 && i + 32 <= left; i += 32) {
+		copy[i + 7] = SCSI_NAA_BYTES;
+		scsi_naa(&lun, copy + i + 8);
+	}
 	for (unsigned i = 0; i < 4; i++) {
 		size_t part = i == 3 ? left - at : left * data[18] / 256 / (i + 1);
 
