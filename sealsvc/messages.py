@@ -53,7 +53,9 @@ from sealsvc.protocol import SealId as SealId
 from sealsvc.records import RegistryAnswer, RegistryRequest
 
 
-class Requirements(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Requirements(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True
+):
     """What the holder's mapping must be; checked when it is validated (fsdax only). `populate` asks
     whether the pages are there, not whether they may be accessed: mapped PROT_NONE they pass. A
     guard region (MADV_GUARD_INSTALL, since Linux 6.13) is no page that is there: `populate` finds
@@ -64,7 +66,9 @@ class Requirements(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     pmd: bool = False
 
 
-class HolderSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class HolderSpec(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True
+):
     """A holder other than the caller. By `pid` (policy decides who may name whom), optionally with
     the number `fd` of that process's own descriptor of the file; or, with `pidfd` true, by a
     pidfd that is the last descriptor sent with the request (a child of the caller's user)."""
@@ -74,7 +78,9 @@ class HolderSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     pidfd: bool = False
 
 
-class Conditions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Conditions(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True
+):
     """What must hold for a grant, beside the service's policy; asked for by a front that answers
     for others, and judged here, where nothing can change in between. The file lies `below` one of
     these directories; the holder is a process of one of the users `uids`. Whatever does not fit is

@@ -29,9 +29,15 @@ Limit = Annotated[int, Meta(ge=1, le=1000)]
 
 
 class Request(
-    msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="op"
+    msgspec.Struct,
+    frozen=True,
+    forbid_unknown_fields=True,
+    kw_only=True,
+    tag_field="op",
+    omit_defaults=True,
 ):
-    """`principal` is whom the asker asks for, where it is a front for others (the REST API): it is
+    """What is at its default is not written, so that an older version, which refuses fields that it
+    does not know, understands whatever does not use a newer one (docs/upgrade.md). `principal` is whom the asker asks for, where it is a front for others (the REST API): it is
     recorded, and gives no right. `trace` is recorded, too, with what the request changes."""
 
     id: RequestId

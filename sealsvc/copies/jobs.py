@@ -78,7 +78,7 @@ class CopyJobs:
             return await self._run(job, task, peer, fds)
 
         path = request.destination or os.readlink(f"/proc/self/fd/{fds[1]}")
-        return self._jobs.begin(JobKind.COPY, work, path, request.principal, uid=peer.uid)
+        return await self._jobs.begin(JobKind.COPY, work, path, request.principal, uid=peer.uid)
 
     async def trust(self) -> CopyTrustReport:
         return await self._grants.workers.run(self._trust)
