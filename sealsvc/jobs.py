@@ -115,8 +115,8 @@ class JobRunner:
         principal: str,
         uid: int | None = None,
     ) -> JobInfo:
-        """Begin a job whose result is what `work` returns. User `uid` may see and cancel it. It is on
-        file when this returns."""
+        """Begin a job whose result is what `work` returns. User `uid` may see and cancel it. It is
+        on file when this returns."""
         info = JobInfo(
             id=secrets.token_hex(8),
             kind=kind,

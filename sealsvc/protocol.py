@@ -36,9 +36,11 @@ class Request(
     tag_field="op",
     omit_defaults=True,
 ):
-    """What is at its default is not written, so that an older version, which refuses fields that it
-    does not know, understands whatever does not use a newer one (docs/upgrade.md). `principal` is whom the asker asks for, where it is a front for others (the REST API): it is
-    recorded, and gives no right. `trace` is recorded, too, with what the request changes."""
+    """`principal` is whom the asker asks for, where it is a front for others (the REST API): it is
+    recorded, and gives no right. `trace` is recorded, too, with what the request changes.
+
+    What is at its default is not written: an older version, which refuses fields that it does not
+    know, understands every request that uses no newer one (docs/upgrade.md)."""
 
     id: RequestId
     v: int = VERSION

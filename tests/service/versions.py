@@ -49,7 +49,8 @@ def of_another_keeper(directory: Path) -> Path:
 def _copy(directory: Path) -> Path:
     left_out = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "sealsvc", directory / "sealsvc", ignore=left_out)
-    _replace(directory / "sealsvc" / "__init__.py", "__version__ = ", f'__version__ = "{VERSION}"  # ')
+    now = "__version__ = "
+    _replace(directory / "sealsvc" / "__init__.py", now, f'{now}"{VERSION}"  # ')
     return directory
 
 

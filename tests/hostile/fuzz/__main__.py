@@ -22,6 +22,7 @@ from typing import Any
 from api.app import build_app
 from api.settings import Settings
 from sealsvc.messages import Simulate
+from tests.api import running as processes
 from tests.api.conftest import TOKEN, write_principals
 from tests.api.running import Front, front, simulated
 from tests.hostile.fuzz.control import Control
@@ -43,9 +44,12 @@ def main() -> int:
     parser.add_argument("--root", type=Path, help="seal real files in this directory")
     asked = parser.parse_args()
     print(f"seed {asked.seed}", flush=True)
+    processes.PATIENCE = 120.0  # beside other work
     tally = Tally()
     with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
-        there, paths = stack.enter_context(_service(Path(directory), asked.root))
+        made = Path(directory)
+        service = _real_service(made, asked.root) if asked.root else simulated_service(made)
+        there, paths = stack.enter_context(service)
         run(there, paths, asked.seed, asked.inputs, asked.rest, asked.minutes * 60, tally)
         log = Path(directory) / ("log" if asked.root else "service.log")
         if "Traceback" in log.read_text():
@@ -55,7 +59,13 @@ def main() -> int:
 
 
 def run(
-    there: Front, paths: list[str], seed: str, inputs: int, rest: float, seconds: float, tally: Tally
+    there: Front,
+    paths: list[str],
+    seed: str,
+    inputs: int,
+    rest: float,
+    seconds: float,
+    tally: Tally,
 ) -> None:
     """Both faces at once, each in a process of its own; `tally` has the sum."""
     until = time.monotonic() + seconds
@@ -86,21 +96,27 @@ def _control(path: str, seed: str, paths: list[str], inputs: int, until: float) 
 
 def _rest(base: str, seed: str, paths: list[str], inputs: int, until: float) -> Tally:
     tally = Tally()
-    description: dict[str, Any] = build_app(Settings()).openapi()
-    Rest(base, description, _TOKENS, Draw(f"{seed} rest", paths), tally).run(inputs, until)
+    Rest(base, described(), _TOKENS, Draw(f"{seed} rest", paths), tally).run(inputs, until)
     return tally
 
 
+def described() -> dict[str, Any]:
+    return build_app(Settings()).openapi()
+
+
 @contextmanager
-def _service(directory: Path, root: Path | None) -> Iterator[tuple[Front, list[str]]]:
-    if root is None:
-        with simulated(directory) as there:
-            paths = [f"/sim/{n}" for n in range(_FILES)]
-            with there.client() as client:
-                for path in paths:
-                    client.call(Simulate, action="create", path=path, size=1 << 20)
-            yield there, [*paths, "/sim", "/sim/none"]
-        return
+def simulated_service(directory: Path) -> Iterator[tuple[Front, list[str]]]:
+    """A service and the API before it, and the paths that requests should name."""
+    with simulated(directory) as there:
+        paths = [f"/sim/{n}" for n in range(_FILES)]
+        with there.client() as client:
+            for path in paths:
+                client.call(Simulate, action="create", path=path, size=1 << 20)
+        yield there, [*paths, "/sim", "/sim/none"]
+
+
+@contextmanager
+def _real_service(directory: Path, root: Path) -> Iterator[tuple[Front, list[str]]]:
     with ExitStack() as stack:
         paths = []
         for n in range(_FILES):

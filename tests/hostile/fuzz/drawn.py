@@ -1,8 +1,9 @@
-"""Values drawn at random for the fields of a message: usual ones, edges of their types, and others."""
+"""Values drawn at random for the fields of a message: usual ones, edges of their types, others."""
 
 from __future__ import annotations
 
 import random
+import re
 import string
 from typing import Any
 
@@ -51,12 +52,18 @@ class Draw:
         """What passes for a value of this type, and often names something that is there."""
         draw = self.random
         match kind:
+            case inspect.StrType() if name == "trace":
+                return ""
             case inspect.StrType():
-                if kind.pattern or "seal" in name or "job" in name:
-                    return draw.choice(self.names) if self.names else "0" * 24
+                if kind.pattern:
+                    fit = [known for known in self.names if re.search(kind.pattern, known)]
+                    return draw.choice(fit or ["0" * (16 if "{16}" in kind.pattern else 24)])
+                if "seal" in name and self.names:
+                    return draw.choice(self.names)
                 return draw.choice(self.paths)
             case inspect.IntType():
-                return max(kind.ge or 0, draw.choice((0, 1, 4096, 65536, draw.getrandbits(16))))
+                number = max(kind.ge or 0, draw.choice((0, 1, 4096, 65536, draw.getrandbits(16))))
+                return min(number, number if kind.le is None else kind.le)
             case inspect.FloatType():
                 return draw.choice((0.0, 0.05, 1.0, 10.0))
             case inspect.BoolType():
@@ -93,8 +100,8 @@ class Draw:
                 return value | {field.encode_name: self.any(field.type, field.encode_name)}
             case inspect.ListType() if draw.random() < 0.6:
                 return [self.any(kind.item_type, name) for _ in range(draw.randrange(4))]
-        match draw.randrange(8):
-            case 0:
+        match draw.randrange(10):
+            case 0 | 8 | 9:
                 return self.usual(kind, name)
             case 1 | 2 | 3 if isinstance(kind, inspect.StrType):
                 return self.text()

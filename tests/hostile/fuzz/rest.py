@@ -85,11 +85,13 @@ class Rest:
     def _body(self, described: dict[str, Any], prefix: str, changed: list[str]) -> bytes:
         draw = self._draw.random
         schema = self._resolved(self._resolved(described)["content"]["application/json"]["schema"])
+        if "anyOf" in schema:
+            schema = self._resolved(draw.choice(schema["anyOf"]))
         value = self._value(schema, "", hostile=0.1)
-        if isinstance(value, dict):
-            for name in draw.sample(sorted(schema.get("properties", {})), k=1):
-                value[name] = self._value(schema["properties"][name], name, hostile=0.9)
-            changed += [f"{prefix} {name}" for name in value if name in schema["properties"]]
+        if isinstance(value, dict) and (fields := schema.get("properties")):
+            name = draw.choice(sorted(fields))
+            value[name] = self._value(fields[name], name, hostile=0.9)
+            changed += [f"{prefix} {name}" for name in value if name in fields]
             value.pop("wait", None)  # for holders that are not there
         data = json.dumps(value).encode()
         if draw.random() < 0.03:
