@@ -195,9 +195,10 @@ def _understood(data: bytes) -> Granted | Progress | Ended:
     """Raises ValueError for what only another version knows: to read over it would be to keep a
     seal on other terms than it was granted on."""
     try:
-        return _decode(data)
+        record: Granted | Progress | Ended = _decode(data)
     except msgspec.ValidationError as error:
         raise _unlike(str(error)) from error
+    return record
 
 
 def _unlike(reason: str) -> ValueError:

@@ -53,9 +53,7 @@ from sealsvc.protocol import SealId as SealId
 from sealsvc.records import RegistryAnswer, RegistryRequest
 
 
-class Requirements(
-    msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True
-):
+class Requirements(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What the holder's mapping must be; checked when it is validated (fsdax only). `populate` asks
     whether the pages are there, not whether they may be accessed: mapped PROT_NONE they pass. A
     guard region (MADV_GUARD_INSTALL, since Linux 6.13) is no page that is there: `populate` finds
