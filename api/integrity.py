@@ -175,7 +175,7 @@ async def profiles(daemon: Daemon) -> Response:
 
 @router.get(
     "/ability",
-    summary="Who can check protection information of a file or block device",
+    summary="Who can check protection information of a file",
     **operation(Action.FILESYSTEMS, ABILITY, codes=(*GUARDED, "no-such-file"), query=AbilityQuery),
 )
 async def ability(
@@ -185,7 +185,7 @@ async def ability(
 ) -> Response:
     asked = fields(query)
     path_in_scope(caller, asked["path"])
-    return answer((await daemon.call(PiQuery, **asked)).result)
+    return answer((await daemon.call(PiQuery, **asked, below=caller.confined)).result)
 
 
 @router.get(

@@ -98,7 +98,7 @@ def test_who_reads_no_answer_is_closed(api: Api) -> None:
         assert cut_off(sock, [request] * 400)
 
 
-@pytest.mark.parametrize("value", [b"a\x01b", b"a\0b", b"a\x7fb"])
+@pytest.mark.parametrize("value", [b"a\x0bb", b"a\x0cb", b"a\0b"])
 def test_what_is_no_http_is_refused_as_everything_else(api: Api, value: bytes) -> None:
     with opened(api.port) as sock:
         sock.sendall(GET[:-2] + b"Traceparent: " + value + b"\r\n\r\n")
