@@ -15,6 +15,9 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from api.peers import STATE, peer_of
+from api.problems import MEDIA_TYPE, problem
+from sealsvc.errors import Refusal
+from sealsvc.messages import encode
 
 HEAD_TIMEOUT = 10.0  # seconds for a request's line and header fields, and for a TLS handshake
 BODY_TIMEOUT = 20.0  # seconds for the whole body: it has 48 KiB at most
@@ -66,6 +69,20 @@ class Protocol(H11Protocol):
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
         self._release()
         super().handle_websocket_upgrade(event)
+
+    def send_400_response(self, msg: str) -> None:
+        """Of what is no HTTP: a problem like every other refusal, then the connection ends."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            told = encode(problem(Refusal("bad-request", msg), ""))
+            headers = [
+                (b"content-type", MEDIA_TYPE.encode()),
+                (b"content-length", str(len(told)).encode()),
+                (b"connection", b"close"),
+            ]
+            response = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
+            for event in (response, h11.Data(data=told), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def pause_writing(self) -> None:
         super().pause_writing()

@@ -43,6 +43,7 @@ from sealsvc.host.kernel import KernelHost, kernel_release
 from sealsvc.host.proofs import Prover
 from sealsvc.host.sim import SimHost
 from sealsvc.integrity.service import Integrity
+from sealsvc.job_store import JobStore
 from sealsvc.jobs import JobRunner
 from sealsvc.journal import Journal
 from sealsvc.keeper import Keeper, own
@@ -153,8 +154,12 @@ class Daemon:
         self.events.watch(self.service.measures.hear)
         self.policy = policy
         self.policy_file = PolicyFile(config, self._take_policy)
-        jobs = JobRunner(self.grants, self.recaller, self.events, self.tasks, self.service.paths)
-        kept = Path(config.service.socket).with_name("alarms.json")
+        kept = Path(config.service.socket)
+        store = JobStore(kept.with_name("jobs.json"), self.workers.of("jobs", 1).run)
+        jobs = self.jobs = JobRunner(
+            self.grants, self.recaller, self.events, self.tasks, self.service.paths, store
+        )
+        kept = kept.with_name("alarms.json")
         self.alarms = AlarmList(kept, self.workers.of("alarms", 1).run)
         self.alarms.load()
         self.events.watch(self.alarms.hear)
@@ -196,9 +201,11 @@ class Daemon:
                 stack.callback(self.keeper_watch.stop)
             for enforcer in self.enforcers.enforcers:
                 self._start(enforcer, stack)
+            stack.push_async_callback(self.jobs.save)
             stack.push_async_callback(self.tasks.stop)
             stack.push_async_callback(self.service.pi_channels.stop)
             self._start_registry()
+            await self.jobs.resume()
             self._resume()
             faults.point("start:resumed")
             if self.integrity is not None:

@@ -101,7 +101,7 @@ _ROWS = (
     ErrorClass(
         "no-such-job", errno.ENOENT, 404, 4, False,
         "There is no such job",
-        "Only the newest jobs of this run of the service are kept; list them.",
+        "Only the newest jobs since the machine was booted are kept; list them.",
     ),
     ErrorClass(
         "no-such-alarm", errno.ENOENT, 404, 4, False,

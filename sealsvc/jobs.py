@@ -8,7 +8,7 @@ import logging
 import secrets
 import sys
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +20,7 @@ from sealsvc.audit import audit
 from sealsvc.errors import Refusal
 from sealsvc.events import EventLog
 from sealsvc.grants import Grants
+from sealsvc.job_store import JobStore, KeptJob
 from sealsvc.overview import (
     Coverage,
     CoverageReport,
@@ -36,6 +37,8 @@ from sealsvc.tasks import Tasks
 log = logging.getLogger(__name__)
 
 _REMEMBERED = 64
+_STOPPED = "the service was stopped while the job was under way"
+_KILLED = "the service ended without a stop while the job was under way"
 _BATCH = 64  # seals audited between two reports of progress
 _PAUSE = 0.25  # seconds between two events of one job
 _LINE = 64 * 1024
@@ -50,6 +53,11 @@ class Job:
     uid: int | None = None  # who began it, where that one may look after it
     task: asyncio.Task[None] | None = None
     told_at: float = 0.0
+    cancelled: bool = False  # by somebody, not by the end of the service
+
+    @property
+    def over(self) -> bool:
+        return self.info.state is not JobState.RUNNING
 
 
 @dataclass(slots=True)
@@ -60,10 +68,16 @@ class _Measured:
 
 class JobRunner:
     def __init__(
-        self, grants: Grants, recaller: Recaller, events: EventLog, tasks: Tasks, paths: Paths
+        self,
+        grants: Grants,
+        recaller: Recaller,
+        events: EventLog,
+        tasks: Tasks,
+        paths: Paths,
+        store: JobStore,
     ) -> None:
         self.grants, self.recaller, self.events = grants, recaller, events
-        self.tasks, self.paths = tasks, paths
+        self.tasks, self.paths, self._store = tasks, paths, store
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._coverage: dict[str, _Measured] = {}
 
@@ -76,13 +90,24 @@ class JobRunner:
             if job.info.kind is request.kind:
                 message = f"job {job.info.id} of this kind is under way"
                 raise Refusal("limit-reached", message, {"job": job.info.id}, retry_after=5.0)
-        return self.begin(request.kind, work, request.path, request.principal)
+        return await self.begin(request.kind, work, request.path, request.principal)
 
     @property
     def running(self) -> list[Job]:
-        return [job for job in self._jobs.values() if job.info.state is JobState.RUNNING]
+        return [job for job in self._jobs.values() if not job.over]
 
-    def begin(
+    async def resume(self) -> None:
+        """Take over what is on file of the service before: what it left running is interrupted."""
+        for kept in self._store.load():
+            job = self._jobs[kept.info.id] = Job(kept.info, kept.uid)
+            if not job.over:
+                self.tell(job, state=JobState.INTERRUPTED, error=_KILLED)
+        await self.save()
+
+    async def save(self) -> None:
+        await self._store.save(lambda: [KeptJob(job.info, job.uid) for job in self._jobs.values()])
+
+    async def begin(
         self,
         kind: JobKind,
         work: Callable[[Job], Awaitable[dict[str, Any]]],
@@ -91,7 +116,8 @@ class JobRunner:
         uid: int | None = None,
         source: str | None = None,
     ) -> JobInfo:
-        """Begin a job whose result is what `work` returns. User `uid` may see and cancel it."""
+        """Begin a job whose result is what `work` returns. User `uid` may see and cancel it. It is
+        on file when this returns."""
         info = JobInfo(
             id=secrets.token_hex(8),
             kind=kind,
@@ -102,10 +128,20 @@ class JobRunner:
             started_at=time.time(),
         )
         job = self._jobs[info.id] = Job(info, uid)
-        while len(self._jobs) > _REMEMBERED:
-            self._jobs.pop(next(iter(self._jobs)))
+        self._make_room()
         job.task = self.tasks.spawn(f"job {info.id}", self._run(job, work))
+        await self.save()
         return info
+
+    def _make_room(self) -> None:
+        """Forget, of the jobs that are over, the oldest of the user who has most of them."""
+        while len(self._jobs) > _REMEMBERED:
+            over = [job for job in self._jobs.values() if job.over]
+            if not over:
+                return
+            ((most, _),) = Counter(job.uid for job in over).most_common(1)
+            oldest = next(job for job in over if job.uid == most)
+            del self._jobs[oldest.info.id]
 
     def _work(self, request: StartJob) -> Callable[[Job], Awaitable[dict[str, Any]]]:
         if request.kind is JobKind.COPY:
@@ -139,6 +175,7 @@ class JobRunner:
         self.find(job)
         task = self._jobs[job].task
         if task is not None and not task.done():
+            self._jobs[job].cancelled = True
             task.cancel()
             await asyncio.wait([task])
         return self.find(job)
@@ -162,12 +199,17 @@ class JobRunner:
             result = await work(job)
             self.tell(job, state=JobState.DONE, result=result)
         except asyncio.CancelledError:
-            self.tell(job, state=JobState.CANCELLED)
+            if job.cancelled:
+                self.tell(job, state=JobState.CANCELLED)
+            else:
+                self.tell(job, state=JobState.INTERRUPTED, error=_STOPPED)
         except (Refusal, OSError) as error:
             self.tell(job, state=JobState.FAILED, error=str(error))
         except BaseException:
             self.tell(job, state=JobState.FAILED, error="internal error: see the service's log")
             raise
+        finally:
+            await self.save()
 
     def tell(self, job: Job, **changes: Any) -> None:
         """Change fields of the job's JobInfo; told as an event, but not too often."""

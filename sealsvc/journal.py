@@ -4,7 +4,8 @@ It lives in a memfd that the keeper holds too: seals are state of this boot, not
 memory survives a SIGKILL at any instruction. Records are appended; the tail moves last, so a record
 is there whole or not at all. When most of it is history, it is written anew.
 
-Layout: _MAGIC, tail (u64, bytes from the start), then records: length (u32), msgpack.
+Layout: _MAGIC, tail (u64, bytes from the start), then records: length (u32), msgpack. Versions of
+sealsvc read each other's journals; docs/upgrade.md has the rules for what may be added.
 """
 
 from __future__ import annotations
@@ -168,10 +169,7 @@ def read(fd: int) -> list[Granted]:
     """The seals that were live when the journal's writer ended, each with its last progress."""
     with mmap.mmap(fd, 0, access=mmap.ACCESS_READ) as memory:
         if memory[:_TAIL] != _MAGIC:
-            raise ValueError(
-                "the seals that are kept are of another version of sealsvc: start that version,"
-                " or let them go with `sealsvc release --all`"
-            )
+            raise _unlike("its format is another")
         (tail,) = struct.unpack_from("=Q", memory, _TAIL)
         live: dict[int, Granted] = {}
         filesystems: dict[Filesystem, Filesystem] = {}  # very many seals are of very few
@@ -179,7 +177,7 @@ def read(fd: int) -> list[Granted]:
         while at < tail:
             (size,) = struct.unpack_from("=I", memory, at)
             data = memory[at + 4 : at + 4 + size]
-            record = wire.decoded(_decode(data), data)
+            record = wire.decoded(_understood(data), data)
             at += 4 + size
             match record:
                 case Granted():
@@ -191,6 +189,24 @@ def read(fd: int) -> list[Granted]:
                 case Ended():
                     del live[record.token]
     return list(live.values())
+
+
+def _understood(data: bytes) -> Granted | Progress | Ended:
+    """Raises ValueError for what only another version knows: to read over it would be to keep a
+    seal on other terms than it was granted on."""
+    try:
+        record: Granted | Progress | Ended = _decode(data)
+    except msgspec.ValidationError as error:
+        raise _unlike(str(error)) from error
+    return record
+
+
+def _unlike(reason: str) -> ValueError:
+    return ValueError(
+        f"the seals that are kept are of another version of sealsvc ({reason}): start that version"
+        " and have them back with `sealctl recall --all --wait`, or let them go with"
+        " `sealsvc release --all`"
+    )
 
 
 def map_of(record: Granted) -> np.ndarray[tuple[int, int], np.dtype[np.uint64]]:

@@ -65,7 +65,9 @@ class Requirements(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     pmd: bool = False
 
 
-class HolderSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class HolderSpec(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True
+):
     """A holder other than the caller. By `pid` (policy decides who may name whom), optionally with
     the number `fd` of that process's own descriptor of the file; or, with `pidfd` true, by a
     pidfd that is the last descriptor sent with the request (a child of the caller's user)."""
@@ -75,7 +77,9 @@ class HolderSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     pidfd: bool = False
 
 
-class Conditions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Conditions(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True
+):
     """What must hold for a grant, beside the service's policy; asked for by a front that answers
     for others, and judged here, where nothing can change in between. The file lies `below` one of
     these directories; the holder is a process of one of the users `uids`. Whatever does not fit is

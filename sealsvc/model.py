@@ -157,7 +157,7 @@ class Mark(msgspec.Struct, frozen=True, array_like=True):
     byte: int = 0
 
 
-class RingPlace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class RingPlace(msgspec.Struct, frozen=True):
     """Where a client's ring has a seal. `file` is a registered file's index (-1: none), `slot` one
     of the seal table (-1: it is a registration), `parent` the token of the registration that a seal
     was granted in (0: it was granted over the control socket). `watched`: the gate leaves the

@@ -90,6 +90,7 @@ class JobState(StrEnum):
     DONE = "done"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    INTERRUPTED = "interrupted"
 
 
 class StartJob(Keyed, frozen=True, tag="start-job"):
@@ -236,8 +237,9 @@ class PolicyReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", 
 
 
 class JobInfo(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="job"):
-    """`done` of `total` steps; `total` 0: not known yet. `source` is what
-    a copy to `path` reads. Times are seconds of the Unix epoch."""
+    """`done` of `total` steps; `total` 0: not known yet. `source` is what a copy to `path` reads.
+    Times are seconds of the Unix epoch. State `interrupted`: the service ended during the job;
+    `error` says how, and `ended_at` is when the service stopped, or the next one found it."""
 
     id: str
     kind: JobKind

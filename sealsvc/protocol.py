@@ -29,10 +29,18 @@ Limit = Annotated[int, Meta(ge=1, le=1000)]
 
 
 class Request(
-    msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="op"
+    msgspec.Struct,
+    frozen=True,
+    forbid_unknown_fields=True,
+    kw_only=True,
+    tag_field="op",
+    omit_defaults=True,
 ):
     """`principal` is whom the asker asks for, where it is a front for others (the REST API): it is
-    recorded, and gives no right. `trace` is recorded, too, with what the request changes."""
+    recorded, and gives no right. `trace` is recorded, too, with what the request changes.
+
+    What is at its default is not written: an older version, which refuses fields that it does not
+    know, understands every request that uses no newer one (docs/upgrade.md)."""
 
     id: RequestId
     v: int = VERSION

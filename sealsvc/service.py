@@ -7,13 +7,13 @@ import itertools
 import os
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from importlib.metadata import version
 from operator import attrgetter
 from typing import Any, TypeVar
 
 import msgspec
 
 from sealsvc import (
+    __version__,
     clock,
     closing,
     extents,
@@ -681,7 +681,7 @@ class Service:
                 counts[seal.state] = counts.get(seal.state, 0) + 1
         waiting = self.recaller.waiting.values()
         status = ServiceStatus(
-            version=version("sealsvc"),
+            version=__version__,
             protocol=VERSION,
             pid=os.getpid(),
             uptime=clock.now() - self.started,

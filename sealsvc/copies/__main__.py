@@ -24,6 +24,7 @@ from sealsvc.copies.measured import Measured
 from sealsvc.copies.tasks import Task, Update
 from sealsvc.errors import Refusal
 from sealsvc.messages import RecallSeals
+from sealsvc.orphaned import end_with_reader
 
 _PAUSE = 0.2  # seconds between two reports of progress
 
@@ -48,6 +49,7 @@ def main() -> int:
     calls.drop_privileges()
     cancel = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: cancel.set())
+    end_with_reader(sys.stdout.fileno())
     task = msgspec.json.decode(sys.stdin.buffer.read(), type=Task)
     try:
         calls.act_as(task.uid)

@@ -87,7 +87,7 @@ def copy(
     with settings.connect() as client:
         job = _start(settings, client, source, destination, asked)
         job = followed(client, job)
-    if job.state is JobState.FAILED:
+    if job.state in (JobState.FAILED, JobState.INTERRUPTED):
         raise Refusal("io-error", job.error)
     emit(settings, job.result, lambda console: _print(console, job.result))
     if manner["dry_run"]:

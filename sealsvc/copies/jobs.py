@@ -78,7 +78,7 @@ class CopyJobs:
             return await self._run(job, task, peer, fds)
 
         source, path = (os.readlink(f"/proc/self/fd/{fd}") for fd in fds)
-        return self._jobs.begin(
+        return await self._jobs.begin(
             JobKind.COPY,
             work,
             request.destination or path,

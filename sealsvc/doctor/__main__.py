@@ -12,6 +12,7 @@ import msgspec
 
 from sealsvc.doctor.report import expected_rows, measure
 from sealsvc.errors import Refusal
+from sealsvc.orphaned import end_with_reader
 
 
 def _tell(value: object) -> None:
@@ -27,6 +28,7 @@ def _end(number: int, _frame: FrameType | None) -> None:
 def main() -> int:
     path, enforcers = sys.argv[1:]
     signal.signal(signal.SIGTERM, _end)
+    end_with_reader(sys.stdout.fileno())
     try:
         _tell({"total": expected_rows(path)})
         measure(path, enforcers=enforcers.split(","), progress=_tell)

@@ -36,10 +36,13 @@ class PiProfiles(Request, frozen=True, tag="pi-profiles"):
 
 class PiQuery(Request, frozen=True, tag="pi-query"):
     """What can check protection information of the file or block device at `path`, of the file of
-    `seal`, or of the descriptor that is sent with the request. Answer: PiAbility."""
+    `seal`, or of the descriptor that is sent with the request. With `below`, `path` must lie below
+    one of these directories and below a root of policy, and be of a regular file. Answer:
+    PiAbility."""
 
     path: Name | None = None
     seal: SealId | None = None
+    below: list[Name] | None = None
 
 
 class PiAttach(Keyed, frozen=True, kw_only=True, tag="pi-attach"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import secrets
@@ -61,6 +62,8 @@ from sealsvc.integrity.store import (
 from sealsvc.integrity.verdict import Stance
 from sealsvc.messages import Event
 from sealsvc.model import ByteRange, IoMode, State
+from sealsvc.paths import concealed, no_such_file
+from sealsvc.policy import lies_below
 from sealsvc.processes import Peer
 from sealsvc.seals import Seal
 from sealsvc.tasks import Tasks
@@ -181,12 +184,25 @@ class Integrity:
             if not policy.is_operator(peer):
                 raise Refusal("denied", f"uid {peer.uid} may only ask about its own seals")
             path = request.path
-            fd = await self._grants.workers.of(("integrity", "query"), 4).run(_open_to_ask, path)
+            fd = await self._opened_to_ask(path, request.below)
         else:
             assert fds is not None
             fd, path = fds.pop(), "(a descriptor)"
         pool = self._grants.workers.of(("integrity", "query"), 4)
         return await pool.run(self._look, fd, path)
+
+    async def _opened_to_ask(self, path: str, below: list[str] | None) -> int:
+        run = self._grants.workers.of(("integrity", "query"), 4).run
+        if below is None:
+            return await run(_open_to_ask, path)
+        if not lies_below(path, below):
+            raise no_such_file(path)
+        host, roots = self._grants.host, self._grants.policy.roots
+        try:
+            target = await run(functools.partial(host.open_path, path, roots, writable=False))
+            return target.fd
+        except Refusal as refusal:
+            raise concealed(refusal, path, below) from None
 
     def _look(self, fd: int, path: str) -> PiAbility:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 from collections.abc import Iterator
@@ -95,6 +96,19 @@ def test_who_reads_no_answer_is_closed(api: Api) -> None:
         sock.settimeout(0.5)
         request = b"GET /v1/openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
         assert cut_off(sock, [request] * 400)
+
+
+@pytest.mark.parametrize("value", [b"a\x0bb", b"a\x0cb", b"a\0b"])
+def test_what_is_no_http_is_refused_as_everything_else(api: Api, value: bytes) -> None:
+    with opened(api.port) as sock:
+        sock.sendall(GET[:-2] + b"Traceparent: " + value + b"\r\n\r\n")
+        answer = b""
+        while part := sock.recv(65536):
+            answer += part
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert b"content-type: application/problem+json" in head.lower()
+    assert json.loads(body)["code"] == "bad-request"
 
 
 def test_a_served_request_is_not_hurried(

@@ -30,6 +30,7 @@ ELSEWHERE = {
         "tests/deploy/test_package.py, tests/deploy/test_systemd.py and"
         " tests/deploy/test_container.py install, start and remove what it is about"
     ),
+    "docs/upgrade.md": "tests/service/test_upgrade.py; the package: tests/deploy/test_package.py",
     "docs/exports.md": "tests/exports/test_nbd.py and tests/lab/test_exports_dm.py run each",
     "docs/exports-tcmu.md": "tests/lab/test_exports_tcmu.py does by configfs what it shows",
     "docs/exports-ublk.md": "tests/lab/test_exports_ublk.py runs each",

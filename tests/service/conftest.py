@@ -36,13 +36,14 @@ class Running:
         )
         self.process: subprocess.Popen[bytes] | None = None
         self.may_trip = False  # is a wrong judgement part of the test?
+        self.tree = ROOT  # whose service it is (versions.py)
 
     def start(self) -> None:
         self.socket.unlink(missing_ok=True)
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "sealsvc.cli.service", "serve", "--config", self.config],
-                cwd=ROOT,
+                cwd=self.tree,
                 stderr=log,
                 env={k: v for k, v in os.environ.items() if k != "SEALSVC_SOCKET"},
             )

@@ -10,11 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
 import pytest
 
+from api.app import build_app
+from api.settings import Settings
 from tests.api.conftest import TOKEN, write_principals
 from tests.api.running import Front, front
 from tests.service.conftest import MiB, until
@@ -155,31 +158,95 @@ def maze(there: Front, root: Path, file: Path) -> Iterator[Maze]:
         (inside / name).unlink()
 
 
-# Each request of REST that takes a path, in a query or in a body.
-def _asked(http: httpx.Client, path: Path) -> list[httpx.Response]:
-    named = {"path": str(path)}
-    return [
-        http.get("/v1/seals", params=named),
-        http.get("/v1/recalls", params=named),
-        http.get("/v1/files", params=named),
-        http.get("/v1/coverage", params=named),
-        http.post("/v1/recalls", json=named),
-        http.post("/v1/seals", json={**named, "holder": {"pid": os.getpid()}}),
-        http.post("/v1/claims", json=named),
-    ]
+# What a field that names a file or a directory is called, in a query or in a body.
+_NAMING = {"path", "source", "destination", "filesystem", "goal.to"}
+_DESCRIPTION: dict[str, Any] = build_app(Settings()).openapi()
+
+
+def _resolved(schema: dict[str, Any]) -> dict[str, Any]:
+    while "$ref" in schema:
+        schema = _DESCRIPTION["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+    return schema
+
+
+def _fields(schema: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    schema = _resolved(schema)
+    for choice in schema.get("anyOf", ()):
+        yield from _fields(choice, prefix)
+    for name, value in schema.get("properties", {}).items():
+        yield prefix + name
+        yield from _fields(value, f"{prefix}{name}.")
+
+
+def _naming() -> list[tuple[str, str, str]]:
+    """Method, path and field of each request that takes a path: found in the description, so that
+    what is added there is tried as well."""
+    found = []
+    for where, item in _DESCRIPTION["paths"].items():
+        for method, operation in item.items():
+            for parameter in operation.get("parameters", ()):
+                if parameter["name"] in _NAMING:
+                    found.append((method, where, parameter["name"]))
+            if "requestBody" in operation:
+                body = operation["requestBody"]["content"]["application/json"]["schema"]
+                names = dict.fromkeys(_fields(body))
+                found += [(method, where, name) for name in names if name in _NAMING]
+    return found
+
+
+def _asked(http: httpx.Client, path: Path, own: Path) -> dict[str, httpx.Response]:
+    """Of each field; where a request needs another path, it is of `own`, a file in the scope."""
+    answers = {}
+    others: dict[str, dict[str, Any]] = {
+        "/v1/seals": {"holder": {"pid": os.getpid()}},
+        "/v1/jobs": {"kind": "doctor"},
+        "/v1/copies": {"source": str(own), "destination": str(own)},
+        "/v1/relocations": {"path": str(own), "goal": {"defrag": True}},
+    }
+    for method, where, field in _naming():
+        name = f"{method} {where} {field}"
+        if method == "get":
+            answers[name] = http.get(where, params={field: str(path)})
+        elif field == "goal.to":
+            body = {"path": str(own), "goal": {"to": str(path)}}
+            answers[name] = http.post(where, json=body)
+        else:
+            answers[name] = http.post(where, json=others.get(where, {}) | {field: str(path)})
+    return answers
 
 
 def _shown(answer: httpx.Response, path: Path) -> tuple[int, str]:
     """Status and body, but for the path that was asked for and the request's id."""
     text = answer.text.replace(answer.headers["x-request-id"], "ID")
-    return answer.status_code, text.replace(json.dumps(str(path))[1:-1], "PATH")
+    for escaped in (True, False):
+        text = text.replace(json.dumps(str(path), ensure_ascii=escaped)[1:-1], "PATH")
+    return answer.status_code, text
 
 
-def test_a_forbidden_path_is_answered_as_a_missing_one(there: Front, maze: Maze) -> None:
-    with there.http("scoped") as http:
-        plain = [_shown(a, maze.missing[0]) for a in _asked(http, maze.missing[0])]
+# NUL, and what is no UTF-8 once it is a file name (sealsvc.wire).
+_STRANGE = ("a\0b", "\U0010ffff", "\u202egpj", "x" * 300)
+
+
+@pytest.mark.parametrize("token", ["scoped", "guest"])
+def test_a_forbidden_path_is_answered_as_a_missing_one(
+    there: Front, maze: Maze, root: Path, token: str
+) -> None:
+    own = maze.inside / "own"
+    own.write_bytes(bytes(4096))
+    with there.http(token) as http:
+        asked = _asked(http, maze.missing[0], own)
+        assert len(asked) >= 15, list(asked)
+        plain = {name: _shown(answer, maze.missing[0]) for name, answer in asked.items()}
+        assert {status for status, _ in plain.values()} <= {200, 400, 403, 404}
         for path in [*maze.forbidden, *maze.missing[1:]]:
-            assert [_shown(a, path) for a in _asked(http, path)] == plain, path
+            for name, answer in _asked(http, path, own).items():
+                assert _shown(answer, path) == plain[name], (name, path)
+        for path in (top / text for top in (root, maze.inside) for text in _STRANGE):
+            for name, answer in _asked(http, path, own).items():
+                # What no name may be is told by the text alone.
+                malformed = answer.status_code == 400
+                assert malformed or _shown(answer, path) == plain[name], (name, path)
+    own.unlink()
     with there.http() as http:
         assert http.get(f"/v1/seals/{maze.seal}").json()["state"] == "granted"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import AsyncMock, Mock
 
 import pytest
 
@@ -21,7 +21,7 @@ from sealsvc.overview import JobInfo, JobKind, JobState
     ],
 )
 def test_a_job_that_fails_is_over(raised: Exception, told: str) -> None:
-    runner = JobRunner(Mock(), Mock(), Mock(), Mock(), Mock())
+    runner = JobRunner(Mock(), Mock(), Mock(), Mock(), Mock(), AsyncMock())
     job = Job(
         JobInfo(
             id="1",

@@ -52,7 +52,7 @@ def relocate(
     with settings.connect() as client:
         job = ask(client, Relocate, JobInfo, path=absolute(file), goal=goal, grace=grace)
         job = followed(client, job)
-    if job.state is JobState.FAILED:
+    if job.state in (JobState.FAILED, JobState.INTERRUPTED):
         raise Refusal("io-error", job.error)
     emit(settings, job.result, lambda console: _print(console, job.result))
     return 0 if job.result.get("moved") else NOT_MOVED

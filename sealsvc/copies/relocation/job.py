@@ -85,9 +85,9 @@ class Relocations:
             grace=request.grace,
             principal=request.principal,
         )
-        return self._begin(record)
+        return await self._begin(record)
 
-    def _begin(self, record: Record) -> JobInfo:
+    async def _begin(self, record: Record) -> JobInfo:
         key = (record.device, record.inode)
         if key in self._running or len(self._running) >= _RUNNING:
             message = f"{len(self._running)} relocations are under way"
@@ -102,7 +102,7 @@ class Relocations:
             finally:
                 del self._running[key]
 
-        return self._jobs.begin(JobKind.RELOCATE, work, record.path, record.principal)
+        return await self._jobs.begin(JobKind.RELOCATE, work, record.path, record.principal)
 
     # The holder's answer
 
@@ -158,7 +158,7 @@ class Relocations:
             if record.begun >= _TAKEN_UP:
                 raise Refusal("try-later", f"it was interrupted {record.begun} times")
             await pool.run(self._records.write, record)
-            self._begin(record)
+            await self._begin(record)
         except (Refusal, OSError) as error:
             reason = f"the relocation of {record.path} is given up: {error}"
             self._grants.life.events.publish("alarm", reason=reason)

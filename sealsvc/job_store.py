@@ -1,0 +1,63 @@
+"""Jobs on file, so that a restart of the service forgets none.
+
+A small file beside the control socket, in /run: jobs are of this boot, as seals are. It is written
+when a job begins, before the answer, and when one ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+
+import msgspec
+
+from sealsvc.overview import JobInfo
+
+log = logging.getLogger(__name__)
+
+
+class KeptJob(msgspec.Struct, frozen=True):
+    """`uid`: the user who began it, where that one may look after it."""
+
+    info: JobInfo
+    uid: int | None = None
+
+
+_DECODER = msgspec.json.Decoder(list[KeptJob])
+
+
+class JobStore:
+    """`run` runs a function that may block, in a worker thread."""
+
+    def __init__(self, file: Path, run: Callable[..., Awaitable[None]]) -> None:
+        self._file, self._run = file, run
+        self._writing = asyncio.Lock()
+
+    def load(self) -> list[KeptJob]:
+        """The oldest first, as the service before left them. A file that cannot be read is begun
+        anew."""
+        try:
+            return _DECODER.decode(self._file.read_bytes())
+        except FileNotFoundError:
+            return []
+        except (OSError, msgspec.DecodeError) as error:
+            log.warning("the jobs in %s cannot be read: %s", self._file, error)
+            return []
+
+    async def save(self, jobs: Callable[[], Iterable[KeptJob]]) -> None:
+        """One writer at a time, each with the jobs as they are when it begins."""
+        async with self._writing:
+            await self._run(_replace, self._file, msgspec.json.encode(list(jobs())))
+
+
+def _replace(file: Path, data: bytes) -> None:
+    fresh = file.with_suffix(".new")
+    try:
+        with open(fresh, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as out:
+            out.write(data)
+        fresh.replace(file)
+    except OSError as error:
+        log.warning("jobs are not remembered over a restart: %s: %s", file, error)

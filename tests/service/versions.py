@@ -1,0 +1,60 @@
+"""Other versions of sealsvc, to be run over the same keeper: this tree with what a later one might
+have changed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from tests.service.conftest import ROOT
+
+VERSION = "99.0.1"
+
+# A term of a seal, a member of two records of the journal and of a nested one: each as the rules of
+# docs/upgrade.md have it, at the end and with a default.
+_ADDED = {
+    "messages.py": ("    only: Conditions = Conditions()\n", "    later: str = ''\n"),
+    "model.py": ("    watched: bool = False\n    cookie: int = 0\n", "    later: int = 0\n"),
+    "journal.py": ("    description: Mark = Mark()\n", "    later: int = 7\n"),
+}
+
+
+def later(directory: Path) -> Path:
+    """A tree of a later version that keeps to the rules of docs/upgrade.md."""
+    made = _copy(directory)
+    for name, (after, line) in _ADDED.items():
+        _replace(made / "sealsvc" / name, after, after + line)
+    _replace(
+        made / "sealsvc" / "journal.py",
+        "    drifted: bool = False\n",
+        "    drifted: bool = False\n    later: str = 'later'\n",
+    )
+    return made
+
+
+def of_another_journal(directory: Path) -> Path:
+    made = _copy(directory)
+    _replace(made / "sealsvc" / "journal.py", 'b"SEALJRN2"', 'b"SEALJRN3"')
+    return made
+
+
+def of_another_keeper(directory: Path) -> Path:
+    """A service that speaks version 99 with its keeper."""
+    made = _copy(directory)
+    path = made / "sealsvc" / "keeper.py"
+    _replace(path, "lib.KEEPER_VERSION", "99")
+    return made
+
+
+def _copy(directory: Path) -> Path:
+    left_out = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "sealsvc", directory / "sealsvc", ignore=left_out)
+    now = "__version__ = "
+    _replace(directory / "sealsvc" / "__init__.py", now, f'{now}"{VERSION}"  # ')
+    return directory
+
+
+def _replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text, f"{old!r} is not in {path}"
+    path.write_text(text.replace(old, new))
