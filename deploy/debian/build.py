@@ -136,6 +136,9 @@ def add_system_files(stage: Path, version: str) -> None:
     put(ROOT / "CHANGELOG.md", stage / DOC / "NEWS.md")
     for page in (ROOT / "docs").glob("*.md"):
         put(page, stage / DOC / "docs" / page.name)
+    for file in (ROOT / "examples").rglob("*"):
+        if file.suffix in {".c", ".h", ".md"} or file.name in {"Makefile", "run-guest"}:
+            put(file, stage / DOC / file.relative_to(ROOT), file.stat().st_mode & 0o755)
     entry = f"sealsvc ({version}) bookworm; urgency=medium\n\n  * See NEWS.md.\n\n"
     compress(stage / DOC / "changelog.gz", f"{entry} -- {maintainer()}  {date()}\n".encode())
 

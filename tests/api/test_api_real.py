@@ -353,15 +353,17 @@ def test_a_page_has_as_many_as_were_asked_for(
 ) -> None:
     """However many messages of the control socket that takes."""
     for _ in range(120):
-        os.close(control.grant(path=file, kind="shared").fds[0])
-    for seal in control.seals(path=file, limit=1000).seals:
-        control.call(Return, seal=seal.id)
+        reply = control.grant(path=file, kind="shared")
+        os.close(reply.fds[0])
+        control.call(Return, seal=reply.seal.id)
     wait_for(lambda: len(_recorded(http, file, state="returned", limit="1000")) == 120)
     first = http.get("/v1/history", params={"path": file, "limit": 119})
     assert len(first.json()["seals"]) == 119
     assert len(http.get(first.links["next"]["url"]).json()["seals"]) == 1
     entries = http.get("/v1/trail", params={"limit": 200}).json()["entries"]
-    assert [e["seq"] for e in entries] == list(range(entries[0]["seq"], entries[0]["seq"] - 200, -1))
+    assert [e["seq"] for e in entries] == list(
+        range(entries[0]["seq"], entries[0]["seq"] - 200, -1)
+    )
 
 
 def _recorded(http: httpx.Client, path: str, **more: str) -> list[dict[str, Any]]:
