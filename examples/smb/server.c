@@ -53,16 +53,25 @@ static void tell(struct region *region, struct message *message)
 		shutdown(region->connection, SHUT_RDWR);
 }
 
-/* A hole has no block to be sealed, so it gets one: what is there is written over itself. */
+/* A hole has no block that could be sealed, so it gets one. The zero-range is a change of the map that the
+ * service sees, and reads the map anew for; a write into a hole is not. */
 static int fill(const struct region *region)
 {
-	char block[4096];
-	uint64_t at;
+	static const char zeros[REGION_SIZE];
+	off_t at = place(region), end = at + REGION_SIZE, data;
 
-	for (at = place(region); at < place(region) + REGION_SIZE; at += sizeof(block)) {
-		memset(block, 0, sizeof(block));
-		if (pread(fd, block, sizeof(block), at) < 0 ||
-		    pwrite(fd, block, sizeof(block), at) != sizeof(block))
+	for (; at < end; at = data) {
+		off_t hole = lseek(fd, at, SEEK_HOLE);
+
+		if (hole >= 0) /* else the file ends before */
+			at = hole;
+		if (at >= end)
+			break;
+		data = lseek(fd, at, SEEK_DATA);
+		if (data < 0 || data > end)
+			data = end;
+		if (fallocate(fd, FALLOC_FL_ZERO_RANGE, at, data - at) ||
+		    pwrite(fd, zeros, data - at, at) != data - at)
 			return -errno;
 	}
 	return fdatasync(fd) ? -errno : 0;

@@ -37,7 +37,7 @@ class Clients:
                 process = subprocess.Popen(
                     [program, socket], stdin=subprocess.PIPE, stdout=out, stderr=out
                 )
-            stack.callback(process.wait)
+            stack.enter_context(process)
             stack.callback(process.kill)
             self.processes.append(process)
             # One after the other: the regions are theirs in this order.
