@@ -32,7 +32,7 @@ from sealsvc.registry.queries import Queries
 from sealsvc.workers import Workers
 
 _MOST = 40  # records in a page: each may have a path of 4 KiB, and a message has 64
-_SEALS = 200  # seals in a page, which is cut to _ROOM besides
+_SEALS = 128  # seals in a page, which is cut to _ROOM besides
 _ROOM = MAX_MESSAGE - 1024
 _ENTRIES = 20
 _CHANGES = 200

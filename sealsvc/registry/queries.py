@@ -41,6 +41,10 @@ _TIME_LIMIT = 10.0  # seconds a query may take
 _STEPS = 100_000  # of SQLite's machine between two looks at the clock
 
 _decode = msgspec.json.decode
+# Those of a seal that are told as they stand.
+_COLUMNS = frozenset(SealRecord.__struct_fields__) - {
+    "enforcers", "file", "range", "effective", "mapped",
+}  # fmt: skip
 
 
 class _Where:
@@ -252,10 +256,9 @@ def _dicts(rows: Iterator[sqlite3.Row]) -> Iterator[dict[str, Any]]:
 
 
 def _seal(row: sqlite3.Row) -> SealRecord:
-    fields = {name: row[name] for name in SealRecord.__struct_fields__ if name in row.keys()}  # noqa: SIM118
-    fields["enforcers"] = _decode(row["enforcers"])
     return SealRecord(
-        **fields,
+        **{name: row[name] for name in _COLUMNS},
+        enforcers=_decode(row["enforcers"]),
         file=FileId(row["device"], row["inode"], row["generation"]),
         range=ByteRange(row["offset"], row["length"]),
         effective=ByteRange(row["effective_offset"], row["effective_length"]),
