@@ -36,9 +36,9 @@ def as_nobody(sealctl: Start, daemon: FakeDaemon, *more: str) -> Any:
 
 def status(live: int) -> ServiceStatus:
     return ServiceStatus(
-        version="0.1.0", protocol=1, pid=5, uptime=1.0, kernel="6.18", roots=["/pmem"],
-        enforcers=[], seals={"granted": live - 2, "active": 2}, conflicts_waiting=0, connections=1,
-        counters={},
+        version="0.1.0", protocol=1, pid=5, uptime=1.0, simulated=False, kernel="6.18",
+        roots=["/pmem"], enforcers=[], seals={"granted": live - 2, "active": 2},
+        conflicts_waiting=0, connections=1, counters={},
     )  # fmt: skip
 
 
