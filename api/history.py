@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import functools
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from fastapi import APIRouter, Depends, Request, Response
@@ -16,6 +18,7 @@ from api.connection import PATIENT, Daemon, expect
 from api.operations import CHANGING, GUARDED, LINK, operation
 from api.schemas import NoQuery, SealPath, fields
 from api.scope import asked_by, refuse_unseen
+from sealsvc.client import Reply
 from sealsvc.model import State
 from sealsvc.protocol import Limit, Name
 from sealsvc.records import (
@@ -36,6 +39,8 @@ router = APIRouter(tags=["history"])
 NOTHING = Depends(inputs.query(NoQuery))
 
 CODES = (*GUARDED, "no-such-seal", "io-error")
+
+P = TypeVar("P", SealHistory, ConflictHistory, AuditTrail)
 
 
 class _Paged(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -66,6 +71,20 @@ class ChangesQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     limit: Limit = 100
 
 
+async def _gathered(
+    asking: Callable[..., Awaitable[Reply]], kind: type[P], rows: str, asked: dict[str, Any]
+) -> P:
+    """A page of as many `rows` as `limit` allows, of several messages of the control socket."""
+    found: list[Any] = []
+    while True:
+        page = expect(await asking(**asked), kind)
+        found += getattr(page, rows)
+        left = asked["limit"] - len(getattr(page, rows))
+        if page.next is None or left <= 0:
+            return msgspec.structs.replace(page, **{rows: found})
+        asked = {**asked, "after": page.next, "limit": left}
+
+
 @router.get(
     "/history",
     summary="Seals, live and over, the newest first",
@@ -80,8 +99,8 @@ async def seals(
     page = {name: asked.pop(name) for name in ("after", "limit")}
     state = asked.pop("state")
     wanted = SealFilter(**asked, state=None if state is None else str(state))
-    found = expect(await daemon.call(History, wanted=wanted, **page), SealHistory)
-    return paged(request, found)
+    asking = functools.partial(daemon.call, History, wanted=wanted)
+    return paged(request, await _gathered(asking, SealHistory, "seals", page))
 
 
 @router.get(
@@ -94,8 +113,8 @@ async def conflicts(
     daemon: Daemon,
     query: Annotated[msgspec.Struct, Depends(inputs.query(PastQuery))],
 ) -> Response:
-    found = expect(await daemon.call(PastConflicts, **fields(query)), ConflictHistory)
-    return paged(request, found)
+    asking = functools.partial(daemon.call, PastConflicts)
+    return paged(request, await _gathered(asking, ConflictHistory, "conflicts", fields(query)))
 
 
 @router.get(
@@ -139,8 +158,8 @@ async def trail(
     daemon: Daemon,
     query: Annotated[msgspec.Struct, Depends(inputs.query(TrailQuery))],
 ) -> Response:
-    found = expect(await daemon.call(Trail, **fields(query)), AuditTrail)
-    return paged(request, found)
+    asking = functools.partial(daemon.call, Trail)
+    return paged(request, await _gathered(asking, AuditTrail, "entries", fields(query)))
 
 
 @router.post(

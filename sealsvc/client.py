@@ -15,10 +15,11 @@ import os
 import resource
 import select
 import socket
+import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -183,6 +184,17 @@ def _refuse_child(owner: int) -> None:
         raise RuntimeError(f"this client is process {owner}'s: make one after fork(2)")
 
 
+@contextmanager
+def _alone(lock: threading.Lock) -> Iterator[None]:
+    """Two threads would take each other's answers, and the descriptors that came with them."""
+    if not lock.acquire(blocking=False):
+        raise RuntimeError("another thread uses this client just now: one client for each thread")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def _opened(path: str | os.PathLike[str], terms: dict[str, Any]) -> int:
     mode = os.O_RDONLY if terms.get("iomode") == IoMode.READ else os.O_RDWR
     return os.open(path, mode | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -190,7 +202,7 @@ def _opened(path: str | os.PathLike[str], terms: dict[str, Any]) -> int:
 
 class Client(Methods):
     """A blocking connection. Pushes that arrive while an answer is awaited are kept for `pushes`.
-    Not thread-safe: one thread, one client."""
+    One thread, one client: a call beside another thread's raises RuntimeError."""
 
     def __init__(self, path: str | None = None, timeout: float | None = 60.0) -> None:
         self.path = path or socket_path()
@@ -198,6 +210,7 @@ class Client(Methods):
         self._ids = itertools.count(1)
         self._pushes: deque[Push] = deque()
         self._owner = os.getpid()
+        self._used = threading.Lock()
         self._sock = _connect(self.path)
 
     def reconnect(self, patience: float = 0.0) -> None:
@@ -248,14 +261,15 @@ class Client(Methods):
         """Send a request and wait for its answer (`timeout` seconds; default: the client's)."""
         limit = self.timeout if timeout is None else timeout
         deadline = None if limit is None else time.monotonic() + limit
-        try:
-            return self._answer(self.send(kind, fds, **fields), deadline)
-        except _Undelivered as undelivered:
-            returned = ""
-            if seal := undelivered.seal:
-                self._answer(self.send(Return, seal=seal), deadline)
-                returned = f"; seal {seal} was returned"
-            raise _out_of_descriptors(returned) from None
+        with _alone(self._used):
+            try:
+                return self._answer(self.send(kind, fds, **fields), deadline)
+            except _Undelivered as undelivered:
+                returned = ""
+                if seal := undelivered.seal:
+                    self._answer(self.send(Return, seal=seal), deadline)
+                    returned = f"; seal {seal} was returned"
+                raise _out_of_descriptors(returned) from None
 
     def _answer(self, wanted: int, deadline: float | None) -> Reply:
         while True:
@@ -326,7 +340,8 @@ class Client(Methods):
                 continue
             try:
                 deadline = None if timeout is None else time.monotonic() + timeout
-                message, _ = self._next(deadline)
+                with _alone(self._used):
+                    message, _ = self._next(deadline)
             except TimeoutError:
                 return
             except _Undelivered:  # the late answer of a call that has timed out
@@ -375,6 +390,7 @@ class AsyncClient(AsyncMethods):
         self._watchers: set[asyncio.Queue[Push | None]] = set()
         self._unheard: list[Push] = []  # what came while nobody read
         self._owner = os.getpid()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def connected(self) -> bool:
@@ -388,8 +404,8 @@ class AsyncClient(AsyncMethods):
         except OSError as error:
             sock.close()
             raise _unavailable(self.path, error) from None
-        self._sock = sock
-        asyncio.get_running_loop().add_reader(sock, self._readable)
+        self._sock, self._loop = sock, asyncio.get_running_loop()
+        self._loop.add_reader(sock, self._readable)
 
     async def close(self) -> None:
         self._lost("the client closed the connection")
@@ -412,6 +428,8 @@ class AsyncClient(AsyncMethods):
         _refuse_child(self._owner)
         if self._sock is None:
             raise Refusal("service-unavailable", f"not connected to {self.path}")
+        if asyncio.get_running_loop() is not self._loop:
+            raise RuntimeError("this client is another event loop's: one client for each loop")
         request = kind(id=next(self._ids), **fields)
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._waiting[request.id] = future

@@ -12,6 +12,7 @@ from sealsvc.extents import ExtentMap
 from sealsvc.host import Host
 from sealsvc.policy import Policy
 from sealsvc.processes import Peer
+from sealsvc.protocol import MAX_MESSAGE
 from sealsvc.records import (
     AuditTrail,
     ConflictHistory,
@@ -31,6 +32,8 @@ from sealsvc.registry.queries import Queries
 from sealsvc.workers import Workers
 
 _MOST = 40  # records in a page: each may have a path of 4 KiB, and a message has 64
+_SEALS = 128  # seals in a page, which is cut to _ROOM besides
+_ROOM = MAX_MESSAGE - 1024
 _ENTRIES = 20
 _CHANGES = 200
 
@@ -62,8 +65,9 @@ class Historian:
             if wanted.uid not in (None, peer.uid):
                 raise Refusal("denied", f"uid {peer.uid} may only ask for its own seals")
             wanted = msgspec.structs.replace(wanted, uid=peer.uid)
-        limit = min(request.limit, _MOST)
-        return await self._ask(peer.uid, Queries.history, wanted, request.after, limit)
+        limit = min(request.limit, _SEALS)
+        asked = (wanted, request.after, limit, _ROOM)
+        return await self._ask(peer.uid, Queries.history, *asked)
 
     async def _conflicts(self, peer: Peer, request: PastConflicts) -> ConflictHistory:
         if request.seal is None:

@@ -1,9 +1,10 @@
 """libseal for Python: `RingClient` blocks, and tells what happens from `dispatch()`.
 
 It has no thread of its own. In an event loop, poll `fileno()` for reading and call `dispatch()`;
-`AsyncRingClient` does that in asyncio. One thread at a time uses a client; `Seal.valid` may be
-asked by any, and costs no system call. Failures are OSErrors with the errno that
-native/libseal/seal.h names.
+`AsyncRingClient` does that in asyncio. One thread at a time uses a client: a call beside another
+thread's raises RuntimeError. `Seal.valid` and `Seal.state` may be asked by any, and cost no system
+call. In a child of fork(2) every call fails with EOWNERDEAD. Failures are OSErrors with the errno
+that native/libseal/seal.h names.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import asyncio
 import errno
 import json
 import os
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -113,7 +115,7 @@ class Seal:
         self._call(lib.seal_refresh)
 
     def _call(self, function: Callable[..., int], *arguments: Any) -> None:
-        _check(function(self._client.handle, self._handle, *arguments), "a seal's command")
+        _check(self._client.alone(function, self._handle, *arguments), "a seal's command")
 
     def __enter__(self) -> Self:
         return self
@@ -148,6 +150,7 @@ class RingClient:
         events: int = 0,
     ) -> None:
         self._news: list[News] = []
+        self._used = threading.Lock()
         self._context = ffi.new_handle(self)
         socket = ffi.new("char[]", os.fsencode(path or socket_path()))
         options = ffi.new(
@@ -176,6 +179,15 @@ class RingClient:
         if self._handle is None:
             raise ValueError("the client is closed")
         return self._handle
+
+    def alone(self, function: Callable[..., int], *arguments: Any) -> int:
+        """Call a function of libseal on this client, which no other thread uses meanwhile."""
+        if not self._used.acquire(blocking=False):
+            raise RuntimeError("another thread uses this client just now: one at a time")
+        try:
+            return function(self.handle, *arguments)
+        finally:
+            self._used.release()
 
     @property
     def identity(self) -> tuple[int, str]:
@@ -216,24 +228,24 @@ class RingClient:
                 "prepare": texts[4],
             },
         )
-        return self._told(lib.seal_register(self.handle, fd, options), "seal_register")
+        return self._told(self.alone(lib.seal_register, fd, options), "seal_register")
 
     def unregister(self, file: int) -> None:
-        self._told(lib.seal_unregister(self.handle, file), "seal_unregister")
+        self._told(self.alone(lib.seal_unregister, file), "seal_unregister")
 
     def _told(self, result: int, call: str) -> int:
         return _check(result, call, _failure(self.handle))
 
     def grant(self, file: int, offset: int, length: int, iomode: IoMode = IoMode.RW) -> Seal:
         handle = ffi.new("struct seal *")
-        result = lib.seal_grant(self.handle, file, offset, length, _MODES[iomode], handle)
+        result = self.alone(lib.seal_grant, file, offset, length, _MODES[iomode], handle)
         _check(result, "seal_grant")
         return Seal(self, handle)
 
     def extents(self, file: int, offset: int, length: int, room: int = 4096) -> ExtentMap:
         """Rows of sealsvc.extents. BlockingIOError: the map is not known just now."""
         out = ffi.new("struct seal_map_extent[]", room)
-        count = lib.seal_extents(self.handle, file, offset, length, out, room)
+        count = self.alone(lib.seal_extents, file, offset, length, out, room)
         return rows_of(out, _check(count, "seal_extents"))
 
     def fileno(self) -> int:
@@ -241,7 +253,7 @@ class RingClient:
 
     def dispatch(self) -> list[News]:
         """What was told since. BrokenPipeError: the ring is gone."""
-        result = lib.seal_dispatch(self.handle)
+        result = self.alone(lib.seal_dispatch)
         news, self._news = self._news, []
         if result < 0 and not news:
             _check(result, "seal_dispatch")
@@ -257,7 +269,7 @@ class RingClient:
         return bool(lib.seal_is_connected(self.handle))
 
     def reconnect(self) -> None:
-        self._told(lib.seal_reconnect(self.handle), "seal_reconnect")
+        self._told(self.alone(lib.seal_reconnect), "seal_reconnect")
 
     def close(self) -> None:
         if self._handle is not None:

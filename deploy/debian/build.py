@@ -136,6 +136,9 @@ def add_system_files(stage: Path, version: str) -> None:
     put(ROOT / "CHANGELOG.md", stage / DOC / "NEWS.md")
     for page in (ROOT / "docs").glob("*.md"):
         put(page, stage / DOC / "docs" / page.name)
+    for file in (ROOT / "examples").rglob("*"):
+        if file.suffix in {".c", ".h", ".md"} or file.name in {"Makefile", "run-guest"}:
+            put(file, stage / DOC / file.relative_to(ROOT), file.stat().st_mode & 0o755)
     entry = f"sealsvc ({version}) bookworm; urgency=medium\n\n  * See NEWS.md.\n\n"
     compress(stage / DOC / "changelog.gz", f"{entry} -- {maintainer()}  {date()}\n".encode())
 
@@ -147,11 +150,13 @@ def add_libseal(stage: Path) -> None:
     meson = Path(sys.executable).with_name("meson")
     paths = ("--prefix=/usr", f"--libdir=lib/{triplet}")
     again = ("--reconfigure",) if Path(build).exists() else ()
-    run(meson, "setup", *again, *paths, "--buildtype=debugoptimized", build, str(ROOT))
-    run(meson, "compile", "-C", build, "seal:shared_library")
+    terms = ("--buildtype=debugoptimized", "-Dlibseal_alone=true")
+    run(meson, "setup", *again, *paths, *terms, build, str(ROOT))
+    run(meson, "compile", "-C", build)
     run(meson, "install", "-C", build, "--no-rebuild", "--tags=libseal,devel", "--destdir", stage)
     (library,) = stage.glob("usr/lib/*/libseal.so.*.*")
     library.chmod(0o644)
+    run("strip", "--strip-debug", *stage.glob("usr/lib/*/libseal.a"))
     for page in (stage / "usr/share/man/man3").iterdir():
         compress(page.with_name(f"{page.name}.gz"), page.read_bytes())
         page.unlink()

@@ -121,7 +121,7 @@ def _print_seals(console: Console, seals: list[SealRecord]) -> None:
 
 def _cut_off(seal: SealRecord) -> Text | None:
     """What a seal is called that the end of the machine, or of the keeper, ended: nobody saw it."""
-    if seal.ended_at is None or State(seal.state) not in LIVE:
+    if seal.ended_at is None or seal.state not in LIVE:
         return None
     return Text("cut off", style="yellow")
 

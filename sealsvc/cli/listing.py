@@ -84,14 +84,14 @@ class Listing:
         self, cells: tuple[Cell, ...], widths: dict[int, int], base: Style | None
     ) -> Iterator[Segment]:
         """As few segments as there are changes of style: rich takes its time for each."""
-        shown = {i: self._fitted(i, cells[i], width) for i, width in widths.items()}
+        shown = [self._fitted(i, cells[i], width) for i, width in widths.items()]
         last = max(widths)
-        for number in range(max(map(len, shown.values()))):
+        for number in range(max(map(len, shown))):
             run, run_style = "", base
-            for i, width in widths.items():
-                text = shown[i][number] if number < len(shown[i]) else ""
+            for (i, width), lines in zip(widths.items(), shown, strict=True):
+                text = lines[number] if number < len(lines) else ""
                 cell = cells[i]
-                style = _style(cell.style) if isinstance(cell, Text) and cell.style else base
+                style = base if isinstance(cell, str) or not cell.style else _style(cell.style)
                 if self._is_right[i]:
                     text = " " * (width - _width(text)) + text
                 elif i != last:
@@ -100,8 +100,7 @@ class Listing:
                     yield Segment(run, run_style)
                     run, run_style = "", style
                 run += text if i == last else text + _GAP
-            yield Segment(run, run_style)
-            yield Segment.line()
+            yield Segment(run + "\n", run_style)
 
     def _fitted(self, column: int, cell: Cell, width: int) -> list[str]:
         """The lines of a cell."""
@@ -115,8 +114,11 @@ class Listing:
 
 def shortened(text: str, width: int) -> str:
     """The text with its middle left out, so that it is at most `width` (3 or more) columns wide."""
-    if cell_len(text) <= width:
+    if _width(text) <= width:
         return text
+    if text.isascii():
+        kept = width - 1
+        return f"{text[: kept // 2]}…{text[len(text) - (kept - kept // 2) :]}"
     head, tail = "", ""
     for front, back in zip(text, reversed(text), strict=True):
         if cell_len(head + tail + back) > width - 1:

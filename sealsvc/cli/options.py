@@ -11,7 +11,6 @@ import click
 
 from sealsvc.cli.parameters import TIMEOUT
 from sealsvc.client import Client
-from sealsvc.remote import RemoteClient, Tls
 
 F = TypeVar("F", bound=Callable[..., Any])
 P = ParamSpec("P")
@@ -48,6 +47,8 @@ class Settings:
         timeout = self.timeout or (None if patient else _PROMPT)
         if not self.url:
             return Client(self.socket, timeout)
+        from sealsvc.remote import RemoteClient, Tls  # and with it http.client and ssl
+
         return RemoteClient(self.url, timeout, Tls(self.cacert, self.cert, self.key))
 
     @classmethod

@@ -28,6 +28,7 @@ Examples:
   sealctl why /pmem/db -o json | jq -r '.waits[].seals[].id'
 """
 
+_NO_SEAL = "process {} waits for no seal"
 _AFTER = {
     Fence.NONE: "then conflicting operations get EBUSY until the holder gives it back",
     Fence.SIGNAL: "then the holder is sent a signal",
@@ -60,15 +61,18 @@ def why(settings: Settings, what: str) -> None:
     """Say what a process, or whoever uses a file, waits for, and which command ends it."""
     pid = int(what) if what.isascii() and what.isdigit() else None
     with settings.connect() as client:
-        found = _of_file(client, absolute(what)) if pid is None else _of_process(client, pid)
+        if pid is None:
+            found = _of_file(client, absolute(what))
+        else:
+            found = _of_process(client, pid, local=not settings.url)
     emit(settings, found, lambda console: _print(console, what, found))
 
 
-def _of_process(client: Client, pid: int) -> Explanation:
+def _of_process(client: Client, pid: int, *, local: bool) -> Explanation:
     waits = [wait for wait in _waits(client) if pid in (wait.operation.pid, wait.operation.tid)]
     if waits:
         return Explanation(waits=[_explained(client, wait) for wait in waits])
-    return Explanation(waits=[], note=_otherwise(pid))
+    return Explanation(waits=[], note=_otherwise(pid) if local else _NO_SEAL.format(pid))
 
 
 def _of_file(client: Client, path: str) -> Explanation:
@@ -102,11 +106,13 @@ def _otherwise(pid: int) -> str:
     try:
         with open(f"/proc/{pid}/wchan", "rb") as file:
             channel = os.fsdecode(file.read())
+    except FileNotFoundError:
+        raise Refusal("no-such-holder", f"there is no process {pid}") from None
     except OSError as error:
-        return f"process {pid}: {error.strerror}"
+        return f"{_NO_SEAL.format(pid)} ({error.filename}: {error.strerror})"
     if channel in ("", "0"):
-        return f"process {pid} waits for no seal, and does not sleep in the kernel"
-    return f"process {pid} waits for no seal; it sleeps in {channel} (kernel)"
+        return f"{_NO_SEAL.format(pid)}, and does not sleep in the kernel"
+    return f"{_NO_SEAL.format(pid)}; it sleeps in {channel} (kernel)"
 
 
 def _print(console: Console, what: str, found: Explanation) -> None:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from sealsvc import wire
 from sealsvc.errors import Refusal
 from sealsvc.extents import ExtentMap
 from sealsvc.model import ByteRange, FileId
@@ -40,6 +41,10 @@ _TIME_LIMIT = 10.0  # seconds a query may take
 _STEPS = 100_000  # of SQLite's machine between two looks at the clock
 
 _decode = msgspec.json.decode
+# Those of a seal that are told as they stand.
+_COLUMNS = frozenset(SealRecord.__struct_fields__) - {
+    "enforcers", "file", "range", "effective", "mapped",
+}  # fmt: skip
 
 
 class _Where:
@@ -63,8 +68,11 @@ class Queries:
     def __init__(self, directory: Path, archive: Archive) -> None:
         self._directory, self._archive = directory, archive
 
-    def history(self, wanted: SealFilter, after: str | None, limit: int) -> SealHistory:
-        """Seals, live and over, the newest first."""
+    def history(
+        self, wanted: SealFilter, after: str | None, limit: int, room: int | None = None
+    ) -> SealHistory:
+        """Seals, live and over, the newest first. `room`: bytes of JSON that they may take; one is
+        told in any case."""
         where = _Where()
         where.add("path = ?", wanted.path and chain.text(wanted.path))
         if wanted.file is not None:
@@ -76,7 +84,10 @@ class Queries:
         where.add("granted_at <= ?", wanted.until)
         where.add("(id GLOB ? || '*' OR id GLOB '*' || ?)", wanted.part, wanted.part)
         rows, cursor = self._page("SELECT * FROM seals", where, "number", after, limit)
-        return SealHistory(seals=[_seal(row) for row in rows], next=cursor)
+        seals = list(_fitting(map(_seal, rows), room))
+        if len(seals) < len(rows):
+            cursor = str(rows[len(seals) - 1]["number"])
+        return SealHistory(seals=seals, next=cursor)
 
     def seal(self, seal: str) -> SealRecord:
         with self._open() as connection:
@@ -216,6 +227,16 @@ class Queries:
             raise Refusal("io-error", f"the registry cannot be read: {error.strerror}") from None
 
 
+def _fitting(seals: Iterable[SealRecord], room: int | None) -> Iterator[SealRecord]:
+    taken = 0
+    for seal in seals:
+        if room is not None:
+            before, taken = taken, taken + len(wire.encoded(seal)) + 1
+            if before and taken > room:
+                return
+        yield seal
+
+
 def _not_yet() -> Refusal:
     text = f"there is no {schema.NAME} yet: the registry is being started, or cannot make it"
     return Refusal("try-later", text, retry_after=1.0)
@@ -235,10 +256,9 @@ def _dicts(rows: Iterator[sqlite3.Row]) -> Iterator[dict[str, Any]]:
 
 
 def _seal(row: sqlite3.Row) -> SealRecord:
-    fields = {name: row[name] for name in SealRecord.__struct_fields__ if name in row.keys()}  # noqa: SIM118
-    fields["enforcers"] = _decode(row["enforcers"])
     return SealRecord(
-        **fields,
+        **{name: row[name] for name in _COLUMNS},
+        enforcers=_decode(row["enforcers"]),
         file=FileId(row["device"], row["inode"], row["generation"]),
         range=ByteRange(row["offset"], row["length"]),
         effective=ByteRange(row["effective_offset"], row["effective_length"]),

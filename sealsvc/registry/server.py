@@ -8,6 +8,7 @@ socket's other end is closed it writes what it has, for a few seconds, and ends.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import select
@@ -47,6 +48,7 @@ _SAID = 4  # of these looks in which the state is said in any case: so is heard 
 _CLOSING = 5.0  # seconds
 
 _NAMED = {query.__name__: query for query in QUERIES}
+_hints = functools.cache(typing.get_type_hints)
 
 
 class Server:
@@ -91,7 +93,7 @@ class Server:
     def _answer(self, ask: wire.Ask) -> None:
         try:
             query = _NAMED[ask.query]
-            hints = typing.get_type_hints(query)
+            hints = _hints(query)
             names = [name for name in hints if name not in ("return", *ask.options)]
             given = dict(zip(names, ask.arguments, strict=False)) | ask.options
             arguments = {name: _converted(value, hints[name]) for name, value in given.items()}

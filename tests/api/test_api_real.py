@@ -348,6 +348,24 @@ def test_history_changes_and_the_trail(http: httpx.Client, control: Client, file
     assert http.get(f"/v1/seals/{'f' * 24}/history").json()["code"] == "no-such-seal"
 
 
+def test_a_page_has_as_many_as_were_asked_for(
+    http: httpx.Client, control: Client, file: str
+) -> None:
+    """However many messages of the control socket that takes."""
+    for _ in range(120):
+        reply = control.grant(path=file, kind="shared")
+        os.close(reply.fds[0])
+        control.call(Return, seal=reply.seal.id)
+    wait_for(lambda: len(_recorded(http, file, state="returned", limit="1000")) == 120)
+    first = http.get("/v1/history", params={"path": file, "limit": 119})
+    assert len(first.json()["seals"]) == 119
+    assert len(http.get(first.links["next"]["url"]).json()["seals"]) == 1
+    entries = http.get("/v1/trail", params={"limit": 200}).json()["entries"]
+    assert [e["seq"] for e in entries] == list(
+        range(entries[0]["seq"], entries[0]["seq"] - 200, -1)
+    )
+
+
 def _recorded(http: httpx.Client, path: str, **more: str) -> list[dict[str, Any]]:
     return list(http.get("/v1/history", params={"path": path, **more}).json()["seals"])
 

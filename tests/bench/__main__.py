@@ -32,6 +32,7 @@ from tests.bench.faces import faces  # noqa: E402
 from tests.bench.fanout import fan_out  # noqa: E402
 from tests.bench.figures import Bench, Figure, alternate  # noqa: E402
 from tests.bench.integrity import INTEGRITY_BENCHMARKS  # noqa: E402
+from tests.bench.lists import lists  # noqa: E402
 from tests.bench.recording import registry  # noqa: E402
 from tests.bench.relocating import relocation  # noqa: E402
 from tests.bench.restart import reclaim  # noqa: E402
@@ -159,6 +160,7 @@ BENCHMARKS: dict[str, Callable[[Bench, int], Figure | list[Figure]]] = {
     "registry": registry,
     "reclaim": reclaim,
     "faces": faces,
+    "lists": lists,
     "relocation": relocation,
     "nbd": nbd,
     **RING_BENCHMARKS,

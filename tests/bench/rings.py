@@ -22,7 +22,7 @@ from tests.bench.figures import Bench
 
 ROOT = Path(__file__).parents[2]
 LIBSEAL = ROOT / "native" / "libseal"
-BUILT = ROOT / "build" / "native" / "native" / "libseal" / "libseal_static.a"
+BUILT = ROOT / "build" / "native" / "native" / "libseal" / "libseal.a"
 LIMITS = "max_seals = 8000000\nmax_seals_per_holder = 8000000\nmax_seals_per_file = 100000\n"
 
 

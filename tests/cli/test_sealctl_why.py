@@ -75,3 +75,12 @@ def test_a_process_that_waits_for_something_else(daemon: FakeDaemon, sealctl: St
     status, out, _ = running.result()
     assert status == 0
     assert f"process {os.getpid()} waits for no seal" in out
+
+
+def test_a_process_that_is_not_there(daemon: FakeDaemon, sealctl: Start) -> None:
+    """Not exit status 0 and half an answer."""
+    running = sealctl("why", str(2**22 + 1))  # above PID_MAX_LIMIT
+    daemon.serve(Conflicts, ConflictPage(conflicts=[], total=0))
+    status, _, err = running.result()
+    assert status == 4
+    assert f"there is no process {2**22 + 1}" in err

@@ -47,6 +47,11 @@ LISTED = {
     "sudo ./dev deb && sudo apt install ./build/sealsvc_*.deb": (
         "it is for a machine of its own: tests/deploy/test_package.py"
     ),
+    "sudo ./dev libseal": "tests/ring/test_libseal_installed.py, with a prefix",
+    "cc demo_seal.c $(pkg-config --cflags --libs libseal)": "tests/ring/test_libseal_installed.py",
+    "cc -static demo_seal.c $(pkg-config --static --cflags --libs libseal)": (
+        "tests/ring/test_libseal_installed.py"
+    ),
     "sudo ./dev soak": "it takes ten minutes; tests/soak/test_soak.py is the short one",
     "OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318 sealsvc-api --principals principals.toml": (
         "tests/api/test_api_traces.py starts it so, with a collector"

@@ -14,6 +14,7 @@ import pytest
 from sealsvc.ring_client import News, RingClient
 from tests.service.conftest import RISKS, Running, until
 
+ROOT = Path(__file__).parents[2]
 BLOCK = 4096
 SIZE = 1 << 20
 ROUNDS = int(os.environ.get("SEALSVC_RING_KILLS", "20"))
@@ -28,6 +29,16 @@ def running(xfs: Path, tmp_path: Path) -> Iterator[Running]:
         yield made
     finally:
         made.end()
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `./dev libseal` has installed libseal."""
+    if not os.access(ROOT / ".venv" / "bin" / "meson", os.X_OK):
+        pytest.skip("./dev build makes the environment with meson")
+    prefix = tmp_path_factory.mktemp("libseal")
+    subprocess.run([ROOT / "dev", "libseal", "--prefix", prefix], check=True, timeout=110)
+    return prefix
 
 
 @pytest.fixture

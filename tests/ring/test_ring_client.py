@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
+import time
 from contextlib import aclosing
 from pathlib import Path
 
@@ -108,3 +110,23 @@ def test_seals_are_independent_of_the_clients_threads(client: RingClient, fd: in
         return all(await asyncio.gather(*answers))
 
     assert asyncio.run(ask())
+
+
+def test_another_thread_is_refused_while_one_is_at_it(client: RingClient, fd: int) -> None:
+    registered = client.register(fd)
+    begun, told = threading.Event(), []
+
+    def wait(*_: object) -> int:
+        begun.set()
+        time.sleep(0.5)
+        return 0
+
+    other = threading.Thread(target=lambda: told.append(client.alone(wait)))
+    other.start()
+    assert begun.wait(10)
+    with pytest.raises(RuntimeError, match="another thread"):
+        client.grant(registered, 0, BLOCK)
+    other.join()
+    assert told == [0]
+    with client.grant(registered, 0, BLOCK) as seal:
+        assert seal.valid

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import subprocess
@@ -171,6 +172,21 @@ def test_a_file_on_the_realtime_device(tmp_path: Path) -> None:
             subprocess.run(["losetup", "-d", device], check=True)
             subprocess.run(["mkfs.xfs", "-f", "-q", image], check=True)
             subprocess.run(["mount", "-o", "loop", image, point], check=True)
+
+
+@pytest.mark.parametrize("attribute", ["i", "a"])
+def test_a_protected_file_is_refused_with_the_cause(
+    client: Client, file: Path, attribute: str
+) -> None:
+    if subprocess.run(["chattr", f"+{attribute}", file], check=False).returncode:
+        pytest.skip("no CAP_LINUX_IMMUTABLE here")
+    try:
+        refused = refusal(lambda: client.grant(path=str(file)))
+    finally:
+        subprocess.run(["chattr", f"-{attribute}", file], check=True)
+    assert refused.details["errno"] == errno.EPERM
+    assert "immutable or append-only (lsattr)" in refused.message
+    is_granted(client, file)
 
 
 def test_a_memfd_is_refused_for_its_file_system(client: Client) -> None:

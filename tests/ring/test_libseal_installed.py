@@ -1,0 +1,67 @@
+"""`./dev libseal` in an empty directory: a program is compiled against what it installs as
+pkg-config says, with the shared library and with the static one, and seals a block."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.ring.conftest import truncating
+from tests.ring.test_ring_native import ROOT, run
+from tests.service.conftest import Running
+
+pytestmark = [
+    pytest.mark.kernel,
+    pytest.mark.skipif(shutil.which("pkg-config") is None, reason="there is no pkg-config"),
+]
+
+
+def words(prefix: Path, *asked: str) -> list[str]:
+    done = subprocess.run(
+        ["pkg-config", *asked, "libseal"],
+        env={**os.environ, "PKG_CONFIG_PATH": str(prefix / "lib/pkgconfig")},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize("how", ["shared", "static"])
+def test_a_program_is_compiled_and_seals(
+    installed: Path, running: Running, file: Path, tmp_path: Path, how: str
+) -> None:
+    program, source = tmp_path / "demo_seal", ROOT / "examples" / "embed" / "demo_seal.c"
+    if how == "shared":
+        flags = words(installed, "--cflags", "--libs")
+    else:
+        flags = ["-static", *words(installed, "--static", "--cflags", "--libs")]
+    run("gcc", "-Wall", "-Wextra", "-Werror", "-o", program, source, *flags)
+    needed = run("readelf", "-d", program)
+    assert ("libseal.so.1" in needed) is (how == "shared")
+    with subprocess.Popen(
+        [program, file],
+        env={
+            **os.environ,
+            "SEALSVC_SOCKET": str(running.socket),
+            "LD_LIBRARY_PATH": str(installed / "lib"),
+        },
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as demo:
+        assert demo.stdout is not None
+        assert demo.stdout.readline().startswith("sealed: byte 0 is at ")
+        with truncating(file, 0):
+            assert demo.stdout.readline() == "recalled: giving 4096 bytes back\n"
+        assert demo.stdout.readline() == "returned\n"
+        assert demo.wait(20) == 0
+
+
+def test_the_version_and_the_manual_are_installed(installed: Path) -> None:
+    assert words(installed, "--modversion") == ["0.1.0"]
+    pages = {page.name for page in (installed / "share/man/man3").iterdir()}
+    assert {"libseal.3", "seal_open.3", "seal_grant.3"} <= pages
