@@ -1,7 +1,7 @@
 """Makes build/sealsvc_VERSION_ARCH.deb from this tree and its .venv: `./dev deb`.
 
 The package carries its own Python packages, in the versions that were tested here: those of
-bookworm are too old. They lie in a private virtual environment at /usr/lib/sealsvc, where nobody is
+Debian are too old. They lie in a private virtual environment at /usr/lib/sealsvc, where nobody is
 to install anything: so the packages that traces take are among them.
 """
 
@@ -136,7 +136,8 @@ def add_system_files(stage: Path, version: str) -> None:
     put(ROOT / "CHANGELOG.md", stage / DOC / "NEWS.md")
     for page in (ROOT / "docs").glob("*.md"):
         put(page, stage / DOC / "docs" / page.name)
-    entry = f"sealsvc ({version}) bookworm; urgency=medium\n\n  * See NEWS.md.\n\n"
+    put(ROOT / "examples/embed/demo_seal.c", stage / DOC / "examples/demo_seal.c")
+    entry = f"sealsvc ({version}) stable; urgency=medium\n\n  * See NEWS.md.\n\n"
     compress(stage / DOC / "changelog.gz", f"{entry} -- {maintainer()}  {date()}\n".encode())
 
 
