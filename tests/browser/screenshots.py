@@ -1,12 +1,12 @@
 """Makes the pictures of docs/dashboard.md: `./dev screenshots`, or
 `python -m tests.browser.screenshots [DIRECTORY]`.
 
-The real service on a simulated system, the real API and a real Chromium. Each page that the
-dashboard's menu has is shown on a desktop (light) and on a phone (dark), and one seal, one file and
-one holder besides. What stands there: 2,000 seals of eight processes, an operation that waits, an
-alarm, and a file of 40,000 extents; it is looked for on the pages before they are kept. The rows of
-coverage are measured on an XFS by `sealctl doctor`, since a simulated kernel has nothing to measure;
-without root the page shows none.
+The real service on a simulated system, the real API and a real Chromium. Each page of the menu is
+shown on a desktop (light) and on a phone (dark), and one seal, one file and one holder besides.
+What stands there: 2,000 seals of eight processes, an operation that waits, an alarm, and a file of
+40,000 extents; it is looked for on the pages before they are kept. The rows of coverage are
+measured on an XFS by `sealctl doctor`, a simulated kernel having nothing to measure; without root
+there are none.
 """
 
 from __future__ import annotations

@@ -41,8 +41,8 @@ def make() -> str:
     return done.stdout.splitlines()[-1]
 
 
-# In namespaces of their own: mounts and processes end with them. The machine is in memory; what it is
-# given, and what it gives back, lies in /given.
+# In namespaces of their own: mounts and processes end with them. The machine is in memory; what it
+# is given, and what it gives back, lies in /given.
 _MACHINE = """
 set -e
 root=$1 suite=$2 machine=$3 given=$4

@@ -27,8 +27,8 @@ ELSEWHERE = {
     "docs/model.md": "tests/model/test_model.py",
     "docs/relocate.md": "tests/copies/relocation/test_relocate.py",
     "docs/deploy.md": (
-        "tests/deploy/test_package.py, tests/deploy/test_systemd.py and"
-        " tests/deploy/test_container.py install, start and remove what it is about"
+        "tests/deploy/test_package.py, tests/deploy/test_debians.py, tests/deploy/test_systemd.py"
+        " and tests/deploy/test_container.py install, start and remove what it is about"
     ),
     "docs/exports.md": "tests/exports/test_nbd.py and tests/lab/test_exports_dm.py run each",
     "docs/exports-tcmu.md": "tests/lab/test_exports_tcmu.py does by configfs what it shows",
@@ -38,7 +38,19 @@ ELSEWHERE = {
     "docs/troubleshooting.md": "tests/cli/test_sealctl_real.py asks who waits on whom",
     "docs/lab.md": "each boots a machine; tests/lab/test_lab.py boots them, through the same door",
 }
-LISTED = {
+# By a newcomer, on a Debian with nothing but the package.
+FRESH = (
+    "sudo sealsvc serve --root /mnt/pmem &",
+    "head -c 1M /dev/urandom > /mnt/pmem/db; sync",
+    "/usr/lib/sealsvc/bin/python3 hold.py &",
+    "sealctl recall --path /mnt/pmem/db --wait",
+    "sudo apt install gcc libc6-dev pkg-config",
+    "cc -o demo_seal /usr/share/doc/sealsvc/examples/demo_seal.c"
+    " $(pkg-config --cflags --libs libseal)",
+    "./demo_seal /mnt/pmem/db &",
+    "truncate --size 0 /mnt/pmem/db",
+)
+LISTED = dict.fromkeys(FRESH, "tests/deploy/test_debians.py walks this path") | {
     "./dev build": "what runs here was built by it",
     "sudo ./dev demo": "tests/docs/test_demo.py runs the program behind it",
     "sudo ./dev test": "it runs this test",
@@ -46,6 +58,7 @@ LISTED = {
     "sudo ./dev deb && sudo apt install ./build/sealsvc_*.deb": (
         "it is for a machine of its own: tests/deploy/test_package.py"
     ),
+    "./dev screenshots": "tests/docs/test_dashboard_page.py",
     "sudo ./dev soak": "it takes ten minutes; tests/soak/test_soak.py is the short one",
     "OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318 sealsvc-api --principals principals.toml": (
         "tests/api/test_api_traces.py starts it so, with a collector"
