@@ -30,6 +30,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 
 from sealsvc.client import Client
 from sealsvc.messages import Audit, Grant, HolderSpec, SealInfo, Simulate
+from tests.api import running
 from tests.api.running import Front, simulated
 from tests.browser.conftest import ARGUMENTS, ROOT, TOKEN, MiB, chromium, enter
 from tests.scratch import mounted
@@ -87,10 +88,10 @@ def seal_everything(control: Client, pids: Sequence[int]) -> None:
     parts = -(-(SEALS - 1) // VOLUMES)
     for volume in range(VOLUMES):
         path = f"/sim/vm-{volume:02}.img"
-        control.call(Simulate, action="create", path=path, size=parts * 4 * MiB)
+        control.call(Simulate, action="create", path=path, size=parts * EXTENT)
         for part in range(min(parts, SEALS - 1 - volume * parts)):
             tag = f"vm-{volume:02}/part-{part}"
-            grant(path, volume, offset=part * 4 * MiB, length=4 * MiB, tag=tag)
+            grant(path, volume, offset=part * EXTENT, length=EXTENT, tag=tag)
 
 
 @contextmanager
@@ -104,7 +105,7 @@ def in_its_way(there: Front) -> Iterator[None]:
                 Simulate,
                 action="conflict",
                 path=WANTED,
-                offset=8 * MiB,
+                offset=2 * EXTENT,
                 length=4096,
                 pid=os.getpid(),
                 timeout=GRACE,
@@ -130,7 +131,8 @@ def until(condition: Callable[[], bool]) -> None:
 @contextmanager
 def scene(directory: Path) -> Iterator[tuple[Front, list[int]]]:
     config = directory / "sealsvc.toml"
-    config.write_text(f'[registry]\ndirectory = "{directory}/registry"\n')
+    kept = f'[registry]\ndirectory = "{directory}/registry"\n'
+    config.write_text(f"{kept}[policy]\nmax_grace = {GRACE}\nmax_recall = {GRACE}\n")
     with ExitStack() as stack:
         pids = stack.enter_context(holders(directory))
         there = stack.enter_context(simulated(directory, "--config", str(config)))
@@ -161,7 +163,7 @@ def measured() -> dict[str, Any] | None:
 def details(there: Front, pids: Sequence[int]) -> Iterator[tuple[str, str]]:
     """The pages of one thing each, by the name of their picture."""
     with there.http() as http:
-        [recalled] = http.get("/v1/recalls").json()["seals"]
+        [recalled] = (x for x in http.get("/v1/recalls").json()["seals"] if x["path"] == WANTED)
         [big] = (f for f in http.get("/v1/files").json()["files"] if f["path"] == BIG)
     yield "seal", f"#/seals/{recalled['id']}"
     yield "file", f"#/files/{big['key']}"
@@ -232,6 +234,7 @@ def picture_all(
 
 
 def make(directory: Path) -> None:
+    running.PATIENCE = PATIENCE / 1000
     coverage = measured()
     directory.mkdir(parents=True, exist_ok=True)
     with (

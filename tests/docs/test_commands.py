@@ -58,7 +58,6 @@ LISTED = dict.fromkeys(FRESH, "tests/deploy/test_debians.py walks this path") | 
     "sudo ./dev deb && sudo apt install ./build/sealsvc_*.deb": (
         "it is for a machine of its own: tests/deploy/test_package.py"
     ),
-    "./dev screenshots": "tests/docs/test_dashboard_page.py",
     "sudo ./dev soak": "it takes ten minutes; tests/soak/test_soak.py is the short one",
     "OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318 sealsvc-api --principals principals.toml": (
         "tests/api/test_api_traces.py starts it so, with a collector"
