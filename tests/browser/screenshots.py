@@ -45,7 +45,7 @@ HOLDERS = (
 )
 GRACE = 900.0  # seconds: longer than the pictures take
 PATIENCE = 120_000.0  # ms: a page of 2,000 seals, on a machine that has other things to do
-QUALITY = 72  # of WebP
+QUALITY = 40  # of WebP
 
 
 @dataclass(frozen=True)
@@ -187,6 +187,8 @@ def is_drawn(page: Page) -> None:
     if "#/files/" in page.url:
         page.wait_for_selector("svg.picture .extent", state="attached")
         expect(page.locator("#left-out")).to_contain_text(f"of {EXTENTS} extents")
+    if page.url.endswith("#/events"):
+        expect(page.get_by_role("list", name="Events").get_by_text("conflict").first).to_be_visible()
     page.wait_for_timeout(400)
 
 

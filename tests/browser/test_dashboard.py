@@ -294,6 +294,22 @@ def test_a_holder_has_a_time_and_no_ticks(page: Page, there: Front) -> None:
     assert told["started_at"] < time.time()
 
 
+SLOW = """
+const now = window.fetch;
+window.fetch = async (where, ...more) => {
+  if (String(where).includes("/v1/holders")) await new Promise((done) => setTimeout(done, 4000));
+  return now(where, ...more);
+};
+"""
+
+
+def test_a_page_that_takes_longer_than_its_updates_is_seen(page: Page) -> None:
+    """One is due every three seconds, and after each event."""
+    page.add_init_script(SLOW)
+    enter(page, where="#/holders")
+    expect(page.get_by_role("heading", name="Holders")).to_be_visible(timeout=10_000)
+
+
 def test_it_recovers_after_the_service_was_restarted(browser: Browser, tmp_path: Path) -> None:
     principals = write_principals(
         tmp_path / "p.toml", root={"role": "admin", "scopes": ["/"], "token": TOKEN}

@@ -44,7 +44,7 @@ FRESH = (
     "head -c 1M /dev/urandom > /mnt/pmem/db; sync",
     "/usr/lib/sealsvc/bin/python3 hold.py &",
     "sealctl recall --path /mnt/pmem/db --wait",
-    "sudo apt install gcc libc6-dev pkg-config",
+    "sudo apt install --no-install-recommends gcc libc6-dev pkg-config",
     "cc -o demo_seal /usr/share/doc/sealsvc/examples/demo_seal.c"
     " $(pkg-config --cflags --libs libseal)",
     "./demo_seal /mnt/pmem/db &",
