@@ -188,7 +188,8 @@ def is_drawn(page: Page) -> None:
         page.wait_for_selector("svg.picture .extent", state="attached")
         expect(page.locator("#left-out")).to_contain_text(f"of {EXTENTS} extents")
     if page.url.endswith("#/events"):
-        expect(page.get_by_role("list", name="Events").get_by_text("conflict").first).to_be_visible()
+        listed = page.get_by_role("list", name="Events")
+        expect(listed.get_by_text("conflict").first).to_be_visible()
     page.wait_for_timeout(400)
 
 

@@ -70,6 +70,9 @@ def walk(suite: str, package: Path, given: Path) -> None:
     assert re.search(r"(?m)^sealed: 1048576 bytes", said)
     assert re.search(r"(?m)^sealed: byte 0 is at \d+ of the device", said)
     assert len(re.findall(r"(?m)^returned$", said)) == 2
+    used = re.search(r"newcomer: processor: (\d+)m([\d.]+)s (\d+)m([\d.]+)s", said)
+    assert used
+    assert sum(int(used[i]) * 60 + float(used[i + 1]) for i in (1, 3)) <= LIMIT
     crowd = stalled() - before
     if times[-1] > LIMIT and crowd > CROWDED * times[-1]:
         pytest.skip(f"{times[-1]:.0f} s, but others had the processors for {crowd:.0f} s")
