@@ -45,7 +45,8 @@ HOLDERS = (
 )
 GRACE = 900.0  # seconds: longer than the pictures take
 PATIENCE = 120_000.0  # ms: a page of 2,000 seals, on a machine that has other things to do
-QUALITY = 40  # of WebP
+QUALITIES = (40, 30, 20)  # of WebP: the first by which a picture is small
+LARGEST = 58_000  # bytes
 
 
 @dataclass(frozen=True)
@@ -197,9 +198,12 @@ def keep(context: BrowserContext, page: Page, file: Path) -> None:
     """WebP, which Playwright itself does not write: a fifth of PNG."""
     page.evaluate("document.activeElement?.blur()")
     session = context.new_cdp_session(page)
-    made = session.send("Page.captureScreenshot", {"format": "webp", "quality": QUALITY})
+    for quality in QUALITIES:
+        made = session.send("Page.captureScreenshot", {"format": "webp", "quality": quality})
+        file.write_bytes(base64.b64decode(made["data"]))
+        if file.stat().st_size <= LARGEST:
+            break
     session.detach()
-    file.write_bytes(base64.b64decode(made["data"]))
 
 
 def picture_all(
