@@ -6,7 +6,7 @@ import { extentMap } from "./pictures.js";
 import { rows } from "./seals.js";
 
 const SEALS = 20, MOST = 4000; // drawn of a file, and extents of each
-const PIECES = 8, PAGE = 1000; // a longer map is fetched in pieces that are spread over it
+const PIECE = 400; // as many extents as an answer has; of a longer map, pieces that are spread over it
 
 const counts = (states) => Object.entries(states).map(([name, n]) => `${n} ${name}`).join(", ");
 
@@ -25,12 +25,12 @@ function whose(seals) {
 }
 
 async function extents(seal, now) {
-  const ask = (start, limit) => get(`/v1/seals/${seal.id}/extents`, { start, limit, now: now || undefined });
-  const piece = MOST / PIECES, first = await ask(0, piece), { total } = first;
-  const [count, step, limit] = total > MOST ? [PIECES - 1, (total - piece) / (PIECES - 1), piece]
-    : [Math.max(0, Math.ceil((total - piece) / PAGE)), PAGE, PAGE];
-  const starts = Array.from({ length: count }, (_, i) => total > MOST ? Math.round((i + 1) * step) : piece + i * step);
-  const pages = [first, ...await Promise.all(starts.map((start) => ask(start, limit)))].map((page) => page.extents);
+  const ask = (start) => get(`/v1/seals/${seal.id}/extents`, { start, limit: PIECE, now: now || undefined });
+  const first = await ask(0), { total } = first;
+  const count = Math.max(0, Math.ceil(Math.min(total, MOST) / PIECE) - 1);
+  const step = total > MOST ? (total - PIECE) / count : PIECE;
+  const starts = Array.from({ length: count }, (_, i) => Math.round((i + 1) * step));
+  const pages = [first, ...await Promise.all(starts.map(ask))].map((page) => page.extents);
   const found = pages.flat();
   found.total = total;
   found.holds = (e) => total <= MOST || pages.some((page) => page.length && e.logical >= page[0].logical && e.logical <= page.at(-1).logical);
