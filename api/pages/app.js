@@ -18,7 +18,7 @@ const GATHER = 250, LOOK = 3000; // milliseconds
 
 const at = (id) => document.getElementById(id);
 const main = at("main");
-let session = null, drawing = 0, due = null, shown = null;
+let session = null, drawing = 0, due = null, shown = null, picture = null, late = false;
 
 const app = {
   get name() { return session?.name; },
@@ -68,7 +68,22 @@ function banner(text) {
   at("banner").textContent = plain(text ?? "");
 }
 
-async function draw() {
+function draw() {
+  const mine = picture = paint().finally(() => {
+    if (picture !== mine) return;
+    picture = null;
+    if (late) soon();
+    late = false;
+  });
+}
+
+// By time or events: never instead of a picture that takes longer to make, which would never be seen.
+function redraw() {
+  if (picture) late = true;
+  else draw();
+}
+
+async function paint() {
   if (!session) return;
   const turn = ++drawing;
   const [page, detail] = location.hash.replace(/^#\//, "").split("/").map(decodeURIComponent);
@@ -118,7 +133,7 @@ function replace(nodes, fresh) {
 }
 
 function soon() {
-  due ??= setTimeout(() => { due = null; draw(); }, GATHER);
+  due ??= setTimeout(() => { due = null; redraw(); }, GATHER);
 }
 
 function login(problem) {
@@ -167,6 +182,6 @@ if (localStorage.getItem("theme")) document.documentElement.dataset.theme = loca
 window.addEventListener("hashchange", () => draw());
 window.addEventListener("logged-out", () => { if (session) login("The session is over."); });
 onEvent(soon);
-setInterval(() => { if (session && !document.hidden) draw(); }, LOOK);
+setInterval(() => { if (session && !document.hidden) redraw(); }, LOOK);
 
 get("/v1/session").then(begin, () => login());

@@ -6,6 +6,7 @@ import { extentMap } from "./pictures.js";
 import { rows } from "./seals.js";
 
 const SEALS = 20, MOST = 4000; // drawn of a file, and extents of each
+const PIECE = 400; // as many extents as an answer has; of a longer map, pieces that are spread over it
 
 const counts = (states) => Object.entries(states).map(([name, n]) => `${n} ${name}`).join(", ");
 
@@ -24,14 +25,15 @@ function whose(seals) {
 }
 
 async function extents(seal, now) {
-  const found = [];
-  let start = 0, total = 0;
-  do {
-    const page = await get(`/v1/seals/${seal.id}/extents`, { start, limit: 1000, now: now || undefined });
-    found.push(...page.extents);
-    [start, total] = [page.next, page.total];
-  } while (start && found.length < MOST);
+  const ask = (start) => get(`/v1/seals/${seal.id}/extents`, { start, limit: PIECE, now: now || undefined });
+  const first = await ask(0), { total } = first;
+  const count = Math.max(0, Math.ceil(Math.min(total, MOST) / PIECE) - 1);
+  const step = total > MOST ? (total - PIECE) / count : PIECE;
+  const starts = Array.from({ length: count }, (_, i) => Math.round((i + 1) * step));
+  const pages = [first, ...await Promise.all(starts.map(ask))].map((page) => page.extents);
+  const found = pages.flat();
   found.total = total;
+  found.holds = (e) => total <= MOST || pages.some((page) => page.length && e.logical >= page[0].logical && e.logical <= page.at(-1).logical);
   return found;
 }
 
@@ -46,7 +48,8 @@ export async function file(app, key) {
     own.length > drawn.length && `${own.length - drawn.length} of ${own.length} seals`,
     total > recorded.length && `${total - recorded.length} of ${total} extents`].filter(Boolean);
   const now = await Promise.allSettled(drawn.map((x) => extents(x, true)));
-  const present = now.filter((r) => r.status === "fulfilled").flatMap((r) => r.value);
+  // Of a map that is drawn in pieces, what lies between them is not known to be anywhere else.
+  const present = now.flatMap((r, i) => r.status === "fulfilled" ? r.value.filter(maps[i].holds) : []);
   const unreadable = now.filter((r) => r.status === "rejected").length;
   const map = recorded.length ? extentMap(recorded, present, drawn) : null;
   const driftedAt = new Set((map?.drifted ?? []).map((e) => e.logical));
@@ -57,7 +60,7 @@ export async function file(app, key) {
     h("h2", {}, "Extent map"),
     map && map.drifted.length > 0 && h("p", { class: "bad", id: "drift" }, `Not where they were sealed: ${map.drifted.length} of ${recorded.length} extents.`),
     unreadable > 0 && h("p", { class: "warn" }, `The present map of ${unreadable} seals cannot be read.`),
-    left.length > 0 && h("p", { class: "warn", id: "left-out" }, `Not drawn: ${left.join(" and ")}. All of them: sealctl show --extents ID, or GET /v1/seals/ID/extents.`),
+    left.length > 0 && h("p", { class: "warn", id: "left-out" }, `Not drawn: ${left.join(" and ")}${total > recorded.length ? ", in equal gaps" : ""}. All of them: sealctl show --extents ID, or GET /v1/seals/ID/extents.`),
     map?.picture,
     app.may("recall") && h("p", {}, h("button", { type: "button", class: "danger",
       onclick: () => app.asks(`The holders of all ${own.length} seals of ${found.path} are asked to give them back, each within its grace: ${whose(own)}.`, "Recall them", "Recalled all seals of the file.", () => post("/v1/recalls", { path: found.path, reason: "dashboard" })) }, "Recall every seal of this file")),

@@ -28,7 +28,7 @@ function heatMap({ rows, measured_at }) {
   return table(caption, [["operation"], ...COLUMNS.map((name) => [name])],
     [...operations].map(([name, cells]) => [name, ...COLUMNS.map((column) => {
       const cell = cells[column];
-      return h("td", { class: `heat ${cell?.result ?? ""}`, title: cell ? `${cell.enforcer} ${cell.errno ?? ""} ${cell.note}` : "" },
+      return h("td", { class: `heat ${cell?.result ?? ""}`, "data-name": column, title: cell ? `${cell.enforcer} ${cell.errno ?? ""} ${cell.note}` : "" },
         cell ? cell.result.replace("not-applicable", "n/a").replace("not-covered", "NOT COVERED") : "");
     })]));
 }

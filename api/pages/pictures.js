@@ -2,11 +2,12 @@
 
 import { s, bytes, duration } from "./dom.js";
 
-const W = 900, LEFT = 80, RIGHT = 20;
+const LEFT = 80, RIGHT = 20;
 
 // `recorded` and `present` are extents; where they differ the present one is drawn as drift.
 export function extentMap(recorded, present, seals) {
-  const H = 260, TOP = 40, BOTTOM = 30;
+  // Narrower on a phone, where what is written would be too small to read.
+  const W = matchMedia("(max-width: 640px)").matches ? 420 : 900, H = 260, TOP = 40, BOTTOM = 30;
   const every = [...recorded, ...present];
   const start = Math.min(...every.map((e) => e.logical), ...seals.map((x) => x.effective.offset));
   const end = Math.max(...every.map((e) => e.logical + e.length), ...seals.map((x) => x.effective.offset + x.effective.length));

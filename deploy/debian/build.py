@@ -1,7 +1,7 @@
 """Makes build/sealsvc_VERSION_ARCH.deb from this tree and its .venv: `./dev deb`.
 
 The package carries its own Python packages, in the versions that were tested here: those of
-bookworm are too old. They lie in a private virtual environment at /usr/lib/sealsvc, where nobody is
+Debian are too old. They lie in a private virtual environment at /usr/lib/sealsvc, where nobody is
 to install anything: so the packages that traces take are among them.
 """
 
@@ -139,7 +139,7 @@ def add_system_files(stage: Path, version: str) -> None:
     for file in (ROOT / "examples").rglob("*"):
         if file.suffix in {".c", ".h", ".md"} or file.name in {"Makefile", "run-guest"}:
             put(file, stage / DOC / file.relative_to(ROOT), file.stat().st_mode & 0o755)
-    entry = f"sealsvc ({version}) bookworm; urgency=medium\n\n  * See NEWS.md.\n\n"
+    entry = f"sealsvc ({version}) stable; urgency=medium\n\n  * See NEWS.md.\n\n"
     compress(stage / DOC / "changelog.gz", f"{entry} -- {maintainer()}  {date()}\n".encode())
 
 

@@ -13,23 +13,32 @@
 #include <seal.h>
 #include <seal_ring.h>
 
-static struct seal seal;
-static int held;
+#define BLOCK 4096
 
-/* Called by seal_dispatch(), in our own thread. */
+static struct seal seal;
+static int file, held;
+
+/* Whether the seal, or the registration with all that is in it, is to be given back. */
+static int is_recall(const struct seal_news *what)
+{
+	uint32_t state = seal_word_state(what->word);
+
+	if (what->kind == SEAL_EVENT_FILE)
+		return (int)what->file == file && state != SEAL_GRANTED && state != SEAL_ACTIVE;
+	return what->number == seal.number &&
+	       (what->kind == SEAL_EVENT_RECALL || what->kind == SEAL_EVENT_LOST);
+}
+
+/* Called by seal_dispatch(). */
 static void news(struct seal_client *client, const struct seal_news *what, void *context)
 {
 	(void)context;
-	if (!held || what->number != seal.number)
-		return;
-	if (what->kind == SEAL_EVENT_OVER) {
+	if (held && what->kind == SEAL_EVENT_OVER && what->number == seal.number)
 		held = 0;
-		return;
-	}
-	if (what->kind != SEAL_EVENT_RECALL && what->kind != SEAL_EVENT_LOST)
+	if (!held || !is_recall(what))
 		return;
 	/* Here a real program deregisters its memory, and tells its peers. */
-	printf("recalled: giving %llu bytes back\n", (unsigned long long)what->length);
+	printf("recalled: giving %d bytes back\n", BLOCK);
 	if (seal_refresh(client, &seal) == 0 && seal_return(client, &seal) == 0)
 		held = 0;
 }
@@ -43,10 +52,11 @@ static int complain(const char *what, int error)
 int main(int argc, char **argv)
 {
 	struct seal_options options = {.size = sizeof(options), .news = news};
+	/* A shared one takes risks that policy has to accept, where the kernel has no BPF LSM. */
+	struct seal_file_options terms = {.size = sizeof(terms), .kind = "exclusive"};
 	struct seal_map_extent extent;
 	struct seal_client *client;
-	int fd, file, error;
-
+	int fd, error;
 	fd = open(argc > 1 ? argv[1] : "", O_RDWR | O_CLOEXEC);
 	if (fd < 0) {
 		perror("demo_seal: open");
@@ -55,17 +65,17 @@ int main(int argc, char **argv)
 	error = seal_open(&client, &options);
 	if (error)
 		return complain("no service", error);
-	file = seal_register(client, fd, NULL);
+	file = seal_register(client, fd, &terms);
 	if (file < 0) {
 		fprintf(stderr, "demo_seal: %s\n", seal_failure(client));
 		return 1;
 	}
-	error = seal_grant(client, file, 0, 4096, SEAL_RW, &seal);
+	error = seal_grant(client, file, 0, BLOCK, SEAL_RW, &seal);
 	if (error)
 		return complain("seal_grant", error);
 	held = 1;
 	/* While the seal is valid, this is where the block is. */
-	if (seal_extents(client, file, 0, 4096, &extent, 1) == 1)
+	if (seal_extents(client, file, 0, BLOCK, &extent, 1) == 1)
 		printf("sealed: byte 0 is at %llu of the device\n",
 		       (unsigned long long)extent.physical);
 	fflush(stdout);

@@ -3,6 +3,9 @@
 #ifndef SEAL_JUDGE_H
 #define SEAL_JUDGE_H
 
+/* From libbpf 1.5 on the next takes __u64 and its like from whoever includes it. */
+#include <linux/types.h>
+
 #include <bpf/bpf_core_read.h>
 
 #include "kernel_types.h"

@@ -102,7 +102,7 @@ def enter(page: Page, token: str = TOKEN, where: str = "") -> None:
 
 
 def picture(page: Page, name: str) -> None:
-    """Kept as an artefact; SEALSVC_SCREENSHOTS=docs/screenshots renews those of the docs."""
-    directory = Path(os.environ.get("SEALSVC_SCREENSHOTS", ROOT / "build" / "screenshots"))
+    """Kept as an artefact. (Those of the docs are made by ./dev screenshots.)"""
+    directory = ROOT / "build" / "screenshots"
     directory.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=directory / f"{name}.png", animations="disabled")

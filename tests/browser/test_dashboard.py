@@ -294,6 +294,43 @@ def test_a_holder_has_a_time_and_no_ticks(page: Page, there: Front) -> None:
     assert told["started_at"] < time.time()
 
 
+def test_a_long_map_is_drawn_to_its_end(page: Page, there: Front) -> None:
+    """In pieces that are spread over the file, which is said; and none of them drifts by that."""
+    path = "/sim/long"
+    with there.client() as control, there.http() as http:
+        control.call(Simulate, action="create", path=path, size=5000 * 16 * MiB)
+        reply = control.call(Grant, path=path, kind="shared")
+        for fd in reply.fds:
+            os.close(fd)
+        [key] = (f["key"] for f in http.get("/v1/files").json()["files"] if f["path"] == path)
+        enter(page, where=f"#/files/{key}")
+        expect(page.locator("#left-out")).to_contain_text("1000 of 5000 extents, in equal gaps")
+        script = "all => all.map((one) => Number(one.getAttribute('x2')))"
+        ends = page.eval_on_selector_all("svg .extent", script)
+        assert len(ends) == 4000
+        assert max(ends) > 879, "the right end of the picture"
+        expect(page.locator("#drift")).to_have_count(0)
+        control.call(Simulate, action="drift", path=path)
+        expect(page.locator("#drift")).to_contain_text("1 of 4000 extents")
+        control.call(Return, seal=reply.seal.id)
+
+
+SLOW = """
+const now = window.fetch;
+window.fetch = async (where, ...more) => {
+  if (String(where).includes("/v1/holders")) await new Promise((done) => setTimeout(done, 4000));
+  return now(where, ...more);
+};
+"""
+
+
+def test_a_page_that_takes_longer_than_its_updates_is_seen(page: Page) -> None:
+    """One is due every three seconds, and after each event."""
+    page.add_init_script(SLOW)
+    enter(page, where="#/holders")
+    expect(page.get_by_role("heading", name="Holders")).to_be_visible(timeout=10_000)
+
+
 def test_it_recovers_after_the_service_was_restarted(browser: Browser, tmp_path: Path) -> None:
     principals = write_principals(
         tmp_path / "p.toml", root={"role": "admin", "scopes": ["/"], "token": TOKEN}

@@ -39,3 +39,42 @@ def make() -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()[-1]
+
+
+# In namespaces of their own: mounts and processes end with them. The machine is in memory; what it
+# is given, and what it gives back, lies in /given.
+_MACHINE = """
+set -e
+root=$1 suite=$2 machine=$3 given=$4
+shift 4
+mkdir -p "$machine"
+mount -t tmpfs -o size=8g tmpfs "$machine"
+SUITE=$suite "$root/tests/fresh-debian" "$machine/new"
+mkdir "$machine/new/given" "$machine/new/mnt/pmem"
+mount --bind "$given" "$machine/new/given"
+truncate -s 320M "$machine/image"
+mkfs.xfs -q "$machine/image"
+mount -o loop "$machine/image" "$machine/new/mnt/pmem"
+exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root chroot "$machine/new" "$@"
+"""
+
+
+def on_fresh_debian(suite: str, given: Path, *command: str, seconds: float) -> str:
+    """What a command says on a Debian with nothing installed, an XFS at /mnt/pmem and `given` at
+    /given. Fails when it does."""
+    if os.geteuid() != 0 or shutil.which("mmdebstrap") is None:
+        pytest.skip("needs root and mmdebstrap")
+    machine = given.with_name(f"{given.name}-machine")
+    namespaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
+    done = subprocess.run(
+        [*namespaces, "sh", "-c", _MACHINE, "machine", ROOT, suite, machine, given, *command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout
+    return done.stdout

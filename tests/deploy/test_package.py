@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from tests.deploy.conftest import on_fresh_debian
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,31 +49,12 @@ def test_it_brings_what_traces_take(package: Path, tmp_path: Path) -> None:
     assert done.stdout == f"{packages}/api/spans.py\n", done.stderr
 
 
-# In namespaces of their own: mounts and processes end with them, and the machine is in memory.
-LIFE = """
-set -e
-mount -t tmpfs -o size=2g tmpfs "$1"
-"$2/tests/fresh-debian" "$1/new"
-mkdir "$1/new/package"
-cp "$3" "$2/tests/deploy/package-life" "$1/new/package"
-exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root \
-    chroot "$1/new" /package/package-life "/package/${3##*/}"
-"""
-
-
 def test_its_life_on_a_fresh_debian(package: Path, tmp_path: Path) -> None:
-    if os.geteuid() != 0 or shutil.which("mmdebstrap") is None:
-        pytest.skip("needs root and mmdebstrap")
-    namespaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
-    done = subprocess.run(
-        [*namespaces, "sh", "-c", LIFE, "life", tmp_path, ROOT, package],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=540,
-        check=False,
-    )
-    print(done.stdout)
-    assert done.returncode == 0, done.stdout
-    assert done.stdout.endswith("package-life: done\n")
+    """Of this machine's; tests/deploy/test_debians.py has both, from a clone."""
+    given = tmp_path / "given"
+    given.mkdir()
+    for file in (package, ROOT / "tests/deploy/package-life"):
+        shutil.copy(file, given)
+    command = ("/given/package-life", f"/given/{package.name}")
+    said = on_fresh_debian("bookworm", given, *command, seconds=540)
+    assert said.endswith("package-life: done\n")

@@ -27,8 +27,8 @@ ELSEWHERE = {
     "docs/model.md": "tests/model/test_model.py",
     "docs/relocate.md": "tests/copies/relocation/test_relocate.py",
     "docs/deploy.md": (
-        "tests/deploy/test_package.py, tests/deploy/test_systemd.py and"
-        " tests/deploy/test_container.py install, start and remove what it is about"
+        "tests/deploy/test_package.py, tests/deploy/test_debians.py, tests/deploy/test_systemd.py"
+        " and tests/deploy/test_container.py install, start and remove what it is about"
     ),
     "docs/upgrade.md": "tests/service/test_upgrade.py; the package: tests/deploy/test_package.py",
     "docs/exports.md": "tests/exports/test_nbd.py and tests/lab/test_exports_dm.py run each",
@@ -39,7 +39,19 @@ ELSEWHERE = {
     "docs/troubleshooting.md": "tests/cli/test_sealctl_real.py asks who waits on whom",
     "docs/lab.md": "each boots a machine; tests/lab/test_lab.py boots them, through the same door",
 }
-LISTED = {
+# By a newcomer, on a Debian with nothing but the package.
+FRESH = (
+    "sudo sealsvc serve --root /mnt/pmem &",
+    "head -c 1M /dev/urandom > /mnt/pmem/db; sync",
+    "/usr/lib/sealsvc/bin/python3 hold.py &",
+    "sealctl recall --path /mnt/pmem/db --wait",
+    "sudo apt install --no-install-recommends gcc libc6-dev pkg-config",
+    "cc -o demo_seal /usr/share/doc/sealsvc/examples/demo_seal.c"
+    " $(pkg-config --cflags --libs libseal)",
+    "./demo_seal /mnt/pmem/db &",
+    "truncate --size 0 /mnt/pmem/db",
+)
+LISTED = dict.fromkeys(FRESH, "tests/deploy/test_debians.py walks this path") | {
     "./dev build": "what runs here was built by it",
     "sudo ./dev demo": "tests/docs/test_demo.py runs the program behind it",
     "sudo ./dev test": "it runs this test",
