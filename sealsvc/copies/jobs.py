@@ -21,12 +21,14 @@ from sealsvc.copies.requests import (
     StartCopy,
     spec_of,
 )
+from sealsvc.copies.result import parse_token
+from sealsvc.copies.tags import Tags
 from sealsvc.copies.tasks import Task, Update
 from sealsvc.errors import TABLE, Refusal
 from sealsvc.grants import Grants
 from sealsvc.jobs import Job, JobRunner
 from sealsvc.messages import Grant
-from sealsvc.model import FileId, IoMode, Kind
+from sealsvc.model import ByteRange, FileId, IoMode, Kind
 from sealsvc.overview import JobInfo, JobKind
 from sealsvc.paths import Paths, concealed
 from sealsvc.policy import Policy, lies_below
@@ -49,6 +51,7 @@ class CopyJobs:
     ) -> None:
         self._jobs, self._grants, self._users, self._paths = jobs, grants, users, paths
         self._socket, self._kept = socket, kept
+        self.tags: Tags | None = None
 
     @property
     def _policy(self) -> Policy:
@@ -74,10 +77,11 @@ class CopyJobs:
             closing.close_later(("user", peer.uid), fds)
             raise
 
-        async def work(job: Job) -> dict[str, Any]:
-            return await self._run(job, task, peer, fds)
-
         path = request.destination or os.readlink(f"/proc/self/fd/{fds[1]}")
+
+        async def work(job: Job) -> dict[str, Any]:
+            return await self._with_tags(job, task, peer, fds)
+
         return self._jobs.begin(JobKind.COPY, work, path, request.principal, uid=peer.uid)
 
     async def trust(self) -> CopyTrustReport:
@@ -167,6 +171,37 @@ class CopyJobs:
             return refusal.message
         return ""
 
+    async def _with_tags(
+        self, job: Job, task: Task, peer: Peer, fds: list[int]
+    ) -> dict[str, Any]:
+        """The source's tags go with the data, however the copy ends."""
+        journey = None
+        try:
+            if self.tags is not None and not task.dry_run:
+                asked, shift = _asked(task, os.fstat(fds[0]).st_size)
+                path = job.info.path or ""
+                journey = await self.tags.begin(fds, path, peer.uid, asked, shift)
+        except BaseException:
+            closing.close_later(("user", peer.uid), fds)
+            raise
+        if self.tags is None or journey is None:
+            return await self._run(job, task, peer, fds)
+        try:
+            result = await self._run(job, task, peer, fds)
+        except BaseException:
+            await self._tagged(job, journey, job.info.result)
+            raise
+        return await self._tagged(job, journey, result)
+
+    async def _tagged(self, job: Job, journey: Any, result: dict[str, Any]) -> dict[str, Any]:
+        assert self.tags is not None
+        token = result.get("token")
+        done = parse_token(token).done if token else ()
+        self._jobs.tell(job, step="tags")
+        tags = await self.tags.finish(journey, done, whole=bool(result.get("whole")))
+        self._jobs.tell(job, result=result | {"tags": tags})
+        return job.info.result
+
     async def _run(self, job: Job, task: Task, peer: Peer, fds: list[int]) -> dict[str, Any]:
         try:
             child = await asyncio.create_subprocess_exec(
@@ -222,6 +257,13 @@ class CopyJobs:
             result = await asyncio.wait_for(self._listen(job, child), _END_WITHIN)
             await asyncio.wait_for(child.wait(), _END_WITHIN)
             self._jobs.tell(job, result=result or {})
+
+
+def _asked(task: Task, size: int) -> tuple[ByteRange, int]:
+    """The bytes of the source that are to be copied, and what is to be added to their offsets."""
+    end = size if task.length is None else min(size, task.offset + task.length)
+    to = task.offset if task.to is None else task.to
+    return ByteRange(task.offset, max(0, end - task.offset)), to - task.offset
 
 
 def _checked(source: int, there: int) -> tuple[FileId, FileId]:

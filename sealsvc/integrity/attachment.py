@@ -88,7 +88,7 @@ class Attachment:
             )
         return target.fd
 
-    async def _with_source(self, work: Callable[[source.Source], T]) -> T:
+    async def with_source(self, work: Callable[[source.Source], T]) -> T:
         """What `work` makes of the file, in the thread. Meanwhile a grant of it waits. Whoever is
         cancelled leaves the thread to end by itself: the descriptor is the thread's."""
         async with self._turn, self._grants.lock(self.store.about.file):
@@ -107,6 +107,13 @@ class Attachment:
                     os.close(fd)
 
             return await unbroken(self.run(inner))
+
+    async def in_turn(self, function: Callable[..., T], *arguments: object) -> T:
+        """In its thread, while nothing else of this attachment is under way."""
+        async with self._turn:
+            if self.gone:
+                raise no_such_attachment(self.id)
+            return await self.run(function, *arguments)
 
     # What it does
 
@@ -161,7 +168,7 @@ class Attachment:
             tally.way = opened.way
             return check.compare(self.layout, opened, first, count)
 
-        found = await self._with_source(work)
+        found = await self.with_source(work)
         after = max(before, stance())
         tally.changed = tally.changed or found.changed
         changed, foreign = found.changed != about.changed, about.foreign
@@ -258,7 +265,7 @@ class Attachment:
                 tally.way = opened.way
                 return check.tag(self.layout, opened, first, count, was)
 
-            tally.blocks["tagged"] += await self._with_source(work)
+            tally.blocks["tagged"] += await self.with_source(work)
         return tally
 
     async def add(self, wanted: ByteRange) -> Tally:
@@ -271,14 +278,14 @@ class Attachment:
 
         if wanted.clipped(self.store.about.range) != wanted:
             raise Refusal("bad-request", f"{wanted} is not inside of {self.store.about.range}")
-        await self._with_source(work)
+        await self.with_source(work)
         tally.blocks["tagged"] = 1
         return tally
 
     async def remember_time(self, *, whole: bool) -> None:
         """Tags and data agree now, and nobody writes: remember the file's change time."""
         foreign = self.store.about.foreign and not whole
-        await self._with_source(
+        await self.with_source(
             lambda opened: self.store.save(changed=opened.changed, foreign=foreign)
         )
 

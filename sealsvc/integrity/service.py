@@ -60,7 +60,7 @@ from sealsvc.integrity.store import (
 )
 from sealsvc.integrity.verdict import Stance
 from sealsvc.messages import Event
-from sealsvc.model import ByteRange, IoMode, State
+from sealsvc.model import ByteRange, FileId, IoMode, State
 from sealsvc.processes import Peer
 from sealsvc.seals import Seal
 from sealsvc.tasks import Tasks
@@ -215,7 +215,7 @@ class Integrity:
                 f"there is no profile {request.profile!r}",
                 {"profiles": sorted(self._profiles)},
             )
-        self._refuse_more(seal)
+        self.refuse_more(seal.process.holder.uid)
         for other in self._of(seal):
             raise Refusal(
                 "already-attached",
@@ -237,8 +237,7 @@ class Integrity:
             await attachment.move(BlockState.CLEAN, BlockState.OPEN)
         return await attachment.info()
 
-    def _refuse_more(self, seal: Seal) -> None:
-        uid = seal.process.holder.uid
+    def refuse_more(self, uid: int) -> None:
         owned = sum(a.store.about.owner == uid for a in self._attachments.values())
         if len(self._attachments) >= _MOST or owned >= _MOST_BY_USER:
             message = f"there are {_MOST} attachments, or {_MOST_BY_USER} of uid {uid}"
@@ -391,6 +390,61 @@ class Integrity:
     def _may_write(seal: Seal, about: About) -> bool:
         """Without telling before."""
         return seal.request.iomode is IoMode.RW and about.writes is Writes.ANY
+
+    # For copies (travel.py)
+
+    def of_file(self, file: FileId, span: ByteRange | None) -> list[Attachment]:
+        """Those of a file (its generation may be 0: not known) that touch the span."""
+        return [
+            attachment
+            for attachment in self._attachments.values()
+            if (about := attachment.store.about).file.same_inode(file)
+            and file.generation in (0, about.file.generation)
+            and (span is None or about.range.overlaps(span))
+        ]
+
+    async def adopt(self, about: About, parts: Iterator[tuple[Bytes, Bytes]]) -> Attachment:
+        """A new attachment of a file that need not be sealed, with these tags and states. Raises
+        Refusal when its path does not lead to it, or another has tags there."""
+        profile = parse(about.profile, about.path)
+        make, prove = await self._pool().run(keys.read, self._section.keys, about.secret, profile)
+        async with self._grants.lock(about.file):
+            if self.of_file(about.file, about.range):
+                raise Refusal("already-attached", f"{about.path} has tags there by now")
+            seals = [seal for seal in self._grants.life.table.of_file(about.file) if seal.live]
+            anchor = anchor_of(seals[0]) if seals else -1
+            pool = self._grants.workers.of(("integrity", about.id), 1)
+            building = asyncio.ensure_future(pool.run(self._built, about, parts, anchor))
+            try:
+                store = await asyncio.shield(building)
+            except asyncio.CancelledError:
+                building.add_done_callback(_removed)
+                raise
+        attachment = Attachment(Layout(profile, store, make, prove), self._grants, self.errors)
+        self._attachments[attachment.id] = attachment
+        return attachment
+
+    def _built(self, about: About, parts: Iterator[tuple[Bytes, Bytes]], anchor: int) -> TagStore:
+        fd = anchor
+        try:
+            if fd < 0:
+                policy = self._grants.policy
+                target = self._grants.host.open_path(about.path, policy.roots, writable=False)
+                fd = target.fd
+                if not target.file.same_inode(about.file):
+                    raise Refusal("no-such-file", f"{about.path} is another file by now")
+                about.file = target.file
+            about.changed = os.fstat(fd).st_ctime_ns
+            return TagStore.build(self._directory, about, parts)
+        finally:
+            if fd >= 0:
+                os.close(fd)
+
+    async def open_for_writers(self, attachment: Attachment) -> None:
+        """Blocks that the holder of a live seal may write without telling are open."""
+        for seal in attachment.seals():
+            if self._may_write(seal, attachment.store.about):
+                await attachment.move(BlockState.CLEAN, BlockState.OPEN, seal.effective)
 
     # When seals begin and end
 

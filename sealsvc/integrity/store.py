@@ -213,14 +213,16 @@ class TagStore:
         self.mark(first, states)
         return int(met.sum())
 
-    def write_tags(self, first: int, tags: Bytes) -> None:
-        """True tags of these blocks: suspect while they are written, clean afterwards."""
+    def write_tags(self, first: int, tags: Bytes, states: Bytes | None = None) -> None:
+        """Tags of these blocks: suspect while they are written, afterwards as `states` says (all
+        clean)."""
         count = len(tags)
         self.mark(first, np.full(count, BlockState.SUSPECT, np.uint8))
         faults.point("integrity:marked")
         self._tags.write(first, tags)
         faults.point("integrity:tagged")
-        self.mark(first, np.full(count, BlockState.CLEAN, np.uint8))
+        clean = np.full(count, BlockState.CLEAN, np.uint8)
+        self.mark(first, clean if states is None else states)
 
     def places(self) -> npt.NDArray[np.uint64]:
         """Of a byte stream: start, end (bytes of the file) and age (the newest has the largest) of
