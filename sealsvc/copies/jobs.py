@@ -171,9 +171,7 @@ class CopyJobs:
             return refusal.message
         return ""
 
-    async def _with_tags(
-        self, job: Job, task: Task, peer: Peer, fds: list[int]
-    ) -> dict[str, Any]:
+    async def _with_tags(self, job: Job, task: Task, peer: Peer, fds: list[int]) -> dict[str, Any]:
         """The source's tags go with the data, however the copy ends."""
         journey = None
         try:

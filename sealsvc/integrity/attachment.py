@@ -54,7 +54,7 @@ class Attachment:
         self._grants, self._log = grants, log
         self._turn = asyncio.Lock()
         self.scrub: asyncio.Task[None] | None = None
-        self.scrub_errors = 0
+        self.scrub_errors = self.scrub_skipped = 0
         self.gone = False
 
     @property
@@ -325,6 +325,8 @@ class Attachment:
                 running=self.scrub is not None and not self.scrub.done(),
                 started=about.scrub_started,
                 errors=self.scrub_errors,
+                skipped=self.scrub_skipped,
+                oldest=self.store.oldest,
             )
         return PiAttachment(
             id=about.id,

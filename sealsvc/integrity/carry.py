@@ -146,9 +146,10 @@ def carry_stream(route: Route, opened: Source, from_: Given, places: Places) -> 
             continue
         one = Given(int(block), from_.tags[block : block + 1], from_.states[block : block + 1])
         state = BlockState(from_.states[block])
-        if state is BlockState.CLEAN and not _true(
-            route.source, opened.read(start, end - start), one
-        ).all():
+        if (
+            state is BlockState.CLEAN
+            and not _true(route.source, opened.read(start, end - start), one).all()
+        ):
             made.differing.append(int(block))
             state = BlockState.SUSPECT
         if state is BlockState.OPEN:

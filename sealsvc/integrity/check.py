@@ -20,7 +20,7 @@ from sealsvc.integrity import engine, streams
 from sealsvc.integrity.engine import Tags, Values
 from sealsvc.integrity.profiles import Profile
 from sealsvc.integrity.source import Source
-from sealsvc.integrity.store import STRETCH, BlockState, Bytes, TagStore
+from sealsvc.integrity.store import STRETCH, About, BlockState, Bytes, TagStore
 from sealsvc.model import ByteRange
 
 PART = 1 << 20  # bytes of data that are compared in one piece, at most (but one block at least)
@@ -108,10 +108,17 @@ class Layout:
         """Of the first block of a call: blocks are numbered from the beginning of the file."""
         about, size = self.store.about, self.profile.granularity
         number = block if self.is_stream else about.range.offset // size + block
-        return Values(number, number, about.tag, about.storage, key)
+        return values_at(self.profile, about, number, key)
 
     def make_tags(self, data: memoryview, block: int) -> Tags:
         return engine.generate(self.profile, data, self.values(block, self.make))
+
+
+def values_at(profile: Profile, about: About, number: int, key: bytes) -> Values:
+    """Of a call that begins at block `number`. A reference tag that is one value in each block is
+    0: it must not depend on where a call begins."""
+    reftag = 0 if profile.reftag == "constant" else number
+    return Values(number, reftag, about.tag, about.storage, key)
 
 
 def _runs(wanted: npt.NDArray[np.bool_]) -> Iterator[tuple[int, int]]:

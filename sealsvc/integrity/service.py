@@ -24,7 +24,7 @@ from sealsvc.events import EventLog
 from sealsvc.grants import Grants
 from sealsvc.integrity import device, engine, keys, messages, scrub, source
 from sealsvc.integrity.attachment import Attachment, Tally, anchor_of, no_such_attachment
-from sealsvc.integrity.check import Finding, Layout
+from sealsvc.integrity.check import Finding, Layout, values_at
 from sealsvc.integrity.errors import ErrorLog, fitting
 from sealsvc.integrity.messages import (
     AnyRequest,
@@ -60,7 +60,7 @@ from sealsvc.integrity.store import (
 )
 from sealsvc.integrity.verdict import Stance
 from sealsvc.messages import Event
-from sealsvc.model import ByteRange, FileId, IoMode, State
+from sealsvc.model import ByteRange, FileId, IoMode, Kind, State
 from sealsvc.processes import Peer
 from sealsvc.seals import Seal
 from sealsvc.tasks import Tasks
@@ -308,11 +308,11 @@ class Integrity:
         if request.stop or request.restart:
             await scrub.stop(attachment)
         if not request.stop and (attachment.scrub is None or attachment.scrub.done()):
-            rate = request.rate or self._section.scrub_rate
+            pace = scrub.Pace(request.rate or self._section.scrub_rate, request.cycle)
             first = await scrub.begin(attachment, restart=request.restart)
             attachment.scrub = self._tasks.spawn(
                 f"scrub {attachment.id}",
-                scrub.run(attachment, first, rate, self._alarm),
+                scrub.run(attachment, first, pace, self._alarm),
             )
         return await attachment.info()
 
@@ -330,11 +330,36 @@ class Integrity:
             if request.range is None:
                 raise Refusal("bad-request", "a byte stream needs the range of its new PI")
             tally = await attachment.add(request.range)
+        elif request.changed is not None:
+            tally = await self._tag_changed(attachment, seal, request.range, request.changed)
         else:
             tally = await attachment.tag(BlockState.OPEN, request.range)
             if seal is not None and attachment.store.about.writes is Writes.ANY:
                 await attachment.move(BlockState.CLEAN, BlockState.OPEN, request.range)
         return attachment.report(tally, request.range)
+
+    @staticmethod
+    async def _tag_changed(
+        attachment: Attachment,
+        seal: Seal | None,
+        wanted: ByteRange | None,
+        changed: list[ByteRange],
+    ) -> Tally:
+        """What was opened and not changed is as its tag says, if its holder alone can write."""
+        alone = seal is not None and seal.request.kind is Kind.EXCLUSIVE
+        if not alone or attachment.store.about.writes is not Writes.DECLARED:
+            raise Refusal(
+                "bad-request", "`changed` needs an exclusive seal whose holder declares its writes"
+            )
+        whole = wanted or attachment.store.about.range
+        tally = Tally()
+        for part in changed:
+            if (met := part.clipped(whole)) is not None:
+                found = await attachment.tag(BlockState.OPEN, met)
+                tally.blocks += found.blocks
+                tally.way = found.way
+        tally.blocks["unchanged"] = await attachment.move(BlockState.OPEN, BlockState.CLEAN, whole)
+        return tally
 
     async def _bless(self, peer: Peer, request: PiBless) -> PiReport:
         attachment, _ = self._chosen(peer, request)
@@ -622,6 +647,6 @@ def _parts(
     for offset in range(about.range.offset, about.range.end, step):
         length = min(step, about.range.end - offset)
         number = offset // profile.granularity
-        values = engine.Values(number, number, about.tag, about.storage, key)
+        values = values_at(profile, about, number, key)
         tags = engine.generate(profile, opened.read(offset, length), values)
         yield tags, np.zeros(len(tags), np.uint8)

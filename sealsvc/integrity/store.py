@@ -1,7 +1,7 @@
 """Tags on disk: one directory for each attachment, read through mmap-ninja.
 
 It holds the tags as uint8 (blocks, width), a state for each block, when each stretch was first and
-last found right, and about.json; of a byte stream also where each of its blocks (PIs) lies. It is
+last found right, when it was last tagged, and about.json; of a byte stream also where each of its blocks (PIs) lies. It is
 built aside and renamed into its place, whole. Afterwards everything is changed in place by
 write(2), never by a store into the mapping: on a full disk that would be SIGBUS.
 
@@ -142,6 +142,10 @@ class TagStore:
             self._tags = Column(directory / "tags", np.uint8)
             self._states = Column(directory / "states", np.uint8)
             self._good = Column(directory / "good", np.float64)
+            # A store of an earlier release has none: each stretch counts as tagged since.
+            self._tagged = None
+            if (directory / "tagged").exists():
+                self._tagged = Column(directory / "tagged", np.float64)
             self._places = None
             if not self.about.profile["granularity"]:
                 self._places = Column(directory / "places", np.uint64)
@@ -179,6 +183,7 @@ class TagStore:
                 _fill(aside / "places", [np.zeros((STREAM_BLOCKS, 3), np.uint64)])
             times = np.array([[time.time(), time.time()]] * stretches)
             _fill(aside / "good", [times])
+            _fill(aside / "tagged", [times[:, :1]])
             (aside / "about.json").write_bytes(msgspec.json.encode(about))
             _sync(aside)
             faults.point("integrity:built")
@@ -219,6 +224,7 @@ class TagStore:
         count = len(tags)
         self.mark(first, np.full(count, BlockState.SUSPECT, np.uint8))
         faults.point("integrity:marked")
+        self._note_tagged(first, count)
         self._tags.write(first, tags)
         faults.point("integrity:tagged")
         clean = np.full(count, BlockState.CLEAN, np.uint8)
@@ -235,8 +241,33 @@ class TagStore:
         assert self._places is not None
         self.mark(block, np.array([BlockState.SUSPECT], np.uint8))
         age = int(self._places.rows[:, 2].max()) + 1
+        self._note_tagged(block, 1)
         self._places.write(block, np.array([[start, end, age]], np.uint64))
         self._tags.write(block, tag.reshape(1, -1))
+
+    def _note_tagged(self, first: int, count: int) -> None:
+        """On disk before the tags are: what was tagged is not compared yet."""
+        if self._tagged is None:
+            return
+        size = int(self.about.profile["granularity"])
+        low, high = first, first + count
+        if size:
+            low, high = first * size // STRETCH, -(-(first + count) * size // STRETCH)
+        self._tagged.write(low, np.full((high - low, 1), time.time()))
+
+    def compared_since(self, oldest: float) -> npt.NDArray[np.bool_]:
+        """Of each stretch: was all of it found right after `oldest` and after it was last tagged?
+        A time that lies ahead (the clock was set back) proves nothing."""
+        last = self._good.rows[:, 1]
+        if self._tagged is None:
+            return np.zeros(len(last), bool)
+        tagged = self._tagged.rows[: len(last), 0]
+        return (last >= oldest) & (last >= tagged) & (last <= time.time())
+
+    @property
+    def oldest(self) -> float:
+        """When the stretch was compared that is waiting for the longest time."""
+        return float(self._good.rows[:, 1].min())
 
     def found_good(self, stretch: int) -> None:
         """A stretch was compared, and all of it is right."""
@@ -260,7 +291,7 @@ class TagStore:
         new.rename(self.directory / "about.json")
 
     def close(self) -> None:
-        for column in (self._tags, self._states, self._good, self._places):
+        for column in (self._tags, self._states, self._good, self._tagged, self._places):
             if column is not None:
                 column.close()
         os.close(self._lock)
