@@ -195,7 +195,7 @@ class CopyJobs:
         assert self.tags is not None
         token = result.get("token")
         done = parse_token(token).done if token else ()
-        self._jobs.tell(job, step="tags")
+        self._jobs.tell(job, step="tags", result=result)
         tags = await self.tags.finish(journey, done, whole=bool(result.get("whole")))
         self._jobs.tell(job, result=result | {"tags": tags})
         return job.info.result

@@ -52,8 +52,8 @@ class Route:
 
     @property
     def keeps_tags(self) -> bool:
-        """Whether a tag is taken as it is, but for its reference tag. Else, once the source's tag is
-        verified, another is generated from the same bytes."""
+        """Whether a tag is taken as it is, but for its reference tag. Else, once the source's tag
+        is verified, another is generated from the same bytes."""
         mine, other = self.source.store.about, self.there.store.about
         size = self.source.profile.granularity
         return (

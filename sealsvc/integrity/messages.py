@@ -108,11 +108,11 @@ class PiTag(_OfRange, frozen=True, kw_only=True, tag="pi-tag"):
     """The holder has written the range and is quiet: generate tags of what was opened. Suspect
     blocks stay so. With a byte-stream profile: make a new PI of exactly this range.
 
-    With `changed`, the holder of an exclusive seal with declared writes knows that of the range it has
-    written these parts alone since it opened them (sealsvc.integrity.tracker tells it for a mapping):
-    only they are read and tagged; what else was opened has its true tag still, and is clean again
-    unread. A holder that is wrong about that has true data called corrupt later. Answer: PiReport,
-    `unchanged` among its blocks."""
+    With `changed`, the holder of an exclusive seal with declared writes knows that it has written
+    these parts of the range alone since it opened it (sealsvc.integrity.tracker tells it for a
+    mapping): only they are read and tagged; what else was opened has its true tag still, and is
+    clean again unread. A holder that is wrong about that has true data called corrupt later; one
+    that got no answer sends the same parts again. Answer: PiReport, with `unchanged` blocks."""
 
     changed: Annotated[list[ByteRange], Meta(max_length=1000)] | None = None
 
@@ -197,9 +197,9 @@ class PiAbility(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag
 
 
 class PiProgress(msgspec.Struct, frozen=True, kw_only=True):
-    """Of a scrub: `done` of `total` bytes; `running` at this moment. `skipped` bytes were passed over:
-    they were compared within its cycle and not written since. Each stretch of 1 MiB (each PI of a
-    byte stream) was last compared at `oldest` or later."""
+    """Of a scrub: `done` of `total` bytes; `running` at this moment. `skipped` bytes were passed
+    over: they were compared within its cycle and not written since. Each stretch of 1 MiB (each PI
+    of a byte stream) was last compared at `oldest` or later."""
 
     done: int
     total: int
@@ -284,9 +284,9 @@ class PiErrorPage(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", t
 
 class PiReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="pi-report"):
     """What was done to a range: `blocks` by outcome (good, corrupt, changed, suspect, open,
-    unstable, unreadable, tagged, unchanged), `errors` the first of what was found. `read` is the way the data
-    took: direct (from the device) or cached. `verdict` is the worst of: good, open, unstable,
-    suspect, changed, corrupt."""
+    unstable, unreadable, tagged, unchanged), `errors` the first of what was found. `read` is the
+    way the data took: direct (from the device) or cached. `verdict` is the worst of: good, open,
+    unstable, suspect, changed, corrupt."""
 
     attachment: str
     range: ByteRange

@@ -1,9 +1,10 @@
 """Tags on disk: one directory for each attachment, read through mmap-ninja.
 
 It holds the tags as uint8 (blocks, width), a state for each block, when each stretch was first and
-last found right, when it was last tagged, and about.json; of a byte stream also where each of its blocks (PIs) lies. It is
-built aside and renamed into its place, whole. Afterwards everything is changed in place by
-write(2), never by a store into the mapping: on a full disk that would be SIGBUS.
+last found right and when it was last tagged, and about.json; of a byte stream also where each of
+its blocks (PIs) lies. It is built aside and renamed into its place, whole. Afterwards everything
+is changed in place by write(2), never by a store into the mapping: on a full disk that would be
+SIGBUS.
 
 The order of a change is what a crash cannot undo: first the blocks are marked suspect, then their
 tags are written, then they are marked clean, each step on disk before the next begins. So whoever

@@ -39,8 +39,8 @@ _libc.syscall.restype = ctypes.c_long
 
 class Tracker:
     """Of the mapping of `view` (a writable shared one), whose first byte is byte `offset` of the
-    file. Armed when it is made: make it before the range is opened (PiOpen). Raises OSError: ENOSYS,
-    EINVAL on kernels before 6.7, EPERM where userfaultfd(2) is forbidden."""
+    file. Armed when it is made: make it before the range is opened (PiOpen). Raises OSError:
+    ENOSYS, EINVAL on kernels before 6.7, EPERM where userfaultfd(2) is forbidden."""
 
     def __init__(self, view: mmap.mmap | memoryview, offset: int = 0) -> None:
         place = ctypes.c_char.from_buffer(view)
@@ -69,9 +69,9 @@ class Tracker:
         fcntl.ioctl(self._fault, _UFFDIO_WRITEPROTECT, struct.pack("<3Q", *span, 1))
 
     def collect(self) -> list[ByteRange]:
-        """Ranges of the file in whole pages that were stored to since the last call (the first: since
-        it was made), in order. Raises Refusal try-later when a part of the range is not tracked any
-        more (it was mapped anew): then nothing is known, and all of it may have been written."""
+        """Ranges of the file, whole pages, that were stored to since the last call (the first:
+        since it was made), in order. Raises Refusal try-later when a part of the range is not
+        tracked any more (it was mapped anew): then all of it may have been written."""
         found: list[ByteRange] = []
         at, end = self._start, self._start + self._length
         while at < end:
