@@ -263,7 +263,8 @@ class TagStore:
         if self._tagged is None:
             return np.zeros(len(last), bool)
         tagged = self._tagged.rows[: len(last), 0]
-        return (last >= oldest) & (last >= tagged) & (last <= time.time())
+        found: npt.NDArray[np.bool_] = (last >= oldest) & (last >= tagged) & (last <= time.time())
+        return found
 
     @property
     def oldest(self) -> float:
