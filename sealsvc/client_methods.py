@@ -16,27 +16,38 @@ T = TypeVar("T")
 class Methods:
     """Of Client."""
 
-    def _ask(
-        self, kind: type[messages.AnyRequest], answer: type[T], /, **fields: Any
-    ) -> T:
+    def _ask(self, kind: type[messages.AnyRequest], answer: type[T], /, **fields: Any) -> T:
         raise NotImplementedError
 
-    def give_back(self, seal: str, *, seqid: int | None = None, range: model.ByteRange | None = None, key: str = '') -> messages.SealInfo:
+    def give_back(
+        self,
+        seal: str,
+        *,
+        seqid: int | None = None,
+        range: model.ByteRange | None = None,
+        key: str = "",
+    ) -> messages.SealInfo:
         """Give a seal back (LAYOUTRETURN): close and unmap first. Refused with `still-mapped` while
         any mapping of the range is left. Answer: SealInfo in state returned. With `range`, a part
         at one end of the sealed range is given back: unmap that part; the seal stays for the rest,
         unless what a recall wanted was all that is given back."""
-        return self._ask(messages.Return, messages.SealInfo, seal=seal, seqid=seqid, range=range, key=key)
+        return self._ask(
+            messages.Return, messages.SealInfo, seal=seal, seqid=seqid, range=range, key=key
+        )
 
-    def downgrade(self, seal: str, *, seqid: int | None = None, key: str = '') -> messages.SealInfo:
+    def downgrade(self, seal: str, *, seqid: int | None = None, key: str = "") -> messages.SealInfo:
         """The holder of a seal with iomode rw will only read from now on. Refused with `still-
         mapped` while it maps the range writably. Answer: SealInfo."""
         return self._ask(messages.Downgrade, messages.SealInfo, seal=seal, seqid=seqid, key=key)
 
-    def renew(self, seal: str, *, seqid: int | None = None, ttl: float | None = None, key: str = '') -> messages.SealInfo:
+    def renew(
+        self, seal: str, *, seqid: int | None = None, ttl: float | None = None, key: str = ""
+    ) -> messages.SealInfo:
         """The holder is still there: the seal's ttl begins anew (with `ttl` seconds, if given; 0:
         it has no end any more). Answer: SealInfo."""
-        return self._ask(messages.Renew, messages.SealInfo, seal=seal, seqid=seqid, ttl=ttl, key=key)
+        return self._ask(
+            messages.Renew, messages.SealInfo, seal=seal, seqid=seqid, ttl=ttl, key=key
+        )
 
     def recall_progress(self, seal: str, *, seqid: int | None = None) -> messages.SealInfo:
         """The holder is about to give a recalled seal back and needs longer: the deadline is
@@ -60,25 +71,91 @@ class Methods:
         """Answer: SealInfo."""
         return self._ask(messages.Show, messages.SealInfo, seal=seal)
 
-    def seals(self, *, path: str | None = None, state: model.State | None = None, pid: int | None = None, uid: int | None = None, kind: model.Kind | None = None, tag: str | None = None, owner: str | None = None, filesystem: str | None = None, below: list[str] | None = None, search: str | None = None, after: str | None = None, limit: int = 100) -> messages.SealPage:
+    def seals(
+        self,
+        *,
+        path: str | None = None,
+        state: model.State | None = None,
+        pid: int | None = None,
+        uid: int | None = None,
+        kind: model.Kind | None = None,
+        tag: str | None = None,
+        owner: str | None = None,
+        filesystem: str | None = None,
+        below: list[str] | None = None,
+        search: str | None = None,
+        after: str | None = None,
+        limit: int = 100,
+    ) -> messages.SealPage:
         """Live seals in order of id, after `after`; `below` are directories, `owner` is whom the
         seal was asked for (Request.principal), `search` a part of id, path, tag or the holder's
         name. Answer: SealPage."""
-        return self._ask(messages.List, messages.SealPage, path=path, state=state, pid=pid, uid=uid, kind=kind, tag=tag, owner=owner, filesystem=filesystem, below=below, search=search, after=after, limit=limit)
+        return self._ask(
+            messages.List,
+            messages.SealPage,
+            path=path,
+            state=state,
+            pid=pid,
+            uid=uid,
+            kind=kind,
+            tag=tag,
+            owner=owner,
+            filesystem=filesystem,
+            below=below,
+            search=search,
+            after=after,
+            limit=limit,
+        )
 
-    def extents(self, seal: str, *, now: bool = False, start: int = 0, limit: int = 500) -> messages.ExtentPage:
+    def extents(
+        self, seal: str, *, now: bool = False, start: int = 0, limit: int = 500
+    ) -> messages.ExtentPage:
         """The extent map recorded at grant, extents [start, start + limit); of a seal that is over,
         as long as the registry has it. With `now`, that of this moment. Answer: ExtentPage."""
-        return self._ask(messages.Extents, messages.ExtentPage, seal=seal, now=now, start=start, limit=limit)
+        return self._ask(
+            messages.Extents, messages.ExtentPage, seal=seal, now=now, start=start, limit=limit
+        )
 
-    def recall(self, *, seal: str | None = None, seqid: int | None = None, path: str | None = None, range: model.ByteRange | None = None, below: list[str] | None = None, filesystem: str | None = None, pid: int | None = None, all: bool = False, any: int | None = None, grace: float | None = None, wait: bool = False, reason: str = '', key: str = '') -> messages.RecallReport:
+    def recall(
+        self,
+        *,
+        seal: str | None = None,
+        seqid: int | None = None,
+        path: str | None = None,
+        range: model.ByteRange | None = None,
+        below: list[str] | None = None,
+        filesystem: str | None = None,
+        pid: int | None = None,
+        all: bool = False,
+        any: int | None = None,
+        grace: float | None = None,
+        wait: bool = False,
+        reason: str = "",
+        key: str = "",
+    ) -> messages.RecallReport:
         """Recall every live seal in exactly one scope: `seal`, `path` (with an optional range),
         `filesystem` (a path on it), `pid` (a holder), or `all`. With `wait` the answer comes when
         the recalls have ended. With `any`, beside `pid`, the holder is asked for that many of its
         seals, of its own choice (CB_RECALL_ANY); those it still owes after the grace are chosen for
         it, the oldest first. With `below` a `path` must lie below one of these directories, and so
         must the files whose seals are recalled. Answer: RecallReport."""
-        return self._ask(messages.RecallSeals, messages.RecallReport, seal=seal, seqid=seqid, path=path, range=range, below=below, filesystem=filesystem, pid=pid, all=all, any=any, grace=grace, wait=wait, reason=reason, key=key)
+        return self._ask(
+            messages.RecallSeals,
+            messages.RecallReport,
+            seal=seal,
+            seqid=seqid,
+            path=path,
+            range=range,
+            below=below,
+            filesystem=filesystem,
+            pid=pid,
+            all=all,
+            any=any,
+            grace=grace,
+            wait=wait,
+            reason=reason,
+            key=key,
+        )
 
     def past_events(self, since: int, *, limit: int = 1000) -> messages.EventPage:
         """The events after number `since` that the service still keeps, the oldest first, as many
@@ -90,27 +167,71 @@ class Methods:
         drifted seal becomes `lost`. Answer: AuditReport."""
         return self._ask(messages.Audit, messages.AuditReport, seal=seal)
 
-    def history(self, *, after: str | None = None, limit: int = 100, wanted: records.SealFilter | None = None) -> records.SealHistory:
+    def history(
+        self,
+        *,
+        after: str | None = None,
+        limit: int = 100,
+        wanted: records.SealFilter | None = None,
+    ) -> records.SealHistory:
         """Seals, live and over, the newest first, from the cursor `after` on. Answer:
         SealHistory."""
-        return self._ask(records.History, records.SealHistory, after=after, limit=limit, wanted=wanted)
+        return self._ask(
+            records.History, records.SealHistory, after=after, limit=limit, wanted=wanted
+        )
 
     def steps(self, seal: str) -> records.Transitions:
         """Each step of a seal's life, in order. Answer: Transitions."""
         return self._ask(records.Steps, records.Transitions, seal=seal)
 
-    def past_conflicts(self, *, after: str | None = None, limit: int = 100, since: float | None = None, until: float | None = None, seal: str | None = None, pid: int | None = None) -> records.ConflictHistory:
+    def past_conflicts(
+        self,
+        *,
+        after: str | None = None,
+        limit: int = 100,
+        since: float | None = None,
+        until: float | None = None,
+        seal: str | None = None,
+        pid: int | None = None,
+    ) -> records.ConflictHistory:
         """Operations that met a seal (or `seal`), the newest first. Answer: ConflictHistory."""
-        return self._ask(records.PastConflicts, records.ConflictHistory, after=after, limit=limit, since=since, until=until, seal=seal, pid=pid)
+        return self._ask(
+            records.PastConflicts,
+            records.ConflictHistory,
+            after=after,
+            limit=limit,
+            since=since,
+            until=until,
+            seal=seal,
+            pid=pid,
+        )
 
     def map_changes(self, seal: str, *, limit: int = 100) -> records.MapDifference:
         """How the extent map of the file is now, compared with that at the grant of `seal`; at most
         `limit` stretches are told. Answer: MapDifference."""
         return self._ask(records.MapChanges, records.MapDifference, seal=seal, limit=limit)
 
-    def trail(self, *, after: str | None = None, limit: int = 100, since: float | None = None, until: float | None = None, kind: str | None = None, seal: str | None = None) -> records.AuditTrail:
+    def trail(
+        self,
+        *,
+        after: str | None = None,
+        limit: int = 100,
+        since: float | None = None,
+        until: float | None = None,
+        kind: str | None = None,
+        seal: str | None = None,
+    ) -> records.AuditTrail:
         """Entries of the audit trail, the newest first; for operators. Answer: AuditTrail."""
-        return self._ask(records.Trail, records.AuditTrail, after=after, limit=limit, since=since, until=until, kind=kind, seal=seal)
+        return self._ask(
+            records.Trail,
+            records.AuditTrail,
+            after=after,
+            limit=limit,
+            since=since,
+            until=until,
+            kind=kind,
+            seal=seal,
+        )
 
     def verify_trail(self) -> records.Verification:
         """Walk through the whole audit trail; for operators. Answer: Verification."""
@@ -127,12 +248,68 @@ class Methods:
         ServiceStatus."""
         return self._ask(messages.Status, messages.ServiceStatus, below=below)
 
-    def issue_claim(self, *, seconds: float = 60.0, key: str = '', path: str | None = None, offset: int = 0, length: int | None = None, iomode: model.IoMode = model.IoMode.RW, kind: model.Kind = model.Kind.EXCLUSIVE, conflict: model.Conflict = model.Conflict.WAIT, fence: model.Fence = model.Fence.NONE, grace: float = 10.0, ttl: float = 0.0, tag: str = '', require: messages.Requirements | None = None, prepare: list[model.Preparation] | None = None, only: messages.Conditions | None = None) -> overview.ClaimInfo:
+    def issue_claim(
+        self,
+        *,
+        seconds: float = 60.0,
+        key: str = "",
+        path: str | None = None,
+        offset: int = 0,
+        length: int | None = None,
+        iomode: model.IoMode = model.IoMode.RW,
+        kind: model.Kind = model.Kind.EXCLUSIVE,
+        conflict: model.Conflict = model.Conflict.WAIT,
+        fence: model.Fence = model.Fence.NONE,
+        grace: float = 10.0,
+        ttl: float = 0.0,
+        tag: str = "",
+        require: messages.Requirements | None = None,
+        prepare: list[model.Preparation] | None = None,
+        only: messages.Conditions | None = None,
+    ) -> overview.ClaimInfo:
         """Ask for a claim: a secret with which another process takes up the seal within `seconds`
         (Redeem), by `path`. Only operators may. Answer: ClaimInfo."""
-        return self._ask(messages.IssueClaim, overview.ClaimInfo, seconds=seconds, key=key, path=path, offset=offset, length=length, iomode=iomode, kind=kind, conflict=conflict, fence=fence, grace=grace, ttl=ttl, tag=tag, require=require, prepare=prepare, only=only)
+        return self._ask(
+            messages.IssueClaim,
+            overview.ClaimInfo,
+            seconds=seconds,
+            key=key,
+            path=path,
+            offset=offset,
+            length=length,
+            iomode=iomode,
+            kind=kind,
+            conflict=conflict,
+            fence=fence,
+            grace=grace,
+            ttl=ttl,
+            tag=tag,
+            require=require,
+            prepare=prepare,
+            only=only,
+        )
 
-    def start_copy(self, *, source: str | None = None, destination: str | None = None, below: list[str] | None = None, offset: int = 0, length: int | None = None, to: int | None = None, whole: bool = False, throttle: int | None = None, durable: bool = True, verify: bool = False, in_place: bool = False, recall: bool = False, seals: bool = True, strategies: list[str] | None = None, resume: str = '', dry_run: bool = False, key: str = '') -> overview.JobInfo:
+    def start_copy(
+        self,
+        *,
+        source: str | None = None,
+        destination: str | None = None,
+        below: list[str] | None = None,
+        offset: int = 0,
+        length: int | None = None,
+        to: int | None = None,
+        whole: bool = False,
+        throttle: int | None = None,
+        durable: bool = True,
+        verify: bool = False,
+        in_place: bool = False,
+        recall: bool = False,
+        seals: bool = True,
+        strategies: list[str] | None = None,
+        resume: str = "",
+        dry_run: bool = False,
+        key: str = "",
+    ) -> overview.JobInfo:
         """Copy bytes between two files (docs/copies.md), which are two descriptors sent with the
         request (source, destination; one alone: within that file), or, for operators, named by
         paths. An offload takes exclusive seals: for one, close the descriptors once the job has
@@ -144,49 +321,120 @@ class Methods:
         earlier result. `dry_run`: the job's result is the plan. With `below`, paths lie below one
         of these directories. Answer: JobInfo; its result, once it has ended, is that of the
         copy."""
-        return self._ask(copies_requests.StartCopy, overview.JobInfo, source=source, destination=destination, below=below, offset=offset, length=length, to=to, whole=whole, throttle=throttle, durable=durable, verify=verify, in_place=in_place, recall=recall, seals=seals, strategies=strategies, resume=resume, dry_run=dry_run, key=key)
+        return self._ask(
+            copies_requests.StartCopy,
+            overview.JobInfo,
+            source=source,
+            destination=destination,
+            below=below,
+            offset=offset,
+            length=length,
+            to=to,
+            whole=whole,
+            throttle=throttle,
+            durable=durable,
+            verify=verify,
+            in_place=in_place,
+            recall=recall,
+            seals=seals,
+            strategies=strategies,
+            resume=resume,
+            dry_run=dry_run,
+            key=key,
+        )
 
     def copy_trust(self) -> copies_requests.CopyTrustReport:
         """What was measured of strategies, and found in self-tests of offloads. Answer:
         CopyTrustReport."""
         return self._ask(copies_requests.CopyTrust, copies_requests.CopyTrustReport)
 
-    def relocate(self, path: str, goal: copies_relocation_requests.Goal, *, grace: float = 10.0, below: list[str] | None = None, key: str = '') -> overview.JobInfo:
+    def relocate(
+        self,
+        path: str,
+        goal: copies_relocation_requests.Goal,
+        *,
+        grace: float = 10.0,
+        below: list[str] | None = None,
+        key: str = "",
+    ) -> overview.JobInfo:
         """Move the blocks of the file `path` as `goal` says, for operators. Its seals are recalled
         with `quiesce`; a holder has `grace` seconds to answer with Quiesce or Return, or the
         relocation is called off. With `below`, the path lies below one of these directories.
         Answer: JobInfo."""
-        return self._ask(copies_relocation_requests.Relocate, overview.JobInfo, path=path, goal=goal, grace=grace, below=below, key=key)
+        return self._ask(
+            copies_relocation_requests.Relocate,
+            overview.JobInfo,
+            path=path,
+            goal=goal,
+            grace=grace,
+            below=below,
+            key=key,
+        )
 
     def quiesce(self, seal: str, *, seqid: int | None = None) -> messages.SealInfo:
         """The holder's answer to a Recall with `quiesce`: it maps nothing of the range, and uses no
         address of it, until a Recall with state `granted` tells it to read the map again. The seal
         is kept. Raises still-mapped, as Return does. Answer: SealInfo."""
-        return self._ask(copies_relocation_requests.Quiesce, messages.SealInfo, seal=seal, seqid=seqid)
+        return self._ask(
+            copies_relocation_requests.Quiesce, messages.SealInfo, seal=seal, seqid=seqid
+        )
 
-    def files(self, *, below: list[str] | None = None, limit: int = 100, path: str | None = None, key: str | None = None, after: str | None = None) -> overview.FilePage:
+    def files(
+        self,
+        *,
+        below: list[str] | None = None,
+        limit: int = 100,
+        path: str | None = None,
+        key: str | None = None,
+        after: str | None = None,
+    ) -> overview.FilePage:
         """Files with live seals, in order of their key, after `after`; only `path`, if given.
         Answer: FilePage."""
-        return self._ask(overview.Files, overview.FilePage, below=below, limit=limit, path=path, key=key, after=after)
+        return self._ask(
+            overview.Files,
+            overview.FilePage,
+            below=below,
+            limit=limit,
+            path=path,
+            key=key,
+            after=after,
+        )
 
-    def holders(self, *, below: list[str] | None = None, limit: int = 100, pid: int | None = None, after: int | None = None) -> overview.HolderPage:
+    def holders(
+        self,
+        *,
+        below: list[str] | None = None,
+        limit: int = 100,
+        pid: int | None = None,
+        after: int | None = None,
+    ) -> overview.HolderPage:
         """Processes with live seals, in order of pid, after pid `after`. Answer: HolderPage."""
-        return self._ask(overview.Holders, overview.HolderPage, below=below, limit=limit, pid=pid, after=after)
+        return self._ask(
+            overview.Holders, overview.HolderPage, below=below, limit=limit, pid=pid, after=after
+        )
 
-    def conflicts(self, *, below: list[str] | None = None, limit: int = 100) -> overview.ConflictPage:
+    def conflicts(
+        self, *, below: list[str] | None = None, limit: int = 100
+    ) -> overview.ConflictPage:
         """Operations that wait for a seal at this moment, the longest first; of the asking user
         alone, unless it is an operator. Answer: ConflictPage."""
         return self._ask(overview.Conflicts, overview.ConflictPage, below=below, limit=limit)
 
-    def alarms(self, *, below: list[str] | None = None, limit: int = 100, open: bool = False) -> overview.AlarmPage:
+    def alarms(
+        self, *, below: list[str] | None = None, limit: int = 100, open: bool = False
+    ) -> overview.AlarmPage:
         """Alarms of this boot, the newest first; with `open` those that nobody has acknowledged.
         With `below`, those that concern files there. Answer: AlarmPage."""
         return self._ask(overview.Alarms, overview.AlarmPage, below=below, limit=limit, open=open)
 
-    def acknowledge_alarm(self, alarm: str, *, key: str = '', below: list[str] | None = None) -> overview.AlarmInfo:
+    def acknowledge_alarm(
+        self, alarm: str, *, key: str = "", below: list[str] | None = None
+    ) -> overview.AlarmInfo:
         """Somebody (Request.principal, else the asking user) has seen this alarm. Answer:
         AlarmInfo."""
-        return self._ask(overview.AcknowledgeAlarm, overview.AlarmInfo, key=key, alarm=alarm, below=below)
+        return self._ask(
+            overview.AcknowledgeAlarm, overview.AlarmInfo, key=key, alarm=alarm, below=below
+        )
 
     def measures(self) -> overview.MeasuresReport:
         """Counts and distributions since the start of the service. Answer: MeasuresReport."""
@@ -201,12 +449,14 @@ class Methods:
         PolicyReport."""
         return self._ask(overview.CheckPolicy, overview.PolicyReport, text=text)
 
-    def reload_policy(self, *, key: str = '') -> overview.PolicyReport:
+    def reload_policy(self, *, key: str = "") -> overview.PolicyReport:
         """Read the configuration file again and take its [policy] over. Answer: PolicyReport;
         refused, with everything as it was, when the file is not a configuration."""
         return self._ask(overview.ReloadPolicy, overview.PolicyReport, key=key)
 
-    def start_job(self, kind: overview.JobKind, *, path: str | None = None, key: str = '') -> overview.JobInfo:
+    def start_job(
+        self, kind: overview.JobKind, *, path: str | None = None, key: str = ""
+    ) -> overview.JobInfo:
         """Begin what takes long: an `audit` of every seal, or the `doctor` on a file system, in a
         scratch directory below `path`. One of each kind at a time. Answer: JobInfo."""
         return self._ask(overview.StartJob, overview.JobInfo, kind=kind, path=path, key=key)
@@ -223,55 +473,165 @@ class Methods:
         """Answer: JobInfo, of a job that was cancelled or had ended."""
         return self._ask(overview.CancelJob, overview.JobInfo, job=job)
 
-    def coverage(self, path: str, *, below: list[str] | None = None, start: int = 0, limit: int = 1000) -> overview.CoverageReport:
+    def coverage(
+        self, path: str, *, below: list[str] | None = None, start: int = 0, limit: int = 1000
+    ) -> overview.CoverageReport:
         """What the doctor measured last on the file system of `path` in this run of the service.
         With `below`, the path must lie below one of these directories. Answer: CoverageReport; rows
         [start, start + limit)."""
-        return self._ask(overview.Coverage, overview.CoverageReport, path=path, below=below, start=start, limit=limit)
+        return self._ask(
+            overview.Coverage,
+            overview.CoverageReport,
+            path=path,
+            below=below,
+            start=start,
+            limit=limit,
+        )
 
     def pi_profiles(self) -> integrity_messages.PiProfileList:
         """The profiles there are. Answer: PiProfileList."""
         return self._ask(integrity_messages.PiProfiles, integrity_messages.PiProfileList)
 
-    def pi_query(self, *, path: str | None = None, seal: str | None = None) -> integrity_messages.PiAbility:
+    def pi_query(
+        self, *, path: str | None = None, seal: str | None = None
+    ) -> integrity_messages.PiAbility:
         """What can check protection information of the file or block device at `path`, of the file
         of `seal`, or of the descriptor that is sent with the request. Answer: PiAbility."""
-        return self._ask(integrity_messages.PiQuery, integrity_messages.PiAbility, path=path, seal=seal)
+        return self._ask(
+            integrity_messages.PiQuery, integrity_messages.PiAbility, path=path, seal=seal
+        )
 
-    def pi_attach(self, seal: str, profile: str, *, key: str = '', tag: int = 0, storage: int = 0, secret: str = '', writes: integrity_messages.Writes = integrity_messages.Writes.ANY, at_grant: bool = False, quiet: bool = False) -> integrity_messages.PiAttachment:
+    def pi_attach(
+        self,
+        seal: str,
+        profile: str,
+        *,
+        key: str = "",
+        tag: int = 0,
+        storage: int = 0,
+        secret: str = "",
+        writes: integrity_messages.Writes = integrity_messages.Writes.ANY,
+        at_grant: bool = False,
+        quiet: bool = False,
+    ) -> integrity_messages.PiAttachment:
         """Generate tags of the sealed range and keep them from now on. `tag` and `storage` are what
         those fields have; `secret` names a file in integrity.keys. `quiet`: the holder does not
         write while they are generated, which declared writes need. `at_grant`: a later grant waits
         for a verification of the range. Answer: PiAttachment."""
-        return self._ask(integrity_messages.PiAttach, integrity_messages.PiAttachment, key=key, seal=seal, profile=profile, tag=tag, storage=storage, secret=secret, writes=writes, at_grant=at_grant, quiet=quiet)
+        return self._ask(
+            integrity_messages.PiAttach,
+            integrity_messages.PiAttachment,
+            key=key,
+            seal=seal,
+            profile=profile,
+            tag=tag,
+            storage=storage,
+            secret=secret,
+            writes=writes,
+            at_grant=at_grant,
+            quiet=quiet,
+        )
 
-    def pi_detach(self, attachment: str, *, key: str = '') -> integrity_messages.PiAttachment:
+    def pi_detach(self, attachment: str, *, key: str = "") -> integrity_messages.PiAttachment:
         """Forget an attachment and its tags. Answer: PiAttachment, as it was."""
-        return self._ask(integrity_messages.PiDetach, integrity_messages.PiAttachment, key=key, attachment=attachment)
+        return self._ask(
+            integrity_messages.PiDetach,
+            integrity_messages.PiAttachment,
+            key=key,
+            attachment=attachment,
+        )
 
-    def pi_attachments(self, *, path: str | None = None, attachment: str | None = None, after: str | None = None) -> integrity_messages.PiAttachmentList:
+    def pi_attachments(
+        self, *, path: str | None = None, attachment: str | None = None, after: str | None = None
+    ) -> integrity_messages.PiAttachmentList:
         """Attachments that the asker may see, in order of id, after `after`; of `path`, or the one
         named, alone, if given. Answer: PiAttachmentList."""
-        return self._ask(integrity_messages.PiAttachments, integrity_messages.PiAttachmentList, path=path, attachment=attachment, after=after)
+        return self._ask(
+            integrity_messages.PiAttachments,
+            integrity_messages.PiAttachmentList,
+            path=path,
+            attachment=attachment,
+            after=after,
+        )
 
-    def pi_verify(self, *, key: str = '', attachment: str | None = None, seal: str | None = None, range: model.ByteRange | None = None, quiet: bool = False) -> integrity_messages.PiReport:
+    def pi_verify(
+        self,
+        *,
+        key: str = "",
+        attachment: str | None = None,
+        seal: str | None = None,
+        range: model.ByteRange | None = None,
+        quiet: bool = False,
+    ) -> integrity_messages.PiReport:
         """Compare the data with its tags. On a live seal whose holder may be writing, `quiet` says
         that it does not; otherwise a block that differs is `unstable`. Answer: PiReport."""
-        return self._ask(integrity_messages.PiVerify, integrity_messages.PiReport, key=key, attachment=attachment, seal=seal, range=range, quiet=quiet)
+        return self._ask(
+            integrity_messages.PiVerify,
+            integrity_messages.PiReport,
+            key=key,
+            attachment=attachment,
+            seal=seal,
+            range=range,
+            quiet=quiet,
+        )
 
-    def pi_scrub(self, *, key: str = '', attachment: str | None = None, seal: str | None = None, range: model.ByteRange | None = None, rate: int = 0, cycle: float = 0.0, restart: bool = False, stop: bool = False) -> integrity_messages.PiAttachment:
+    def pi_scrub(
+        self,
+        *,
+        key: str = "",
+        attachment: str | None = None,
+        seal: str | None = None,
+        range: model.ByteRange | None = None,
+        rate: int = 0,
+        cycle: float = 0.0,
+        restart: bool = False,
+        stop: bool = False,
+    ) -> integrity_messages.PiAttachment:
         """Verify in the background, at most `rate` bytes in a second (0: that of the
         configuration), from where an earlier scrub stopped unless `restart`; with `stop`, end one
         that runs. With `cycle` (seconds), what was compared less than that ago is passed over where
         it is proven that nobody has written to the file since. Answer: PiAttachment, with its
         progress."""
-        return self._ask(integrity_messages.PiScrub, integrity_messages.PiAttachment, key=key, attachment=attachment, seal=seal, range=range, rate=rate, cycle=cycle, restart=restart, stop=stop)
+        return self._ask(
+            integrity_messages.PiScrub,
+            integrity_messages.PiAttachment,
+            key=key,
+            attachment=attachment,
+            seal=seal,
+            range=range,
+            rate=rate,
+            cycle=cycle,
+            restart=restart,
+            stop=stop,
+        )
 
-    def pi_open(self, *, key: str = '', attachment: str | None = None, seal: str | None = None, range: model.ByteRange | None = None) -> integrity_messages.PiReport:
+    def pi_open(
+        self,
+        *,
+        key: str = "",
+        attachment: str | None = None,
+        seal: str | None = None,
+        range: model.ByteRange | None = None,
+    ) -> integrity_messages.PiReport:
         """The holder is about to write the range: its tags count no more. Answer: PiReport."""
-        return self._ask(integrity_messages.PiOpen, integrity_messages.PiReport, key=key, attachment=attachment, seal=seal, range=range)
+        return self._ask(
+            integrity_messages.PiOpen,
+            integrity_messages.PiReport,
+            key=key,
+            attachment=attachment,
+            seal=seal,
+            range=range,
+        )
 
-    def pi_tag(self, *, key: str = '', attachment: str | None = None, seal: str | None = None, range: model.ByteRange | None = None, changed: list[model.ByteRange] | None = None) -> integrity_messages.PiReport:
+    def pi_tag(
+        self,
+        *,
+        key: str = "",
+        attachment: str | None = None,
+        seal: str | None = None,
+        range: model.ByteRange | None = None,
+        changed: list[model.ByteRange] | None = None,
+    ) -> integrity_messages.PiReport:
         """The holder has written the range and is quiet: generate tags of what was opened. Suspect
         blocks stay so. With a byte-stream profile: make a new PI of exactly this range. With
         `changed`, the holder of an exclusive seal with declared writes knows that it has written
@@ -280,54 +640,109 @@ class Methods:
         clean again unread. A holder that is wrong about that has true data called corrupt later;
         one that got no answer sends the same parts again. Answer: PiReport, with `unchanged`
         blocks."""
-        return self._ask(integrity_messages.PiTag, integrity_messages.PiReport, key=key, attachment=attachment, seal=seal, range=range, changed=changed)
+        return self._ask(
+            integrity_messages.PiTag,
+            integrity_messages.PiReport,
+            key=key,
+            attachment=attachment,
+            seal=seal,
+            range=range,
+            changed=changed,
+        )
 
-    def pi_bless(self, *, key: str = '', attachment: str | None = None, seal: str | None = None, range: model.ByteRange | None = None) -> integrity_messages.PiReport:
+    def pi_bless(
+        self,
+        *,
+        key: str = "",
+        attachment: str | None = None,
+        seal: str | None = None,
+        range: model.ByteRange | None = None,
+    ) -> integrity_messages.PiReport:
         """Take what suspect blocks hold now for good, and tag it. Answer: PiReport."""
-        return self._ask(integrity_messages.PiBless, integrity_messages.PiReport, key=key, attachment=attachment, seal=seal, range=range)
+        return self._ask(
+            integrity_messages.PiBless,
+            integrity_messages.PiReport,
+            key=key,
+            attachment=attachment,
+            seal=seal,
+            range=range,
+        )
 
-    def pi_errors(self, *, after: int = 0, limit: int = 20, wait: float = 0.0) -> integrity_messages.PiErrorPage:
+    def pi_errors(
+        self, *, after: int = 0, limit: int = 20, wait: float = 0.0
+    ) -> integrity_messages.PiErrorPage:
         """Errors after number `after`, the oldest first. When there is none, the answer waits up to
         `wait` seconds until there is. Answer: PiErrorPage."""
-        return self._ask(integrity_messages.PiErrors, integrity_messages.PiErrorPage, after=after, limit=limit, wait=wait)
+        return self._ask(
+            integrity_messages.PiErrors,
+            integrity_messages.PiErrorPage,
+            after=after,
+            limit=limit,
+            wait=wait,
+        )
 
     def pi_path(self, *, seal: str | None = None) -> integrity_device_messages.PiPathInfo:
         """What the device path can do for a file: the file of `seal`, or the one whose descriptor
         is sent with the request. Answer: PiPathInfo."""
-        return self._ask(integrity_device_messages.PiPath, integrity_device_messages.PiPathInfo, seal=seal)
+        return self._ask(
+            integrity_device_messages.PiPath, integrity_device_messages.PiPathInfo, seal=seal
+        )
 
-    def pi_channel(self, seal: str, *, bytes: int = 1048576, profile: str | None = None) -> integrity_device_messages.PiChannelInfo:
+    def pi_channel(
+        self, seal: str, *, bytes: int = 1048576, profile: str | None = None
+    ) -> integrity_device_messages.PiChannelInfo:
         """Open a PI channel to the blocks of an exclusive seal, which the caller's own process
         holds. `bytes` is the size of the memory that is shared for data and PI. With `profile`, a
         channel is opened only when the device keeps that one. Answer: PiChannelInfo, with two
         descriptors beside it: the channel's socket and its memory (docs/integrity-device.md)."""
-        return self._ask(integrity_device_messages.PiChannel, integrity_device_messages.PiChannelInfo, seal=seal, bytes=bytes, profile=profile)
+        return self._ask(
+            integrity_device_messages.PiChannel,
+            integrity_device_messages.PiChannelInfo,
+            seal=seal,
+            bytes=bytes,
+            profile=profile,
+        )
 
 
 class AsyncMethods:
     """Of AsyncClient."""
 
-    async def _ask(
-        self, kind: type[messages.AnyRequest], answer: type[T], /, **fields: Any
-    ) -> T:
+    async def _ask(self, kind: type[messages.AnyRequest], answer: type[T], /, **fields: Any) -> T:
         raise NotImplementedError
 
-    async def give_back(self, seal: str, *, seqid: int | None = None, range: model.ByteRange | None = None, key: str = '') -> messages.SealInfo:
+    async def give_back(
+        self,
+        seal: str,
+        *,
+        seqid: int | None = None,
+        range: model.ByteRange | None = None,
+        key: str = "",
+    ) -> messages.SealInfo:
         """Give a seal back (LAYOUTRETURN): close and unmap first. Refused with `still-mapped` while
         any mapping of the range is left. Answer: SealInfo in state returned. With `range`, a part
         at one end of the sealed range is given back: unmap that part; the seal stays for the rest,
         unless what a recall wanted was all that is given back."""
-        return await self._ask(messages.Return, messages.SealInfo, seal=seal, seqid=seqid, range=range, key=key)
+        return await self._ask(
+            messages.Return, messages.SealInfo, seal=seal, seqid=seqid, range=range, key=key
+        )
 
-    async def downgrade(self, seal: str, *, seqid: int | None = None, key: str = '') -> messages.SealInfo:
+    async def downgrade(
+        self, seal: str, *, seqid: int | None = None, key: str = ""
+    ) -> messages.SealInfo:
         """The holder of a seal with iomode rw will only read from now on. Refused with `still-
         mapped` while it maps the range writably. Answer: SealInfo."""
-        return await self._ask(messages.Downgrade, messages.SealInfo, seal=seal, seqid=seqid, key=key)
+        return await self._ask(
+            messages.Downgrade, messages.SealInfo, seal=seal, seqid=seqid, key=key
+        )
 
-    async def renew(self, seal: str, *, seqid: int | None = None, ttl: float | None = None, key: str = '') -> messages.SealInfo:
+    async def renew(
+        self, seal: str, *, seqid: int | None = None, ttl: float | None = None, key: str = ""
+    ) -> messages.SealInfo:
         """The holder is still there: the seal's ttl begins anew (with `ttl` seconds, if given; 0:
         it has no end any more). Answer: SealInfo."""
-        return await self._ask(messages.Renew, messages.SealInfo, seal=seal, seqid=seqid, ttl=ttl, key=key)
+        return await self._ask(
+            messages.Renew, messages.SealInfo, seal=seal, seqid=seqid, ttl=ttl, key=key
+        )
 
     async def recall_progress(self, seal: str, *, seqid: int | None = None) -> messages.SealInfo:
         """The holder is about to give a recalled seal back and needs longer: the deadline is
@@ -351,25 +766,91 @@ class AsyncMethods:
         """Answer: SealInfo."""
         return await self._ask(messages.Show, messages.SealInfo, seal=seal)
 
-    async def seals(self, *, path: str | None = None, state: model.State | None = None, pid: int | None = None, uid: int | None = None, kind: model.Kind | None = None, tag: str | None = None, owner: str | None = None, filesystem: str | None = None, below: list[str] | None = None, search: str | None = None, after: str | None = None, limit: int = 100) -> messages.SealPage:
+    async def seals(
+        self,
+        *,
+        path: str | None = None,
+        state: model.State | None = None,
+        pid: int | None = None,
+        uid: int | None = None,
+        kind: model.Kind | None = None,
+        tag: str | None = None,
+        owner: str | None = None,
+        filesystem: str | None = None,
+        below: list[str] | None = None,
+        search: str | None = None,
+        after: str | None = None,
+        limit: int = 100,
+    ) -> messages.SealPage:
         """Live seals in order of id, after `after`; `below` are directories, `owner` is whom the
         seal was asked for (Request.principal), `search` a part of id, path, tag or the holder's
         name. Answer: SealPage."""
-        return await self._ask(messages.List, messages.SealPage, path=path, state=state, pid=pid, uid=uid, kind=kind, tag=tag, owner=owner, filesystem=filesystem, below=below, search=search, after=after, limit=limit)
+        return await self._ask(
+            messages.List,
+            messages.SealPage,
+            path=path,
+            state=state,
+            pid=pid,
+            uid=uid,
+            kind=kind,
+            tag=tag,
+            owner=owner,
+            filesystem=filesystem,
+            below=below,
+            search=search,
+            after=after,
+            limit=limit,
+        )
 
-    async def extents(self, seal: str, *, now: bool = False, start: int = 0, limit: int = 500) -> messages.ExtentPage:
+    async def extents(
+        self, seal: str, *, now: bool = False, start: int = 0, limit: int = 500
+    ) -> messages.ExtentPage:
         """The extent map recorded at grant, extents [start, start + limit); of a seal that is over,
         as long as the registry has it. With `now`, that of this moment. Answer: ExtentPage."""
-        return await self._ask(messages.Extents, messages.ExtentPage, seal=seal, now=now, start=start, limit=limit)
+        return await self._ask(
+            messages.Extents, messages.ExtentPage, seal=seal, now=now, start=start, limit=limit
+        )
 
-    async def recall(self, *, seal: str | None = None, seqid: int | None = None, path: str | None = None, range: model.ByteRange | None = None, below: list[str] | None = None, filesystem: str | None = None, pid: int | None = None, all: bool = False, any: int | None = None, grace: float | None = None, wait: bool = False, reason: str = '', key: str = '') -> messages.RecallReport:
+    async def recall(
+        self,
+        *,
+        seal: str | None = None,
+        seqid: int | None = None,
+        path: str | None = None,
+        range: model.ByteRange | None = None,
+        below: list[str] | None = None,
+        filesystem: str | None = None,
+        pid: int | None = None,
+        all: bool = False,
+        any: int | None = None,
+        grace: float | None = None,
+        wait: bool = False,
+        reason: str = "",
+        key: str = "",
+    ) -> messages.RecallReport:
         """Recall every live seal in exactly one scope: `seal`, `path` (with an optional range),
         `filesystem` (a path on it), `pid` (a holder), or `all`. With `wait` the answer comes when
         the recalls have ended. With `any`, beside `pid`, the holder is asked for that many of its
         seals, of its own choice (CB_RECALL_ANY); those it still owes after the grace are chosen for
         it, the oldest first. With `below` a `path` must lie below one of these directories, and so
         must the files whose seals are recalled. Answer: RecallReport."""
-        return await self._ask(messages.RecallSeals, messages.RecallReport, seal=seal, seqid=seqid, path=path, range=range, below=below, filesystem=filesystem, pid=pid, all=all, any=any, grace=grace, wait=wait, reason=reason, key=key)
+        return await self._ask(
+            messages.RecallSeals,
+            messages.RecallReport,
+            seal=seal,
+            seqid=seqid,
+            path=path,
+            range=range,
+            below=below,
+            filesystem=filesystem,
+            pid=pid,
+            all=all,
+            any=any,
+            grace=grace,
+            wait=wait,
+            reason=reason,
+            key=key,
+        )
 
     async def past_events(self, since: int, *, limit: int = 1000) -> messages.EventPage:
         """The events after number `since` that the service still keeps, the oldest first, as many
@@ -381,27 +862,71 @@ class AsyncMethods:
         drifted seal becomes `lost`. Answer: AuditReport."""
         return await self._ask(messages.Audit, messages.AuditReport, seal=seal)
 
-    async def history(self, *, after: str | None = None, limit: int = 100, wanted: records.SealFilter | None = None) -> records.SealHistory:
+    async def history(
+        self,
+        *,
+        after: str | None = None,
+        limit: int = 100,
+        wanted: records.SealFilter | None = None,
+    ) -> records.SealHistory:
         """Seals, live and over, the newest first, from the cursor `after` on. Answer:
         SealHistory."""
-        return await self._ask(records.History, records.SealHistory, after=after, limit=limit, wanted=wanted)
+        return await self._ask(
+            records.History, records.SealHistory, after=after, limit=limit, wanted=wanted
+        )
 
     async def steps(self, seal: str) -> records.Transitions:
         """Each step of a seal's life, in order. Answer: Transitions."""
         return await self._ask(records.Steps, records.Transitions, seal=seal)
 
-    async def past_conflicts(self, *, after: str | None = None, limit: int = 100, since: float | None = None, until: float | None = None, seal: str | None = None, pid: int | None = None) -> records.ConflictHistory:
+    async def past_conflicts(
+        self,
+        *,
+        after: str | None = None,
+        limit: int = 100,
+        since: float | None = None,
+        until: float | None = None,
+        seal: str | None = None,
+        pid: int | None = None,
+    ) -> records.ConflictHistory:
         """Operations that met a seal (or `seal`), the newest first. Answer: ConflictHistory."""
-        return await self._ask(records.PastConflicts, records.ConflictHistory, after=after, limit=limit, since=since, until=until, seal=seal, pid=pid)
+        return await self._ask(
+            records.PastConflicts,
+            records.ConflictHistory,
+            after=after,
+            limit=limit,
+            since=since,
+            until=until,
+            seal=seal,
+            pid=pid,
+        )
 
     async def map_changes(self, seal: str, *, limit: int = 100) -> records.MapDifference:
         """How the extent map of the file is now, compared with that at the grant of `seal`; at most
         `limit` stretches are told. Answer: MapDifference."""
         return await self._ask(records.MapChanges, records.MapDifference, seal=seal, limit=limit)
 
-    async def trail(self, *, after: str | None = None, limit: int = 100, since: float | None = None, until: float | None = None, kind: str | None = None, seal: str | None = None) -> records.AuditTrail:
+    async def trail(
+        self,
+        *,
+        after: str | None = None,
+        limit: int = 100,
+        since: float | None = None,
+        until: float | None = None,
+        kind: str | None = None,
+        seal: str | None = None,
+    ) -> records.AuditTrail:
         """Entries of the audit trail, the newest first; for operators. Answer: AuditTrail."""
-        return await self._ask(records.Trail, records.AuditTrail, after=after, limit=limit, since=since, until=until, kind=kind, seal=seal)
+        return await self._ask(
+            records.Trail,
+            records.AuditTrail,
+            after=after,
+            limit=limit,
+            since=since,
+            until=until,
+            kind=kind,
+            seal=seal,
+        )
 
     async def verify_trail(self) -> records.Verification:
         """Walk through the whole audit trail; for operators. Answer: Verification."""
@@ -418,12 +943,68 @@ class AsyncMethods:
         ServiceStatus."""
         return await self._ask(messages.Status, messages.ServiceStatus, below=below)
 
-    async def issue_claim(self, *, seconds: float = 60.0, key: str = '', path: str | None = None, offset: int = 0, length: int | None = None, iomode: model.IoMode = model.IoMode.RW, kind: model.Kind = model.Kind.EXCLUSIVE, conflict: model.Conflict = model.Conflict.WAIT, fence: model.Fence = model.Fence.NONE, grace: float = 10.0, ttl: float = 0.0, tag: str = '', require: messages.Requirements | None = None, prepare: list[model.Preparation] | None = None, only: messages.Conditions | None = None) -> overview.ClaimInfo:
+    async def issue_claim(
+        self,
+        *,
+        seconds: float = 60.0,
+        key: str = "",
+        path: str | None = None,
+        offset: int = 0,
+        length: int | None = None,
+        iomode: model.IoMode = model.IoMode.RW,
+        kind: model.Kind = model.Kind.EXCLUSIVE,
+        conflict: model.Conflict = model.Conflict.WAIT,
+        fence: model.Fence = model.Fence.NONE,
+        grace: float = 10.0,
+        ttl: float = 0.0,
+        tag: str = "",
+        require: messages.Requirements | None = None,
+        prepare: list[model.Preparation] | None = None,
+        only: messages.Conditions | None = None,
+    ) -> overview.ClaimInfo:
         """Ask for a claim: a secret with which another process takes up the seal within `seconds`
         (Redeem), by `path`. Only operators may. Answer: ClaimInfo."""
-        return await self._ask(messages.IssueClaim, overview.ClaimInfo, seconds=seconds, key=key, path=path, offset=offset, length=length, iomode=iomode, kind=kind, conflict=conflict, fence=fence, grace=grace, ttl=ttl, tag=tag, require=require, prepare=prepare, only=only)
+        return await self._ask(
+            messages.IssueClaim,
+            overview.ClaimInfo,
+            seconds=seconds,
+            key=key,
+            path=path,
+            offset=offset,
+            length=length,
+            iomode=iomode,
+            kind=kind,
+            conflict=conflict,
+            fence=fence,
+            grace=grace,
+            ttl=ttl,
+            tag=tag,
+            require=require,
+            prepare=prepare,
+            only=only,
+        )
 
-    async def start_copy(self, *, source: str | None = None, destination: str | None = None, below: list[str] | None = None, offset: int = 0, length: int | None = None, to: int | None = None, whole: bool = False, throttle: int | None = None, durable: bool = True, verify: bool = False, in_place: bool = False, recall: bool = False, seals: bool = True, strategies: list[str] | None = None, resume: str = '', dry_run: bool = False, key: str = '') -> overview.JobInfo:
+    async def start_copy(
+        self,
+        *,
+        source: str | None = None,
+        destination: str | None = None,
+        below: list[str] | None = None,
+        offset: int = 0,
+        length: int | None = None,
+        to: int | None = None,
+        whole: bool = False,
+        throttle: int | None = None,
+        durable: bool = True,
+        verify: bool = False,
+        in_place: bool = False,
+        recall: bool = False,
+        seals: bool = True,
+        strategies: list[str] | None = None,
+        resume: str = "",
+        dry_run: bool = False,
+        key: str = "",
+    ) -> overview.JobInfo:
         """Copy bytes between two files (docs/copies.md), which are two descriptors sent with the
         request (source, destination; one alone: within that file), or, for operators, named by
         paths. An offload takes exclusive seals: for one, close the descriptors once the job has
@@ -435,49 +1016,122 @@ class AsyncMethods:
         earlier result. `dry_run`: the job's result is the plan. With `below`, paths lie below one
         of these directories. Answer: JobInfo; its result, once it has ended, is that of the
         copy."""
-        return await self._ask(copies_requests.StartCopy, overview.JobInfo, source=source, destination=destination, below=below, offset=offset, length=length, to=to, whole=whole, throttle=throttle, durable=durable, verify=verify, in_place=in_place, recall=recall, seals=seals, strategies=strategies, resume=resume, dry_run=dry_run, key=key)
+        return await self._ask(
+            copies_requests.StartCopy,
+            overview.JobInfo,
+            source=source,
+            destination=destination,
+            below=below,
+            offset=offset,
+            length=length,
+            to=to,
+            whole=whole,
+            throttle=throttle,
+            durable=durable,
+            verify=verify,
+            in_place=in_place,
+            recall=recall,
+            seals=seals,
+            strategies=strategies,
+            resume=resume,
+            dry_run=dry_run,
+            key=key,
+        )
 
     async def copy_trust(self) -> copies_requests.CopyTrustReport:
         """What was measured of strategies, and found in self-tests of offloads. Answer:
         CopyTrustReport."""
         return await self._ask(copies_requests.CopyTrust, copies_requests.CopyTrustReport)
 
-    async def relocate(self, path: str, goal: copies_relocation_requests.Goal, *, grace: float = 10.0, below: list[str] | None = None, key: str = '') -> overview.JobInfo:
+    async def relocate(
+        self,
+        path: str,
+        goal: copies_relocation_requests.Goal,
+        *,
+        grace: float = 10.0,
+        below: list[str] | None = None,
+        key: str = "",
+    ) -> overview.JobInfo:
         """Move the blocks of the file `path` as `goal` says, for operators. Its seals are recalled
         with `quiesce`; a holder has `grace` seconds to answer with Quiesce or Return, or the
         relocation is called off. With `below`, the path lies below one of these directories.
         Answer: JobInfo."""
-        return await self._ask(copies_relocation_requests.Relocate, overview.JobInfo, path=path, goal=goal, grace=grace, below=below, key=key)
+        return await self._ask(
+            copies_relocation_requests.Relocate,
+            overview.JobInfo,
+            path=path,
+            goal=goal,
+            grace=grace,
+            below=below,
+            key=key,
+        )
 
     async def quiesce(self, seal: str, *, seqid: int | None = None) -> messages.SealInfo:
         """The holder's answer to a Recall with `quiesce`: it maps nothing of the range, and uses no
         address of it, until a Recall with state `granted` tells it to read the map again. The seal
         is kept. Raises still-mapped, as Return does. Answer: SealInfo."""
-        return await self._ask(copies_relocation_requests.Quiesce, messages.SealInfo, seal=seal, seqid=seqid)
+        return await self._ask(
+            copies_relocation_requests.Quiesce, messages.SealInfo, seal=seal, seqid=seqid
+        )
 
-    async def files(self, *, below: list[str] | None = None, limit: int = 100, path: str | None = None, key: str | None = None, after: str | None = None) -> overview.FilePage:
+    async def files(
+        self,
+        *,
+        below: list[str] | None = None,
+        limit: int = 100,
+        path: str | None = None,
+        key: str | None = None,
+        after: str | None = None,
+    ) -> overview.FilePage:
         """Files with live seals, in order of their key, after `after`; only `path`, if given.
         Answer: FilePage."""
-        return await self._ask(overview.Files, overview.FilePage, below=below, limit=limit, path=path, key=key, after=after)
+        return await self._ask(
+            overview.Files,
+            overview.FilePage,
+            below=below,
+            limit=limit,
+            path=path,
+            key=key,
+            after=after,
+        )
 
-    async def holders(self, *, below: list[str] | None = None, limit: int = 100, pid: int | None = None, after: int | None = None) -> overview.HolderPage:
+    async def holders(
+        self,
+        *,
+        below: list[str] | None = None,
+        limit: int = 100,
+        pid: int | None = None,
+        after: int | None = None,
+    ) -> overview.HolderPage:
         """Processes with live seals, in order of pid, after pid `after`. Answer: HolderPage."""
-        return await self._ask(overview.Holders, overview.HolderPage, below=below, limit=limit, pid=pid, after=after)
+        return await self._ask(
+            overview.Holders, overview.HolderPage, below=below, limit=limit, pid=pid, after=after
+        )
 
-    async def conflicts(self, *, below: list[str] | None = None, limit: int = 100) -> overview.ConflictPage:
+    async def conflicts(
+        self, *, below: list[str] | None = None, limit: int = 100
+    ) -> overview.ConflictPage:
         """Operations that wait for a seal at this moment, the longest first; of the asking user
         alone, unless it is an operator. Answer: ConflictPage."""
         return await self._ask(overview.Conflicts, overview.ConflictPage, below=below, limit=limit)
 
-    async def alarms(self, *, below: list[str] | None = None, limit: int = 100, open: bool = False) -> overview.AlarmPage:
+    async def alarms(
+        self, *, below: list[str] | None = None, limit: int = 100, open: bool = False
+    ) -> overview.AlarmPage:
         """Alarms of this boot, the newest first; with `open` those that nobody has acknowledged.
         With `below`, those that concern files there. Answer: AlarmPage."""
-        return await self._ask(overview.Alarms, overview.AlarmPage, below=below, limit=limit, open=open)
+        return await self._ask(
+            overview.Alarms, overview.AlarmPage, below=below, limit=limit, open=open
+        )
 
-    async def acknowledge_alarm(self, alarm: str, *, key: str = '', below: list[str] | None = None) -> overview.AlarmInfo:
+    async def acknowledge_alarm(
+        self, alarm: str, *, key: str = "", below: list[str] | None = None
+    ) -> overview.AlarmInfo:
         """Somebody (Request.principal, else the asking user) has seen this alarm. Answer:
         AlarmInfo."""
-        return await self._ask(overview.AcknowledgeAlarm, overview.AlarmInfo, key=key, alarm=alarm, below=below)
+        return await self._ask(
+            overview.AcknowledgeAlarm, overview.AlarmInfo, key=key, alarm=alarm, below=below
+        )
 
     async def measures(self) -> overview.MeasuresReport:
         """Counts and distributions since the start of the service. Answer: MeasuresReport."""
@@ -492,12 +1146,14 @@ class AsyncMethods:
         PolicyReport."""
         return await self._ask(overview.CheckPolicy, overview.PolicyReport, text=text)
 
-    async def reload_policy(self, *, key: str = '') -> overview.PolicyReport:
+    async def reload_policy(self, *, key: str = "") -> overview.PolicyReport:
         """Read the configuration file again and take its [policy] over. Answer: PolicyReport;
         refused, with everything as it was, when the file is not a configuration."""
         return await self._ask(overview.ReloadPolicy, overview.PolicyReport, key=key)
 
-    async def start_job(self, kind: overview.JobKind, *, path: str | None = None, key: str = '') -> overview.JobInfo:
+    async def start_job(
+        self, kind: overview.JobKind, *, path: str | None = None, key: str = ""
+    ) -> overview.JobInfo:
         """Begin what takes long: an `audit` of every seal, or the `doctor` on a file system, in a
         scratch directory below `path`. One of each kind at a time. Answer: JobInfo."""
         return await self._ask(overview.StartJob, overview.JobInfo, kind=kind, path=path, key=key)
@@ -514,55 +1170,165 @@ class AsyncMethods:
         """Answer: JobInfo, of a job that was cancelled or had ended."""
         return await self._ask(overview.CancelJob, overview.JobInfo, job=job)
 
-    async def coverage(self, path: str, *, below: list[str] | None = None, start: int = 0, limit: int = 1000) -> overview.CoverageReport:
+    async def coverage(
+        self, path: str, *, below: list[str] | None = None, start: int = 0, limit: int = 1000
+    ) -> overview.CoverageReport:
         """What the doctor measured last on the file system of `path` in this run of the service.
         With `below`, the path must lie below one of these directories. Answer: CoverageReport; rows
         [start, start + limit)."""
-        return await self._ask(overview.Coverage, overview.CoverageReport, path=path, below=below, start=start, limit=limit)
+        return await self._ask(
+            overview.Coverage,
+            overview.CoverageReport,
+            path=path,
+            below=below,
+            start=start,
+            limit=limit,
+        )
 
     async def pi_profiles(self) -> integrity_messages.PiProfileList:
         """The profiles there are. Answer: PiProfileList."""
         return await self._ask(integrity_messages.PiProfiles, integrity_messages.PiProfileList)
 
-    async def pi_query(self, *, path: str | None = None, seal: str | None = None) -> integrity_messages.PiAbility:
+    async def pi_query(
+        self, *, path: str | None = None, seal: str | None = None
+    ) -> integrity_messages.PiAbility:
         """What can check protection information of the file or block device at `path`, of the file
         of `seal`, or of the descriptor that is sent with the request. Answer: PiAbility."""
-        return await self._ask(integrity_messages.PiQuery, integrity_messages.PiAbility, path=path, seal=seal)
+        return await self._ask(
+            integrity_messages.PiQuery, integrity_messages.PiAbility, path=path, seal=seal
+        )
 
-    async def pi_attach(self, seal: str, profile: str, *, key: str = '', tag: int = 0, storage: int = 0, secret: str = '', writes: integrity_messages.Writes = integrity_messages.Writes.ANY, at_grant: bool = False, quiet: bool = False) -> integrity_messages.PiAttachment:
+    async def pi_attach(
+        self,
+        seal: str,
+        profile: str,
+        *,
+        key: str = "",
+        tag: int = 0,
+        storage: int = 0,
+        secret: str = "",
+        writes: integrity_messages.Writes = integrity_messages.Writes.ANY,
+        at_grant: bool = False,
+        quiet: bool = False,
+    ) -> integrity_messages.PiAttachment:
         """Generate tags of the sealed range and keep them from now on. `tag` and `storage` are what
         those fields have; `secret` names a file in integrity.keys. `quiet`: the holder does not
         write while they are generated, which declared writes need. `at_grant`: a later grant waits
         for a verification of the range. Answer: PiAttachment."""
-        return await self._ask(integrity_messages.PiAttach, integrity_messages.PiAttachment, key=key, seal=seal, profile=profile, tag=tag, storage=storage, secret=secret, writes=writes, at_grant=at_grant, quiet=quiet)
+        return await self._ask(
+            integrity_messages.PiAttach,
+            integrity_messages.PiAttachment,
+            key=key,
+            seal=seal,
+            profile=profile,
+            tag=tag,
+            storage=storage,
+            secret=secret,
+            writes=writes,
+            at_grant=at_grant,
+            quiet=quiet,
+        )
 
-    async def pi_detach(self, attachment: str, *, key: str = '') -> integrity_messages.PiAttachment:
+    async def pi_detach(self, attachment: str, *, key: str = "") -> integrity_messages.PiAttachment:
         """Forget an attachment and its tags. Answer: PiAttachment, as it was."""
-        return await self._ask(integrity_messages.PiDetach, integrity_messages.PiAttachment, key=key, attachment=attachment)
+        return await self._ask(
+            integrity_messages.PiDetach,
+            integrity_messages.PiAttachment,
+            key=key,
+            attachment=attachment,
+        )
 
-    async def pi_attachments(self, *, path: str | None = None, attachment: str | None = None, after: str | None = None) -> integrity_messages.PiAttachmentList:
+    async def pi_attachments(
+        self, *, path: str | None = None, attachment: str | None = None, after: str | None = None
+    ) -> integrity_messages.PiAttachmentList:
         """Attachments that the asker may see, in order of id, after `after`; of `path`, or the one
         named, alone, if given. Answer: PiAttachmentList."""
-        return await self._ask(integrity_messages.PiAttachments, integrity_messages.PiAttachmentList, path=path, attachment=attachment, after=after)
+        return await self._ask(
+            integrity_messages.PiAttachments,
+            integrity_messages.PiAttachmentList,
+            path=path,
+            attachment=attachment,
+            after=after,
+        )
 
-    async def pi_verify(self, *, key: str = '', attachment: str | None = None, seal: str | None = None, range: model.ByteRange | None = None, quiet: bool = False) -> integrity_messages.PiReport:
+    async def pi_verify(
+        self,
+        *,
+        key: str = "",
+        attachment: str | None = None,
+        seal: str | None = None,
+        range: model.ByteRange | None = None,
+        quiet: bool = False,
+    ) -> integrity_messages.PiReport:
         """Compare the data with its tags. On a live seal whose holder may be writing, `quiet` says
         that it does not; otherwise a block that differs is `unstable`. Answer: PiReport."""
-        return await self._ask(integrity_messages.PiVerify, integrity_messages.PiReport, key=key, attachment=attachment, seal=seal, range=range, quiet=quiet)
+        return await self._ask(
+            integrity_messages.PiVerify,
+            integrity_messages.PiReport,
+            key=key,
+            attachment=attachment,
+            seal=seal,
+            range=range,
+            quiet=quiet,
+        )
 
-    async def pi_scrub(self, *, key: str = '', attachment: str | None = None, seal: str | None = None, range: model.ByteRange | None = None, rate: int = 0, cycle: float = 0.0, restart: bool = False, stop: bool = False) -> integrity_messages.PiAttachment:
+    async def pi_scrub(
+        self,
+        *,
+        key: str = "",
+        attachment: str | None = None,
+        seal: str | None = None,
+        range: model.ByteRange | None = None,
+        rate: int = 0,
+        cycle: float = 0.0,
+        restart: bool = False,
+        stop: bool = False,
+    ) -> integrity_messages.PiAttachment:
         """Verify in the background, at most `rate` bytes in a second (0: that of the
         configuration), from where an earlier scrub stopped unless `restart`; with `stop`, end one
         that runs. With `cycle` (seconds), what was compared less than that ago is passed over where
         it is proven that nobody has written to the file since. Answer: PiAttachment, with its
         progress."""
-        return await self._ask(integrity_messages.PiScrub, integrity_messages.PiAttachment, key=key, attachment=attachment, seal=seal, range=range, rate=rate, cycle=cycle, restart=restart, stop=stop)
+        return await self._ask(
+            integrity_messages.PiScrub,
+            integrity_messages.PiAttachment,
+            key=key,
+            attachment=attachment,
+            seal=seal,
+            range=range,
+            rate=rate,
+            cycle=cycle,
+            restart=restart,
+            stop=stop,
+        )
 
-    async def pi_open(self, *, key: str = '', attachment: str | None = None, seal: str | None = None, range: model.ByteRange | None = None) -> integrity_messages.PiReport:
+    async def pi_open(
+        self,
+        *,
+        key: str = "",
+        attachment: str | None = None,
+        seal: str | None = None,
+        range: model.ByteRange | None = None,
+    ) -> integrity_messages.PiReport:
         """The holder is about to write the range: its tags count no more. Answer: PiReport."""
-        return await self._ask(integrity_messages.PiOpen, integrity_messages.PiReport, key=key, attachment=attachment, seal=seal, range=range)
+        return await self._ask(
+            integrity_messages.PiOpen,
+            integrity_messages.PiReport,
+            key=key,
+            attachment=attachment,
+            seal=seal,
+            range=range,
+        )
 
-    async def pi_tag(self, *, key: str = '', attachment: str | None = None, seal: str | None = None, range: model.ByteRange | None = None, changed: list[model.ByteRange] | None = None) -> integrity_messages.PiReport:
+    async def pi_tag(
+        self,
+        *,
+        key: str = "",
+        attachment: str | None = None,
+        seal: str | None = None,
+        range: model.ByteRange | None = None,
+        changed: list[model.ByteRange] | None = None,
+    ) -> integrity_messages.PiReport:
         """The holder has written the range and is quiet: generate tags of what was opened. Suspect
         blocks stay so. With a byte-stream profile: make a new PI of exactly this range. With
         `changed`, the holder of an exclusive seal with declared writes knows that it has written
@@ -571,25 +1337,65 @@ class AsyncMethods:
         clean again unread. A holder that is wrong about that has true data called corrupt later;
         one that got no answer sends the same parts again. Answer: PiReport, with `unchanged`
         blocks."""
-        return await self._ask(integrity_messages.PiTag, integrity_messages.PiReport, key=key, attachment=attachment, seal=seal, range=range, changed=changed)
+        return await self._ask(
+            integrity_messages.PiTag,
+            integrity_messages.PiReport,
+            key=key,
+            attachment=attachment,
+            seal=seal,
+            range=range,
+            changed=changed,
+        )
 
-    async def pi_bless(self, *, key: str = '', attachment: str | None = None, seal: str | None = None, range: model.ByteRange | None = None) -> integrity_messages.PiReport:
+    async def pi_bless(
+        self,
+        *,
+        key: str = "",
+        attachment: str | None = None,
+        seal: str | None = None,
+        range: model.ByteRange | None = None,
+    ) -> integrity_messages.PiReport:
         """Take what suspect blocks hold now for good, and tag it. Answer: PiReport."""
-        return await self._ask(integrity_messages.PiBless, integrity_messages.PiReport, key=key, attachment=attachment, seal=seal, range=range)
+        return await self._ask(
+            integrity_messages.PiBless,
+            integrity_messages.PiReport,
+            key=key,
+            attachment=attachment,
+            seal=seal,
+            range=range,
+        )
 
-    async def pi_errors(self, *, after: int = 0, limit: int = 20, wait: float = 0.0) -> integrity_messages.PiErrorPage:
+    async def pi_errors(
+        self, *, after: int = 0, limit: int = 20, wait: float = 0.0
+    ) -> integrity_messages.PiErrorPage:
         """Errors after number `after`, the oldest first. When there is none, the answer waits up to
         `wait` seconds until there is. Answer: PiErrorPage."""
-        return await self._ask(integrity_messages.PiErrors, integrity_messages.PiErrorPage, after=after, limit=limit, wait=wait)
+        return await self._ask(
+            integrity_messages.PiErrors,
+            integrity_messages.PiErrorPage,
+            after=after,
+            limit=limit,
+            wait=wait,
+        )
 
     async def pi_path(self, *, seal: str | None = None) -> integrity_device_messages.PiPathInfo:
         """What the device path can do for a file: the file of `seal`, or the one whose descriptor
         is sent with the request. Answer: PiPathInfo."""
-        return await self._ask(integrity_device_messages.PiPath, integrity_device_messages.PiPathInfo, seal=seal)
+        return await self._ask(
+            integrity_device_messages.PiPath, integrity_device_messages.PiPathInfo, seal=seal
+        )
 
-    async def pi_channel(self, seal: str, *, bytes: int = 1048576, profile: str | None = None) -> integrity_device_messages.PiChannelInfo:
+    async def pi_channel(
+        self, seal: str, *, bytes: int = 1048576, profile: str | None = None
+    ) -> integrity_device_messages.PiChannelInfo:
         """Open a PI channel to the blocks of an exclusive seal, which the caller's own process
         holds. `bytes` is the size of the memory that is shared for data and PI. With `profile`, a
         channel is opened only when the device keeps that one. Answer: PiChannelInfo, with two
         descriptors beside it: the channel's socket and its memory (docs/integrity-device.md)."""
-        return await self._ask(integrity_device_messages.PiChannel, integrity_device_messages.PiChannelInfo, seal=seal, bytes=bytes, profile=profile)
+        return await self._ask(
+            integrity_device_messages.PiChannel,
+            integrity_device_messages.PiChannelInfo,
+            seal=seal,
+            bytes=bytes,
+            profile=profile,
+        )

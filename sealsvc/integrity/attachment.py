@@ -9,7 +9,7 @@ import asyncio
 import os
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -32,6 +32,7 @@ from sealsvc.seals import Seal
 
 T = TypeVar("T")
 
+_BATCH = 8 << 20  # bytes of data that are tagged in one go
 _RECORDED = 1000  # errors of one check; more are only counted
 
 
@@ -141,8 +142,10 @@ class Attachment:
         if not tally.blocks["unstable"] and not self.seals():
             await self.run(lambda: self.store.save(changed=tally.changed, foreign=False))
 
-    async def parts(self, wanted: ByteRange | None = None) -> list[tuple[int, int]]:
-        return await self.run(lambda: list(self.layout.parts(wanted)))
+    async def parts(
+        self, wanted: ByteRange | None = None, size: int = check.PART
+    ) -> list[tuple[int, int]]:
+        return await self.run(lambda: list(self.layout.parts(wanted, size)))
 
     async def verify_part(
         self,
@@ -268,6 +271,19 @@ class Attachment:
             tally.blocks["tagged"] += await self.with_source(work)
         return tally
 
+    async def tag_changed(self, changed: list[ByteRange]) -> Tally:
+        """New tags for the open blocks that touch these ranges, many in one go."""
+        tally, size = Tally(), max(1, self.layout.profile.granularity)
+        found = {part for wanted in changed for part in await self.parts(wanted)}
+        for batch in _batches(_disjoint(sorted(found)), max(1, _BATCH // size)):
+
+            def work(opened: source.Source, batch: check.Parts = batch) -> int:
+                tally.way = opened.way
+                return check.tag_all(self.layout, opened, batch, BlockState.OPEN)
+
+            tally.blocks["tagged"] += await self.with_source(work)
+        return tally
+
     async def add(self, wanted: ByteRange) -> Tally:
         """Of a byte stream: a new PI of this range, which takes the place of older ones."""
         tally = Tally()
@@ -355,6 +371,30 @@ class Attachment:
             errors=(told := fitting(tally.errors)),
             more=len(tally.errors) - len(told),
         )
+
+
+def _disjoint(parts: check.Parts) -> check.Parts:
+    """Parts in order, none of which has a block of the one before."""
+    made: check.Parts = []
+    end = 0
+    for first, count in parts:
+        start = max(first, end)
+        if first + count > start:
+            made.append((start, first + count - start))
+            end = first + count
+    return made
+
+
+def _batches(parts: check.Parts, most: int) -> Iterator[check.Parts]:
+    """Of about `most` blocks each."""
+    batch: check.Parts = []
+    for part in parts:
+        batch.append(part)
+        if sum(count for _, count in batch) >= most:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
 def no_such_attachment(name: str) -> Refusal:

@@ -13,21 +13,19 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 
 from sealsvc import clock
 from sealsvc.errors import Refusal
 from sealsvc.integrity.attachment import Attachment, Tally
-from sealsvc.integrity.check import Layout
+from sealsvc.integrity.check import Layout, Parts
 from sealsvc.integrity.source import Source
-from sealsvc.integrity.store import BlockState
+from sealsvc.integrity.store import STRETCH, BlockState
 from sealsvc.model import IoMode
 
-_SAVED = 64  # parts after which its place is saved
-
-Parts: TypeAlias = list[tuple[int, int]]
+_SAVED = 8  # parts after which its place is saved
+_PART = 8 << 20  # bytes that are read between two rests, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +35,11 @@ class Pace:
 
     rate: int
     cycle: float = 0.0
+
+    @property
+    def part(self) -> int:
+        """Bytes of one part: eight in a second, but whole stretches."""
+        return max(STRETCH, min(_PART, self.rate // 8 if self.rate else _PART) // STRETCH * STRETCH)
 
 
 async def begin(attachment: Attachment, *, restart: bool) -> int:
@@ -61,7 +64,7 @@ async def run(
     due = clock.now()
     at = first
     try:
-        parts = [part for part in await _due(attachment, pace.cycle) if part[0] >= first]
+        parts = [part for part in await _due(attachment, pace) if part[0] >= first]
         for number, (start, count) in enumerate(parts):
             await attachment.verify_part(tally, "scrub", start, count)
             at, attachment.scrub_errors = start + count, len(tally.errors)
@@ -83,16 +86,17 @@ async def run(
     alarm(attachment, tally, "scrub")
 
 
-async def _due(attachment: Attachment, cycle: float) -> Parts:
+async def _due(attachment: Attachment, pace: Pace) -> Parts:
     """What is to be read."""
-    if not cycle:
-        return await attachment.parts()
+    everything = await attachment.parts(size=pace.part)
+    if not pace.cycle:
+        return everything
     before = _written_by_holders(attachment)
     parts, skipped = await attachment.with_source(
-        lambda opened: due_parts(attachment.layout, opened, cycle)
+        lambda opened: due_parts(attachment.layout, opened, pace)
     )
     if before or _written_by_holders(attachment):
-        return await attachment.parts()
+        return everything
     attachment.scrub_skipped = skipped
     return parts
 
@@ -101,21 +105,33 @@ def _written_by_holders(attachment: Attachment) -> bool:
     return any(seal.request.iomode is not IoMode.READ for seal in attachment.seals())
 
 
-def due_parts(layout: Layout, opened: Source, cycle: float) -> tuple[Parts, int]:
+def due_parts(layout: Layout, opened: Source, pace: Pace) -> tuple[Parts, int]:
     """The parts that must be read, and how many bytes of data need not be."""
-    store, parts = layout.store, list(layout.parts())
+    store = layout.store
     if store.about.foreign or opened.changed != store.about.changed:
-        return parts, 0
-    fresh = store.compared_since(time.time() - cycle)
+        return list(layout.parts(size=pace.part)), 0
+    fresh = store.compared_since(time.time() - pace.cycle)
     clean = np.equal(store.states(0, store.blocks), BlockState.CLEAN)
     left: Parts = []
     skipped = 0
-    for first, count in parts:
+    for first, count in layout.parts():
         if fresh[layout.stretch(first)] and clean[first : first + count].all():
             skipped += layout.span(first).length * count
         else:
             left.append((first, count))
-    return left, skipped
+    return left if layout.is_stream else _joined(left, pace.part // layout.span(0).length), skipped
+
+
+def _joined(parts: Parts, most: int) -> Parts:
+    """Neighbours as one, of `most` blocks."""
+    joined: Parts = []
+    for first, count in parts:
+        start, length = joined[-1] if joined else (-1, 0)
+        if start + length == first and length + count <= most:
+            joined[-1] = (start, length + count)
+        else:
+            joined.append((first, count))
+    return joined
 
 
 async def stop(attachment: Attachment) -> None:

@@ -352,12 +352,8 @@ class Integrity:
                 "bad-request", "`changed` needs an exclusive seal whose holder declares its writes"
             )
         whole = wanted or attachment.store.about.range
-        tally = Tally()
-        for part in changed:
-            if (met := part.clipped(whole)) is not None:
-                found = await attachment.tag(BlockState.OPEN, met)
-                tally.blocks += found.blocks
-                tally.way = found.way
+        met = [part.clipped(whole) for part in changed]
+        tally = await attachment.tag_changed([part for part in met if part is not None])
         tally.blocks["unchanged"] = await attachment.move(BlockState.OPEN, BlockState.CLEAN, whole)
         return tally
 

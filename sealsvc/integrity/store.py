@@ -19,7 +19,7 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -95,11 +95,18 @@ class Column:
 
     def write(self, first: int, rows: npt.NDArray[Any]) -> None:
         """On disk when it returns."""
+        self.put(first, rows)
+        self.sync()
+
+    def put(self, first: int, rows: npt.NDArray[Any]) -> None:
+        """On disk after `sync`."""
         data = memoryview(np.ascontiguousarray(rows, self._dtype).tobytes())
         at = first * self._dtype.itemsize * int(self.rows.shape[1])
         while data:
             done = os.pwrite(self._fd, data, at)
             data, at = data[done:], at + done
+
+    def sync(self) -> None:
         os.fdatasync(self._fd)
 
     def close(self) -> None:
@@ -222,14 +229,30 @@ class TagStore:
     def write_tags(self, first: int, tags: Bytes, states: Bytes | None = None) -> None:
         """Tags of these blocks: suspect while they are written, afterwards as `states` says (all
         clean)."""
-        count = len(tags)
-        self.mark(first, np.full(count, BlockState.SUSPECT, np.uint8))
+        clean = np.full(len(tags), BlockState.CLEAN, np.uint8)
+        self.write_runs([(first, tags, clean if states is None else states)])
+
+    def write_runs(self, runs: Sequence[tuple[int, Bytes, Bytes]]) -> None:
+        """The same for several runs of blocks (first, tags, states), in order: each step for all of
+        them, so that many small ones cost as few flushes as one."""
+        if not runs:
+            return
+        low, high = runs[0][0], runs[-1][0] + len(runs[-1][1])
+        after = self.states(low, high - low)
+        marked = after.copy()
+        for first, tags, states in runs:
+            marked[first - low : first - low + len(tags)] = BlockState.SUSPECT
+            after[first - low : first - low + len(tags)] = states
+        self.mark(low, marked)
         faults.point("integrity:marked")
-        self._note_tagged(first, count)
-        self._tags.write(first, tags)
+        for first, tags, _ in runs:
+            self._note_tagged(first, len(tags))
+            self._tags.put(first, tags)
+        if self._tagged is not None:
+            self._tagged.sync()
+        self._tags.sync()
         faults.point("integrity:tagged")
-        clean = np.full(count, BlockState.CLEAN, np.uint8)
-        self.mark(first, clean if states is None else states)
+        self.mark(low, after)
 
     def places(self) -> npt.NDArray[np.uint64]:
         """Of a byte stream: start, end (bytes of the file) and age (the newest has the largest) of
@@ -243,18 +266,20 @@ class TagStore:
         self.mark(block, np.array([BlockState.SUSPECT], np.uint8))
         age = int(self._places.rows[:, 2].max()) + 1
         self._note_tagged(block, 1)
+        if self._tagged is not None:
+            self._tagged.sync()
         self._places.write(block, np.array([[start, end, age]], np.uint64))
         self._tags.write(block, tag.reshape(1, -1))
 
     def _note_tagged(self, first: int, count: int) -> None:
-        """On disk before the tags are: what was tagged is not compared yet."""
+        """On disk before its block is clean: what was tagged is not compared yet."""
         if self._tagged is None:
             return
         size = int(self.about.profile["granularity"])
         low, high = first, first + count
         if size:
             low, high = first * size // STRETCH, -(-(first + count) * size // STRETCH)
-        self._tagged.write(low, np.full((high - low, 1), time.time()))
+        self._tagged.put(low, np.full((high - low, 1), time.time()))
 
     def compared_since(self, oldest: float) -> npt.NDArray[np.bool_]:
         """Of each stretch: was all of it found right after `oldest` and after it was last tagged?
@@ -271,10 +296,12 @@ class TagStore:
         """When the stretch was compared that is waiting for the longest time."""
         return float(self._good.rows[:, 1].min())
 
-    def found_good(self, stretch: int) -> None:
-        """A stretch was compared, and all of it is right."""
-        first = float(self._good.rows[stretch, 0])
-        self._good.write(stretch, np.array([[first, time.time()]]))
+    def found_good(self, stretches: list[int]) -> None:
+        """Stretches, in order, were compared, and all of each is right."""
+        low, high = stretches[0], stretches[-1] + 1
+        rows = np.array(self._good.rows[low:high])
+        rows[np.array(stretches) - low, 1] = time.time()
+        self._good.write(low, rows)
 
     def good(self, stretch: int) -> tuple[float, float]:
         """When it was first and last found right."""

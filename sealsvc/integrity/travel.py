@@ -8,6 +8,7 @@ killed in between leaves suspect blocks, never clean ones with data that nobody 
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import secrets
@@ -24,9 +25,10 @@ from sealsvc import faults, native
 from sealsvc.errors import Refusal
 from sealsvc.integrity import carry
 from sealsvc.integrity.attachment import Attachment, Tally
-from sealsvc.integrity.carry import Carried, Route
+from sealsvc.integrity.carry import Carried, Given, Route
 from sealsvc.integrity.check import Finding, Layout
 from sealsvc.integrity.service import Integrity
+from sealsvc.integrity.source import Source
 from sealsvc.integrity.store import STREAM_BLOCKS, About, BlockState, Bytes
 from sealsvc.model import ByteRange, FileId
 
@@ -156,12 +158,8 @@ class Travel:
         for at in range(first, end, step):
             count = min(step, end - at)
             given = await source.run(carry.given, source.layout, *route.below(at, count))
-            found = await there.with_source(
-                lambda opened, at=at, count=count, given=given: carry.carry(
-                    route, opened, given, at, count
-                )
-            )
-            await _add(carried, found, source, there, route)
+            work = functools.partial(_carried, route, given, at, count)
+            await _add(carried, await there.with_source(work), source, there, route)
 
     async def _made(self, journey: Journey, leg: Leg) -> Attachment:
         """An attachment of the destination, all suspect, and known to the service."""
@@ -249,12 +247,19 @@ async def _restored(leg: Leg, there: Attachment) -> int:
     clean: npt.NDArray[np.bool_] = leg.was == BlockState.CLEAN
     left = 0
     for at in range(0, len(clean), step):
+        part = clean[at : at + step]
         left += await there.with_source(
-            lambda opened, at=at: carry.restore(
-                there.layout, opened, leg.first + at, clean[at : at + step]
-            )
+            functools.partial(_restore, there.layout, leg.first + at, part)
         )
     return left
+
+
+def _carried(route: Route, given: Given, first: int, count: int, opened: Source) -> Carried:
+    return carry.carry(route, opened, given, first, count)
+
+
+def _restore(layout: Layout, first: int, clean: npt.NDArray[np.bool_], opened: Source) -> int:
+    return carry.restore(layout, opened, first, clean)
 
 
 async def _add(

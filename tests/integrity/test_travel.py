@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,6 +87,13 @@ def copied(client: Client, a: Path, b: Path, **asked: Any) -> Any:
     assert job.state is JobState.DONE, job.error
     assert job.result["whole"], job.result
     return job.result
+
+
+def sealctl(socket: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = (sys.executable, "-m", "sealsvc.cli.sealctl", "--socket", socket)
+    return subprocess.run(
+        (*command, *map(str, arguments)), capture_output=True, text=True, check=False
+    )
 
 
 def attachment_of(client: Client, path: Path) -> Any:
@@ -193,6 +202,19 @@ def test_within_one_file(ground, client):
     assert verify(client, made).blocks == {"good": BLOCKS}
     data = path.read_bytes()
     assert data[: 16 * BLOCK] == data[100 * BLOCK : 116 * BLOCK]
+
+
+def test_sealctl_says_what_became_of_them(ground, client):
+    path, there = ground.point / "told", ground.point / "told-b"
+    tagged(ground, client, "told")
+    done = sealctl(ground.socket, "copy", path, there)
+    assert done.returncode == 0, done.stderr
+    made = attachment_of(client, there)
+    assert f"tags kept in attachment {made.id}: {BLOCKS} clean blocks" in done.stderr
+    damage(ground, path, 7 * BLOCK, b"~")
+    done = sealctl(ground.socket, "copy", "--only", "direct", path, there)
+    assert done.returncode == 1
+    assert f"{BLOCKS - 1} clean, 1 suspect blocks" in done.stderr
 
 
 @pytest.mark.parametrize("profile", ["sha256-stream", "hmac-sha256-stream", "ed25519-stream"])
