@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 from sealsvc.model import ByteRange
 
+SEAL_TAG = "copy"  # of the seals that a copy takes for itself
+
 
 class Tags(Protocol):
     async def begin(

@@ -57,6 +57,8 @@ class Attachment:
         self.scrub: asyncio.Task[None] | None = None
         self.scrub_errors = self.scrub_skipped = 0
         self.gone = False
+        # Tags of seals whose holders' writes are told otherwise, while those go on (travel.py).
+        self.accounted: Counter[str] = Counter()
 
     @property
     def id(self) -> str:

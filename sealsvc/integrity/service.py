@@ -407,6 +407,11 @@ class Integrity:
             and attachment.store.about.range.overlaps(seal.effective)
         ]
 
+    def _watching(self, seal: Seal) -> list[Attachment]:
+        """Those that this seal is a writer, or the reader, to: not the seal of a copy whose writes
+        are followed block by block."""
+        return [a for a in self._of(seal) if not a.accounted[seal.request.tag or ""]]
+
     @staticmethod
     def _may_write(seal: Seal, about: About) -> bool:
         """Without telling before."""
@@ -472,7 +477,7 @@ class Integrity:
     async def granted(self, seal: Seal) -> None:
         """Before the holder has its descriptor: check the range, where that is wanted, and note
         that a writer may be inside from now on."""
-        for attachment in self._of(seal):
+        for attachment in self._watching(seal):
             try:
                 await attachment.notice_foreign(seal)
                 if attachment.store.about.at_grant:
@@ -497,7 +502,7 @@ class Integrity:
         """Nothing of the seal is mapped any more, and it still keeps others away: compare what was
         not open, and tag what was. What cannot be done in time is left to `_heard`. Whether it took
         any time."""
-        found = self._of(seal)
+        found = self._watching(seal)
         for attachment in found:
             work = asyncio.ensure_future(self._settle(attachment, seal, part or seal.effective))
             done, _ = await asyncio.wait([work], timeout=self._section.return_seconds)
@@ -516,7 +521,7 @@ class Integrity:
 
     def returned_not(self, seal: Seal) -> None:
         """A return was refused: what it may have tagged can be written again."""
-        for attachment in self._of(seal):
+        for attachment in self._watching(seal):
             if self._may_write(seal, attachment.store.about):
                 self._tasks.spawn(
                     f"a return of {seal.id} was refused",

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sealsvc import faults, native
+from sealsvc.copies.tags import SEAL_TAG
 from sealsvc.errors import Refusal
 from sealsvc.integrity import carry
 from sealsvc.integrity.attachment import Attachment, Tally
@@ -90,6 +91,7 @@ class Travel:
         journey = Journey(asked, shift, there, path, uid, legs)
         for leg in legs:
             if leg.there is not None and not _unlike(leg.source, leg.there):
+                leg.there.accounted[SEAL_TAG] += 1
                 await _mark(leg, leg.there, shift)
         faults.point("integrity:travel-marked")
         return journey
@@ -112,6 +114,9 @@ class Travel:
             except (Refusal, OSError) as error:
                 row["error"] = str(error)
             told.append(row)
+        for leg in journey.legs:
+            if leg.there is not None and leg.there.accounted[SEAL_TAG]:
+                leg.there.accounted[SEAL_TAG] -= 1
         faults.point("integrity:travelled")
         return told
 
