@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 from pathlib import Path
@@ -14,7 +15,7 @@ from sealsvc.integrity.messages import PiAttachments, PiBless, PiOpen, PiScrub, 
 from sealsvc.integrity.tracker import Tracker
 from sealsvc.model import ByteRange
 from tests.integrity.conftest import BLOCK, MiB, attach, give_back, sealed, verify
-from tests.integrity.test_travel import place_of
+from tests.integrity.test_travel import place_of, sealctl
 from tests.service.conftest import until
 
 pytestmark = pytest.mark.kernel
@@ -59,6 +60,19 @@ def test_what_was_compared_within_the_cycle_is_passed_over_and_then_not(ground, 
     assert scrubbed(client, made, cycle=3600).scrub.errors == 0
     row = scrubbed(client, made, cycle=1e-6)  # the cycle is over
     assert (row.scrub.skipped, row.scrub.errors, row.blocks["suspect"]) == (0, 1, 1)
+
+
+def test_sealctl_scrubs_by_a_cycle(ground, client):
+    _, made = at_rest(ground, client, "by-cli")
+    done = sealctl(ground.socket, "pi", "scrub", made.id, "--cycle", "7d", "-o", "json")
+    assert done.returncode == 0, done.stderr
+
+    def passed_over() -> bool:
+        told = json.loads(sealctl(ground.socket, "pi", "ls", "-o", "json").stdout)
+        (row,) = [row for row in told["attachments"] if row["id"] == made.id]
+        return row["scrub"]["skipped"] == SIZE and not row["scrub"]["running"]
+
+    until(passed_over, what="a scrub that reads nothing")
 
 
 def test_only_the_stretch_that_was_tagged_since_is_read(ground, client):
