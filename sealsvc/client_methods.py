@@ -600,12 +600,15 @@ class Methods:
         seal: str | None = None,
         range: model.ByteRange | None = None,
         rate: int = 0,
+        cycle: float = 0.0,
         restart: bool = False,
         stop: bool = False,
     ) -> integrity_messages.PiAttachment:
         """Verify in the background, at most `rate` bytes in a second (0: that of the
         configuration), from where an earlier scrub stopped unless `restart`; with `stop`, end one
-        that runs. Answer: PiAttachment, with its progress."""
+        that runs. With `cycle` (seconds), what was compared less than that ago is passed over where
+        it is proven that nobody has written to the file since. Answer: PiAttachment, with its
+        progress."""
         return self._ask(
             integrity_messages.PiScrub,
             integrity_messages.PiAttachment,
@@ -614,6 +617,7 @@ class Methods:
             seal=seal,
             range=range,
             rate=rate,
+            cycle=cycle,
             restart=restart,
             stop=stop,
         )
@@ -643,10 +647,16 @@ class Methods:
         attachment: str | None = None,
         seal: str | None = None,
         range: model.ByteRange | None = None,
+        changed: list[model.ByteRange] | None = None,
     ) -> integrity_messages.PiReport:
         """The holder has written the range and is quiet: generate tags of what was opened. Suspect
-        blocks stay so. With a byte-stream profile: make a new PI of exactly this range. Answer:
-        PiReport."""
+        blocks stay so. With a byte-stream profile: make a new PI of exactly this range. With
+        `changed`, the holder of an exclusive seal with declared writes knows that it has written
+        these parts of the range alone since it opened it (sealsvc.integrity.tracker tells it for a
+        mapping): only they are read and tagged; what else was opened has its true tag still, and is
+        clean again unread. A holder that is wrong about that has true data called corrupt later;
+        one that got no answer sends the same parts again. Answer: PiReport, with `unchanged`
+        blocks."""
         return self._ask(
             integrity_messages.PiTag,
             integrity_messages.PiReport,
@@ -654,6 +664,7 @@ class Methods:
             attachment=attachment,
             seal=seal,
             range=range,
+            changed=changed,
         )
 
     def pi_bless(
@@ -1302,12 +1313,15 @@ class AsyncMethods:
         seal: str | None = None,
         range: model.ByteRange | None = None,
         rate: int = 0,
+        cycle: float = 0.0,
         restart: bool = False,
         stop: bool = False,
     ) -> integrity_messages.PiAttachment:
         """Verify in the background, at most `rate` bytes in a second (0: that of the
         configuration), from where an earlier scrub stopped unless `restart`; with `stop`, end one
-        that runs. Answer: PiAttachment, with its progress."""
+        that runs. With `cycle` (seconds), what was compared less than that ago is passed over where
+        it is proven that nobody has written to the file since. Answer: PiAttachment, with its
+        progress."""
         return await self._ask(
             integrity_messages.PiScrub,
             integrity_messages.PiAttachment,
@@ -1316,6 +1330,7 @@ class AsyncMethods:
             seal=seal,
             range=range,
             rate=rate,
+            cycle=cycle,
             restart=restart,
             stop=stop,
         )
@@ -1345,10 +1360,16 @@ class AsyncMethods:
         attachment: str | None = None,
         seal: str | None = None,
         range: model.ByteRange | None = None,
+        changed: list[model.ByteRange] | None = None,
     ) -> integrity_messages.PiReport:
         """The holder has written the range and is quiet: generate tags of what was opened. Suspect
-        blocks stay so. With a byte-stream profile: make a new PI of exactly this range. Answer:
-        PiReport."""
+        blocks stay so. With a byte-stream profile: make a new PI of exactly this range. With
+        `changed`, the holder of an exclusive seal with declared writes knows that it has written
+        these parts of the range alone since it opened it (sealsvc.integrity.tracker tells it for a
+        mapping): only they are read and tagged; what else was opened has its true tag still, and is
+        clean again unread. A holder that is wrong about that has true data called corrupt later;
+        one that got no answer sends the same parts again. Answer: PiReport, with `unchanged`
+        blocks."""
         return await self._ask(
             integrity_messages.PiTag,
             integrity_messages.PiReport,
@@ -1356,6 +1377,7 @@ class AsyncMethods:
             attachment=attachment,
             seal=seal,
             range=range,
+            changed=changed,
         )
 
     async def pi_bless(

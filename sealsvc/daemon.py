@@ -43,6 +43,7 @@ from sealsvc.host.kernel import KernelHost, kernel_release
 from sealsvc.host.proofs import Prover
 from sealsvc.host.sim import SimHost
 from sealsvc.integrity.service import Integrity
+from sealsvc.integrity.travel import Travel
 from sealsvc.job_store import JobStore
 from sealsvc.jobs import JobRunner
 from sealsvc.journal import Journal
@@ -171,6 +172,9 @@ class Daemon:
         self.service.relocations = Relocations(
             jobs, self.grants, returns, self.recaller, config.registry_path / "relocations"
         )
+        if self.integrity is not None:
+            travel = Travel(self.integrity)
+            self.service.copies.tags = self.service.relocations.tags = travel
         self._loop_watch = LoopWatch(
             self.service.measures.latencies["loop_lag"].add,
             lambda reason: self.events.publish("alarm", reason=reason),

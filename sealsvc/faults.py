@@ -57,6 +57,10 @@ POINTS = (
     "integrity:built",
     "integrity:marked",
     "integrity:tagged",
+    # Tags that travel with a copy, in their order
+    "integrity:travel-marked",
+    "integrity:travel-copied",
+    "integrity:travelled",
     # A relocation, in its order
     "relocate:recorded",
     "relocate:copied",

@@ -181,7 +181,7 @@ static inline uint64_t value_of(const struct engine *engine, unsigned meaning, u
 	       ones(engine->field[meaning]);
 }
 
-/* Where all fields but the checksum are, if the whole tag fits into a word. */
+/* Where the fields are, if the whole tag fits into a word. */
 static void take_tuple(struct engine *engine)
 {
 	struct tuple *tuple = &engine->tuple;
@@ -200,39 +200,89 @@ static void take_tuple(struct engine *engine)
 		bits += field->width;
 		if (i == SEAL_PI_CHECKSUM)
 			tuple->checksum_at = tuple_shift(tuple, field);
-		else if (i != SEAL_PI_REFTAG)
-			tuple->fixed |= engine->value[i] << tuple_shift(tuple, field);
-		else {
+		else if (i == SEAL_PI_REFTAG) {
 			tuple->reftag_at = tuple_shift(tuple, field);
 			tuple->reftag_mask = ones(field);
-			tuple->reftag = engine->value[i];
-			tuple->step = engine->step[i];
 		}
 	}
 	tuple->usable = bits == tuple->bytes * 8;
 }
 
-static int prepare(struct engine *engine, const struct seal_pi_request *request,
-		   const struct iovec *data, int count, size_t tags_length, int verifying)
+/* What the fields but the checksum have, in this call. */
+static void fill_tuple(struct engine *engine)
 {
+	struct tuple *tuple = &engine->tuple;
+
+	tuple->fixed = 0;
+	tuple->reftag = engine->value[SEAL_PI_REFTAG];
+	tuple->step = engine->step[SEAL_PI_REFTAG];
+	for (unsigned i = 0; i < SEAL_PI_MAX_FIELDS; i++)
+		if (engine->field[i] && i != SEAL_PI_CHECKSUM && i != SEAL_PI_REFTAG)
+			tuple->fixed |= engine->value[i] << tuple_shift(tuple, engine->field[i]);
+}
+
+/* What of a call depends on its profile and its fields alone, by the thread's last call: whoever
+ * tags sectors one by one does not have the profile checked and laid out each time. */
+struct laid_out {
+	struct seal_pi_profile profile; /* a copy, which `engine` points into */
+	uint32_t fields;
+	struct engine engine;
+};
+
+static int lay_out_anew(struct laid_out *last, const struct seal_pi_request *request)
+{
+	struct engine *engine = &last->engine;
 	int result;
 
-	*engine = (struct engine){.request = request,
-				  .profile = request->profile,
-				  .walk = {.data = data, .count = count}};
-	if ((result = seal_pi_check(request->profile, NULL)) || (result = lay_out(engine)) ||
-	    (result = measure(engine, tags_length)))
+	last->fields = 0; /* until it is known to be good */
+	if ((result = seal_pi_check(request->profile, NULL)))
+		return result;
+	last->profile = *request->profile;
+	*engine = (struct engine){.request = request, .profile = &last->profile};
+	if ((result = lay_out(engine)))
+		return result;
+	engine->is_number = seal_sum_is_number(last->profile.checksum);
+	take_tuple(engine);
+	if (engine->is_number && engine->field[SEAL_PI_CHECKSUM] &&
+	    (result = seal_sum_open(&engine->sum, last->profile.checksum, NULL, 0, 0)))
+		return result;
+	last->fields = request->fields;
+	return 0;
+}
+
+/* The thread's own engine, ready for this call; it is the caller's until `finish`. */
+static int prepare(struct engine **out, const struct seal_pi_request *request,
+		   const struct iovec *data, int count, size_t tags_length, int verifying)
+{
+	static __thread struct laid_out last;
+	struct engine *engine = &last.engine;
+	int result;
+
+	*out = engine;
+	if ((!last.fields || last.fields != request->fields ||
+	     memcmp(&last.profile, request->profile, sizeof(last.profile))) &&
+	    (result = lay_out_anew(&last, request)))
+		return result;
+	engine->request = request;
+	engine->walk = (struct walk){.data = data, .count = count};
+	if ((result = measure(engine, tags_length)))
 		return result;
 	if (!fits(engine->field[SEAL_PI_TAG], request->tag) ||
 	    !fits(engine->field[SEAL_PI_STORAGE], request->storage))
 		return -EINVAL;
 	take_values(engine);
-	engine->is_number = seal_sum_is_number(engine->profile->checksum);
-	if (!engine->field[SEAL_PI_CHECKSUM])
+	if (engine->tuple.usable)
+		fill_tuple(engine);
+	if (engine->is_number || !engine->field[SEAL_PI_CHECKSUM])
 		return 0;
-	take_tuple(engine);
 	return seal_sum_open(&engine->sum, engine->profile->checksum, request->key,
 			     request->key_length, verifying);
+}
+
+static void finish(struct engine *engine)
+{
+	if (!engine->is_number)
+		seal_sum_close(&engine->sum);
 }
 
 /* -- generate -------------------------------------------------------------------------------- */
@@ -266,13 +316,14 @@ static int put_block(struct engine *engine, uint8_t *tag, uint64_t block)
 static void put_run(struct engine *engine, const uint8_t *data, uint8_t *tag, uint64_t block,
 		    uint64_t count)
 {
+	const struct tuple tuple = engine->tuple; /* no store to a tag changes it */
 	size_t size = engine->block_bytes;
 
-	for (uint64_t i = 0; i < count; i++, tag += engine->tuple.bytes) {
+	for (uint64_t i = 0; i < count; i++, tag += tuple.bytes) {
 		uint64_t checksum = seal_sum_whole(&engine->sum, data + i * size, size);
-		uint64_t word = tuple_word(&engine->tuple, checksum, block + i);
+		uint64_t word = tuple_word(&tuple, checksum, block + i);
 
-		copy_bytes(tag, &word, engine->tuple.bytes);
+		copy_bytes(tag, &word, tuple.bytes);
 	}
 	engine->walk.offset += count * size;
 }
@@ -280,23 +331,23 @@ static void put_run(struct engine *engine, const uint8_t *data, uint8_t *tag, ui
 int64_t seal_pi_generate(const struct seal_pi_request *request, const struct iovec *data, int count,
 			 void *tags, size_t length)
 {
-	struct engine engine;
+	struct engine *engine;
 	int result = prepare(&engine, request, data, count, length, 0);
 	uint64_t block = 0, run;
 
-	while (!result && block < engine.blocks) {
-		uint8_t *tag = (uint8_t *)tags + block * engine.profile->width;
-		const uint8_t *piece = run_of(&engine, &run);
+	while (!result && block < engine->blocks) {
+		uint8_t *tag = (uint8_t *)tags + block * engine->profile->width;
+		const uint8_t *piece = run_of(engine, &run);
 
 		if (run) {
-			put_run(&engine, piece, tag, block, run);
+			put_run(engine, piece, tag, block, run);
 			block += run;
 		} else {
-			result = put_block(&engine, tag, block++);
+			result = put_block(engine, tag, block++);
 		}
 	}
-	seal_sum_close(&engine.sum);
-	return result ? result : (int64_t)engine.blocks;
+	finish(engine);
+	return result ? result : (int64_t)engine->blocks;
 }
 
 /* -- verify ---------------------------------------------------------------------------------- */
@@ -418,14 +469,14 @@ static int check_block(struct engine *engine, const uint8_t *tag, uint64_t block
 static uint64_t good_run(struct engine *engine, const uint8_t *data, const uint8_t *tag,
 			 uint64_t block, uint64_t count)
 {
+	const struct tuple tuple = engine->tuple;
 	size_t size = engine->block_bytes;
 	uint64_t i;
 
-	for (i = 0; i < count; i++, tag += engine->tuple.bytes) {
+	for (i = 0; i < count; i++, tag += tuple.bytes) {
 		uint64_t checksum = seal_sum_whole(&engine->sum, data + i * size, size);
 
-		if (tuple_word(&engine->tuple, checksum, block + i) !=
-		    tuple_read(&engine->tuple, tag))
+		if (tuple_word(&tuple, checksum, block + i) != tuple_read(&tuple, tag))
 			break;
 	}
 	engine->walk.offset += i * size;
@@ -436,22 +487,22 @@ int64_t seal_pi_verify(const struct seal_pi_request *request, const struct iovec
 		       const void *tags, size_t length, struct seal_pi_error *errors, size_t room)
 {
 	struct findings findings = {errors, room, 0};
-	struct engine engine;
+	struct engine *engine;
 	int result = prepare(&engine, request, data, count, length, 1);
 	uint64_t block = 0, run;
 
-	while (!result && block < engine.blocks) {
-		const uint8_t *tag = (const uint8_t *)tags + block * engine.profile->width;
-		const uint8_t *piece = run_of(&engine, &run);
+	while (!result && block < engine->blocks) {
+		const uint8_t *tag = (const uint8_t *)tags + block * engine->profile->width;
+		const uint8_t *piece = run_of(engine, &run);
 
-		run = run ? good_run(&engine, piece, tag, block, run) : 0;
+		run = run ? good_run(engine, piece, tag, block, run) : 0;
 		if (run)
 			block += run;
 		else {
-			result = check_block(&engine, tag, block, &findings);
+			result = check_block(engine, tag, block, &findings);
 			block++;
 		}
 	}
-	seal_sum_close(&engine.sum);
+	finish(engine);
 	return result ? result : findings.count;
 }

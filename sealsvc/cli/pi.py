@@ -267,18 +267,31 @@ def bless(settings: Settings, which: str, range: ByteRange | None) -> int:
 @pi.command()
 @_which
 @click.option("--rate", type=RATE, default=0, help="Bytes a second at most (integrity.scrub_rate).")
+@click.option(
+    "--cycle",
+    type=DURATION,
+    default=0.0,
+    help="Pass over what was compared so recently, and not written since (none).",
+)
 @click.option("--restart", is_flag=True, help="From the beginning.")
 @click.option("--stop", is_flag=True, help="End it; the next goes on there.")
 @shared_options
 @pass_settings
-def scrub(settings: Settings, which: str, rate: int, restart: bool, stop: bool) -> None:
-    """Verify in the background; `pi ls` shows how far it is."""
+def scrub(
+    settings: Settings, which: str, rate: int, cycle: float, restart: bool, stop: bool
+) -> None:
+    """Verify in the background; `pi ls` shows how far it is.
+
+    With --cycle only what is due is read: what changes on the medium alone is found within that
+    time. Run it often (from a timer), with a rate that gets through the file in one cycle.
+    """
     with settings.connect() as client:
         found = ask(
             client,
             PiScrub,
             PiAttachment,
             rate=rate,
+            cycle=cycle,
             restart=restart,
             stop=stop,
             **_named(client, which),

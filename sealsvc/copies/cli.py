@@ -74,7 +74,8 @@ def copy(
     """Copy bytes from SOURCE to DESTINATION by the fastest way that is sound.
 
     The files are opened with the caller's own rights; with --url they are paths of the server. The
-    exit status is 1 when a byte is missing, or the source changed during the copy.
+    exit status is 1 when a byte is missing, the source changed during the copy, or tags of the
+    source did not travel or do not fit.
     """
     if trust:
         with settings.connect() as client:
@@ -92,7 +93,8 @@ def copy(
     emit(settings, job.result, lambda console: _print(console, job.result))
     if manner["dry_run"]:
         return 0
-    return int(not job.result.get("whole") or bool(job.result.get("source_changed")))
+    untrue = any("error" in row or row["blocks"]["suspect"] for row in job.result.get("tags", ()))
+    return int(not job.result.get("whole") or bool(job.result.get("source_changed")) or untrue)
 
 
 def _asked(
@@ -191,6 +193,8 @@ def _print(console: Console, result: dict[str, Any]) -> None:
         console.print(f"... and {result['more_rows']} more")
     for fall in result["fell_back"]:
         note(f"{fall['strategy']} gave up at byte {fall['source']}: {fall['reason']}")
+    for row in result.get("tags", ()):
+        _print_tags(row)
     if not result["durable"]:
         note("the copy was not flushed: it is not durable")
     if result["source_changed"]:
@@ -198,6 +202,17 @@ def _print(console: Console, result: dict[str, Any]) -> None:
     if not result["whole"]:
         note(f"not whole: {result['error'] or 'cancelled'}")
         note(f"go on with --resume {result['token']}")
+
+
+def _print_tags(row: dict[str, Any]) -> None:
+    if "error" in row:
+        note(f"tags of attachment {row['source']} did not travel: {row['error']}")
+        return
+    how = "kept" if row["kept"] else "verified, and made anew"
+    blocks = ", ".join(f"{count} {state}" for state, count in row["blocks"].items() if count)
+    note(f"tags {how} in attachment {row['attachment']}: {blocks or 'no'} blocks")
+    if row["blocks"]["suspect"]:
+        note(f"suspect blocks are not known to be right: sealctl pi verify {row['attachment']}")
 
 
 def _print_plan(console: Console, result: dict[str, Any]) -> None:

@@ -7,13 +7,14 @@ import fcntl
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from sealsvc import closing
+from sealsvc import closing, native
 from sealsvc.copies.measured import Measured
 from sealsvc.copies.requests import (
     CopyTrustReport,
@@ -21,12 +22,14 @@ from sealsvc.copies.requests import (
     StartCopy,
     spec_of,
 )
+from sealsvc.copies.result import parse_token
+from sealsvc.copies.tags import Tags, Way
 from sealsvc.copies.tasks import Task, Update
 from sealsvc.errors import TABLE, Refusal
 from sealsvc.grants import Grants
 from sealsvc.jobs import Job, JobRunner
 from sealsvc.messages import Grant
-from sealsvc.model import FileId, IoMode, Kind
+from sealsvc.model import ByteRange, FileId, IoMode, Kind
 from sealsvc.overview import JobInfo, JobKind
 from sealsvc.paths import Paths, concealed
 from sealsvc.policy import Policy, lies_below
@@ -49,6 +52,7 @@ class CopyJobs:
     ) -> None:
         self._jobs, self._grants, self._users, self._paths = jobs, grants, users, paths
         self._socket, self._kept = socket, kept
+        self.tags: Tags | None = None
 
     @property
     def _policy(self) -> Policy:
@@ -70,12 +74,13 @@ class CopyJobs:
                 fds.append(os.dup(fds[0]))
             files = await self._users.look(user, _checked, *fds)
             task = self._task(peer, request, files, fds)
+            way = await self._users.look(user, _way, task, fds)
         except BaseException:
             closing.close_later(("user", peer.uid), fds)
             raise
 
         async def work(job: Job) -> dict[str, Any]:
-            return await self._run(job, task, peer, fds)
+            return await self._with_tags(job, task, peer, fds, way)
 
         source, path = (os.readlink(f"/proc/self/fd/{fd}") for fd in fds)
         return await self._jobs.begin(
@@ -174,6 +179,35 @@ class CopyJobs:
             return refusal.message
         return ""
 
+    async def _with_tags(
+        self, job: Job, task: Task, peer: Peer, fds: list[int], way: Way
+    ) -> dict[str, Any]:
+        """The source's tags go with the data, however the copy ends."""
+        journey = None
+        try:
+            if self.tags is not None and not task.dry_run:
+                journey = await self.tags.begin(way, job.info.path or "", peer.uid)
+        except BaseException:
+            closing.close_later(("user", peer.uid), fds)
+            raise
+        if self.tags is None or journey is None:
+            return await self._run(job, task, peer, fds)
+        try:
+            result = await self._run(job, task, peer, fds)
+        except BaseException:
+            await self._tagged(job, journey, job.info.result)
+            raise
+        return await self._tagged(job, journey, result)
+
+    async def _tagged(self, job: Job, journey: Any, result: dict[str, Any]) -> dict[str, Any]:
+        assert self.tags is not None
+        token = result.get("token")
+        done = parse_token(token).done if token else ()
+        self._jobs.tell(job, step="tags", result=result)
+        tags = await self.tags.finish(journey, done, whole=bool(result.get("whole")))
+        self._jobs.tell(job, result=result | {"tags": tags})
+        return job.info.result
+
     async def _run(self, job: Job, task: Task, peer: Peer, fds: list[int]) -> dict[str, Any]:
         try:
             child = await asyncio.create_subprocess_exec(
@@ -229,6 +263,20 @@ class CopyJobs:
             result = await asyncio.wait_for(self._listen(job, child), _END_WITHIN)
             await asyncio.wait_for(child.wait(), _END_WITHIN)
             self._jobs.tell(job, result=result or {})
+
+
+def _way(task: Task, fds: Sequence[int]) -> Way:
+    """In a thread."""
+    found = [os.fstat(fd) for fd in fds]
+    source, there = (
+        FileId(status.st_dev, status.st_ino, native.generation(fd) or 0)
+        for fd, status in zip(fds, found, strict=True)
+    )
+    size = found[0].st_size
+    end = size if task.length is None else min(size, task.offset + task.length)
+    to = task.offset if task.to is None else task.to
+    asked = ByteRange(task.offset, max(0, end - task.offset))
+    return Way(source, there, asked, to - task.offset)
 
 
 def _checked(source: int, there: int) -> tuple[FileId, FileId]:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from sealsvc.client import Client
 from sealsvc.copies import calls
 from sealsvc.copies.ends import End, Ends
+from sealsvc.copies.tags import SEAL_TAG
 from sealsvc.errors import Refusal
 from sealsvc.messages import Recall, Return
 from sealsvc.model import Conflict, Fence, IoMode, Kind
@@ -65,7 +66,7 @@ def _grant(client: Client, end: End, *, writable: bool) -> str:
                 fence=Fence.NONE,
                 iomode=IoMode.RW if writable else IoMode.READ,
                 grace=_GRACE,
-                tag="copy",
+                tag=SEAL_TAG,
             )
             return reply.seal.id
         except Refusal as refusal:

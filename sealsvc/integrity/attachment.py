@@ -9,7 +9,7 @@ import asyncio
 import os
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -32,6 +32,7 @@ from sealsvc.seals import Seal
 
 T = TypeVar("T")
 
+_BATCH = 8 << 20  # bytes of data that are tagged in one go
 _RECORDED = 1000  # errors of one check; more are only counted
 
 
@@ -54,8 +55,10 @@ class Attachment:
         self._grants, self._log = grants, log
         self._turn = asyncio.Lock()
         self.scrub: asyncio.Task[None] | None = None
-        self.scrub_errors = 0
+        self.scrub_errors = self.scrub_skipped = 0
         self.gone = False
+        # Tags of seals whose holders' writes are told otherwise, while those go on (travel.py).
+        self.accounted: Counter[str] = Counter()
 
     @property
     def id(self) -> str:
@@ -88,7 +91,7 @@ class Attachment:
             )
         return target.fd
 
-    async def _with_source(self, work: Callable[[source.Source], T]) -> T:
+    async def with_source(self, work: Callable[[source.Source], T]) -> T:
         """What `work` makes of the file, in the thread. Meanwhile a grant of it waits. Whoever is
         cancelled leaves the thread to end by itself: the descriptor is the thread's."""
         async with self._turn, self._grants.lock(self.store.about.file):
@@ -107,6 +110,13 @@ class Attachment:
                     os.close(fd)
 
             return await unbroken(self.run(inner))
+
+    async def in_turn(self, function: Callable[..., T], *arguments: object) -> T:
+        """In its thread, while nothing else of this attachment is under way."""
+        async with self._turn:
+            if self.gone:
+                raise no_such_attachment(self.id)
+            return await self.run(function, *arguments)
 
     # What it does
 
@@ -134,8 +144,10 @@ class Attachment:
         if not tally.blocks["unstable"] and not self.seals():
             await self.run(lambda: self.store.save(changed=tally.changed, foreign=False))
 
-    async def parts(self, wanted: ByteRange | None = None) -> list[tuple[int, int]]:
-        return await self.run(lambda: list(self.layout.parts(wanted)))
+    async def parts(
+        self, wanted: ByteRange | None = None, size: int = check.PART
+    ) -> list[tuple[int, int]]:
+        return await self.run(lambda: list(self.layout.parts(wanted, size)))
 
     async def verify_part(
         self,
@@ -161,7 +173,7 @@ class Attachment:
             tally.way = opened.way
             return check.compare(self.layout, opened, first, count)
 
-        found = await self._with_source(work)
+        found = await self.with_source(work)
         after = max(before, stance())
         tally.changed = tally.changed or found.changed
         changed, foreign = found.changed != about.changed, about.foreign
@@ -258,7 +270,20 @@ class Attachment:
                 tally.way = opened.way
                 return check.tag(self.layout, opened, first, count, was)
 
-            tally.blocks["tagged"] += await self._with_source(work)
+            tally.blocks["tagged"] += await self.with_source(work)
+        return tally
+
+    async def tag_changed(self, changed: list[ByteRange]) -> Tally:
+        """New tags for the open blocks that touch these ranges, many in one go."""
+        tally, size = Tally(), max(1, self.layout.profile.granularity)
+        found = {part for wanted in changed for part in await self.parts(wanted)}
+        for batch in _batches(_disjoint(sorted(found)), max(1, _BATCH // size)):
+
+            def work(opened: source.Source, batch: check.Parts = batch) -> int:
+                tally.way = opened.way
+                return check.tag_all(self.layout, opened, batch, BlockState.OPEN)
+
+            tally.blocks["tagged"] += await self.with_source(work)
         return tally
 
     async def add(self, wanted: ByteRange) -> Tally:
@@ -271,14 +296,14 @@ class Attachment:
 
         if wanted.clipped(self.store.about.range) != wanted:
             raise Refusal("bad-request", f"{wanted} is not inside of {self.store.about.range}")
-        await self._with_source(work)
+        await self.with_source(work)
         tally.blocks["tagged"] = 1
         return tally
 
     async def remember_time(self, *, whole: bool) -> None:
         """Tags and data agree now, and nobody writes: remember the file's change time."""
         foreign = self.store.about.foreign and not whole
-        await self._with_source(
+        await self.with_source(
             lambda opened: self.store.save(changed=opened.changed, foreign=foreign)
         )
 
@@ -318,6 +343,8 @@ class Attachment:
                 running=self.scrub is not None and not self.scrub.done(),
                 started=about.scrub_started,
                 errors=self.scrub_errors,
+                skipped=self.scrub_skipped,
+                oldest=self.store.oldest,
             )
         return PiAttachment(
             id=about.id,
@@ -346,6 +373,30 @@ class Attachment:
             errors=(told := fitting(tally.errors)),
             more=len(tally.errors) - len(told),
         )
+
+
+def _disjoint(parts: check.Parts) -> check.Parts:
+    """Parts in order, none of which has a block of the one before."""
+    made: check.Parts = []
+    end = 0
+    for first, count in parts:
+        start = max(first, end)
+        if first + count > start:
+            made.append((start, first + count - start))
+            end = first + count
+    return made
+
+
+def _batches(parts: check.Parts, most: int) -> Iterator[check.Parts]:
+    """Of about `most` blocks each."""
+    batch: check.Parts = []
+    for part in parts:
+        batch.append(part)
+        if sum(count for _, count in batch) >= most:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
 def no_such_attachment(name: str) -> Refusal:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,10 +21,12 @@ from sealsvc.integrity import engine, streams
 from sealsvc.integrity.engine import Tags, Values
 from sealsvc.integrity.profiles import Profile
 from sealsvc.integrity.source import Source
-from sealsvc.integrity.store import STRETCH, BlockState, Bytes, TagStore
+from sealsvc.integrity.store import STRETCH, About, BlockState, Bytes, TagStore
 from sealsvc.model import ByteRange
 
-PART = 1 << 20  # bytes of data that are compared in one piece, at most (but one block at least)
+Parts: TypeAlias = list[tuple[int, int]]  # blocks: the first, and how many
+
+PART = STRETCH  # bytes of data that are compared in one piece, at most (but one block at least)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +80,9 @@ class Layout:
         size = self.profile.granularity
         return ByteRange(self.store.about.range.offset + block * size, size)
 
-    def parts(self, wanted: ByteRange | None = None) -> Iterator[tuple[int, int]]:
-        """(first, count) of blocks that touch the range, in pieces of PART bytes."""
+    def parts(self, wanted: ByteRange | None = None, size: int = PART) -> Iterator[tuple[int, int]]:
+        """(first, count) of blocks that touch the range, in pieces of `size` bytes: a multiple of
+        STRETCH."""
         whole = self.store.about.range
         if self.is_stream:
             for block, (start, end, _) in enumerate(self.store.places()):
@@ -91,10 +95,10 @@ class Layout:
         met = whole if wanted is None else whole.clipped(wanted)
         if met is None:
             return
-        size = self.profile.granularity
-        first = (met.offset - whole.offset) // size
-        end = -(-(met.end - whole.offset) // size)
-        step = max(1, PART // size)
+        granule = self.profile.granularity
+        first = (met.offset - whole.offset) // granule
+        end = -(-(met.end - whole.offset) // granule)
+        step = max(1, size // granule)
         # Parts begin at multiples of their size, so that they are whole stretches.
         while first < end:
             count = min(step - first % step, end - first)
@@ -108,10 +112,17 @@ class Layout:
         """Of the first block of a call: blocks are numbered from the beginning of the file."""
         about, size = self.store.about, self.profile.granularity
         number = block if self.is_stream else about.range.offset // size + block
-        return Values(number, number, about.tag, about.storage, key)
+        return values_at(self.profile, about, number, key)
 
     def make_tags(self, data: memoryview, block: int) -> Tags:
         return engine.generate(self.profile, data, self.values(block, self.make))
+
+
+def values_at(profile: Profile, about: About, number: int, key: bytes) -> Values:
+    """Of a call that begins at block `number`. A reference tag that is one value in each block is
+    0: it must not depend on where a call begins."""
+    reftag = 0 if profile.reftag == "constant" else number
+    return Values(number, reftag, about.tag, about.storage, key)
 
 
 def _runs(wanted: npt.NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
@@ -127,8 +138,11 @@ def compare(layout: Layout, source: Source, first: int, count: int) -> Compariso
     made = Comparison(first, count, source.changed)
     made.open = int((states == BlockState.OPEN).sum())
     checked = (states == BlockState.CLEAN) | (states == BlockState.SUSPECT)
+    step = max(1, PART // (layout.profile.granularity or PART))
     for start, length in _runs(checked):
-        _compare_run(layout, source, made, first + start, states[start : start + length])
+        for at in range(start, start + length, step):
+            end = min(at + step, start + length)
+            _compare_run(layout, source, made, first + at, states[at:end])
     return made
 
 
@@ -243,19 +257,32 @@ def _read_singly(
 def settle(layout: Layout, first: int, states: Bytes) -> None:
     """The states of blocks after a comparison; a whole stretch of clean ones was found good."""
     layout.store.mark(first, states)
-    if (states == BlockState.CLEAN).all():
-        layout.store.found_good(layout.stretch(first))
+    step = max(1, STRETCH // (layout.profile.granularity or STRETCH))
+    clean = [
+        layout.stretch(first + at)
+        for at in range(0, len(states), step)
+        if (states[at : at + step] == BlockState.CLEAN).all()
+    ]
+    if clean:
+        layout.store.found_good(clean)
 
 
 def tag(layout: Layout, source: Source, first: int, count: int, was: BlockState) -> int:
     """New tags for blocks that are `was`; how many."""
-    states, made = layout.store.states(first, count), 0
-    for start, length in _runs(states == was):
-        span = _span(layout, first + start, length)
-        data = source.read(span.offset, span.length)
-        layout.store.write_tags(first + start, layout.make_tags(data, first + start))
-        made += length
-    return made
+    return tag_all(layout, source, [(first, count)], was)
+
+
+def tag_all(layout: Layout, source: Source, parts: Parts, was: BlockState) -> int:
+    """The same for several parts, in order."""
+    runs: list[tuple[int, Bytes, Bytes]] = []
+    for first, count in parts:
+        for start, length in _runs(layout.store.states(first, count) == was):
+            span = _span(layout, first + start, length)
+            data = source.read(span.offset, span.length)
+            tags = layout.make_tags(data, first + start)
+            runs.append((first + start, tags, np.full(length, BlockState.CLEAN, np.uint8)))
+    layout.store.write_runs(runs)
+    return sum(len(tags) for _, tags, _ in runs)
 
 
 def add(layout: Layout, source: Source, wanted: ByteRange) -> None:

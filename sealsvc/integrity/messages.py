@@ -93,10 +93,12 @@ class PiVerify(_OfRange, frozen=True, kw_only=True, tag="pi-verify"):
 
 class PiScrub(_OfRange, frozen=True, kw_only=True, tag="pi-scrub"):
     """Verify in the background, at most `rate` bytes in a second (0: that of the configuration),
-    from where an earlier scrub stopped unless `restart`; with `stop`, end one that runs. Answer:
-    PiAttachment, with its progress."""
+    from where an earlier scrub stopped unless `restart`; with `stop`, end one that runs. With
+    `cycle` (seconds), what was compared less than that ago is passed over where it is proven that
+    nobody has written to the file since. Answer: PiAttachment, with its progress."""
 
     rate: Annotated[int, Meta(ge=0)] = 0
+    cycle: Annotated[float, Meta(ge=0, le=10**9)] = 0.0
     restart: bool = False
     stop: bool = False
 
@@ -107,8 +109,15 @@ class PiOpen(_OfRange, frozen=True, kw_only=True, tag="pi-open"):
 
 class PiTag(_OfRange, frozen=True, kw_only=True, tag="pi-tag"):
     """The holder has written the range and is quiet: generate tags of what was opened. Suspect
-    blocks stay so. With a byte-stream profile: make a new PI of exactly this range. Answer:
-    PiReport."""
+    blocks stay so. With a byte-stream profile: make a new PI of exactly this range.
+
+    With `changed`, the holder of an exclusive seal with declared writes knows that it has written
+    these parts of the range alone since it opened it (sealsvc.integrity.tracker tells it for a
+    mapping): only they are read and tagged; what else was opened has its true tag still, and is
+    clean again unread. A holder that is wrong about that has true data called corrupt later; one
+    that got no answer sends the same parts again. Answer: PiReport, with `unchanged` blocks."""
+
+    changed: Annotated[list[ByteRange], Meta(max_length=1000)] | None = None
 
 
 class PiBless(_OfRange, frozen=True, kw_only=True, tag="pi-bless"):
@@ -191,13 +200,17 @@ class PiAbility(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag
 
 
 class PiProgress(msgspec.Struct, frozen=True, kw_only=True):
-    """Of a scrub: `done` of `total` bytes; `running` at this moment."""
+    """Of a scrub: `done` of `total` bytes; `running` at this moment. `skipped` bytes were passed
+    over: they were compared within its cycle and not written since. Each stretch of 1 MiB (each PI
+    of a byte stream) was last compared at `oldest` or later."""
 
     done: int
     total: int
     running: bool
     started: float
     errors: int
+    skipped: int = 0
+    oldest: float = 0.0
 
 
 class PiAttachment(
@@ -235,7 +248,8 @@ class PiError(msgspec.Struct, frozen=True, kw_only=True):
     `expected` and `found` in hex as they stand in a tag ("": not known); `block` of the attachment,
     its `offset` and `length` in the file, and its `physical` place on the file system's device
     (null: not known). `first_good` and `last_good` are when the stretch around it was last found
-    right. `at` is what was being done: attach, grant, return, verify, scrub, read, write."""
+    right. `at` is what was being done: attach, grant, return, verify, scrub, copy,
+    relocate, read, write."""
 
     seq: int
     time: float
@@ -273,9 +287,9 @@ class PiErrorPage(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", t
 
 class PiReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="pi-report"):
     """What was done to a range: `blocks` by outcome (good, corrupt, changed, suspect, open,
-    unstable, unreadable, tagged), `errors` the first of what was found. `read` is the way the data
-    took: direct (from the device) or cached. `verdict` is the worst of: good, open, unstable,
-    suspect, changed, corrupt."""
+    unstable, unreadable, tagged, unchanged), `errors` the first of what was found. `read` is the
+    way the data took: direct (from the device) or cached. `verdict` is the worst of: good, open,
+    unstable, suspect, changed, corrupt."""
 
     attachment: str
     range: ByteRange

@@ -25,7 +25,7 @@ from sealsvc.events import EventLog
 from sealsvc.grants import Grants
 from sealsvc.integrity import device, engine, keys, messages, scrub, source
 from sealsvc.integrity.attachment import Attachment, Tally, anchor_of, no_such_attachment
-from sealsvc.integrity.check import Finding, Layout
+from sealsvc.integrity.check import Finding, Layout, values_at
 from sealsvc.integrity.errors import ErrorLog, fitting
 from sealsvc.integrity.messages import (
     AnyRequest,
@@ -61,7 +61,7 @@ from sealsvc.integrity.store import (
 )
 from sealsvc.integrity.verdict import Stance
 from sealsvc.messages import Event
-from sealsvc.model import ByteRange, IoMode, State
+from sealsvc.model import ByteRange, FileId, IoMode, Kind, State
 from sealsvc.paths import concealed, no_such_file
 from sealsvc.policy import lies_below
 from sealsvc.processes import Peer
@@ -231,7 +231,7 @@ class Integrity:
                 f"there is no profile {request.profile!r}",
                 {"profiles": sorted(self._profiles)},
             )
-        self._refuse_more(seal)
+        self.refuse_more(seal.process.holder.uid)
         for other in self._of(seal):
             raise Refusal(
                 "already-attached",
@@ -253,8 +253,7 @@ class Integrity:
             await attachment.move(BlockState.CLEAN, BlockState.OPEN)
         return await attachment.info()
 
-    def _refuse_more(self, seal: Seal) -> None:
-        uid = seal.process.holder.uid
+    def refuse_more(self, uid: int) -> None:
         owned = sum(a.store.about.owner == uid for a in self._attachments.values())
         if len(self._attachments) >= _MOST or owned >= _MOST_BY_USER:
             message = f"there are {_MOST} attachments, or {_MOST_BY_USER} of uid {uid}"
@@ -325,11 +324,11 @@ class Integrity:
         if request.stop or request.restart:
             await scrub.stop(attachment)
         if not request.stop and (attachment.scrub is None or attachment.scrub.done()):
-            rate = request.rate or self._section.scrub_rate
+            pace = scrub.Pace(request.rate or self._section.scrub_rate, request.cycle)
             first = await scrub.begin(attachment, restart=request.restart)
             attachment.scrub = self._tasks.spawn(
                 f"scrub {attachment.id}",
-                scrub.run(attachment, first, rate, self._alarm),
+                scrub.run(attachment, first, pace, self._alarm),
             )
         return await attachment.info()
 
@@ -347,11 +346,32 @@ class Integrity:
             if request.range is None:
                 raise Refusal("bad-request", "a byte stream needs the range of its new PI")
             tally = await attachment.add(request.range)
+        elif request.changed is not None:
+            tally = await self._tag_changed(attachment, seal, request.range, request.changed)
         else:
             tally = await attachment.tag(BlockState.OPEN, request.range)
             if seal is not None and attachment.store.about.writes is Writes.ANY:
                 await attachment.move(BlockState.CLEAN, BlockState.OPEN, request.range)
         return attachment.report(tally, request.range)
+
+    @staticmethod
+    async def _tag_changed(
+        attachment: Attachment,
+        seal: Seal | None,
+        wanted: ByteRange | None,
+        changed: list[ByteRange],
+    ) -> Tally:
+        """What was opened and not changed is as its tag says, if its holder alone can write."""
+        alone = seal is not None and seal.request.kind is Kind.EXCLUSIVE
+        if not alone or attachment.store.about.writes is not Writes.DECLARED:
+            raise Refusal(
+                "bad-request", "`changed` needs an exclusive seal whose holder declares its writes"
+            )
+        whole = wanted or attachment.store.about.range
+        met = [part.clipped(whole) for part in changed]
+        tally = await attachment.tag_changed([part for part in met if part is not None])
+        tally.blocks["unchanged"] = await attachment.move(BlockState.OPEN, BlockState.CLEAN, whole)
+        return tally
 
     async def _bless(self, peer: Peer, request: PiBless) -> PiReport:
         attachment, _ = self._chosen(peer, request)
@@ -403,17 +423,77 @@ class Integrity:
             and attachment.store.about.range.overlaps(seal.effective)
         ]
 
+    def _watching(self, seal: Seal) -> list[Attachment]:
+        """Those that this seal is a writer, or the reader, to: not the seal of a copy whose writes
+        are followed block by block."""
+        return [a for a in self._of(seal) if not a.accounted[seal.request.tag or ""]]
+
     @staticmethod
     def _may_write(seal: Seal, about: About) -> bool:
         """Without telling before."""
         return seal.request.iomode is IoMode.RW and about.writes is Writes.ANY
+
+    # For copies (travel.py)
+
+    def of_file(self, file: FileId, span: ByteRange | None) -> list[Attachment]:
+        """Those of a file (its generation may be 0: not known) that touch the span."""
+        return [
+            attachment
+            for attachment in self._attachments.values()
+            if (about := attachment.store.about).file.same_inode(file)
+            and file.generation in (0, about.file.generation)
+            and (span is None or about.range.overlaps(span))
+        ]
+
+    async def adopt(self, about: About, parts: Iterator[tuple[Bytes, Bytes]]) -> Attachment:
+        """A new attachment of a file that need not be sealed, with these tags and states. Raises
+        Refusal when its path does not lead to it, or another has tags there."""
+        profile = parse(about.profile, about.path)
+        make, prove = await self._pool().run(keys.read, self._section.keys, about.secret, profile)
+        async with self._grants.lock(about.file):
+            if self.of_file(about.file, about.range):
+                raise Refusal("already-attached", f"{about.path} has tags there by now")
+            seals = [seal for seal in self._grants.life.table.of_file(about.file) if seal.live]
+            anchor = anchor_of(seals[0]) if seals else -1
+            pool = self._grants.workers.of(("integrity", about.id), 1)
+            building = asyncio.ensure_future(pool.run(self._built, about, parts, anchor))
+            try:
+                store = await asyncio.shield(building)
+            except asyncio.CancelledError:
+                building.add_done_callback(_removed)
+                raise
+        attachment = Attachment(Layout(profile, store, make, prove), self._grants, self.errors)
+        self._attachments[attachment.id] = attachment
+        return attachment
+
+    def _built(self, about: About, parts: Iterator[tuple[Bytes, Bytes]], anchor: int) -> TagStore:
+        fd = anchor
+        try:
+            if fd < 0:
+                policy = self._grants.policy
+                target = self._grants.host.open_path(about.path, policy.roots, writable=False)
+                fd = target.fd
+                if not target.file.same_inode(about.file):
+                    raise Refusal("no-such-file", f"{about.path} is another file by now")
+                about.file = target.file
+            about.changed = os.fstat(fd).st_ctime_ns
+            return TagStore.build(self._directory, about, parts)
+        finally:
+            if fd >= 0:
+                os.close(fd)
+
+    async def open_for_writers(self, attachment: Attachment) -> None:
+        """Blocks that the holder of a live seal may write without telling are open."""
+        for seal in attachment.seals():
+            if self._may_write(seal, attachment.store.about):
+                await attachment.move(BlockState.CLEAN, BlockState.OPEN, seal.effective)
 
     # When seals begin and end
 
     async def granted(self, seal: Seal) -> None:
         """Before the holder has its descriptor: check the range, where that is wanted, and note
         that a writer may be inside from now on."""
-        for attachment in self._of(seal):
+        for attachment in self._watching(seal):
             try:
                 await attachment.notice_foreign(seal)
                 if attachment.store.about.at_grant:
@@ -438,7 +518,7 @@ class Integrity:
         """Nothing of the seal is mapped any more, and it still keeps others away: compare what was
         not open, and tag what was. What cannot be done in time is left to `_heard`. Whether it took
         any time."""
-        found = self._of(seal)
+        found = self._watching(seal)
         for attachment in found:
             work = asyncio.ensure_future(self._settle(attachment, seal, part or seal.effective))
             done, _ = await asyncio.wait([work], timeout=self._section.return_seconds)
@@ -457,7 +537,7 @@ class Integrity:
 
     def returned_not(self, seal: Seal) -> None:
         """A return was refused: what it may have tagged can be written again."""
-        for attachment in self._of(seal):
+        for attachment in self._watching(seal):
             if self._may_write(seal, attachment.store.about):
                 self._tasks.spawn(
                     f"a return of {seal.id} was refused",
@@ -584,6 +664,6 @@ def _parts(
     for offset in range(about.range.offset, about.range.end, step):
         length = min(step, about.range.end - offset)
         number = offset // profile.granularity
-        values = engine.Values(number, number, about.tag, about.storage, key)
+        values = values_at(profile, about, number, key)
         tags = engine.generate(profile, opened.read(offset, length), values)
         yield tags, np.zeros(len(tags), np.uint8)

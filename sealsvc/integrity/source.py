@@ -11,6 +11,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from sealsvc.host.mapped import has_dax
+
 _ALIGNED = 4096  # bytes: the largest logical block size there is
 
 
@@ -51,6 +53,10 @@ class Source:
 def opened(anchor: int, *, leased: bool) -> Iterator[Source]:
     """The file of a descriptor, read apart from it. With a lease on it (`leased`) another
     description would break that: the descriptor itself is used then."""
+    if leased or has_dax(anchor):
+        # After it each store faults, and so changes the file's ctime. A direct read of what is in
+        # the page cache does that by itself (mm/filemap.c kiocb_write_and_wait).
+        os.fsync(anchor)
     if not leased:
         try:
             fd = os.open(f"/proc/self/fd/{anchor}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)

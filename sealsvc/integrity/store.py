@@ -1,9 +1,10 @@
 """Tags on disk: one directory for each attachment, read through mmap-ninja.
 
 It holds the tags as uint8 (blocks, width), a state for each block, when each stretch was first and
-last found right, and about.json; of a byte stream also where each of its blocks (PIs) lies. It is
-built aside and renamed into its place, whole. Afterwards everything is changed in place by
-write(2), never by a store into the mapping: on a full disk that would be SIGBUS.
+last found right and when it was last tagged, and about.json; of a byte stream also where each of
+its blocks (PIs) lies. It is built aside and renamed into its place, whole. Afterwards everything
+is changed in place by write(2), never by a store into the mapping: on a full disk that would be
+SIGBUS.
 
 The order of a change is what a crash cannot undo: first the blocks are marked suspect, then their
 tags are written, then they are marked clean, each step on disk before the next begins. So whoever
@@ -18,7 +19,7 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -94,11 +95,18 @@ class Column:
 
     def write(self, first: int, rows: npt.NDArray[Any]) -> None:
         """On disk when it returns."""
+        self.put(first, rows)
+        self.sync()
+
+    def put(self, first: int, rows: npt.NDArray[Any]) -> None:
+        """On disk after `sync`."""
         data = memoryview(np.ascontiguousarray(rows, self._dtype).tobytes())
         at = first * self._dtype.itemsize * int(self.rows.shape[1])
         while data:
             done = os.pwrite(self._fd, data, at)
             data, at = data[done:], at + done
+
+    def sync(self) -> None:
         os.fdatasync(self._fd)
 
     def close(self) -> None:
@@ -142,6 +150,10 @@ class TagStore:
             self._tags = Column(directory / "tags", np.uint8)
             self._states = Column(directory / "states", np.uint8)
             self._good = Column(directory / "good", np.float64)
+            # A store of an earlier release has none: each stretch counts as tagged since.
+            self._tagged = None
+            if (directory / "tagged").exists():
+                self._tagged = Column(directory / "tagged", np.float64)
             self._places = None
             if not self.about.profile["granularity"]:
                 self._places = Column(directory / "places", np.uint64)
@@ -179,6 +191,7 @@ class TagStore:
                 _fill(aside / "places", [np.zeros((STREAM_BLOCKS, 3), np.uint64)])
             times = np.array([[time.time(), time.time()]] * stretches)
             _fill(aside / "good", [times])
+            _fill(aside / "tagged", [times[:, :1]])
             (aside / "about.json").write_bytes(msgspec.json.encode(about))
             _sync(aside)
             faults.point("integrity:built")
@@ -213,14 +226,33 @@ class TagStore:
         self.mark(first, states)
         return int(met.sum())
 
-    def write_tags(self, first: int, tags: Bytes) -> None:
-        """True tags of these blocks: suspect while they are written, clean afterwards."""
-        count = len(tags)
-        self.mark(first, np.full(count, BlockState.SUSPECT, np.uint8))
+    def write_tags(self, first: int, tags: Bytes, states: Bytes | None = None) -> None:
+        """Tags of these blocks: suspect while they are written, afterwards as `states` says (all
+        clean)."""
+        clean = np.full(len(tags), BlockState.CLEAN, np.uint8)
+        self.write_runs([(first, tags, clean if states is None else states)])
+
+    def write_runs(self, runs: Sequence[tuple[int, Bytes, Bytes]]) -> None:
+        """The same for several runs of blocks (first, tags, states), in order: each step for all of
+        them, so that many small ones cost as few flushes as one."""
+        if not runs:
+            return
+        low, high = runs[0][0], runs[-1][0] + len(runs[-1][1])
+        after = self.states(low, high - low)
+        marked = after.copy()
+        for first, tags, states in runs:
+            marked[first - low : first - low + len(tags)] = BlockState.SUSPECT
+            after[first - low : first - low + len(tags)] = states
+        self.mark(low, marked)
         faults.point("integrity:marked")
-        self._tags.write(first, tags)
+        for first, tags, _ in runs:
+            self._note_tagged(first, len(tags))
+            self._tags.put(first, tags)
+        if self._tagged is not None:
+            self._tagged.sync()
+        self._tags.sync()
         faults.point("integrity:tagged")
-        self.mark(first, np.full(count, BlockState.CLEAN, np.uint8))
+        self.mark(low, after)
 
     def places(self) -> npt.NDArray[np.uint64]:
         """Of a byte stream: start, end (bytes of the file) and age (the newest has the largest) of
@@ -233,13 +265,43 @@ class TagStore:
         assert self._places is not None
         self.mark(block, np.array([BlockState.SUSPECT], np.uint8))
         age = int(self._places.rows[:, 2].max()) + 1
+        self._note_tagged(block, 1)
+        if self._tagged is not None:
+            self._tagged.sync()
         self._places.write(block, np.array([[start, end, age]], np.uint64))
         self._tags.write(block, tag.reshape(1, -1))
 
-    def found_good(self, stretch: int) -> None:
-        """A stretch was compared, and all of it is right."""
-        first = float(self._good.rows[stretch, 0])
-        self._good.write(stretch, np.array([[first, time.time()]]))
+    def _note_tagged(self, first: int, count: int) -> None:
+        """On disk before its block is clean: what was tagged is not compared yet."""
+        if self._tagged is None:
+            return
+        size = int(self.about.profile["granularity"])
+        low, high = first, first + count
+        if size:
+            low, high = first * size // STRETCH, -(-(first + count) * size // STRETCH)
+        self._tagged.put(low, np.full((high - low, 1), time.time()))
+
+    def compared_since(self, oldest: float) -> npt.NDArray[np.bool_]:
+        """Of each stretch: was all of it found right after `oldest` and after it was last tagged?
+        A time that lies ahead (the clock was set back) proves nothing."""
+        last = self._good.rows[:, 1]
+        if self._tagged is None:
+            return np.zeros(len(last), bool)
+        tagged = self._tagged.rows[: len(last), 0]
+        found: npt.NDArray[np.bool_] = (last >= oldest) & (last >= tagged) & (last <= time.time())
+        return found
+
+    @property
+    def oldest(self) -> float:
+        """When the stretch was compared that is waiting for the longest time."""
+        return float(self._good.rows[:, 1].min())
+
+    def found_good(self, stretches: list[int]) -> None:
+        """Stretches, in order, were compared, and all of each is right."""
+        low, high = stretches[0], stretches[-1] + 1
+        rows = np.array(self._good.rows[low:high])
+        rows[np.array(stretches) - low, 1] = time.time()
+        self._good.write(low, rows)
 
     def good(self, stretch: int) -> tuple[float, float]:
         """When it was first and last found right."""
@@ -258,7 +320,7 @@ class TagStore:
         new.rename(self.directory / "about.json")
 
     def close(self) -> None:
-        for column in (self._tags, self._states, self._good, self._places):
+        for column in (self._tags, self._states, self._good, self._tagged, self._places):
             if column is not None:
                 column.close()
         os.close(self._lock)

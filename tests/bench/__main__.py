@@ -38,6 +38,7 @@ from tests.bench.relocating import relocation  # noqa: E402
 from tests.bench.restart import reclaim  # noqa: E402
 from tests.bench.ringing import RING_BENCHMARKS  # noqa: E402
 from tests.bench.rings import LIMITS  # noqa: E402
+from tests.bench.scrubbing import SCRUB_BENCHMARKS  # noqa: E402
 from tests.service.conftest import RISKS, serving  # noqa: E402
 
 
@@ -165,6 +166,7 @@ BENCHMARKS: dict[str, Callable[[Bench, int], Figure | list[Figure]]] = {
     "nbd": nbd,
     **RING_BENCHMARKS,
     **INTEGRITY_BENCHMARKS,
+    **SCRUB_BENCHMARKS,
 }
 
 

@@ -70,6 +70,7 @@ LISTED = dict.fromkeys(FRESH, "tests/deploy/test_debians.py walks this path") | 
     ),
     "sealctl pi attach SEAL --profile t10-dif1-4096": "tests/integrity/test_faces_pi.py",
     "sealctl pi verify SEAL; sealctl pi errors --wait 1m": "tests/integrity/test_faces_pi.py",
+    "sealctl pi scrub ID --cycle 7d": "tests/integrity/test_scrub.py",
     "sealctl export create --type nbd disk /mnt/pmem/disk.img": "tests/exports/test_nbd.py",
     "sealctl relocate /mnt/pmem/db --align 2M": "tests/copies/relocation/test_relocate.py",
     "sealctl completion bash > /usr/share/bash-completion/completions/sealctl": (

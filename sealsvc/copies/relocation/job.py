@@ -24,6 +24,7 @@ from sealsvc.copies.relocation.donor import improves, make_donor, runs
 from sealsvc.copies.relocation.moving import Exchange, Moving, Pieces, Progress
 from sealsvc.copies.relocation.record import Phase, Record, Records
 from sealsvc.copies.relocation.requests import Relocate
+from sealsvc.copies.tags import Tags
 from sealsvc.enforce import EnforcerSet, Guard, Hold, Verdict
 from sealsvc.errors import Refusal
 from sealsvc.grants import Grants
@@ -59,6 +60,7 @@ class Relocations:
     ) -> None:
         self._jobs, self._grants, self._returns, self._recaller = jobs, grants, returns, recaller
         self._records = Records(kept)
+        self.tags: Tags | None = None
         self._running: dict[tuple[int, int], Record] = {}
         self._quiet: dict[str, asyncio.Event] = {}  # by seal, of those that are recalled for us
 
@@ -188,9 +190,19 @@ class Relocations:
             stack.callback(opened.close)
             if opened.reason:
                 return {"moved": False, "reason": opened.reason, **opened.told()}
+            before = await self._tags(record, job)
             pauses = await self._move(record, job, opened.moving, run, progress, opened)
             after = await run(native.read_extents, opened.target.fd, None)
-            return {"moved": True, **opened.told(after), "pauses": pauses}
+            tags = {"tags": await self._tags(record, job)} if before else {}
+            return {"moved": True, **opened.told(after), "pauses": pauses, **tags}
+
+    async def _tags(self, record: Record, job: Job) -> list[dict[str, Any]]:
+        """Tags stay at their places of the file, and are compared before and after: what was wrong
+        before is named while the file's change time still says that nobody wrote to it."""
+        if self.tags is None:
+            return []
+        self._jobs.tell(job, step="tags")
+        return await self.tags.check(record.device, record.inode)
 
     async def _move(
         self,
