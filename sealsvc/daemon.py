@@ -31,6 +31,7 @@ from sealsvc.enforce import Enforcer, EnforcerSet
 from sealsvc.enforce.bpf import BpfEnforcer
 from sealsvc.enforce.fanotify import FanotifyEnforcer
 from sealsvc.enforce.lease import LeaseEnforcer
+from sealsvc.enforce.overlay_mounts import RISK, OverlayMounts
 from sealsvc.enforce.pin import PinEnforcer
 from sealsvc.enforce.sim import SimEnforcer, simulate
 from sealsvc.errors import Refusal
@@ -80,14 +81,19 @@ class Daemon:
     """`keeper` is None on a simulated system, whose kernel dies with the service."""
 
     def __init__(
-        self, config: Config, host: Host, enforcers: list[Enforcer], keeper: Keeper | None
+        self,
+        config: Config,
+        host: Host,
+        enforcers: list[Enforcer],
+        keeper: Keeper | None,
+        overlays: OverlayMounts | None = None,
     ) -> None:
         self.config, self.host, self.keeper = config, host, keeper
         self.events = EventLog(config.service.event_history)
         self.tasks = Tasks(lambda reason: self.events.publish("alarm", reason=reason))
         self.table = SealTable()
         self.workers = Workers(config.service.workers)
-        self.enforcers = EnforcerSet(enforcers)
+        self.enforcers = EnforcerSet(enforcers, overlays)
         policy = Policy(config.policy)
         # Before anything is kept anew, whatever a dead service left is taken over.
         self.reclaimed = reclaim(keeper, self.enforcers) if keeper else Reclaimed([], [])
@@ -185,6 +191,7 @@ class Daemon:
         self._stop = asyncio.Event()
         self._failure: Refusal | None = None
         self._lapses: dict[str, int] = {}
+        self._overlays_refused = 0
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT. Raises Refusal when it cannot go on."""
@@ -210,7 +217,7 @@ class Daemon:
             faults.point("start:resumed")
             if self.integrity is not None:
                 await self._start_integrity(self.integrity)
-            await self.workers.run(self._arm)
+            await self.workers.run(functools.partial(self._arm, at_start=True))
             if isinstance(self.host, KernelHost):
                 await self._watch_mounts(self.host.namespaces, stack)
             self.server.start()
@@ -322,7 +329,7 @@ class Daemon:
             with suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(tell)
 
-    def _arm(self) -> None:
+    def _arm(self, *, at_start: bool = False) -> None:
         """Watch the file systems under the roots from the start: descriptors opened from now on are
         seen by every later seal."""
         if self.host.simulated:
@@ -335,6 +342,8 @@ class Daemon:
                 try:
                     for enforcer in self.enforcers.available:
                         enforcer.arm(filesystem, fd)
+                    if not self.policy.accepts(RISK):
+                        self.enforcers.refuse_overlays(filesystem, fd, at_start=at_start)
                 finally:
                     os.close(fd)
             except (Refusal, OSError) as error:
@@ -373,11 +382,22 @@ class Daemon:
                     "audit after a lapse", audit(self.grants, self.recaller, self.table)
                 )
 
+    def _look_for_refused_overlays(self) -> None:
+        refused, before = self.enforcers.overlays.refused() if self.enforcers.overlays else 0, self._overlays_refused
+        self._overlays_refused = refused
+        if refused > before:
+            reason = (
+                f"{refused - before} overlays of unprivileged users were refused: truncation through"
+                f" them is not seen, and {RISK} is no accepted risk"
+            )
+            self.events.publish("alarm", reason=reason)
+
     async def _housekeeping(self) -> None:
         for tick in itertools.count():
             await asyncio.sleep(0.5)
             if tick % 10 == 0:
                 self._look_for_lapses()
+                self._look_for_refused_overlays()
                 await self.alarms.save()
             self.tick()
 
@@ -426,17 +446,18 @@ def kernel_daemon(config: Config) -> Daemon:
     signal.signal(signal.SIGIO, signal.SIG_IGN)
     keeper = own(config.service.keeper_path)
     drain = config.enforcers.drain_timeout
+    overlays = OverlayMounts(keeper)
     known: dict[str, Callable[[], Enforcer]] = {
         "bpf": lambda: BpfEnforcer(keeper, Path(config.service.bpf_path), drain_timeout=drain),
-        "fanotify": lambda: FanotifyEnforcer(keeper, config.enforcers.linger, drain),
-        "lease": lambda: LeaseEnforcer(keeper),
+        "fanotify": lambda: FanotifyEnforcer(keeper, overlays, config.enforcers.linger, drain),
+        "lease": lambda: LeaseEnforcer(keeper, overlays),
         "pin": lambda: PinEnforcer(keeper),
     }
     enforcers = [known[name]() for name in config.enforcers.use]
     prover = Prover.load()
     if prover.mapped >= 0:
         keeper.prover(prover.mapped)
-    return Daemon(config, KernelHost(prover), enforcers, keeper)
+    return Daemon(config, KernelHost(prover), enforcers, keeper, overlays)
 
 
 def sim_daemon(config: Config) -> Daemon:

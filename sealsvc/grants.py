@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 
 from sealsvc import extents, faults, filesystem, seals
 from sealsvc.closing import close_later
-from sealsvc.enforce import EnforcerSet, Guard, Verdict
+from sealsvc.enforce import EnforcerSet, Guard, Verdict, overlay_mounts
 from sealsvc.errors import Refusal, of_kin
 from sealsvc.host import ExtentMap, Host, Target
 from sealsvc.life import Life
@@ -297,6 +297,8 @@ class Grants:
             # 1. Can a seal be kept here at all, by whom, and at which risks?
             exclusive = request.kind is Kind.EXCLUSIVE
             host.refuse_if_unkeepable(target, exclusive=exclusive)
+            if not self.policy.accepts(overlay_mounts.RISK):
+                self.enforcers.refuse_overlays(target.filesystem, target.fd)
             chosen, why = self.enforcers.choose(target.filesystem, request)
             if chosen is None:
                 raise Refusal("enforcer-unavailable", "; ".join(why), {"enforcers": why})
