@@ -383,12 +383,13 @@ class Daemon:
                 )
 
     def _look_for_refused_overlays(self) -> None:
-        refused, before = self.enforcers.overlays.refused() if self.enforcers.overlays else 0, self._overlays_refused
+        overlays, before = self.enforcers.overlays, self._overlays_refused
+        refused = overlays.refused() if overlays else 0
         self._overlays_refused = refused
         if refused > before:
             reason = (
-                f"{refused - before} overlays of unprivileged users were refused: truncation through"
-                f" them is not seen, and {RISK} is no accepted risk"
+                f"{refused - before} overlays of unprivileged users were refused: truncation"
+                f" through them is not seen, and {RISK} is no accepted risk"
             )
             self.events.publish("alarm", reason=reason)
 

@@ -304,6 +304,10 @@ class Grants:
                 raise Refusal("enforcer-unavailable", "; ".join(why), {"enforcers": why})
             gaps = (*chosen.gaps(target.filesystem, request.kind), *host.gaps(target))
             risks = self.policy.accept(gaps)
+            # Through overlays: seen, or an accepted risk?
+            overlaid = overlay_mounts.RISK in risks or chosen.sees(
+                overlay_mounts.RISK, target.filesystem, request.kind
+            )
             # 2. Prepare: give every block a written place of its own.
             host.prepare(target, sealed, request.prepare, progress)
             faults.point("grant:prepared")
@@ -326,7 +330,7 @@ class Grants:
             # 6. Take away what could still move blocks; nothing may have moved meanwhile.
             host.steady(target)
             check_still(found, host.read_map(target.fd, sealed), sealed, target)
-            host.refuse_if_overlaid(target, exclusive=exclusive)
+            host.refuse_if_overlaid(target, exclusive=exclusive, anywhere=not overlaid)
             faults.point("grant:steadied")
             # 7. Pins are last: with one in force, even looking may block (docs/pin.md).
             if chosen.hold_late(hold, target, guard):

@@ -68,8 +68,8 @@ static int is_harmless(struct seal_overlays *overlays, int32_t tid)
 	return 1;
 }
 
-/* Capabilities are of the task's user namespace, and whoever owns a namespace below has all of them in
- * that one without being in it: both are looked at. */
+/* Capabilities are of the task's user namespace, which ovl_fill_super() wants to be that of the super
+ * block. */
 static int is_administrator(const struct seal_overlays *overlays, int32_t tid)
 {
 	unsigned long long effective = 0;
@@ -197,8 +197,9 @@ int seal_overlays_refuse(struct seal_overlays *overlays, int fd)
 	/* A path, since a super block is marked through one. Without FAN_ONDIR the second ignores opens of
 	 * all but directories. */
 	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
-	if (fanotify_mark(overlays->group, FAN_MARK_ADD | FAN_MARK_FILESYSTEM | FAN_MARK_IGNORE_SURV,
-			  FAN_OPEN_PERM, AT_FDCWD, path) < 0 ||
+	if (fanotify_mark(overlays->group,
+			  FAN_MARK_ADD | FAN_MARK_FILESYSTEM | FAN_MARK_IGNORE_SURV, FAN_OPEN_PERM,
+			  AT_FDCWD, path) < 0 ||
 	    fanotify_mark(overlays->group, FAN_MARK_ADD | FAN_MARK_FILESYSTEM,
 			  FAN_OPEN_PERM | FAN_ONDIR, AT_FDCWD, path) < 0)
 		return -errno;

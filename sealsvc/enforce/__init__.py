@@ -264,6 +264,9 @@ class Combination:
         closed = frozenset[str]().union(*(e.closes(filesystem, kind) for e in behind))
         return tuple(gap for gap in first.gaps(filesystem, kind) if gap.risk not in closed)
 
+    def sees(self, risk: str, filesystem: Filesystem, kind: Kind) -> bool:
+        return any(risk in enforcer.closes(filesystem, kind) for enforcer in self.enforcers)
+
     def hold(self, target: Target, guard: Guard) -> Holds:
         """Holds of all but the late ones."""
         holds = Holds([])

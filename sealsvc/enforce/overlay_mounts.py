@@ -1,11 +1,11 @@
-"""Truncation through overlays that are mounted later, where bpf does not see it: refused or a risk.
+"""Truncation through overlays mounted later, where bpf does not see it: refused, or a risk.
 
-truncate(2) through an overlay raises no event for its upper file and breaks no lease, and since Linux
-5.11 whoever may create a user namespace may mount one over files that he may write. Where policy does
-not accept this risk, the keeper refuses such mounts on the file systems that are watched
-(native/gate/overlays.c). That proves nothing about overlays that were mounted before and that no mount
-table shows. So the risk is closed only where a file system is watched since the service began, or where
-no overlay at all was mounted when the watch began.
+truncate(2) through an overlay raises no event for its upper file and breaks no lease, and since
+Linux 5.11 whoever may create a user namespace may mount one over files that he may write. Where
+policy does not accept this risk, the keeper refuses such mounts on the file systems that are
+watched (native/gate/overlays.c). That proves nothing about overlays that were mounted before and
+that no mount table shows. So the risk is closed only where a file system is watched since the
+service began, or where no overlay at all was mounted when the watch began.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ RISK = "overlay-truncate"
 _GAP = Gap(
     risk=RISK,
     kinds=[Kind.SHARED, Kind.EXCLUSIVE],
-    why="truncate(2) through an overlay mounted over the file later raises no event; such overlays are"
-    " refused on file systems below policy.roots",
+    why="truncate(2) through an overlay mounted over the file later raises no event; such overlays"
+    " are refused on file systems below policy.roots that are mounted when the service starts",
 )
 _TYPES = Path("/proc/filesystems")
 _USES = Path("/sys/module/overlay/refcnt")  # where it is a module
