@@ -21,7 +21,7 @@ void seal_overlays_close(struct seal_overlays *overlays);
 
 /* Refuse (EPERM) whoever mounts an overlay with its upper layer on the file system of fd, but for tasks
  * with CAP_SYS_ADMIN in our own user namespace: that is an administrator's act. 1: it was done already, 0:
- * it is done from now on, or -errno. Opening a directory there takes some ten microseconds longer. */
+ * it is done from now on, or -errno. Opening a directory there takes some twenty microseconds longer. */
 int seal_overlays_refuse(struct seal_overlays *overlays, int fd);
 
 /* How many mounts were refused so far. */
