@@ -127,6 +127,7 @@ class Daemon:
             self.users,
             kernel_release(),
         )
+        self.tripwire = Tripwire(self.grants, self.recaller, self.tasks)
         self.rings = (
             Rings(RingKeeper(keeper), self.grants, policy, self.service.holders.watch)
             if keeper
@@ -137,7 +138,7 @@ class Daemon:
             adoption = Adoption(self.rings, self.recaller, returns, self.tasks)
             self.adoption, self.service.rings = adoption, self.rings
             keeper.on_ring, keeper.on_unproven = adoption.reported, adoption.unproven
-            keeper.on_touched = Tripwire(self.grants, self.recaller, self.tasks).touched
+            keeper.on_touched = self.tripwire.touched
         self.integrity: Integrity | None = None
         if not host.simulated:
             kept = config.registry_path / "integrity"
@@ -365,7 +366,7 @@ class Daemon:
 
     async def _watch_mounts(self, namespaces: MountNamespaces, stack: AsyncExitStack) -> None:
         watch = MountWatch(
-            namespaces, self.table, self.events, self.workers, self.tasks, self.recaller.overlaid
+            namespaces, self.table, self.events, self.workers, self.tasks, self.tripwire.overlaid
         )
         stack.push_async_callback(asyncio.to_thread, watch.stop)
         await watch.start()
