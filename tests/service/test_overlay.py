@@ -125,7 +125,8 @@ def test_what_is_truncated_through_it_is_noticed_at_once(
     """Under the accepted risk, and long before the next audit of all seals."""
     reply = client.grant(path=str(upper_file), grace=30, kind=kind)
     os.close(reply.fds[0])
-    with overlay_elsewhere(root, "user", f"truncate -s 4096 {root}/merged/file"):
+    call = f"import os; os.truncate('{root}/merged/file', 4096)"  # truncate(1) opens the file
+    with overlay_elsewhere(root, "user", f'python3 -I -c "{call}"'):
         pushes = client.pushes(PATIENCE)
         assert any(isinstance(push, Recall) and push.changed for push in pushes)
     client.call(Return, seal=reply.seal.id)
