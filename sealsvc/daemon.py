@@ -31,6 +31,7 @@ from sealsvc.enforce import Enforcer, EnforcerSet
 from sealsvc.enforce.bpf import BpfEnforcer
 from sealsvc.enforce.fanotify import FanotifyEnforcer
 from sealsvc.enforce.lease import LeaseEnforcer
+from sealsvc.enforce.overlay_mounts import RISK, OverlayMounts
 from sealsvc.enforce.pin import PinEnforcer
 from sealsvc.enforce.sim import SimEnforcer, simulate
 from sealsvc.errors import Refusal
@@ -81,14 +82,19 @@ class Daemon:
     """`keeper` is None on a simulated system, whose kernel dies with the service."""
 
     def __init__(
-        self, config: Config, host: Host, enforcers: list[Enforcer], keeper: Keeper | None
+        self,
+        config: Config,
+        host: Host,
+        enforcers: list[Enforcer],
+        keeper: Keeper | None,
+        overlays: OverlayMounts | None = None,
     ) -> None:
         self.config, self.host, self.keeper = config, host, keeper
         self.events = EventLog(config.service.event_history)
         self.tasks = Tasks(lambda reason: self.events.publish("alarm", reason=reason))
         self.table = SealTable()
         self.workers = Workers(config.service.workers)
-        self.enforcers = EnforcerSet(enforcers)
+        self.enforcers = EnforcerSet(enforcers, overlays)
         policy = Policy(config.policy)
         # Before anything is kept anew, whatever a dead service left is taken over.
         self.reclaimed = reclaim(keeper, self.enforcers) if keeper else Reclaimed([], [])
@@ -122,6 +128,7 @@ class Daemon:
             self.users,
             kernel_release(),
         )
+        self.tripwire = Tripwire(self.grants, self.recaller, self.tasks)
         self.rings = (
             Rings(RingKeeper(keeper), self.grants, policy, self.service.holders.watch)
             if keeper
@@ -132,7 +139,7 @@ class Daemon:
             adoption = Adoption(self.rings, self.recaller, returns, self.tasks)
             self.adoption, self.service.rings = adoption, self.rings
             keeper.on_ring, keeper.on_unproven = adoption.reported, adoption.unproven
-            keeper.on_touched = Tripwire(self.grants, self.recaller, self.tasks).touched
+            keeper.on_touched = self.tripwire.touched
         self.integrity: Integrity | None = None
         if not host.simulated:
             kept = config.registry_path / "integrity"
@@ -189,6 +196,7 @@ class Daemon:
         self._stop = asyncio.Event()
         self._failure: Refusal | None = None
         self._lapses: dict[str, int] = {}
+        self._overlays_refused = 0
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT. Raises Refusal when it cannot go on."""
@@ -214,7 +222,7 @@ class Daemon:
             faults.point("start:resumed")
             if self.integrity is not None:
                 await self._start_integrity(self.integrity)
-            await self.workers.run(self._arm)
+            await self.workers.run(functools.partial(self._arm, at_start=True))
             if isinstance(self.host, KernelHost):
                 await self._watch_mounts(self.host.namespaces, stack)
             self.server.start()
@@ -326,7 +334,7 @@ class Daemon:
             with suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(tell)
 
-    def _arm(self) -> None:
+    def _arm(self, *, at_start: bool = False) -> None:
         """Watch the file systems under the roots from the start: descriptors opened from now on are
         seen by every later seal."""
         if self.host.simulated:
@@ -339,6 +347,8 @@ class Daemon:
                 try:
                     for enforcer in self.enforcers.available:
                         enforcer.arm(filesystem, fd)
+                    if not self.policy.accepts(RISK):
+                        self.enforcers.refuse_overlays(filesystem, fd, at_start=at_start)
                 finally:
                     os.close(fd)
             except (Refusal, OSError) as error:
@@ -360,7 +370,7 @@ class Daemon:
 
     async def _watch_mounts(self, namespaces: MountNamespaces, stack: AsyncExitStack) -> None:
         watch = MountWatch(
-            namespaces, self.table, self.events, self.workers, self.tasks, self.recaller.overlaid
+            namespaces, self.table, self.events, self.workers, self.tasks, self.tripwire.overlaid
         )
         stack.push_async_callback(asyncio.to_thread, watch.stop)
         await watch.start()
@@ -377,11 +387,23 @@ class Daemon:
                     "audit after a lapse", audit(self.grants, self.recaller, self.table)
                 )
 
+    def _look_for_refused_overlays(self) -> None:
+        overlays, before = self.enforcers.overlays, self._overlays_refused
+        refused = overlays.refused() if overlays else 0
+        self._overlays_refused = refused
+        if refused > before:
+            reason = (
+                f"{refused - before} overlays of unprivileged users were refused: truncation"
+                f" through them is not seen, and {RISK} is no accepted risk"
+            )
+            self.events.publish("alarm", reason=reason)
+
     async def _housekeeping(self) -> None:
         for tick in itertools.count():
             await asyncio.sleep(0.5)
             if tick % 10 == 0:
                 self._look_for_lapses()
+                self._look_for_refused_overlays()
                 await self.alarms.save()
             self.tick()
 
@@ -430,17 +452,18 @@ def kernel_daemon(config: Config) -> Daemon:
     signal.signal(signal.SIGIO, signal.SIG_IGN)
     keeper = own(config.service.keeper_path)
     drain = config.enforcers.drain_timeout
+    overlays = OverlayMounts(keeper)
     known: dict[str, Callable[[], Enforcer]] = {
         "bpf": lambda: BpfEnforcer(keeper, Path(config.service.bpf_path), drain_timeout=drain),
-        "fanotify": lambda: FanotifyEnforcer(keeper, config.enforcers.linger, drain),
-        "lease": lambda: LeaseEnforcer(keeper),
+        "fanotify": lambda: FanotifyEnforcer(keeper, overlays, config.enforcers.linger, drain),
+        "lease": lambda: LeaseEnforcer(keeper, overlays),
         "pin": lambda: PinEnforcer(keeper),
     }
     enforcers = [known[name]() for name in config.enforcers.use]
     prover = Prover.load()
     if prover.mapped >= 0:
         keeper.prover(prover.mapped)
-    return Daemon(config, KernelHost(prover), enforcers, keeper)
+    return Daemon(config, KernelHost(prover), enforcers, keeper, overlays)
 
 
 def sim_daemon(config: Config) -> Daemon:

@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 
 from sealsvc import extents, faults, filesystem, seals
 from sealsvc.closing import close_later
-from sealsvc.enforce import EnforcerSet, Guard, Verdict
+from sealsvc.enforce import EnforcerSet, Guard, Verdict, overlay_mounts
 from sealsvc.errors import Refusal, of_kin
 from sealsvc.host import ExtentMap, Host, Target
 from sealsvc.life import Life
@@ -297,11 +297,17 @@ class Grants:
             # 1. Can a seal be kept here at all, by whom, and at which risks?
             exclusive = request.kind is Kind.EXCLUSIVE
             host.refuse_if_unkeepable(target, exclusive=exclusive)
+            if not self.policy.accepts(overlay_mounts.RISK):
+                self.enforcers.refuse_overlays(target.filesystem, target.fd)
             chosen, why = self.enforcers.choose(target.filesystem, request)
             if chosen is None:
                 raise Refusal("enforcer-unavailable", "; ".join(why), {"enforcers": why})
             gaps = (*chosen.gaps(target.filesystem, request.kind), *host.gaps(target))
             risks = self.policy.accept(gaps)
+            # Through overlays: seen, or an accepted risk?
+            overlaid = overlay_mounts.RISK in risks or chosen.sees(
+                overlay_mounts.RISK, target.filesystem, request.kind
+            )
             # 2. Prepare: give every block a written place of its own.
             host.prepare(target, sealed, request.prepare, progress)
             faults.point("grant:prepared")
@@ -324,7 +330,7 @@ class Grants:
             # 6. Take away what could still move blocks; nothing may have moved meanwhile.
             host.steady(target)
             check_still(found, host.read_map(target.fd, sealed), sealed, target)
-            host.refuse_if_overlaid(target, exclusive=exclusive)
+            host.refuse_if_overlaid(target, exclusive=exclusive, anywhere=not overlaid)
             faults.point("grant:steadied")
             # 7. Pins are last: with one in force, even looking may block (docs/pin.md).
             if chosen.hold_late(hold, target, guard):

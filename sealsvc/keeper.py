@@ -184,6 +184,15 @@ class Keeper:
     def arm(self, fd: int) -> None:
         self._call(lib.KEEPER_ARM, fd=fd)
 
+    def refuse_overlays(self, fd: int) -> bool:
+        """Refuse overlays of unprivileged users on the file system of `fd`. True: it did so
+        before."""
+        return self._call(lib.KEEPER_REFUSE_OVERLAYS, fd=fd) > 0
+
+    def overlays_refused(self) -> int:
+        """How many mounts, so far."""
+        return self._call(lib.KEEPER_OVERLAYS_REFUSED)
+
     def watch(self, fd: int, block_size: int, reflink: bool) -> None:
         traits = {"block_size": block_size, "reflink": int(reflink)}
         self._call(lib.KEEPER_WATCH, fd=fd, traits=traits)

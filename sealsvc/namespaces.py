@@ -145,12 +145,16 @@ class MountNamespaces:
                 os.close(fd)
         return -1
 
-    def refuse_if_overlay_upper(self, fd: int, path: str, *, strict: bool) -> None:
-        """Raises overlay-upper. `strict`: what cannot be known is refused as well."""
+    def refuse_if_overlay_upper(
+        self, fd: int, path: str, *, strict: bool, anywhere: bool = False
+    ) -> None:
+        """Raises overlay-upper. `strict`: what cannot be known is refused as well. `anywhere`: as
+        in Overlays.refuse_if_upper."""
+        strict = strict or anywhere
         if strict and time.monotonic() > self._scanned + _SCAN:
             self.scan()
         self.refresh()
-        self.overlays.refuse_if_upper(fd, path, self.mount_of_id, strict=strict)
+        self.overlays.refuse_if_upper(fd, path, self.mount_of_id, strict=strict, anywhere=anywhere)
         if not strict:
             return
         st = os.fstat(fd)

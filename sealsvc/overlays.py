@@ -119,14 +119,32 @@ class Overlays:
     def stop(self) -> None:
         self._workers.stop()
 
-    def refuse_if_upper(self, fd: int, path: str, mount_of_id: MountOfId, *, strict: bool) -> None:
+    def refuse_if_upper(
+        self, fd: int, path: str, mount_of_id: MountOfId, *, strict: bool, anywhere: bool
+    ) -> None:
         """Raises overlay-upper. `strict`: also where it is not known whether an overlay reaches the
-        file."""
+        file. `anywhere`: also where the file lies outside the upper directory now, and users of the
+        overlay may write it: what they once opened through it stays theirs when it is renamed."""
         deadline = time.monotonic() + _PATIENCE
         for overlay in self._waiting:
             overlay.looked.wait(max(0.0, deadline - time.monotonic()))
         if (over := self.over(fd, mount_of_id, strict=strict)) is not None:
             raise refusal(over, path)
+        if anywhere and (near := self._of_users(fd)) is not None:
+            raise Refusal(
+                "overlay-upper",
+                f"{path} may have been opened through the overlay on {near.point}, before it was"
+                " renamed",
+                {"path": path, "overlay": near.mount.point},
+            )
+
+    def _of_users(self, fd: int) -> Overlay | None:
+        """One on the file system whose mounter has a user namespace of his own, and who may write
+        the file."""
+        st = os.fstat(fd)
+        near, unknown = self._of(fd, st.st_dev, None)
+        others = (o for o in (*near, *unknown) if o.viewer.users is not None)
+        return next((o for o in others if o.viewer.may_write(st)), None)
 
     def over(
         self,

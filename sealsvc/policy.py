@@ -213,11 +213,13 @@ class Policy:
         accepted = self.section.accept_risks
         missing = [] if "all" in accepted else [r for r in risks if r not in accepted]
         if missing:
-            why = "; ".join(f"{gap.risk}: {gap.why}" for gap in gaps if gap.risk in missing)
+            open_gaps = [gap for gap in gaps if gap.risk in missing]
+            why = "; ".join(f"{gap.risk}: {gap.why}" for gap in open_gaps)
+            both = any(Kind.EXCLUSIVE in gap.kinds for gap in open_gaps)
+            instead = "Accept" if both else "Ask for kind exclusive, or accept"
             raise Refusal(
                 "risk-not-accepted",
-                f"not covered here: {why}. Ask for kind exclusive, or accept by name in"
-                f" policy.accept_risks",
+                f"not covered here: {why}. {instead} by name in policy.accept_risks",
                 {"risks": missing},
             )
         return risks

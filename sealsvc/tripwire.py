@@ -16,8 +16,10 @@ from sealsvc.enforce.fanotify import operation_of
 from sealsvc.grants import Grants
 from sealsvc.model import Operation
 from sealsvc.recall import Recaller
+from sealsvc.seals import Seal
 from sealsvc.tasks import Tasks
 
+_OVERLAID_PAUSE = 0.2  # seconds
 _SHARE = 20  # looks at a file take one part in so many of the time
 
 
@@ -26,6 +28,7 @@ class Tripwire:
         self.grants, self.recaller, self.tasks = grants, recaller, tasks
         self._passed: dict[tuple[int, int], Operation] = {}  # since the last look, by file
         self._looking: set[tuple[int, int]] = set()
+        self._overlaid: set[int] = set()  # seals, by token
 
     def touched(self, raw: Any) -> None:
         """struct seal_report, valid only now; on the event loop."""
@@ -34,6 +37,22 @@ class Tripwire:
         if file not in self._looking:
             self._looking.add(file)
             self.tasks.spawn("tripwire", self._look(file))
+
+    def overlaid(self, seal: Seal, reason: str) -> None:
+        """An overlay reaches the sealed file: what is done through it is seen by nobody, and the
+        map is looked at until the seal is over."""
+        self.recaller.overlaid(seal, reason)
+        if seal.token not in self._overlaid:
+            self._overlaid.add(seal.token)
+            self.tasks.spawn("a map below an overlay", self._look_at_overlaid(seal))
+
+    async def _look_at_overlaid(self, seal: Seal) -> None:
+        try:
+            while seal.live and not seal.drifted and "pin" not in seal.enforcers:
+                await audit(self.grants, self.recaller, [seal])
+                await asyncio.sleep(_OVERLAID_PAUSE)
+        finally:
+            self._overlaid.discard(seal.token)
 
     async def _look(self, file: tuple[int, int]) -> None:
         try:

@@ -6,6 +6,7 @@
 #include <stddef.h>
 
 #include "sealsvc/keeper.h"
+#include "sealsvc/overlays.h"
 #include "sealsvc/rings.h"
 
 /* store.c: descriptors by name. */
@@ -53,6 +54,7 @@ void outbox_flush(void *outbox);
 struct keeper {
 	struct seal_gate *gate; /* NULL: the kernel has none */
 	int gate_error;
+	struct seal_overlays *overlays; /* NULL: none are refused yet */
 	struct seal_rings *rings;
 	pthread_mutex_t rings_lock; /* where there is no gate */
 	struct store store;

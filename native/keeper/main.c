@@ -176,6 +176,8 @@ int main(int argc, char **argv)
 	if (keeper.gate)
 		seal_gate_on_watch(keeper.gate, NULL, NULL);
 	seal_rings_close(keeper.rings);
+	if (keeper.overlays)
+		seal_overlays_close(keeper.overlays);
 	if (keeper.gate)
 		seal_gate_close(keeper.gate);
 	store_clear(&keeper.store);

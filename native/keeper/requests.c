@@ -33,6 +33,14 @@ static int64_t own(struct keeper *keeper, int connection, uint32_t version, int 
 	return 0;
 }
 
+/* Of kernels without a gate too. */
+static int64_t refuse_overlays(struct keeper *keeper, int fd)
+{
+	int error = keeper->overlays ? 0 : seal_overlays_open(&keeper->overlays);
+
+	return error ? error : seal_overlays_refuse(keeper->overlays, fd);
+}
+
 static int64_t ask_gate(struct keeper *keeper, const struct keeper_request *request, int fd,
 			struct keeper_reply *reply)
 {
@@ -193,6 +201,10 @@ void keeper_answer(struct keeper *keeper, int connection, const struct keeper_re
 		*result = list_files(keeper, request->id, reply, fds);
 	} else if (request->op == KEEPER_LEAVE) {
 		*result = leave(keeper, request->name);
+	} else if (request->op == KEEPER_REFUSE_OVERLAYS) {
+		*result = refuse_overlays(keeper, fd);
+	} else if (request->op == KEEPER_OVERLAYS_REFUSED) {
+		*result = keeper->overlays ? seal_overlays_refused(keeper->overlays) : 0;
 	} else if (request->op == KEEPER_RING) {
 		/* Takes fd over. */
 		*result = keeper_ask_rings(keeper, request, fd, reply, fds);

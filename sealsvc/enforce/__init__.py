@@ -12,13 +12,16 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from sealsvc.errors import Refusal
 from sealsvc.filesystem import Filesystem
 from sealsvc.host import Target
 from sealsvc.messages import Gap, Grant
 from sealsvc.model import ByteRange, FileId, Kind, Operation
+
+if TYPE_CHECKING:
+    from sealsvc.enforce.overlay_mounts import OverlayMounts
 
 
 class Verdict(StrEnum):
@@ -261,6 +264,9 @@ class Combination:
         closed = frozenset[str]().union(*(e.closes(filesystem, kind) for e in behind))
         return tuple(gap for gap in first.gaps(filesystem, kind) if gap.risk not in closed)
 
+    def sees(self, risk: str, filesystem: Filesystem, kind: Kind) -> bool:
+        return any(risk in enforcer.closes(filesystem, kind) for enforcer in self.enforcers)
+
     def hold(self, target: Target, guard: Guard) -> Holds:
         """Holds of all but the late ones."""
         holds = Holds([])
@@ -292,9 +298,15 @@ class Combination:
 class EnforcerSet:
     """The enforcers in use, in order of preference."""
 
-    def __init__(self, enforcers: list[Enforcer]) -> None:
-        self.enforcers = enforcers
+    def __init__(self, enforcers: list[Enforcer], overlays: OverlayMounts | None = None) -> None:
+        self.enforcers, self.overlays = enforcers, overlays
         self.reasons = {enforcer.name: enforcer.probe() for enforcer in enforcers}
+
+    def refuse_overlays(self, filesystem: Filesystem, fd: int, *, at_start: bool = False) -> None:
+        """Where truncation through overlays is not an accepted risk, and nothing sees it."""
+        closed = (e.closes(filesystem, Kind.EXCLUSIVE) for e in self.available)
+        if self.overlays and not any("overlay-truncate" in risks for risks in closed):
+            self.overlays.refuse(filesystem, fd, at_start=at_start)
 
     def judge(self, enforcer: Enforcer, reason: str) -> bool:
         """What its verify() said. True when that is news."""

@@ -32,6 +32,7 @@ from sealsvc.enforce import (
     anchors,
     guards,
 )
+from sealsvc.enforce.overlay_mounts import OverlayMounts
 from sealsvc.errors import Refusal
 from sealsvc.filesystem import Filesystem
 from sealsvc.host import Target
@@ -80,11 +81,6 @@ _GAPS = {
     ),
 }
 _GAPS_EVERYWHERE = (
-    Gap(
-        risk="overlay-truncate",
-        kinds=_SHARED,
-        why="truncate(2) through an overlay mounted over the file later raises no event",
-    ),
     Gap(
         risk="loop-device",
         kinds=_SHARED,
@@ -155,10 +151,17 @@ class FanotifyEnforcer:
     name = "fanotify"
     late = False
 
-    def __init__(self, keeper: Keeper, linger: float = 2.0, drain_timeout: float = 0.5) -> None:
+    def __init__(
+        self,
+        keeper: Keeper,
+        overlays: OverlayMounts,
+        linger: float = 2.0,
+        drain_timeout: float = 0.5,
+    ) -> None:
         """`linger` seconds a file stays watched after its last seal, so that the next grant knows
         what is under way on it; `drain_timeout` seconds a grant waits for that to end."""
         self.keeper, self.linger, self.drain_timeout = keeper, linger, drain_timeout
+        self._overlays = overlays
         self._watched: dict[tuple[int, int], _Watched] = {}
         self._armed: set[int] = set()
         self._deliver: Callable[[Report], None] = _nobody
@@ -188,6 +191,7 @@ class FanotifyEnforcer:
 
     def gaps(self, filesystem: Filesystem, kind: Kind) -> tuple[Gap, ...]:
         found = (*_GAPS.get(filesystem.type, ()), *_GAPS_EVERYWHERE)
+        found = (*found, *self._overlays.gaps(filesystem))
         if _NFSD.exists():
             found = (*found, _NFSD_GAP)
         return tuple(gap for gap in found if kind in gap.kinds)

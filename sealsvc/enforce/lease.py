@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sealsvc.enforce import Claim, Guard, Hold, Outcome, Report, Verdict, openers
+from sealsvc.enforce.overlay_mounts import OverlayMounts
 from sealsvc.errors import Refusal
 from sealsvc.filesystem import Filesystem
 from sealsvc.host import Target
@@ -64,8 +65,8 @@ class LeaseEnforcer:
     name = "lease"
     late = False
 
-    def __init__(self, keeper: Keeper) -> None:
-        self.keeper = keeper
+    def __init__(self, keeper: Keeper, overlays: OverlayMounts) -> None:
+        self.keeper, self._overlays = keeper, overlays
         self._leases: Any = None
         self._held: dict[int, _Lease] = {}
         self._waiters = itertools.count(1)
@@ -104,6 +105,7 @@ class LeaseEnforcer:
                 kinds=[Kind.EXCLUSIVE],
                 why="a lease does not stop the holder's own descriptor, whoever uses it",
             ),
+            *self._overlays.gaps(filesystem),
         )
 
     def closes(self, filesystem: Filesystem, kind: Kind) -> frozenset[str]:  # noqa: ARG002

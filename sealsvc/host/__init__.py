@@ -126,9 +126,11 @@ class Host(Protocol):
 
     def refuse_if_unkeepable(self, target: Target, *, exclusive: bool) -> None: ...
 
-    def refuse_if_overlaid(self, target: Target, *, exclusive: bool) -> None:
+    def refuse_if_overlaid(
+        self, target: Target, *, exclusive: bool, anywhere: bool = False
+    ) -> None:
         """An overlay would reach the file past the enforcers. For an exclusive seal, what cannot be
-        known is refused too."""
+        known is refused too; `anywhere`: as in Overlays.refuse_if_upper."""
         ...
 
     def prepare(

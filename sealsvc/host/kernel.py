@@ -116,10 +116,14 @@ class KernelHost:
             self._loops.refuse_if_backing(target.fd, target.path)
         self.refuse_if_overlaid(target, exclusive=exclusive)
 
-    def refuse_if_overlaid(self, target: Target, *, exclusive: bool) -> None:
+    def refuse_if_overlaid(
+        self, target: Target, *, exclusive: bool, anywhere: bool = False
+    ) -> None:
         # Of shared seals, an overlay that nobody knows of is a risk with a name.
         with _named(target.path):
-            self.namespaces.refuse_if_overlay_upper(target.fd, target.path, strict=exclusive)
+            self.namespaces.refuse_if_overlay_upper(
+                target.fd, target.path, strict=exclusive, anywhere=anywhere
+            )
 
     def prepare(
         self,

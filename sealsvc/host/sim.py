@@ -99,7 +99,9 @@ class SimHost:
     def refuse_if_unkeepable(self, target: Target, *, exclusive: bool) -> None:
         """Everything can be kept here."""
 
-    def refuse_if_overlaid(self, target: Target, *, exclusive: bool) -> None:
+    def refuse_if_overlaid(
+        self, target: Target, *, exclusive: bool, anywhere: bool = False
+    ) -> None:
         """There are no overlays here."""
 
     def prepare(

@@ -38,6 +38,11 @@ _RULES, _FANOTIFY = "sealsvc/rules.py", "sealsvc/enforce/fanotify.py"
 
 MUTATIONS = (
     Mutation(
+        "overlays of unprivileged users are not refused",
+        ("ext4", 0),
+        (Change("native/gate/overlays.c", "response = FAN_DENY;\n", "response = FAN_ALLOW;\n"),),
+    ),
+    Mutation(
         "madvise's advice is compared with all 64 bits of its register",
         ("xfs", 0),
         (

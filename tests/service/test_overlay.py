@@ -118,6 +118,20 @@ def test_recalled_wherever_it_is_mounted(
     client.call(Return, seal=reply.seal.id)
 
 
+@pytest.mark.parametrize("kind", ["shared", "exclusive"])
+def test_what_is_truncated_through_it_is_noticed_at_once(
+    client: Client, root: Path, upper_file: Path, kind: str
+) -> None:
+    """Under the accepted risk, and long before the next audit of all seals."""
+    reply = client.grant(path=str(upper_file), grace=30, kind=kind)
+    os.close(reply.fds[0])
+    call = f"import os; os.truncate('{root}/merged/file', 4096)"  # truncate(1) opens the file
+    with overlay_elsewhere(root, "user", f'python3 -I -c "{call}"'):
+        pushes = client.pushes(PATIENCE)
+        assert any(isinstance(push, Recall) and push.changed for push in pushes)
+    client.call(Return, seal=reply.seal.id)
+
+
 @pytest.mark.parametrize("how", ["namespace", "user"])
 def test_an_upper_directory_that_was_renamed(
     client: Client, root: Path, upper_file: Path, how: str

@@ -105,7 +105,7 @@ def no_sigio() -> Iterator[None]:
 
 @pytest.mark.usefixtures("no_sigio")
 def test_a_lease_of_our_own_holds_an_open_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    enforcer = LeaseEnforcer(None)  # type: ignore[arg-type]
+    enforcer = LeaseEnforcer(None, None)  # type: ignore[arg-type]
     assert enforcer.verify() == ""
     monkeypatch.setattr("fcntl.fcntl", lambda *_: 0)
     assert "was not held up" in enforcer.verify()

@@ -46,6 +46,8 @@ enum keeper_op {
 	KEEPER_RELEASE, /* let everything go and end; -EBUSY while another owns it */
 	KEEPER_RING,	/* ring: see below */
 	KEEPER_PROVER,	/* fd: seal_gate_prover */
+	KEEPER_REFUSE_OVERLAYS, /* fd: seal_overlays_refuse */
+	KEEPER_OVERLAYS_REFUSED,
 };
 
 /* What is asked of the rings (sealsvc/rings.h), by the names of the functions. */
