@@ -110,6 +110,12 @@ def test_nothing_that_is_copied_is_cut(socket: str, seals: list[SealInfo]) -> No
     told = piped(socket, "ls").stdout.splitlines()[1:]
     assert [row.split()[0] for row in told] == [seal.id for seal in seals]
     assert all(seal.path in row for seal, row in zip(seals, told, strict=True))
+    # So does -o wide on a terminal: whole ids and paths, and every column.
+    status, (header, *wide) = on_terminal(socket, "ls", "-o", "wide")
+    assert status == 0
+    assert {"KIND", "CONFLICT", "WAITING"} <= set(header.split())
+    assert [row.split()[0] for row in wide] == [seal.id for seal in seals]
+    assert all(row.endswith(seal.path) for seal, row in zip(seals, wide, strict=True))
 
 
 def test_a_seal_that_is_over_has_a_short_id_too(socket: str, client: Client) -> None:
