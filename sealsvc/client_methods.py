@@ -510,12 +510,18 @@ class Methods:
         return self._ask(integrity_messages.PiProfiles, integrity_messages.PiProfileList)
 
     def pi_query(
-        self, *, path: str | None = None, seal: str | None = None
+        self, *, path: str | None = None, seal: str | None = None, below: list[str] | None = None
     ) -> integrity_messages.PiAbility:
         """What can check protection information of the file or block device at `path`, of the file
-        of `seal`, or of the descriptor that is sent with the request. Answer: PiAbility."""
+        of `seal`, or of the descriptor that is sent with the request. With `below`, `path` must lie
+        below one of these directories and below a root of policy, and be of a regular file. Answer:
+        PiAbility."""
         return self._ask(
-            integrity_messages.PiQuery, integrity_messages.PiAbility, path=path, seal=seal
+            integrity_messages.PiQuery,
+            integrity_messages.PiAbility,
+            path=path,
+            seal=seal,
+            below=below,
         )
 
     def pi_attach(
@@ -1223,12 +1229,18 @@ class AsyncMethods:
         return await self._ask(integrity_messages.PiProfiles, integrity_messages.PiProfileList)
 
     async def pi_query(
-        self, *, path: str | None = None, seal: str | None = None
+        self, *, path: str | None = None, seal: str | None = None, below: list[str] | None = None
     ) -> integrity_messages.PiAbility:
         """What can check protection information of the file or block device at `path`, of the file
-        of `seal`, or of the descriptor that is sent with the request. Answer: PiAbility."""
+        of `seal`, or of the descriptor that is sent with the request. With `below`, `path` must lie
+        below one of these directories and below a root of policy, and be of a regular file. Answer:
+        PiAbility."""
         return await self._ask(
-            integrity_messages.PiQuery, integrity_messages.PiAbility, path=path, seal=seal
+            integrity_messages.PiQuery,
+            integrity_messages.PiAbility,
+            path=path,
+            seal=seal,
+            below=below,
         )
 
     async def pi_attach(
