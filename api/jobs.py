@@ -28,7 +28,7 @@ router = APIRouter(prefix="/jobs", tags=["jobs"], dependencies=[Depends(inputs.q
         examples.JOB,
         status=202,
         body=examples.JOB_BODY,
-        codes=(*CHANGING, "filesystem-unsupported"),
+        codes=(*CHANGING, "filesystem-unsupported", "no-such-file"),
         accepts=(KEY,),
         headers={"Location": header("Where the job is")},
     ),
