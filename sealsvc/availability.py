@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sealsvc import control, log_queue, once, users
+from sealsvc import control, job_store, log_queue, once, users
 from sealsvc.config import LimitsSection, PolicySection
 from sealsvc.protocol import MAX_FDS, MAX_MESSAGE
 
@@ -82,6 +82,11 @@ TABLE = (
         "keys of a user's requests",
         str(once.KEYS_PER_USER),
         "its own oldest key is forgotten",
+    ),
+    _fixed(
+        "jobs that are over and remembered",
+        str(job_store.REMEMBERED),
+        "the oldest of the user who has most of them is forgotten",
     ),
     _limit("grants of a user in a second", "policy.grants_per_second", _REFUSED),
     _limit("seals altogether", "policy.max_seals", _REFUSED, "`limit-reached`"),

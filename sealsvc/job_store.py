@@ -18,6 +18,8 @@ from sealsvc.overview import JobInfo
 
 log = logging.getLogger(__name__)
 
+REMEMBERED = 64  # jobs; those that run are kept beyond it
+
 
 class KeptJob(msgspec.Struct, frozen=True):
     """`uid`: the user who began it, where that one may look after it."""

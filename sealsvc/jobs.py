@@ -20,7 +20,7 @@ from sealsvc.audit import audit
 from sealsvc.errors import Refusal
 from sealsvc.events import EventLog
 from sealsvc.grants import Grants
-from sealsvc.job_store import JobStore, KeptJob
+from sealsvc.job_store import REMEMBERED, JobStore, KeptJob
 from sealsvc.overview import (
     Coverage,
     CoverageReport,
@@ -36,7 +36,6 @@ from sealsvc.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
-_REMEMBERED = 64
 _STOPPED = "the service was stopped while the job was under way"
 _KILLED = "the service ended without a stop while the job was under way"
 _BATCH = 64  # seals audited between two reports of progress
@@ -135,7 +134,7 @@ class JobRunner:
 
     def _make_room(self) -> None:
         """Forget, of the jobs that are over, the oldest of the user who has most of them."""
-        while len(self._jobs) > _REMEMBERED:
+        while len(self._jobs) > REMEMBERED:
             over = [job for job in self._jobs.values() if job.over]
             if not over:
                 return

@@ -9,6 +9,7 @@ from unittest.mock import AsyncMock, Mock
 import pytest
 
 from sealsvc.errors import Refusal
+from sealsvc.job_store import REMEMBERED
 from sealsvc.jobs import Job, JobRunner
 from sealsvc.overview import JobInfo, JobKind, JobState
 
@@ -42,3 +43,17 @@ def test_a_job_that_fails_is_over(raised: Exception, told: str) -> None:
             asyncio.run(runner._run(job, work))
     assert (job.info.state, job.info.error) == (JobState.FAILED, told)
     assert job.info.ended_at is not None
+
+
+def test_one_users_jobs_push_out_nobody_elses() -> None:
+    runner = JobRunner(Mock(), Mock(), Mock(), Mock(), Mock(), AsyncMock())
+    for number in range(REMEMBERED + 20):
+        uid = 0 if number < 4 else 1000
+        state = JobState.RUNNING if number in (4, 5) else JobState.DONE
+        info = JobInfo(id=str(number), kind=JobKind.COPY, state=state, principal="", started_at=0.0)
+        runner._jobs[info.id] = Job(info, uid)
+        runner._make_room()
+    left = [int(info.id) for info in reversed(runner.all())]
+    assert len(left) == REMEMBERED
+    assert left[:6] == [0, 1, 2, 3, 4, 5], "the other user's, and those that run"
+    assert left[6:] == list(range(26, REMEMBERED + 20)), "the newest"
