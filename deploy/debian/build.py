@@ -260,10 +260,10 @@ def main() -> None:
     if sysconfig.get_config_var("prefix") != "/usr":
         sys.exit("a package for Debian is built with Debian's python3, not with PYTHON=...")
     os.umask(0o022)
-    # The same tree makes the same package.
-    when = subprocess.run(
-        ["git", "-C", ROOT, "log", "-1", "--format=%ct"], capture_output=True, text=True
-    ).stdout.strip()
+    # The same tree makes the same package; one that did not come by git is of no date.
+    git = ("git", "-C", ROOT, "log", "-1", "--format=%ct")
+    there = shutil.which("git") is not None
+    when = subprocess.run(git, capture_output=True, text=True).stdout.strip() if there else ""
     os.environ.setdefault("SOURCE_DATE_EPOCH", when or "0")
     found = needed("sealsvc", EXTRAS, {})
     version = found["sealsvc"].version
