@@ -105,6 +105,9 @@ struct seal_pi_error {
 /* Is this a profile that can be carried out? 0, or -EINVAL; `*why` says what is wrong. */
 int seal_pi_check(const struct seal_pi_profile *profile, const char **why);
 
+/* A thread keeps how the last profile it used is laid out: neither call may be made from a signal
+ * handler that can interrupt the other. */
+
 /* Fills in the fields of `request->fields` of one tag for each block, and leaves the others in
  * `tags` as they are: those the caller provides. Returns the number of blocks, or -errno: -EINVAL
  * (a profile that is none, data that is no whole number of blocks, a key that does not fit),

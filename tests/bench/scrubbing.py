@@ -24,7 +24,7 @@ WRITES = 2000
 def scrub(bench: Bench, rounds: int) -> list[Figure]:
     path = _large(bench.root / "scrubbed")
     with Client(bench.socket, timeout=600) as client:
-        reply = client.grant(path=str(path))
+        reply = client.grant(path=str(path), iomode="read")
         made = client.call(PiAttach, seal=reply.seal.id, profile="crc32c-4k").result
         os.close(reply.fds[0])
         client.call(Return, seal=reply.seal.id)

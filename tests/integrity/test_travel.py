@@ -59,7 +59,12 @@ def damage(ground: Ground, path: Path, offset: int, data: bytes) -> None:
     """On the disk, of a file that nobody has in the page cache."""
     ground.corrupt(place_of(path, offset), data)
     with path.open("rb") as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+        def dropped() -> bool:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            return not native.cached_pages(file.fileno(), 0, path.stat().st_size)
+
+        until(dropped, what="an empty page cache")
 
 
 def begun(client: Client, a: Path, b: Path, **asked: Any) -> str:
