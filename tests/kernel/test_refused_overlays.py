@@ -83,3 +83,19 @@ def test_the_mark_goes_with_the_file_system(keeper: Keeper) -> None:
         with mounted("xfs", 512 * MiB, []) as point:
             assert not refuse(keeper, point)
             assert refuse(keeper, point)
+
+
+OPENS = """
+import os, sys
+for _ in range(3000):
+    os.close(os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECTORY))
+"""
+
+
+def test_directories_are_opened_as_ever(keeper: Keeper, layers: Path) -> None:
+    """By many at once, who are preempted anywhere on their way into the kernel."""
+    refuse(keeper, layers)
+    command = [*OWN_NAMESPACE[:4], "nice", "-n", "19", "python3", "-I", "-c", OPENS, str(layers)]
+    running = [subprocess.Popen(command) for _ in range(6)]
+    assert [each.wait(60) for each in running] == [0] * 6
+    assert keeper.overlays_refused() == 0
