@@ -63,7 +63,7 @@ def scratch_xfs() -> Iterator[Path]:
 
 def unmount(point: Path) -> None:
     """What served it ends in its own time, the keeper last."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while subprocess.run(["umount", point], capture_output=True).returncode:
         if time.monotonic() > deadline:
             run("umount", point)
@@ -75,7 +75,7 @@ def service(root: Path, socket: Path) -> Iterator[None]:
     command = [BIN / "sealsvc", "serve", "--socket", socket, "--root", root]
     process = subprocess.Popen([str(part) for part in command])
     try:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not socket.exists():
             if process.poll() is not None or time.monotonic() > deadline:
                 raise SystemExit("demo: the service did not start")
@@ -92,7 +92,7 @@ def holder(file: Path, conflict: str, seconds: float) -> Iterator[subprocess.Pop
     process = subprocess.Popen(
         [*map(str, command), sys.executable, "-c", HOLDER, str(seconds)],
     )
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while b"granted" not in subprocess.run([BIN / "sealctl", "ls"], capture_output=True).stdout:
         if process.poll() is not None or time.monotonic() > deadline:
             raise SystemExit("demo: the seal was not granted")
@@ -140,7 +140,7 @@ def refuses(file: Path) -> None:
     say("round two: conflicts are refused")
     new_file(file)
     before = extent_map(file)
-    with holder(file, "refuse", 2):
+    with holder(file, "refuse", 10):
         status, error, seconds = punch(file)
         assert status != 0, "the intruder was not refused"
         say(f"intruder: refused after {seconds * 1000:.0f} ms: {error}")

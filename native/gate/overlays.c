@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdint.h>
@@ -12,7 +13,6 @@
 #include <sys/fanotify.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "sealsvc/task_look.h"
@@ -23,8 +23,14 @@
 #endif
 #define MOUNTER_CAPABILITY 21 /* CAP_SYS_ADMIN */
 #define TASKS 4		      /* whose files of /proc are kept open */
-#define SLEEP_NS 50000	      /* between looks at a task that is on its way to sleep */
-#define LOOKS 200	      /* at one of them */
+#define WAITING_MAX 4096      /* tasks that are on their way to sleep */
+#define AGAIN_MS 1	      /* between looks at these */
+#define IDLE_MS 200	      /* between looks whether to stop */
+
+struct asked {
+	int fd;
+	int32_t tid;
+};
 
 struct seal_overlays {
 	int group;
@@ -33,33 +39,30 @@ struct seal_overlays {
 	struct seal_stack stack;
 	struct stat users; /* our own user namespace */
 	int64_t refused;
+	int stopping;
+	size_t waiting;
+	struct asked unsettled[WAITING_MAX];
 };
 
-/* A look does not block here: what holds the task's exec_update_lock for long is an execve(2) of its
- * process, which first waits for this thread, that waits for us, to end. */
+/* 0: the task is on its way to sleep, and is to be looked at once more. A look does not block here: what
+ * holds the task's exec_update_lock for long is an execve(2) of its process, which first waits for this
+ * thread, that waits for us, to end. */
 static int look(struct seal_overlays *overlays, int32_t tid)
 {
-	const struct timespec pause = {.tv_nsec = SLEEP_NS};
 	const struct seal_stack *stack = &overlays->stack;
 
-	for (int i = 0; i < LOOKS; i++) {
-		seal_stack_read(&overlays->looker, tid, &overlays->stack);
-		if (stack->state == SEAL_TASK_GONE)
-			return 0;
-		if (stack->count && strncmp(stack->frame[0], "fanotify_", 9) == 0)
-			return 1;
-		nanosleep(&pause, NULL);
-	}
-	return 0;
+	seal_stack_read(&overlays->looker, tid, &overlays->stack);
+	return stack->state == SEAL_TASK_GONE ||
+	       (stack->count && strncmp(stack->frame[0], "fanotify_", 9) == 0);
 }
 
 /* Is it proven that the task is not mounting anything? vfs_get_tree() calls every file system's
  * ->get_tree, and ovl_fill_super() is called by pointer: neither can be missing in the stack. */
-static int is_harmless(struct seal_overlays *overlays, int32_t tid)
+static int is_harmless(const struct seal_overlays *overlays)
 {
 	const struct seal_stack *stack = &overlays->stack;
 
-	if (!look(overlays, tid) || stack->count == SEAL_STACK_FRAMES)
+	if (stack->state == SEAL_TASK_GONE || stack->count == SEAL_STACK_FRAMES)
 		return 0;
 	for (unsigned i = 0; i < stack->count; i++)
 		if (strcmp(stack->frame[i], "vfs_get_tree") == 0 ||
@@ -92,38 +95,77 @@ static int is_administrator(const struct seal_overlays *overlays, int32_t tid)
 	return effective >> MOUNTER_CAPABILITY & 1;
 }
 
-static void answer(struct seal_overlays *overlays, const struct fanotify_event_metadata *event)
+static void answer(struct seal_overlays *overlays, const struct asked *asked, int allow)
 {
-	struct fanotify_response response = {.fd = event->fd, .response = FAN_ALLOW};
+	struct fanotify_response response = {.fd = asked->fd, .response = FAN_ALLOW};
 
-	if (!is_harmless(overlays, event->pid) && !is_administrator(overlays, event->pid)) {
+	if (!allow) {
 		response.response = FAN_DENY;
 		__atomic_fetch_add(&overlays->refused, 1, __ATOMIC_RELAXED);
 	}
 	/* ENOENT: the caller was killed meanwhile. */
 	while (write(overlays->group, &response, sizeof(response)) < 0 && errno == EINTR)
 		;
-	close(event->fd);
+	close(asked->fd);
+}
+
+/* 1 when it was answered. */
+static int judge(struct seal_overlays *overlays, const struct asked *asked)
+{
+	if (!look(overlays, asked->tid))
+		return 0;
+	answer(overlays, asked, is_harmless(overlays) || is_administrator(overlays, asked->tid));
+	return 1;
+}
+
+static void read_events(struct seal_overlays *overlays)
+{
+	char buffer[4096] __attribute__((aligned(8)));
+	const struct fanotify_event_metadata *event = (void *)buffer;
+	ssize_t left = read(overlays->group, buffer, sizeof(buffer));
+
+	for (; left > 0 && FAN_EVENT_OK(event, left); event = FAN_EVENT_NEXT(event, left)) {
+		struct asked asked = {event->fd, event->pid};
+
+		if (asked.fd < 0 || judge(overlays, &asked))
+			continue;
+		if (overlays->waiting < WAITING_MAX)
+			overlays->unsettled[overlays->waiting++] = asked;
+		else
+			answer(overlays, &asked, 0);
+	}
 }
 
 static void *answer_all(void *argument)
 {
-	char buffer[4096] __attribute__((aligned(8)));
 	struct seal_overlays *overlays = argument;
-	int before;
+	struct pollfd readable = {.fd = overlays->group, .events = POLLIN};
 
 	pthread_setname_np(pthread_self(), "seal-overlays");
-	for (;;) {
-		ssize_t left = read(overlays->group, buffer, sizeof(buffer));
-		const struct fanotify_event_metadata *event = (void *)buffer;
+	while (!__atomic_load_n(&overlays->stopping, __ATOMIC_ACQUIRE)) {
+		size_t waiting = 0;
 
-		pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &before);
-		for (; left > 0 && FAN_EVENT_OK(event, left); event = FAN_EVENT_NEXT(event, left))
-			if (event->fd >= 0)
-				answer(overlays, event);
-		pthread_setcancelstate(before, NULL);
+		if (poll(&readable, 1, overlays->waiting ? AGAIN_MS : IDLE_MS) > 0)
+			read_events(overlays);
+		for (size_t i = 0; i < overlays->waiting; i++)
+			if (!judge(overlays, &overlays->unsettled[i]))
+				overlays->unsettled[waiting++] = overlays->unsettled[i];
+		overlays->waiting = waiting;
 	}
 	return NULL;
+}
+
+/* Without CONFIG_STACKTRACE and names of functions in it, every open would be a mount. */
+static int shows_stacks(void)
+{
+	char text[4096];
+	int fd = open("/proc/self/stack", O_RDONLY | O_CLOEXEC);
+	ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
+
+	if (fd >= 0)
+		close(fd);
+	text[n < 0 ? 0 : n] = '\0';
+	return strstr(text, "_read") != NULL;
 }
 
 int seal_overlays_open(struct seal_overlays **out)
@@ -135,6 +177,10 @@ int seal_overlays_open(struct seal_overlays **out)
 
 	if (!overlays)
 		return -ENOMEM;
+	if (!shows_stacks()) {
+		free(overlays);
+		return -EOPNOTSUPP;
+	}
 	seal_task_looker_init(&overlays->looker, TASKS);
 	overlays->group = fanotify_init(flags, O_RDONLY | O_LARGEFILE | O_CLOEXEC);
 	if (overlays->group < 0 || stat("/proc/self/ns/user", &overlays->users) < 0)
@@ -157,7 +203,7 @@ int seal_overlays_open(struct seal_overlays **out)
 
 void seal_overlays_close(struct seal_overlays *overlays)
 {
-	pthread_cancel(overlays->thread);
+	__atomic_store_n(&overlays->stopping, 1, __ATOMIC_RELEASE);
 	pthread_join(overlays->thread, NULL);
 	close(overlays->group); /* the kernel lets whoever waits go on */
 	seal_task_looker_close(&overlays->looker);

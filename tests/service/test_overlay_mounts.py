@@ -74,7 +74,7 @@ def test_it_is_refused_while_no_service_runs(root: Path, upper: Path, tmp_path: 
     try:
         running.ready()
         with Client(str(running.socket)) as client:
-            client.grant(path=str(upper), kind="exclusive")
+            os.close(client.grant(path=str(upper), kind="exclusive").fds[0])
             running.kill()
             assert truncates(upper, *OWN_NAMESPACE).returncode
             assert upper.stat().st_size == 1 << 20

@@ -1,0 +1,101 @@
+"""The keeper refuses overlays of unprivileged users: on any kernel, whatever enforcers it has."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from sealsvc import keeper as keepers
+from sealsvc.keeper import Keeper
+from tests.scratch import MiB, mounted
+from tests.service.conftest import until
+
+pytestmark = [
+    pytest.mark.kernel,
+    pytest.mark.skipif(os.geteuid() != 0, reason="fanotify and mounts need root"),
+]
+
+NOBODY = 65534
+OWN_NAMESPACE = (
+    *("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"),
+    *("unshare", "--user", "--map-root-user", "--mount"),
+)
+
+
+@pytest.fixture
+def keeper(tmp_path: Path) -> Iterator[Keeper]:
+    path = tmp_path / "keeper.sock"
+    with closing(keepers.connect(str(path))) as made:
+        made.own()
+        yield made
+        made.release()
+    until(lambda: not path.exists())
+
+
+@pytest.fixture
+def layers(xfs: Path) -> Iterator[Path]:
+    top = xfs / "layers"
+    for path in (top, *(top / name for name in ("upper", "work", "lower", "merged"))):
+        path.mkdir()
+        os.chown(path, NOBODY, NOBODY)
+    for above in xfs.resolve().parents:
+        if not above.stat().st_mode & 0o001:
+            above.chmod(above.stat().st_mode | 0o011)
+    yield top
+    subprocess.run(["rm", "-rf", top], check=True)
+
+
+def mounts(top: Path, *who: str) -> bool:
+    names = f"lowerdir={top}/lower,upperdir={top}/upper,workdir={top}/work"
+    options = f"{names},userxattr" if who else names
+    done = subprocess.run([*who, "mount", "-t", "overlay", "over", "-o", options, top / "merged"])
+    return done.returncode == 0
+
+
+def refuse(keeper: Keeper, directory: Path) -> bool:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        return keeper.refuse_overlays(fd)
+    finally:
+        os.close(fd)
+
+
+def test_an_unprivileged_users_and_no_others(keeper: Keeper, layers: Path) -> None:
+    assert mounts(layers, *OWN_NAMESPACE), "it goes with its namespace"
+    assert keeper.overlays_refused() == 0
+    assert not refuse(keeper, layers)
+    assert refuse(keeper, layers), "it was refused before"
+    assert not mounts(layers, *OWN_NAMESPACE)
+    assert keeper.overlays_refused() == 1
+    assert mounts(layers), "an administrator's"
+    subprocess.run(["umount", layers / "merged"], check=True)
+    assert keeper.overlays_refused() == 1
+
+
+def test_the_mark_goes_with_the_file_system(keeper: Keeper) -> None:
+    """Whose device number may be another's then."""
+    for _ in range(2):
+        with mounted("xfs", 512 * MiB, []) as point:
+            assert not refuse(keeper, point)
+            assert refuse(keeper, point)
+
+
+OPENS = """
+import os, sys
+for _ in range(3000):
+    os.close(os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECTORY))
+"""
+
+
+def test_directories_are_opened_as_ever(keeper: Keeper, layers: Path) -> None:
+    """By many at once, who are preempted anywhere on their way into the kernel."""
+    refuse(keeper, layers)
+    command = [*OWN_NAMESPACE[:4], "nice", "-n", "19", "python3", "-I", "-c", OPENS, str(layers)]
+    running = [subprocess.Popen(command) for _ in range(6)]
+    assert [each.wait(60) for each in running] == [0] * 6
+    assert keeper.overlays_refused() == 0
