@@ -69,13 +69,13 @@ def backstore(name: str, config: str, size: int) -> Iterator[Path]:
 
 
 @contextmanager
-def lun(core: Path, seconds: float = 60) -> Iterator[str]:
-    """The disk that tcm_loop makes of it, once it is there."""
-    portal = TARGET / "loopback" / "naa.5001405000000001" / "tpgt_1"
+def lun(core: Path, seconds: float = 60, number: int = 0) -> Iterator[str]:
+    """The disk that tcm_loop makes of it, once it is there; `number` tells targets apart."""
+    portal = TARGET / "loopback" / f"naa.50014050000000{number}1" / "tpgt_1"
     link = portal / "lun" / "lun_0" / core.name
     link.parent.mkdir(parents=True)
     try:
-        (portal / "nexus").write_text("naa.5001405000000002")
+        (portal / "nexus").write_text(f"naa.50014050000000{number}2")
         link.symlink_to(core)
         host = (portal / "address").read_text().strip()
         disks = Path(f"/sys/bus/scsi/devices/{host}:0/block")
@@ -143,6 +143,57 @@ def test_what_the_disk_says_of_itself(tmp_path: Path) -> None:
             # Not in the table: illegal request, of which sg3-utils tell the operation code apart.
             sh("sg_raw", node, "02", *["0"] * 5, status=9)
         assert line(process) == "removed 3/disk"
+
+
+@contextmanager
+def known_by_number(*nodes: str) -> Iterator[None]:
+    """As udev does, which the guest has none of: sg_xcopy opens /dev/block/MAJOR:MINOR."""
+    made = []
+    for node in nodes:
+        number = os.stat(node).st_rdev
+        link = Path(f"/dev/block/{os.major(number)}:{os.minor(number)}")
+        if not link.exists():
+            link.parent.mkdir(exist_ok=True)
+            link.symlink_to(node)
+            made.append(link)
+    try:
+        yield
+    finally:
+        for link in made:
+            link.unlink()
+
+
+def test_third_party_copies_by_others_tools(tmp_path: Path) -> None:
+    """Within one disk, and between two of one runner; what is told before and after."""
+    if not shutil.which("sg_xcopy"):
+        pytest.skip("sg3-utils is not installed")
+    files = [tmp_path / "one", tmp_path / "two"]
+    data = [os.urandom(8 * MiB) for _ in files]
+    for file, content in zip(files, data, strict=True):
+        file.write_bytes(content)
+    with (
+        runner("file", tmp_path / "notes") as process,
+        backstore("one", f"file/{files[0]}", 8 * MiB) as one,
+        backstore("two", f"file/{files[1]}", 8 * MiB) as two,
+        lun(one) as a,
+        lun(two, number=1) as b,
+        known_by_number(a, b),
+    ):
+        assert {line(process)[-12:] for _ in files} == {"3/one (file)", "3/two (file)"}
+        assert "3PC=1" in sh("sg_inq", a)
+        page = sh("sg_vpd", "--page=0x8f", a)
+        assert "Third party copy" in page or "Third-party" in page, page
+        told = sh("sg_copy_results", "--params", a)
+        assert re.search(r"[Mm]aximum segment descriptor count: 16", told), told
+        copy = ["sg_xcopy", f"bs={BLOCK}", "count=2048"]
+        sh(*copy, "skip=0", "seek=8192", f"if={a}", f"of={a}")
+        sh(*copy, "skip=100", "seek=301", f"if={a}", f"of={b}")
+        found = [Path(node).read_bytes() for node in (a, b)]
+    want = data[0][: 4 * MiB] + data[0][:MiB] + data[0][5 * MiB :]
+    assert found[0] == files[0].read_bytes() == want
+    at, start = 301 * BLOCK, 100 * BLOCK
+    want = data[1][:at] + found[0][start : start + MiB] + data[1][at + MiB :]
+    assert found[1] == files[1].read_bytes() == want
 
 
 def test_two_handlers_side_by_side(tmp_path: Path) -> None:
