@@ -90,6 +90,7 @@ class Rest:
         value = self._value(schema, "", hostile=0.1)
         if isinstance(value, dict) and (fields := schema.get("properties")):
             name = draw.choice(sorted(fields))
+            value = dict(value)  # it may be one of OTHERS
             value[name] = self._value(fields[name], name, hostile=0.9)
             changed += [f"{prefix} {name}" for name in value if name in fields]
             value.pop("wait", None)  # for holders that are not there
