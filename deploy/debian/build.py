@@ -260,6 +260,8 @@ def main() -> None:
     if sysconfig.get_config_var("prefix") != "/usr":
         sys.exit("a package for Debian is built with Debian's python3, not with PYTHON=...")
     os.umask(0o022)
+    # meson finds the ninja of the virtual environment by it: a fresh Debian has no other.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     # The same tree makes the same package; one that did not come by git is of no date.
     git = ("git", "-C", ROOT, "log", "-1", "--format=%ct")
     there = shutil.which("git") is not None
