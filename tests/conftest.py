@@ -15,6 +15,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from overlay_turns import OverlayTurns
 from scratch import leftovers, mounted
 
 pytest_plugins = ["tests.lab.plugin"]
@@ -44,6 +45,22 @@ def nothing_left_behind() -> Iterator[None]:
     yield
     assert not psutil.Process().children(recursive=True), "processes are left"
     assert not leftovers()
+
+
+@pytest.fixture(scope="session")
+def overlay_turns() -> Iterator[OverlayTurns]:
+    turns = OverlayTurns()
+    yield turns
+    turns.close()
+
+
+@pytest.fixture(autouse=True)
+def no_overlays_of_others(
+    request: pytest.FixtureRequest, overlay_turns: OverlayTurns
+) -> Iterator[None]:
+    alone = request.node.get_closest_marker("overlays") is not None
+    with overlay_turns.turn(alone=alone):
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,7 @@ from tests.service.conftest import until
 
 pytestmark = [
     pytest.mark.kernel,
+    pytest.mark.overlays,
     pytest.mark.skipif(os.geteuid() != 0, reason="fanotify and mounts need root"),
 ]
 

@@ -16,7 +16,7 @@ from sealsvc.errors import Refusal
 from sealsvc.messages import Recall, Return
 from tests.service.conftest import PATIENCE, refusal, until
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.overlays, pytest.mark.timeout(240)]
 
 
 @pytest.fixture

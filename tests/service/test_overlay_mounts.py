@@ -17,7 +17,7 @@ from sealsvc.messages import Return
 from tests.service.conftest import RISKS, Running, refusal, serving, until
 from tests.service.test_environment import alarms
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.overlays, pytest.mark.timeout(240)]
 
 NOBODY = 65534
 REST = f"accept_risks = {sorted(ALL - {'all', RISK})}\n"

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -204,14 +205,17 @@ def _asked(http: httpx.Client, path: Path, own: Path) -> dict[str, httpx.Respons
         "/v1/relocations": {"path": str(own), "goal": {"defrag": True}},
     }
     for method, where, field in _naming():
-        name = f"{method} {where} {field}"
         if method == "get":
-            answers[name] = http.get(where, params={field: str(path)})
+            asked = {"params": {field: str(path)}}
         elif field == "goal.to":
-            body = {"path": str(own), "goal": {"to": str(path)}}
-            answers[name] = http.post(where, json=body)
+            asked = {"json": {"path": str(own), "goal": {"to": str(path)}}}
         else:
-            answers[name] = http.post(where, json=others.get(where, {}) | {field: str(path)})
+            asked = {"json": others.get(where, {}) | {field: str(path)}}
+        answer = http.request(method, where, **asked)
+        while answer.status_code == 429:  # a principal's requests have a rate
+            time.sleep(float(answer.headers["retry-after"]))
+            answer = http.request(method, where, **asked)
+        answers[f"{method} {where} {field}"] = answer
     return answers
 
 
