@@ -93,7 +93,7 @@ def _promise(seal: SealInfo) -> list[tuple[str, str | Text]]:
 def _course(seal: SealInfo) -> list[tuple[str, str | Text]]:
     holder = seal.holder
     return [
-        ("holder", f"{holder.pid} ({holder.comm}), uid {holder.uid}, start {holder.start_time}"),
+        ("holder", f"{holder.pid} ({holder.comm}), uid {holder.uid}"),
         ("state", state_text(seal.state)),
         ("seqid", str(seal.seqid)),
         ("reason", seal.reason or "-"),

@@ -131,7 +131,7 @@ def test_the_service_tells_page_after_page(tmp_path: Path) -> None:
             os.close(reply.fds[0])
             held.append(reply.seal.id)
         assert 20 < len(client.seals(limit=1000).seals) < 300
-        wait_for(lambda: client.history(limit=1).seals[0].id == held[-1])
+        wait_for(lambda: [seal.id for seal in client.history(limit=1).seals] == held[-1:])
         assert 40 < len(client.history(limit=1000).seals) < 300
         for command in (("ls",), ("history", "--limit", "1000")):
             done = subprocess.run(

@@ -96,7 +96,7 @@ def test_show_takes_an_end_of_an_id(daemon: FakeDaemon, sealctl: Start, part: st
     assert rows["enforcers"].strip() == "fanotify, bpf"
     assert rows["deadline"].strip() == "in 12.5s"
     assert rows["waiting"].strip() == "truncate by process 7 (dd), for 1s"
-    assert rows["holder"].strip() == "4711 (server), uid 0, start 99"
+    assert rows["holder"].strip() == "4711 (server), uid 0"
     assert rows["file"].strip() == str(ONE.file)
 
 
