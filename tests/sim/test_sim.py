@@ -45,7 +45,7 @@ STRANGER, HEIR = 2**22 + 1, 2**22 + 2  # above any pid
 
 
 class SimDaemon(Daemon):
-    def _arm(self) -> None:
+    def _arm(self, *, at_start: bool = False) -> None:
         """There is no mount to open."""
 
 
