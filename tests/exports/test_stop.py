@@ -21,7 +21,7 @@ from sealsvc.records import Trail
 from tests.api.conftest import write_principals
 from tests.api.running import Front, front
 from tests.exports.exporting import Exports
-from tests.service.conftest import RISKS, Running
+from tests.service.conftest import RISKS, Running, until
 
 pytestmark = [
     pytest.mark.kernel,
@@ -109,10 +109,17 @@ def test_the_trail_tells_who_stopped_which_export(
     with exported(exports, image):
         stop(there, "outside", 404)
         stop(there, "operator", 200, "?force=true")
-    with Client(str(running.socket)) as client:
-        entries = client.call(Trail).result.entries  # type: ignore[union-attr]
-    told = [entry.data for entry in entries if "stop-export" in str(entry.data)]
-    told = sorted(told, key=lambda data: str(data["outcome"]))
+    told: list[dict[str, Any]] = []
+
+    def recorded() -> bool:
+        """The registry writes behind the service."""
+        with Client(str(running.socket)) as client:
+            entries = client.call(Trail, limit=1000).result.entries  # type: ignore[union-attr]
+        told[:] = [entry.data for entry in entries if "stop-export" in str(entry.data)]
+        return len(told) >= 2
+
+    until(recorded, 20)
+    told.sort(key=lambda data: str(data["outcome"]))
     assert [(data["outcome"], data["principal"], data["name"]) for data in told] == [
         ("done", "operator", "disk"),
         ("no-such-export", "outside", "disk"),
