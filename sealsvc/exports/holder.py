@@ -24,7 +24,7 @@ from sealsvc.exports.static_map import recorded
 from sealsvc.exports.stats import OwnStats
 from sealsvc.exports.timeouts import timeouts_of
 from sealsvc.messages import Recall, Reclaim, Return, SealInfo
-from sealsvc.model import Conflict, IoMode
+from sealsvc.model import Conflict, IoMode, State
 from sealsvc.states import LIVE
 
 log = logging.getLogger(__name__)
@@ -184,8 +184,10 @@ class Holder:
             self.client.reconnect()
             self.away = False
             try:
-                self.client.call(Reclaim, seal=self.seal.id)
+                seal = self.client.call(Reclaim, seal=self.seal.id).seal
                 log.info("the service is back")
+                if seal.state is not State.GRANTED:  # recalled before we were there to hear it
+                    self._pause("recalled while the service was away", give_back=seal.state in LIVE)
             except Refusal as refusal:
                 if refusal.code != "no-such-seal":
                     self.away = True
