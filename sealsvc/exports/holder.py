@@ -24,7 +24,7 @@ from sealsvc.exports.static_map import recorded
 from sealsvc.exports.stats import OwnStats
 from sealsvc.exports.timeouts import timeouts_of
 from sealsvc.messages import Recall, Reclaim, Return, SealInfo
-from sealsvc.model import Conflict, IoMode, State
+from sealsvc.model import Conflict, IoMode
 from sealsvc.states import LIVE
 
 log = logging.getLogger(__name__)
@@ -145,8 +145,11 @@ class Holder:
             return
 
     def _hear(self) -> None:
-        """Wait for what comes next, and do it."""
+        """Do what has come, and wait for more. A push that came before the answer to a call is with
+        the client already, and poll(2) does not tell of it."""
         assert self.guard is not None
+        if not self.away:
+            self._pushes()
         poller = select.poll()
         poller.register(self._stop, select.POLLIN)
         poller.register(self.guard.pidfd, select.POLLIN)
@@ -161,8 +164,6 @@ class Holder:
             self._guarded()
         if self.away:
             self._find_service()
-        else:
-            self._pushes()
 
     def _pushes(self) -> None:
         try:
@@ -184,10 +185,8 @@ class Holder:
             self.client.reconnect()
             self.away = False
             try:
-                seal = self.client.call(Reclaim, seal=self.seal.id).seal
+                self.client.call(Reclaim, seal=self.seal.id)
                 log.info("the service is back")
-                if seal.state is not State.GRANTED:  # recalled before we were there to hear it
-                    self._pause("recalled while the service was away", give_back=seal.state in LIVE)
             except Refusal as refusal:
                 if refusal.code != "no-such-seal":
                     self.away = True
