@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 
+from sealsvc import kept_file
 from sealsvc.errors import Refusal
 from sealsvc.messages import Event
 from sealsvc.overview import AlarmInfo, AlarmPage, Alarms
@@ -113,7 +113,7 @@ class AlarmList:
             return
         self._changed = False
         data = msgspec.json.encode(list(self._alarms.values()))
-        await self._run(_replace, self._file, data)
+        await self._run(kept_file.replace, self._file, data, "alarms")
 
 
 def _id_of(name: str, seal: str, reason: str) -> str:
@@ -124,13 +124,3 @@ def _id_of(name: str, seal: str, reason: str) -> str:
 
 def _concerns(alarm: AlarmInfo, below: Iterable[str] | None) -> bool:
     return below is None or bool(alarm.path and lies_below(alarm.path, below))
-
-
-def _replace(file: Path, data: bytes) -> None:
-    fresh = file.with_suffix(".new")
-    try:
-        with open(fresh, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as out:
-            out.write(data)
-        fresh.replace(file)
-    except OSError as error:
-        log.warning("the alarms cannot be kept in %s: %s", file, error)

@@ -162,13 +162,12 @@ class Daemon:
         self.events.watch(self.service.measures.hear)
         self.policy = policy
         self.policy_file = PolicyFile(config, self._take_policy)
-        kept = Path(config.service.socket)
-        store = JobStore(kept.with_name("jobs.json"), self.workers.of("jobs", 1).run)
+        socket = Path(config.service.socket)
+        store = JobStore(socket.with_name("jobs.json"), self.workers.of("jobs", 1).run)
         jobs = self.jobs = JobRunner(
             self.grants, self.recaller, self.events, self.tasks, self.service.paths, store
         )
-        kept = kept.with_name("alarms.json")
-        self.alarms = AlarmList(kept, self.workers.of("alarms", 1).run)
+        self.alarms = AlarmList(socket.with_name("alarms.json"), self.workers.of("alarms", 1).run)
         self.alarms.load()
         self.events.watch(self.alarms.hear)
         self.service.desk = Desk(self.service, self.policy_file, jobs, self.alarms)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
 import msgspec
 
+from sealsvc import kept_file
 from sealsvc.overview import JobInfo
 
 log = logging.getLogger(__name__)
@@ -52,14 +52,5 @@ class JobStore:
     async def save(self, jobs: Callable[[], Iterable[KeptJob]]) -> None:
         """One writer at a time, each with the jobs as they are when it begins."""
         async with self._writing:
-            await self._run(_replace, self._file, msgspec.json.encode(list(jobs())))
-
-
-def _replace(file: Path, data: bytes) -> None:
-    fresh = file.with_suffix(".new")
-    try:
-        with open(fresh, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as out:
-            out.write(data)
-        fresh.replace(file)
-    except OSError as error:
-        log.warning("jobs are not remembered over a restart: %s: %s", file, error)
+            data = msgspec.json.encode(list(jobs()))
+            await self._run(kept_file.replace, self._file, data, "jobs")
