@@ -185,7 +185,7 @@ def _refuse_child(owner: int) -> None:
 
 
 @contextmanager
-def _alone(lock: threading.Lock) -> Iterator[None]:
+def alone(lock: threading.Lock) -> Iterator[None]:
     """Two threads would take each other's answers, and the descriptors that came with them."""
     if not lock.acquire(blocking=False):
         raise RuntimeError("another thread uses this client just now: one client for each thread")
@@ -261,7 +261,7 @@ class Client(Methods):
         """Send a request and wait for its answer (`timeout` seconds; default: the client's)."""
         limit = self.timeout if timeout is None else timeout
         deadline = None if limit is None else time.monotonic() + limit
-        with _alone(self._used):
+        with alone(self._used):
             try:
                 return self._answer(self.send(kind, fds, **fields), deadline)
             except _Undelivered as undelivered:
@@ -340,7 +340,7 @@ class Client(Methods):
                 continue
             try:
                 deadline = None if timeout is None else time.monotonic() + timeout
-                with _alone(self._used):
+                with alone(self._used):
                     message, _ = self._next(deadline)
             except TimeoutError:
                 return

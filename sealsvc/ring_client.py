@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from sealsvc.client import socket_path
+from sealsvc.client import alone, socket_path
 from sealsvc.extents import ExtentMap
 from sealsvc.model import IoMode, Preparation, State
 from sealsvc.native import ffi, lib, rows_of
@@ -182,12 +182,8 @@ class RingClient:
 
     def alone(self, function: Callable[..., int], *arguments: Any) -> int:
         """Call a function of libseal on this client, which no other thread uses meanwhile."""
-        if not self._used.acquire(blocking=False):
-            raise RuntimeError("another thread uses this client just now: one at a time")
-        try:
+        with alone(self._used):
             return function(self.handle, *arguments)
-        finally:
-            self._used.release()
 
     @property
     def identity(self) -> tuple[int, str]:
