@@ -146,12 +146,12 @@ def add_system_files(stage: Path, version: str) -> None:
 def add_libseal(stage: Path) -> None:
     """The library for C programs, with its headers and manual, as meson installs them."""
     triplet = run("dpkg-architecture", "-qDEB_HOST_MULTIARCH").strip()
-    build = str(ROOT / "build/libseal")
+    build = ROOT / "build/libseal"
+    shutil.rmtree(build, ignore_errors=True)
     meson = Path(sys.executable).with_name("meson")
     paths = ("--prefix=/usr", f"--libdir=lib/{triplet}")
-    again = ("--reconfigure",) if Path(build).exists() else ()
     terms = ("--buildtype=debugoptimized", "-Dlibseal_alone=true")
-    run(meson, "setup", *again, *paths, *terms, build, str(ROOT))
+    run(meson, "setup", *paths, *terms, build, ROOT)
     run(meson, "compile", "-C", build)
     run(meson, "install", "-C", build, "--no-rebuild", "--tags=libseal,devel", "--destdir", stage)
     (library,) = stage.glob("usr/lib/*/libseal.so.*.*")
