@@ -9,8 +9,7 @@ const BEGIN = ["No file is exported. Begin with ", h("code", {}, "sealctl export
 const times = (found) => found?.count
   ? `${found.count}: half within ${duration(found.p50 / 1000)}, 99 % within ${duration(found.p99 / 1000)}, longest ${duration(found.longest / 1000)}`
   : "none";
-const sum = (counts) => Object.values(counts).reduce((a, b) => a + b, 0);
-const requests = (x) => sum(Object.fromEntries(Object.entries(x.latency).map(([op, found]) => [op, found.count])));
+const requests = (x) => Object.values(x.latency).reduce((count, found) => count + found.count, 0);
 const where = (x) => `/exports/${encodeURIComponent(x.name)}`;
 
 // What must be done where the export does not go on by itself.
@@ -69,6 +68,6 @@ export async function exported(app, name) {
         const { picture, label } = histogram(op, distribution(found));
         return h("figure", { class: "card" }, picture, h("figcaption", {}, label));
       })),
-      sum(Object.fromEntries(Object.entries(served.latency).map(([op, found]) => [op, found.count]))) === 0 && h("p", { class: "empty" }, "No request yet.")],
+      requests(x) === 0 && h("p", { class: "empty" }, "No request yet.")],
   ];
 }

@@ -88,8 +88,6 @@ def copy(
     with settings.connect() as client:
         job = _start(settings, client, source, destination, asked)
         job = followed(client, job)
-    if job.state in (JobState.FAILED, JobState.INTERRUPTED):
-        raise Refusal("io-error", job.error)
     emit(settings, job.result, lambda console: _print(console, job.result))
     if manner["dry_run"]:
         return 0
@@ -150,7 +148,8 @@ def _opened(source: str, there: str, *, create: bool) -> Iterator[list[int]]:
 
 
 def followed(client: Client, job: JobInfo) -> JobInfo:
-    """Until it has ended. Who interrupts it cancels it, and is told how far it came."""
+    """Until it has ended. Who interrupts it cancels it, and is told how far it came. Raises Refusal
+    (io-error) of a job that failed, or that the service's end interrupted."""
     columns = (BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn())
     told = TextColumn("{task.description}", markup=False)
     console = Console(stderr=True, markup=False, highlight=False, emoji=False)
@@ -171,6 +170,8 @@ def followed(client: Client, job: JobInfo) -> JobInfo:
                 )
         except KeyboardInterrupt:
             job = ask(client, CancelJob, JobInfo, job=job.id)
+    if job.state in (JobState.FAILED, JobState.INTERRUPTED):
+        raise Refusal("io-error", job.error)
     return job
 
 

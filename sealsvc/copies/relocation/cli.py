@@ -15,8 +15,7 @@ from sealsvc.cli.paths import absolute
 from sealsvc.cli.units import parse_duration, parse_size
 from sealsvc.copies.cli import followed
 from sealsvc.copies.relocation.requests import Goal, Relocate
-from sealsvc.errors import Refusal
-from sealsvc.overview import JobInfo, JobState
+from sealsvc.overview import JobInfo
 
 EXAMPLES = """\b
 Examples:
@@ -52,8 +51,6 @@ def relocate(
     with settings.connect() as client:
         job = ask(client, Relocate, JobInfo, path=absolute(file), goal=goal, grace=grace)
         job = followed(client, job)
-    if job.state in (JobState.FAILED, JobState.INTERRUPTED):
-        raise Refusal("io-error", job.error)
     emit(settings, job.result, lambda console: _print(console, job.result))
     return 0 if job.result.get("moved") else NOT_MOVED
 
