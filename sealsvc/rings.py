@@ -20,6 +20,7 @@ import msgspec
 
 from sealsvc.control import Connection, Reply
 from sealsvc.enforce import Verdict, Watchable, watchable
+from sealsvc.enforce.overlay_mounts import RISK as OVERLAY_RISK
 from sealsvc.errors import Refusal
 from sealsvc.grants import Asker, Grants, Passed
 from sealsvc.keeper import KeeperError
@@ -39,7 +40,6 @@ log = logging.getLogger(__name__)
 _LINGER, _LINGER_OF_DEAD = 60.0, 2.0
 _USED = (State.GRANTED, State.ACTIVE)
 _NO_SLOT = 2**32 - 1
-_RISK = "overlay-truncate"
 
 
 @dataclass(eq=False)
@@ -213,9 +213,9 @@ class Rings:
         if seal.request.kind is not Kind.SHARED:
             return None
         if len(seal.enforcers) > 1:
-            if not self.policy.accepts(_RISK):
+            if not self.policy.accepts(OVERLAY_RISK):
                 return None
-            seal.accepted_risks = sorted({*seal.accepted_risks, _RISK})
+            seal.accepted_risks = sorted({*seal.accepted_risks, OVERLAY_RISK})
         return watchable(seal.hold)
 
     def _hook(self, client: RingClient, seal: Seal) -> None:

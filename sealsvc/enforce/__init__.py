@@ -12,16 +12,15 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
+from sealsvc.enforce.overlay_mounts import RISK as OVERLAY_RISK
+from sealsvc.enforce.overlay_mounts import OverlayMounts
 from sealsvc.errors import Refusal
 from sealsvc.filesystem import Filesystem
 from sealsvc.host import Target
 from sealsvc.messages import Gap, Grant
 from sealsvc.model import ByteRange, FileId, Kind, Operation
-
-if TYPE_CHECKING:
-    from sealsvc.enforce.overlay_mounts import OverlayMounts
 
 
 class Verdict(StrEnum):
@@ -284,7 +283,7 @@ class Combination:
     def _add(self, holds: Holds, target: Target, guard: Guard, *, late: bool) -> None:
         first, *behind = self.enforcers
         kind = Kind.EXCLUSIVE if guard.exclusive else Kind.SHARED
-        backed = any("overlay-truncate" in e.closes(target.filesystem, kind) for e in behind)
+        backed = any(OVERLAY_RISK in e.closes(target.filesystem, kind) for e in behind)
         for enforcer in self.enforcers:
             if enforcer.late is late:
                 own = (
@@ -305,7 +304,7 @@ class EnforcerSet:
     def refuse_overlays(self, filesystem: Filesystem, fd: int, *, at_start: bool = False) -> None:
         """Where truncation through overlays is not an accepted risk, and nothing sees it."""
         closed = (e.closes(filesystem, Kind.EXCLUSIVE) for e in self.available)
-        if self.overlays and not any("overlay-truncate" in risks for risks in closed):
+        if self.overlays and not any(OVERLAY_RISK in risks for risks in closed):
             self.overlays.refuse(filesystem, fd, at_start=at_start)
 
     def judge(self, enforcer: Enforcer, reason: str) -> bool:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from sealsvc.enforce import Claim, Guard, Hold, Outcome, Report, Verdict
+from sealsvc.enforce.overlay_mounts import RISK as OVERLAY_RISK
 from sealsvc.errors import Refusal
 from sealsvc.filesystem import Filesystem
 from sealsvc.host import Target
@@ -120,7 +121,7 @@ class PinEnforcer:
         return (Gap(risk="xfs-swapext", kinds=[Kind.SHARED], why=why),)
 
     def closes(self, filesystem: Filesystem, kind: Kind) -> frozenset[str]:  # noqa: ARG002
-        return frozenset({"overlay-truncate"}) if filesystem.dax else frozenset()
+        return frozenset({OVERLAY_RISK}) if filesystem.dax else frozenset()
 
     def arm(self, filesystem: Filesystem, fd: int) -> None:
         """Nothing to do: pins hold whoever comes, by whatever way."""
