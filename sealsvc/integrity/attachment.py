@@ -390,11 +390,13 @@ def _disjoint(parts: check.Parts) -> check.Parts:
 def _batches(parts: check.Parts, most: int) -> Iterator[check.Parts]:
     """Of about `most` blocks each."""
     batch: check.Parts = []
-    for part in parts:
-        batch.append(part)
-        if sum(count for _, count in batch) >= most:
+    blocks = 0
+    for first, count in parts:
+        batch.append((first, count))
+        blocks += count
+        if blocks >= most:
             yield batch
-            batch = []
+            batch, blocks = [], 0
     if batch:
         yield batch
 

@@ -280,16 +280,22 @@ class Integrity:
             finally:
                 os.close(anchor)
 
-        pool = self._grants.workers.of(("integrity", about.id), 1)
         async with self._grants.lock(seal.file):
-            building = asyncio.ensure_future(pool.run(work))
             try:
-                return await asyncio.shield(building)
-            except asyncio.CancelledError:
-                building.add_done_callback(_removed)
-                raise
+                return await self._waited_for(about, work)
             except OSError as error:
                 raise Refusal("io-error", f"tags of {seal.path}: {error}") from error
+
+    async def _waited_for(self, about: About, build: Callable[[], TagStore]) -> TagStore:
+        """What `build` makes, in the thread of the attachment to be. When nobody waits for it any
+        more it is removed."""
+        pool = self._grants.workers.of(("integrity", about.id), 1)
+        building = asyncio.ensure_future(pool.run(build))
+        try:
+            return await asyncio.shield(building)
+        except asyncio.CancelledError:
+            building.add_done_callback(_removed)
+            raise
 
     async def _detach(self, peer: Peer, request: PiDetach) -> PiAttachment:
         attachment = self._attachment(peer, request.attachment)
@@ -455,13 +461,9 @@ class Integrity:
                 raise Refusal("already-attached", f"{about.path} has tags there by now")
             seals = [seal for seal in self._grants.life.table.of_file(about.file) if seal.live]
             anchor = anchor_of(seals[0]) if seals else -1
-            pool = self._grants.workers.of(("integrity", about.id), 1)
-            building = asyncio.ensure_future(pool.run(self._built, about, parts, anchor))
-            try:
-                store = await asyncio.shield(building)
-            except asyncio.CancelledError:
-                building.add_done_callback(_removed)
-                raise
+            store = await self._waited_for(
+                about, functools.partial(self._built, about, parts, anchor)
+            )
         attachment = Attachment(Layout(profile, store, make, prove), self._grants, self.errors)
         self._attachments[attachment.id] = attachment
         return attachment
