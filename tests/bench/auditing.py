@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import time
 
 from sealsvc.client import Client
-from sealsvc.messages import Audit, Return
+from sealsvc.messages import Audit
 from tests.bench.figures import Bench, Figure, alternate
+from tests.bench.many_seals import BLOCK, many_seals
 
-BLOCK = 4096
 A_FILE = 32  # seals
 
 
 def audit(bench: Bench, rounds: int, count: int = 10_000) -> Figure:
     """Microseconds for a seal."""
     paths = [bench.file(f"audit-{n}", A_FILE * BLOCK) for n in range(-(-count // A_FILE))]
-    with Client(bench.socket) as client:
-        seals = []
-        for number in range(count):
-            reply = client.grant(
-                path=str(paths[number // A_FILE]), kind="shared",
-                offset=number % A_FILE * BLOCK, length=BLOCK,
-            )  # fmt: skip
-            os.close(reply.fds[0])
-            seals.append(reply.seal.id)
+    with Client(bench.socket) as client, many_seals(client, paths, count, A_FILE):
 
         def figure() -> list[float]:
             begun = time.perf_counter()
@@ -36,11 +27,7 @@ def audit(bench: Bench, rounds: int, count: int = 10_000) -> Figure:
         def floor() -> list[float]:
             return bench.floor("fiemap-ranges", 1, str(BLOCK), str(A_FILE), *map(str, paths))
 
-        try:
-            return alternate(
-                "audit-per-seal", "bare FIEMAP calls of the same ranges in C", 40.0,
-                figure, floor, rounds,
-            )  # fmt: skip
-        finally:
-            for seal in seals:
-                client.call(Return, seal=seal)
+        return alternate(
+            "audit-per-seal", "bare FIEMAP calls of the same ranges in C", 40.0,
+            figure, floor, rounds,
+        )  # fmt: skip

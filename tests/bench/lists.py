@@ -16,10 +16,10 @@ from pathlib import Path
 import msgspec
 
 from sealsvc.client import Client
-from sealsvc.messages import Return
 from tests.bench.figures import Bench, Figure, alternate
+from tests.bench.many_seals import BLOCK, many_seals
 
-COUNT, A_FILE, BLOCK = 10_000, 2000, 4096
+COUNT, A_FILE = 10_000, 2000
 
 FLOOR = """
 import json, sys
@@ -80,20 +80,8 @@ def _compared(bench: Bench, name: str, command: list[str], rounds: int) -> Figur
 def lists(bench: Bench, rounds: int) -> list[Figure]:
     """The goal of a second for 10,000 rows is one of 10 times the floor, which takes a tenth."""
     paths = [bench.file(f"lists-{n}", A_FILE * BLOCK) for n in range(COUNT // A_FILE)]
-    with Client(bench.socket) as client:
-        seals = []
-        try:
-            for number in range(COUNT):
-                reply = client.grant(
-                    path=str(paths[number // A_FILE]), kind="shared",
-                    offset=number % A_FILE * BLOCK, length=BLOCK,
-                )  # fmt: skip
-                os.close(reply.fds[0])
-                seals.append(reply.seal.id)
-            return [
-                _compared(bench, "ls", ["ls"], rounds),
-                _compared(bench, "history", ["history", "--limit", str(COUNT)], rounds),
-            ]
-        finally:
-            for seal in seals:
-                client.call(Return, seal=seal)
+    with Client(bench.socket) as client, many_seals(client, paths, COUNT, A_FILE):
+        return [
+            _compared(bench, "ls", ["ls"], rounds),
+            _compared(bench, "history", ["history", "--limit", str(COUNT)], rounds),
+        ]

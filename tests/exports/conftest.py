@@ -9,20 +9,15 @@ from pathlib import Path
 import pytest
 
 from tests.exports.exporting import Exports
-from tests.service.conftest import RISKS, Running
+from tests.service.conftest import RISKS, Running, served
 
 MiB = 1 << 20
 
 
 @pytest.fixture
 def running(xfs: Path, tmp_path: Path) -> Iterator[Running]:
-    made = Running(tmp_path, [xfs], RISKS + "[fence]\nsignal_grace = 0.5\n")
-    made.start()
-    try:
-        made.ready()
+    with served(Running(tmp_path, [xfs], RISKS + "[fence]\nsignal_grace = 0.5\n")) as made:
         yield made
-    finally:
-        made.end()
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.scratch import PREFIX
-from tests.service.conftest import RISKS, MiB, Running
+from tests.service.conftest import RISKS, MiB, Running, served
 
 
 @pytest.fixture(scope="session")
@@ -37,13 +37,8 @@ def more() -> str:
 @pytest.fixture(scope="module")
 def running(root: Path, place: Path, more: str) -> Iterator[Running]:
     """A service of the module's own."""
-    made = Running(place, [root], RISKS + more)
-    made.start()
-    try:
-        made.ready()
+    with served(Running(place, [root], RISKS + more)) as made:
         yield made
-    finally:
-        made.end()
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import pytest
 
 from sealsvc import keeper as keepers
 from sealsvc.keeper import Keeper
+from tests.overlay_layers import OWN_NAMESPACE, UNPRIVILEGED, layers, options
 from tests.scratch import MiB, mounted
 from tests.service.conftest import until
 
@@ -20,12 +21,6 @@ pytestmark = [
     pytest.mark.overlays,
     pytest.mark.skipif(os.geteuid() != 0, reason="fanotify and mounts need root"),
 ]
-
-NOBODY = 65534
-OWN_NAMESPACE = (
-    *("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"),
-    *("unshare", "--user", "--map-root-user", "--mount"),
-)
 
 
 @pytest.fixture
@@ -39,22 +34,14 @@ def keeper(tmp_path: Path) -> Iterator[Keeper]:
 
 
 @pytest.fixture
-def layers(xfs: Path) -> Iterator[Path]:
-    top = xfs / "layers"
-    for path in (top, *(top / name for name in ("upper", "work", "lower", "merged"))):
-        path.mkdir()
-        os.chown(path, NOBODY, NOBODY)
-    for above in xfs.resolve().parents:
-        if not above.stat().st_mode & 0o001:
-            above.chmod(above.stat().st_mode | 0o011)
-    yield top
-    subprocess.run(["rm", "-rf", top], check=True)
+def top(xfs: Path) -> Iterator[Path]:
+    with layers(xfs / "layers") as made:
+        yield made
 
 
 def mounts(top: Path, *who: str) -> bool:
-    names = f"lowerdir={top}/lower,upperdir={top}/upper,workdir={top}/work"
-    options = f"{names},userxattr" if who else names
-    done = subprocess.run([*who, "mount", "-t", "overlay", "over", "-o", options, top / "merged"])
+    names = options(top, userxattr=bool(who))
+    done = subprocess.run([*who, "mount", "-t", "overlay", "over", "-o", names, top / "merged"])
     return done.returncode == 0
 
 
@@ -66,15 +53,15 @@ def refuse(keeper: Keeper, directory: Path) -> bool:
         os.close(fd)
 
 
-def test_an_unprivileged_users_and_no_others(keeper: Keeper, layers: Path) -> None:
-    assert mounts(layers, *OWN_NAMESPACE), "it goes with its namespace"
+def test_an_unprivileged_users_and_no_others(keeper: Keeper, top: Path) -> None:
+    assert mounts(top, *OWN_NAMESPACE), "it goes with its namespace"
     assert keeper.overlays_refused() == 0
-    assert not refuse(keeper, layers)
-    assert refuse(keeper, layers), "it was refused before"
-    assert not mounts(layers, *OWN_NAMESPACE)
+    assert not refuse(keeper, top)
+    assert refuse(keeper, top), "it was refused before"
+    assert not mounts(top, *OWN_NAMESPACE)
     assert keeper.overlays_refused() == 1
-    assert mounts(layers), "an administrator's"
-    subprocess.run(["umount", layers / "merged"], check=True)
+    assert mounts(top), "an administrator's"
+    subprocess.run(["umount", top / "merged"], check=True)
     assert keeper.overlays_refused() == 1
 
 
@@ -93,10 +80,10 @@ for _ in range(3000):
 """
 
 
-def test_directories_are_opened_as_ever(keeper: Keeper, layers: Path) -> None:
+def test_directories_are_opened_as_ever(keeper: Keeper, top: Path) -> None:
     """By many at once, who are preempted anywhere on their way into the kernel."""
-    refuse(keeper, layers)
-    command = [*OWN_NAMESPACE[:4], "nice", "-n", "19", "python3", "-I", "-c", OPENS, str(layers)]
+    refuse(keeper, top)
+    command = [*UNPRIVILEGED, "nice", "-n", "19", "python3", "-I", "-c", OPENS, str(top)]
     running = [subprocess.Popen(command) for _ in range(6)]
     assert [each.wait(60) for each in running] == [0] * 6
     assert keeper.overlays_refused() == 0

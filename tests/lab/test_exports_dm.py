@@ -16,7 +16,7 @@ from sealsvc.client import Client
 from sealsvc.messages import List
 from tests.exports.exporting import Exports, relocating
 from tests.lab.pmem import mounted_dax
-from tests.service.conftest import RISKS, Running, until
+from tests.service.conftest import RISKS, Running, served, until
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(400)]
 MiB = 1 << 20
@@ -52,13 +52,10 @@ def root(request: pytest.FixtureRequest) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def running(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    made = Running(
-        tmp_path_factory.mktemp("daemon"), [root], RISKS + "[fence]\nsignal_grace = 1.0\n"
-    )
-    made.start()
-    made.ready()
-    yield made
-    made.end()
+    with served(
+        Running(tmp_path_factory.mktemp("daemon"), [root], RISKS + "[fence]\nsignal_grace = 1.0\n")
+    ) as made:
+        yield made
 
 
 @pytest.fixture

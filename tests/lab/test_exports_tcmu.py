@@ -19,7 +19,7 @@ from sealsvc.exports.programs import program
 from tests.exports.exporting import Exports, relocating
 from tests.exports.loading import loaded
 from tests.lab.pmem import mounted_dax
-from tests.service.conftest import RISKS, Running, until
+from tests.service.conftest import RISKS, Running, served, until
 
 pytestmark = [pytest.mark.lab(cpus=2), pytest.mark.timeout(400)]
 MiB = 1 << 20
@@ -261,13 +261,10 @@ def root() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def running(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    made = Running(
-        tmp_path_factory.mktemp("daemon"), [root], RISKS + "[fence]\nsignal_grace = 1.0\n"
-    )
-    made.start()
-    made.ready()
-    yield made
-    made.end()
+    with served(
+        Running(tmp_path_factory.mktemp("daemon"), [root], RISKS + "[fence]\nsignal_grace = 1.0\n")
+    ) as made:
+        yield made
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import pytest
 from sealsvc.client import Client
 from sealsvc.messages import List, SealInfo
 from tests.lab.pmem import mounted_dax
-from tests.service.conftest import Running, until
+from tests.service.conftest import Running, served, until
 from tests.service.test_hypervisor import guest_gives_back
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -35,11 +35,8 @@ def root(request: pytest.FixtureRequest) -> Iterator[Path]:
 
 @pytest.fixture
 def running(root: Path, tmp_path: Path) -> Iterator[Running]:
-    made = Running(tmp_path, [root])
-    made.start()
-    made.ready()
-    yield made
-    made.end()
+    with served(Running(tmp_path, [root])) as made:
+        yield made
 
 
 def run(*command: str | Path) -> str:

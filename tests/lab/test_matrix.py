@@ -16,7 +16,7 @@ from sealsvc.client import Client
 from sealsvc.messages import Recall, Reclaim, Return, Status
 from tests.lab.plugin import INSIDE
 from tests.lab.pmem import mounted_dax
-from tests.service.conftest import RISKS, Running
+from tests.service.conftest import RISKS, Running, served
 
 MiB = 1 << 20
 GATE = (6, 14)  # pre-content events
@@ -36,11 +36,8 @@ def root(request: pytest.FixtureRequest) -> Iterator[Path]:
 def running(root: Path, tmp_path: Path) -> Iterator[Running]:
     # A start of the service, which the holder waits for, takes a minute here when all is busy.
     Path("/proc/sys/fs/lease-break-time").write_text("300")
-    made = Running(tmp_path, [root], RISKS)
-    made.start()
-    made.ready()
-    yield made
-    made.end()
+    with served(Running(tmp_path, [root], RISKS)) as made:
+        yield made
 
 
 def has_gate() -> bool:

@@ -20,7 +20,7 @@ from sealsvc.errors import Refusal
 from sealsvc.messages import Audit, List, Recall, Reclaim, Return
 from tests.lab.kernels import SERIES
 from tests.lab.pmem import mounted_dax
-from tests.service.conftest import Running
+from tests.service.conftest import Running, served
 
 MiB = 1 << 20
 CONFIG = 'accept_risks = ["all"]\n[enforcers]\nuse = ["pin"]\n'
@@ -62,11 +62,8 @@ def root(request: pytest.FixtureRequest) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def running(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    made = Running(tmp_path_factory.mktemp("daemon"), [root], CONFIG)
-    made.start()
-    made.ready()
-    yield made
-    made.end()
+    with served(Running(tmp_path_factory.mktemp("daemon"), [root], CONFIG)) as made:
+        yield made
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sealsvc.ring_client import News, RingClient
-from tests.service.conftest import RISKS, Running, until
+from tests.service.conftest import RISKS, Running, served, until
 
 ROOT = Path(__file__).parents[2]
 BLOCK = 4096
@@ -22,13 +22,8 @@ ROUNDS = int(os.environ.get("SEALSVC_RING_KILLS", "20"))
 
 @pytest.fixture
 def running(xfs: Path, tmp_path: Path) -> Iterator[Running]:
-    made = Running(tmp_path, [xfs], RISKS + "[fence]\nsignal_grace = 0.5\n")
-    made.start()
-    try:
-        made.ready()
+    with served(Running(tmp_path, [xfs], RISKS + "[fence]\nsignal_grace = 0.5\n")) as made:
         yield made
-    finally:
-        made.end()
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ring.conftest import truncating
+from tests.ring.test_ring_demo import runs_the_demo
 from tests.ring.test_ring_native import ROOT, run
 from tests.service.conftest import Running
 
@@ -43,22 +43,7 @@ def test_a_program_is_compiled_and_seals(
     run("gcc", "-Wall", "-Wextra", "-Werror", "-o", program, source, *flags)
     needed = run("readelf", "-d", program)
     assert ("libseal.so.1" in needed) is (how == "shared")
-    with subprocess.Popen(
-        [program, file],
-        env={
-            **os.environ,
-            "SEALSVC_SOCKET": str(running.socket),
-            "LD_LIBRARY_PATH": str(installed / "lib"),
-        },
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as demo:
-        assert demo.stdout is not None
-        assert demo.stdout.readline().startswith("sealed: byte 0 is at ")
-        with truncating(file, 0):
-            assert demo.stdout.readline() == "recalled: giving 4096 bytes back\n"
-        assert demo.stdout.readline() == "returned\n"
-        assert demo.wait(20) == 0
+    runs_the_demo(program, file, running, LD_LIBRARY_PATH=str(installed / "lib"))
 
 
 def test_the_version_and_the_manual_are_installed(installed: Path) -> None:

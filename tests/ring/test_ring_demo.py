@@ -15,14 +15,11 @@ from tests.service.conftest import Running
 pytestmark = [pytest.mark.kernel]
 
 
-def test_the_demo(running: Running, file: Path, tmp_path: Path) -> None:
-    program, built = tmp_path / "demo_seal", library().parent
-    source = ROOT / "examples" / "embed" / "demo_seal.c"
-    run("gcc", "-Wall", "-Wextra", "-Werror", f"-I{LIBSEAL}", source, "-o", program,
-        f"-L{built}", "-lseal", f"-Wl,-rpath,{built}")  # fmt: skip
+def runs_the_demo(program: Path, file: Path, running: Running, **more: str) -> None:
+    """From its grant to its end, by a recall; `more` is put into its environment."""
     with subprocess.Popen(
         [program, file],
-        env={**os.environ, "SEALSVC_SOCKET": str(running.socket)},
+        env={**os.environ, "SEALSVC_SOCKET": str(running.socket), **more},
         stdout=subprocess.PIPE,
         text=True,
     ) as demo:
@@ -32,6 +29,14 @@ def test_the_demo(running: Running, file: Path, tmp_path: Path) -> None:
             assert demo.stdout.readline() == "recalled: giving 4096 bytes back\n"
         assert demo.stdout.readline() == "returned\n"
         assert demo.wait(20) == 0
+
+
+def test_the_demo(running: Running, file: Path, tmp_path: Path) -> None:
+    program, built = tmp_path / "demo_seal", library().parent
+    source = ROOT / "examples" / "embed" / "demo_seal.c"
+    run("gcc", "-Wall", "-Wextra", "-Werror", f"-I{LIBSEAL}", source, "-o", program,
+        f"-L{built}", "-lseal", f"-Wl,-rpath,{built}")  # fmt: skip
+    runs_the_demo(program, file, running)
     assert file.stat().st_size == 0
 
 

@@ -84,15 +84,21 @@ class Running:
 
 
 @contextmanager
-def serving(directory: Path, roots: list[Path], more: str = "") -> Iterator[str]:
-    """The daemon while the context lasts, whose value is its socket."""
-    running = Running(directory, roots, more)
+def served(running: Running) -> Iterator[Running]:
+    """It serves, and is ended after."""
     running.start()
     try:
         running.ready()
-        yield str(running.socket)
+        yield running
     finally:
         running.end()
+
+
+@contextmanager
+def serving(directory: Path, roots: list[Path], more: str = "") -> Iterator[str]:
+    """The daemon while the context lasts, whose value is its socket."""
+    with served(Running(directory, roots, more)) as running:
+        yield str(running.socket)
 
 
 def until(condition: Callable[[], bool], seconds: float = PATIENCE, what: str = "it") -> None:

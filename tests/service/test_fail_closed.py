@@ -16,7 +16,7 @@ import pytest
 
 from sealsvc.client import Client
 from sealsvc.messages import Event, List, RecallSeals, Reclaim, Return, Show, Watch
-from tests.service.conftest import RISKS, Running, refusal, until
+from tests.service.conftest import RISKS, Running, refusal, served, until
 from tests.service.test_conflicts import extents_of, intruding, next_recall
 
 pytestmark = pytest.mark.kernel
@@ -26,11 +26,8 @@ RANGE = {"offset": 65536, "length": 196608}
 
 @pytest.fixture
 def running(root: Path, tmp_path: Path) -> Iterator[Running]:
-    made = Running(tmp_path, [root], RISKS)
-    made.start()
-    made.ready()
-    yield made
-    made.end()
+    with served(Running(tmp_path, [root], RISKS)) as made:
+        yield made
 
 
 def granted(client: Client, file: Path, **fields: object) -> str:

@@ -39,7 +39,7 @@ from sealsvc.records import (
 )
 from sealsvc.registry.archive import Archive
 from sealsvc.registry.queries import Queries
-from tests.service.conftest import PATIENCE, RISKS, Running, refusal, until
+from tests.service.conftest import PATIENCE, RISKS, Running, refusal, served, until
 from tests.service.test_conflicts import intruding
 from tests.service.test_life import swap_blocks
 
@@ -50,11 +50,8 @@ PUNCH = "fallocate(3, 65536, 65536)"
 
 @pytest.fixture
 def running(root: Path, tmp_path: Path) -> Iterator[Running]:
-    made = Running(tmp_path, [root], RISKS)
-    made.start()
-    made.ready()
-    yield made
-    made.end()
+    with served(Running(tmp_path, [root], RISKS)) as made:
+        yield made
 
 
 @contextmanager

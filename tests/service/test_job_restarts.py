@@ -16,20 +16,15 @@ from sealsvc.copies.requests import StartCopy
 from sealsvc.overview import JobInfo
 from tests.api.conftest import TOKEN, write_principals
 from tests.api.running import Front, front
-from tests.service.conftest import RISKS, MiB, Running, until
+from tests.service.conftest import RISKS, MiB, Running, served, until
 
 pytestmark = pytest.mark.kernel
 
 
 @pytest.fixture
 def running(xfs: Path, tmp_path: Path) -> Iterator[Running]:
-    made = Running(tmp_path, [xfs], RISKS)
-    made.start()
-    try:
-        made.ready()
+    with served(Running(tmp_path, [xfs], RISKS)) as made:
         yield made
-    finally:
-        made.end()
 
 
 @pytest.fixture

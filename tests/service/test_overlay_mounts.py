@@ -14,40 +14,29 @@ from sealsvc.config import RISKS as ALL
 from sealsvc.enforce.overlay_mounts import RISK, _none_is_mounted
 from sealsvc.errors import Refusal
 from sealsvc.messages import Return
+from tests.overlay_layers import NOBODY, OWN_NAMESPACE, layers, options
 from tests.service.conftest import RISKS, Running, refusal, serving, until
 from tests.service.test_environment import alarms
 
 pytestmark = [pytest.mark.kernel, pytest.mark.overlays, pytest.mark.timeout(240)]
 
-NOBODY = 65534
 REST = f"accept_risks = {sorted(ALL - {'all', RISK})}\n"
-UNPRIVILEGED = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
-OWN_NAMESPACE = (*UNPRIVILEGED, "unshare", "--user", "--map-root-user", "--mount")
 
 
 @pytest.fixture
 def upper(root: Path) -> Iterator[Path]:
     """A file that anybody may write, in a directory of nobody's."""
-    top = root / "overlaid"
-    for path in (top, *(top / name for name in ("upper", "work", "lower", "merged"))):
-        path.mkdir()
-        os.chown(path, NOBODY, NOBODY)
-    for above in root.resolve().parents:
-        if not above.stat().st_mode & 0o001:
-            above.chmod(above.stat().st_mode | 0o011)
-    made = top / "upper" / "file"
-    made.write_bytes(os.urandom(1 << 20))
-    os.chown(made, NOBODY, NOBODY)
-    yield made
-    subprocess.run(["rm", "-rf", top], check=True)
+    with layers(root / "overlaid") as top:
+        made = top / "upper" / "file"
+        made.write_bytes(os.urandom(1 << 20))
+        os.chown(made, NOBODY, NOBODY)
+        yield made
 
 
 def truncates(upper: Path, *who: str) -> subprocess.CompletedProcess[str]:
     """Through an overlay over the file's directory."""
     top = upper.parents[1]
-    layers = f"lowerdir={top}/lower,upperdir={top}/upper,workdir={top}/work"
-    more = ",userxattr" if who else ""
-    mount = f"mount -t overlay over -o {layers}{more} {top}/merged"
+    mount = f"mount -t overlay over -o {options(top, userxattr=bool(who))} {top}/merged"
     line = f"{mount} && truncate -s 4096 {top}/merged/file"
     return subprocess.run([*who, "sh", "-c", line], capture_output=True, text=True, check=False)
 

@@ -16,7 +16,7 @@ import pytest
 from sealsvc.client import Client
 from sealsvc.messages import Return, Status
 from sealsvc.records import History, VerifyTrail
-from tests.service.conftest import PATIENCE, RISKS, MiB, Running, until
+from tests.service.conftest import PATIENCE, RISKS, MiB, Running, served, until
 
 pytestmark = pytest.mark.kernel
 
@@ -42,13 +42,8 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def running(xfs: Path, disk: Path, tmp_path: Path) -> Iterator[Running]:
     registry = f'[registry]\ndirectory = "{disk}/registry"\n'
-    made = Running(tmp_path, [xfs], RISKS + registry)
-    made.start()
-    try:
-        made.ready()
+    with served(Running(tmp_path, [xfs], RISKS + registry)) as made:
         yield made
-    finally:
-        made.end()
 
 
 @pytest.fixture

@@ -14,18 +14,15 @@ from sealsvc.client import Client
 from sealsvc.messages import HolderSpec, IssueClaim, Recall, Return, Show
 from sealsvc.overview import Redeem
 from sealsvc.states import LIVE
-from tests.service.conftest import RISKS, MiB, Running, refusal, until
+from tests.service.conftest import RISKS, MiB, Running, refusal, served, until
 
 pytestmark = pytest.mark.kernel
 
 
 @pytest.fixture
 def running(xfs: Path, tmp_path: Path) -> Iterator[Running]:
-    made = Running(tmp_path, [xfs], RISKS + "courtesy = 0.0\n")
-    made.start()
-    made.ready()
-    yield made
-    made.end()
+    with served(Running(tmp_path, [xfs], RISKS + "courtesy = 0.0\n")) as made:
+        yield made
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from test_life import state, swap_blocks
 
 from sealsvc.client import Client
 from sealsvc.messages import Event, Return, Watch
-from tests.service.conftest import RISKS, Running, until
+from tests.service.conftest import RISKS, Running, served, until
 
 pytestmark = pytest.mark.kernel
 
@@ -29,13 +29,8 @@ os.fsync(fd)
 
 @pytest.fixture
 def running(root: Path, tmp_path: Path) -> Iterator[Running]:
-    made = Running(tmp_path, [root], RISKS)
-    made.start()
-    try:
-        made.ready()
+    with served(Running(tmp_path, [root], RISKS)) as made:
         yield made
-    finally:
-        made.end()
 
 
 @pytest.fixture

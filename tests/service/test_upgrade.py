@@ -20,7 +20,7 @@ from sealsvc.messages import List, Return, SealInfo
 from sealsvc.ring_client import RingClient
 from tests.hostile.users import answer, connected
 from tests.service import versions
-from tests.service.conftest import PATIENCE, RISKS, ROOT, MiB, Running, until
+from tests.service.conftest import PATIENCE, RISKS, ROOT, MiB, Running, served, until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(400)]
 
@@ -36,14 +36,11 @@ except OSError as error:
 
 @pytest.fixture
 def running(xfs: Path, tmp_path: Path) -> Iterator[Running]:
-    made = Running(tmp_path, [xfs], RISKS)
-    made.start()
-    try:
-        made.ready()
-        yield made
-    finally:
-        made.tree = ROOT
-        made.end()
+    with served(Running(tmp_path, [xfs], RISKS)) as made:
+        try:
+            yield made
+        finally:
+            made.tree = ROOT
 
 
 @contextmanager
