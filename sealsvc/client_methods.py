@@ -612,9 +612,9 @@ class Methods:
     ) -> integrity_messages.PiAttachment:
         """Verify in the background, at most `rate` bytes in a second (0: that of the
         configuration), from where an earlier scrub stopped unless `restart`; with `stop`, end one
-        that runs. With `cycle` (seconds), what was compared less than that ago is passed over where
-        it is proven that nobody has written to the file since. Answer: PiAttachment, with its
-        progress."""
+        that runs. With `cycle` (seconds), blocks that were compared less than that ago are skipped
+        if the file's ctime and its seals prove that nobody wrote to it since. Answer: PiAttachment,
+        with its progress."""
         return self._ask(
             integrity_messages.PiScrub,
             integrity_messages.PiAttachment,
@@ -1331,9 +1331,9 @@ class AsyncMethods:
     ) -> integrity_messages.PiAttachment:
         """Verify in the background, at most `rate` bytes in a second (0: that of the
         configuration), from where an earlier scrub stopped unless `restart`; with `stop`, end one
-        that runs. With `cycle` (seconds), what was compared less than that ago is passed over where
-        it is proven that nobody has written to the file since. Answer: PiAttachment, with its
-        progress."""
+        that runs. With `cycle` (seconds), blocks that were compared less than that ago are skipped
+        if the file's ctime and its seals prove that nobody wrote to it since. Answer: PiAttachment,
+        with its progress."""
         return await self._ask(
             integrity_messages.PiScrub,
             integrity_messages.PiAttachment,

@@ -1,11 +1,11 @@
-"""Truncation through overlays mounted later, where bpf does not see it: refused, or a risk.
+"""Truncation through overlays that are mounted later, where bpf does not see it: refused or a risk.
 
-truncate(2) through an overlay raises no event for its upper file and breaks no lease, and since
-Linux 5.11 whoever may create a user namespace may mount one over files that he may write. Where
-policy does not accept this risk, the keeper refuses such mounts on the file systems that are
-watched (native/gate/overlays.c). That proves nothing about overlays that were mounted before and
-that no mount table shows. So the risk is closed only where a file system is watched since the
-service began, or where no overlay at all was mounted when the watch began.
+truncate(2) through an overlay raises no event for its upper file and breaks no lease. Since Linux
+5.11 a user who can create a user namespace can mount an overlay there, and truncate through it the
+files that this user may write. If policy does not accept this risk, the keeper refuses such mounts
+on the file systems that it watches (native/gate/overlays.c). Overlays that were mounted earlier may
+be in no mount table that the service reads. So the risk counts as closed only on a file system that
+is watched since the service started, or if no overlay was mounted at all when the watch began.
 """
 
 from __future__ import annotations

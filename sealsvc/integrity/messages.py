@@ -94,8 +94,8 @@ class PiVerify(_OfRange, frozen=True, kw_only=True, tag="pi-verify"):
 class PiScrub(_OfRange, frozen=True, kw_only=True, tag="pi-scrub"):
     """Verify in the background, at most `rate` bytes in a second (0: that of the configuration),
     from where an earlier scrub stopped unless `restart`; with `stop`, end one that runs. With
-    `cycle` (seconds), what was compared less than that ago is passed over where it is proven that
-    nobody has written to the file since. Answer: PiAttachment, with its progress."""
+    `cycle` (seconds), blocks that were compared less than that ago are skipped if the file's ctime
+    and its seals prove that nobody wrote to it since. Answer: PiAttachment, with its progress."""
 
     rate: Annotated[int, Meta(ge=0)] = 0
     cycle: Annotated[float, Meta(ge=0, le=10**9)] = 0.0
