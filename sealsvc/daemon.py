@@ -75,6 +75,7 @@ from sealsvc.workers import Workers
 log = logging.getLogger(__name__)
 
 _BAD_BLOCKS_PAUSE = 5.0  # seconds
+_REFUSED_PAUSE = 5.0  # seconds between two looks at how many overlays were refused
 _TAGS_WITHIN = 30.0  # seconds for all attachments to be opened at the start
 
 
@@ -195,7 +196,6 @@ class Daemon:
         self._stop = asyncio.Event()
         self._failure: Refusal | None = None
         self._lapses: dict[str, int] = {}
-        self._overlays_refused = 0
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT. Raises Refusal when it cannot go on."""
@@ -228,6 +228,7 @@ class Daemon:
             stack.callback(self.server.stop)
             self.tasks.spawn("loop watch", self._loop_watch.run())
             self.tasks.spawn("housekeeping", self._housekeeping())
+            self.tasks.spawn("refused overlays", self._look_for_refused_overlays())
             self.tasks.spawn("canary", self.canary.run())
             self.tasks.spawn("bad blocks", self._look_for_bad_blocks())
             if self.config.service.audit_interval:
@@ -386,23 +387,28 @@ class Daemon:
                     "audit after a lapse", audit(self.grants, self.recaller, self.table)
                 )
 
-    def _look_for_refused_overlays(self) -> None:
-        overlays, before = self.enforcers.overlays, self._overlays_refused
-        refused = overlays.refused() if overlays else 0
-        self._overlays_refused = refused
-        if refused > before:
-            reason = (
-                f"{refused - before} overlays of unprivileged users were refused: truncation"
-                f" through them is not seen, and {RISK} is no accepted risk"
-            )
-            self.events.publish("alarm", reason=reason)
+    async def _look_for_refused_overlays(self) -> None:
+        """The keeper has their number. Apart from the housekeeping and in a thread, for it may be
+        stopped."""
+        overlays, before = self.enforcers.overlays, 0
+        while overlays is not None and self.keeper is not None:
+            await asyncio.sleep(_REFUSED_PAUSE)
+            if self.keeper.silent:
+                continue
+            refused = await self.workers.of("overlays", 1).run(overlays.refused)
+            if refused > before:
+                reason = (
+                    f"{refused - before} overlays of unprivileged users were refused: truncation"
+                    f" through them is not seen, and {RISK} is no accepted risk"
+                )
+                self.events.publish("alarm", reason=reason)
+            before = refused
 
     async def _housekeeping(self) -> None:
         for tick in itertools.count():
             await asyncio.sleep(0.5)
             if tick % 10 == 0:
                 self._look_for_lapses()
-                self._look_for_refused_overlays()
                 await self.alarms.save()
             self.tick()
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +15,8 @@ from sealsvc.client import Client
 from sealsvc.config import RISKS as ALL
 from sealsvc.enforce.overlay_mounts import RISK, _none_is_mounted
 from sealsvc.errors import Refusal
-from sealsvc.messages import Return
+from sealsvc.messages import Return, Status
+from tests.kernel.test_keeper import keepers_of
 from tests.overlay_layers import NOBODY, OWN_NAMESPACE, layers, options
 from tests.service.conftest import RISKS, Running, refusal, serving, until
 from tests.service.test_environment import alarms
@@ -73,6 +76,19 @@ def test_it_is_refused_while_no_service_runs(root: Path, upper: Path, tmp_path: 
         running.end()
     assert not truncates(upper, *OWN_NAMESPACE).returncode  # nothing is left of it
     assert upper.stat().st_size == 4096
+
+
+def test_a_keeper_that_is_stopped_stops_nobody_who_asks(root: Path, tmp_path: Path) -> None:
+    """Though it is asked now and then how many it refused."""
+    with serving(tmp_path, [root], REST) as socket, Client(socket, timeout=3) as client:
+        (keeper,) = keepers_of(str(tmp_path / "keeper.sock"))
+        os.kill(keeper, signal.SIGSTOP)
+        try:
+            for _ in range(14):
+                time.sleep(0.5)
+                client.call(Status)
+        finally:
+            os.kill(keeper, signal.SIGCONT)
 
 
 def test_an_administrators_overlay_is_not(root: Path, upper: Path, tmp_path: Path) -> None:
