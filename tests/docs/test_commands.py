@@ -46,7 +46,7 @@ FRESH = (
     "/usr/lib/sealsvc/bin/python3 hold.py &",
     "sealctl recall --path /mnt/pmem/db --wait",
     "sudo apt install --no-install-recommends gcc libc6-dev pkg-config",
-    "cc -o demo_seal /usr/share/doc/sealsvc/examples/demo_seal.c"
+    "cc -o demo_seal /usr/share/doc/sealsvc/examples/embed/demo_seal.c"
     " $(pkg-config --cflags --libs libseal)",
     "./demo_seal /mnt/pmem/db &",
     "truncate --size 0 /mnt/pmem/db",
