@@ -2,9 +2,9 @@
 
     python deploy/client_wheel.py [DIRECTORY]        # build/ is the default
 
-It has what sealsvc.client and sealsvc.held import of `sealsvc`, as it is in the tree: pure Python,
-with msgspec as the only dependency, no compiler and no daemon. Its files are those of the whole
-sealsvc, so an environment has the one or the other.
+It has what sealsvc.client and sealsvc.client.held import of `sealsvc`, as it is in the tree: pure
+Python, with msgspec as the only dependency, no compiler and no daemon. Its files are those of the
+whole sealsvc, so an environment has the one or the other.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 NAME = "sealsvc_client"
-FIRST = ("sealsvc.client", "sealsvc.held")
+FIRST = ("sealsvc.client", "sealsvc.client.held")
 TYPED = "sealsvc/py.typed"
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the same sources make the same wheel
 

@@ -150,7 +150,7 @@ def sealsvc_page() -> str:
 
 
 def api_page() -> str:
-    from api.serve import parser
+    from sealsvc_api.serve import parser
 
     rows = []
     for action in parser()._actions:

@@ -10,8 +10,8 @@ from sealsvc.cli.listing import Listing
 from sealsvc.cli.options import Settings, pass_settings, shared_options
 from sealsvc.cli.output import emit
 from sealsvc.cli.units import moment
-from sealsvc.display import printable
-from sealsvc.overview import AcknowledgeAlarm, AlarmInfo, AlarmPage, Alarms
+from sealsvc.core.display import printable
+from sealsvc.protocol.admin import AcknowledgeAlarm, AlarmInfo, AlarmPage, Alarms
 
 EXAMPLES = """\b
 Examples:

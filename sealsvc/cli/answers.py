@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from sealsvc.client import Client
-from sealsvc.errors import Refusal
-from sealsvc.messages import AnyRequest
+from sealsvc.core.errors import Refusal
+from sealsvc.protocol.messages import AnyRequest
 
 T = TypeVar("T")
 

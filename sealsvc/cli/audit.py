@@ -12,8 +12,8 @@ from sealsvc.cli.output import emit
 from sealsvc.cli.progress import waiting
 from sealsvc.cli.seals import complete_seal, find_seal
 from sealsvc.cli.units import exact_size
-from sealsvc.display import printable
-from sealsvc.messages import Audit, AuditReport
+from sealsvc.core.display import printable
+from sealsvc.protocol.messages import Audit, AuditReport
 
 EXAMPLES = """\b
 Examples:

@@ -13,8 +13,8 @@ from sealsvc.cli.options import Settings, pass_settings, shared_options
 from sealsvc.cli.output import emit
 from sealsvc.cli.parameters import Words
 from sealsvc.cli.progress import steps
-from sealsvc.display import printable
-from sealsvc.model import Conflict, Kind
+from sealsvc.core.display import printable
+from sealsvc.core.model import Conflict, Kind
 
 if TYPE_CHECKING:
     from sealsvc.doctor.report import Report, Row

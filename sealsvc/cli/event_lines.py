@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 
 from sealsvc.cli.units import duration, exact_range
-from sealsvc.messages import Event
-from sealsvc.model import ByteRange
+from sealsvc.core.model import ByteRange
+from sealsvc.protocol.messages import Event
 
 
 def told(event: Event) -> str:

@@ -10,8 +10,8 @@ from sealsvc.cli.listing import Listing
 from sealsvc.cli.options import Settings, pass_settings, shared_options
 from sealsvc.cli.output import emit
 from sealsvc.cli.units import exact_size
-from sealsvc.display import printable
-from sealsvc.messages import FilesystemInfo, FilesystemList, Filesystems
+from sealsvc.core.display import printable
+from sealsvc.protocol.messages import FilesystemInfo, FilesystemList, Filesystems
 
 EXAMPLES = """\b
 Examples:

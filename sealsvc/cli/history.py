@@ -20,9 +20,10 @@ from sealsvc.cli.paths import absolute
 from sealsvc.cli.seals import complete_seal, find_seal, shown_ids
 from sealsvc.cli.units import about_size, duration, exact_range, moment
 from sealsvc.client import Client
-from sealsvc.display import printable
-from sealsvc.model import State
-from sealsvc.records import (
+from sealsvc.core.display import printable
+from sealsvc.core.model import State
+from sealsvc.core.states import LIVE
+from sealsvc.protocol.history import (
     ConflictHistory,
     ConflictRecord,
     History,
@@ -35,7 +36,6 @@ from sealsvc.records import (
     Steps,
     Transitions,
 )
-from sealsvc.states import LIVE
 
 HISTORY_EXAMPLES = """\b
 Examples:

@@ -17,9 +17,9 @@ from sealsvc.cli.parameters import DURATION, RANGE, SIGNAL, Words, choice
 from sealsvc.cli.paths import absolute
 from sealsvc.cli.progress import waiting
 from sealsvc.client import Reply
-from sealsvc.errors import Refusal
-from sealsvc.messages import HolderSpec, Requirements
-from sealsvc.model import ByteRange, Conflict, Fence, IoMode, Kind, Preparation
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import ByteRange, Conflict, Fence, IoMode, Kind, Preparation
+from sealsvc.protocol.messages import HolderSpec, Requirements
 
 EXAMPLES = """\b
 Examples:

@@ -14,10 +14,10 @@ from sealsvc.cli.child import StoppedChild
 from sealsvc.cli.output import note
 from sealsvc.cli.units import duration, exact_range
 from sealsvc.client import Client
-from sealsvc.errors import Refusal
-from sealsvc.messages import Recall, Reclaim, Return, SealInfo
-from sealsvc.model import State
-from sealsvc.states import LIVE
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import State
+from sealsvc.core.states import LIVE
+from sealsvc.protocol.messages import Recall, Reclaim, Return, SealInfo
 
 _FORWARDED = (
     signal.SIGINT,

@@ -15,12 +15,13 @@ from sealsvc.cli.options import Settings, pass_settings, shared_options
 from sealsvc.cli.output import emit, note, state_text
 from sealsvc.cli.parameters import choice
 from sealsvc.cli.paths import absolute
-from sealsvc.cli.seals import every_seal, shown_ids, waiting_for
+from sealsvc.cli.seals import shown_ids, waiting_for
 from sealsvc.cli.units import duration, exact_range
 from sealsvc.client import Client
-from sealsvc.display import printable
-from sealsvc.messages import SealInfo, SealPage, ServiceStatus, Status
-from sealsvc.model import Kind, State
+from sealsvc.client.paging import every_seal
+from sealsvc.core.display import printable
+from sealsvc.core.model import Kind, State
+from sealsvc.protocol.messages import SealInfo, SealPage, ServiceStatus, Status
 
 EXAMPLES = """\b
 Examples:

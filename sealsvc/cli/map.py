@@ -14,13 +14,13 @@ from sealsvc.cli.drawing import drawing, extent_table
 from sealsvc.cli.options import Settings, pass_settings, shared_options
 from sealsvc.cli.output import emit
 from sealsvc.cli.paths import absolute
-from sealsvc.cli.seals import every_seal
 from sealsvc.cli.units import about_size
 from sealsvc.client import Client
-from sealsvc.display import printable
-from sealsvc.errors import Refusal
-from sealsvc.messages import Extent
-from sealsvc.model import Kind
+from sealsvc.client.paging import every_seal
+from sealsvc.core.display import printable
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import Kind
+from sealsvc.protocol.messages import Extent
 
 EXAMPLES = """\b
 Examples:
@@ -109,8 +109,8 @@ def _spare_exclusive_seals(settings: Settings, file: str) -> None:
 
 def _read(file: str) -> ExtentMap:
     # The native module is large, and no other command needs it.
-    from sealsvc.extents import flag_names
-    from sealsvc.native import read_extents
+    from sealsvc.core.extents import flag_names
+    from sealsvc.linux.native import read_extents
 
     # O_NONBLOCK: neither FIFOs nor leases hang us.
     fd = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

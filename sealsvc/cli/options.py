@@ -47,7 +47,7 @@ class Settings:
         timeout = self.timeout or (None if patient else _PROMPT)
         if not self.url:
             return Client(self.socket, timeout)
-        from sealsvc.remote import RemoteClient, Tls  # and with it http.client and ssl
+        from sealsvc.client.http import RemoteClient, Tls  # and with it http.client and ssl
 
         return RemoteClient(self.url, timeout, Tls(self.cacert, self.cert, self.key))
 

@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from sealsvc.cli.options import Settings
-from sealsvc.display import printable
-from sealsvc.model import State
+from sealsvc.core.display import printable
+from sealsvc.core.model import State
 
 # A pipe has no width; cutting rows there would break `sealctl ls | grep`.
 _UNBOUNDED = 100_000

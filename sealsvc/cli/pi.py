@@ -16,8 +16,9 @@ from sealsvc.cli.parameters import DURATION, RANGE, Parsed, choice
 from sealsvc.cli.seals import complete_seal, find_seal
 from sealsvc.cli.units import about_size, exact_range, moment, parse_size
 from sealsvc.client import Client
-from sealsvc.display import printable
-from sealsvc.integrity.messages import (
+from sealsvc.core.display import printable
+from sealsvc.core.model import ByteRange
+from sealsvc.protocol.integrity import (
     PiAbility,
     PiAttach,
     PiAttachment,
@@ -38,7 +39,6 @@ from sealsvc.integrity.messages import (
     PiVerify,
     Writes,
 )
-from sealsvc.model import ByteRange
 
 EXAMPLES = """\b
 Examples:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sealsvc.display import printable
+from sealsvc.core.display import printable
 
 
 def _console() -> Console:

@@ -13,11 +13,12 @@ from sealsvc.cli.options import Settings, pass_settings, shared_options
 from sealsvc.cli.output import emit, note, state_text
 from sealsvc.cli.parameters import DURATION, RANGE
 from sealsvc.cli.paths import absolute
-from sealsvc.cli.seals import AT_REST, complete_seal, every_seal, find_seal
+from sealsvc.cli.seals import AT_REST, complete_seal, find_seal
 from sealsvc.cli.units import duration
-from sealsvc.errors import Refusal
-from sealsvc.messages import RecallOutcome, RecallReport, RecallSeals
-from sealsvc.model import ByteRange, State
+from sealsvc.client.paging import every_seal
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import ByteRange, State
+from sealsvc.protocol.messages import RecallOutcome, RecallReport, RecallSeals
 
 EXAMPLES = """\b
 Examples:

@@ -10,8 +10,8 @@ import click
 from sealsvc.cli.child import named_as
 from sealsvc.cli.options import Settings, pass_settings, shared_options
 from sealsvc.client import Client
-from sealsvc.errors import Refusal
-from sealsvc.overview import Redeem
+from sealsvc.core.errors import Refusal
+from sealsvc.protocol.admin import Redeem
 
 EXAMPLES = """\b
 Examples:

@@ -14,7 +14,9 @@ from sealsvc import __version__
 from sealsvc.cli.alarms import alarms
 from sealsvc.cli.audit import audit
 from sealsvc.cli.completion import VARIABLE, completion
+from sealsvc.cli.copy import copy
 from sealsvc.cli.doctor import doctor
+from sealsvc.cli.export import export
 from sealsvc.cli.filesystems import filesystems
 from sealsvc.cli.history import changes, history
 from sealsvc.cli.hold import hold
@@ -25,6 +27,7 @@ from sealsvc.cli.output import note
 from sealsvc.cli.pi import pi
 from sealsvc.cli.recall import recall
 from sealsvc.cli.redeem import redeem
+from sealsvc.cli.relocate import relocate
 from sealsvc.cli.show import show
 from sealsvc.cli.status import status
 from sealsvc.cli.terms import downgrade, renew, return_command
@@ -34,11 +37,8 @@ from sealsvc.cli.units import duration
 from sealsvc.cli.validate import validate
 from sealsvc.cli.watch import watch
 from sealsvc.cli.why import why
-from sealsvc.copies.cli import copy
-from sealsvc.copies.relocation.cli import relocate
-from sealsvc.errors import Refusal
-from sealsvc.exports.cli import export
-from sealsvc.messages import Failure
+from sealsvc.core.errors import Refusal
+from sealsvc.protocol.messages import Failure
 
 EXAMPLES = """\b
 Examples:

@@ -6,8 +6,7 @@ A short id is the end of one: ids of one run of the service begin alike.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable
 
 import click
 from click.shell_completion import CompletionItem
@@ -17,31 +16,21 @@ from sealsvc.cli.answers import ask
 from sealsvc.cli.options import Settings
 from sealsvc.cli.output import is_terminal
 from sealsvc.client import Client
-from sealsvc.errors import Refusal
-from sealsvc.messages import List, SealInfo, SealPage
-from sealsvc.model import State
-from sealsvc.overview import ConflictPage, Conflicts, WaitingConflict
-from sealsvc.records import History, SealFilter, SealHistory
+from sealsvc.client.paging import every_seal
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import State
+from sealsvc.protocol.admin import ConflictPage, Conflicts, WaitingConflict
+from sealsvc.protocol.history import History, SealFilter, SealHistory
+from sealsvc.protocol.messages import SealInfo
 
 AT_REST = frozenset({State.GRANTED, State.ACTIVE, State.COURTESY})
 
 _ID_LENGTH = 24
-_PAGE = 1000
 _SHORTEST = 6  # digits of a short id, at least
 _PART = re.compile(r"[0-9a-f]{1,24}", re.ASCII)
 
 # Completion runs at each TAB: a slow service must not hang the shell.
 _COMPLETION_TIMEOUT = 1.0
-
-
-def every_seal(client: Client, **filters: Any) -> Iterator[SealInfo]:
-    after: str | None = None
-    while True:
-        page = ask(client, List, SealPage, after=after, limit=_PAGE, **filters)
-        yield from page.seals
-        if page.next is None:
-            return
-        after = page.next
 
 
 def short_ids(ids: Iterable[str]) -> dict[str, str]:

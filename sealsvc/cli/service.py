@@ -13,10 +13,11 @@ from pathlib import Path
 import click
 import msgspec
 
-from sealsvc import __version__, config
-from sealsvc.ending import end, end_within
-from sealsvc.errors import Refusal
-from sealsvc.journald import configure
+from sealsvc import __version__
+from sealsvc.core.errors import Refusal
+from sealsvc.runtime import config
+from sealsvc.runtime.ending import end, end_within
+from sealsvc.runtime.journald import configure
 
 _END = 20.0  # seconds for an orderly end
 
@@ -71,7 +72,7 @@ def check_config(file: Path) -> None:
       sealsvc check-config
       sealsvc check-config ./sealsvc.toml
     """
-    from sealsvc.config_check import check
+    from sealsvc.service.config_check import check
 
     try:
         findings = check(file.read_bytes(), file)
@@ -106,7 +107,7 @@ def release(file: Path | None, keeper: str | None, everything: bool) -> None:  #
     Example:
       sealsvc release --all
     """
-    from sealsvc.release import release as let_go
+    from sealsvc.service.release import release as let_go
 
     try:
         section = config.load(file).service
@@ -136,7 +137,7 @@ def _serve(
     file: Path | None,
     override: Callable[[config.Config], config.Config],
 ) -> None:
-    from sealsvc.daemon import kernel_daemon, sim_daemon, simulated
+    from sealsvc.service.daemon import kernel_daemon, sim_daemon, simulated
 
     if os.geteuid() != 0 and not sim:
         raise Refusal("denied", "sealing files of the real system needs root: or try --sim")

@@ -16,9 +16,9 @@ from sealsvc.cli.output import emit, fields, state_text
 from sealsvc.cli.seals import complete_seal, find_seal, waiting_for
 from sealsvc.cli.units import duration, exact_range, moment
 from sealsvc.client import Client
-from sealsvc.messages import Extent, ExtentPage, Extents, LadderStep, SealInfo, Show
-from sealsvc.model import ByteRange
-from sealsvc.overview import WaitingConflict
+from sealsvc.core.model import ByteRange
+from sealsvc.protocol.admin import WaitingConflict
+from sealsvc.protocol.messages import Extent, ExtentPage, Extents, LadderStep, SealInfo, Show
 
 EXAMPLES = """\b
 Examples:

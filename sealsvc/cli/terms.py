@@ -10,8 +10,8 @@ from sealsvc.cli.output import emit, note, state_text
 from sealsvc.cli.parameters import DURATION, RANGE
 from sealsvc.cli.seals import complete_seal, find_seal
 from sealsvc.cli.units import duration, exact_range
-from sealsvc.messages import Downgrade, Renew, Return, SealInfo
-from sealsvc.model import ByteRange
+from sealsvc.core.model import ByteRange
+from sealsvc.protocol.messages import Downgrade, Renew, Return, SealInfo
 
 RETURN_EXAMPLES = """\b
 Examples:

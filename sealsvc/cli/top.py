@@ -18,11 +18,10 @@ from sealsvc.cli.output import fields, json_line, state_text
 from sealsvc.cli.parameters import DURATION
 from sealsvc.cli.units import duration
 from sealsvc.client import Client
-from sealsvc.display import printable
-from sealsvc.errors import Refusal
-from sealsvc.messages import List, SealPage, ServiceStatus, Status
-from sealsvc.model import State
-from sealsvc.overview import (
+from sealsvc.core.display import printable
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import State
+from sealsvc.protocol.admin import (
     ConflictPage,
     Conflicts,
     Histogram,
@@ -34,6 +33,7 @@ from sealsvc.overview import (
     Measures,
     MeasuresReport,
 )
+from sealsvc.protocol.messages import List, SealPage, ServiceStatus, Status
 
 EXAMPLES = """\b
 Examples:

@@ -15,8 +15,8 @@ from sealsvc.cli.output import emit
 from sealsvc.cli.parameters import DURATION
 from sealsvc.cli.seals import complete_seal, find_seal
 from sealsvc.cli.units import moment
-from sealsvc.display import printable
-from sealsvc.records import AuditEntry, AuditTrail, Trail, Verification, VerifyTrail
+from sealsvc.core.display import printable
+from sealsvc.protocol.history import AuditEntry, AuditTrail, Trail, Verification, VerifyTrail
 
 EXAMPLES = """\b
 Examples:

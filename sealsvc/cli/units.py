@@ -10,7 +10,7 @@ import re
 import time
 from fractions import Fraction
 
-from sealsvc.model import ByteRange
+from sealsvc.core.model import ByteRange
 
 LARGEST = 2**62  # the protocol's bound on offsets and lengths
 

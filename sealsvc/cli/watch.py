@@ -12,9 +12,9 @@ from sealsvc.cli.event_lines import told
 from sealsvc.cli.options import Settings, pass_settings, shared_options
 from sealsvc.cli.output import json_line, note
 from sealsvc.client import Client
-from sealsvc.display import printable
-from sealsvc.errors import Refusal
-from sealsvc.messages import Event, Watch, Watching
+from sealsvc.core.display import printable
+from sealsvc.core.errors import Refusal
+from sealsvc.protocol.messages import Event, Watch, Watching
 
 EXAMPLES = """\b
 Examples:

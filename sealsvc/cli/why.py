@@ -12,14 +12,14 @@ from sealsvc.cli.answers import ask
 from sealsvc.cli.options import Settings, pass_settings, shared_options
 from sealsvc.cli.output import emit
 from sealsvc.cli.paths import absolute
-from sealsvc.cli.seals import every_seal
 from sealsvc.cli.units import duration, exact_range
 from sealsvc.client import Client
-from sealsvc.display import printable
-from sealsvc.errors import Refusal
-from sealsvc.messages import SealInfo, Show
-from sealsvc.model import Fence, State
-from sealsvc.overview import ConflictPage, Conflicts, WaitingConflict
+from sealsvc.client.paging import every_seal
+from sealsvc.core.display import printable
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import Fence, State
+from sealsvc.protocol.admin import ConflictPage, Conflicts, WaitingConflict
+from sealsvc.protocol.messages import SealInfo, Show
 
 EXAMPLES = """\b
 Examples:

@@ -22,9 +22,9 @@ from sealsvc.copies.ends import Ends, open_ends
 from sealsvc.copies.job import copy, predicted
 from sealsvc.copies.measured import Measured
 from sealsvc.copies.tasks import Task, Update
-from sealsvc.errors import Refusal
-from sealsvc.messages import RecallSeals
-from sealsvc.orphaned import end_with_reader
+from sealsvc.core.errors import Refusal
+from sealsvc.protocol.messages import RecallSeals
+from sealsvc.runtime.orphaned import end_with_reader
 
 _PAUSE = 0.2  # seconds between two reports of progress
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from sealsvc.native import ffi, lib
+from sealsvc.linux.native import ffi, lib
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sealsvc import filesystem, mountinfo, native
-from sealsvc.errors import Refusal
-from sealsvc.extents import EXTENT_SHARED, FLAGS, ExtentMap, normalise
-from sealsvc.filesystem import Filesystem
-from sealsvc.host.mapped import has_dax
-from sealsvc.model import FileId
+from sealsvc.core.errors import Refusal
+from sealsvc.core.extents import EXTENT_SHARED, FLAGS, ExtentMap, normalise
+from sealsvc.core.model import FileId
+from sealsvc.linux import filesystem, mountinfo, native
+from sealsvc.linux.filesystem import Filesystem
+from sealsvc.linux.host.mapped import has_dax
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ from sealsvc.copies.result import Result, parse_token
 from sealsvc.copies.run import Progress, run
 from sealsvc.copies.sealing import reopened, sealed
 from sealsvc.copies.tasks import Task
-from sealsvc.errors import Refusal
-from sealsvc.model import ByteRange
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import ByteRange
 
 _SHOWN = 200  # rows in one message
 _NEEDS_SEALS = {"lower", "nvme", "xcopy", "dax"}

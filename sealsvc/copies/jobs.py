@@ -14,27 +14,24 @@ from typing import Any
 
 import msgspec
 
-from sealsvc import closing, native
 from sealsvc.copies.measured import Measured
-from sealsvc.copies.requests import (
-    CopyTrustReport,
-    CopyTrustRow,
-    StartCopy,
-    spec_of,
-)
 from sealsvc.copies.result import parse_token
 from sealsvc.copies.tags import Tags, Way
 from sealsvc.copies.tasks import Task, Update
-from sealsvc.errors import TABLE, Refusal
-from sealsvc.grants import Grants
-from sealsvc.jobs import Job, JobRunner
-from sealsvc.messages import Grant
-from sealsvc.model import ByteRange, FileId, IoMode, Kind
-from sealsvc.overview import JobInfo, JobKind
-from sealsvc.paths import Paths, concealed
-from sealsvc.policy import Policy, lies_below
-from sealsvc.processes import Peer
-from sealsvc.users import User, Users
+from sealsvc.core.errors import TABLE, Refusal
+from sealsvc.core.model import ByteRange, FileId, IoMode, Kind
+from sealsvc.core.paths import lies_below
+from sealsvc.jobs.jobs import Job, JobRunner
+from sealsvc.lifecycle.grants import Grants
+from sealsvc.lifecycle.paths import Paths, concealed
+from sealsvc.lifecycle.policy import Policy
+from sealsvc.linux import native
+from sealsvc.linux.processes import Peer
+from sealsvc.protocol.admin import JobInfo, JobKind
+from sealsvc.protocol.copies import CopyTrustReport, CopyTrustRow, StartCopy, spec_of
+from sealsvc.protocol.messages import Grant
+from sealsvc.runtime import closing
+from sealsvc.runtime.users import User, Users
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from sealsvc import native
+from sealsvc.linux import native
 
 
 def drop(fd: int) -> None:

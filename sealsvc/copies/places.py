@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from sealsvc.copies.calls import Span
 from sealsvc.copies.ends import End, Ends
 from sealsvc.copies.stack import Stack
-from sealsvc.extents import LENGTH, PHYSICAL, clip, unsuitable
-from sealsvc.model import ByteRange
+from sealsvc.core.extents import LENGTH, PHYSICAL, clip, unsuitable
+from sealsvc.core.model import ByteRange
 
 
 @dataclass(frozen=True, slots=True)

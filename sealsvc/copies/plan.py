@@ -12,9 +12,9 @@ from sealsvc.copies.ends import End, Ends
 from sealsvc.copies.measured import Measured
 from sealsvc.copies.strategies import ALL
 from sealsvc.copies.strategies.interface import Strategy
-from sealsvc.errors import Refusal
-from sealsvc.extents import EXTENT_UNWRITTEN, FLAGS, LENGTH, LOGICAL, clip
-from sealsvc.model import ByteRange
+from sealsvc.core.errors import Refusal
+from sealsvc.core.extents import EXTENT_UNWRITTEN, FLAGS, LENGTH, LOGICAL, clip
+from sealsvc.core.model import ByteRange
 
 PROBE = 8 << 20  # bytes that a strategy is measured on
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 
 from sealsvc.copies.ends import Ends
-from sealsvc.errors import Refusal
-from sealsvc.model import ByteRange
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import ByteRange
 
 
 class Row(msgspec.Struct, frozen=True):

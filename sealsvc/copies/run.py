@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sealsvc import native
 from sealsvc.copies import calls
 from sealsvc.copies.calls import Copied, Span
 from sealsvc.copies.measured import Measured
@@ -18,7 +17,8 @@ from sealsvc.copies.plan import Piece, Plan
 from sealsvc.copies.result import FellBack, Result, Row, token_of
 from sealsvc.copies.strategies.interface import Strategy
 from sealsvc.copies.throttle import Throttle
-from sealsvc.model import ByteRange
+from sealsvc.core.model import ByteRange
+from sealsvc.linux import native
 
 # A strategy that says so cannot do it here; another may.
 _TO_THE_NEXT = {

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from sealsvc.model import ByteRange, FileId
+from sealsvc.core.model import ByteRange, FileId
 
 SEAL_TAG = "copy"  # of the seals that a copy takes for itself
 

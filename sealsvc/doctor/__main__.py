@@ -10,9 +10,9 @@ from types import FrameType
 
 import msgspec
 
+from sealsvc.core.errors import Refusal
 from sealsvc.doctor.report import expected_rows, measure
-from sealsvc.errors import Refusal
-from sealsvc.orphaned import end_with_reader
+from sealsvc.runtime.orphaned import end_with_reader
 
 
 def _tell(value: object) -> None:

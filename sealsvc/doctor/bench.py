@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from sealsvc import mountinfo
 from sealsvc.doctor import syscalls
 from sealsvc.doctor.acts_tools import run
 from sealsvc.doctor.operations import BTRFS, Operation, Route
 from sealsvc.doctor.scene import CHUNK, SIZE, TAIL, Scene
-from sealsvc.mountinfo import Mount
+from sealsvc.linux import mountinfo
+from sealsvc.linux.mountinfo import Mount
 
 _MOUNTED = (Route.BIND, Route.OVERLAY, Route.LOWER)
 _NOCOW = 0x00800000  # FS_NOCOW_FL; on btrfs it holds only when set on an empty file

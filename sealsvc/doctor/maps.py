@@ -6,8 +6,9 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from sealsvc import extents, native
-from sealsvc.model import ByteRange
+from sealsvc.core import extents
+from sealsvc.core.model import ByteRange
+from sealsvc.linux import native
 
 
 @dataclass(frozen=True)

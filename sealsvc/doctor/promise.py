@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from enum import StrEnum
 from typing import NamedTuple
 
+from sealsvc.core.model import Kind
 from sealsvc.doctor.report import Row
 from sealsvc.doctor.verdict import Result
-from sealsvc.model import Kind
 
 # The gaps that are told of (policy.accept_risks): the operations that measure them, by beginnings
 # of their names, and by their routes.

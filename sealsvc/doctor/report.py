@@ -16,15 +16,15 @@ from contextlib import ExitStack, contextmanager
 import msgspec
 
 from sealsvc.client import Client
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import ByteRange, Conflict, Fence, IoMode, Kind
 from sealsvc.doctor import maps, service
 from sealsvc.doctor.actor import Actor, Outcome, Subject
 from sealsvc.doctor.bench import Bench, Specimen, established
 from sealsvc.doctor.operations import CATALOGUE, Operation
 from sealsvc.doctor.scene import LENGTH, START
 from sealsvc.doctor.verdict import Result, Seen, judge, name_of
-from sealsvc.errors import Refusal
-from sealsvc.messages import Recall, Return, SealInfo
-from sealsvc.model import ByteRange, Conflict, Fence, IoMode, Kind
+from sealsvc.protocol.messages import Recall, Return, SealInfo
 
 SEALED = ByteRange(START, LENGTH)
 _GRACE = 20.0  # seconds to return a seal in: far more than a row takes, so that no deadline acts

@@ -12,10 +12,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from sealsvc.client import Client, socket_path
-from sealsvc.config import ServiceSection
-from sealsvc.errors import Refusal
-from sealsvc.messages import ServiceStatus, Status
-from sealsvc.release import release
+from sealsvc.core.errors import Refusal
+from sealsvc.protocol.messages import ServiceStatus, Status
+from sealsvc.runtime.config import ServiceSection
+from sealsvc.service.release import release
 
 _START_WITHIN = 60.0  # seconds; on a busy machine the programs of bpf alone may take ten
 _STOP_WITHIN = 10.0

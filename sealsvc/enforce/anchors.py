@@ -15,7 +15,7 @@ import errno
 import fcntl
 import os
 
-from sealsvc.errors import Refusal
+from sealsvc.core.errors import Refusal
 
 _NEITHER = os.O_ACCMODE  # 3: open(2), NOTES
 

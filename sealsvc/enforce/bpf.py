@@ -17,15 +17,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from sealsvc import native
-from sealsvc.enforce import Claim, Guard, Hold, Outcome, Report, Verdict, guards, openers
-from sealsvc.errors import Refusal
-from sealsvc.filesystem import Filesystem
-from sealsvc.host import Target
-from sealsvc.keeper import Keeper
-from sealsvc.messages import Gap, Grant
-from sealsvc.model import ByteRange, Conflict, FileId, Kind, Operation
-from sealsvc.native import ffi, lib
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import ByteRange, Conflict, FileId, Kind, Operation
+from sealsvc.enforce import guards, openers
+from sealsvc.enforce.base import Claim, Guard, Hold, Outcome, Report, Verdict
+from sealsvc.enforce.keeper import Keeper
+from sealsvc.linux import native
+from sealsvc.linux.filesystem import Filesystem
+from sealsvc.linux.host import Target
+from sealsvc.linux.native import ffi, lib
+from sealsvc.protocol.messages import Gap, Grant
 
 DIRECTORY = Path("/sys/fs/bpf/sealsvc")
 

@@ -20,26 +20,18 @@ from typing import Any
 
 import psutil
 
-from sealsvc import native, rules
-from sealsvc.enforce import (
-    DRAIN_TIME,
-    Claim,
-    Guard,
-    Hold,
-    Outcome,
-    Report,
-    Verdict,
-    anchors,
-    guards,
-)
+from sealsvc.core import rules
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import ByteRange, FileId, Kind, Operation
+from sealsvc.enforce import anchors, guards
+from sealsvc.enforce.base import DRAIN_TIME, Claim, Guard, Hold, Outcome, Report, Verdict
+from sealsvc.enforce.keeper import Keeper, KeeperError
 from sealsvc.enforce.overlay_mounts import OverlayMounts
-from sealsvc.errors import Refusal
-from sealsvc.filesystem import Filesystem
-from sealsvc.host import Target
-from sealsvc.keeper import Keeper, KeeperError
-from sealsvc.messages import Gap, Grant
-from sealsvc.model import ByteRange, FileId, Kind, Operation
-from sealsvc.native import ffi, lib
+from sealsvc.linux import native
+from sealsvc.linux.filesystem import Filesystem
+from sealsvc.linux.host import Target
+from sealsvc.linux.native import ffi, lib
+from sealsvc.protocol.messages import Gap, Grant
 
 # Guards that nobody is told to have met: a grant is being made, or nothing in it is sealed.
 _UNTOLD = (Verdict.ARMING, Verdict.WATCH)

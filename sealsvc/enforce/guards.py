@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from sealsvc import rules
-from sealsvc.enforce import Guard, Verdict
-from sealsvc.filesystem import Filesystem
-from sealsvc.model import Operation
-from sealsvc.rules import Policy, Trait
+from sealsvc.core import rules
+from sealsvc.core.model import Operation
+from sealsvc.core.rules import Policy, Trait
+from sealsvc.enforce.base import Guard, Verdict
+from sealsvc.linux.filesystem import Filesystem
 
 POLICIES = {
     Verdict.ARMING: Policy.ARMING,

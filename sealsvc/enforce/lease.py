@@ -17,15 +17,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sealsvc.enforce import Claim, Guard, Hold, Outcome, Report, Verdict, openers
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import ByteRange, Conflict, Fence, FileId, Kind, Operation
+from sealsvc.enforce import openers
+from sealsvc.enforce.base import Claim, Guard, Hold, Outcome, Report, Verdict
+from sealsvc.enforce.keeper import Keeper
 from sealsvc.enforce.overlay_mounts import OverlayMounts
-from sealsvc.errors import Refusal
-from sealsvc.filesystem import Filesystem
-from sealsvc.host import Target
-from sealsvc.keeper import Keeper
-from sealsvc.messages import Gap, Grant
-from sealsvc.model import ByteRange, Conflict, Fence, FileId, Kind, Operation
-from sealsvc.native import ffi, lib
+from sealsvc.linux.filesystem import Filesystem
+from sealsvc.linux.host import Target
+from sealsvc.linux.native import ffi, lib
+from sealsvc.protocol.messages import Gap, Grant
 
 _BREAK_TIME = Path("/proc/sys/fs/lease-break-time")
 _MARGIN = 10.0  # seconds a fence and its proof may take

@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import os
 
-from sealsvc import native
-from sealsvc.host import Target
+from sealsvc.linux import native
+from sealsvc.linux.host import Target
 
 
 def pids(target: Target) -> list[int]:

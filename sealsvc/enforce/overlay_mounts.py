@@ -13,10 +13,10 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from sealsvc.filesystem import Filesystem
-from sealsvc.keeper import Keeper, KeeperError
-from sealsvc.messages import Gap
-from sealsvc.model import Kind
+from sealsvc.core.model import Kind
+from sealsvc.enforce.keeper import Keeper, KeeperError
+from sealsvc.linux.filesystem import Filesystem
+from sealsvc.protocol.messages import Gap
 
 log = logging.getLogger(__name__)
 

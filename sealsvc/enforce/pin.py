@@ -21,16 +21,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sealsvc.enforce import Claim, Guard, Hold, Outcome, Report, Verdict
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import ByteRange, Conflict, FileId, Kind, Operation
+from sealsvc.enforce.base import Claim, Guard, Hold, Outcome, Report, Verdict
+from sealsvc.enforce.keeper import Keeper
 from sealsvc.enforce.overlay_mounts import RISK as OVERLAY_RISK
-from sealsvc.errors import Refusal
-from sealsvc.filesystem import Filesystem
-from sealsvc.host import Target
-from sealsvc.host.mapped import has_dax
-from sealsvc.keeper import Keeper
-from sealsvc.messages import Gap, Grant
-from sealsvc.model import ByteRange, Conflict, FileId, Kind, Operation
-from sealsvc.native import ffi, lib
+from sealsvc.linux.filesystem import Filesystem
+from sealsvc.linux.host import Target
+from sealsvc.linux.host.mapped import has_dax
+from sealsvc.linux.native import ffi, lib
+from sealsvc.protocol.messages import Gap, Grant
 
 INTERVAL = 0.2  # seconds between two looks for waiters, while something is pinned
 # Before, break_layouts() asked for pinned pages only while somebody mapped the file

@@ -9,12 +9,12 @@ import sys
 
 import msgspec
 
-from sealsvc.errors import Refusal
+from sealsvc.core.errors import Refusal
+from sealsvc.core.paths import lies_below
 from sealsvc.exports.launch import ENDED, stop
-from sealsvc.exports.requests import ExportStopped, StopExport
 from sealsvc.exports.runtime import Runtime
 from sealsvc.exports.stopping import Outcome, Refused
-from sealsvc.policy import lies_below
+from sealsvc.protocol.exports import ExportStopped, StopExport
 
 
 def main() -> int:

@@ -22,8 +22,9 @@ import msgspec
 from msgspec import Meta
 
 from sealsvc.client import socket_path
-from sealsvc.exports.runtime import NAME_PATTERN, Record, Runtime
-from sealsvc.model import Fence, Kind, Preparation
+from sealsvc.core.model import Fence, Kind, Preparation
+from sealsvc.exports.runtime import Record, Runtime
+from sealsvc.protocol.exports import NAME_PATTERN
 
 Name = Annotated[str, Meta(pattern=NAME_PATTERN)]
 PREPARE = (Preparation.ALLOCATE, Preparation.CONVERT)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from sealsvc.errors import Refusal
+from sealsvc.core.errors import Refusal
 from sealsvc.exports.base import Map
 from sealsvc.exports.dm_ioctl import CONTROL, SECTOR, DeviceMapper, Target
 

@@ -7,14 +7,14 @@ import os
 from contextlib import closing
 from typing import Any, ClassVar
 
-from sealsvc.errors import Refusal
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import Kind
 from sealsvc.exports import loop_device
 from sealsvc.exports.base import Map, Mapped, Spec
 from sealsvc.exports.blocks import Piece, name_of, number_of, pieces
 from sealsvc.exports.dm_ioctl import CONTROL, SECTOR, DeviceMapper, Target
 from sealsvc.exports.protect import below
 from sealsvc.exports.runtime import Record, Runtime
-from sealsvc.model import Kind
 
 
 class Dm(Mapped):

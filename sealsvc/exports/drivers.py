@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sealsvc.errors import Refusal
+from sealsvc.core.errors import Refusal
 from sealsvc.exports.base import Driver, Spec
 from sealsvc.exports.dm import Dm
 from sealsvc.exports.nbd import Nbd

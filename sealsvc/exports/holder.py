@@ -15,7 +15,9 @@ from contextlib import suppress
 import msgspec
 
 from sealsvc.client import Client
-from sealsvc.errors import Refusal
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import Conflict, IoMode
+from sealsvc.core.states import LIVE
 from sealsvc.exports.base import Map, Mapped
 from sealsvc.exports.guard import Guard
 from sealsvc.exports.page_cache import drop
@@ -23,9 +25,7 @@ from sealsvc.exports.runtime import Record
 from sealsvc.exports.static_map import recorded
 from sealsvc.exports.stats import OwnStats
 from sealsvc.exports.timeouts import timeouts_of
-from sealsvc.messages import Recall, Reclaim, Return, SealInfo
-from sealsvc.model import Conflict, IoMode
-from sealsvc.states import LIVE
+from sealsvc.protocol.messages import Recall, Reclaim, Return, SealInfo
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 
 import msgspec
 
-from sealsvc.errors import Refusal
+from sealsvc.core.errors import Refusal
 from sealsvc.exports.base import Driver, Mapped, Served, Spec
 from sealsvc.exports.drivers import driver_of
 from sealsvc.exports.protect import protect

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 from urllib.parse import quote
 
-from sealsvc.errors import Refusal
+from sealsvc.core.errors import Refusal
 from sealsvc.exports.base import Served
 from sealsvc.exports.runtime import Record
 from sealsvc.exports.stats import SERVES, read_stats

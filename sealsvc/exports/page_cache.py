@@ -6,8 +6,8 @@ from __future__ import annotations
 import os
 import time
 
-from sealsvc import native
-from sealsvc.errors import Refusal
+from sealsvc.core.errors import Refusal
+from sealsvc.linux import native
 
 _TRIES, _PAUSE = 20, 0.01
 

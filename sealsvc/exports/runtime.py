@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from sealsvc.errors import Refusal
+from sealsvc.core.errors import Refusal
 
 if TYPE_CHECKING:
     from sealsvc.exports.base import Spec
 
 DEFAULT = "/run/sealsvc-exports"
-NAME_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):

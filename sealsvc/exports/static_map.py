@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import msgspec
 
-from sealsvc.cli.seals import every_seal
 from sealsvc.client import Client
-from sealsvc.errors import Refusal
+from sealsvc.client.paging import every_seal
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import State
 from sealsvc.exports.base import Map
 from sealsvc.exports.blocks import Piece, pieces
-from sealsvc.messages import ExtentPage, Extents
-from sealsvc.model import State
+from sealsvc.protocol.messages import ExtentPage, Extents
 
 _IN_FORCE = (State.GRANTED, State.ACTIVE)
 

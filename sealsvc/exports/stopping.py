@@ -11,8 +11,8 @@ import sys
 
 import msgspec
 
-from sealsvc.errors import TABLE, Refusal
-from sealsvc.exports.requests import ExportStopped, StopExport
+from sealsvc.core.errors import TABLE, Refusal
+from sealsvc.protocol.exports import ExportStopped, StopExport
 
 _WITHIN = 60.0  # seconds
 

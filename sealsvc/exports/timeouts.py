@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from sealsvc.errors import Refusal
+from sealsvc.core.errors import Refusal
 from sealsvc.exports.base import Driver, Spec
 
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
-from sealsvc.errors import Refusal
+from sealsvc.core.errors import Refusal
 from sealsvc.exports.base import Served
 from sealsvc.exports.programs import is_claimed, program
 from sealsvc.exports.runtime import Record

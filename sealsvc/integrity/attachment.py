@@ -15,20 +15,15 @@ from typing import TypeVar
 
 import msgspec
 
-from sealsvc.errors import Refusal
-from sealsvc.grants import Grants
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import ByteRange
 from sealsvc.integrity import check, source, verdict
 from sealsvc.integrity.check import Comparison, Finding, Layout
 from sealsvc.integrity.errors import ErrorLog, fitting
-from sealsvc.integrity.messages import (
-    PiAttachment,
-    PiError,
-    PiProgress,
-    PiReport,
-)
 from sealsvc.integrity.store import BlockState
-from sealsvc.model import ByteRange
-from sealsvc.seals import Seal
+from sealsvc.lifecycle.grants import Grants
+from sealsvc.lifecycle.seals import Seal
+from sealsvc.protocol.integrity import PiAttachment, PiError, PiProgress, PiReport
 
 T = TypeVar("T")
 

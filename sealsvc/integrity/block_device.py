@@ -17,8 +17,8 @@ from pathlib import Path
 
 from _sealsvc_pi_device import ffi, lib
 
-from sealsvc.errors import Refusal
-from sealsvc.host import pmem
+from sealsvc.core.errors import Refusal
+from sealsvc.linux.host import pmem
 
 GUARDS = {
     int(lib.SEAL_PI_GUARD_IP): "ip",

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from sealsvc.core.model import ByteRange
 from sealsvc.integrity import engine
 from sealsvc.integrity.check import Layout
 from sealsvc.integrity.engine import Tags
 from sealsvc.integrity.source import Source
 from sealsvc.integrity.store import BlockState, Bytes
 from sealsvc.integrity.streams import Places, in_use
-from sealsvc.model import ByteRange
 
 
 @dataclass(frozen=True, slots=True)

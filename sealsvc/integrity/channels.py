@@ -22,26 +22,22 @@ from typing import Any
 import msgspec
 from _sealsvc_pi_device import ffi, lib
 
-from sealsvc.closing import close_later
-from sealsvc.control import Connection, Reply
-from sealsvc.enforce import Hold, Holds
-from sealsvc.errors import Refusal
-from sealsvc.grants import Grants
+from sealsvc.control.connection import Connection, Reply
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import ByteRange, Kind, State
+from sealsvc.core.states import Step
+from sealsvc.enforce.base import Hold, Holds
 from sealsvc.integrity.block_device import unavailable
-from sealsvc.integrity.device_messages import (
-    PiChannel,
-    PiPath,
-    PiPathInfo,
-)
 from sealsvc.integrity.errors import ErrorLog
 from sealsvc.integrity.failures import as_error, failure_of
-from sealsvc.integrity.messages import PiError
 from sealsvc.integrity.opening import described, open_channel, undo
-from sealsvc.messages import Event
-from sealsvc.model import ByteRange, Kind, State
-from sealsvc.seals import Seal
-from sealsvc.states import Step
-from sealsvc.users import Received
+from sealsvc.lifecycle.grants import Grants
+from sealsvc.lifecycle.seals import Seal
+from sealsvc.protocol.integrity import PiError
+from sealsvc.protocol.messages import Event
+from sealsvc.protocol.pi_device import PiChannel, PiPath, PiPathInfo
+from sealsvc.runtime.closing import close_later
+from sealsvc.runtime.users import Received
 
 log = logging.getLogger(__name__)
 

@@ -14,15 +14,15 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from sealsvc import native
-from sealsvc.errors import Refusal
-from sealsvc.extents import LENGTH, LOGICAL, PHYSICAL
+from sealsvc.core.errors import Refusal
+from sealsvc.core.extents import LENGTH, LOGICAL, PHYSICAL
+from sealsvc.core.model import ByteRange
 from sealsvc.integrity import engine, streams
 from sealsvc.integrity.engine import Tags, Values
 from sealsvc.integrity.profiles import Profile
 from sealsvc.integrity.source import Source
 from sealsvc.integrity.store import STRETCH, About, BlockState, Bytes, TagStore
-from sealsvc.model import ByteRange
+from sealsvc.linux import native
 
 Parts: TypeAlias = list[tuple[int, int]]  # blocks: the first, and how many
 

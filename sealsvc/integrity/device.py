@@ -12,8 +12,8 @@ from pathlib import Path
 
 import msgspec
 
-from sealsvc.integrity.messages import PiDevice
 from sealsvc.integrity.profiles import Profile
+from sealsvc.protocol.integrity import PiDevice
 
 SYS = Path("/sys")
 

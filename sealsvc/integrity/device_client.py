@@ -12,8 +12,8 @@ from typing import Any, Self
 from _sealsvc_pi_device import ffi, lib
 
 from sealsvc.client import Client
-from sealsvc.integrity.device_messages import PiChannel, PiChannelInfo, PiFailure
 from sealsvc.integrity.failures import CHECKERS, FIELDS, failure
+from sealsvc.protocol.pi_device import PiChannel, PiChannelInfo, PiFailure
 
 _FIELDS = {name: number for number, name in FIELDS.items()}
 _CHECKERS = {name: number for number, name in CHECKERS.items()}

@@ -16,8 +16,8 @@ from typing import TypeVar
 
 import msgspec
 
-from sealsvc import wire
-from sealsvc.integrity.messages import PiError, PiErrorPage
+from sealsvc.protocol import codec
+from sealsvc.protocol.integrity import PiError, PiErrorPage
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -28,7 +28,7 @@ _FILE_BYTES = 8 << 20  # of one file; there are two
 
 def fitting(items: Sequence[T]) -> list[T]:
     """As many of the first as a message has room for."""
-    sizes = itertools.accumulate(len(wire.encoded(item)) + 1 for item in items)
+    sizes = itertools.accumulate(len(codec.encoded(item)) + 1 for item in items)
     return [item for item, size in zip(items, sizes, strict=False) if size <= _ROOM]
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from _sealsvc_pi_device import lib
 
-from sealsvc.integrity.device_messages import PiFailure, PiPathInfo
-from sealsvc.integrity.messages import PiError
-from sealsvc.seals import Seal
+from sealsvc.lifecycle.seals import Seal
+from sealsvc.protocol.integrity import PiError
+from sealsvc.protocol.pi_device import PiFailure, PiPathInfo
 
 FIELDS = {
     int(lib.SEAL_FIELD_TAG): "tag",

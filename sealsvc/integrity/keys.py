@@ -6,7 +6,7 @@ import base64
 import re
 from pathlib import Path
 
-from sealsvc.errors import Refusal
+from sealsvc.core.errors import Refusal
 from sealsvc.integrity import engine
 from sealsvc.integrity.profiles import Profile
 

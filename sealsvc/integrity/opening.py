@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from _sealsvc_pi_device import ffi, lib
 
-from sealsvc import extents
-from sealsvc.closing import close_later
-from sealsvc.errors import Refusal
-from sealsvc.grants import Grants
+from sealsvc.core import extents
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import IoMode
 from sealsvc.integrity.block_device import Capability, device_under, name_of, unavailable
-from sealsvc.integrity.device_messages import PiChannel, PiChannelInfo, PiPathInfo
-from sealsvc.model import IoMode
-from sealsvc.seals import Seal
+from sealsvc.lifecycle.grants import Grants
+from sealsvc.lifecycle.seals import Seal
+from sealsvc.protocol.pi_device import PiChannel, PiChannelInfo, PiPathInfo
+from sealsvc.runtime.closing import close_later
 
 
 @dataclass(frozen=True)

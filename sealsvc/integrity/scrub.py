@@ -16,13 +16,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sealsvc import clock
-from sealsvc.errors import Refusal
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import IoMode
 from sealsvc.integrity.attachment import Attachment, Tally
 from sealsvc.integrity.check import Layout, Parts
 from sealsvc.integrity.source import Source
 from sealsvc.integrity.store import STRETCH, BlockState
-from sealsvc.model import IoMode
+from sealsvc.runtime import clock
 
 _SAVED = 8  # parts after which its place is saved
 _PART = 8 << 20  # bytes that are read between two rests, at most

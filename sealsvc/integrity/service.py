@@ -17,17 +17,24 @@ from typing import Any, TypeGuard, get_args
 import msgspec
 import numpy as np
 
-from sealsvc import states
-from sealsvc.closing import call_later
-from sealsvc.config import IntegritySection
-from sealsvc.errors import Refusal
-from sealsvc.events import EventLog
-from sealsvc.grants import Grants
-from sealsvc.integrity import device, engine, keys, messages, scrub, source
+from sealsvc.core import states
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import ByteRange, FileId, IoMode, Kind, State
+from sealsvc.core.paths import lies_below
+from sealsvc.integrity import device, engine, keys, scrub, source
 from sealsvc.integrity.attachment import Attachment, Tally, anchor_of, no_such_attachment
 from sealsvc.integrity.check import Finding, Layout, values_at
 from sealsvc.integrity.errors import ErrorLog, fitting
-from sealsvc.integrity.messages import (
+from sealsvc.integrity.opening import described
+from sealsvc.integrity.profiles import Profile, ProfileError, load, parse
+from sealsvc.integrity.store import STREAM_BLOCKS, About, BlockState, Bytes, TagStore, open_all
+from sealsvc.integrity.verdict import Stance
+from sealsvc.lifecycle.grants import Grants
+from sealsvc.lifecycle.paths import concealed, no_such_file
+from sealsvc.lifecycle.seals import Seal
+from sealsvc.linux.processes import Peer
+from sealsvc.protocol import integrity
+from sealsvc.protocol.integrity import (
     AnyRequest,
     PiAbility,
     PiAttach,
@@ -49,25 +56,12 @@ from sealsvc.integrity.messages import (
     Result,
     Writes,
 )
-from sealsvc.integrity.opening import described
-from sealsvc.integrity.profiles import Profile, ProfileError, load, parse
-from sealsvc.integrity.store import (
-    STREAM_BLOCKS,
-    About,
-    BlockState,
-    Bytes,
-    TagStore,
-    open_all,
-)
-from sealsvc.integrity.verdict import Stance
-from sealsvc.messages import Event
-from sealsvc.model import ByteRange, FileId, IoMode, Kind, State
-from sealsvc.paths import concealed, no_such_file
-from sealsvc.policy import lies_below
-from sealsvc.processes import Peer
-from sealsvc.seals import Seal
-from sealsvc.tasks import Tasks
-from sealsvc.users import Received
+from sealsvc.protocol.messages import Event
+from sealsvc.runtime.closing import call_later
+from sealsvc.runtime.config import IntegritySection
+from sealsvc.runtime.events import EventLog
+from sealsvc.runtime.tasks import Tasks
+from sealsvc.runtime.users import Received
 
 log = logging.getLogger(__name__)
 
@@ -386,7 +380,7 @@ class Integrity:
             await attachment.remember_time(whole=False)
         return attachment.report(tally, request.range)
 
-    async def _errors(self, peer: Peer, request: PiErrors) -> messages.PiErrorPage:
+    async def _errors(self, peer: Peer, request: PiErrors) -> integrity.PiErrorPage:
         if not self._grants.policy.is_operator(peer):
             raise Refusal("denied", f"uid {peer.uid} is not an operator", {"uid": peer.uid})
         return await self.errors.page(request.after, min(request.limit, 20), request.wait)

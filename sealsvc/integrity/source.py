@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sealsvc.host.mapped import has_dax
+from sealsvc.linux.host.mapped import has_dax
 
 _ALIGNED = 4096  # bytes: the largest logical block size there is
 

@@ -29,9 +29,9 @@ import numpy as np
 import numpy.typing as npt
 from mmap_ninja import numpy as ninja
 
-from sealsvc import faults
-from sealsvc.integrity.messages import Writes
-from sealsvc.model import ByteRange, FileId
+from sealsvc.core.model import ByteRange, FileId
+from sealsvc.protocol.integrity import Writes
+from sealsvc.runtime import faults
 
 Bytes = npt.NDArray[np.uint8]
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from sealsvc.core.model import ByteRange
 from sealsvc.integrity.store import BlockState, Bytes
-from sealsvc.model import ByteRange
 
 Places = npt.NDArray[np.uint64]  # (blocks, 3): start, end, age
 

@@ -19,8 +19,8 @@ import os
 import struct
 from types import TracebackType
 
-from sealsvc.errors import Refusal
-from sealsvc.model import ByteRange
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import ByteRange
 
 _USERFAULTFD = 323  # x86-64
 _USER_MODE_ONLY = 1

@@ -20,9 +20,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from sealsvc import faults
 from sealsvc.copies.tags import SEAL_TAG, Way
-from sealsvc.errors import Refusal
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import ByteRange, FileId
 from sealsvc.integrity import carry
 from sealsvc.integrity.attachment import Attachment, Tally
 from sealsvc.integrity.carry import Carried, Given, Route
@@ -30,7 +30,7 @@ from sealsvc.integrity.check import Finding, Layout
 from sealsvc.integrity.service import Integrity
 from sealsvc.integrity.source import Source
 from sealsvc.integrity.store import STREAM_BLOCKS, About, BlockState, Bytes
-from sealsvc.model import ByteRange, FileId
+from sealsvc.runtime import faults
 
 _PART = 16 << 20  # bytes of the destination that are read in one piece
 

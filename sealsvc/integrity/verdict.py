@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from enum import IntEnum
 
+from sealsvc.core.model import ByteRange, IoMode, Kind
 from sealsvc.integrity.check import Finding
-from sealsvc.integrity.messages import Writes
 from sealsvc.integrity.store import BlockState
-from sealsvc.model import ByteRange, IoMode, Kind
-from sealsvc.seals import Seal
+from sealsvc.lifecycle.seals import Seal
+from sealsvc.protocol.integrity import Writes
 
 
 class Stance(IntEnum):

@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import ParamSpec, TypeVar
 
-from sealsvc.config import RegistrySection
-from sealsvc.errors import Refusal
-from sealsvc.extents import ExtentMap
-from sealsvc.messages import SealInfo
+from sealsvc.core.errors import Refusal
+from sealsvc.core.extents import ExtentMap
+from sealsvc.protocol.messages import SealInfo
 from sealsvc.registry.backlog import Backlog
 from sealsvc.registry.entries import Entry
 from sealsvc.registry.link import Link, Query
 from sealsvc.registry.recorder import Recorder
+from sealsvc.runtime.config import RegistrySection
 
 T = TypeVar("T")
 P = ParamSpec("P")

@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 from mmap_ninja.ragged import RaggedMmap
 
-from sealsvc.extents import ExtentMap
+from sealsvc.core.extents import ExtentMap
 from sealsvc.registry.place import Place
 
 log = logging.getLogger(__name__)

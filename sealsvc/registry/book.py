@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from sealsvc.config import RegistrySection
 from sealsvc.registry.archive import Archive
 from sealsvc.registry.entries import Entry
 from sealsvc.registry.queries import Queries
 from sealsvc.registry.recorder import Recorder
 from sealsvc.registry.retention import Retention
 from sealsvc.registry.writer import Writer
+from sealsvc.runtime.config import RegistrySection
 
 _QUEUE = 20_000
 _RETRY = 5.0  # seconds

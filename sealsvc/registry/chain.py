@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from sealsvc.records import Verification
+from sealsvc.protocol.history import Verification
 
 _ORIGIN = bytes(32)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from sealsvc import extents
-from sealsvc.extents import FLAGS, LENGTH, LOGICAL, PHYSICAL, ExtentMap
-from sealsvc.model import ByteRange
-from sealsvc.records import Change, MapDifference
+from sealsvc.core import extents
+from sealsvc.core.extents import FLAGS, LENGTH, LOGICAL, PHYSICAL, ExtentMap
+from sealsvc.core.model import ByteRange
+from sealsvc.protocol.history import Change, MapDifference
 
 # Their `physical` does not move along with `logical`.
 _PLACELESS = (

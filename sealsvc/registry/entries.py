@@ -10,10 +10,10 @@ import sqlite3
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from sealsvc import states
-from sealsvc.extents import ExtentMap
-from sealsvc.messages import Drift, SealInfo
-from sealsvc.model import Operation, State
+from sealsvc.core import states
+from sealsvc.core.extents import ExtentMap
+from sealsvc.core.model import Operation, State
+from sealsvc.protocol.messages import Drift, SealInfo
 from sealsvc.registry.chain import canonical, text
 from sealsvc.registry.place import Place
 

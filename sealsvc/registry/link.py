@@ -26,14 +26,14 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import msgspec
 
-from sealsvc.config import RegistrySection
-from sealsvc.errors import Refusal
-from sealsvc.extents import ExtentMap
-from sealsvc.limits import FairQueue
+from sealsvc.core.errors import Refusal
+from sealsvc.core.extents import ExtentMap
 from sealsvc.registry import wire
 from sealsvc.registry.backlog import Backlog
 from sealsvc.registry.health import Health
 from sealsvc.registry.queries import Queries
+from sealsvc.runtime.config import RegistrySection
+from sealsvc.runtime.limits import FairQueue
 
 T = TypeVar("T")
 P = ParamSpec("P")

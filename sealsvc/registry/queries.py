@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from sealsvc import wire
-from sealsvc.errors import Refusal
-from sealsvc.extents import ExtentMap
-from sealsvc.model import ByteRange, FileId
-from sealsvc.records import (
+from sealsvc.core.errors import Refusal
+from sealsvc.core.extents import ExtentMap
+from sealsvc.core.model import ByteRange, FileId
+from sealsvc.protocol import codec
+from sealsvc.protocol.history import (
     AuditEntry,
     AuditTrail,
     ConflictHistory,
@@ -231,7 +231,7 @@ def _fitting(seals: Iterable[SealRecord], room: int | None) -> Iterator[SealReco
     taken = 0
     for seal in seals:
         if room is not None:
-            before, taken = taken, taken + len(wire.encoded(seal)) + 1
+            before, taken = taken, taken + len(codec.encoded(seal)) + 1
             if before and taken > room:
                 return
         yield seal

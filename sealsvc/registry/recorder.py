@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from sealsvc.config import Config
-from sealsvc.errors import Refusal
-from sealsvc.extents import ExtentMap
-from sealsvc.messages import Drift, Event, SealInfo
-from sealsvc.processes import Peer
+from sealsvc.core.errors import Refusal
+from sealsvc.core.extents import ExtentMap
+from sealsvc.linux.processes import Peer
+from sealsvc.protocol.messages import Drift, Event, SealInfo
 from sealsvc.registry.entries import Entry
+from sealsvc.runtime.config import Config
 
 # Of these the event has not all that is recorded: granted(), refused(), drifted() and present().
 _BY_METHOD = frozenset({"granted", "refused", "drift", "reclaimed", "gap"})

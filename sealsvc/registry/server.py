@@ -23,14 +23,14 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from sealsvc.config import RegistrySection
-from sealsvc.errors import Refusal
-from sealsvc.extents import ExtentMap
-from sealsvc.journald import configure
+from sealsvc.core.errors import Refusal
+from sealsvc.core.extents import ExtentMap
 from sealsvc.registry import wire
 from sealsvc.registry.book import Book
 from sealsvc.registry.queries import Queries
-from sealsvc.workers import Pool
+from sealsvc.runtime.config import RegistrySection
+from sealsvc.runtime.journald import configure
+from sealsvc.runtime.workers import Pool
 
 QUERIES = (
     Queries.history,

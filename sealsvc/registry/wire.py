@@ -10,10 +10,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from sealsvc.errors import Refusal
-from sealsvc.extents import ExtentMap
-from sealsvc.messages import Drift, SealInfo
-from sealsvc.model import Operation
+from sealsvc.core.errors import Refusal
+from sealsvc.core.extents import ExtentMap
+from sealsvc.core.model import Operation
+from sealsvc.protocol.messages import Drift, SealInfo
 from sealsvc.registry.chain import escaped
 from sealsvc.registry.entries import Entry
 

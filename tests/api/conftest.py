@@ -13,10 +13,10 @@ import httpx
 import pytest
 import uvicorn
 
-from api.app import build_app
-from api.http_protocol import Protocol
-from api.settings import Settings
-from api.spans import Spans
+from sealsvc_api.app import build_app
+from sealsvc_api.http_protocol import Protocol
+from sealsvc_api.settings import Settings
+from sealsvc_api.spans import Spans
 from tests.api.fake_daemon import FakeDaemon
 
 TOKEN = "correct horse"

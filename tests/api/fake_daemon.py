@@ -15,14 +15,14 @@ from typing import Any
 
 import msgspec
 
-from api import examples, integrity
-from sealsvc import messages as m
-from sealsvc import overview, records
-from sealsvc.copies.relocation.requests import Relocate
-from sealsvc.copies.requests import CopyTrust, StartCopy
-from sealsvc.errors import Refusal
-from sealsvc.exports.requests import StopExport
-from sealsvc.integrity import messages as pi
+from sealsvc.core.errors import Refusal
+from sealsvc.protocol import admin, history
+from sealsvc.protocol import integrity as pi
+from sealsvc.protocol import messages as m
+from sealsvc.protocol.copies import CopyTrust, StartCopy
+from sealsvc.protocol.exports import StopExport
+from sealsvc.protocol.relocation import Relocate
+from sealsvc_api import examples, integrity
 from tests.api.fake_seals import Seals
 
 
@@ -202,11 +202,11 @@ class FakeDaemon:
         return m.Watching(seq=self.seq, gap=since < self.forgotten, run=self.run)
 
 
-MEASURES = overview.MeasuresReport(
+MEASURES = admin.MeasuresReport(
     run="",
     counters={"conflicts": {"held": 2}, "events": {"drift": 1}},
     latencies={
-        name: overview.Histogram(bounds=[0.1, 1.0], counts=[3, 1, 0], sum=0.5)
+        name: admin.Histogram(bounds=[0.1, 1.0], counts=[3, 1, 0], sum=0.5)
         for name in ("grant", "return", "recall", "conflict")
     },
     gauges={"queue": {"grants": 0.0}, "lapses": {"bpf": 0.0}},
@@ -216,13 +216,13 @@ _FIXED: dict[type, Any] = {
     m.RecallSeals: examples.RECALLS,
     m.Audit: examples.AUDIT,
     m.Filesystems: examples.FILESYSTEMS,
-    overview.Files: examples.FILES,
-    overview.Holders: examples.HOLDERS,
-    overview.Conflicts: examples.CONFLICTS,
-    overview.ShowPolicy: examples.POLICY,
-    overview.CheckPolicy: examples.POLICY,
-    overview.ReloadPolicy: examples.POLICY,
-    overview.StartJob: examples.JOB,
+    admin.Files: examples.FILES,
+    admin.Holders: examples.HOLDERS,
+    admin.Conflicts: examples.CONFLICTS,
+    admin.ShowPolicy: examples.POLICY,
+    admin.CheckPolicy: examples.POLICY,
+    admin.ReloadPolicy: examples.POLICY,
+    admin.StartJob: examples.JOB,
     StartCopy: examples.COPY,
     Relocate: examples.RELOCATION,
     StopExport: examples.EXPORT_STOPPED,
@@ -236,18 +236,18 @@ _FIXED: dict[type, Any] = {
     pi.PiScrub: integrity.ATTACHMENT,
     pi.PiBless: integrity.REPORT,
     pi.PiErrors: pi.PiErrorPage(errors=[integrity.ERROR], next=1),
-    overview.ShowJob: examples.JOB,
-    overview.CancelJob: examples.JOB,
-    overview.Jobs: examples.JOBS,
-    overview.Alarms: examples.ALARMS,
-    overview.AcknowledgeAlarm: examples.ALARM,
-    records.History: examples.HISTORY,
-    records.Steps: examples.STEPS,
-    records.PastConflicts: examples.PAST_CONFLICTS,
-    records.MapChanges: examples.CHANGES,
-    records.Trail: examples.TRAIL,
-    records.VerifyTrail: examples.VERIFICATION,
-    overview.Coverage: examples.COVERAGE,
-    overview.Measures: MEASURES,
+    admin.ShowJob: examples.JOB,
+    admin.CancelJob: examples.JOB,
+    admin.Jobs: examples.JOBS,
+    admin.Alarms: examples.ALARMS,
+    admin.AcknowledgeAlarm: examples.ALARM,
+    history.History: examples.HISTORY,
+    history.Steps: examples.STEPS,
+    history.PastConflicts: examples.PAST_CONFLICTS,
+    history.MapChanges: examples.CHANGES,
+    history.Trail: examples.TRAIL,
+    history.VerifyTrail: examples.VERIFICATION,
+    admin.Coverage: examples.COVERAGE,
+    admin.Measures: MEASURES,
     m.IssueClaim: examples.CLAIM,
 }

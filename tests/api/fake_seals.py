@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
-from api import examples
-from sealsvc import messages as m
-from sealsvc.errors import TABLE, Refusal
-from sealsvc.model import State
+from sealsvc.core.errors import TABLE, Refusal
+from sealsvc.core.model import State
+from sealsvc.protocol import messages as m
+from sealsvc_api import examples
 
 
 class Seals:

@@ -10,10 +10,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from api.access import ALLOWED, MEANS, UNSCOPED, Action, Caller, Role, lies_below
-from api.app import build_app
-from api.description import Application
-from api.settings import Settings
+from sealsvc_api.access import ALLOWED, MEANS, UNSCOPED, Action, Caller, Role, lies_below
+from sealsvc_api.app import build_app
+from sealsvc_api.description import Application
+from sealsvc_api.settings import Settings
 from tests.api.conftest import Api, write_principals
 from tests.api.fake_daemon import FakeDaemon
 
@@ -191,8 +191,8 @@ def test_a_seal_outside_the_scope_does_not_exist(http: httpx.Client, daemon: Fak
 
 def test_lists_and_conditions_are_confined(http: httpx.Client, daemon: FakeDaemon) -> None:
     """The filters that the service is given, and the conditions it checks itself."""
-    from sealsvc.messages import Conditions, Grant, List
-    from sealsvc.overview import Conflicts, Files, Holders
+    from sealsvc.protocol.admin import Conflicts, Files, Holders
+    from sealsvc.protocol.messages import Conditions, Grant, List
 
     http.get("/v1/seals", headers=as_("viewer-in"))
     for path in ("/v1/files", "/v1/holders", "/v1/conflicts"):

@@ -13,12 +13,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from api.principals import Known, Principals, digest, read
-from api.rates import Rates
-from api.sessions import COOKIE, LIFE, Sessions
-from api.settings import Settings, SettingsError, check_bind, is_loopback
-from sealsvc.errors import Refusal
-from sealsvc.messages import Grant, List
+from sealsvc.core.errors import Refusal
+from sealsvc.protocol.messages import Grant, List
+from sealsvc_api.principals import Known, Principals, digest, read
+from sealsvc_api.rates import Rates
+from sealsvc_api.sessions import COOKIE, LIFE, Sessions
+from sealsvc_api.settings import Settings, SettingsError, check_bind, is_loopback
 from tests.api.conftest import TOKEN, Api, until, write_principals
 from tests.api.fake_daemon import FakeDaemon
 from tests.api.test_api_serve import serving

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.connection import Backoff, Connection, expect
 from sealsvc.client import AsyncClient, Reply
-from sealsvc.errors import Refusal
-from sealsvc.messages import Done, Status, Watching
+from sealsvc.core.errors import Refusal
+from sealsvc.protocol.messages import Done, Status, Watching
+from sealsvc_api.connection import Backoff, Connection, expect
 from tests.api.conftest import Api, until
 from tests.api.fake_daemon import FakeDaemon
 

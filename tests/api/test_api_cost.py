@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 
-from api.app import NOUNS
+from sealsvc_api.app import NOUNS
 
 
 def dependants(route: APIRoute) -> Iterator[Dependant]:

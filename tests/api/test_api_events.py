@@ -8,12 +8,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from api.access import Caller, Role
-from api.events import _followed, _since
-from api.feed import Feed, Listener, Packet, gap, packet
-from api.shares import Shares
-from sealsvc.errors import Refusal
-from sealsvc.messages import Event, Status, Watch
+from sealsvc.core.errors import Refusal
+from sealsvc.protocol.messages import Event, Status, Watch
+from sealsvc_api.access import Caller, Role
+from sealsvc_api.events import _followed, _since
+from sealsvc_api.feed import Feed, Listener, Packet, gap, packet
+from sealsvc_api.shares import Shares
 from tests.api.conftest import TOKEN, Api, until
 from tests.api.fake_daemon import FakeDaemon
 from tests.api.sse import stream

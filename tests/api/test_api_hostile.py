@@ -14,11 +14,11 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from api import http_protocol
-from api.access import Caller, Role
-from api.settings import Settings
-from api.shares import Shares
-from sealsvc.errors import Refusal
+from sealsvc.core.errors import Refusal
+from sealsvc_api import http_protocol
+from sealsvc_api.access import Caller, Role
+from sealsvc_api.settings import Settings
+from sealsvc_api.shares import Shares
 from tests.api.conftest import TOKEN, Api, until, write_principals
 from tests.api.fake_daemon import FakeDaemon
 from tests.api.sse import stream

@@ -9,9 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
-from api import examples, integrity
-from api.app import build_app
-from api.settings import Settings
+from sealsvc_api import examples, integrity
+from sealsvc_api.app import build_app
+from sealsvc_api.settings import Settings
 from tests.api.conftest import TOKEN, Api, until
 from tests.api.fake_daemon import FakeDaemon
 

@@ -11,13 +11,13 @@ import openapi_spec_validator
 import pytest
 from fastapi.routing import APIRoute
 
-import api
-from api import health, metrics, session
-from api.access import Action
-from api.app import NOUNS, build_app
-from api.description import DOCUMENTED, Application, rendered
-from api.settings import Settings
-from sealsvc.errors import TABLE
+import sealsvc_api
+from sealsvc.core.errors import TABLE
+from sealsvc_api import health, metrics, session
+from sealsvc_api.access import Action
+from sealsvc_api.app import NOUNS, build_app
+from sealsvc_api.description import DOCUMENTED, Application, rendered
+from sealsvc_api.settings import Settings
 
 METHODS = {"get", "post", "delete"}
 NAMED = {kind.__name__: kind for kind in DOCUMENTED}
@@ -156,5 +156,7 @@ def test_the_served_document_is_this_one(http: httpx.Client, document: dict[str,
 
 
 def test_the_file_in_the_tree_is_this_one(app: Application) -> None:
-    path = Path(api.__file__).with_name("openapi.json")
-    assert path.read_text() == rendered(app), "run: python -m api.openapi > api/openapi.json"
+    path = Path(sealsvc_api.__file__).parents[1] / "openapi.json"
+    assert path.read_text() == rendered(app), (
+        "run: python -m sealsvc_api.openapi > api/openapi.json"
+    )

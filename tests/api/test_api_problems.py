@@ -6,8 +6,8 @@ from typing import Any
 import httpx
 import pytest
 
-from api.inputs import MAX_BODY
-from sealsvc.errors import TABLE
+from sealsvc.core.errors import TABLE
+from sealsvc_api.inputs import MAX_BODY
 from tests.api.conftest import Api
 from tests.api.fake_daemon import FakeDaemon
 

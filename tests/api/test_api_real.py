@@ -16,9 +16,9 @@ import pytest
 from websockets.sync.client import connect
 
 from sealsvc.client import Client
-from sealsvc.errors import Refusal
-from sealsvc.messages import Recall, Return, Show, Simulate
-from sealsvc.overview import Redeem
+from sealsvc.core.errors import Refusal
+from sealsvc.protocol.admin import Redeem
+from sealsvc.protocol.messages import Recall, Return, Show, Simulate
 from tests.api.conftest import TOKEN
 from tests.api.running import ROOT, Front, simulated, wait_for
 
@@ -235,7 +235,7 @@ def test_a_claim_is_for_the_users_it_names(there: Front, control: Client) -> Non
         assert guest.post("/v1/claims", json={"path": "/sim/b"}).json()["code"] == "no-such-file"
     script = (
         "import os, sys; os.setuid(65534)\n"
-        "from sealsvc.client import Client; from sealsvc.overview import Redeem\n"
+        "from sealsvc.client import Client; from sealsvc.protocol.admin import Redeem\n"
         "Client(sys.argv[1]).call(Redeem, claim=sys.argv[2])"
     )
     os.chmod(Path(there.control).parent, 0o755)

@@ -6,9 +6,9 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api import examples
-from api.recalls import _merged
-from sealsvc.messages import SealPage
+from sealsvc.protocol.messages import SealPage
+from sealsvc_api import examples
+from sealsvc_api.recalls import _merged
 
 
 def page(ids: list[int], after: int, limit: int) -> SealPage:

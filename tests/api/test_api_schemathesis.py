@@ -20,9 +20,9 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from api.app import build_app
-from api.settings import Settings
-from sealsvc.messages import Simulate
+from sealsvc.protocol.messages import Simulate
+from sealsvc_api.app import build_app
+from sealsvc_api.settings import Settings
 from tests.api.conftest import TOKEN
 from tests.api.running import Front, simulated
 

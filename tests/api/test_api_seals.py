@@ -4,9 +4,9 @@ import httpx
 import msgspec
 import pytest
 
-from api.etags import none_match, required_seqids
-from sealsvc.errors import Refusal
-from sealsvc.messages import (
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import Preparation
+from sealsvc.protocol.messages import (
     Extents,
     Grant,
     HolderSpec,
@@ -16,7 +16,7 @@ from sealsvc.messages import (
     Requirements,
     Return,
 )
-from sealsvc.model import Preparation
+from sealsvc_api.etags import none_match, required_seqids
 from tests.api.fake_daemon import FakeDaemon
 
 BODY = {"path": "/srv/a", "holder": {"pid": 7}}

@@ -17,7 +17,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from api.serve import main
+from sealsvc_api.serve import main
 from tests.api.conftest import PATIENCE, TOKEN, until
 from tests.api.fake_daemon import FakeDaemon
 
@@ -25,7 +25,7 @@ from tests.api.fake_daemon import FakeDaemon
 @pytest.fixture(autouse=True)
 def _our_log_stays_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     """main() in this process would have the log go to the stderr of one test for ever."""
-    monkeypatch.setattr("api.serve.configure", lambda *_: None)
+    monkeypatch.setattr("sealsvc_api.serve.configure", lambda *_: None)
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Program:
 
 @contextmanager
 def serving(*arguments: str) -> Iterator[Program]:
-    command = [sys.executable, "-W", "error", "-m", "api.serve", "--port", "0", *arguments]
+    command = [sys.executable, "-W", "error", "-m", "sealsvc_api.serve", "--port", "0", *arguments]
     with tempfile.TemporaryDirectory() as directory:
         log = Path(directory, "log")
         with log.open("w") as file:

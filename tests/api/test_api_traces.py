@@ -23,10 +23,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from api import examples
-from api.settings import Settings, SettingsError, traced
-from api.spans import Spans
-from sealsvc.messages import Grant, Return, Show, Simulate
+from sealsvc.protocol.messages import Grant, Return, Show, Simulate
+from sealsvc_api import examples
+from sealsvc_api.settings import Settings, SettingsError, traced
+from sealsvc_api.spans import Spans
 from tests.api.conftest import Api, until, write_principals
 from tests.api.fake_daemon import FakeDaemon
 from tests.api.running import ROOT, front, service
@@ -214,7 +214,7 @@ def started(program: str, **variables: str) -> subprocess.CompletedProcess[str]:
 def test_without_the_packages_it_says_what_to_install(missing: str) -> None:
     program = (
         f"import sys; sys.modules['{missing}'] = None\n"
-        "from api.serve import main; sys.exit(main(['--port', '0']))"
+        "from sealsvc_api.serve import main; sys.exit(main(['--port', '0']))"
     )
     done = started(program, OTEL_TRACES_EXPORTER="otlp")
     assert done.returncode == 2
@@ -226,8 +226,8 @@ def test_without_the_packages_it_says_what_to_install(missing: str) -> None:
 def test_who_does_not_trace_has_none_of_it() -> None:
     program = (
         "import sys\n"
-        "from api import serve\n"
-        "from api.settings import Settings\n"
+        "from sealsvc_api import serve\n"
+        "from sealsvc_api.settings import Settings\n"
         "app = serve.build_app(Settings(), serve._spans())\n"
         "print([name for name in sys.modules if 'opentelemetry.sdk' in name])\n"
         "print(type(app.state.connection).__name__, [m.cls.__name__ for m in app.user_middleware])"
@@ -379,7 +379,7 @@ def test_a_collector_that_is_away_hurts_nobody(
 def test_the_service_takes_no_other_word_for_a_trace(daemon: FakeDaemon) -> None:
     import msgspec
 
-    from sealsvc.messages import decode_request, encode
+    from sealsvc.protocol.messages import decode_request, encode
 
     wrong = encode(Return(id=1, seal=examples.ID, trace="$(reboot)"))
     with pytest.raises(msgspec.ValidationError, match="trace"):

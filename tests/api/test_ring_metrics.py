@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from api.metrics import _of_measures, rendered
-from sealsvc.overview import Histogram, MeasuresReport
+from sealsvc.protocol.admin import Histogram, MeasuresReport
+from sealsvc_api.metrics import _of_measures, rendered
 
 _NOTHING = Histogram(bounds=[1.0], counts=[0, 0], sum=0.0)
 

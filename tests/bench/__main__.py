@@ -17,9 +17,9 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from sealsvc import native
 from sealsvc.client import Client
-from sealsvc.messages import Recall, Return
+from sealsvc.linux import native
+from sealsvc.protocol.messages import Recall, Return
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))

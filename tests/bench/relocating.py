@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from sealsvc.client import Client
-from sealsvc.copies.relocation.requests import Goal
+from sealsvc.protocol.relocation import Goal
 from tests.bench.figures import Bench, Figure, alternate
 from tests.copies.relocating import Holder, relocated
 

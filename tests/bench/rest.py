@@ -25,7 +25,7 @@ import httpx
 import numpy as np
 import psutil
 
-from sealsvc.messages import Return, Simulate
+from sealsvc.protocol.messages import Return, Simulate
 from tests.api.conftest import TOKEN
 from tests.api.running import Front, simulated, wait_for
 
@@ -34,7 +34,7 @@ BARE = """
 import json, socket, sys
 import uvicorn
 from fastapi import FastAPI
-from api.http_protocol import Protocol
+from sealsvc_api.http_protocol import Protocol
 
 seal = json.load(sys.stdin)
 app = FastAPI(openapi_url=None)

@@ -18,10 +18,10 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from sealsvc import journal
 from sealsvc.client import Client
-from sealsvc.errors import Refusal
-from sealsvc.messages import Status
+from sealsvc.core.errors import Refusal
+from sealsvc.lifecycle import journal
+from sealsvc.protocol.messages import Status
 from tests.bench.figures import Bench, Figure, figure_of
 from tests.service.conftest import RISKS, Running
 

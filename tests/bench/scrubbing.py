@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sealsvc.client import Client
-from sealsvc.integrity.messages import PiAttach, PiAttachments, PiOpen, PiScrub, PiTag
 from sealsvc.integrity.tracker import Tracker
-from sealsvc.messages import Return
+from sealsvc.protocol.integrity import PiAttach, PiAttachments, PiOpen, PiScrub, PiTag
+from sealsvc.protocol.messages import Return
 from tests.bench.figures import Bench, Figure, alternate
 
 SIZE = 256 << 20

@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from sealsvc import native
+from sealsvc.core.model import ByteRange
 from sealsvc.doctor import syscalls
-from sealsvc.host.mapped import has_dax
-from sealsvc.host.pmem import base_of
-from sealsvc.model import ByteRange
+from sealsvc.linux import native
+from sealsvc.linux.host.mapped import has_dax
+from sealsvc.linux.host.pmem import base_of
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from sealsvc.messages import (
+from sealsvc.core.model import ByteRange, Conflict, Fence, FileId, IoMode, Kind, State
+from sealsvc.protocol.messages import (
     MAX_FDS,
     MAX_MESSAGE,
     Answer,
@@ -26,7 +27,6 @@ from sealsvc.messages import (
     decode_request,
     encode,
 )
-from sealsvc.model import ByteRange, Conflict, Fence, FileId, IoMode, Kind, State
 
 T = TypeVar("T")
 PATIENCE = 20.0

@@ -13,12 +13,8 @@ from sealctl_process import Start
 from sealsvc.cli.audit import DRIFT_FOUND
 from sealsvc.cli.sealctl import COMMANDS, INTERRUPTED, main
 from sealsvc.client import Client
-from sealsvc.errors import TABLE, Refusal
-from sealsvc.messages import (
-    List,
-    SealPage,
-    Status,
-)
+from sealsvc.core.errors import TABLE, Refusal
+from sealsvc.protocol.messages import List, SealPage, Status
 
 
 @pytest.mark.parametrize("command", [(), *((c.name,) for c in COMMANDS)])

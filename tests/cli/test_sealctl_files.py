@@ -12,11 +12,8 @@ from fake_daemon import ONE, FakeDaemon
 from sealctl_process import Start
 
 from sealsvc.cli.sealctl import main
-from sealsvc.messages import (
-    List,
-    SealPage,
-)
-from sealsvc.model import Kind
+from sealsvc.core.model import Kind
+from sealsvc.protocol.messages import List, SealPage
 
 
 def test_map_does_not_recall_an_exclusive_seal(
@@ -31,7 +28,7 @@ def test_map_does_not_recall_an_exclusive_seal(
 
 def test_map_of_a_real_file(sealctl: Start, tmp_path: Path) -> None:
     pytest.importorskip(
-        "sealsvc.native", reason="the native module is not built", exc_type=ImportError
+        "sealsvc.linux.native", reason="the native module is not built", exc_type=ImportError
     )
     file = tmp_path / "f"
     with file.open("wb") as out:

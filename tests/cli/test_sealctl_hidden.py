@@ -12,7 +12,7 @@ import pytest
 from fake_daemon import ONE, FakeDaemon
 from sealctl_process import Start
 
-from sealsvc.messages import List, SealPage, ServiceStatus, Status
+from sealsvc.protocol.messages import List, SealPage, ServiceStatus, Status
 
 NOBODY = 65534
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from fake_daemon import ONE, FakeDaemon
 from sealctl_process import Start
 
-from sealsvc.messages import List, SealPage
-from sealsvc.records import (
+from sealsvc.protocol.history import (
     ConflictHistory,
     History,
     PastConflicts,
@@ -16,6 +15,7 @@ from sealsvc.records import (
     Transition,
     Transitions,
 )
+from sealsvc.protocol.messages import List, SealPage
 
 CUT = SealRecord(
     id=ONE.id,

@@ -13,8 +13,8 @@ import pytest
 from fake_daemon import ONE, FakeDaemon
 from sealctl_process import Start
 
-from sealsvc.messages import Grant, HolderSpec
-from sealsvc.model import Fence, IoMode, Kind, Preparation
+from sealsvc.core.model import Fence, IoMode, Kind, Preparation
+from sealsvc.protocol.messages import Grant, HolderSpec
 
 PYTHON = (sys.executable, "-c")
 

@@ -13,8 +13,8 @@ import pytest
 from fake_daemon import ONE, PATIENCE, FakeDaemon, seal
 from sealctl_process import Start
 
-from sealsvc.messages import Grant, Recall, Reclaim, Return
-from sealsvc.model import ByteRange, Fence, Operation, State
+from sealsvc.core.model import ByteRange, Fence, Operation, State
+from sealsvc.protocol.messages import Grant, Recall, Reclaim, Return
 
 PYTHON = (sys.executable, "-c")
 

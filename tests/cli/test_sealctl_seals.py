@@ -9,7 +9,10 @@ import pytest
 from fake_daemon import ONE, TWO, FakeDaemon, as_json, seal
 from sealctl_process import Start
 
-from sealsvc.messages import (
+from sealsvc.core.model import ByteRange, Kind, Operation, State
+from sealsvc.protocol.admin import ConflictPage, Conflicts, WaitingConflict
+from sealsvc.protocol.history import History, SealHistory
+from sealsvc.protocol.messages import (
     Extent,
     ExtentPage,
     Extents,
@@ -20,9 +23,6 @@ from sealsvc.messages import (
     SealPage,
     Show,
 )
-from sealsvc.model import ByteRange, Kind, Operation, State
-from sealsvc.overview import ConflictPage, Conflicts, WaitingConflict
-from sealsvc.records import History, SealHistory
 
 WAITING = WaitingConflict(
     enforcer="fanotify",

@@ -9,7 +9,8 @@ import pytest
 from fake_daemon import ONE, TWO, FakeDaemon, as_json
 from sealctl_process import Start
 
-from sealsvc.messages import (
+from sealsvc.core.model import Kind
+from sealsvc.protocol.messages import (
     Audit,
     AuditReport,
     Drift,
@@ -25,7 +26,6 @@ from sealsvc.messages import (
     Watch,
     Watching,
 )
-from sealsvc.model import Kind
 
 EVENTS = [
     Event(seq=8, time=0.0, name="granted", seal=ONE.id, data={"seal": as_json(ONE)}),

@@ -18,7 +18,7 @@ from sealsvc.cli.units import (
     parse_range,
     parse_size,
 )
-from sealsvc.model import ByteRange
+from sealsvc.core.model import ByteRange
 
 sizes = st.integers(0, LARGEST) | st.builds(
     lambda n, shift: n << shift, st.integers(0, 4), st.integers(0, 60)

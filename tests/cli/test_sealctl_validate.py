@@ -8,8 +8,8 @@ import pytest
 from fake_daemon import ONE, FakeDaemon, as_json
 from sealctl_process import Start
 
-from sealsvc.messages import Mapped, MappingReport
-from sealsvc.model import State
+from sealsvc.core.model import State
+from sealsvc.protocol.messages import Mapped, MappingReport
 
 REPORT = MappingReport(
     seal=ONE.id,

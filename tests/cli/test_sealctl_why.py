@@ -8,9 +8,9 @@ import os
 from fake_daemon import ONE, FakeDaemon, seal
 from sealctl_process import Start
 
-from sealsvc.messages import List, SealPage, Show
-from sealsvc.model import Fence, Operation, State
-from sealsvc.overview import ConflictPage, Conflicts, WaitingConflict
+from sealsvc.core.model import Fence, Operation, State
+from sealsvc.protocol.admin import ConflictPage, Conflicts, WaitingConflict
+from sealsvc.protocol.messages import List, SealPage, Show
 
 RECALLED = seal(
     state=State.RECALLED, deadline_in=20.0, reason="conflict", fence=Fence.KILL, tag="nic-0"

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from sealsvc.client import Client, Reply
-from sealsvc.copies.relocation.requests import Goal, Quiesce, Relocate
-from sealsvc.errors import Refusal
-from sealsvc.messages import Extents, Recall, Return
-from sealsvc.overview import JobInfo, JobState, ShowJob
+from sealsvc.core.errors import Refusal
+from sealsvc.protocol.admin import JobInfo, JobState, ShowJob
+from sealsvc.protocol.messages import Extents, Recall, Return
+from sealsvc.protocol.relocation import Goal, Quiesce, Relocate
 
 PIECE = 65536
 

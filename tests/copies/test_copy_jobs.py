@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from sealsvc import native
 from sealsvc.client import Client
-from sealsvc.copies.requests import CopyTrust, CopyTrustReport, StartCopy
-from sealsvc.errors import Refusal
-from sealsvc.messages import Return
-from sealsvc.overview import CancelJob, JobInfo, JobState, ShowJob
+from sealsvc.core.errors import Refusal
+from sealsvc.linux import native
+from sealsvc.protocol.admin import CancelJob, JobInfo, JobState, ShowJob
+from sealsvc.protocol.copies import CopyTrust, CopyTrustReport, StartCopy
+from sealsvc.protocol.messages import Return
 from tests.copies.conftest import MiB, pattern
 from tests.copies.stacks import filled, same_bytes
 from tests.service.conftest import until
@@ -256,9 +256,9 @@ def as_user(uid: int, socket: str, program: str, *arguments: object) -> str:
         "a, b = (os.open(p, m) for p, m in zip(sys.argv[2:4], (os.O_RDONLY, os.O_RDWR)))\n"
         f"os.setgroups([]); os.setgid({uid}); os.setuid({uid})\n"
         "from sealsvc.client import Client\n"
-        "from sealsvc.copies.requests import *\n"
-        "from sealsvc.overview import *\n"
-        "from sealsvc.errors import Refusal\n"
+        "from sealsvc.protocol.copies import *\n"
+        "from sealsvc.protocol.admin import *\n"
+        "from sealsvc.core.errors import Refusal\n"
         "client = Client(sys.argv[1])\n"
         f"{program}\n"
     )

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from sealsvc import native
 from sealsvc.client import Client
-from sealsvc.integrity.messages import PiAttach, PiErrors, PiVerify
-from sealsvc.messages import Return
+from sealsvc.linux import native
+from sealsvc.protocol.integrity import PiAttach, PiErrors, PiVerify
+from sealsvc.protocol.messages import Return
 from tests.copies.conftest import MiB, pattern
 from tests.copies.stacks import filled
 from tests.copies.test_copy_jobs import copied

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from sealsvc import native
 from sealsvc.copies import Ends, Measured, Options, make_plan, run
-from sealsvc.extents import EXTENT_SHARED, FLAGS
+from sealsvc.core.extents import EXTENT_SHARED, FLAGS
+from sealsvc.linux import native
 from tests.copies.conftest import MiB, opened, pattern
 from tests.copies.stacks import LOWER, UPPER, filled, lower_filesystem, same_bytes, upper
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from sealsvc import native
 from sealsvc.copies import Measured, Options, make_plan, parse_token, run
 from sealsvc.copies.calls import Copied, Span
 from sealsvc.copies.ends import Ends
 from sealsvc.copies.strategies.interface import ByDescriptors
-from sealsvc.errors import Refusal
-from sealsvc.model import ByteRange
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import ByteRange
+from sealsvc.linux import native
 from tests.copies.conftest import MiB, copied, opened, pattern
 
 pytestmark = pytest.mark.kernel

@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.config import ServiceSection
-from sealsvc.errors import Refusal
-from sealsvc.messages import Return, ServiceStatus, Show, Status
-from sealsvc.release import release
-from sealsvc.ring_client import RingClient
+from sealsvc.client.ring import RingClient
+from sealsvc.core.errors import Refusal
+from sealsvc.protocol.messages import Return, ServiceStatus, Show, Status
+from sealsvc.runtime.config import ServiceSection
+from sealsvc.service.release import release
 from tests.lab.pmem import mounted_dax
 from tests.service import conftest
 

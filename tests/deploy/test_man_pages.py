@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.errors import TABLE
-from sealsvc.messages import Return, Simulate
+from sealsvc.core.errors import TABLE
+from sealsvc.protocol.messages import Return, Simulate
 from tests.api.running import ROOT, service
 from tests.docs.commands import played
 

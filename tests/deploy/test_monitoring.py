@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from api import examples
-from api.feed import Feed
-from api.metrics import _of_api, _of_filesystems, _of_measures, _of_status, rendered
-from sealsvc.overview import Histogram, MeasuresReport
+from sealsvc.protocol.admin import Histogram, MeasuresReport
+from sealsvc_api import examples
+from sealsvc_api.feed import Feed
+from sealsvc_api.metrics import _of_api, _of_filesystems, _of_measures, _of_status, rendered
 
 PROMETHEUS = Path(__file__).parents[2] / "deploy" / "prometheus"
 

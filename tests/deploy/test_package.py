@@ -34,7 +34,7 @@ def test_it_brings_what_traces_take(package: Path, tmp_path: Path) -> None:
     (packages,) = tmp_path.glob("usr/lib/sealsvc/lib/python3*/site-packages")
     program = (
         "import sys; sys.path.append(sys.argv[1])\n"
-        "from api import serve, spans\n"
+        "from sealsvc_api import serve, spans\n"
         "serve._spans().close()\n"
         "print(spans.__file__)"
     )
@@ -46,7 +46,7 @@ def test_it_brings_what_traces_take(package: Path, tmp_path: Path) -> None:
         timeout=60,
         check=False,
     )
-    assert done.stdout == f"{packages}/api/spans.py\n", done.stderr
+    assert done.stdout == f"{packages}/sealsvc_api/spans.py\n", done.stderr
 
 
 def test_its_life_on_a_fresh_debian(package: Path, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(300)]
 RING = """
 import os, select, subprocess, sys
 sys.path.insert(0, "ROOT")
-from sealsvc.ring_client import RingClient
+from sealsvc.client.ring import RingClient
 fd = os.open(sys.argv[1], os.O_RDWR)
 with RingClient(timeout=30) as client:
     seal = client.grant(client.register(fd), 0, 4096)
@@ -247,8 +247,8 @@ def test_the_service_under_its_unit(tmp_path: Path) -> None:
         for process in (hold, intruder):
             assert process.stdout
             process.stdout.close()
-        # What it logs has fields (sealsvc/journald.py).
-        assert "serving on" in log("LOGGER=sealsvc.daemon")
+        # What it logs has fields (sealsvc/runtime/journald.py).
+        assert "serving on" in log("LOGGER=sealsvc.service.daemon")
 
         # Rings are the keeper's, and so under the unit's filter of system calls.
         told = machine.run(sys.executable, "-c", RING, file)

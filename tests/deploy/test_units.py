@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from api.principals import Entry, read
+from sealsvc_api.principals import Entry, read
 
 ROOT = Path(__file__).parents[2]
 UNITS = ROOT / "deploy" / "systemd"

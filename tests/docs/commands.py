@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 _MODULES = {
     "sealctl": "sealsvc.cli.sealctl",
     "sealsvc": "sealsvc.cli.service",
-    "sealsvc-api": "api.serve",
+    "sealsvc-api": "sealsvc_api.serve",
 }
 # Holders of the documents: any command will do.
 _HOLDERS = ("my-rdma-server", "my-server")
@@ -58,7 +58,7 @@ def programs(directory: Path) -> Path:
         return made
     made.mkdir()
     texts = {
-        name: f'PYTHONPATH="{ROOT}" exec "{sys.executable}" -m {module} "$@"'
+        name: f'PYTHONPATH="{ROOT}:{ROOT}/api" exec "{sys.executable}" -m {module} "$@"'
         for name, module in _MODULES.items()
     }
     texts["python"] = f'PYTHONPATH="{ROOT}" exec "{sys.executable}" "$@"'

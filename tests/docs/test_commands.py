@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.config import ServiceSection
-from sealsvc.messages import RecallSeals
-from sealsvc.release import release
+from sealsvc.protocol.messages import RecallSeals
+from sealsvc.runtime.config import ServiceSection
+from sealsvc.service.release import release
 from tests.docs.commands import ROOT, blocks, commands, played, programs
 from tests.service.conftest import MiB, until
 
@@ -77,7 +77,7 @@ LISTED = dict.fromkeys(FRESH, "tests/deploy/test_debians.py walks this path") | 
         "an example of the man page, too: tests/deploy/test_man_pages.py"
     ),
 }
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 SERVE = "sudo .venv/bin/sealsvc serve --root /mnt/pmem"
 TOKEN = "sealsvc-api --new-token"

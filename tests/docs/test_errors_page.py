@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
-from sealsvc.errors import TABLE
+from sealsvc.core.errors import TABLE
 
 PAGE = Path(__file__).parents[2] / "docs" / "errors.md"
 

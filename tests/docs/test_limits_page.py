@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from api import availability as http
-from sealsvc.availability import TABLE, page
-from sealsvc.config import LimitsSection
+from sealsvc.runtime.config import LimitsSection
+from sealsvc.service.availability import TABLE, page
+from sealsvc_api import availability as http
 
 PAGE = Path(__file__).parents[2] / "docs" / "limits.md"
 

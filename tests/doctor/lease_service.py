@@ -16,7 +16,8 @@ from typing import Any
 
 import msgspec
 
-from sealsvc.messages import (
+from sealsvc.core.model import ByteRange, FileId, Kind, State
+from sealsvc.protocol.messages import (
     Answer,
     AnyRequest,
     EnforcerInfo,
@@ -29,7 +30,6 @@ from sealsvc.messages import (
     ServiceStatus,
     encode,
 )
-from sealsvc.model import ByteRange, FileId, Kind, State
 
 _ids = iter(range(1, 1 << 30))
 

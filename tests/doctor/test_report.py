@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import Conflict, Kind
 from sealsvc.doctor import service
 from sealsvc.doctor.operations import CATALOGUE
 from sealsvc.doctor.report import Row, measure
 from sealsvc.doctor.verdict import Result
-from sealsvc.errors import Refusal
-from sealsvc.model import Conflict, Kind
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.config import ServiceSection
 from sealsvc.exports.nbd import Nbd
-from sealsvc.messages import List, RecallSeals
-from sealsvc.release import release
+from sealsvc.protocol.messages import List, RecallSeals
+from sealsvc.runtime.config import ServiceSection
+from sealsvc.service.release import release
 from tests.exports.conftest import MiB
 from tests.exports.exporting import Exports, relocating
 from tests.service.conftest import Running, until

@@ -9,12 +9,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from api.exports import measured
-from api.metrics import rendered
 from sealsvc.exports.base import Spec
 from sealsvc.exports.info import export_info
 from sealsvc.exports.runtime import Record, Runtime, start_time
 from sealsvc.exports.stats import OwnStats
+from sealsvc_api.exports import measured
+from sealsvc_api.metrics import rendered
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.errors import Refusal
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import Preparation
 from sealsvc.exports.blocks import pieces
 from sealsvc.exports.dm_ioctl import Target
-from sealsvc.model import Preparation
 from tests.exports.conftest import MiB
 from tests.ring.test_ring_native import compiler
 from tests.service.conftest import ROOT, Running

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.errors import Refusal
+from sealsvc.core.errors import Refusal
 from sealsvc.exports.nbd import Nbd
-from sealsvc.exports.requests import ExportStopped, StopExport
 from sealsvc.exports.runtime import Runtime, start_time
-from sealsvc.messages import List
-from sealsvc.records import Trail
+from sealsvc.protocol.exports import ExportStopped, StopExport
+from sealsvc.protocol.history import Trail
+from sealsvc.protocol.messages import List
 from tests.api.conftest import write_principals
 from tests.api.running import Front, front
 from tests.exports.exporting import Exports

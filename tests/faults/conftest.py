@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.messages import Recall, Return
-from sealsvc.native import read_extents
+from sealsvc.linux.native import read_extents
+from sealsvc.protocol.messages import Recall, Return
 from tests.service.conftest import RISKS, Running, until
 from tests.service.conftest import file as file
 from tests.service.conftest import root as root
@@ -27,7 +27,7 @@ Intrude = Callable[[str], "subprocess.Popen[bytes]"]
 
 
 def serve(running: Running, faults: str = "") -> None:
-    """Start the service, with `faults` (sealsvc/faults.py)."""
+    """Start the service, with `faults` (sealsvc/runtime/faults.py)."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SEALSVC_FAULTS", faults)
         running.start()

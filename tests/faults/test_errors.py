@@ -16,10 +16,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sealsvc import faults
 from sealsvc.client import Client
-from sealsvc.errors import TABLE, Refusal
-from sealsvc.messages import List, Return, Show
+from sealsvc.core.errors import TABLE, Refusal
+from sealsvc.protocol.messages import List, Return, Show
+from sealsvc.runtime import faults
 from tests.faults.conftest import PUNCH, Intrude, granted, nothing_is_left, serve
 from tests.service.conftest import Running, until
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.messages import List, RecallSeals, Return, Show, Status
+from sealsvc.protocol.messages import List, RecallSeals, Return, Show, Status
 from tests.faults.conftest import (
     PUNCH,
     Intrude,
@@ -115,7 +115,10 @@ def test_a_holder_that_is_deaf_to_sigterm_keeps_its_seal(
         assert blocks(file) == before
         holder.do("libc.munmap(address, size)")
         holder.do("os.close(fd) or os.close(reply.fds[0])")
-        holder.do("client.send(__import__('sealsvc.messages').messages.Return, seal=reply.seal.id)")
+        holder.do(
+            "client.send(__import__('sealsvc.protocol.messages').protocol.messages.Return,"
+            " seal=reply.seal.id)"
+        )
         until(lambda: the_state(client) == "over")
     nothing_is_left(running, file, intrude)
 

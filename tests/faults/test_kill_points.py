@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from sealsvc import faults
 from sealsvc.client import Client
-from sealsvc.copies.relocation.requests import Goal, Quiesce, Relocate
-from sealsvc.errors import Refusal
-from sealsvc.messages import Audit, List, Recall, RecallSeals, Reclaim, Return
-from sealsvc.model import ByteRange
-from sealsvc.overview import Jobs, JobState
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import ByteRange
+from sealsvc.protocol.admin import Jobs, JobState
+from sealsvc.protocol.messages import Audit, List, Recall, RecallSeals, Reclaim, Return
+from sealsvc.protocol.relocation import Goal, Quiesce, Relocate
+from sealsvc.runtime import faults
 from tests.faults.conftest import (
     LEGAL,
     PUNCH,

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sealsvc.client import Client
-from sealsvc.errors import Refusal
-from sealsvc.messages import List, Return
+from sealsvc.core.errors import Refusal
+from sealsvc.protocol.messages import List, Return
 from tests.hostile import fuse
 from tests.hostile.users import connected, process, sent
 from tests.service.conftest import Running

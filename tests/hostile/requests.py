@@ -11,7 +11,7 @@ from typing import Any, get_args
 import msgspec
 from msgspec import inspect
 
-from sealsvc.messages import AnyRequest
+from sealsvc.protocol.messages import AnyRequest
 
 TEXTS = (
     "\0",

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.errors import Refusal
-from sealsvc.messages import Event, RecallProgress, RecallSeals, Show, Status, Watch
-from sealsvc.overview import Measures, MeasuresReport
+from sealsvc.core.errors import Refusal
+from sealsvc.protocol.admin import Measures, MeasuresReport
+from sealsvc.protocol.messages import Event, RecallProgress, RecallSeals, Show, Status, Watch
 from tests.hostile.users import NOBODY, answer, as_user, connected, process, sent
 from tests.service.conftest import Running, until
 

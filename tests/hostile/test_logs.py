@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.config import ServiceSection
-from sealsvc.messages import Return, Status
-from sealsvc.release import release
+from sealsvc.protocol.messages import Return, Status
+from sealsvc.runtime.config import ServiceSection
+from sealsvc.service.release import release
 from tests.service.conftest import RISKS, ROOT, Running, until
 
 pytestmark = pytest.mark.kernel

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from sealsvc.client import AsyncClient, Client
-from sealsvc.errors import Refusal
-from sealsvc.messages import Grant, List
+from sealsvc.core.errors import Refusal
+from sealsvc.protocol.messages import Grant, List
 from tests.service.conftest import ROOT, Running, until
 
 pytestmark = pytest.mark.kernel

@@ -12,8 +12,8 @@ import pytest
 from scratch import mounted
 
 from sealsvc.client import Client
-from sealsvc.integrity.messages import PiAttach, PiAttachment, PiReport, PiVerify
-from sealsvc.messages import Extents, Return, SealInfo
+from sealsvc.protocol.integrity import PiAttach, PiAttachment, PiReport, PiVerify
+from sealsvc.protocol.messages import Extents, Return, SealInfo
 from tests.service.conftest import PATIENCE, RISKS, Running
 
 MiB = 1 << 20

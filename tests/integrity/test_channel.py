@@ -22,13 +22,13 @@ import numpy as np
 import pytest
 from _sealsvc_pi_device import ffi, lib
 
+from sealsvc.core.model import ByteRange, FileId
 from sealsvc.integrity import block_device, channels
 from sealsvc.integrity.block_device import GUARDS, capability, name_of, opened, unsuitable
 from sealsvc.integrity.channels import Told
 from sealsvc.integrity.device_client import ALL, PiFile, PiIOError, PiTerms
-from sealsvc.integrity.device_messages import PiChannelInfo, PiPathInfo
-from sealsvc.integrity.messages import PiError
-from sealsvc.model import ByteRange, FileId
+from sealsvc.protocol.integrity import PiError
+from sealsvc.protocol.pi_device import PiChannelInfo, PiPathInfo
 from tests.lab.pi_tuples import place_of, tuples
 from tests.service.conftest import refusal
 

@@ -17,13 +17,13 @@ import pytest
 from scratch import mounted
 
 from sealsvc.client import Client
-from sealsvc.errors import Refusal
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import ByteRange
 from sealsvc.integrity import engine
-from sealsvc.integrity.messages import PiAttach, PiAttachments, PiErrors, PiOpen, PiTag, PiVerify
 from sealsvc.integrity.profiles import built_in, parse
 from sealsvc.integrity.store import BlockState, TagStore, open_all
-from sealsvc.messages import Reclaim, Return
-from sealsvc.model import ByteRange
+from sealsvc.protocol.integrity import PiAttach, PiAttachments, PiErrors, PiOpen, PiTag, PiVerify
+from sealsvc.protocol.messages import Reclaim, Return
 from tests.faults.conftest import serve
 from tests.integrity.conftest import BLOCK, Ground, attach, give_back, sealed
 from tests.service.conftest import PATIENCE, RISKS, Running
@@ -124,8 +124,8 @@ def test_killed_with_open_blocks_whose_seal_is_gone(ground):
         attach(client, seal)
     ground.running.kill()
     os.close(fd)
-    from sealsvc.config import ServiceSection
-    from sealsvc.release import release
+    from sealsvc.runtime.config import ServiceSection
+    from sealsvc.service.release import release
 
     release(ServiceSection(socket=ground.socket))
     serve(ground.running)
@@ -187,9 +187,9 @@ def test_killed_at_any_moment(ground):
 
 
 def test_a_store_is_one_writers(tmp_path):
-    from sealsvc.integrity.messages import Writes
+    from sealsvc.core.model import FileId
     from sealsvc.integrity.store import About, StoreError
-    from sealsvc.model import FileId
+    from sealsvc.protocol.integrity import Writes
 
     profile = built_in()["crc32c-4k"]
     about = About(

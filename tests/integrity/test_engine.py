@@ -12,7 +12,7 @@ from crcmod import mkCrcFun
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sealsvc.errors import Refusal
+from sealsvc.core.errors import Refusal
 from sealsvc.integrity import engine, keys, profiles
 from sealsvc.integrity.engine import Values
 

@@ -14,8 +14,9 @@ import pytest
 from scratch import mounted
 
 from sealsvc.client import Client
-from sealsvc.errors import Refusal
-from sealsvc.integrity.messages import (
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import ByteRange
+from sealsvc.protocol.integrity import (
     PiAttach,
     PiAttachments,
     PiErrors,
@@ -24,8 +25,7 @@ from sealsvc.integrity.messages import (
     PiTag,
     PiVerify,
 )
-from sealsvc.messages import List, Reclaim, Return
-from sealsvc.model import ByteRange
+from sealsvc.protocol.messages import List, Reclaim, Return
 from tests.integrity.conftest import BLOCK, MiB
 from tests.service.conftest import PATIENCE, RISKS, Running
 

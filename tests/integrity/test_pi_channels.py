@@ -13,8 +13,8 @@ import pytest
 
 from sealsvc.client import Client
 from sealsvc.integrity.device_client import PiFile
-from sealsvc.integrity.device_messages import PiPath, PiPathInfo
-from sealsvc.messages import Return, SealInfo
+from sealsvc.protocol.messages import Return, SealInfo
+from sealsvc.protocol.pi_device import PiPath, PiPathInfo
 from tests.service.conftest import RISKS, refusal, serving
 
 pytestmark = pytest.mark.kernel

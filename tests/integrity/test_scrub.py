@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from sealsvc.errors import Refusal
-from sealsvc.integrity.messages import PiAttachments, PiBless, PiOpen, PiScrub, PiTag
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import ByteRange
 from sealsvc.integrity.tracker import Tracker
-from sealsvc.model import ByteRange
+from sealsvc.protocol.integrity import PiAttachments, PiBless, PiOpen, PiScrub, PiTag
 from tests.integrity.conftest import BLOCK, MiB, attach, give_back, sealed, verify
 from tests.integrity.test_travel import place_of, sealctl
 from tests.service.conftest import until

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from sealsvc.errors import Refusal
-from sealsvc.integrity.messages import (
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import ByteRange
+from sealsvc.protocol.history import Trail, VerifyTrail
+from sealsvc.protocol.integrity import (
     PiAttach,
     PiAttachments,
     PiBless,
@@ -24,9 +26,7 @@ from sealsvc.integrity.messages import (
     PiScrub,
     PiTag,
 )
-from sealsvc.messages import Event, Return, Watch
-from sealsvc.model import ByteRange
-from sealsvc.records import Trail, VerifyTrail
+from sealsvc.protocol.messages import Event, Return, Watch
 from tests.integrity.conftest import BLOCK, MiB, attach, give_back, sealed, verify
 from tests.service.conftest import refusal, until
 

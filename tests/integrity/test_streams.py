@@ -6,10 +6,10 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sealsvc.core.model import ByteRange
 from sealsvc.integrity import streams
 from sealsvc.integrity.store import BlockState
 from sealsvc.integrity.streams import BEGINS, ENDS, PAGE, SUPERSEDED, Descriptor
-from sealsvc.model import ByteRange
 
 SIZE = 3 * PAGE
 RANGES = st.lists(

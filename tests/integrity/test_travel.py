@@ -14,17 +14,17 @@ from typing import Any
 import pytest
 from scratch import mounted
 
-from sealsvc import native
 from sealsvc.client import Client
-from sealsvc.copies.relocation.requests import Goal, Relocate
-from sealsvc.copies.requests import StartCopy
-from sealsvc.errors import Refusal
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import ByteRange
 from sealsvc.integrity import engine
-from sealsvc.integrity.messages import PiAttachments, PiErrors
 from sealsvc.integrity.profiles import parse
 from sealsvc.integrity.store import BlockState, open_all
-from sealsvc.model import ByteRange
-from sealsvc.overview import CancelJob, JobState, ShowJob
+from sealsvc.linux import native
+from sealsvc.protocol.admin import CancelJob, JobState, ShowJob
+from sealsvc.protocol.copies import StartCopy
+from sealsvc.protocol.integrity import PiAttachments, PiErrors
+from sealsvc.protocol.relocation import Goal, Relocate
 from tests.faults.conftest import serve
 from tests.integrity.conftest import BLOCK, Ground, MiB, attach, give_back, sealed, verify
 from tests.service.conftest import PATIENCE, RISKS, Running, until
@@ -225,7 +225,7 @@ def test_sealctl_says_what_became_of_them(ground, client):
 
 @pytest.mark.parametrize("profile", ["sha256-stream", "hmac-sha256-stream", "ed25519-stream"])
 def test_byte_streams(ground, client, profile):
-    from sealsvc.integrity.messages import PiTag
+    from sealsvc.protocol.integrity import PiTag
 
     path, there = ground.file(profile), ground.point / f"{profile}-b"
     seal, fd = sealed(client, path)

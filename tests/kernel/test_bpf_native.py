@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from sealsvc.core.model import Kind
 from sealsvc.enforce.bpf import BpfEnforcer
-from sealsvc.filesystem import Filesystem
-from sealsvc.model import Kind
-from sealsvc.native import ffi, lib
+from sealsvc.linux.filesystem import Filesystem
+from sealsvc.linux.native import ffi, lib
 
 XFS = Filesystem("/mnt", "xfs", "/dev/loop0", "rw", 0, reflink=True)
 

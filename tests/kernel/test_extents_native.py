@@ -20,8 +20,9 @@ from having import (
     raises,
 )
 
-from sealsvc import extents, native
-from sealsvc.model import ByteRange
+from sealsvc.core import extents
+from sealsvc.core.model import ByteRange
+from sealsvc.linux import native
 
 pytestmark = pytest.mark.kernel
 

@@ -15,8 +15,9 @@ from having import (
 )
 from other_process import other
 
-from sealsvc import extents, native
-from sealsvc.model import ByteRange
+from sealsvc.core import extents
+from sealsvc.core.model import ByteRange
+from sealsvc.linux import native
 
 pytestmark = pytest.mark.kernel
 

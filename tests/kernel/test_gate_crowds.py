@@ -20,8 +20,8 @@ from pathlib import Path
 
 import pytest
 
-from sealsvc import keeper as keepers
-from sealsvc.keeper import Keeper
+from sealsvc.enforce import keeper as keepers
+from sealsvc.enforce.keeper import Keeper
 from tests.service.conftest import until
 
 pytestmark = [

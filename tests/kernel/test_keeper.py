@@ -18,12 +18,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sealsvc import keeper as keepers
-from sealsvc.errors import Refusal
-from sealsvc.keeper import Keeper, KeeperError
-from sealsvc.keeper_watch import KeeperWatch
-from sealsvc.native import ffi, lib
-from sealsvc.ring_keeper import RingKeeper
+from sealsvc.core.errors import Refusal
+from sealsvc.enforce import keeper as keepers
+from sealsvc.enforce.keeper import Keeper, KeeperError
+from sealsvc.enforce.keeper_watch import KeeperWatch
+from sealsvc.linux.native import ffi, lib
+from sealsvc.rings.keeper import RingKeeper
 from tests.service.conftest import until
 
 CAP_SYS_RESOURCE = 24  # linux/capability.h
@@ -357,8 +357,8 @@ def test_release_says_whether_there_was_one(path: str) -> None:
 def test_one_that_is_stopped_is_noticed(
     path: str, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sealsvc.keeper_watch._PAUSE", 0.05)
-    monkeypatch.setattr("sealsvc.keeper_watch._PATIENCE", 0.3)
+    monkeypatch.setattr("sealsvc.enforce.keeper_watch._PAUSE", 0.05)
+    monkeypatch.setattr("sealsvc.enforce.keeper_watch._PATIENCE", 0.3)
     told: list[str] = []
     watch = KeeperWatch(path, told.append)
     watch.start()

@@ -24,7 +24,7 @@ from having import (
 )
 from other_process import other
 
-from sealsvc import native
+from sealsvc.linux import native
 
 pytestmark = pytest.mark.kernel
 

@@ -21,9 +21,9 @@ from having import (
 )
 from other_process import other
 
-from sealsvc import native
-from sealsvc.model import ByteRange
-from sealsvc.native import Mapping, Opener
+from sealsvc.core.model import ByteRange
+from sealsvc.linux import native
+from sealsvc.linux.native import Mapping, Opener
 
 pytestmark = pytest.mark.kernel
 
@@ -172,7 +172,7 @@ def test_kernels_without_procmap_query(path: Path, tmp_path: Path) -> None:
     os.link(path, odd)
     script = MAP + "m = [map_it(sys.argv[1], i % 3, 2) for i in range(int(sys.argv[2]))]; ready()"
     ask = (
-        "import sys; from sealsvc import native; from sealsvc.model import ByteRange;"
+        "import sys; from sealsvc.linux import native; from sealsvc.core.model import ByteRange;"
         "pid, device, inode = map(int, sys.argv[1:]);"
         "print([native.mappings(p, device, inode, ByteRange(4096, 5000)) for p in (pid, 0)])"
     )

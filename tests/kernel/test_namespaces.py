@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from sealsvc import native
-from sealsvc.namespaces import MountNamespaces
-from sealsvc.overlays import Overlay
+from sealsvc.linux import native
+from sealsvc.linux.namespaces import MountNamespaces
+from sealsvc.linux.overlays import Overlay
 
 pytestmark = pytest.mark.kernel
 

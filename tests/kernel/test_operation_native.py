@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sealsvc.native import ffi, lib
+from sealsvc.linux.native import ffi, lib
 
 ASKS = "fanotify_handle_event fsnotify __fsnotify_parent "
 AREA = ASKS + "fsnotify_pre_content "

@@ -13,9 +13,9 @@ import pytest
 from having import PAGE, descriptor, mapping
 from other_process import other
 
-from sealsvc.host.proofs import Prover
-from sealsvc.model import ByteRange, Mark
-from sealsvc.native import ffi, lib
+from sealsvc.core.model import ByteRange, Mark
+from sealsvc.linux.host.proofs import Prover
+from sealsvc.linux.native import ffi, lib
 
 pytestmark = pytest.mark.kernel
 WHOLE = ByteRange(0, 16 * PAGE)
@@ -160,7 +160,7 @@ def test_in_another_pid_namespace_processes_are_not_told_by_their_numbers(
     if prover._program("held") < 0:
         pytest.skip("this kernel does not tell it anyhow (before Linux 6.10)")
     code = (
-        "from sealsvc.host.proofs import Prover; p = Prover.load();"
+        "from sealsvc.linux.host.proofs import Prover; p = Prover.load();"
         "print(p.mapped >= 0, p._program('held') >= 0)"
     )
     command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", code]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from sealsvc import keeper as keepers
-from sealsvc.keeper import Keeper
+from sealsvc.enforce import keeper as keepers
+from sealsvc.enforce.keeper import Keeper
 from tests.overlay_layers import OWN_NAMESPACE, UNPRIVILEGED, layers, options
 from tests.scratch import MiB, mounted
 from tests.service.conftest import until

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from other_process import other
 
-from sealsvc import native
-from sealsvc.model import ByteRange
-from sealsvc.native import Validation
+from sealsvc.core.model import ByteRange
+from sealsvc.linux import native
+from sealsvc.linux.native import Validation
 
 pytestmark = pytest.mark.kernel
 
@@ -357,7 +357,7 @@ def test_without_privilege_places_are_hidden(path: Path) -> None:
     code = script(
         "os.setgid(65534); os.setuid(65534)\nimport numpy as np\n"
         "libc.prctl(4, 1, 0, 0, 0)\n"  # PR_SET_DUMPABLE: /proc/self is ours again
-        "from sealsvc import native\nfrom sealsvc.model import ByteRange\n"
+        "from sealsvc.linux import native\nfrom sealsvc.core.model import ByteRange\n"
         "a = mapped()\nst = os.fstat(fd)\n"
         "rows = np.array([[0, PAGE, size, 0]], np.uint64)\n"
         "found = native.validate_mapping(os.getpid(), st.st_dev, st.st_ino, ByteRange(0, size),"

@@ -62,8 +62,8 @@ int ioctl(int fd, unsigned long request, ...)
 """
 ASK = """
 import json, sys, time
-from sealsvc import native
-from sealsvc.model import ByteRange
+from sealsvc.linux import native
+from sealsvc.core.model import ByteRange
 device, inode = map(int, sys.argv[1:])
 for _ in range(2):
     began = time.monotonic()

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from sealsvc import native
-from sealsvc.model import ByteRange
+from sealsvc.core.model import ByteRange
+from sealsvc.linux import native
 from tests.service.mapping_holder import Holder
 
 PAGE = 4096

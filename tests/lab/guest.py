@@ -100,7 +100,7 @@ class _Guest:
     def write_command(self, argv: Sequence[str], extra: Mapping[str, str]) -> None:
         """What `second`, the guest's second stage, reads and runs."""
         environment = {
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": f"{ROOT}:{ROOT}/api",
             "SEALSVC_LAB": self._kernel.release,
             "SEALSVC_LAB_SHARE": SHARE,
             "DM_DISABLE_UDEV": "1",

@@ -6,7 +6,7 @@ import struct
 
 from crcmod import mkCrcFun
 
-from sealsvc.integrity.device_messages import PiPathInfo
+from sealsvc.protocol.pi_device import PiPathInfo
 
 _CRC16 = mkCrcFun(0x18BB7, initCrc=0, rev=False)
 _CRC64 = mkCrcFun(0x1AD93D23594C93659, initCrc=0, rev=True, xorOut=0xFFFFFFFFFFFFFFFF)

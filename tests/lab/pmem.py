@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sealsvc import native
+from sealsvc.linux import native
 
 STATX_ATTR_DAX = 0x00200000  # include/uapi/linux/stat.h
 

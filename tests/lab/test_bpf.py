@@ -17,15 +17,15 @@ from typing import Any
 
 import pytest
 
-from sealsvc import native
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import ByteRange, Kind
 from sealsvc.doctor import syscalls, uring
-from sealsvc.enforce import Guard, Report, Verdict
+from sealsvc.enforce.base import Guard, Report, Verdict
 from sealsvc.enforce.bpf import DIRECTORY, BpfEnforcer
-from sealsvc.errors import Refusal
-from sealsvc.host import Target
-from sealsvc.host.kernel import KernelHost
-from sealsvc.messages import Gap
-from sealsvc.model import ByteRange, Kind
+from sealsvc.linux import native
+from sealsvc.linux.host import Target
+from sealsvc.linux.host.kernel import KernelHost
+from sealsvc.protocol.messages import Gap
 from tests.lab.kernels import SERIES
 from tests.lab.pmem import mounted_dax
 from tests.scratch import mounted

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from sealsvc.core.model import Conflict
 from sealsvc.doctor.report import Report, measure
-from sealsvc.model import Conflict
 from tests.lab.pmem import mounted_dax
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(600)]

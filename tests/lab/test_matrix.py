@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.messages import Recall, Reclaim, Return, Status
+from sealsvc.protocol.messages import Recall, Reclaim, Return, Status
 from tests.lab.plugin import INSIDE
 from tests.lab.pmem import mounted_dax
 from tests.service.conftest import RISKS, Running, served

@@ -7,8 +7,8 @@ import os
 
 import pytest
 
-from sealsvc import native
 from sealsvc.exports import page_cache
+from sealsvc.linux import native
 from tests.lab.pmem import mounted_dax
 
 pytestmark = pytest.mark.lab

@@ -21,14 +21,14 @@ from pathlib import Path
 import pytest
 from _sealsvc_pi_device import ffi, lib
 
-from sealsvc import native
 from sealsvc.client import Client
+from sealsvc.client.ring import RingClient
+from sealsvc.core.model import ByteRange
 from sealsvc.integrity.device_client import ALL, PiFile, PiIOError, PiTerms, Place
-from sealsvc.integrity.device_messages import PiPath, PiPathInfo
-from sealsvc.integrity.messages import PiErrors
-from sealsvc.messages import RecallSeals, Return
-from sealsvc.model import ByteRange
-from sealsvc.ring_client import RingClient
+from sealsvc.linux import native
+from sealsvc.protocol.integrity import PiErrors
+from sealsvc.protocol.messages import RecallSeals, Return
+from sealsvc.protocol.pi_device import PiPath, PiPathInfo
 from tests.lab.pi_devices import MiB, mounted, nvme_disk, scsi_disk, sh
 from tests.lab.pi_tuples import place_of, tuples
 from tests.service.conftest import RISKS, Running, refusal, until

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from sealsvc import native
 from sealsvc.client import Client
+from sealsvc.core.errors import Refusal
 from sealsvc.enforce.pin import PinEnforcer
-from sealsvc.errors import Refusal
-from sealsvc.messages import Audit, List, Recall, Reclaim, Return
+from sealsvc.linux import native
+from sealsvc.protocol.messages import Audit, List, Recall, Reclaim, Return
 from tests.lab.kernels import SERIES
 from tests.lab.pmem import mounted_dax
 from tests.service.conftest import Running, served

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.host.proofs import Prover
-from sealsvc.messages import Return
-from sealsvc.native import ffi, lib
+from sealsvc.linux.host.proofs import Prover
+from sealsvc.linux.native import ffi, lib
+from sealsvc.protocol.messages import Return
 from tests.lab.dax_files import make
 from tests.lab.kernels import SERIES
 from tests.lab.pmem import mounted_dax

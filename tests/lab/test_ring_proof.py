@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sealsvc.ring_client import RingClient
+from sealsvc.client.ring import RingClient
 from tests.lab.dax_files import make
 from tests.lab.pmem import mounted_dax
 from tests.ring.conftest import truncating

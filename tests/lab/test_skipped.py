@@ -19,7 +19,7 @@ import pytest
 
 from sealsvc.doctor import syscalls
 from sealsvc.enforce.bpf import BpfEnforcer
-from sealsvc.host import Target
+from sealsvc.linux.host import Target
 from tests.lab.test_bpf import (
     CHUNK,
     INSIDE,

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.host.pmem import base_of
-from sealsvc.messages import Return
+from sealsvc.linux.host.pmem import base_of
+from sealsvc.protocol.messages import Return
 from tests.lab.dax_files import HUGE, PAGE, SIZE, SYNCHRONOUS, MiB, ask, extents, make
 from tests.lab.pmem import mounted_dax
 from tests.service.conftest import RISKS, refusal, serving

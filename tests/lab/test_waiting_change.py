@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.errors import Refusal
-from sealsvc.native import ffi, lib
+from sealsvc.core.errors import Refusal
+from sealsvc.linux.native import ffi, lib
 from tests.lab.dax_files import make
 from tests.lab.pmem import mounted_dax
 from tests.service.conftest import RISKS, Running, until

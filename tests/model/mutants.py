@@ -10,10 +10,10 @@ from dataclasses import replace
 from typing import Any
 
 from sealsvc.cli import service
-from sealsvc.enforce import Guard, Verdict
+from sealsvc.core.model import ByteRange
+from sealsvc.enforce.base import Guard, Verdict
 from sealsvc.enforce.fanotify import FanotifyEnforcer
-from sealsvc.host import prepare
-from sealsvc.model import ByteRange
+from sealsvc.linux.host import prepare
 
 
 def _guarding(change: Callable[[Guard], Guard]) -> None:

@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-from sealsvc.errors import Refusal
+from sealsvc.core.errors import Refusal
 from tests.model.operations import BLOCK, FILES, Operation
 from tests.model.system import PAUSE, Difference, System
 from tests.model.world import Seal, Step, World, payload

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from sealsvc.client import Client
-from sealsvc.copies.relocation.requests import Goal, Quiesce, Relocate
-from sealsvc.copies.requests import StartCopy
-from sealsvc.errors import Refusal
-from sealsvc.messages import Recall, RecallSeals, Reclaim, Return, Show
-from sealsvc.overview import JobInfo, ShowJob
+from sealsvc.core.errors import Refusal
+from sealsvc.protocol.admin import JobInfo, ShowJob
+from sealsvc.protocol.copies import StartCopy
+from sealsvc.protocol.messages import Recall, RecallSeals, Reclaim, Return, Show
+from sealsvc.protocol.relocation import Goal, Quiesce, Relocate
 from tests.model.actor import look
 from tests.model.fiemap import places
 from tests.model.operations import BLOCK, FILES, Operation

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from sealsvc import rules
+from sealsvc.core import rules
 from sealsvc.doctor.operations import CATALOGUE
-from sealsvc.native import ffi, lib
+from sealsvc.linux.native import ffi, lib
 from tests.operations import page
 from tests.operations.derive import Sources
 from tests.operations.table import FILES, JUDGEMENTS, KEYS, ROOT, SHOWN, Entry, Range, kernels, load

@@ -34,7 +34,7 @@ class Mutation:
 
 
 _OPERATION, _CALLS = "native/kernel/operation.c", "native/kernel/system_calls.c"
-_RULES, _FANOTIFY = "sealsvc/rules.py", "sealsvc/enforce/fanotify.py"
+_RULES, _FANOTIFY = "sealsvc/core/rules.py", "sealsvc/enforce/fanotify.py"
 
 MUTATIONS = (
     Mutation(
@@ -154,7 +154,7 @@ def mutated(mutation: Mutation, tree: Path) -> None:
         path.write_text(text.replace(change.old, change.new))
     _run(tree, "./dev", "build")
     if any(change.file == _RULES for change in mutation.changes):
-        _run(tree, ".venv/bin/python", "-m", "sealsvc.native_headers")
+        _run(tree, ".venv/bin/python", "-m", "sealsvc.core.native_headers")
         _run(tree, "./dev", "build")
 
 

@@ -12,11 +12,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sealsvc import config
 from sealsvc.client import Client
+from sealsvc.core.errors import Refusal
 from sealsvc.enforce import overlay_mounts
-from sealsvc.errors import Refusal
-from sealsvc.messages import Recall
+from sealsvc.protocol.messages import Recall
+from sealsvc.runtime import config
 from tests.promise import layout
 from tests.promise.attack import FILE_BYTES, FILES, WORKERS, Attack
 from tests.promise.layout import Plan

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Protocol
 
 from sealsvc.client import Client
-from sealsvc.errors import Refusal
-from sealsvc.messages import Return, SealInfo
-from sealsvc.ring_client import RingClient
-from sealsvc.ring_client import Seal as RingSeal
+from sealsvc.client.ring import RingClient
+from sealsvc.client.ring import Seal as RingSeal
+from sealsvc.core.errors import Refusal
+from sealsvc.protocol.messages import Return, SealInfo
 from tests.promise.attack import BLOCK
 from tests.promise.layout import Plan
 from tests.soak import fiemap

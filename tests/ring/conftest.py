@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sealsvc.ring_client import News, RingClient
+from sealsvc.client.ring import News, RingClient
 from tests.service.conftest import RISKS, Running, served, until
 
 ROOT = Path(__file__).parents[2]

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.messages import List
-from sealsvc.native import ffi, lib
-from sealsvc.ring_client import RingClient
+from sealsvc.client.ring import RingClient
+from sealsvc.linux.native import ffi, lib
+from sealsvc.protocol.messages import List
 from tests.service.conftest import Running
 
 pytestmark = pytest.mark.kernel
@@ -23,7 +23,7 @@ DECIMAL_COMMA = """
 import locale, os, sys, time
 locale.setlocale(locale.LC_ALL, "de_DE.UTF-8")
 assert locale.localeconv()["decimal_point"] == ","
-from sealsvc.ring_client import RingClient
+from sealsvc.client.ring import RingClient
 fd = os.open(sys.argv[2], os.O_RDWR)
 client = RingClient(sys.argv[1], timeout=20)
 client.register(fd, grace=2.5)

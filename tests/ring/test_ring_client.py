@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from sealsvc.model import Preparation, State
-from sealsvc.ring_client import AsyncRingClient, News, RingClient
+from sealsvc.client.ring import AsyncRingClient, News, RingClient
+from sealsvc.core.model import Preparation, State
 from tests.ring.conftest import BLOCK, SIZE, truncating
 from tests.service.conftest import Running, until
 

@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.config import ServiceSection
-from sealsvc.messages import List
-from sealsvc.model import State
-from sealsvc.release import release
-from sealsvc.ring_client import RingClient
+from sealsvc.client.ring import RingClient
+from sealsvc.core.model import State
+from sealsvc.protocol.messages import List
+from sealsvc.runtime.config import ServiceSection
+from sealsvc.service.release import release
 from tests.ring.conftest import BLOCK, ROUNDS, hears, intruder, truncating
 from tests.service.conftest import Running, until
 
@@ -126,7 +126,7 @@ def test_registrations_survive_and_the_client_connects_again(
 
 def test_a_client_attaches_again_after_its_death(running: Running, file: Path) -> None:
     code = """
-from sealsvc.ring_client import RingClient
+from sealsvc.client.ring import RingClient
 client = RingClient(sys.argv[1])
 fd = os.open(sys.argv[2], os.O_RDWR)
 seal = client.grant(client.register(fd), 0, 4096)
@@ -165,7 +165,7 @@ def test_a_ring_whose_keeper_has_ended(running: Running, client: RingClient, fd:
 
 LOAD = """
 import random
-from sealsvc.ring_client import RingClient
+from sealsvc.client.ring import RingClient
 client = RingClient(sys.argv[1], timeout=25)
 fd = os.open(sys.argv[2], os.O_RDWR)
 chance = random.Random(int(sys.argv[3]))

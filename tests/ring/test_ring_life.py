@@ -12,14 +12,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sealsvc import native
 from sealsvc.client import Client
-from sealsvc.errors import Refusal
-from sealsvc.messages import Attach, Attached, Event, List, RecallSeals, Register, Return, Watch
-from sealsvc.model import ByteRange, IoMode, State
-from sealsvc.overview import Measures, MeasuresReport
-from sealsvc.records import History, SealHistory, SealRecord
-from sealsvc.ring_client import RingClient
+from sealsvc.client.ring import RingClient
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import ByteRange, IoMode, State
+from sealsvc.linux import native
+from sealsvc.protocol.admin import Measures, MeasuresReport
+from sealsvc.protocol.history import History, SealHistory, SealRecord
+from sealsvc.protocol.messages import (
+    Attach,
+    Attached,
+    Event,
+    List,
+    RecallSeals,
+    Register,
+    Return,
+    Watch,
+)
 from tests.ring.conftest import BLOCK, SIZE, hears, intruder, truncating
 from tests.service.conftest import Running, until
 
@@ -278,7 +287,7 @@ def test_the_end_of_a_registration_ends_its_seals(client: RingClient, fd: int, f
 
 def test_a_holder_that_ends_lets_go(running: Running, fd: int, file: Path) -> None:
     code = """
-from sealsvc.ring_client import RingClient
+from sealsvc.client.ring import RingClient
 client = RingClient(sys.argv[1])
 fd = os.open(sys.argv[2], os.O_RDWR)
 seal = client.grant(client.register(fd), 0, 4096)

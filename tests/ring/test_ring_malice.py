@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.messages import Attach, Attached, Register
-from sealsvc.ring_client import RingClient
+from sealsvc.client.ring import RingClient
+from sealsvc.protocol.messages import Attach, Attached, Register
 from tests.ring.conftest import BLOCK, truncating
 from tests.service.conftest import Running, until
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from sealsvc import native_headers
-from sealsvc.states import TRANSITIONS, after
+from sealsvc.core import native_headers
+from sealsvc.core.states import TRANSITIONS, after
 
 ROOT = Path(__file__).parents[2]
 NATIVE = ROOT / "native"

@@ -9,13 +9,13 @@ import sys
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.config import PolicySection
-from sealsvc.errors import Refusal
-from sealsvc.messages import Attach
-from sealsvc.overview import Measures
-from sealsvc.policy import Policy, RingShare
-from sealsvc.processes import Peer
-from sealsvc.seals import SealTable
+from sealsvc.core.errors import Refusal
+from sealsvc.lifecycle.policy import Policy, RingShare
+from sealsvc.lifecycle.seals import SealTable
+from sealsvc.linux.processes import Peer
+from sealsvc.protocol.admin import Measures
+from sealsvc.protocol.messages import Attach
+from sealsvc.runtime.config import PolicySection
 from tests.service.conftest import ROOT, Running, until
 
 USER, OTHER, OPERATOR = Peer(1, 1000, 1000), Peer(2, 1001, 1001), Peer(3, 0, 0)
@@ -25,8 +25,8 @@ TAKE = """
 import os, sys, time
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 from sealsvc.client import Client
-from sealsvc.errors import Refusal
-from sealsvc.messages import Attach
+from sealsvc.core.errors import Refusal
+from sealsvc.protocol.messages import Attach
 made = []
 try:
     while True:

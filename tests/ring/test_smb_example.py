@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.messages import Audit, RecallSeals
+from sealsvc.protocol.messages import Audit, RecallSeals
 from tests.ring.conftest import ROOT, intruder
 from tests.service.conftest import Running, until
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.kernel
 CLIENTS, REGION = 8, 256 << 10
 PUNCH = """
 fd = os.open(sys.argv[1], os.O_RDWR)
-from sealsvc import native
+from sealsvc.linux import native
 native.fallocate(fd, 3, int(sys.argv[2]), int(sys.argv[3]))
 """
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.config import ServiceSection
-from sealsvc.errors import Refusal
-from sealsvc.messages import List
-from sealsvc.release import release
+from sealsvc.core.errors import Refusal
+from sealsvc.protocol.messages import List
+from sealsvc.runtime.config import ServiceSection
+from sealsvc.service.release import release
 
 ROOT = Path(__file__).parents[2]
 MiB = 1 << 20

@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sealsvc.model import ByteRange
+from sealsvc.core.model import ByteRange
 
 _SCRIPT = """
 import json, mmap, os, signal, sys, time
 from sealsvc.client import Client
-from sealsvc.errors import Refusal
-from sealsvc.messages import *
-from sealsvc.model import ByteRange
+from sealsvc.core.errors import Refusal
+from sealsvc.protocol.messages import *
+from sealsvc.core.model import ByteRange
 client = Client(sys.argv[1])
 fields = json.loads(sys.argv[3])
 length = fields.get("length", 0)

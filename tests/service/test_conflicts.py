@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.messages import Recall, Return, Show
-from sealsvc.native import read_extents
+from sealsvc.linux.native import read_extents
+from sealsvc.protocol.messages import Recall, Return, Show
 
 pytestmark = pytest.mark.kernel
 

@@ -18,7 +18,7 @@ from scratch import mounted
 
 from sealsvc.client import Client, Reply
 from sealsvc.doctor import syscalls
-from sealsvc.messages import (
+from sealsvc.protocol.messages import (
     Audit,
     AuditReport,
     Event,

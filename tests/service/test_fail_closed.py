@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.messages import Event, List, RecallSeals, Reclaim, Return, Show, Watch
+from sealsvc.protocol.messages import Event, List, RecallSeals, Reclaim, Return, Show, Watch
 from tests.service.conftest import RISKS, Running, refusal, served, until
 from tests.service.test_conflicts import extents_of, intruding, next_recall
 

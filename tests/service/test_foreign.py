@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.messages import HolderSpec, Return
+from sealsvc.protocol.messages import HolderSpec, Return
 from tests.service.conftest import ROOT
 
 pytestmark = pytest.mark.kernel
@@ -17,8 +17,8 @@ pytestmark = pytest.mark.kernel
 PROGRAM = """
 import os, sys
 from sealsvc.client import Client
-from sealsvc.errors import Refusal
-from sealsvc.messages import HolderSpec, Return
+from sealsvc.core.errors import Refusal
+from sealsvc.protocol.messages import HolderSpec, Return
 how, socket, file = sys.argv[1:4]
 client = Client(socket, timeout=30)
 try:

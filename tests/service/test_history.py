@@ -16,17 +16,7 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.messages import (
-    Audit,
-    Extents,
-    List,
-    RecallSeals,
-    Return,
-    Show,
-    Status,
-    Watch,
-)
-from sealsvc.records import (
+from sealsvc.protocol.history import (
     ConflictHistory,
     History,
     MapChanges,
@@ -37,6 +27,7 @@ from sealsvc.records import (
     Trail,
     VerifyTrail,
 )
+from sealsvc.protocol.messages import Audit, Extents, List, RecallSeals, Return, Show, Status, Watch
 from sealsvc.registry.archive import Archive
 from sealsvc.registry.queries import Queries
 from tests.service.conftest import PATIENCE, RISKS, Running, refusal, served, until
@@ -200,9 +191,9 @@ ASKS = """
 import os, sys
 os.setgid(65534); os.setuid(65534)
 from sealsvc.client import Client
-from sealsvc.errors import Refusal
-from sealsvc.messages import *
-from sealsvc.records import *
+from sealsvc.core.errors import Refusal
+from sealsvc.protocol.messages import *
+from sealsvc.protocol.history import *
 with Client(sys.argv[1]) as client:
     print(len(client.call(History).result.seals))
     own = {"seal": sys.argv[2]}

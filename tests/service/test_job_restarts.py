@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.copies.requests import StartCopy
-from sealsvc.overview import JobInfo
+from sealsvc.protocol.admin import JobInfo
+from sealsvc.protocol.copies import StartCopy
 from tests.api.conftest import TOKEN, write_principals
 from tests.api.running import Front, front
 from tests.service.conftest import RISKS, MiB, Running, served, until

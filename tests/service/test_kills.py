@@ -21,12 +21,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sealsvc import extents
 from sealsvc.client import Client
-from sealsvc.errors import Refusal
-from sealsvc.messages import List, Recall, Reclaim, Return
-from sealsvc.model import ByteRange
-from sealsvc.native import read_extents
+from sealsvc.core import extents
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import ByteRange
+from sealsvc.linux.native import read_extents
+from sealsvc.protocol.messages import List, Recall, Reclaim, Return
 
 from tests.service.conftest import RISKS, Running, until  # isort: skip
 from tests.service.test_races import HAMMER  # isort: skip

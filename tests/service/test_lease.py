@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.errors import Refusal
-from sealsvc.messages import Recall, Return
+from sealsvc.core.errors import Refusal
+from sealsvc.protocol.messages import Recall, Return
 from tests.service.conftest import RISKS, serving
 
 pytestmark = pytest.mark.kernel

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
+from sealsvc.core.errors import Refusal
 from sealsvc.doctor import syscalls
-from sealsvc.errors import Refusal
-from sealsvc.messages import (
+from sealsvc.protocol.messages import (
     Audit,
     AuditReport,
     Event,

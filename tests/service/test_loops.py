@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from scratch import MiB, mounted
 
-from sealsvc import loops
 from sealsvc.client import Client
-from sealsvc.errors import Refusal
-from sealsvc.messages import Return
+from sealsvc.core.errors import Refusal
+from sealsvc.linux import loops
+from sealsvc.protocol.messages import Return
 from tests.service.conftest import refusal
 from tests.service.test_environment import shut_down
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.errors import Refusal
-from sealsvc.messages import (
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import ByteRange
+from sealsvc.protocol.messages import (
     Forgotten,
     Grant,
     List,
@@ -26,7 +27,6 @@ from sealsvc.messages import (
     Return,
     Show,
 )
-from sealsvc.model import ByteRange
 from tests.service.conftest import RISKS, Running, refusal, until
 from tests.service.scripted import scripted
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.messages import List, Status
+from sealsvc.protocol.messages import List, Status
 from tests.service.conftest import RISKS, Running, until
 from tests.service.test_life import holding
 

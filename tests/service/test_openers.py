@@ -14,8 +14,8 @@ import pytest
 from scratch import MiB, mounted
 
 from sealsvc.client import Client
-from sealsvc.errors import Refusal
-from sealsvc.messages import Return
+from sealsvc.core.errors import Refusal
+from sealsvc.protocol.messages import Return
 from tests.service.conftest import RISKS, refusal, serving, until
 
 pytestmark = pytest.mark.kernel

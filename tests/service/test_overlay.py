@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.errors import Refusal
-from sealsvc.messages import Recall, Return
+from sealsvc.core.errors import Refusal
+from sealsvc.protocol.messages import Recall, Return
 from tests.service.conftest import PATIENCE, refusal, until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.overlays, pytest.mark.timeout(240)]

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.config import RISKS as ALL
+from sealsvc.core.errors import Refusal
 from sealsvc.enforce.overlay_mounts import RISK, _none_is_mounted
-from sealsvc.errors import Refusal
-from sealsvc.messages import Return, Status
+from sealsvc.protocol.messages import Return, Status
+from sealsvc.runtime.config import RISKS as ALL
 from tests.kernel.test_keeper import keepers_of
 from tests.overlay_layers import NOBODY, OWN_NAMESPACE, layers, options
 from tests.service.conftest import RISKS, Running, refusal, serving, until

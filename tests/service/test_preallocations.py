@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from scratch import MiB
 
-from sealsvc import native
 from sealsvc.client import Client
+from sealsvc.core.extents import EXTENT_SHARED
 from sealsvc.doctor import syscalls
-from sealsvc.extents import EXTENT_SHARED
-from sealsvc.messages import Return
+from sealsvc.linux import native
+from sealsvc.protocol.messages import Return
 from tests.service.conftest import RISKS, refusal, serving
 
 pytestmark = pytest.mark.kernel

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.errors import Refusal
-from sealsvc.messages import Mapped, Requirements, Return
+from sealsvc.core.errors import Refusal
+from sealsvc.protocol.messages import Mapped, Requirements, Return
 from tests.service.conftest import refusal
 from tests.stuck_process import stuck
 

@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sealsvc.client import Client
-from sealsvc.errors import Refusal
-from sealsvc.messages import MAX_MESSAGE, Grant, Return, ServiceStatus, Status
+from sealsvc.core.errors import Refusal
+from sealsvc.protocol.messages import MAX_MESSAGE, Grant, Return, ServiceStatus, Status
 
 pytestmark = pytest.mark.kernel
 

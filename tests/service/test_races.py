@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from sealsvc import extents
 from sealsvc.client import Client
-from sealsvc.errors import Refusal
-from sealsvc.messages import Return
-from sealsvc.native import read_extents
+from sealsvc.core import extents
+from sealsvc.core.errors import Refusal
+from sealsvc.linux.native import read_extents
+from sealsvc.protocol.messages import Return
 
 pytestmark = [pytest.mark.kernel, pytest.mark.slow]
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.messages import Return, Status
-from sealsvc.records import History, VerifyTrail
+from sealsvc.protocol.history import History, VerifyTrail
+from sealsvc.protocol.messages import Return, Status
 from tests.service.conftest import PATIENCE, RISKS, MiB, Running, served, until
 
 pytestmark = pytest.mark.kernel

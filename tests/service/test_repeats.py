@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.messages import HolderSpec, IssueClaim, Recall, Return, Show
-from sealsvc.overview import Redeem
-from sealsvc.states import LIVE
+from sealsvc.core.states import LIVE
+from sealsvc.protocol.admin import Redeem
+from sealsvc.protocol.messages import HolderSpec, IssueClaim, Recall, Return, Show
 from tests.service.conftest import RISKS, MiB, Running, refusal, served, until
 
 pytestmark = pytest.mark.kernel

@@ -17,8 +17,8 @@ import httpx
 import psutil
 import pytest
 
-from api.app import build_app
-from api.settings import Settings
+from sealsvc_api.app import build_app
+from sealsvc_api.settings import Settings
 from tests.api.conftest import TOKEN, write_principals
 from tests.api.running import Front, front
 from tests.service.conftest import MiB, until
@@ -227,7 +227,7 @@ def _shown(answer: httpx.Response, path: Path) -> tuple[int, str]:
     return answer.status_code, text
 
 
-# NUL, and what is no UTF-8 once it is a file name (sealsvc.wire).
+# NUL, and what is no UTF-8 once it is a file name (sealsvc.protocol.codec).
 _STRANGE = ("a\0b", "\U0010ffff", "\u202egpj", "x" * 300)
 
 

@@ -1,4 +1,4 @@
-"""Every row of the table in sealsvc/states.py, provoked for real: the state, then the step."""
+"""Every row of the table in sealsvc/core/states.py, provoked for real: the state, then the step."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 
-from sealsvc import states
 from sealsvc.client import Client
-from sealsvc.copies.relocation.requests import Goal, Quiesce, Relocate
+from sealsvc.core import states
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import ByteRange, State
+from sealsvc.core.states import TRANSITIONS, Step
 from sealsvc.doctor import syscalls
-from sealsvc.errors import Refusal
-from sealsvc.messages import (
+from sealsvc.protocol.messages import (
     Audit,
     Downgrade,
     Event,
@@ -31,8 +32,7 @@ from sealsvc.messages import (
     Show,
     Watch,
 )
-from sealsvc.model import ByteRange, State
-from sealsvc.states import TRANSITIONS, Step
+from sealsvc.protocol.relocation import Goal, Quiesce, Relocate
 from tests.service.conftest import RISKS, serving, until
 from tests.service.scripted import Holder, scripted
 
@@ -300,4 +300,6 @@ def _over(client: Client, seal: str) -> bool:
 
 def test_the_page_shows_the_table_of_the_code() -> None:
     page = (Path(__file__).parents[2] / "docs/states.md").read_text()
-    assert states.table() in page, "run: python -m sealsvc.states, and put it into docs/states.md"
+    assert states.table() in page, (
+        "run: python -m sealsvc.core.states, and put it into docs/states.md"
+    )

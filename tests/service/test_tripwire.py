@@ -13,7 +13,7 @@ import pytest
 from test_life import state, swap_blocks
 
 from sealsvc.client import Client
-from sealsvc.messages import Event, Return, Watch
+from sealsvc.protocol.messages import Event, Return, Watch
 from tests.service.conftest import RISKS, Running, served, until
 
 pytestmark = pytest.mark.kernel

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.errors import Refusal
-from sealsvc.messages import Return
+from sealsvc.core.errors import Refusal
+from sealsvc.protocol.messages import Return
 from tests.service.conftest import RISKS, MiB, Running
 
 pytestmark = pytest.mark.kernel

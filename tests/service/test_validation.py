@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.errors import Refusal
-from sealsvc.messages import Event, List, RecallSeals, Return, Show, Watch
+from sealsvc.core.errors import Refusal
+from sealsvc.protocol.messages import Event, List, RecallSeals, Return, Show, Watch
 from tests.service.conftest import RISKS, Running, refusal, until
 from tests.service.mapping_holder import Holder, holder
 

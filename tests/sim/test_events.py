@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import AsyncClient, Client
-from sealsvc.messages import (
+from sealsvc.protocol.messages import (
     Event,
     EventPage,
     Grant,

@@ -24,12 +24,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from hypothesis.stateful import run_state_machine_as_test as run_machine
 
-from sealsvc import clock
 from sealsvc.client import Client
-from sealsvc.config import Config, FenceSection, PolicySection, ServiceSection
-from sealsvc.daemon import sim_daemon
-from sealsvc.errors import Refusal
-from sealsvc.messages import (
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import ByteRange
+from sealsvc.protocol.messages import (
     Audit,
     Downgrade,
     Failure,
@@ -42,7 +40,9 @@ from sealsvc.messages import (
     Show,
     Simulate,
 )
-from sealsvc.model import ByteRange
+from sealsvc.runtime import clock
+from sealsvc.runtime.config import Config, FenceSection, PolicySection, ServiceSection
+from sealsvc.service.daemon import sim_daemon
 from tests.sim import model as reference
 
 # Others every time; a number of them in the environment has it look for longer.

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.messages import Recall, Return, ServiceStatus, Simulate, Simulated, Status
+from sealsvc.protocol.messages import Recall, Return, ServiceStatus, Simulate, Simulated, Status
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,15 +14,12 @@ from typing import Any
 
 import pytest
 
-from sealsvc import clock
 from sealsvc.client import Client, Reply
-from sealsvc.config import Config, FenceSection, PolicySection, ServiceSection
-from sealsvc.daemon import Daemon
-from sealsvc.enforce.sim import SimEnforcer, simulate
-from sealsvc.errors import Refusal
-from sealsvc.host import ReleaseQuestion, Remnant
-from sealsvc.host.sim import DEVICE, SimHost
-from sealsvc.messages import (
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import Conflict, Kind, State
+from sealsvc.linux.host import ReleaseQuestion, Remnant
+from sealsvc.linux.processes import Process
+from sealsvc.protocol.messages import (
     Audit,
     Event,
     Filesystems,
@@ -37,8 +34,11 @@ from sealsvc.messages import (
     Simulate,
     Watch,
 )
-from sealsvc.model import Conflict, Kind, State
-from sealsvc.processes import Process
+from sealsvc.runtime import clock
+from sealsvc.runtime.config import Config, FenceSection, PolicySection, ServiceSection
+from sealsvc.service.daemon import Daemon
+from sealsvc.sim.enforcer import SimEnforcer, simulate
+from sealsvc.sim.host import DEVICE, SimHost
 
 PATH = "/sim/a"
 STRANGER, HEIR = 2**22 + 1, 2**22 + 2  # above any pid

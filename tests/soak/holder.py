@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sealsvc.client import Client
-from sealsvc.errors import Refusal
-from sealsvc.messages import Recall, Reclaim, Return, SealInfo
+from sealsvc.core.errors import Refusal
+from sealsvc.protocol.messages import Recall, Reclaim, Return, SealInfo
 from tests.soak.intruder import UNIT, UNITS
 from tests.soak.observer import Told
 from tests.soak.stats import Stats

@@ -18,8 +18,8 @@ import msgspec
 import psutil
 
 from sealsvc.client import Client
-from sealsvc.errors import Refusal
-from sealsvc.messages import Audit, List, RecallSeals, Return, Status
+from sealsvc.core.errors import Refusal
+from sealsvc.protocol.messages import Audit, List, RecallSeals, Return, Status
 from tests.scratch import mounted
 from tests.service.conftest import RISKS, Running
 from tests.soak.intruder import UNIT, UNITS

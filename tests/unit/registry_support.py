@@ -10,21 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from sealsvc.config import RegistrySection
-from sealsvc.extents import ExtentMap
-from sealsvc.messages import Event, Holder, Requirements, SealInfo
-from sealsvc.model import (
-    ByteRange,
-    Conflict,
-    Fence,
-    FileId,
-    IoMode,
-    Kind,
-    Operation,
-    State,
-)
-from sealsvc.processes import Peer
+from sealsvc.core.extents import ExtentMap
+from sealsvc.core.model import ByteRange, Conflict, Fence, FileId, IoMode, Kind, Operation, State
+from sealsvc.linux.processes import Peer
+from sealsvc.protocol.messages import Event, Holder, Requirements, SealInfo
 from sealsvc.registry.book import Book
+from sealsvc.runtime.config import RegistrySection
 
 B = 4096
 T = float(int(time.time()))  # what is much older is deleted

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from sealsvc import alarms
-from sealsvc.alarms import AlarmList
-from sealsvc.errors import Refusal
-from sealsvc.messages import Event
-from sealsvc.overview import Alarms
+from sealsvc.core.errors import Refusal
+from sealsvc.protocol.admin import Alarms
+from sealsvc.protocol.messages import Event
+from sealsvc.service import alarms
+from sealsvc.service.alarms import AlarmList
 
 
 async def at_once(function: Callable[..., Any], *arguments: object) -> None:

@@ -16,18 +16,19 @@ import msgspec
 import pytest
 from hypothesis import given
 
-from sealsvc import closing, wire
-from sealsvc.config import LimitsSection
-from sealsvc.enforce import Outcome, Report
-from sealsvc.errors import Refusal
-from sealsvc.journald import Journal
-from sealsvc.limits import RateLimit
-from sealsvc.log_queue import QueueHandler
-from sealsvc.loop_watch import LoopWatch
-from sealsvc.messages import Grant, List, encode
-from sealsvc.model import FileId, Operation
-from sealsvc.recall import Repeats
-from sealsvc.users import Received, Users
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import FileId, Operation
+from sealsvc.enforce.base import Outcome, Report
+from sealsvc.lifecycle.recall import Repeats
+from sealsvc.protocol import codec
+from sealsvc.protocol.messages import Grant, List, encode
+from sealsvc.runtime import closing
+from sealsvc.runtime.config import LimitsSection
+from sealsvc.runtime.journald import Journal
+from sealsvc.runtime.limits import RateLimit
+from sealsvc.runtime.log_queue import QueueHandler
+from sealsvc.runtime.loop_watch import LoopWatch
+from sealsvc.runtime.users import Received, Users
 
 # Logs
 
@@ -47,13 +48,13 @@ def test_a_journal_that_is_not_read_delays_nobody(tmp_path: Path) -> None:
             handler.emit(record(f"{number} " + "x" * 2000))
         assert time.monotonic() - began < 20, "it would wait for ever"
         assert 0 < handler.dropped < 2000
-        logging.getLogger("sealsvc.log_queue").addHandler(handler)
+        logging.getLogger("sealsvc.runtime.log_queue").addHandler(handler)
         try:  # it is read again: nothing is lost silently
             stuck.settimeout(5)
             while b"log records were dropped" not in stuck.recv(1 << 16):
                 pass
         finally:
-            logging.getLogger("sealsvc.log_queue").removeHandler(handler)
+            logging.getLogger("sealsvc.runtime.log_queue").removeHandler(handler)
 
 
 def test_a_full_pipe_delays_nobody() -> None:
@@ -120,17 +121,17 @@ def test_a_stuck_loop_is_told_with_its_stack(caplog: pytest.LogCaptureFixture) -
 @given(st.binary(max_size=40))
 def test_any_name_has_one_spelling(name: bytes) -> None:
     text = os.fsdecode(name)
-    spelled = wire.to_wire(text)
+    spelled = codec.to_wire(text)
     assert spelled.encode().decode() == spelled, "it can be encoded"
-    assert os.fsencode(wire.from_wire(spelled)) == name
+    assert os.fsencode(codec.from_wire(spelled)) == name
 
 
 def test_only_names_are_respelled() -> None:
     data = encode(List(id=1, path="/a\U0010ffff", tag="\U0010ffff"))
-    found = wire.request(data)
+    found = codec.request(data)
     assert isinstance(found, List)
     assert (found.path, found.tag) == ("/a\udcff", "\U0010ffff")
-    assert wire.encoded(found) == data
+    assert codec.encoded(found) == data
 
 
 @pytest.mark.parametrize(
@@ -143,11 +144,11 @@ def test_only_names_are_respelled() -> None:
 )
 def test_what_nothing_can_store_is_refused(tail: bytes, refused: type[Exception]) -> None:
     with pytest.raises(refused):
-        wire.request(b'{"op":"list","id":1,' + tail + b"}")
+        codec.request(b'{"op":"list","id":1,' + tail + b"}")
 
 
 def test_an_escaped_backslash_is_no_nul() -> None:
-    found = wire.request(rb'{"op":"list","id":1,"tag":"\\u0000"}')
+    found = codec.request(rb'{"op":"list","id":1,"tag":"\\u0000"}')
     assert isinstance(found, List)
     assert found.tag == r"\u0000"
 
@@ -156,7 +157,7 @@ def test_an_escaped_backslash_is_no_nul() -> None:
 
 
 def test_a_full_table_of_rates_forgets_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sealsvc.limits._MOST", 100)
+    monkeypatch.setattr("sealsvc.runtime.limits._MOST", 100)
     limit = RateLimit(rate=0.001, burst=1)
     for user in range(100):
         limit.take(user)
@@ -215,5 +216,5 @@ def test_repeated_refusals_are_one_event() -> None:
 
 def test_a_grant_of_the_journal_has_its_name_again() -> None:
     grant = Grant(id=1, path="/a\udcfe")
-    data = wire.encoded(grant, msgspec.msgpack.encode)
-    assert wire.decoded(msgspec.msgpack.decode(data, type=Grant), data) == grant
+    data = codec.encoded(grant, msgspec.msgpack.encode)
+    assert codec.decoded(msgspec.msgpack.decode(data, type=Grant), data) == grant

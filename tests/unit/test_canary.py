@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from sealsvc import canary
-from sealsvc.canary import Canary
-from sealsvc.enforce import EnforcerSet, bpf
+from sealsvc.enforce import bpf
 from sealsvc.enforce.lease import LeaseEnforcer
-from sealsvc.enforce.sim import SimEnforcer
-from sealsvc.events import EventLog
-from sealsvc.host.sim import SimHost
-from sealsvc.native import lib
-from sealsvc.workers import Workers
+from sealsvc.enforce.selection import EnforcerSet
+from sealsvc.linux.native import lib
+from sealsvc.monitor import canary
+from sealsvc.monitor.canary import Canary
+from sealsvc.runtime.events import EventLog
+from sealsvc.runtime.workers import Workers
+from sealsvc.sim.enforcer import SimEnforcer
+from sealsvc.sim.host import SimHost
 
 
 class Fragile(SimEnforcer):

@@ -14,8 +14,8 @@ import msgspec
 import pytest
 
 from deploy.client_wheel import build
-from sealsvc import client_methods_source as methods
-from sealsvc.messages import ServiceStatus
+from sealsvc.client import methods_source as methods
+from sealsvc.protocol.messages import ServiceStatus
 from tests.api.running import service
 
 ROOT = Path(__file__).parents[2]
@@ -23,8 +23,8 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import asyncio, sys
 from sealsvc.client import AsyncClient, Client
-from sealsvc.errors import Refusal
-import sealsvc.held
+from sealsvc.core.errors import Refusal
+import sealsvc.client.held
 with Client(sys.argv[1]) as client:
     print(client.status().version, len(client.seals(limit=5).seals))
     try:
@@ -80,6 +80,6 @@ def test_it_works_with_msgspec_alone(wheel: Path, tmp_path: Path) -> None:
 
 
 def test_the_methods_are_those_of_the_messages() -> None:
-    """Or: python -m sealsvc.client_methods_source"""
+    """Or: python -m sealsvc.client.methods_source"""
     assert ast.dump(ast.parse(methods.FILE.read_text())) == ast.dump(ast.parse(methods.source()))
     assert f"-> messages.{ServiceStatus.__name__}:" in methods.source()

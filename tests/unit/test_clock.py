@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from sealsvc import clock
+from sealsvc.runtime import clock
 
 
 @pytest.fixture(autouse=True)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from api.principals import read
-from api.settings import SettingsError
-from sealsvc import config
-from sealsvc.config import ConfigError
-from sealsvc.config_check import check
+from sealsvc.runtime import config
+from sealsvc.runtime.config import ConfigError
+from sealsvc.service.config_check import check
+from sealsvc_api.principals import read
+from sealsvc_api.settings import SettingsError
 
 ROOT = Path(__file__).parents[2]
 

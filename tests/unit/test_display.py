@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from sealsvc.display import printable
+from sealsvc.core.display import printable
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sealsvc import extents
-from sealsvc.extents import ExtentMap
-from sealsvc.model import ByteRange, Preparation
+from sealsvc.core import extents
+from sealsvc.core.extents import ExtentMap
+from sealsvc.core.model import ByteRange, Preparation
 
 B = 4096
 PLACELESS = (

@@ -14,17 +14,17 @@ from pathlib import Path
 
 import pytest
 
-from sealsvc import config
-from sealsvc.claims import Claims
-from sealsvc.config import Config, ConfigError
-from sealsvc.errors import Refusal
-from sealsvc.journald import Journal, LineFormatter, encoded
-from sealsvc.measures import BOUNDS, MeasuresTaken
-from sealsvc.messages import Conditions, Event, IssueClaim, Status
-from sealsvc.overview import MeasuresReport
-from sealsvc.policy import lies_below
-from sealsvc.processes import Peer
-from sealsvc.reload import PolicyFile
+from sealsvc.core.errors import Refusal
+from sealsvc.core.paths import lies_below
+from sealsvc.linux.processes import Peer
+from sealsvc.protocol.admin import MeasuresReport
+from sealsvc.protocol.messages import Conditions, Event, IssueClaim, Status
+from sealsvc.runtime import config
+from sealsvc.runtime.config import Config, ConfigError
+from sealsvc.runtime.journald import Journal, LineFormatter, encoded
+from sealsvc.service.metrics import BOUNDS, MeasuresTaken
+from sealsvc.service.reload import PolicyFile
+from sealsvc.service.tickets import Claims
 
 ROOT = Path(__file__).parents[2]
 OPERATOR = Peer(pid=1, uid=0, gid=0)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from sealsvc import faults
-from sealsvc.messages import Keyed, Request, Terms
-from sealsvc.states import Step
+from sealsvc.core.states import Step
+from sealsvc.protocol.messages import Keyed, Request, Terms
+from sealsvc.runtime import faults
 
 SOURCE = Path(faults.__file__).parent
 
@@ -35,7 +35,7 @@ def test_each_point_in_the_code_is_listed() -> None:
     text = "".join(path.read_text() for path in SOURCE.rglob("*.py"))
     used = set(re.findall(r'faults\.point\("([^"]+)"\)', text))
     kinds = (*Request.__subclasses__(), *Keyed.__subclasses__(), *Terms.__subclasses__())
-    # control.py and life.py make a point of each request and of each step.
+    # Of each request control/connection.py makes a point, of each step state_machine.py.
     used |= {f"{kind.__name__.lower()}:answered" for kind in kinds}
     used |= {f"{step}:journalled" for step in Step}
     assert set(faults.POINTS) <= used

@@ -8,10 +8,10 @@ from unittest.mock import AsyncMock, Mock
 
 import pytest
 
-from sealsvc.errors import Refusal
-from sealsvc.job_store import REMEMBERED
-from sealsvc.jobs import Job, JobRunner
-from sealsvc.overview import JobInfo, JobKind, JobState
+from sealsvc.core.errors import Refusal
+from sealsvc.jobs.jobs import Job, JobRunner
+from sealsvc.jobs.store import REMEMBERED
+from sealsvc.protocol.admin import JobInfo, JobKind, JobState
 
 
 @pytest.mark.parametrize(

@@ -12,15 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sealsvc import journal
-from sealsvc.filesystem import Filesystem
-from sealsvc.journal import Journal
-from sealsvc.messages import Grant, Holder
-from sealsvc.model import ByteRange, FileId, Mark, State
-from sealsvc.native import TOKEN_BASE
-from sealsvc.processes import Process
-from sealsvc.seals import Seal
-from sealsvc.states import Step
+from sealsvc.core.model import ByteRange, FileId, Mark, State
+from sealsvc.core.states import Step
+from sealsvc.lifecycle import journal
+from sealsvc.lifecycle.journal import Journal
+from sealsvc.lifecycle.seals import Seal
+from sealsvc.linux.filesystem import Filesystem
+from sealsvc.linux.native import TOKEN_BASE
+from sealsvc.linux.processes import Process
+from sealsvc.protocol.messages import Grant, Holder
 
 FS = Filesystem("/m", "xfs", "/dev/pmem0", "dax=always", 66, 4096, True)
 

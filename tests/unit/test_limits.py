@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from sealsvc import clock
-from sealsvc.errors import Refusal
-from sealsvc.limits import FairQueue, RateLimit
+from sealsvc.core.errors import Refusal
+from sealsvc.runtime import clock
+from sealsvc.runtime.limits import FairQueue, RateLimit
 
 
 @pytest.fixture(autouse=True)

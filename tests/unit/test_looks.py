@@ -9,7 +9,7 @@ from concurrent.futures import Future
 
 import pytest
 
-from sealsvc.workers import Looks, Lost, Workers
+from sealsvc.runtime.workers import Looks, Lost, Workers
 
 
 @pytest.fixture

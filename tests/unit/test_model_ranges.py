@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sealsvc.model import ByteRange
+from sealsvc.core.model import ByteRange
 
 RANGES = st.builds(ByteRange, st.integers(0, 30), st.integers(1, 12))
 

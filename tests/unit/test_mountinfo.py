@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sealsvc import mountinfo
-from sealsvc.mountinfo import MountTable, mount_at, parsed, unescaped
+from sealsvc.linux import mountinfo
+from sealsvc.linux.mountinfo import MountTable, mount_at, parsed, unescaped
 
 LINE = b"91 43 0:39 / /mnt/x rw,relatime shared:5 - overlay ov rw,lowerdir=/l,upperdir=up,workdir=w"
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from registry_support import info
 
-from sealsvc import clock
-from sealsvc.errors import Refusal
-from sealsvc.messages import Grant, Renew
-from sealsvc.once import Once, digest_of
+from sealsvc.core.errors import Refusal
+from sealsvc.protocol.messages import Grant, Renew
+from sealsvc.runtime import clock
+from sealsvc.service.idempotency import Once, digest_of
 
 SEAL = info(1).id
 

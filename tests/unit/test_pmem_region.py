@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sealsvc.host import pmem
+from sealsvc.linux.host import pmem
 
 
 def some_device() -> int:

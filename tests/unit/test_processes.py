@@ -8,13 +8,13 @@ import sys
 
 import pytest
 
-from sealsvc.errors import Refusal
-from sealsvc.processes import by_pidfd
+from sealsvc.core.errors import Refusal
+from sealsvc.linux.processes import by_pidfd
 
 NOBODY = 65534
 ASK = """
 import os, sys
-from sealsvc.processes import by_pidfd
+from sealsvc.linux.processes import by_pidfd
 os.setuid(int(sys.argv[2]))
 print(by_pidfd(os.pidfd_open(int(sys.argv[1]))).holder.pid)
 """

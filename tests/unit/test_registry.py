@@ -27,15 +27,15 @@ from registry_support import (
     written,
 )
 
-from sealsvc.config import Config, RegistrySection
-from sealsvc.errors import Refusal
-from sealsvc.messages import Drift
-from sealsvc.model import ByteRange, FileId, State
-from sealsvc.records import Change, SealFilter
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import ByteRange, FileId, State
+from sealsvc.protocol.history import Change, SealFilter
+from sealsvc.protocol.messages import Drift
 from sealsvc.registry import Registry, schema
 from sealsvc.registry.book import Book
 from sealsvc.registry.entries import digest
 from sealsvc.registry.queries import Queries
+from sealsvc.runtime.config import Config, RegistrySection
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import pytest
 from mmap_ninja.ragged import RaggedMmap
 from registry_support import fill, map_of
 
-from sealsvc.extents import ExtentMap
+from sealsvc.core.extents import ExtentMap
 from sealsvc.registry.archive import Archive
 from sealsvc.registry.place import Place
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from registry_support import PEER, T, Told, event, info, map_of, registry, written
 
-from sealsvc.records import Verification
+from sealsvc.protocol.history import Verification
 from sealsvc.registry import chain, schema
 from sealsvc.registry.chain import Chain
 

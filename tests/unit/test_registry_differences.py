@@ -6,9 +6,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sealsvc import extents
-from sealsvc.extents import ExtentMap
-from sealsvc.model import ByteRange
+from sealsvc.core import extents
+from sealsvc.core.extents import ExtentMap
+from sealsvc.core.model import ByteRange
 from sealsvc.registry import differences
 
 FLAGS = (0, extents.EXTENT_LAST, extents.EXTENT_SHARED, extents.EXTENT_DELALLOC)

@@ -20,14 +20,14 @@ import numpy as np
 import pytest
 from registry_support import PEER, Told, event, fill, info, map_of, moved, registry, until, written
 
-from sealsvc.config import RegistrySection
-from sealsvc.errors import Refusal
-from sealsvc.model import State
-from sealsvc.records import SealFilter
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import State
+from sealsvc.protocol.history import SealFilter
 from sealsvc.registry import schema
 from sealsvc.registry.archive import Archive
 from sealsvc.registry.book import Book
 from sealsvc.registry.retention import Retention
+from sealsvc.runtime.config import RegistrySection
 
 
 @pytest.fixture

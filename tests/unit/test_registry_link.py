@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 from registry_support import PEER, Told, event, info, map_of, moved
 
-from sealsvc.config import RegistrySection
-from sealsvc.errors import Refusal
-from sealsvc.model import State
-from sealsvc.records import SealFilter
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import State
+from sealsvc.protocol.history import SealFilter
 from sealsvc.registry import Registry, link
 from sealsvc.registry.queries import Queries
+from sealsvc.runtime.config import RegistrySection
 
 
 async def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:

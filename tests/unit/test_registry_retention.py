@@ -25,10 +25,10 @@ from registry_support import (
     written,
 )
 
-from sealsvc.errors import Refusal
-from sealsvc.messages import Drift
-from sealsvc.model import State
-from sealsvc.records import SealFilter
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import State
+from sealsvc.protocol.history import SealFilter
+from sealsvc.protocol.messages import Drift
 from sealsvc.registry import chain, schema
 from sealsvc.registry.archive import Archive
 from sealsvc.registry.retention import Retention, size_of

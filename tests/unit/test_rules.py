@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from sealsvc import rules
-from sealsvc.native import ffi, lib
-from sealsvc.rules import RULES, Policy, Trait
+from sealsvc.core import rules
+from sealsvc.core.rules import RULES, Policy, Trait
+from sealsvc.linux.native import ffi, lib
 
 BLOCK = 4096
 GUARD = (4 * BLOCK, 8 * BLOCK)
@@ -101,4 +101,4 @@ def test_changes_are_those_that_reach_something() -> None:
 
 def test_the_page_has_the_table() -> None:
     page = (Path(__file__).parents[2] / "docs/rules.md").read_text()
-    assert rules.table() in page, "run: python -m sealsvc.rules, and put it into docs/rules.md"
+    assert rules.table() in page, "run: python -m sealsvc.core.rules, and put it into docs/rules.md"

@@ -1,6 +1,6 @@
 /* Whether an operation would change a sealed extent map, and what its caller gets. Pure: no I/O, no
  * state. The inline functions evaluate the rule book (sealsvc/rules.h, generated from
- * sealsvc/rules.py); the gate, the rings and the BPF programs use them alike. */
+ * sealsvc/core/rules.py); the gate, the rings and the BPF programs use them alike. */
 #ifndef SEALSVC_VERDICT_H
 #define SEALSVC_VERDICT_H
 

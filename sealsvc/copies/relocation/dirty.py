@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from sealsvc.copies.relocation import calls
-from sealsvc.model import ByteRange
+from sealsvc.core.model import ByteRange
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _LARGEST = 2048  # pages of a folio: MAX_PAGECACHE_ORDER is 11 at most (include/linux/pagemap.h)

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import os
 
-from sealsvc import native
 from sealsvc.copies.relocation import calls
-from sealsvc.copies.relocation.requests import Goal
-from sealsvc.errors import Refusal
-from sealsvc.host import ExtentMap, Target
-from sealsvc.model import ByteRange
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import ByteRange
+from sealsvc.linux import native
+from sealsvc.linux.host import ExtentMap, Target
+from sealsvc.protocol.relocation import Goal
 
 
 def make_donor(target: Target, goal: Goal, rows: ExtentMap) -> int:

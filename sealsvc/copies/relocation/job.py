@@ -18,28 +18,31 @@ from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sealsvc import clock, extents, faults, native
 from sealsvc.copies.relocation import dirty
 from sealsvc.copies.relocation.donor import improves, make_donor, runs
 from sealsvc.copies.relocation.moving import Exchange, Moving, Pieces, Progress
 from sealsvc.copies.relocation.record import Phase, Record, Records
-from sealsvc.copies.relocation.requests import Relocate
 from sealsvc.copies.tags import Tags
-from sealsvc.enforce import EnforcerSet, Guard, Hold, Verdict
-from sealsvc.errors import Refusal
-from sealsvc.grants import Grants
-from sealsvc.host import ExtentMap, Target
-from sealsvc.jobs import Job, JobRunner
-from sealsvc.life import may
-from sealsvc.messages import Grant, SealInfo
-from sealsvc.model import ByteRange, FileId, Kind, State
-from sealsvc.overview import JobInfo, JobKind
-from sealsvc.policy import Policy
-from sealsvc.processes import Peer
-from sealsvc.recall import Recaller
-from sealsvc.returns import Returns
-from sealsvc.seals import Seal, new_token
-from sealsvc.states import Step
+from sealsvc.core import extents
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import ByteRange, FileId, Kind, State
+from sealsvc.core.states import Step
+from sealsvc.enforce.base import Guard, Hold, Verdict
+from sealsvc.enforce.selection import EnforcerSet
+from sealsvc.jobs.jobs import Job, JobRunner
+from sealsvc.lifecycle.grants import Grants
+from sealsvc.lifecycle.policy import Policy
+from sealsvc.lifecycle.recall import Recaller
+from sealsvc.lifecycle.returns import Returns
+from sealsvc.lifecycle.seals import Seal, new_token
+from sealsvc.lifecycle.state_machine import may
+from sealsvc.linux import native
+from sealsvc.linux.host import ExtentMap, Target
+from sealsvc.linux.processes import Peer
+from sealsvc.protocol.admin import JobInfo, JobKind
+from sealsvc.protocol.messages import Grant, SealInfo
+from sealsvc.protocol.relocation import Relocate
+from sealsvc.runtime import clock, faults
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)

@@ -11,13 +11,14 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from sealsvc import extents, native
 from sealsvc.copies.relocation import calls
 from sealsvc.copies.relocation.dirty import DirtyLog
 from sealsvc.copies.relocation.donor import allocated
-from sealsvc.errors import Refusal
-from sealsvc.host import ExtentMap, Target
-from sealsvc.model import ByteRange
+from sealsvc.core import extents
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import ByteRange
+from sealsvc.linux import native
+from sealsvc.linux.host import ExtentMap, Target
 
 _CHUNK = 1 << 20  # bytes
 _ROUNDS = 5  # copies before the pause, while much is written to

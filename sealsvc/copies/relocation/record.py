@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from sealsvc.copies.relocation.requests import Goal
+from sealsvc.protocol.relocation import Goal
 
 
 class Phase(StrEnum):

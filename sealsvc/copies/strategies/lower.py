@@ -9,7 +9,6 @@ import os
 import struct
 from dataclasses import dataclass
 
-from sealsvc import filesystem, mountinfo
 from sealsvc.copies import calls
 from sealsvc.copies.calls import Copied, Span
 from sealsvc.copies.ends import Ends
@@ -17,6 +16,7 @@ from sealsvc.copies.page_cache import drop_range
 from sealsvc.copies.places import Move, moves
 from sealsvc.copies.stack import NoWay, Stack, node_of, sysfs_of
 from sealsvc.copies.strategies.interface import aligned
+from sealsvc.linux import filesystem, mountinfo
 
 _GET_STATUS64 = 0x4C05  # struct loop_info64 (include/uapi/linux/loop.h): lo_device, lo_inode first
 _STATUS64 = struct.Struct("=QQQQQ192x")  # ..., lo_rdevice, lo_offset, lo_sizelimit

@@ -6,7 +6,7 @@ import os
 
 from sealsvc.copies.stack import name_of, node_of
 from sealsvc.copies.strategies.device import DeviceCopy
-from sealsvc.native import ffi, lib
+from sealsvc.linux.native import ffi, lib
 
 
 class NvmeCopy(DeviceCopy):

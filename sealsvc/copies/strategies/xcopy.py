@@ -9,7 +9,7 @@ import os
 
 from sealsvc.copies.stack import node_of, sysfs_of
 from sealsvc.copies.strategies.device import DeviceCopy
-from sealsvc.native import ffi, lib
+from sealsvc.linux.native import ffi, lib
 
 
 class ExtendedCopy(DeviceCopy):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import errno
 
-from sealsvc import native
 from sealsvc.copies import calls
 from sealsvc.copies.calls import Copied, Span
 from sealsvc.copies.ends import Ends
-from sealsvc.extents import clip
-from sealsvc.model import ByteRange
+from sealsvc.core.extents import clip
+from sealsvc.core.model import ByteRange
+from sealsvc.linux import native
 
 _PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01  # FALLOC_FL_* (include/uapi/linux/falloc.h)
 

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from sealsvc.client import Client
 from sealsvc.integrity.block_device import opened
-from sealsvc.integrity.device_messages import PiChannel
-from sealsvc.messages import Extents, Return
+from sealsvc.protocol.messages import Extents, Return
+from sealsvc.protocol.pi_device import PiChannel
 
 _ROOT = Path(__file__).parents[3]
 _GOAL = 0.95

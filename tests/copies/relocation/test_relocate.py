@@ -16,17 +16,17 @@ from typing import cast
 
 import pytest
 
-from sealsvc import native
 from sealsvc.client import Client
 from sealsvc.copies.relocation import calls, moving
 from sealsvc.copies.relocation.dirty import DirtyLog
 from sealsvc.copies.relocation.donor import runs
-from sealsvc.copies.relocation.requests import Goal, Quiesce, Relocate
-from sealsvc.filesystem import Filesystem
-from sealsvc.host import Target
-from sealsvc.messages import Audit, AuditReport, Recall, Return, Show
-from sealsvc.model import FileId
-from sealsvc.overview import CancelJob, JobState
+from sealsvc.core.model import FileId
+from sealsvc.linux import native
+from sealsvc.linux.filesystem import Filesystem
+from sealsvc.linux.host import Target
+from sealsvc.protocol.admin import CancelJob, JobState
+from sealsvc.protocol.messages import Audit, AuditReport, Recall, Return, Show
+from sealsvc.protocol.relocation import Goal, Quiesce, Relocate
 from tests.copies.relocating import PIECE, Holder, as_stored, fragmented, granted, relocated
 from tests.scratch import MiB, mounted
 from tests.service.conftest import RISKS, ROOT, refusal, serving, until

@@ -19,9 +19,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from api.app import build_app
-from api.settings import Settings
-from sealsvc.messages import Simulate
+from sealsvc.protocol.messages import Simulate
+from sealsvc_api.app import build_app
+from sealsvc_api.settings import Settings
 from tests.api import running as processes
 from tests.api.conftest import TOKEN, write_principals
 from tests.api.running import Front, front, simulated

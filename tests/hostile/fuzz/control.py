@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 from msgspec import inspect
 
-from sealsvc.errors import TABLE
-from sealsvc.messages import Answer, Failure, List, Return
+from sealsvc.core.errors import TABLE
+from sealsvc.protocol.messages import Answer, Failure, List, Return
 from tests.hostile.fuzz.drawn import Draw
 from tests.hostile.fuzz.tally import Tally
 from tests.hostile.requests import kinds, ordinary

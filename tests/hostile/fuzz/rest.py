@@ -13,7 +13,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import jsonschema_rs
 
-from sealsvc.errors import TABLE
+from sealsvc.core.errors import TABLE
 from tests.hostile.fuzz.drawn import Draw
 from tests.hostile.fuzz.tally import Tally
 from tests.hostile.requests import NUMBERS, OTHERS

@@ -1,0 +1,317 @@
+"""libseal for Python: `RingClient` blocks, and tells what happens from `dispatch()`.
+
+It has no thread of its own. In an event loop, poll `fileno()` for reading and call `dispatch()`;
+`AsyncRingClient` does that in asyncio. One thread at a time uses a client: a call beside another
+thread's raises RuntimeError. `Seal.valid` and `Seal.state` may be asked by any, and cost no system
+call. In a child of fork(2) every call fails with EOWNERDEAD. Failures are OSErrors with the errno
+that native/libseal/seal.h names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import os
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from sealsvc.client.socket import alone, socket_path
+from sealsvc.core.extents import ExtentMap
+from sealsvc.core.model import IoMode, Preparation, State
+from sealsvc.core.native_headers import STATES
+from sealsvc.linux.native import ffi, lib, rows_of
+
+_STATES = {number: state for state, number in STATES.items()}
+_MODES = {IoMode.READ: lib.SEAL_READ, IoMode.RW: lib.SEAL_RW}
+_KINDS = {
+    lib.SEAL_EVENT_RECALL: "recall",
+    lib.SEAL_EVENT_DEADLINE: "deadline",
+    lib.SEAL_EVENT_LOST: "lost",
+    lib.SEAL_EVENT_OVER: "over",
+    lib.SEAL_EVENT_LAPSED: "lapsed",
+    lib.SEAL_EVENT_FILE: "file",
+    lib.SEAL_EVENT_ANY: "recall-any",
+}
+_NANO = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What the service tells. `slot` is None when it is about a registered `file` as a whole, or
+    about all. `offset` and `length` are what is wanted back (of recall-any: `length` seals),
+    `deadline` is in seconds of CLOCK_BOOTTIME."""
+
+    kind: str
+    slot: int | None
+    file: int
+    state: State
+    offset: int
+    length: int
+    deadline: float
+
+
+def _check(result: int, call: str, why: str = "") -> int:
+    if result < 0:
+        raise OSError(-result, why or os.strerror(-result), call)
+    return result
+
+
+def _failure(handle: Any) -> str:
+    return str(ffi.string(lib.seal_failure(handle)).decode(errors="replace"))
+
+
+class Seal:
+    """A seal on a part of a registered file. Leaving its context returns it."""
+
+    def __init__(self, client: RingClient, handle: Any) -> None:
+        self._client, self._handle = client, handle
+
+    @property
+    def valid(self) -> bool:
+        """Does it stand exactly as we know it? One load of shared memory."""
+        return bool(lib.seal_valid(self._handle))
+
+    @property
+    def state(self) -> State:
+        return _STATES[lib.seal_state_of(self._handle)]
+
+    @property
+    def slot(self) -> int:
+        return int(self._handle.number)
+
+    @property
+    def offset(self) -> int:
+        return int(self._handle.offset)
+
+    @property
+    def length(self) -> int:
+        return int(self._handle.length)
+
+    def give_back(self) -> None:
+        """EBUSY: it was recalled, and something of it is still mapped."""
+        self._call(lib.seal_return)
+
+    def give_back_part(self, offset: int, length: int) -> None:
+        self._call(lib.seal_return_part, offset, length)
+
+    def mapped(self, address: int | None = None) -> None:
+        """Have the mapping proven, whereupon the seal is active."""
+        self._call(lib.seal_mapped, ffi.cast("void *", address or 0))
+
+    def renew(self, ttl: float) -> None:
+        self._call(lib.seal_renew, int(ttl * _NANO))
+
+    def downgrade(self) -> None:
+        self._call(lib.seal_downgrade)
+
+    def progress(self) -> None:
+        self._call(lib.seal_progress)
+
+    def refresh(self) -> None:
+        """Take over what the service changed. ENOENT: it is over."""
+        self._call(lib.seal_refresh)
+
+    def _call(self, function: Callable[..., int], *arguments: Any) -> None:
+        _check(self._client.alone(function, self._handle, *arguments), "a seal's command")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while True:
+            try:
+                self.refresh()
+                self.give_back()
+            except FileNotFoundError:
+                return  # it is over
+            except OSError as failure:
+                if failure.errno != errno.ESTALE:  # it was recalled in between
+                    raise
+            else:
+                return
+
+
+class RingClient:
+    """A ring of this process. `ring` and `secret`, from `identity`, attach to one that is there."""
+
+    def __init__(
+        self,
+        path: str | None = None,
+        *,
+        slots: int = 0,
+        timeout: float = 30.0,
+        spin: int = 0,
+        ring: int = 0,
+        secret: str = "",
+        commands: int = 0,
+        events: int = 0,
+    ) -> None:
+        self._news: list[News] = []
+        self._used = threading.Lock()
+        self._context = ffi.new_handle(self)
+        socket = ffi.new("char[]", os.fsencode(path or socket_path()))
+        options = ffi.new(
+            "struct seal_options *",
+            {
+                "size": ffi.sizeof("struct seal_options"),
+                "socket": socket,
+                "slots": slots,
+                "commands": commands,
+                "events": events,
+                "timeout": int(timeout * 1000),
+                "spin": spin,
+                "news": lib.seal_python_news,
+                "context": self._context,
+                "ring": ring,
+                "secret": secret.encode(),
+            },
+        )
+        out = ffi.new("struct seal_client **")
+        result = lib.seal_open(out, options)
+        _check(result, "seal_open", _failure(ffi.NULL) if result < 0 else "")
+        self._handle: Any = out[0]
+
+    @property
+    def handle(self) -> Any:
+        if self._handle is None:
+            raise ValueError("the client is closed")
+        return self._handle
+
+    def alone(self, function: Callable[..., int], *arguments: Any) -> int:
+        """Call a function of libseal on this client, which no other thread uses meanwhile."""
+        with alone(self._used):
+            return function(self.handle, *arguments)
+
+    @property
+    def identity(self) -> tuple[int, str]:
+        """The ring and its secret."""
+        ring, secret = ffi.new("uint32_t *"), ffi.new("char[17]")
+        _check(lib.seal_identity(self.handle, ring, secret), "seal_identity")
+        return int(ring[0]), ffi.string(secret).decode()
+
+    def register(
+        self,
+        fd: int,
+        *,
+        offset: int = 0,
+        length: int = 0,
+        iomode: IoMode = IoMode.RW,
+        grace: float = 10.0,
+        kind: str = "shared",
+        conflict: str = "wait",
+        fence: str = "none",
+        tag: str = "",
+        prepare: Sequence[Preparation | str] = (),
+    ) -> int:
+        """The file's index. `fd` stays the caller's. `prepare` is what may be done to it first."""
+        steps = json.dumps([str(step) for step in prepare])
+        texts = [ffi.new("char[]", text.encode()) for text in (kind, conflict, fence, tag, steps)]
+        options = ffi.new(
+            "struct seal_file_options *",
+            {
+                "size": ffi.sizeof("struct seal_file_options"),
+                "offset": offset,
+                "length": length,
+                "iomode": _MODES[iomode],
+                "grace": grace,
+                "kind": texts[0],
+                "conflict": texts[1],
+                "fence": texts[2],
+                "tag": texts[3],
+                "prepare": texts[4],
+            },
+        )
+        return self._told(self.alone(lib.seal_register, fd, options), "seal_register")
+
+    def unregister(self, file: int) -> None:
+        self._told(self.alone(lib.seal_unregister, file), "seal_unregister")
+
+    def _told(self, result: int, call: str) -> int:
+        return _check(result, call, _failure(self.handle))
+
+    def grant(self, file: int, offset: int, length: int, iomode: IoMode = IoMode.RW) -> Seal:
+        handle = ffi.new("struct seal *")
+        result = self.alone(lib.seal_grant, file, offset, length, _MODES[iomode], handle)
+        _check(result, "seal_grant")
+        return Seal(self, handle)
+
+    def extents(self, file: int, offset: int, length: int, room: int = 4096) -> ExtentMap:
+        """Rows of sealsvc.core.extents. BlockingIOError: the map is not known just now."""
+        out = ffi.new("struct seal_map_extent[]", room)
+        count = self.alone(lib.seal_extents, file, offset, length, out, room)
+        return rows_of(out, _check(count, "seal_extents"))
+
+    def fileno(self) -> int:
+        return int(lib.seal_fd(self.handle))
+
+    def dispatch(self) -> list[News]:
+        """What was told since. BrokenPipeError: the ring is gone."""
+        result = self.alone(lib.seal_dispatch)
+        news, self._news = self._news, []
+        if result < 0 and not news:
+            _check(result, "seal_dispatch")
+        return news
+
+    @property
+    def missed(self) -> bool:
+        """News were dropped since this was last asked: look at every seal."""
+        return bool(lib.seal_missed(self.handle))
+
+    @property
+    def connected(self) -> bool:
+        return bool(lib.seal_is_connected(self.handle))
+
+    def reconnect(self) -> None:
+        self._told(self.alone(lib.seal_reconnect), "seal_reconnect")
+
+    def close(self) -> None:
+        if self._handle is not None:
+            lib.seal_close(self._handle)
+            self._handle = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def told(self, news: News) -> None:
+        self._news.append(news)
+
+
+class AsyncRingClient(RingClient):
+    """The same in an event loop: commands take microseconds, and block for them."""
+
+    async def pushes(self) -> AsyncIterator[News]:
+        """News, as they come, until the ring is gone."""
+        loop, ready = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(self.fileno(), ready.set)
+        try:
+            while True:
+                ready.clear()
+                for news in self.dispatch():
+                    yield news
+                await ready.wait()
+        except BrokenPipeError:
+            return
+        finally:
+            loop.remove_reader(self.fileno())
+
+
+@ffi.def_extern()  # type: ignore[untyped-decorator]
+def seal_python_news(_client: Any, raw: Any, context: Any) -> None:
+    client: RingClient = ffi.from_handle(context)
+    client.told(
+        News(
+            kind=_KINDS.get(raw.kind, "unknown"),
+            slot=None if raw.number == 2**32 - 1 else int(raw.number),
+            file=int(raw.file),
+            state=_STATES.get(raw.state, State.REQUESTED),
+            offset=int(raw.offset),
+            length=int(raw.length),
+            deadline=raw.deadline / _NANO,
+        )
+    )

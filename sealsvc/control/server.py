@@ -1,0 +1,179 @@
+"""The control socket: SOCK_SEQPACKET, one JSON message a datagram, descriptors beside it.
+
+In one turn of the event loop a user (uid), however many connections it has, is read TURN_MESSAGES
+messages. Sockets are closed in threads of their user, for their queues may still hold descriptors
+(unix_destruct_scm drops their last reference).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import resource
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from sealsvc.control.connection import Connection, Handler, Turn
+from sealsvc.control.framing import failure
+from sealsvc.core.errors import Refusal
+from sealsvc.linux import processes
+from sealsvc.linux.processes import Peer
+from sealsvc.protocol import codec
+from sealsvc.runtime import activation, closing
+from sealsvc.runtime.events import EventLog
+from sealsvc.runtime.tasks import Tasks
+from sealsvc.runtime.users import User, Users
+
+log = logging.getLogger(__name__)
+
+TURN_MESSAGES = 16  # of one user in one turn of the loop
+_ACCEPTED = 64  # connections in one turn
+_RESERVED = 64  # connections that only operators may have
+_ACCEPT_PAUSE = 0.1  # seconds, when there is no descriptor left
+
+
+class ControlServer:
+    def __init__(
+        self,
+        path: str,
+        mode: int,
+        handler: Handler,
+        events: EventLog,
+        tasks: Tasks,
+        may_watch: Callable[[Peer], bool],
+        users: Users,
+    ) -> None:
+        """`may_watch` is true of operators."""
+        self.path, self.mode, self.handler = Path(path), mode, handler
+        self.events, self.tasks, self.may_watch, self.users = events, tasks, may_watch, users
+        self.turn = Turn(TURN_MESSAGES)
+        self.connections: set[Connection] = set()
+        self._count = 0  # connections whose sockets are not closed yet
+        self._most = min(
+            users.section.connections, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
+        )
+        self._sock: socket.socket | None = None
+        self._passed = False
+
+    def start(self) -> None:
+        """Listen, on the socket that was passed or on one of our own."""
+        sock = activation.control_socket(self.path)
+        self._passed = sock is not None
+        self._sock = sock or self._bind()
+        asyncio.get_running_loop().add_reader(self._sock, self._acceptable)
+
+    def _bind(self) -> socket.socket:
+        """A stale socket of a dead service is replaced, a live one is an error."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._refuse_if_served()
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        sock.setblocking(False)
+        with suppress(FileNotFoundError):
+            self.path.unlink()
+        sock.bind(str(self.path))
+        self.path.chmod(self.mode)
+        sock.listen(1024)
+        return sock
+
+    def _refuse_if_served(self) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe, suppress(OSError):
+            probe.connect(str(self.path))
+            raise Refusal("io-error", f"another service answers on {self.path}")
+
+    def _acceptable(self) -> None:
+        assert self._sock is not None
+        turned_away: dict[int, list[socket.socket]] = {}
+        for _ in range(_ACCEPTED):
+            try:
+                sock, _ = self._sock.accept()
+            except (BlockingIOError, InterruptedError):
+                break
+            except OSError as error:
+                self._cannot_accept(error)
+                break
+            sock.setblocking(False)
+            peer = processes.peer_of(sock)
+            user = self.users.of(peer.uid)
+            try:
+                self._admit(peer, user)
+            except Refusal as refusal:
+                with suppress(OSError):
+                    sock.send(codec.encoded(failure(None, refusal)))
+                turned_away.setdefault(peer.uid, []).append(sock)
+            else:
+                self._accepted(sock, peer, user)
+        for uid, socks in turned_away.items():
+            closing.call_later(("sockets", uid), _close_sockets, socks)
+
+    def _accepted(self, sock: socket.socket, peer: Peer, user: User) -> None:
+        self._count += 1
+        try:
+            connection = Connection(sock, self, peer, user)
+        except (Refusal, OSError) as error:  # the peer is gone already
+            log.info("a client left before it was known: %s", error)
+            self.disconnect(sock, user)
+            return
+        self.connections.add(connection)
+        asyncio.get_running_loop().add_reader(sock, connection.readable)
+
+    def _admit(self, peer: Peer, user: User) -> None:
+        """Raises limit-reached. Each is answered at once and closed: left in the backlog it would
+        take the place of others, whose connect(2) would block."""
+        room = self._most - (0 if self.may_watch(peer) else min(_RESERVED, self._most // 4))
+        if self._count >= room:
+            self.users.refuse(user, "connections", room)
+        self.users.take(user, "connections")
+
+    def _cannot_accept(self, error: OSError) -> None:
+        """Without a descriptor left (EMFILE, ENFILE) the socket stays readable: pause."""
+        log.error("accept on %s: %s", self.path, error)
+        if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
+            return
+        reason = f"no connection can be accepted: {error.strerror}"
+        self.users.overruns.add(-1, reason, self._count)
+        loop = asyncio.get_running_loop()
+        assert self._sock is not None
+        loop.remove_reader(self._sock)
+        loop.call_later(_ACCEPT_PAUSE, self._accept_again)
+
+    def _accept_again(self) -> None:
+        if self._sock is not None:
+            asyncio.get_running_loop().add_reader(self._sock, self._acceptable)
+
+    def disconnect(self, sock: socket.socket, user: User) -> None:
+        """The peer sees the end at once; the socket is closed in a thread of the user."""
+        with suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
+        loop = asyncio.get_running_loop()
+
+        def counted() -> None:
+            self._count -= 1
+            self.users.give_back(user, "connections")
+
+        def closed(_: object) -> None:
+            with suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(counted)
+
+        # Apart from descriptors: what they wait for is more often in a user's hands.
+        closing.call_later(("sockets", user.uid), sock.close).add_done_callback(closed)
+
+    def stop(self) -> None:
+        for connection in tuple(self.connections):
+            connection.close()
+        if self._sock is not None:
+            asyncio.get_running_loop().remove_reader(self._sock)
+            self._sock.close()
+            self._sock = None
+            if self._passed:
+                return  # whoever passed it goes on listening
+            with suppress(FileNotFoundError):
+                self.path.unlink()
+
+
+def _close_sockets(socks: list[socket.socket]) -> None:
+    """In a thread."""
+    for sock in socks:
+        sock.close()

@@ -1,0 +1,534 @@
+"""The keeper, seen from the service: the process that outlives it (native/keeper).
+
+It owns the fanotify gate, and keeps descriptors by name: what a dead service leaves behind goes on
+being enforced, and the next one finds it. One service owns a keeper at a time.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import hashlib
+import logging
+import mmap
+import os
+import resource
+import select
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import FileId
+from sealsvc.linux import processes
+from sealsvc.linux.native import ffi, lib
+
+log = logging.getLogger(__name__)
+
+_TRIES, _PAUSE = 100, 0.05  # seconds between
+_HANGS_UP = 20  # tries after which one that hangs up is taken for one that is older
+_GREETS = 5  # the first version that knows struct keeper_hello
+_ENDING = 10.0  # seconds for it to let everything go
+_REPLY = ffi.sizeof("struct keeper_reply")
+_NAMES = lib.KEEPER_BATCH * lib.KEEPER_NAME
+_REPORT = ffi.sizeof("struct seal_report")
+_RING_REPORT = ffi.sizeof("struct seal_ring_report")
+assert _REPORT != _RING_REPORT, "their sizes tell them apart"
+_CONTROL = socket.CMSG_SPACE(lib.KEEPER_BATCH * 4)
+
+
+class KeeperError(OSError):
+    """The keeper said no (its errno)."""
+
+
+class KeeperUnlike(Refusal):
+    """It speaks another version."""
+
+    def __init__(self, path: str, theirs: str) -> None:
+        super().__init__(
+            "io-error",
+            f"the keeper at {path}, {theirs}, does not speak version {lib.KEEPER_VERSION} of this"
+            " sealsvc, and keeps seals: start the sealsvc that started it, or end them with the"
+            " `sealsvc release --all` of that one",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Greeting:
+    """`result` is 0 (of LEAVE 1: it ends), or -errno."""
+
+    result: int
+    version: int
+    pid: int
+
+
+class KeeperOwned(Refusal):
+    """Another service owns the keeper."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("io-error", f"another service owns the keeper at {path}")
+
+
+class KeeperGone(Refusal):
+    """The keeper has ended, or was killed."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("io-error", f"the keeper at {path} is gone")
+
+
+@dataclass(frozen=True, slots=True)
+class WatchedFile:
+    device: int
+    inode: int
+    block_size: int
+    reflink: bool
+    fd: int  # O_PATH; the caller's
+
+
+@dataclass(frozen=True, slots=True)
+class KeptGuard:
+    device: int
+    inode: int
+    id: int
+    policy: int
+    backed: bool
+
+
+class Keeper:
+    """A connection. Any thread may call; calls are answered in order and never wait for anybody."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._sock = _connected(path)
+        self.silent = False  # it does not answer (keeper_watch.py)
+        self.reports: socket.socket | None = None
+        self.on_ring: Callable[[Any], None] = _nobody  # struct seal_ring_report
+        self.on_unproven: Callable[[Any], None] = _nobody  # struct seal_report
+        self.on_touched: Callable[[Any], None] = _nobody  # struct seal_report
+
+    @property
+    def pid(self) -> int:
+        """Of its process, though it does not answer."""
+        return processes.peer_of(self._sock).pid
+
+    def close(self) -> None:
+        """Nothing that is guarded or kept is let go by this."""
+        self._sock.close()
+        if self.reports is not None:
+            self.reports.close()
+            self.reports = None
+
+    def own(self) -> None:
+        """Become the owner; raises Refusal while another service is."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        with theirs:
+            try:
+                self._call(lib.KEEPER_OWN, fd=theirs.fileno(), argument=lib.KEEPER_VERSION)
+            except BaseException as error:
+                ours.close()
+                if isinstance(error, KeeperError) and error.errno == errno.EBUSY:
+                    raise KeeperOwned(self.path) from None
+                raise
+        self.reports = ours
+
+    def greet(self, op: int = lib.KEEPER_HELLO_ASK, timeout: float = 5.0) -> Greeting | None:
+        """Ask who it is, or tell it to end, in words that every version from 5 on understands.
+        None when it hangs up: it is older, or was about to end. Raises Refusal when no answer comes
+        in `timeout` seconds."""
+        hello = ffi.new("struct keeper_hello *", {"op": op, "version": lib.KEEPER_VERSION})
+        greeting = ffi.new("struct keeper_greeting *")
+        with self._lock:
+            self._sock.settimeout(timeout)
+            try:
+                self._sock.send(ffi.buffer(hello))
+                size = self._sock.recv_into(ffi.buffer(greeting))
+            except TimeoutError:
+                raise Refusal(
+                    "io-error",
+                    f"the keeper at {self.path} does not answer: is its process stopped?",
+                ) from None
+            except OSError:
+                return None
+            finally:
+                self._sock.settimeout(None)
+        if size != ffi.sizeof("struct keeper_greeting"):
+            return None
+        return Greeting(greeting.result, greeting.version, greeting.pid)
+
+    def has_ended(self, timeout: float) -> bool:
+        """Does it hang up within so many seconds?"""
+        poller = select.poll()
+        poller.register(self._sock, select.POLLIN)
+        return bool(poller.poll(timeout * 1000))
+
+    # The gate
+
+    def gate_error(self) -> int:
+        """0, or the errno for which this kernel has no gate."""
+        try:
+            self._call(lib.KEEPER_GATE)
+        except KeeperError as error:
+            return error.errno or errno.EIO
+        return 0
+
+    def arm(self, fd: int) -> None:
+        self._call(lib.KEEPER_ARM, fd=fd)
+
+    def refuse_overlays(self, fd: int) -> bool:
+        """Refuse overlays of unprivileged users on the file system of `fd`. True: it did so
+        before."""
+        return self._call(lib.KEEPER_REFUSE_OVERLAYS, fd=fd) > 0
+
+    def overlays_refused(self) -> int:
+        """How many mounts, so far."""
+        return self._call(lib.KEEPER_OVERLAYS_REFUSED)
+
+    def watch(self, fd: int, block_size: int, reflink: bool) -> None:
+        traits = {"block_size": block_size, "reflink": int(reflink)}
+        self._call(lib.KEEPER_WATCH, fd=fd, traits=traits)
+
+    def unwatch(self, device: int, inode: int) -> None:
+        self._call(lib.KEEPER_UNWATCH, device=device, inode=inode)
+
+    def guard(self, device: int, inode: int, guard: dict[str, int]) -> None:
+        self._call(lib.KEEPER_GUARD, device=device, inode=inode, guard=guard)
+
+    def unguard(self, device: int, inode: int, guard: int) -> None:
+        with suppress(KeeperError):  # it is gone already: nothing is guarded, as asked
+            self._call(lib.KEEPER_UNGUARD, device=device, inode=inode, id=guard)
+
+    def passages(self, device: int, inode: int) -> int:
+        """Operations let through that may still be changing a map of this file."""
+        return self._call(lib.KEEPER_PASSAGES, device=device, inode=inode)
+
+    def own_events(self, device: int, inode: int) -> int:
+        return self._call(lib.KEEPER_OWN_EVENTS, device=device, inode=inode)
+
+    def replay(self) -> None:
+        """Have what is held reported once more."""
+        self._call(lib.KEEPER_REPLAY)
+
+    def read_reports(self, seconds: float) -> Iterator[Any]:
+        """struct seal_report, as many as wait and can be handled within `seconds`. Each is valid
+        until the next is taken. Those about rings go to `on_ring` and `on_unproven` instead, those
+        of the tripwire to `on_touched`, in their turn."""
+        assert self.reports is not None
+        room = ffi.new("char[]", max(_REPORT, _RING_REPORT))
+        report = ffi.cast("struct seal_report *", room)
+        ring_report = ffi.cast("struct seal_ring_report *", room)
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            try:
+                size = self.reports.recv_into(ffi.buffer(room))
+            except BlockingIOError:
+                return
+            if not size:
+                raise KeeperGone(self.path)
+            if size == _RING_REPORT:
+                self.on_ring(ring_report)
+            elif report.kind == lib.SEAL_REPORT_UNPROVEN:
+                self.on_unproven(report)
+            elif report.kind == lib.SEAL_REPORT_TOUCHED:
+                self.on_touched(report)
+            else:
+                yield report
+
+    def snapshot(self) -> tuple[list[WatchedFile], list[KeptGuard]]:
+        """Everything that is watched and guarded. The descriptors are the caller's."""
+        fds: list[int] = []
+        self._call(lib.KEEPER_SNAPSHOT, received=fds)
+        try:
+            with mmap.mmap(fds[0], 0, access=mmap.ACCESS_READ) as table:
+                files, guards = _parse_snapshot(bytes(table))
+        finally:
+            os.close(fds[0])
+        found: list[int] = []
+        while len(found) < len(files):
+            before = len(found)
+            self._call(lib.KEEPER_FILES, id=before, received=found)
+            if len(found) == before:
+                raise Refusal("internal", "the keeper's files changed while they were listed")
+        return [WatchedFile(*file, fd) for file, fd in zip(files, found, strict=True)], guards
+
+    def counters(self) -> dict[str, int]:
+        reply = self._exchange(lib.KEEPER_COUNT)
+        names = (
+            *("events", "own", "passed", "held", "refused", "failed_answers"),
+            *("waiters", "crowded", "lost_looks", "dropped_reports"),
+        )
+        return {name: int(getattr(reply.counters, name)) for name in names}
+
+    def prover(self, fd: int) -> None:
+        """The BPF program that knows who maps a file: the gate runs it as well."""
+        with suppress(KeeperError):  # it has no gate, or is older than this
+            self._call(lib.KEEPER_PROVER, fd=fd)
+
+    def absolve(self, waiter: int, guard: int) -> None:
+        """It is proven that nothing is left of what a registration's seals kept of the range that
+        a held operation would change."""
+        with suppress(KeeperError):  # its caller was killed meanwhile
+            self._call(lib.KEEPER_ABSOLVE, id=waiter, guard={"id": guard})
+
+    # Rings
+
+    def ring(
+        self,
+        op: int,
+        *,
+        fd: int = -1,
+        received: list[int] | None = None,
+        file_id: FileId | None = None,
+        **fields: Any,
+    ) -> int:
+        """One of KEEPER_RING_*, with the fields of struct keeper_ring_request. What waits on
+        `file_id` is judged anew."""
+        where = {"device": file_id.device, "inode": file_id.inode} if file_id else {}
+        ring = {"op": op, **fields}
+        return self._call(lib.KEEPER_RING, fd=fd, received=received, ring=ring, **where)
+
+    # Descriptors by name
+
+    def keep(self, name: str, fd: int) -> None:
+        """A duplicate of `fd` outlives this process. One of the same name is replaced."""
+        self._call(lib.KEEPER_KEEP, fd=fd, name=name)
+
+    def drop(self, name: str) -> None:
+        with suppress(KeeperError):
+            self._call(lib.KEEPER_DROP, name=name)
+
+    def kept(self) -> dict[str, int]:
+        """Descriptors by name; they are the caller's."""
+        found: dict[str, int] = {}
+        while True:
+            fds: list[int] = []
+            names: list[bytes] = []
+            total = self._call(lib.KEEPER_KEPT, id=len(found), received=fds, names=names)
+            found |= {name.decode(): fd for name, fd in zip(names, fds, strict=True)}
+            if len(found) >= total or not fds:
+                return found
+
+    # The end
+
+    def leave(self, but: str) -> bool:
+        """End the keeper when nothing is guarded, nor kept but the descriptor named `but`."""
+        return self._call(lib.KEEPER_LEAVE, name=but) == 1
+
+    def release(self) -> None:
+        """Let everything go that is guarded, held or kept, and end the keeper."""
+        self._call(lib.KEEPER_RELEASE)
+
+    # Messages
+
+    def _call(self, op: int, **fields: Any) -> int:
+        reply = self._exchange(op, **fields)
+        if reply.result < 0:
+            error = -int(reply.result)
+            raise KeeperError(error, os.strerror(error))
+        return int(reply.result)
+
+    def _exchange(
+        self,
+        op: int,
+        *,
+        fd: int = -1,
+        received: list[int] | None = None,
+        names: list[bytes] | None = None,
+        name: str = "",
+        **fields: Any,
+    ) -> Any:
+        encoded = name.encode()
+        if len(encoded) >= lib.KEEPER_NAME:
+            raise ValueError(f"the name {name!r} is too long to be kept")
+        request = ffi.new("struct keeper_request *", {"op": op, "name": encoded, **fields})
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))] if fd >= 0 else []
+        with self._lock:
+            try:
+                self._sock.sendmsg([ffi.buffer(request)], rights)
+                data, ancillary, _, _ = self._sock.recvmsg(
+                    _REPLY + (_NAMES if names is not None else 0),
+                    _CONTROL if received is not None else 0,
+                    socket.MSG_CMSG_CLOEXEC,
+                )
+            except OSError as error:
+                raise KeeperGone(self.path) from error
+        if len(data) < _REPLY:
+            raise KeeperGone(self.path)
+        reply = ffi.new("struct keeper_reply *")
+        ffi.memmove(reply, data, _REPLY)
+        fds = array.array("i")
+        for _, _, payload in ancillary:
+            fds.frombytes(payload)
+        if received is not None and len(fds) != reply.count:
+            # The kernel delivers the message without those that the process has no number left
+            # for. What came is of no use without the others.
+            for stray in fds:
+                os.close(stray)
+            raise KeeperError(
+                errno.EMFILE,
+                f"of {reply.count} descriptors {len(fds)} could be received: the limit is"
+                f" {resource.getrlimit(resource.RLIMIT_NOFILE)[0]}",
+            )
+        if received is None:
+            for stray in fds:
+                os.close(stray)
+        else:
+            received += fds
+        if names is not None:
+            width = lib.KEEPER_NAME
+            for at in range(_REPLY, _REPLY + len(fds) * width, width):
+                names.append(data[at : at + width].split(b"\0", 1)[0])
+        return reply
+
+
+def _nobody(report: Any) -> None:
+    raise RuntimeError(f"a report before start: {report}")
+
+
+def _parse_snapshot(
+    table: bytes,
+) -> tuple[list[tuple[int, int, int, bool]], list[KeptGuard]]:
+    head = ffi.from_buffer("struct keeper_snapshot *", table)
+    at = ffi.sizeof("struct keeper_snapshot")
+    files_size = head.files * ffi.sizeof("struct seal_gate_file")
+    files = ffi.from_buffer("struct seal_gate_file[]", table[at : at + files_size])
+    guards = ffi.from_buffer("struct seal_gate_guard[]", table[at + files_size :])
+    return (
+        [(f.device, f.inode, f.traits.block_size, bool(f.traits.reflink)) for f in files],
+        [
+            KeptGuard(g.device, g.inode, g.guard.id, g.guard.policy, bool(g.guard.backed))
+            for g in guards
+        ],
+    )
+
+
+def _name(path: str) -> str:
+    """The abstract name (unix(7)) of the keeper at a path. It tells the file system of the
+    directory, too: another /run in the same network namespace has another keeper."""
+    device = os.stat(os.path.dirname(path) or ".").st_dev
+    digest = hashlib.sha256(f"{device}:{os.path.abspath(path)}".encode()).hexdigest()
+    return f"sealsvc-keeper-{digest[:32]}"
+
+
+def _connected(path: str) -> socket.socket:
+    """At its path, or by its name when the path was unlinked. Raises FileNotFoundError or
+    ConnectionRefusedError when there is none."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    try:
+        try:
+            sock.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            sock.connect("\0" + _name(path))
+            if processes.peer_of(sock).uid != os.geteuid():
+                log.warning("a foreign process has the name of the keeper at %s", path)
+                raise
+            log.warning("%s is gone, but its keeper lives: found by its abstract name", path)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def connect(path: str) -> Keeper:
+    """The keeper at `path`; one is started when there is none."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        return Keeper(path)
+    except (FileNotFoundError, ConnectionRefusedError):
+        pass
+    command = [_program(), path, _name(path)]
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False
+    )
+    if done.returncode:
+        raise Refusal("io-error", f"the keeper does not start: {done.stderr.strip()}")
+    return Keeper(path)
+
+
+def own(path: str) -> Keeper:
+    """The keeper at `path`, owned. Waits for a keeper that is about to end, and for a service that
+    is about to leave it; replaces a keeper of another version that keeps nothing.
+    Raises Refusal."""
+    hung_up = 0
+    last: Refusal = KeeperGone(path)
+    for _ in range(_TRIES):
+        keeper = connect(path)
+        try:
+            there = keeper.greet()
+            if there is None:
+                # Twice may be one that was about to end; one that is older does so each time.
+                hung_up += 1
+                if hung_up > _HANGS_UP:
+                    raise KeeperUnlike(path, f"of a version before {_GREETS}")
+            elif there.version != lib.KEEPER_VERSION:
+                _replace(keeper, there)
+            else:
+                keeper.own()
+                return keeper
+        except (KeeperGone, KeeperOwned) as refusal:
+            last = refusal
+        except BaseException:
+            keeper.close()
+            raise
+        keeper.close()
+        time.sleep(_PAUSE)
+    raise last
+
+
+def _replace(keeper: Keeper, there: Greeting) -> None:
+    """End a keeper of another version, which keeps nothing."""
+    left = keeper.greet(lib.KEEPER_HELLO_LEAVE)
+    if left is not None and left.result == -errno.EBUSY:
+        raise KeeperOwned(keeper.path)
+    if left is None or left.result != 1 or not keeper.has_ended(_ENDING):
+        raise KeeperUnlike(keeper.path, f"process {there.pid} of version {there.version}")
+    log.info("the keeper of version %d, which kept nothing, was ended", there.version)
+
+
+def release_all(path: str) -> bool:
+    """End the keeper at `path` with everything it holds. False when there is none. Raises
+    KeeperError (EBUSY) while a service owns it, Refusal when it lives on."""
+    for last in (False, True):
+        try:
+            keeper = Keeper(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return last
+        try:
+            there = keeper.greet(lib.KEEPER_HELLO_RELEASE)
+            if there is None:
+                # Of this version but for the hello, or about to end: it says so by ending.
+                keeper.close()
+                keeper = Keeper(path)
+                keeper.release()
+            elif there.result < 0:
+                raise KeeperError(-there.result, os.strerror(-there.result))
+            if keeper.has_ended(_ENDING):
+                return True
+            raise Refusal("io-error", f"the keeper at {path} has not ended: nothing is certain")
+        except (KeeperGone, FileNotFoundError, ConnectionRefusedError):
+            time.sleep(_PAUSE)
+        finally:
+            keeper.close()
+    raise Refusal(
+        "io-error",
+        f"the keeper at {path} does not understand: it is of another version of sealsvc, and"
+        " nothing was released. Use the `sealsvc release --all` of that version, or kill the"
+        " process, which lets everything go",
+    )
+
+
+def _program() -> str:
+    beside = Path(sys.executable).with_name("sealsvc-keeper")
+    found = str(beside) if beside.exists() else shutil.which("sealsvc-keeper")
+    if not found:
+        raise Refusal("io-error", "sealsvc-keeper is not installed")
+    return found

@@ -1,0 +1,1 @@
+"""The life of a seal: grant, recall, return, fence, journal, recovery."""

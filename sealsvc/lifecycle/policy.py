@@ -1,0 +1,251 @@
+"""Who may do what. Pure: a request and the facts in, silence or a Refusal out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import msgspec
+
+from sealsvc.core import states
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import ByteRange, Conflict, Fence, IoMode, Kind
+from sealsvc.core.paths import lies_below
+from sealsvc.lifecycle.seals import Seal, SealTable
+from sealsvc.linux.host import Target
+from sealsvc.linux.processes import Peer
+from sealsvc.protocol.messages import Conditions, Gap, Grant, Holder, Terms
+from sealsvc.runtime.config import PolicySection
+
+_MAX_RINGS = 4096  # SEAL_RINGS_MAX of native/include/sealsvc/rings.h
+
+
+@dataclass(frozen=True, slots=True)
+class RingShare:
+    """What a ring takes of what there is."""
+
+    uid: int
+    slots: int
+    bytes: int
+
+
+class Policy:
+    def __init__(self, section: PolicySection) -> None:
+        self.section = section
+
+    @property
+    def roots(self) -> list[str]:
+        return self.section.roots
+
+    def is_operator(self, peer: Peer) -> bool:
+        return peer.uid in self.section.operators
+
+    def may_see(self, peer: Peer, seal: Seal) -> bool:
+        return self.is_operator(peer) or seal.process.holder.uid == peer.uid
+
+    def authorise_grant(self, peer: Peer, request: Grant, descriptors: int) -> None:
+        """A path is opened with the service's rights, so only operators may name one; anybody may
+        pass a descriptor, which proves that its sender could open the file."""
+        by_descriptor = descriptors - int(request.holder.pidfd) > 0 or request.holder.fd is not None
+        if (request.path is None) == (not by_descriptor):
+            raise Refusal("bad-request", "name the file by `path` or by one descriptor, not both")
+        if request.path is not None and not self.is_operator(peer):
+            raise Refusal(
+                "denied",
+                f"uid {peer.uid} may not name files by path: open the file and pass its descriptor",
+                {"uid": peer.uid},
+            )
+        if request.holder.pid is not None and not self.is_operator(peer):
+            raise Refusal(
+                "denied", f"uid {peer.uid} may not name a holder by pid", {"uid": peer.uid}
+            )
+        self._refuse_long_grace(request)
+        reader = request.iomode is IoMode.READ and request.path is None
+        if request.kind is Kind.EXCLUSIVE and reader and not self.is_operator(peer):
+            raise Refusal(
+                "denied", "an exclusive seal by a read-only descriptor would shut writers out"
+            )
+
+    def _refuse_long_grace(self, request: Terms) -> None:
+        if request.grace > self.section.max_grace:
+            raise Refusal(
+                "denied",
+                f"grace {request.grace:g} s is above policy.max_grace {self.section.max_grace:g} s",
+                {"max_grace": self.section.max_grace},
+            )
+
+    def terms_of_reader(self, peer: Peer, request: Grant) -> Grant:
+        """Who may only read a file must not keep its owner from changing it: such a seal waits, its
+        recall is short, and it is fenced at the end, so that it ends."""
+        if self.is_operator(peer):
+            return request
+        if request.conflict is not Conflict.WAIT:
+            raise Refusal(
+                "denied",
+                "a descriptor that cannot write gets seals with conflict=wait only: open the file"
+                " for writing to refuse what others do to it",
+                {"conflict": request.conflict},
+            )
+        most = self.section.max_reader_grace
+        if request.grace > most:
+            raise Refusal(
+                "denied",
+                f"grace {request.grace:g} s is above policy.max_reader_grace {most:g} s, the most"
+                " for a descriptor that cannot write",
+                {"max_reader_grace": most},
+            )
+        return msgspec.structs.replace(request, fence=Fence.KILL)
+
+    def authorise_claim(self, peer: Peer, request: Terms) -> None:
+        if request.path is None:
+            raise Refusal("bad-request", "a claim names its file by `path`")
+        if not self.is_operator(peer):
+            raise Refusal("denied", f"uid {peer.uid} may not issue claims", {"uid": peer.uid})
+        self._refuse_long_grace(request)
+
+    def refuse_outside(self, only: Conditions, path: str) -> None:
+        """Told as if there were no such file: what lies outside is not the asker's to know of."""
+        if only.below is not None and not lies_below(path, only.below):
+            raise Refusal("no-such-file", "there is no such file", {})
+
+    def refuse_other_user(self, only: Conditions, holder: Holder) -> None:
+        if only.uids is not None and holder.uid not in only.uids:
+            raise Refusal(
+                "no-such-holder", f"process {holder.pid} does not exist", {"pid": holder.pid}
+            )
+
+    def admit(
+        self, request: Grant, wanted: ByteRange, holder: Holder, target: Target, table: SealTable
+    ) -> None:
+        """May this seal stand beside those that there are?"""
+        held = table.of_file(target.file)
+        self._refuse_above_limits(wanted, holder, target, table, len(held))
+        pinned = [seal for seal in held if "pin" in seal.enforcers]
+        if pinned:
+            raise Refusal(
+                "seal-conflict",
+                f"seal {pinned[0].id} pins the file: no other can be made on it (docs/pin.md)",
+                {"seals": [seal.id for seal in pinned]},
+                retry_after=1.0,
+            )
+        settling = [seal for seal in held if seal.state in states.SETTLING]
+        if settling:
+            waits = [i.deadline_in for i in (s.info() for s in settling) if i.deadline_in]
+            raise Refusal(
+                "try-later",
+                "the file's seals are being recalled",
+                {"seals": [seal.id for seal in settling]},
+                retry_after=max(waits, default=1.0),
+            )
+        blocking = [seal for seal in held if _excludes(seal, request, holder.pid)]
+        if blocking:
+            raise Refusal(
+                "seal-conflict",
+                f"seal {blocking[0].id} of process {blocking[0].process.holder.pid} is"
+                f" {blocking[0].request.kind}; the request is for {request.kind} {wanted}",
+                {"seals": [seal.id for seal in blocking]},
+                retry_after=1.0,
+            )
+
+    def _refuse_above_limits(
+        self, wanted: ByteRange, holder: Holder, target: Target, table: SealTable, held: int
+    ) -> None:
+        section, counts = self.section, table.counts
+        for name, present in (
+            ("max_seals", len(table)),
+            ("max_seals_per_file", held),
+            ("max_seals_per_holder", counts.by_holder[holder.pid]),
+            ("max_seals_per_filesystem", counts.by_filesystem[target.file.device]),
+        ):
+            limit = getattr(section, name)
+            if present >= limit:
+                raise Refusal(
+                    "limit-reached", f"policy.{name} is {limit}", {"limit": name}, retry_after=1.0
+                )
+        quota = section.max_bytes_per_user
+        if quota and counts.bytes_by_user[holder.uid] + wanted.length > quota:
+            raise Refusal(
+                "limit-reached",
+                f"user {holder.uid} has {counts.bytes_by_user[holder.uid]} bytes sealed;"
+                f" policy.max_bytes_per_user is {quota}",
+                {"limit": "max_bytes_per_user"},
+                retry_after=1.0,
+            )
+
+    def accepts(self, risk: str) -> bool:
+        return bool({"all", risk} & set(self.section.accept_risks))
+
+    def admit_ring(
+        self, peer: Peer, slots: int, size: int, rings: Iterable[RingShare], table: SealTable
+    ) -> None:
+        """May `peer` have one more ring, of so many slots and bytes, beside these? Of rings and
+        slots a user that is no operator may have at most as many as are left for all others."""
+        section, there = self.section, list(rings)
+        mine = [ring for ring in there if ring.uid == peer.uid]
+        left = section.max_seals - len(table) - sum(ring.slots for ring in there) - slots
+        if left < 0:
+            raise _ring_limit("max_seals", section.max_seals, f"{slots} slots are asked for")
+        if slots > section.max_seals_per_holder:
+            raise _ring_limit(
+                "max_seals_per_holder", section.max_seals_per_holder, f"{slots} are asked for"
+            )
+        rings_left = _MAX_RINGS - len(there) - 1
+        if rings_left < 0:
+            raise _ring_limit("rings", _MAX_RINGS, "there are as many")
+        if self.is_operator(peer):
+            return
+        if len(mine) + 1 > rings_left:
+            raise _ring_limit("rings", rings_left, f"user {peer.uid} has {len(mine)}")
+        if sum(ring.slots for ring in mine) + slots > left:
+            raise _ring_limit(
+                "slots", left, f"user {peer.uid} would have more than are left for others"
+            )
+        taken = sum(ring.bytes for ring in mine)
+        if taken + size > section.max_ring_bytes_per_user:
+            raise _ring_limit(
+                "max_ring_bytes_per_user",
+                section.max_ring_bytes_per_user,
+                f"the rings of user {peer.uid} have {taken} bytes, and this one takes {size}",
+            )
+
+    def accept(self, gaps: Iterable[Gap]) -> list[str]:
+        """The risks that a seal with these gaps takes; refused unless each is accepted by name."""
+        risks = [gap.risk for gap in gaps]
+        accepted = self.section.accept_risks
+        missing = [] if "all" in accepted else [r for r in risks if r not in accepted]
+        if missing:
+            open_gaps = [gap for gap in gaps if gap.risk in missing]
+            why = "; ".join(f"{gap.risk}: {gap.why}" for gap in open_gaps)
+            both = any(Kind.EXCLUSIVE in gap.kinds for gap in open_gaps)
+            instead = "Accept" if both else "Ask for kind exclusive, or accept"
+            raise Refusal(
+                "risk-not-accepted",
+                f"not covered here: {why}. {instead} by name in policy.accept_risks",
+                {"risks": missing},
+            )
+        return risks
+
+
+def _ring_limit(name: str, limit: int, why: str) -> Refusal:
+    return Refusal(
+        "limit-reached",
+        f"policy.{name} is {limit}: {why}" if "max_" in name else f"at most {limit} {name}: {why}",
+        {"limit": name},
+        retry_after=1.0,
+    )
+
+
+def longest_recall(section: PolicySection, seal: Seal) -> float:
+    """Seconds for which progress may put a recall off (Policy.terms_of_reader)."""
+    request = seal.request
+    reader = request.iomode is IoMode.READ and request.fence is Fence.KILL
+    if reader and seal.process.holder.uid not in section.operators:
+        return min(section.max_recall, section.max_reader_grace)
+    return section.max_recall
+
+
+def _excludes(seal: Seal, request: Grant, pid: int) -> bool:
+    """An exclusive seal shuts every other holder out of the file, whatever the ranges."""
+    if Kind.EXCLUSIVE not in (seal.request.kind, request.kind):
+        return False
+    return seal.process.holder.pid != pid or seal.request.kind is not request.kind

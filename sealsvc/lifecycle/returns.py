@@ -1,0 +1,172 @@
+"""Giving back: whole seals and parts of them, downgrades, and the proof that nothing is left."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import ByteRange, IoMode, State
+from sealsvc.core.states import Step
+from sealsvc.lifecycle.seals import Seal
+from sealsvc.lifecycle.state_machine import Life, may
+from sealsvc.linux.host import Host
+from sealsvc.runtime import faults
+from sealsvc.runtime.workers import Pool, Workers
+
+
+class Returns:
+    def __init__(self, life: Life, host: Host, workers: Workers) -> None:
+        self.life, self.host, self.workers = life, host, workers
+        self.counters = {"returns": 0, "partial_returns": 0, "forgotten": 0}
+        # Called when nothing is mapped any more and the seal still holds; True when it waited.
+        self.settle: Callable[[Seal, ByteRange | None], Awaitable[bool]] = _nothing_to_settle
+        # Called when a return is refused, perhaps after that: the seal goes on.
+        self.unsettle: Callable[[Seal], None] = lambda seal: None  # noqa: ARG005
+
+    async def remnants(self, seal: Seal, part: ByteRange | None = None) -> list[str]:
+        """What is left of the seal's range (or a part of it), as text; empty is the proof that
+        nothing is. It holds until the caller waits for anything else."""
+        while True:
+            kept_by = self._kept_by_others(seal)
+            question = seal.question(_by_process(kept_by), part)
+            if self.host.is_free(question):
+                return []
+            found = await self._processes(seal).run(self.host.remnants, question)
+            # One of the seals that keep what is mapped may have ended, or shrunk, meanwhile.
+            if found or kept_by.items() <= self._kept_by_others(seal).items():
+                return [str(remnant) for remnant in found]
+
+    def _kept_by_others(self, seal: Seal) -> dict[Seal, ByteRange]:
+        """Other seals of the file that keep what their holders map of this one's range. Not those
+        whose promise is over, nor those whose holder is gone: another may have its pid. Seals of a
+        ring and their registration do not explain what their own holder maps: they end together."""
+        pid = seal.process.holder.pid
+        return {
+            other: other.effective
+            for other in self.life.table.of_file(seal.file)
+            if other is not seal
+            and other.state is not State.COURTESY
+            and not other.exited.is_set()
+            and other.effective.overlaps(seal.effective)
+            and not (other.process.holder.pid == pid and other.place is not None)
+        }
+
+    async def give_back(self, seal: Seal, reason: str = "") -> None:
+        """LAYOUTRETURN. Raises still-mapped, and changes nothing, while a mapping is left."""
+        with self._unsettled_if_refused(seal):
+            await self._give_back(seal, reason)
+
+    async def _give_back(self, seal: Seal, reason: str) -> None:
+        await self._refuse_if_mapped(seal)
+        if seal.live and await self.settle(seal, None):
+            await self._refuse_if_mapped(seal)
+        if seal.live:
+            faults.point("return:proven")
+            self.counters["returns"] += 1
+            # Of a holder that is gone it is no return: whoever asked has had it proven.
+            if may(seal, Step.RETURN):
+                self.life.step(seal, Step.RETURN, reason)
+            else:
+                self.life.step(seal, Step.PROVEN, reason or seal.reason)
+
+    async def give_back_part(self, seal: Seal, part: ByteRange) -> None:
+        """The part must be at an end of the seal's range. A block that it shares with the rest
+        stays sealed. When nothing is left of what a recall wanted, the recall is over."""
+        with self._unsettled_if_refused(seal):
+            await self._give_back_part(seal, part)
+
+    async def _give_back_part(self, seal: Seal, part: ByteRange) -> None:
+        left = _rest(seal, part)
+        if left is None:
+            await self._give_back(seal, "all of it was returned")
+            return
+        kept = left.rounded(seal.filesystem.block_size)
+        freed = seal.effective.without(kept)
+        if freed is not None:
+            await self._refuse_if_mapped(seal, freed)
+            if await self.settle(seal, freed):
+                await self._refuse_if_mapped(seal, freed)
+        if not seal.live:
+            return
+        if not may(seal, Step.SHRINK) or _rest(seal, part) != left:
+            raise Refusal("try-later", f"seal {seal.id} is {seal.state} meanwhile", retry_after=0.1)
+        self.counters["partial_returns"] += 1
+        satisfied = seal.wanted is not None and seal.wanted.clipped(left) is None
+        self.life.shrink(seal, left)
+        self.life.step(seal, Step.SHRINK, f"{part} was returned")
+        if satisfied and may(seal, Step.SATISFY):
+            self.life.step(seal, Step.SATISFY, "what was recalled has been returned")
+
+    @contextmanager
+    def _unsettled_if_refused(self, seal: Seal) -> Iterator[None]:
+        """A return that fails after it was settled leaves a holder that may write again."""
+        try:
+            yield
+        except BaseException:
+            if seal.live:
+                self.unsettle(seal)
+            raise
+
+    async def forget(self, seal: Seal) -> bool:
+        """The holder knows no such seal. False while something is mapped nevertheless."""
+        if await self.remnants(seal):
+            return False
+        if seal.live and may(seal, Step.FORGET):
+            self.counters["forgotten"] += 1
+            self.life.step(seal, Step.FORGET, "the holder knows no such seal")
+        return True
+
+    async def downgrade(self, seal: Seal) -> None:
+        """Raises still-mapped while the holder maps the range writably."""
+        if seal.request.iomode is IoMode.READ:
+            return
+        pid = seal.process.holder.pid
+        question = seal.question({})
+        writable = await self._processes(seal).run(self.host.writable_mappings, question)
+        if not seal.live:
+            return
+        if writable:
+            found = [
+                str(r) if r.why else f"process {pid} maps {r.range} writably" for r in writable
+            ]
+            raise Refusal(
+                "still-mapped", f"seal {seal.id}: {', '.join(found)}", {"mappings": found}, 0.05
+            )
+        if not may(seal, Step.DOWNGRADE):
+            raise Refusal("try-later", f"seal {seal.id} is {seal.state}", retry_after=1.0)
+        self.life.downgrade(seal)
+
+    def _processes(self, seal: Seal) -> Pool:
+        """Processes are looked at, not the file: grants that hang do not keep it waiting, nor do
+        validations, and no process keeps such a look for long (native/kernel/walk.h)."""
+        return self.workers.of(("proofs", seal.file.device))
+
+    async def _refuse_if_mapped(self, seal: Seal, part: ByteRange | None = None) -> None:
+        left = await self.remnants(seal, part)
+        if left and seal.live:
+            raise Refusal(
+                "still-mapped", f"seal {seal.id}: {', '.join(left)}", {"mappings": left}, 0.05
+            )
+
+
+async def _nothing_to_settle(seal: Seal, part: ByteRange | None) -> bool:  # noqa: ARG001
+    return False
+
+
+def _by_process(seals: dict[Seal, ByteRange]) -> dict[int, list[ByteRange]]:
+    ranges: dict[int, list[ByteRange]] = {}
+    for seal, range in seals.items():
+        ranges.setdefault(seal.process.holder.pid, []).append(range)
+    return ranges
+
+
+def _rest(seal: Seal, part: ByteRange) -> ByteRange | None:
+    try:
+        return seal.range.without(part)
+    except ValueError as error:
+        raise Refusal(
+            "bad-request",
+            f"the part {part} of seal {seal.id} ({seal.range}) cannot be returned: {error}",
+            {"range": {"offset": seal.range.offset, "length": seal.range.length}},
+        ) from None

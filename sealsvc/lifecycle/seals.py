@@ -1,0 +1,308 @@
+"""The seals of this run: the records, and the table that finds them."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import msgspec
+
+from sealsvc.core import extents, states
+from sealsvc.core.model import (
+    ByteRange,
+    Conflict,
+    Fence,
+    FenceClass,
+    FileId,
+    Kind,
+    Mark,
+    Operation,
+    RingPlace,
+    State,
+)
+from sealsvc.core.states import Step, Transition
+from sealsvc.enforce.base import Guard, Hold, Verdict
+from sealsvc.linux.filesystem import Filesystem
+from sealsvc.linux.host import UNSEEN_REFERENCES, ExtentMap, ReleaseQuestion
+from sealsvc.linux.processes import Process
+from sealsvc.protocol.messages import Grant, LadderStep, SealInfo
+from sealsvc.runtime import clock
+
+_FENCE_CLASSES = {
+    Fence.NONE: FenceClass.COOPERATIVE,
+    Fence.SIGNAL: FenceClass.SIGNAL,
+    Fence.KILL: FenceClass.KILL,
+}
+
+_INSTANCE = secrets.token_hex(4)
+_TOKENS = itertools.count(secrets.randbelow(1 << 40) + 1)
+
+
+def new_token() -> int:
+    """Names a guard and marks a description; unique in this boot for all practical purposes."""
+    return next(_TOKENS)
+
+
+def reserve_tokens(taken: Iterable[int]) -> None:
+    """Seals of an earlier run have these."""
+    global _TOKENS
+    _TOKENS = itertools.count(max([next(_TOKENS), *(token + 1 for token in taken)]))
+
+
+def _new_id(token: int) -> str:
+    """24 hex digits: the 12 bytes of an NFSv4 stateid's `other`."""
+    return f"{_INSTANCE}{token:016x}"
+
+
+class Standing(NamedTuple):
+    state: State
+    seqid: int
+    reason: str
+    since: float
+
+
+@dataclass(slots=True, eq=False)
+class Seal:
+    """A seal. Changed by state_machine.py alone, on the event loop alone.
+
+    `deadline`, `expires` and `recalled_at` are moments of runtime/clock.py. `wanted` is the part
+    that a recall is for, `round` counts recalls, so that who waits for one notices the next.
+    `place` is where a ring has it, `publish` brings it up to date there; `mark` tells the holder's
+    description from others; `may_change` tells that its map is promised to nobody now, `relocating`
+    that its recall may be answered with Quiesce. `asker_uid`
+    asked for it (-1: not known), with a request of this `digest` (service/idempotency.py)."""
+
+    token: int
+    request: Grant
+    file: FileId
+    path: str
+    filesystem: Filesystem
+    range: ByteRange
+    effective: ByteRange
+    map: ExtentMap
+    enforcers: list[str]
+    hold: Hold
+    process: Process
+    accepted_risks: list[str]
+    client: object | None  # the connection that recalls go to
+    mark: Mark
+    state: State = State.REQUESTED
+    seqid: int = 0
+    reason: str = ""
+    granted_at: float = field(default_factory=time.time)
+    state_since: float = field(default_factory=time.time)
+    deadline: float | None = None
+    expires: float | None = None
+    recalled_at: float | None = None
+    wanted: ByteRange | None = None
+    intruder: Operation | None = None
+    ladder: list[LadderStep] = field(default_factory=list)
+    round: int = 0
+    drifted: bool = False
+    released: asyncio.Event = field(default_factory=asyncio.Event)
+    exited: asyncio.Event = field(default_factory=asyncio.Event)
+    at_end: Callable[[], None] = lambda: None
+    publish: Callable[[], None] = lambda: None
+    may_change: Callable[[], bool] = lambda: False
+    relocating: bool = False
+    place: RingPlace | None = None
+    id: str = ""
+    asker_uid: int = -1
+    digest: bytes = b""
+
+    def __post_init__(self) -> None:
+        self.id = self.id or _new_id(self.token)
+
+    @property
+    def live(self) -> bool:
+        return self.state in states.LIVE
+
+    @property
+    def verdict(self) -> Verdict:
+        if self.place is not None and self.place.watched:
+            return Verdict.WATCH
+        return Verdict.WAIT if self.request.conflict is Conflict.WAIT else Verdict.REFUSE
+
+    @property
+    def guard(self) -> Guard:
+        return Guard(
+            self.token,
+            self.effective,
+            self.process.holder.pid,
+            self.request.kind is Kind.EXCLUSIVE,
+            self.verdict,
+        )
+
+    @property
+    def fence_class(self) -> FenceClass:
+        return _FENCE_CLASSES[self.request.fence]
+
+    @property
+    def standing(self) -> Standing:
+        """Where `move` has brought it: assign it to take a move back."""
+        return Standing(self.state, self.seqid, self.reason, self.state_since)
+
+    @standing.setter
+    def standing(self, was: Standing) -> None:
+        self.state, self.seqid, self.reason, self.state_since = was
+
+    def move(self, step: Step, reason: str = "") -> Transition:
+        transition = states.after(self.state, step)
+        if transition.to is not self.state:
+            self.state_since = time.time()
+        self.state = transition.to
+        self.seqid = self.seqid % 0xFFFFFFFF + 1
+        self.reason = reason
+        return transition
+
+    def change_terms(self, **changes: Any) -> None:
+        self.request = msgspec.structs.replace(self.request, **changes)
+
+    @property
+    def is_overdue(self) -> bool:
+        """Its deadline has passed, nobody may be fenced, and its holder has not moved since."""
+        said = [step.step for step in self.ladder if step.step in ("overdue", "progress")]
+        return said[-1:] == ["overdue"]
+
+    def climb(self, step: str, detail: str = "") -> None:
+        self.ladder.append(LadderStep(step=step, time=time.time(), detail=detail))
+
+    def resize(self, left: ByteRange) -> None:
+        """Keep `left` alone, and whole blocks of it."""
+        self.range = left
+        self.effective = left.rounded(self.filesystem.block_size)
+        self.map = extents.clip(self.map, self.effective)
+
+    def question(
+        self, sealed: dict[int, list[ByteRange]], part: ByteRange | None = None
+    ) -> ReleaseQuestion:
+        return ReleaseQuestion(
+            file=self.file,
+            range=part or self.effective,
+            anchor=self.hold.anchor,
+            apart=self.hold.apart,
+            mark=self.mark,
+            holder=0 if self.exited.is_set() else self.process.holder.pid,
+            sealed=sealed,
+            map=self.map,
+            unseen=UNSEEN_REFERENCES in self.accepted_risks,
+            exclusive=self.request.kind is Kind.EXCLUSIVE,
+        )
+
+    def info(self) -> SealInfo:
+        request, now = self.request, clock.now()
+        return SealInfo(
+            id=self.id,
+            seqid=self.seqid,
+            state=self.state,
+            file=self.file,
+            path=self.path,
+            filesystem=self.filesystem.type,
+            range=self.range,
+            effective=self.effective,
+            iomode=request.iomode,
+            kind=request.kind,
+            conflict=request.conflict,
+            fence=request.fence,
+            grace=request.grace,
+            ttl=request.ttl,
+            tag=request.tag,
+            require=request.require,
+            enforcers=self.enforcers,
+            accepted_risks=self.accepted_risks,
+            holder=self.process.holder,
+            extents=len(self.map),
+            granted_at=self.granted_at,
+            state_since=self.state_since,
+            deadline_in=None if self.deadline is None else max(0.0, self.deadline - now),
+            expires_in=None if self.expires is None else max(0.0, self.expires - now),
+            reason=self.reason,
+            fence_class=self.fence_class,
+            wanted=self.wanted,
+            ladder=list(self.ladder),
+            owner=request.principal,
+            ring=self.place,
+        )
+
+
+class Counts:
+    """How many live seals there are of whom, for limits."""
+
+    def __init__(self) -> None:
+        self.by_holder: Counter[int] = Counter()
+        self.by_filesystem: Counter[int] = Counter()
+        self.bytes_by_user: Counter[int] = Counter()
+
+    def add(self, seal: Seal, sign: int) -> None:
+        holder = seal.process.holder
+        for counter, key, number in (
+            (self.by_holder, holder.pid, 1),
+            (self.by_filesystem, seal.file.device, 1),
+            (self.bytes_by_user, holder.uid, seal.range.length),
+        ):
+            counter[key] += sign * number
+            if not counter[key]:
+                del counter[key]
+
+
+class SealTable:
+    """Live seals, by id, by token and by file."""
+
+    def __init__(self) -> None:
+        self.counts = Counts()
+        self._by_id: dict[str, Seal] = {}
+        self._by_token: dict[int, Seal] = {}
+        self._by_file: dict[tuple[int, int], dict[str, Seal]] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __iter__(self) -> Iterator[Seal]:
+        return iter(list(self._by_id.values()))
+
+    def add(self, seal: Seal) -> None:
+        self._by_id[seal.id] = self._by_token[seal.token] = seal
+        self._by_file.setdefault((seal.file.device, seal.file.inode), {})[seal.id] = seal
+        self.counts.add(seal, 1)
+
+    def remove(self, seal: Seal) -> None:
+        del self._by_id[seal.id], self._by_token[seal.token]
+        self.counts.add(seal, -1)
+        key = (seal.file.device, seal.file.inode)
+        del self._by_file[key][seal.id]
+        if not self._by_file[key]:
+            del self._by_file[key]
+
+    def resize(self, seal: Seal, left: ByteRange) -> None:
+        self.counts.add(seal, -1)
+        seal.resize(left)
+        self.counts.add(seal, 1)
+
+    def largest_holder(self) -> tuple[int, int]:
+        """The pid that holds the most seals, and how many; the table is not empty."""
+        return self.counts.by_holder.most_common(1)[0]
+
+    def of_holder(self, pid: int) -> list[Seal]:
+        return [seal for seal in self._by_id.values() if seal.process.holder.pid == pid]
+
+    def get(self, seal_id: str) -> Seal | None:
+        return self._by_id.get(seal_id)
+
+    def of_token(self, token: int) -> Seal | None:
+        return self._by_token.get(token)
+
+    def by_file(self) -> list[list[Seal]]:
+        """The seals of each file."""
+        return [list(seals.values()) for seals in self._by_file.values()]
+
+    def of_file(self, file: FileId) -> list[Seal]:
+        return self.of_inode(file.device, file.inode)
+
+    def of_inode(self, device: int, inode: int) -> list[Seal]:
+        return list(self._by_file.get((device, inode), {}).values())

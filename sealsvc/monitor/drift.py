@@ -1,0 +1,232 @@
+"""The drift check: is every sealed extent map still the one that was recorded?"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from sealsvc.core import extents
+from sealsvc.core.errors import Refusal
+from sealsvc.core.extents import ExtentMap
+from sealsvc.core.model import ByteRange, Operation
+from sealsvc.lifecycle.grants import Grants
+from sealsvc.lifecycle.recall import Recaller
+from sealsvc.lifecycle.seals import Seal
+from sealsvc.protocol.messages import AuditReport, Drift
+
+# Seconds that a map may take to be read, and may on a file system that did not answer before.
+_PATIENCE, _SHORT_PATIENCE = 10.0, 1.0
+
+# What a file system that was shut down, or whose device has gone, answers.
+_DEAD = frozenset({errno.EIO, errno.ENODEV, errno.ENXIO, errno.ESHUTDOWN})
+
+
+# Seals, and extents of theirs, that one thread looks at in one go.
+_BATCH, _BATCH_EXTENTS = 64, 1 << 16
+
+
+class _Found(NamedTuple):
+    """How a map differs from what was `recorded` of it; and the map."""
+
+    difference: extents.Difference
+    recorded: ExtentMap
+    present: ExtentMap
+
+
+# What was found of a seal, why it cannot be read, or nothing.
+_Look = _Found | Exception | None
+
+
+async def audit(
+    grants: Grants,
+    recaller: Recaller,
+    chosen: Iterable[Seal],
+    passed: Operation | None = None,
+) -> AuditReport:
+    """Compare, and declare lost what has drifted or cannot be read any more. Each file system is
+    looked at for itself: one that does not answer keeps no other waiting. `passed` is what was let
+    through before, when that is the reason to look."""
+    by_device: dict[int, list[Seal]] = {}
+    for seal in chosen:
+        by_device.setdefault(seal.file.device, []).append(seal)
+    parts = await asyncio.gather(
+        *(
+            _audit_filesystem(grants, recaller, device, found, passed)
+            for device, found in by_device.items()
+        )
+    )
+    return AuditReport(
+        checked=sum(part.checked for part in parts),
+        drifted=[drift for part in parts for drift in part.drifted],
+        unreadable=[text for part in parts for text in part.unreadable],
+    )
+
+
+async def _audit_filesystem(
+    grants: Grants,
+    recaller: Recaller,
+    device: int,
+    chosen: list[Seal],
+    passed: Operation | None,
+) -> AuditReport:
+    checked, drifted, unreadable, lost = 0, list[Drift](), list[str](), list[Seal]()
+    looked = 0
+    while looked < len(chosen):
+        batch = _batch(chosen, looked)
+        for seal, found in zip(batch, looks := await _look(grants, device, batch), strict=False):
+            if not seal.live:
+                continue
+            if isinstance(found, Exception):
+                unreadable.append(f"{seal.id}: {found}")
+                if _errno(found) in _DEAD and not seal.drifted:
+                    recaller.lose(seal, f"its map cannot be read any more: {found}")
+                    lost.append(seal)
+            elif "pin" in seal.enforcers:
+                reason = f"{seal.id}: its map is pinned: looking could block (docs/pin.md)"
+                unreadable.append(reason)
+            else:
+                checked += 1
+                if found is not None and _promised(seal, found):
+                    drifted.append(_drift(grants, recaller, seal, found, passed))
+        looked += len(looks)
+        if len(looks) < len(batch):
+            left = [seal for seal in chosen[looked:] if seal.live]
+            unreadable += [f"{seal.id}: its file system does not answer" for seal in left]
+            _tell_silence(grants, device, left)
+            break
+    else:
+        grants.silent.discard(device)
+    _tell_death(grants, lost)
+    return AuditReport(checked=checked, drifted=drifted, unreadable=unreadable)
+
+
+async def present_map(grants: Grants, seal: Seal) -> ExtentMap:
+    """The sealed range's map of this moment."""
+    if "pin" in seal.enforcers:
+        raise Refusal("io-error", "its map is pinned: looking could block (docs/pin.md)")
+    looking = grants.workers.of(("audit", seal.file.device), 1).run(_present, grants, seal)
+    try:
+        found = await asyncio.wait_for(looking, _PATIENCE)
+    except TimeoutError:
+        raise Refusal("io-error", "the file system does not answer") from None
+    return extents.clip(found, seal.effective)
+
+
+def _batch(chosen: list[Seal], start: int) -> list[Seal]:
+    """What one thread looks at in one go: asking it takes longer than a look does."""
+    end, extents_left = start, _BATCH_EXTENTS
+    while end < min(len(chosen), start + _BATCH) and (end == start or extents_left > 0):
+        extents_left -= len(chosen[end].map)
+        end += 1
+    return chosen[start:end]
+
+
+def _promised(seal: Seal, found: _Found) -> bool:
+    """A registration's map may change while nothing in it is sealed, and is read anew then."""
+    return seal.map is found.recorded and not seal.may_change()
+
+
+def _drift(
+    grants: Grants, recaller: Recaller, seal: Seal, found: _Found, passed: Operation | None
+) -> Drift:
+    difference = found.difference
+    drift = Drift(
+        seal=seal.id,
+        path=seal.path,
+        logical=difference.offset,
+        expected=difference.expected,
+        found=difference.found,
+    )
+    if not seal.drifted:
+        recaller.life.events.publish("drift", seal.id, drift=drift)
+        grants.registry.drifted(drift, found.recorded, found.present)
+        after = f" after this was let through: {evidence(passed)}" if passed else ""
+        recaller.lose(seal, f"the map differs at {difference.offset}{after}")
+    return drift
+
+
+def evidence(passed: Operation) -> str:
+    """The operation, and its caller, who may be gone."""
+    who = f"process {passed.pid} ({passed.comm})" if passed.pid else "a process that is gone"
+    return (
+        f"{passed.name} of {passed.length} bytes at {passed.offset} by thread {passed.tid}, {who}"
+    )
+
+
+# Alarms: one for each file system, not one for each audit; each seal that is lost has its own.
+
+
+def _tell_silence(grants: Grants, device: int, left: list[Seal]) -> None:
+    if left and device not in grants.silent:
+        reason = f"{_named(left[0])} does not answer: {len(left)} seals cannot be audited"
+        grants.life.events.publish("alarm", reason=reason)
+    grants.silent.add(device)
+
+
+def _tell_death(grants: Grants, lost: list[Seal]) -> None:
+    if lost:
+        reason = f"{_named(lost[0])} is shut down or its device is gone: {len(lost)} seals are lost"
+        grants.life.events.publish("alarm", reason=reason, seals=[seal.id for seal in lost[:100]])
+
+
+def _named(seal: Seal) -> str:
+    return f"the {seal.filesystem.type} of {seal.filesystem.mount} ({seal.filesystem.source})"
+
+
+def _errno(error: Exception) -> int | None:
+    if isinstance(error, Refusal):
+        found = error.details.get("errno")
+        return found if isinstance(found, int) else None
+    return error.errno if isinstance(error, OSError) else None
+
+
+# Looking: by one thread for each file system, however often a look does not come back.
+
+
+async def _look(grants: Grants, device: int, batch: list[Seal]) -> list[_Look]:
+    """What was found of each; fewer than there are when the file system does not answer in time."""
+    pool = grants.workers.of(("audit", device), 1)
+    patience = _SHORT_PATIENCE if device in grants.silent else _PATIENCE
+    found: list[_Look] = []
+    looking = asyncio.ensure_future(pool.run(_look_at, grants, batch, found))
+    try:
+        done, _ = await asyncio.wait([looking], timeout=patience)
+    finally:
+        looking.cancel()
+    if done:
+        looking.result()  # raises what is a defect of ours
+    return found[:]
+
+
+def _present(grants: Grants, seal: Seal) -> ExtentMap:
+    return grants.host.look(seal.hold.anchor, seal.file, seal.effective)
+
+
+def _look_at(grants: Grants, batch: list[Seal], found: list[_Look]) -> None:
+    for seal in batch:
+        try:
+            found.append(_difference(grants, seal))
+        except (Refusal, OSError) as error:
+            found.append(error)
+
+
+def _difference(grants: Grants, seal: Seal) -> _Found | None:
+    pinned = "pin" in seal.enforcers
+    now = grants.host.look(seal.hold.anchor, seal.file, None if pinned else seal.effective)
+    if pinned:
+        return None
+    recorded = seal.map
+    for span in _promised_spans(seal, recorded):
+        if found := extents.first_difference(recorded, now, span):
+            return _Found(found, recorded, now)
+    return None
+
+
+def _promised_spans(seal: Seal, recorded: ExtentMap) -> list[ByteRange]:
+    """Where the map is promised. Of a registration these are the parts that can be sealed: a hole
+    in it may be filled by any write, and no seal is granted there before the map is read again."""
+    if seal.place is None or seal.place.slot >= 0:
+        return [seal.effective]
+    return extents.spans(extents.suitable(recorded, seal.effective))

@@ -1,0 +1,45 @@
+"""Tells seals of the end of their holders: a process is watched once, however many seals it has."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+
+from sealsvc.lifecycle.seals import Seal
+
+
+class Holders:
+    """`exited(seal)` is called for each seal of a process that has ended."""
+
+    def __init__(self, exited: Callable[[Seal], None]) -> None:
+        self._exited = exited
+        # By pidfd, which the seals themselves keep open; then by token.
+        self._seals: dict[int, dict[int, Seal]] = {}
+
+    def watch(self, seal: Seal) -> None:
+        """Until the seal is over; then its process is closed."""
+        pidfd = seal.process.pidfd
+        if pidfd not in self._seals:
+            self._seals[pidfd] = {}
+            asyncio.get_running_loop().add_reader(pidfd, self._ended, pidfd)
+        self._seals[pidfd][seal.token] = seal
+        seal.at_end = partial(self._over, seal)
+
+    def _ended(self, pidfd: int) -> None:
+        asyncio.get_running_loop().remove_reader(pidfd)
+        for seal in self._seals.pop(pidfd).values():
+            self._exited(seal)
+
+    def _over(self, seal: Seal) -> None:
+        seal.at_end = _nothing  # no cycle is left, which a collector would have to find
+        pidfd = seal.process.pidfd
+        own = self._seals.get(pidfd, {})
+        if own.pop(seal.token, None) and not own:
+            del self._seals[pidfd]
+            asyncio.get_running_loop().remove_reader(pidfd)
+        seal.process.close()
+
+
+def _nothing() -> None:
+    pass

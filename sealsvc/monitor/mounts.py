@@ -1,0 +1,157 @@
+"""What mounts mean for seals: an overlay that is mounted over a sealed file, and a file system that
+is unmounted lazily and goes on being sealed where no path leads any more.
+
+MountNamespaces tells of changes from a thread of its own. What follows of them for seals is looked
+at in workers; the event loop gets what was found, in batches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from sealsvc.core.model import FileId, Kind
+from sealsvc.lifecycle.seals import Seal, SealTable
+from sealsvc.linux.namespaces import MountNamespaces
+from sealsvc.linux.overlays import Overlay, refusal
+from sealsvc.runtime.events import EventLog
+from sealsvc.runtime.tasks import Tasks
+from sealsvc.runtime.workers import Workers
+
+_COLLECT = 0.05  # seconds in which overlays are collected
+# Seals that were being granted when an overlay was found are in the table by then.
+_AGAIN = 2.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class _Sealed:
+    file: FileId
+    anchor: int
+    path: str
+    exclusive: bool
+
+
+class MountWatch:
+    """`overlaid(seal, reason)` is called, on the event loop, for each seal that an overlay
+    reaches."""
+
+    def __init__(
+        self,
+        namespaces: MountNamespaces,
+        table: SealTable,
+        events: EventLog,
+        workers: Workers,
+        tasks: Tasks,
+        overlaid: Callable[[Seal, str], None],
+    ) -> None:
+        self._namespaces, self._table, self._events = namespaces, table, events
+        self._workers, self._tasks, self._overlaid = workers, tasks, overlaid
+        self._detached = Detached(table, events)
+        self._found: list[Overlay] = []
+        self._told: set[str] = set()
+
+    async def start(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._loop = loop
+        self._namespaces.overlay = lambda o: self._soon(self._overlay_found, o)
+        self._namespaces.changed = lambda: self._soon(
+            self._changed, self._namespaces.devices(), self._namespaces.warnings()
+        )
+        await self._workers.of("mounts").run(self._namespaces.start)
+        self._changed(self._namespaces.devices(), self._namespaces.warnings())
+
+    def stop(self) -> None:
+        self._namespaces.stop()
+
+    def _soon(self, call: Callable[..., None], *arguments: object) -> None:
+        """From any thread."""
+        with suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(call, *arguments)
+
+    def _changed(self, devices: set[int], warnings: list[str]) -> None:
+        self._detached.look(devices)
+        for warning in warnings:
+            if warning not in self._told:
+                self._events.publish("alarm", reason=warning)
+        self._told = set(warnings)
+
+    def _overlay_found(self, overlay: Overlay) -> None:
+        if not self._found:
+            self._loop.call_later(_COLLECT, self._look_at_found)
+        self._found.append(overlay)
+
+    def _look_at_found(self) -> None:
+        found, self._found = self._found, []
+        self._tasks.spawn("overlays over seals", self._look(found))
+
+    async def _look(self, found: list[Overlay]) -> None:
+        await self._compare(found)
+        await asyncio.sleep(_AGAIN)
+        await self._compare(found)
+
+    async def _compare(self, found: list[Overlay]) -> None:
+        by_device: dict[int, list[_Sealed]] = {}
+        for seals in self._table.by_file():
+            exclusive = any(seal.request.kind is Kind.EXCLUSIVE for seal in seals)
+            first = seals[0]
+            sealed = _Sealed(first.file, first.hold.anchor, first.path, exclusive)
+            by_device.setdefault(first.file.device, []).append(sealed)
+        await asyncio.gather(
+            *(self._compare_on(device, sealed, found) for device, sealed in by_device.items())
+        )
+
+    async def _compare_on(self, device: int, sealed: list[_Sealed], found: list[Overlay]) -> None:
+        """A pool of its own: on a dead file system this does not come back."""
+        reached = await self._workers.of(("mounts", device), 1).run(self._reached, sealed, found)
+        for file, reason in reached:
+            for seal in self._table.of_file(file):
+                self._overlaid(seal, reason)
+
+    def _reached(self, sealed: list[_Sealed], found: list[Overlay]) -> list[tuple[FileId, str]]:
+        reached = []
+        for each in sealed:
+            if overlay := self._over(each, found):
+                reached.append((each.file, refusal(overlay, each.path).message))
+        return reached
+
+    def _over(self, sealed: _Sealed, found: list[Overlay]) -> Overlay | None:
+        try:
+            fd = os.dup(sealed.anchor)
+        except OSError:
+            return None  # the seal has ended meanwhile
+        try:
+            st = os.fstat(fd)
+            if (st.st_dev, st.st_ino) != (sealed.file.device, sealed.file.inode):
+                return None
+            return self._namespaces.over(fd, found, strict=sealed.exclusive)
+        except OSError:
+            return None  # its file system was shut down: nobody truncates there either
+        finally:
+            os.close(fd)
+
+
+class Detached:
+    """Tells, once, of each file system with seals that is mounted nowhere any more."""
+
+    def __init__(self, table: SealTable, events: EventLog) -> None:
+        self._table, self._events = table, events
+        self._told: set[int] = set()
+
+    def look(self, mounted: set[int]) -> None:
+        left = self._table.counts.by_filesystem.keys() - mounted
+        for device in left - self._told:
+            self._tell([seal for seal in self._table if seal.file.device == device])
+        self._told = set(left)
+
+    def _tell(self, seals: list[Seal]) -> None:
+        where = seals[0].filesystem
+        self._events.publish(
+            "alarm",
+            reason=f"the {where.type} of {where.mount} ({where.source}) was unmounted, but not its"
+            f" {len(seals)} seals: they stay enforced, and the device busy, until they end"
+            " (`sealctl recall SEAL`)",
+            seals=[seal.id for seal in seals[:100]],
+        )

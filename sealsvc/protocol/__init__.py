@@ -1,0 +1,1 @@
+"""The control protocol: every message, and how it is encoded."""

@@ -1,0 +1,1 @@
+"""Seals of clients that share a ring with the keeper."""

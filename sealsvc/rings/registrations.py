@@ -1,0 +1,365 @@
+"""Clients with a ring: attaching, registering files, and the registrations' life.
+
+A registration is a seal like any other to the service: recorded, watched, recalled, fenced, taken
+over after a restart. What is special is that the seals in it are granted and given back natively
+(native/ring), without the service, which meets one only when something happens to it
+(tracking.py). Under fanotify conflicts with a registered range in which nothing is sealed pass;
+under any other enforcer they recall the registration, as an NFSv4 delegation is recalled.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+
+import msgspec
+
+from sealsvc.control.connection import Connection, Reply
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import Kind, RingPlace, State
+from sealsvc.core.native_headers import STATES
+from sealsvc.enforce.base import Verdict, Watchable, watchable
+from sealsvc.enforce.keeper import KeeperError
+from sealsvc.enforce.overlay_mounts import RISK as OVERLAY_RISK
+from sealsvc.lifecycle.grants import Asker, Grants, Passed
+from sealsvc.lifecycle.policy import Policy, RingShare
+from sealsvc.lifecycle.seals import Seal
+from sealsvc.linux.native import lib
+from sealsvc.linux.processes import Process
+from sealsvc.protocol.messages import Attach, Attached, Grant, Recall, RecallAny, Register
+from sealsvc.rings.keeper import RingKeeper, RingRow, bytes_of, moment
+
+log = logging.getLogger(__name__)
+
+# Seconds that a ring without seals waits for its client to connect again: while the client's
+# process lives or is not known (after a restart of the service), and when it has ended.
+_LINGER, _LINGER_OF_DEAD = 60.0, 2.0
+_USED = (State.GRANTED, State.ACTIVE)
+_NO_SLOT = 2**32 - 1
+
+
+@dataclass(eq=False)
+class RingClient:
+    """A ring, and who is attached to it. `files` are its registrations, `mirrored` counts the seals
+    that were granted over the socket and have a slot all the same."""
+
+    keeper: RingKeeper
+    row: RingRow
+    connection: Connection | None = None
+    process: Process | None = None  # of the last that was attached
+    files: dict[int, Seal] = field(default_factory=dict)
+    mirrored: int = 0
+    idle_since: float = field(default_factory=time.monotonic)
+
+    @property
+    def number(self) -> int:
+        return self.row.ring
+
+    @property
+    def in_use(self) -> bool:
+        attached = self.connection is not None and self.connection.open
+        return attached or bool(self.files) or self.mirrored > 0
+
+    def attach(self, connection: Connection) -> None:
+        self.forget_process()
+        self.connection, self.process = connection, connection.process.share()
+
+    def forget_process(self) -> None:
+        if self.process is not None:
+            self.process.close()
+            self.process = None
+
+    @property
+    def patience(self) -> float:
+        """Seconds to wait for its client."""
+        gone = self.process is not None and self.process.ended
+        return _LINGER_OF_DEAD if gone else _LINGER
+
+    def tell(self, seal: Seal, message: Recall | RecallAny) -> bool:
+        """Put a message of the control protocol on the event ring."""
+        if isinstance(message, RecallAny):
+            return self.keeper.tell(
+                self.number, kind=lib.SEAL_EVENT_ANY, slot=_NO_SLOT, length=message.count
+            )
+        place = seal.place
+        assert place is not None
+        kind = lib.SEAL_EVENT_LOST if message.changed else lib.SEAL_EVENT_DEADLINE
+        return self.keeper.tell(
+            self.number,
+            kind=lib.SEAL_EVENT_FILE if place.is_registration else kind,
+            slot=_NO_SLOT if place.is_registration else place.slot,
+            file=max(place.file, 0),
+            word=STATES[seal.state] | seal.seqid << 32,
+            cookie=place.cookie,
+            offset=message.wanted.offset,
+            length=message.wanted.length,
+            deadline=moment(seal.deadline),
+            id=seal.token,
+        )
+
+
+class Rings:
+    """`watch_holder` has the end of a seal's holder noticed."""
+
+    def __init__(
+        self,
+        keeper: RingKeeper,
+        grants: Grants,
+        policy: Policy,
+        watch_holder: Callable[[Seal], None],
+    ) -> None:
+        self.keeper, self.grants, self.policy = keeper, grants, policy
+        self.life, self.table, self.watch_holder = grants.life, grants.life.table, watch_holder
+        self.clients: dict[int, RingClient] = {}
+        # Set by tracking.py: the registration ends, and its adopted seals with it.
+        self.on_end: Callable[[Seal], None] = lambda _: None
+
+    # Attaching
+
+    def attach(self, connection: Connection, request: Attach) -> Reply:
+        if request.ring is None:
+            client = self._create(connection, request)
+        else:
+            client = self._find(connection, request)
+        with ExitStack() as undo:
+            undo.callback(self._drop_if_unused, client)
+            try:
+                fds = self.keeper.descriptors(client.number)
+            except KeeperError as error:
+                raise Refusal("limit-reached", f"the ring cannot be told: {error}") from None
+            undo.pop_all()
+        client.attach(connection)
+        files = {number: seal.id for number, seal in client.files.items()}
+        return Reply(
+            Attached(ring=client.number, secret=f"{client.row.secret:016x}", files=files), fds
+        )
+
+    def _create(self, connection: Connection, request: Attach) -> RingClient:
+        if any(client.connection is connection for client in self.clients.values()):
+            raise Refusal("bad-request", "this connection has a ring")
+        size = bytes_of(request)
+        rows = [client.row for client in self.clients.values()]
+        shares = [RingShare(row.owner, row.slots, row.bytes) for row in rows]
+        self.policy.admit_ring(connection.peer, request.slots, size, shares, self.table)
+        secret, uid = secrets.randbits(64), connection.peer.uid
+        try:
+            number = self.keeper.create(request, uid, secret)
+        except KeeperError as error:
+            raise Refusal("bad-request", f"no such ring can be made: {error.strerror}") from None
+        row = RingRow(number, uid, request.slots, 0, secret, 0, 0, 0, 0, size)
+        client = self.clients[number] = RingClient(self.keeper, row)
+        return client
+
+    def _find(self, connection: Connection, request: Attach) -> RingClient:
+        client = self.clients.get(request.ring or 0)
+        secret = f"{client.row.secret:016x}" if client else ""
+        known = secrets.compare_digest(secret, request.secret or "")
+        if client is None or not known or client.row.owner != connection.peer.uid:
+            raise Refusal("denied", f"there is no ring {request.ring} for who asks")
+        return client
+
+    def of(self, connection: Connection) -> RingClient | None:
+        """The ring that is attached to a connection."""
+        found = (c for c in self.clients.values() if c.connection is connection)
+        return next(found, None)
+
+    # Registering
+
+    async def register(
+        self, connection: Connection, request: Register, asker: Asker, passed: Passed | None
+    ) -> tuple[Seal, int]:
+        """The registration, and the descriptor of its holder. Takes over what Grants.grant does."""
+        client = self.clients.get(request.ring)
+        if client is None or client.connection is not connection:
+            asker.process.close()
+            if passed is not None:
+                connection.user.close_later([passed.fd])
+            raise Refusal("denied", f"ring {request.ring} is not attached to this connection")
+        fields = msgspec.structs.asdict(request)
+        del fields["ring"]
+        asker = Asker(asker.peer, asker.process, client)
+
+        def before(seal: Seal, undo: ExitStack) -> None:
+            self._place(client, seal, undo)
+
+        seal, fd = await self.grants.grant(Grant(**fields), asker, passed, before)
+        self.watch_holder(seal)
+        self._hook(client, seal)
+        self._publish(seal)
+        return seal, fd
+
+    def _place(self, client: RingClient, seal: Seal, undo: ExitStack) -> None:
+        """Make it known natively, while its guard still holds everything."""
+        front = self._front(seal)
+        try:
+            file = self.keeper.register(client.number, seal, watched=front is not None)
+        except KeeperError as error:
+            raise Refusal("limit-reached", f"it cannot be registered: {error.strerror}") from None
+        undo.callback(self.keeper.unregister, client.number, file, State.REFUSED)
+        seal.place = RingPlace(client.number, file, watched=front is not None)
+        if front is not None:
+            front.watch(seal.place.key)
+        self.keeper.freshen(seal)
+        client.files[file] = seal
+        undo.callback(client.files.pop, file)
+
+    def _front(self, seal: Seal) -> Watchable | None:
+        """What is to leave the judging to the ring; None: the registration holds its whole range.
+        Behind it bpf then leaves truncations alone, which has to be accepted."""
+        if seal.request.kind is not Kind.SHARED:
+            return None
+        if len(seal.enforcers) > 1:
+            if not self.policy.accepts(OVERLAY_RISK):
+                return None
+            seal.accepted_risks = sorted({*seal.accepted_risks, OVERLAY_RISK})
+        return watchable(seal.hold)
+
+    def _hook(self, client: RingClient, seal: Seal) -> None:
+        place, before = seal.place, seal.at_end
+        assert place is not None
+
+        def over() -> None:
+            before()
+            client.files.pop(place.file, None)
+            client.idle_since = time.monotonic()
+
+        seal.client, seal.at_end = client, over
+        seal.publish = lambda: self._publish(seal)
+        seal.may_change = lambda: self.keeper.is_stale(place.ring, place.file)
+
+    def _publish(self, seal: Seal) -> None:
+        """What the registration's state means for the seals in it."""
+        place = seal.place
+        assert place is not None
+        if not seal.live:
+            # Its own guard is let go after this: nobody may believe in a seal then.
+            self.on_end(seal)
+            self.keeper.unregister(place.ring, place.file, seal.state)
+        elif seal.state in _USED:
+            self.keeper.open(place.ring, place.file)
+        else:
+            self.keeper.close(place.ring, place.file, seal.wanted or seal.effective)
+
+    def registration(self, ring: int, file: int) -> Seal | None:
+        client = self.clients.get(ring)
+        return client.files.get(file) if client else None
+
+    # Seals that are granted over the socket have a slot, too
+
+    def mirror(self, connection: Connection) -> Callable[[Seal, ExitStack], None]:
+        """To be called with a seal before it begins."""
+        client = self.of(connection)
+
+        def before(seal: Seal, undo: ExitStack) -> None:
+            if client is not None:
+                with suppress(KeeperError):  # the table is full
+                    slot = self.keeper.take_slot(client.number, seal)
+                    seal.place = RingPlace(client.number, slot=slot)
+                    self._publish_mirror(client, seal)
+                    undo.callback(self._withdraw, seal)
+
+        return before
+
+    def _publish_mirror(self, client: RingClient, seal: Seal) -> None:
+        client.mirrored += 1
+
+        def publish() -> None:
+            self.keeper.set_slot(seal, lib.SEAL_POLICY_WAIT)
+            if not seal.live:
+                client.mirrored -= 1
+                client.idle_since = time.monotonic()
+
+        seal.publish = publish
+
+    def _withdraw(self, seal: Seal) -> None:
+        seal.state = State.REFUSED
+        seal.publish()
+
+    # In the course of time
+
+    def resume(self, seals: list[Seal]) -> list[Seal]:
+        """After a restart: the rings as they are, with the registrations among `seals`. What the
+        service before did not come to record is let go. Those that are in rings, but not found
+        here, are returned: seals in registrations, which tracking.py takes over."""
+        there = self.keeper.list()
+        for row in there.rings:
+            self.clients[row.ring] = RingClient(self.keeper, row)
+        known = {seal.token for seal in seals}
+        for found in there.files:
+            if found.id not in known:
+                self.keeper.unregister(found.ring, found.file, State.RETURNED)
+        left = []
+        for seal in seals:
+            client = self.clients.get(seal.place.ring) if seal.place else None
+            if client is None or seal.place is None:
+                continue
+            if seal.place.parent:
+                left.append(seal)
+            elif seal.place.is_registration:
+                client.files[seal.place.file] = seal
+                self._hook(client, seal)
+                # A reading of its map may have been cut off.
+                seal.hold.change(seal.verdict if seal.state in _USED else Verdict.WAIT)
+            else:
+                self._publish_mirror(client, seal)
+        return left
+
+    def tick(self) -> None:
+        """Tell what was done natively, and forget rings whose client does not come again."""
+        if not self.clients:
+            return
+        try:
+            rows = self.keeper.list().rings
+        except KeeperError as error:
+            log.warning("what rings did is told later: %s", error)
+            return
+        for row in rows:
+            client = self.clients.get(row.ring)
+            if client is None:
+                continue
+            before, client.row = client.row, row
+            if (row.grants, row.returns, row.recalls) != (
+                before.grants, before.returns, before.recalls
+            ):  # fmt: skip
+                self.life.events.publish(
+                    "ring",
+                    ring=row.ring,
+                    grants=row.grants - before.grants,
+                    returns=row.returns - before.returns,
+                    recalls=row.recalls - before.recalls,
+                )
+            if client.in_use:
+                client.idle_since = time.monotonic()
+            elif time.monotonic() - client.idle_since > client.patience:
+                self._drop_if_unused(client)
+
+    def measures(self) -> tuple[dict[str, dict[str, int]], dict[str, float]]:
+        """Counters by name and label, and what there is now."""
+        there = self.keeper.list()
+        told = there.counters
+        attached = [c for c in self.clients.values() if c.connection and c.connection.open]
+        return (
+            {
+                "ring_commands": there.commands,
+                "ring_troubles": {name: told[name] for name in ("broken", "dropped")},
+                "ring_forwarded": {"": told["forwarded"]},
+                "ring_bells": {name: told[name] for name in ("rung", "spared")},
+            },
+            {
+                "rings": float(len(there.rings)),
+                "attached": float(len(attached)),
+                "registrations": float(len(there.files)),
+                "slots": float(sum(row.slots for row in there.rings)),
+                "slots_used": float(sum(row.used for row in there.rings)),
+            },
+        )
+
+    def _drop_if_unused(self, client: RingClient) -> None:
+        if not client.in_use:
+            del self.clients[client.number]
+            client.forget_process()
+            self.keeper.drop(client.number)

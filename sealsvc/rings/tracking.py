@@ -1,0 +1,405 @@
+"""Quiet seals become the service's: when somebody conflicts, or a command asks for more than
+native code decides. Such a seal is built from its slot, lives as any other, and, when nothing is
+left to be done, is given back to be quiet."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import functools
+import os
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from sealsvc.core import extents
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import ByteRange, Kind, Operation, RingPlace, State
+from sealsvc.core.states import LIVE, Step
+from sealsvc.enforce import guards
+from sealsvc.enforce.base import Guard, Verdict, watchable
+from sealsvc.enforce.fanotify import operation_of
+from sealsvc.lifecycle import validation
+from sealsvc.lifecycle.grants import check_still
+from sealsvc.lifecycle.recall import Recaller, wanted_of
+from sealsvc.lifecycle.returns import Returns
+from sealsvc.lifecycle.seals import Seal
+from sealsvc.lifecycle.state_machine import may
+from sealsvc.linux.host import ExtentMap, Target
+from sealsvc.linux.native import lib
+from sealsvc.linux.processes import Peer
+from sealsvc.rings.keeper import IO_MODES, NANO, state_of
+from sealsvc.rings.registrations import Rings
+from sealsvc.runtime import clock
+from sealsvc.runtime.tasks import Tasks
+
+_QUIET = (State.GRANTED, State.ACTIVE)
+_UNHEARD = 0.2  # seconds after which a recalled seal is recalled even if no conflict was reported
+_PAUSES = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05)
+_PROMPT = 0.002  # seconds in which a client that just gives back is through with it
+_MODES = {number: mode for mode, number in IO_MODES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A slot of a seal table, copied: struct seal_slot."""
+
+    id: int
+    word: int
+    range: ByteRange
+    expires: int
+    deadline: int
+    cookie: int
+    iomode: int
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A forwarded command, copied: struct seal_command."""
+
+    ring: int
+    handle: int
+    op: int
+    slot: int
+    file: int
+    offset: int
+    length: int
+    ttl: int
+
+
+class SlotHold:
+    """The hold of an adopted seal: its slot is its guard, the registration's anchor its anchor."""
+
+    def __init__(self, rings: Rings, parent: Seal) -> None:
+        self._rings, self._parent = rings, parent
+        self.seal: Seal | None = None
+        self.policy = int(lib.SEAL_POLICY_WAIT)
+
+    @property
+    def anchor(self) -> int:
+        return self._parent.hold.anchor
+
+    @property
+    def apart(self) -> bool:
+        return self._parent.hold.apart
+
+    def change(self, verdict: Verdict) -> None:
+        self.policy = guards.POLICIES[verdict]
+        self.publish()
+
+    def resize(self, range: ByteRange) -> None:
+        """The slot follows when the seal is published."""
+
+    def release(self) -> None:
+        """Its slot was freed when its end was published."""
+
+    def publish(self) -> None:
+        if self.seal is not None:
+            self._rings.keeper.set_slot(self.seal, self.policy)
+
+
+class Adoption:
+    def __init__(self, rings: Rings, recaller: Recaller, returns: Returns, tasks: Tasks) -> None:
+        self.rings, self.recaller, self.returns, self.tasks = rings, recaller, returns, tasks
+        self.grants, self.life, self.table = rings.grants, rings.life, rings.table
+        self._commands: Counter[int] = Counter()  # under way, by the seal's token
+        self._rereading: dict[int, asyncio.Task[None]] = {}  # by the registration's token
+        rings.on_end = self._end_with
+
+    # What the keeper reports (on the event loop, in the order in which it happened)
+
+    def reported(self, raw: Any) -> None:
+        """struct seal_ring_report, valid only now."""
+        parent = self.rings.registration(raw.ring, raw.file)
+        slot = _slot(raw.seal)
+        if raw.kind == lib.SEAL_RING_OVER:
+            self._ended(raw.ring, slot, int(raw.handle))
+        elif raw.kind == lib.SEAL_RING_FORWARD:
+            command = _command(raw)
+            if parent is not None and command.op == lib.SEAL_CMD_GRANT:
+                self.tasks.spawn("registration", self._grant(parent, command))
+                return
+            seal = self._adopt(parent, command.ring, command.slot, slot) if parent else None
+            self.tasks.spawn("ring command", self._serve(seal, slot, command))
+        elif parent is not None and (seal := self._adopt(parent, raw.ring, raw.slot, slot)):
+            self._recalled(parent, seal)
+
+    def _ended(self, ring: int, slot: Slot, word: int) -> None:
+        """A seal that was ours once, and quiet since: whoever keeps records is told of its end."""
+        state, seqid = state_of(word)
+        self.life.events.publish(
+            "state",
+            _id_of(ring, slot.id),
+            **{"from": state_of(slot.word)[0], "to": state},
+            step=Step.RETURN if state is State.RETURNED else Step.EXPIRE,
+            reason="",
+            seqid=seqid,
+        )
+
+    def _recalled(self, parent: Seal, seal: Seal) -> None:
+        """The conflict itself is reported next, and tells what is wanted."""
+        if parent.drifted:
+            self.recaller.lose(seal, parent.reason)
+        elif not may(parent, Step.RECALL):
+            self.recaller.recall(seal, parent.reason or "the registration is recalled")
+        else:
+            asyncio.get_running_loop().call_later(_UNHEARD, self._recall_if_used, seal)
+
+    def _recall_if_used(self, seal: Seal) -> None:
+        if seal.live and may(seal, Step.RECALL):
+            self.recaller.recall(seal, "conflict")
+
+    def unproven(self, raw: Any) -> None:
+        """struct seal_report: an operation waits for the proof that nothing is left of seals that
+        were given back natively."""
+        parent = self.table.of_token(raw.unproven)
+        if parent is not None:
+            operation = operation_of(raw)
+            self.tasks.spawn("proof", self._prove(parent, int(raw.waiter), operation))
+
+    # Adopting
+
+    def _adopt(self, parent: Seal, ring: int, number: int, slot: Slot) -> Seal | None:
+        """The seal in a slot, as one of the service's; None when it is over."""
+        found = self.table.of_token(slot.id)
+        state, seqid = state_of(slot.word)
+        if found is not None or state not in LIVE:
+            return found
+        seal = self._build(parent, RingPlace(
+            ring, parent.place.file if parent.place else -1, number, parent.token,
+            cookie=slot.cookie,
+        ), slot, state, seqid)  # fmt: skip
+        self.life.journal.granted(seal)
+        self.table.add(seal)
+        holder = seal.process.holder
+        asker = Peer(pid=holder.pid, uid=holder.uid, gid=-1)
+        self.grants.registry.granted(seal.info(), seal.map, asker)
+        self._hook(parent, seal)
+        if state not in _QUIET:
+            # It was recalled while no service was there.
+            seal.recalled_at, seal.reason = clock.now(), "conflict"
+            self.recaller.fencing.resume(seal)
+        return seal
+
+    def _build(self, parent: Seal, place: RingPlace, slot: Slot, state: State, seqid: int) -> Seal:
+        effective = slot.range.rounded(parent.filesystem.block_size)
+        return Seal(
+            token=slot.id,
+            id=_id_of(place.ring, slot.id),
+            request=msgspec.structs.replace(
+                parent.request,
+                offset=slot.range.offset,
+                length=slot.range.length,
+                iomode=_MODES[slot.iomode],
+                ttl=0.0,
+                key="",
+            ),
+            file=parent.file,
+            path=parent.path,
+            filesystem=parent.filesystem,
+            range=slot.range,
+            effective=effective,
+            map=extents.clip(parent.map, effective),
+            enforcers=parent.enforcers,
+            hold=SlotHold(self.rings, parent),
+            process=parent.process.share(),
+            accepted_risks=parent.accepted_risks,
+            client=parent.client,
+            mark=parent.mark,
+            state=state,
+            seqid=seqid,
+            expires=slot.expires / NANO if slot.expires else None,
+            deadline=slot.deadline / NANO if slot.deadline else None,
+            place=place,
+        )
+
+    def _hook(self, parent: Seal, seal: Seal) -> None:
+        hold = seal.hold
+        assert isinstance(hold, SlotHold)
+        hold.seal, seal.publish = seal, hold.publish
+        if seal.process.pidfd >= 0:
+            self.rings.watch_holder(seal)
+        else:
+            seal.exited.set()
+            if may(seal, Step.HOLDER_EXIT):
+                asyncio.get_running_loop().call_soon(self.recaller.fencing.holder_exited, seal)
+        before, front = seal.at_end, watchable(parent.hold)
+        if front is not None:
+            exclusive = seal.request.kind is Kind.EXCLUSIVE
+            pid = seal.process.holder.pid
+            front.adopt(Guard(seal.token, seal.effective, pid, exclusive, Verdict.WAIT))
+
+        def over() -> None:
+            before()
+            hold.seal = None
+            if front is not None:
+                front.disown(seal.token)
+
+        seal.at_end = over
+
+    def resume(self, seals: list[Seal]) -> None:
+        """Adopted seals of the service before."""
+        for seal in seals:
+            parent = self.table.of_token(seal.place.parent) if seal.place else None
+            if parent is not None:
+                seal.hold = SlotHold(self.rings, parent)
+                self._hook(parent, seal)
+
+    def _quieten(self, seal: Seal) -> None:
+        """Nothing is left to be done about it."""
+        self.life.journal.forget(seal)
+        self.table.remove(seal)
+        seal.at_end()
+        self.rings.keeper.quieten(seal)
+
+    def _end_with(self, parent: Seal) -> None:
+        """A registration ends when nothing of its whole range is left: so do the seals in it."""
+        for seal in self.table.of_file(parent.file):
+            if seal.place is None or seal.place.parent != parent.token:
+                continue
+            for step in (Step.RETURN, Step.PROVEN):
+                if seal.live and may(seal, step):
+                    self.life.step(seal, step, parent.reason)
+
+    # Forwarded commands
+
+    async def _serve(self, seal: Seal | None, slot: Slot, command: Command) -> None:
+        status = 0
+        if seal is None:
+            over = state_of(slot.word)[0] not in LIVE
+            status = 0 if over and command.op == lib.SEAL_CMD_RETURN else -errno.ENOENT
+        else:
+            self._commands[seal.token] += 1
+            try:
+                await self._carry_out(seal, command)
+            except Refusal as refusal:
+                status = -refusal.row.errno
+            finally:
+                self._commands[seal.token] -= 1
+                if not self._commands[seal.token]:
+                    del self._commands[seal.token]
+            if seal.live and seal.state in _QUIET and seal.token not in self._commands:
+                self._quieten(seal)
+        self.rings.keeper.complete(command.ring, command.handle, status)
+
+    async def _carry_out(self, seal: Seal, command: Command) -> None:
+        match command.op:
+            case lib.SEAL_CMD_RETURN:
+                await self.returns.give_back(seal)
+            case lib.SEAL_CMD_SHRINK:
+                if not command.length:
+                    raise Refusal("bad-request", "a part of no bytes")
+                part = ByteRange(command.offset, command.length)
+                await self.returns.give_back_part(seal, part)
+            case lib.SEAL_CMD_DOWNGRADE:
+                await self.returns.downgrade(seal)
+            case lib.SEAL_CMD_MAPPED:
+                await validation.validate(self.grants, seal, command.offset or None)
+            case lib.SEAL_CMD_PROGRESS:
+                self.recaller.progress(seal)
+            case lib.SEAL_CMD_RENEW:
+                self.life.change_terms(seal, ttl=command.ttl / NANO)
+                if may(seal, Step.RENEW):
+                    self.life.step(seal, Step.RENEW, "renewed by its holder")
+
+    # Stale registrations: their map is read anew, as a grant reads it
+
+    async def _grant(self, parent: Seal, command: Command) -> None:
+        try:
+            await self._freshen(parent)
+            status = int(lib.SEAL_RING_AGAIN)
+        except Refusal as refusal:
+            status = -refusal.row.errno
+        self.rings.keeper.complete(command.ring, command.handle, status)
+
+    async def _freshen(self, parent: Seal) -> None:
+        """One reading for all who wait for it."""
+        task = self._rereading.get(parent.token)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(self._reread(parent))
+            self._rereading[parent.token] = task
+            task.add_done_callback(functools.partial(self._reread_ended, parent.token))
+        await asyncio.shield(task)
+
+    def _reread_ended(self, token: int, task: asyncio.Task[None]) -> None:
+        del self._rereading[token]
+        _ = task.cancelled() or task.exception()  # whoever waited for it has it
+
+    async def _reread(self, parent: Seal) -> None:
+        async with self.grants.lock(parent.file):
+            if parent.state not in _QUIET or not parent.may_change():
+                self._refuse_unless_used(parent)
+                return
+            try:
+                pool = self.grants.workers.of(parent.file.device)
+                found = await pool.run(self._read_behind_guard, parent)
+                self._refuse_unless_used(parent)
+                parent.map = found
+                self.life.journal.granted(parent)
+                self.rings.keeper.freshen(parent)
+            finally:
+                if parent.state in _QUIET:
+                    parent.hold.change(parent.verdict)
+
+    def _refuse_unless_used(self, parent: Seal) -> None:
+        if parent.state not in _QUIET:
+            raise Refusal("try-later", f"registration {parent.id} is {parent.state}")
+
+    def _read_behind_guard(self, parent: Seal) -> ExtentMap:
+        """In a worker: what a grant does, from the arming of its guard on. What cannot be sealed is
+        left out natively, and refused there."""
+        host, sealed, anchor = self.grants.host, parent.effective, parent.hold.anchor
+        parent.hold.change(Verdict.ARMING)
+        if (front := watchable(parent.hold)) is not None:
+            front.drain()
+        fd = os.dup(anchor)
+        try:
+            size = os.fstat(fd).st_size
+            target = Target(parent.file, fd, parent.path, size, parent.filesystem, writable=False)
+            host.settle(target)
+            found = host.read_map(fd, sealed)
+            host.steady(target)
+            check_still(found, host.read_map(fd, sealed), sealed, target)
+        finally:
+            os.close(fd)
+        return extents.clip(found, sealed)
+
+    # Proofs: what native returns owe
+
+    async def _prove(self, parent: Seal, waiter: int, operation: Operation) -> None:
+        """Let the operation go on once nothing of the client's maps what it would change. Until
+        then the registration is recalled: the client is asked, and its grace runs."""
+        part = wanted_of(parent, operation)
+        pauses = iter(_PAUSES)
+        recalled, pause = False, 0.0
+        while parent.live:
+            try:
+                left = await self.returns.remnants(parent, part)
+            except (Refusal, OSError) as error:
+                left = [str(error)]
+            if not left:
+                self.rings.keeper.keeper.absolve(waiter, parent.token)
+                if recalled and may(parent, Step.SATISFY):
+                    self.life.step(parent, Step.SATISFY, "nothing of the range is mapped any more")
+                return
+            pause = next(pauses, min(1.0, pause * 1.5))
+            if pause > _PROMPT and not recalled:
+                recalled = True
+                self.recaller.recall(parent, f"conflict: {left[0]}", operation=operation)
+            await clock.within(clock.now() + pause, parent.released)
+
+
+def _id_of(ring: int, token: int) -> str:
+    return f"{ring & 0xFFFFFFFF:08x}{token:016x}"
+
+
+def _slot(raw: Any) -> Slot:
+    range = ByteRange(raw.offset, raw.length)
+    return Slot(raw.id, raw.word, range, raw.expires, raw.deadline, raw.cookie, raw.iomode)
+
+
+def _command(raw: Any) -> Command:
+    c = raw.command
+    return Command(raw.ring, raw.handle, c.op, c.slot, c.file, c.offset, c.length, c.ttl)

@@ -1,0 +1,81 @@
+"""What happened, for whoever watches. Events never call back into the grant path."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import logging
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from sealsvc.core.display import printable
+from sealsvc.protocol import codec
+from sealsvc.protocol.messages import EVENTS, Event, EventPage
+
+log = logging.getLogger(__name__)
+
+
+class EventLog:
+    """Numbers events, keeps the newest `history`, and hands each to its watchers at once. A watcher
+    must not block and must not raise."""
+
+    def __init__(self, history: int) -> None:
+        self._kept: deque[Event] = deque(maxlen=history)
+        self._watchers: set[Callable[[Event], None]] = set()
+        self.seq = 0
+        # Numbers count in one run of the service: its name tells whether they mean anything.
+        self.run = secrets.token_hex(4)
+        self.path_of: Callable[[str], str | None] = lambda seal: None  # noqa: ARG005
+
+    def publish(self, name: str, seal: str | None = None, /, **data: Any) -> None:
+        if name not in EVENTS:
+            raise ValueError(f"event {name!r} is not in sealsvc.protocol.messages.EVENTS")
+        self.seq += 1
+        path = self.path_of(seal) if seal else None
+        event = Event(seq=self.seq, time=time.time(), name=name, seal=seal, path=path, data=data)
+        self._kept.append(event)
+        if name in ("alarm", "drift"):
+            fields = {"SEALSVC_SEAL": seal or "", "SEALSVC_EVENT": name}
+            about = f" of seal {seal} on {printable(path or '?')}" if seal else ""
+            log.error("%s%s: %s", name, about, printable(_sentence(data)), extra={"fields": fields})
+        for watcher in tuple(self._watchers):
+            watcher(event)
+
+    def after(self, seq: int, count: int) -> tuple[list[Event], int]:
+        """At most `count` of the events after `seq`, the oldest first, and how many before them are
+        no longer kept. `seq` is at most `self.seq`."""
+        fresh = self.seq - seq
+        lost = max(0, fresh - len(self._kept))
+        first = len(self._kept) - (fresh - lost)
+        end = min(len(self._kept), first + count)
+        return [self._kept[i] for i in range(first, end)], lost
+
+    def since(self, seq: int) -> tuple[list[Event], bool]:
+        """The events after `seq` that are still kept, and whether some are not (or `seq` is of
+        another run)."""
+        kept = [event for event in self._kept if event.seq > seq]
+        oldest = self._kept[0].seq if self._kept else self.seq + 1
+        return kept, seq > self.seq or seq + 1 < oldest
+
+    def page(self, since: int, count: int, size: int) -> EventPage:
+        """At most `count` of the events after `since`, and about `size` bytes of them, encoded."""
+        kept, gap = self.since(since)
+        sizes = itertools.accumulate(len(codec.encoded(event)) + 1 for event in kept[:count])
+        fitting = bisect.bisect_right(list(sizes), size)
+        return EventPage(events=kept[: max(1, fitting)], seq=self.seq, gap=gap, run=self.run)
+
+    def watch(self, watcher: Callable[[Event], None]) -> None:
+        self._watchers.add(watcher)
+
+    def unwatch(self, watcher: Callable[[Event], None]) -> None:
+        self._watchers.discard(watcher)
+
+
+def _sentence(data: dict[str, Any]) -> str:
+    """Of an alarm its reason, of a drift its place."""
+    if (drift := data.get("drift")) is not None:
+        return f"at offset {drift.logical} the map had {drift.expected}, and has {drift.found}"
+    return str(data.get("reason", data))

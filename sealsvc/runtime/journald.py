@@ -1,0 +1,125 @@
+"""Structured logs: journald's own protocol where stderr goes to it, key=value lines elsewhere.
+
+A record's `fields` (a dict under that name in `extra`) become journal fields, so that
+`journalctl SEALSVC_SEAL=65f0...` finds everything about one seal. A context, such as the id of a
+request, is added to every record.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import struct
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from sealsvc.runtime.log_queue import QueueHandler, log_what_python_reports, shortened
+
+SOCKET = "/run/systemd/journal/socket"
+_PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}
+
+Context = Callable[[], dict[str, Any]]
+
+
+def _nothing() -> dict[str, Any]:
+    return {}
+
+
+def encoded(fields: dict[str, Any]) -> bytes:
+    """systemd's native protocol: NAME=value; a little-endian length where a value has lines."""
+    parts = []
+    for name, value in fields.items():
+        data = str(value).encode("utf-8", "backslashreplace")
+        if b"\n" in data:
+            parts.append(name.encode() + b"\n" + struct.pack("<Q", len(data)) + data + b"\n")
+        else:
+            parts.append(name.encode() + b"=" + data + b"\n")
+    return b"".join(parts)
+
+
+class Journal:
+    """How records are written to journald."""
+
+    def __init__(self, context: Context = _nothing, path: str = SOCKET) -> None:
+        self._context, self._path = context, path
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+
+    def encode(self, record: logging.LogRecord) -> bytes:
+        fields = {
+            "MESSAGE": shortened(record.getMessage()),
+            "PRIORITY": _PRIORITIES.get(record.levelno, 5),
+            "SYSLOG_IDENTIFIER": os.path.basename(sys.argv[0]) or "sealsvc",
+            "LOGGER": record.name,
+            **self._context(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            fields["TRACEBACK"] = shortened("".join(traceback.format_exception(*record.exc_info)))
+        return encoded(fields)
+
+    def write(self, data: bytes) -> None:
+        """Blocks while journald does not read. Where there is none, stderr has the text."""
+        try:
+            self._sock.sendto(data, self._path)
+        except OSError:
+            _to_stderr(data)
+
+
+class LineFormatter(logging.Formatter):
+    def __init__(self, context: Context = _nothing) -> None:
+        super().__init__("%(levelname)s %(name)s: %(message)s")
+        self._context = context
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = {**self._context(), **getattr(record, "fields", {})}
+        told = " ".join(f"{k.lower()}={v}" for k, v in fields.items() if v != "")
+        return super().format(record) + (f" [{told}]" if told else "")
+
+
+def configure(level: str, context: Context = _nothing) -> None:
+    """To the journal if stderr is connected to it (JOURNAL_STREAM of systemd.exec(5)). Nobody who
+    logs waits for whoever reads it (log_queue.py)."""
+    if _stderr_is_journal():
+        journal = Journal(context)
+        handler = QueueHandler(journal.encode, journal.write)
+    else:
+        formatter = LineFormatter(context)
+
+        def line(record: logging.LogRecord) -> bytes:
+            text = shortened(formatter.format(record))
+            return text.encode("utf-8", "backslashreplace") + b"\n"
+
+        handler = QueueHandler(line, _to_stderr)
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    log_what_python_reports()
+
+
+def _handlers() -> list[QueueHandler]:
+    return [found for found in logging.getLogger().handlers if isinstance(found, QueueHandler)]
+
+
+def dropped() -> int:
+    """Records that were never written."""
+    return sum(handler.dropped for handler in _handlers())
+
+
+def flush(seconds: float) -> None:
+    """Before the process ends: wait for what is still to be written, but not for longer."""
+    for handler in _handlers():
+        handler.flush(seconds)
+
+
+def _to_stderr(data: bytes) -> None:
+    while data:
+        data = data[os.write(2, data) :]
+
+
+def _stderr_is_journal() -> bool:
+    try:
+        st = os.fstat(2)
+    except OSError:
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{st.st_dev}:{st.st_ino}"

@@ -1,0 +1,198 @@
+"""What each user (uid) has of the service, and how much one may have.
+
+Every resource that somebody else could run out of is counted here, by the uid that the kernel
+vouches for. Whoever is at a limit is refused with `limit-reached`, whose details name the limit; an
+alarm tells operators. Users with nothing are forgotten: the table is bounded by the connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+from collections import Counter
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
+
+from sealsvc.core.errors import Refusal
+from sealsvc.runtime import clock, closing
+from sealsvc.runtime.config import LimitsSection
+from sealsvc.runtime.workers import Workers
+
+T = TypeVar("T")
+
+PART = 16  # of RLIMIT_NOFILE is the most that one user has of connections, and of descriptors
+THREADS = 4  # for each user
+PATIENCE = 5.0  # seconds for a look at what a user sent
+_ALARM_PAUSE = 60.0  # seconds between two alarms about the same user and limit
+_MOST_ALARMS = 64  # users that are told of in such a time
+
+
+@dataclass(slots=True, eq=False)
+class User:
+    """`descriptors` are those that were received and are neither part of a grant nor closed."""
+
+    uid: int
+    connections: int = 0
+    requests: int = 0
+    descriptors: int = 0
+
+    @property
+    def idle(self) -> bool:
+        return not (self.connections or self.requests or self.descriptors)
+
+    def close_later(self, fds: Iterable[int]) -> None:
+        """Close what was received from this user, or is meant for it."""
+        closing.close_later(("user", self.uid), fds)
+
+
+@dataclass(slots=True)
+class Overruns:
+    """Counts refusals by limit, and raises the alarm, but not for each refusal."""
+
+    alarm: Callable[[str], None]
+    counts: Counter[str] = field(default_factory=Counter)
+    _told: dict[tuple[int, str], float] = field(default_factory=dict)
+
+    def add(self, uid: int, limit: str, most: int) -> None:
+        self.counts[limit] += 1
+        now = clock.now()
+        if self._told.get((uid, limit), 0.0) > now - _ALARM_PAUSE:
+            return
+        if len(self._told) >= _MOST_ALARMS:
+            self._told = {key: at for key, at in self._told.items() if at > now - _ALARM_PAUSE}
+        if len(self._told) < _MOST_ALARMS:
+            self._told[uid, limit] = now
+            self.alarm(f"user {uid} is at limits.{limit} = {most}: further ones are refused")
+
+
+class Users:
+    """`exempt(uid)`: operators are bounded by what all users may have together, only."""
+
+    def __init__(
+        self, section: LimitsSection, exempt: Callable[[int], bool], alarm: Callable[[str], None]
+    ) -> None:
+        """What takes descriptors is bounded by RLIMIT_NOFILE as well: a connection has two, and a
+        few users at their limits must leave enough for seals and for others."""
+        self.section, self._exempt = section, exempt
+        share = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // PART
+        self._most = {
+            "connections": min(section.connections_per_user, share),
+            "requests": section.requests_per_user,
+            "descriptors": min(section.descriptors_per_user, share),
+        }
+        self.overruns = Overruns(alarm)
+        self._users: dict[int, User] = {}
+        self._workers = Workers(THREADS)
+
+    def of(self, uid: int) -> User:
+        return self._users.setdefault(uid, User(uid))
+
+    def take(self, user: User, what: str, count: int = 1) -> None:
+        """Count `count` more "connections", "requests" or "descriptors". Raises limit-reached."""
+        has: int = getattr(user, what)
+        if has + count > self._most[what] and not self._exempt(user.uid):
+            self.refuse(user, f"{what}_per_user", self._most[what])
+        setattr(user, what, has + count)
+        self._users[user.uid] = user
+
+    def refuse_more_descriptors(self, user: User) -> None:
+        """Raises limit-reached when not even one more may be received from the user."""
+        self.take(user, "descriptors", 1)
+        user.descriptors -= 1
+
+    def refuse(self, user: User, limit: str, most: int) -> None:
+        """Raises limit-reached."""
+        self.overruns.add(user.uid, limit, most)
+        self._forget_if_idle(user)
+        raise Refusal(
+            "limit-reached",
+            f"user {user.uid} is at limits.{limit} = {most}",
+            {"limit": limit, "most": most},
+            retry_after=1.0,
+        )
+
+    def give_back(self, user: User, what: str, count: int = 1) -> None:
+        setattr(user, what, getattr(user, what) - count)
+        self._forget_if_idle(user)
+
+    def _forget_if_idle(self, user: User) -> None:
+        if user.idle and self._users.get(user.uid) is user:
+            del self._users[user.uid]
+
+    async def look(self, user: User, function: Callable[..., T], *arguments: object) -> T:
+        """Call what looks at something a user sent, in one of that user's threads: even fdinfo may
+        block (fs/eventpoll.c ep_show_fdinfo takes the mutex that epoll_wait of the sender holds
+        while it writes into memory of the sender's choice). Raises try-later after a while."""
+        looking = self._workers.of(user.uid).submit(function, *arguments)
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(looking), PATIENCE)
+        except TimeoutError:
+            raise Refusal(
+                "try-later",
+                f"what was sent could not be looked at within {PATIENCE:g} s",
+                retry_after=PATIENCE,
+            ) from None
+
+    async def fetch(self, user: User, function: Callable[..., int], *arguments: object) -> int:
+        """The same for a call that returns a descriptor: one that comes too late is closed."""
+        looking = self._workers.of(user.uid).submit(function, *arguments)
+        waiting = asyncio.shield(wrapped := asyncio.wrap_future(looking))
+        try:
+            return await asyncio.wait_for(waiting, PATIENCE)
+        except BaseException as error:
+            wrapped.add_done_callback(partial(_close_late, user))
+            if isinstance(error, TimeoutError):
+                raise Refusal(
+                    "try-later",
+                    f"no descriptor could be had within {PATIENCE:g} s",
+                    retry_after=PATIENCE,
+                ) from None
+            raise
+
+
+def _close_late(user: User, done: asyncio.Future[int]) -> None:
+    if not done.cancelled() and done.exception() is None:
+        user.close_later([done.result()])
+
+
+class Received:
+    """The descriptors of one message. They have an owner from the moment they are read: whatever is
+    not taken out is closed by `close`, which the end of the request calls in any case."""
+
+    __slots__ = ("_fds", "_user", "_users")
+
+    def __init__(self, fds: list[int], user: User, users: Users) -> None:
+        """Takes `fds` over."""
+        self._fds, self._user, self._users = fds, user, users
+        user.descriptors += len(fds)
+
+    def __len__(self) -> int:
+        return len(self._fds)
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """To look at; they stay ours."""
+        return tuple(self._fds)
+
+    def pop(self) -> int:
+        """The last one, for the caller to own. It is closed by User.close_later, or in a worker."""
+        fd = self._fds.pop()
+        self._users.give_back(self._user, "descriptors")
+        return fd
+
+    def close(self) -> None:
+        """They are counted until they are closed."""
+        fds, self._fds = self._fds, []
+        loop = asyncio.get_running_loop()
+        for fd in fds:
+            done = closing.call_later(("user", self._user.uid), os.close, fd)
+            done.add_done_callback(partial(self._closed, loop))
+
+    def _closed(self, loop: asyncio.AbstractEventLoop, _: object) -> None:
+        """From any thread."""
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(self._users.give_back, self._user, "descriptors")

@@ -1,0 +1,1 @@
+"""The service: composition root, router, and what operators ask."""

@@ -1,0 +1,126 @@
+"""Alarms as state: what an operator should look at, until somebody says that he has.
+
+An event is gone for whoever was not listening. An alarm stays: each distinct one is kept with how
+often and when it came, through a restart of the service (a small file beside the control socket, in
+/run: alarms are of this boot; the registry has all of them for good), until it is acknowledged and
+others need its room.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+
+import msgspec
+
+from sealsvc.core.errors import Refusal
+from sealsvc.core.paths import lies_below
+from sealsvc.protocol.admin import AlarmInfo, AlarmPage, Alarms
+from sealsvc.protocol.messages import Event
+from sealsvc.runtime import kept_file
+
+log = logging.getLogger(__name__)
+
+MOST = 1000  # distinct alarms that are kept
+_PAGE = 100
+_SHOWN = 500  # characters of a reason
+_DECODER = msgspec.json.Decoder(list[AlarmInfo])
+
+
+class AlarmList:
+    """`file` is where they are kept; `run` runs a function that may block, in a worker thread."""
+
+    def __init__(self, file: Path, run: Callable[..., Awaitable[None]]) -> None:
+        self._file, self._run = file, run
+        self._alarms: dict[str, AlarmInfo] = {}
+        self._changed = False
+        self.dropped = 0
+
+    def load(self) -> None:
+        """What an earlier service kept. A file that cannot be read is begun anew."""
+        try:
+            found = _DECODER.decode(self._file.read_bytes())
+        except FileNotFoundError:
+            return
+        except (OSError, msgspec.DecodeError) as error:
+            log.warning("the alarms in %s cannot be read: %s", self._file, error)
+            return
+        self._alarms = {alarm.id: alarm for alarm in found}
+
+    def hear(self, event: Event) -> None:
+        """A watcher of the event log."""
+        if event.name not in ("alarm", "drift"):
+            return
+        reason = str(event.data.get("reason") or "the extent map of a sealed range changed")
+        seal, path = event.seal or "", event.path or ""
+        id = _id_of(event.name, seal, reason)
+        alarm = self._alarms.pop(id, None)
+        self._alarms[id] = AlarmInfo(
+            id=id,
+            name=event.name,
+            reason=reason[:_SHOWN],
+            seal=seal,
+            path=path,
+            first=alarm.first if alarm else event.time,
+            last=event.time,
+            count=alarm.count + 1 if alarm else 1,
+        )
+        if len(self._alarms) > MOST:
+            self._drop_one()
+        self._changed = True
+
+    def _drop_one(self) -> None:
+        """The oldest that was acknowledged, else the oldest; the latter is counted."""
+        seen = next((id for id, alarm in self._alarms.items() if alarm.acknowledged_by), None)
+        self.dropped += seen is None
+        del self._alarms[seen or next(iter(self._alarms))]
+
+    @property
+    def open(self) -> int:
+        """How many nobody has acknowledged."""
+        return sum(not alarm.acknowledged_by for alarm in self._alarms.values())
+
+    def page(self, request: Alarms) -> AlarmPage:
+        """The newest first."""
+        found = [a for a in reversed(self._alarms.values()) if _concerns(a, request.below)]
+        if request.open:
+            found = [alarm for alarm in found if not alarm.acknowledged_by]
+        return AlarmPage(
+            alarms=found[: min(request.limit, _PAGE)],
+            total=len(found),
+            open=sum(not alarm.acknowledged_by for alarm in found),
+            dropped=self.dropped if request.below is None else 0,
+        )
+
+    def acknowledge(self, alarm: str, by: str, below: Iterable[str] | None) -> AlarmInfo:
+        """`by` is who has seen it. It is open again when it comes again. Raises no-such-alarm."""
+        found = self._alarms.get(alarm)
+        if found is None or not _concerns(found, below):
+            raise Refusal("no-such-alarm", f"there is no alarm {alarm}", {"alarm": alarm})
+        if not found.acknowledged_by:
+            found = msgspec.structs.replace(found, acknowledged_by=by, acknowledged_at=time.time())
+            self._alarms[alarm] = found
+            self._changed = True
+        return found
+
+    async def save(self) -> None:
+        """Called now and then: write what has changed."""
+        if not self._changed:
+            return
+        self._changed = False
+        data = msgspec.json.encode(list(self._alarms.values()))
+        await self._run(kept_file.replace, self._file, data, "alarms")
+
+
+def _id_of(name: str, seal: str, reason: str) -> str:
+    """The same for alarms that differ in numbers (counts, pids, offsets) alone."""
+    text = f"{name}\0{seal}\0{re.sub('[0-9]+', '#', reason)}"
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _concerns(alarm: AlarmInfo, below: Iterable[str] | None) -> bool:
+    return below is None or bool(alarm.path and lies_below(alarm.path, below))

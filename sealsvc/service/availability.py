@@ -1,0 +1,137 @@
+"""What one user can use up, and how much of it: the table behind docs/limits.md.
+
+Values that are configured are read from the sections of config.py, the others from the modules that
+enforce them, so that the page cannot say anything else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sealsvc.control import connection, server
+from sealsvc.jobs import store
+from sealsvc.protocol.base import MAX_FDS, MAX_MESSAGE
+from sealsvc.runtime import log_queue, users
+from sealsvc.runtime.config import LimitsSection, PolicySection
+from sealsvc.service import idempotency
+
+_LIMITS, _POLICY = LimitsSection(), PolicySection()
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """One row. `setting` is a key of sealsvc.toml, or empty; `beyond` says what happens to a client
+    at the limit, `others` what the other clients notice."""
+
+    resource: str
+    setting: str
+    most: str
+    beyond: str
+    others: str
+
+
+def _limit(resource: str, setting: str, beyond: str, others: str = "nothing") -> Limit:
+    section, _, key = setting.partition(".")
+    value = getattr({"limits": _LIMITS, "policy": _POLICY}[section], key)
+    unit = " s" if key.endswith("_grace") else ""
+    number = f"{value:g}" if isinstance(value, float) else str(value)
+    most = f"{number}{unit}" if value else "no limit"
+    return Limit(resource, setting, most, beyond, others)
+
+
+def _fixed(resource: str, most: str, beyond: str, others: str = "nothing") -> Limit:
+    return Limit(resource, "", most, beyond, others)
+
+
+_REFUSED = "`limit-reached`"
+
+TABLE = (
+    _limit(
+        "connections of a user", "limits.connections_per_user", f"{_REFUSED}, then the end; alarm"
+    ),
+    _limit(
+        "connections altogether (at most a quarter of RLIMIT_NOFILE)",
+        "limits.connections",
+        f"{_REFUSED}; alarm",
+        "`limit-reached`, but for operators, who have 64 of them",
+    ),
+    _limit("requests of a user in flight", "limits.requests_per_user", f"{_REFUSED}; alarm"),
+    _fixed("requests of a connection in flight", str(connection.MAX_IN_FLIGHT), _REFUSED),
+    _limit(
+        "descriptors sent by a user and not closed yet",
+        "limits.descriptors_per_user",
+        f"{_REFUSED}, then the end of the connection; alarm",
+    ),
+    _fixed("descriptors with a message", str(MAX_FDS), "`too-large`; they are closed"),
+    _fixed("bytes of a message", str(MAX_MESSAGE), "`too-large`"),
+    _fixed(
+        "messages of a user that are read in one turn of the event loop",
+        str(server.TURN_MESSAGES),
+        "the rest waits in the sockets",
+        "at most that much delay for each user at work",
+    ),
+    _fixed(
+        "answers that a connection has not read",
+        str(connection.MAX_UNREAD),
+        "it is not read from until it reads",
+    ),
+    _fixed("messages and events for a connection", str(connection.MAX_QUEUED), "its end"),
+    _fixed(
+        "threads that look at what a user sent, and that close it",
+        f"{users.THREADS} and 2",
+        f"`try-later` after {users.PATIENCE:g} s",
+    ),
+    _fixed(
+        "keys of a user's requests",
+        str(idempotency.KEYS_PER_USER),
+        "its own oldest key is forgotten",
+    ),
+    _fixed(
+        "jobs that are over and remembered",
+        str(store.REMEMBERED),
+        "the oldest of the user who has most of them is forgotten",
+    ),
+    _limit("grants of a user in a second", "policy.grants_per_second", _REFUSED),
+    _limit("seals altogether", "policy.max_seals", _REFUSED, "`limit-reached`"),
+    _limit("seals of a process", "policy.max_seals_per_holder", _REFUSED),
+    _limit(
+        "seals on a file", "policy.max_seals_per_file", _REFUSED, "`limit-reached` on that file"
+    ),
+    _limit("bytes sealed by a user", "policy.max_bytes_per_user", _REFUSED),
+    _limit("memory of a user's rings", "policy.max_ring_bytes_per_user", _REFUSED),
+    _limit(
+        "time for which a descriptor that cannot write keeps others waiting",
+        "policy.max_reader_grace",
+        "`denied` above it, and for conflict=refuse; fenced by `kill` at its end",
+        "who writes waits for that long, and for the fence",
+    ),
+    _fixed(
+        "bytes of log that nobody reads",
+        str(log_queue.ROOM),
+        "further records are dropped, counted, and told of later",
+        "the same: the log is one",
+    ),
+)
+
+
+def page() -> str:
+    """docs/limits.md."""
+    lines = [
+        "# Limits",
+        "",
+        "What one user can use up of the service, how much of it, what is met there, and what",
+        "others notice. A user is a uid, as the kernel vouches for it; operators",
+        "(`policy.operators`) are exempt from what is counted per user. Refusals name the limit in",
+        "`details.limit`; they are counted in `sealsvc_limit_refusals_total{limit=...}`, and an",
+        "alarm names the user once a minute. How late the event loop is, whoever keeps it busy, is",
+        "`sealsvc_loop_lag_seconds`. Connections and descriptors of one user are at most a"
+        f" {users.PART}th of RLIMIT_NOFILE,",
+        "whatever is configured.",
+        "",
+        "| resource | key of sealsvc.toml | most | who is there meets | others notice |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for row in TABLE:
+        setting = f"`{row.setting}`" if row.setting else "-"
+        lines.append(f"| {row.resource} | {setting} | {row.most} | {row.beyond} | {row.others} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,82 @@
+"""Clients in other namespaces: a path is a name of somebody's root, a pid a number of somebody's
+pid namespace. A client is given what it means, or a refusal."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import FileId
+from sealsvc.linux import native
+from sealsvc.linux.processes import Process
+
+
+def sees_our_files(client: Process) -> bool:
+    """Has the client the service's mount namespace and root? Reads links that the kernel makes, and
+    touches no file."""
+    return _link(client, "ns/mnt") == _link(None, "ns/mnt") and _link(client, "root") == _link(
+        None, "root"
+    )
+
+
+def refuse_other_pids(client: Process) -> None:
+    """Before a pid that the client names is used."""
+    if _link(client, "ns/pid") != _link(None, "ns/pid"):
+        raise Refusal(
+            "bad-request",
+            "the client is in another pid namespace, where the number names another process: send a"
+            " pidfd (holder.pidfd) instead of a pid",
+        )
+
+
+def refuse_other_file(client: Process, path: str, identify: Callable[[str], FileId]) -> None:
+    """Before a path that the client names is used: it must lead to the same file in the client's
+    mount namespace, below its root. May block."""
+    ours = identify(path)
+    if _in_view_of(client, path) != (ours.device, ours.inode):
+        raise Refusal(
+            "outside-roots",
+            f"{path} is another file, or none, in the client's mount namespace: open the file there"
+            " and send its descriptor",
+            {"path": path},
+        )
+
+
+def _in_view_of(client: Process, path: str) -> tuple[int, int] | None:
+    try:
+        root = os.open(f"/proc/{_living(client)}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fd = native.open_beneath(root, os.path.normpath(path).lstrip("/"), os.O_PATH)
+        finally:
+            os.close(root)
+    except OSError:
+        return None
+    try:
+        st = os.fstat(fd)
+        return st.st_dev, st.st_ino
+    finally:
+        os.close(fd)
+
+
+def _link(client: Process | None, name: str) -> str:
+    """Of the service itself without a client."""
+    try:
+        return os.readlink(f"/proc/{'self' if client is None else _living(client)}/{name}")
+    except OSError as error:
+        raise _unknown(str(error.strerror)) from None
+
+
+def _living(client: Process) -> int:
+    """Its pid, which is another's once it has ended: then the links read were not its own."""
+    if not client.lives:
+        raise _unknown("it has ended")
+    return client.holder.pid
+
+
+def _unknown(why: str) -> Refusal:
+    return Refusal(
+        "denied",
+        f"the namespaces of the process that connected cannot be told: {why}; send descriptors and"
+        " pidfds instead of paths and pids",
+    )

@@ -1,0 +1,131 @@
+"""What is asked of the registry: who may see what, and maps as they were and as they are."""
+
+from __future__ import annotations
+
+import os
+
+import msgspec
+
+from sealsvc.core.errors import Refusal
+from sealsvc.core.extents import ExtentMap
+from sealsvc.lifecycle.policy import Policy
+from sealsvc.linux import filesystem
+from sealsvc.linux.host import Host
+from sealsvc.linux.processes import Peer
+from sealsvc.protocol.base import MAX_MESSAGE
+from sealsvc.protocol.history import (
+    AuditTrail,
+    ConflictHistory,
+    History,
+    MapChanges,
+    MapDifference,
+    PastConflicts,
+    RegistryAnswer,
+    RegistryRequest,
+    SealHistory,
+    SealRecord,
+    Steps,
+    Trail,
+)
+from sealsvc.registry import Registry
+from sealsvc.registry.queries import Queries
+from sealsvc.runtime.workers import Workers
+
+_MOST = 40  # records in a page: each may have a path of 4 KiB, and a message has 64
+_SEALS = 128  # seals in a page, which is cut to _ROOM besides
+_ROOM = MAX_MESSAGE - 1024
+_ENTRIES = 20
+_CHANGES = 200
+
+
+class Historian:
+    def __init__(self, registry: Registry, host: Host, policy: Policy, workers: Workers) -> None:
+        self._registry, self._host, self._policy, self._workers = registry, host, policy, workers
+        self._ask = registry.ask
+
+    async def answer(self, peer: Peer, request: RegistryRequest) -> RegistryAnswer:
+        match request:
+            case History():
+                return await self._seals(peer, request)
+            case Steps():
+                await self._seal(peer, request.seal)
+                return await self._ask(peer.uid, Queries.transitions, request.seal)
+            case PastConflicts():
+                return await self._conflicts(peer, request)
+            case MapChanges():
+                return await self._changes(peer, request)
+            case Trail():
+                return await self._trail(peer, request)
+        self._operators_only(peer)
+        return await self._ask(peer.uid, Queries.verify)
+
+    async def _seals(self, peer: Peer, request: History) -> SealHistory:
+        wanted = request.wanted
+        if not self._policy.is_operator(peer):
+            if wanted.uid not in (None, peer.uid):
+                raise Refusal("denied", f"uid {peer.uid} may only ask for its own seals")
+            wanted = msgspec.structs.replace(wanted, uid=peer.uid)
+        limit = min(request.limit, _SEALS)
+        asked = (wanted, request.after, limit, _ROOM)
+        return await self._ask(peer.uid, Queries.history, *asked)
+
+    async def _conflicts(self, peer: Peer, request: PastConflicts) -> ConflictHistory:
+        if request.seal is None:
+            self._operators_only(peer)
+        else:
+            await self._seal(peer, request.seal)
+        return await self._ask(
+            peer.uid,
+            Queries.conflicts,
+            request.after,
+            min(request.limit, _MOST),
+            seal=request.seal,
+            pid=request.pid,
+            since=request.since,
+            until=request.until,
+        )
+
+    async def _trail(self, peer: Peer, request: Trail) -> AuditTrail:
+        self._operators_only(peer)
+        return await self._ask(
+            peer.uid,
+            Queries.audit,
+            request.after,
+            min(request.limit, _ENTRIES),
+            kind=request.kind,
+            seal=request.seal,
+            since=request.since,
+            until=request.until,
+        )
+
+    async def map_at_grant(self, peer: Peer, seal: str) -> ExtentMap:
+        await self._seal(peer, seal)
+        return await self._ask(peer.uid, Queries.map_at_grant, seal)
+
+    async def _changes(self, peer: Peer, request: MapChanges) -> MapDifference:
+        record = await self._seal(peer, request.seal)
+        pool = self._workers.of(filesystem.place_at(record.path))
+        present = await pool.run(self._present, record)
+        limit = min(request.limit, _CHANGES)
+        return await self._ask(peer.uid, Queries.map_difference, request.seal, present, limit)
+
+    def _present(self, record: SealRecord) -> ExtentMap:
+        target = self._host.open_path(record.path, self._policy.roots, writable=False)
+        try:
+            if target.file != record.file:
+                raise Refusal(
+                    "no-such-file", f"{record.path} is another file by now", {"path": record.path}
+                )
+            return self._host.read_map(target.fd, record.effective)
+        finally:
+            os.close(target.fd)
+
+    async def _seal(self, peer: Peer, seal: str) -> SealRecord:
+        record = await self._ask(peer.uid, Queries.seal, seal)
+        if record.holder_uid != peer.uid and not self._policy.is_operator(peer):
+            raise Refusal("no-such-seal", f"nothing is recorded of seal {seal}", {"seal": seal})
+        return record
+
+    def _operators_only(self, peer: Peer) -> None:
+        if not self._policy.is_operator(peer):
+            raise Refusal("denied", f"uid {peer.uid} may only ask for its own seals")

@@ -1,0 +1,84 @@
+"""Claims: who asks for a seal need not be who will hold it.
+
+A claim is a secret that an operator is given for terms of its choosing, and that the holder-to-be
+shows on a connection of its own, where it can be sent the descriptor. Claims live in memory: they
+are short-lived, and one that a restart forgets is asked for again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import msgspec
+
+from sealsvc.core.errors import Refusal
+from sealsvc.linux.processes import Peer
+from sealsvc.protocol.admin import ClaimInfo
+from sealsvc.protocol.messages import Grant, IssueClaim
+from sealsvc.runtime import clock
+
+_MOST = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """`peer` is who asked, and with whose rights the grant is made."""
+
+    peer: Peer
+    grant: Grant
+    until: float
+
+
+class Claims:
+    def __init__(self) -> None:
+        # By digest: looking one up tells nothing of the others by the time it takes.
+        self._issued: dict[bytes, Issued] = {}
+        self._redeeming: set[bytes] = set()
+
+    def __len__(self) -> int:
+        return len(self._issued)
+
+    def issue(self, peer: Peer, request: IssueClaim) -> ClaimInfo:
+        self._forget()
+        if len(self._issued) >= _MOST:
+            raise Refusal("limit-reached", f"{_MOST} claims are open", retry_after=1.0)
+        terms = msgspec.structs.asdict(request)
+        seconds = terms.pop("seconds")
+        secret = secrets.token_urlsafe(32)
+        grant = Grant(**{**terms, "id": 0, "key": ""})
+        self._issued[_digest(secret)] = Issued(peer, grant, clock.now() + seconds)
+        return ClaimInfo(claim=secret, expires_in=seconds, uids=request.only.uids)
+
+    @contextmanager
+    def redeem(self, secret: str, by: Peer) -> Iterator[Issued]:
+        """The claim, for a grant that is made within the context. The claim is spent when the grant
+        succeeds; after a refusal it can be shown again until it expires. A claim that is shown by
+        the wrong user stays open for the right one. Raises Refusal: denied, or try-later while the
+        claim is being redeemed already."""
+        self._forget()
+        digest = _digest(secret)
+        found = self._issued.get(digest)
+        allowed = found.grant.only.uids if found else None
+        if found is None or (allowed is not None and by.uid not in allowed):
+            raise Refusal("denied", "the claim was redeemed, has expired, or is for another user")
+        if digest in self._redeeming:
+            raise Refusal("try-later", "the claim is being redeemed", retry_after=0.1)
+        self._redeeming.add(digest)
+        try:
+            yield found
+            self._issued.pop(digest, None)
+        finally:
+            self._redeeming.discard(digest)
+
+    def _forget(self) -> None:
+        now = clock.now()
+        for digest in [d for d, issued in self._issued.items() if issued.until <= now]:
+            del self._issued[digest]
+
+
+def _digest(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode()).digest()

@@ -1,0 +1,1 @@
+"""A simulated host and enforcer: development and tests without privilege."""
