@@ -9,7 +9,8 @@ from urllib.parse import urlencode
 import msgspec
 from fastapi import Request, Response
 
-from sealsvc.protocol.messages import SealInfo, encode
+from sealsvc.protocol.messages import encode
+from sealsvc.protocol.seals import SealInfo
 from sealsvc_api.etags import etag
 
 

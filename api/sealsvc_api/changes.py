@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import msgspec
 from fastapi import APIRouter, Depends, Response
 
-from sealsvc.protocol.messages import AnyRequest, Downgrade, Mapped, Renew, Return
+from sealsvc.protocol.messages import AnyRequest
+from sealsvc.protocol.seals import Downgrade, Mapped, Renew, Return
 from sealsvc_api import examples, inputs
 from sealsvc_api.access import Action
 from sealsvc_api.answers import answer, shown

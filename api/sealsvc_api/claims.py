@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 from fastapi import APIRouter, Depends, Response
 
-from sealsvc.protocol.messages import IssueClaim
+from sealsvc.protocol.seals import IssueClaim
 from sealsvc_api import examples, inputs
 from sealsvc_api.access import Action
 from sealsvc_api.answers import answer

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from sealsvc.exports.info import ExportInfo, ExportList
-from sealsvc.protocol import admin, history, messages
+from sealsvc.protocol import admin, events, history, seals, system
 from sealsvc.protocol.copies import CopyTrustReport
 from sealsvc.protocol.exports import ExportStopped
 from sealsvc_api import integrity, schemas
@@ -61,15 +61,15 @@ DOCUMENTED = (
     schemas.VersionInfo,
     schemas.Health,
     Problem,
-    messages.SealInfo,
-    messages.SealPage,
-    messages.ExtentPage,
-    messages.MappingReport,
-    messages.RecallReport,
-    messages.AuditReport,
-    messages.FilesystemList,
-    messages.ServiceStatus,
-    messages.Event,
+    seals.SealInfo,
+    seals.SealPage,
+    seals.ExtentPage,
+    seals.MappingReport,
+    seals.RecallReport,
+    system.AuditReport,
+    system.FilesystemList,
+    system.ServiceStatus,
+    events.Event,
     admin.FileInfo,
     admin.FilePage,
     admin.HolderInfo,

@@ -30,6 +30,7 @@ from sealsvc.protocol.admin import (
     WaitingConflict,
 )
 from sealsvc.protocol.copies import CopyTrustReport, CopyTrustRow
+from sealsvc.protocol.events import Event
 from sealsvc.protocol.exports import ExportStopped
 from sealsvc.protocol.history import (
     AuditEntry,
@@ -44,24 +45,25 @@ from sealsvc.protocol.history import (
     Transitions,
     Verification,
 )
-from sealsvc.protocol.messages import (
-    AuditReport,
-    Drift,
-    EnforcerInfo,
-    Event,
+from sealsvc.protocol.seals import (
     Extent,
     ExtentPage,
-    FilesystemInfo,
-    FilesystemList,
-    Gap,
     Holder,
     MappingReport,
-    PmemRegion,
     RecallOutcome,
     RecallReport,
     Requirements,
     SealInfo,
     SealPage,
+)
+from sealsvc.protocol.system import (
+    AuditReport,
+    Drift,
+    EnforcerInfo,
+    FilesystemInfo,
+    FilesystemList,
+    Gap,
+    PmemRegion,
     ServiceStatus,
 )
 from sealsvc_api.access import Action

@@ -18,17 +18,9 @@ from weakref import WeakSet, finalize
 
 from sealsvc.client import AsyncClient
 from sealsvc.core.errors import Refusal
-from sealsvc.protocol.messages import (
-    Event,
-    EventPage,
-    PastEvents,
-    Push,
-    ServiceStatus,
-    Status,
-    Watch,
-    Watching,
-    encode,
-)
+from sealsvc.protocol.events import Event, EventPage, PastEvents, Watch, Watching
+from sealsvc.protocol.messages import Push, encode
+from sealsvc.protocol.system import ServiceStatus, Status
 from sealsvc_api.access import Caller
 from sealsvc_api.connection import PROMPT, Connection, expect
 from sealsvc_api.shares import Shares

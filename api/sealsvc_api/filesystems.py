@@ -8,7 +8,7 @@ import msgspec
 from fastapi import APIRouter, Depends, Response
 
 from sealsvc.protocol.admin import Coverage
-from sealsvc.protocol.messages import FilesystemInfo, FilesystemList, Filesystems
+from sealsvc.protocol.system import FilesystemInfo, FilesystemList, Filesystems
 from sealsvc_api import examples, inputs
 from sealsvc_api.access import Action, Caller, lies_below
 from sealsvc_api.answers import answer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Depends, Response
 
-from sealsvc.protocol.messages import Status
+from sealsvc.protocol.system import Status
 from sealsvc_api import examples, inputs
 from sealsvc_api.answers import answer
 from sealsvc_api.connection import Daemon

@@ -18,7 +18,7 @@ from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST, genera
 
 from sealsvc.core.model import State
 from sealsvc.protocol.admin import Histogram, Measures, MeasuresReport
-from sealsvc.protocol.messages import FilesystemList, Filesystems, ServiceStatus, Status
+from sealsvc.protocol.system import FilesystemList, Filesystems, ServiceStatus, Status
 from sealsvc_api import exports, inputs
 from sealsvc_api.access import Action
 from sealsvc_api.auth import Asking

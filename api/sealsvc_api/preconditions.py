@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import Header
 
 from sealsvc.core.errors import Refusal
-from sealsvc.protocol.messages import Show
+from sealsvc.protocol.seals import Show
 from sealsvc_api.connection import Connection
 from sealsvc_api.etags import required_seqids
 from sealsvc_api.operations import taken

@@ -11,7 +11,8 @@ from fastapi import APIRouter, Depends, Request, Response
 from sealsvc.core.errors import Refusal
 from sealsvc.core.model import State
 from sealsvc.protocol.admin import Conflicts
-from sealsvc.protocol.messages import Audit, RecallSeals, SealPage
+from sealsvc.protocol.seals import RecallSeals, SealPage
+from sealsvc.protocol.system import Audit
 from sealsvc_api import examples, inputs
 from sealsvc_api.access import Action
 from sealsvc_api.answers import answer, paged

@@ -12,14 +12,14 @@ import msgspec
 from fastapi import Path
 from msgspec import Meta
 
-from sealsvc.protocol import messages
+from sealsvc.protocol import base
 from sealsvc.protocol.admin import CheckPolicy, Coverage, Files, Holders, StartJob
 from sealsvc.protocol.base import Limit, Name, Pid
 from sealsvc.protocol.copies import StartCopy
 from sealsvc.protocol.exports import StopExport
 from sealsvc.protocol.integrity import PiAttach, PiBless, PiScrub, PiVerify
-from sealsvc.protocol.messages import (
-    Audit,
+from sealsvc.protocol.relocation import Relocate
+from sealsvc.protocol.seals import (
     Downgrade,
     Extents,
     Grant,
@@ -30,7 +30,7 @@ from sealsvc.protocol.messages import (
     Renew,
     Return,
 )
-from sealsvc.protocol.relocation import Relocate
+from sealsvc.protocol.system import Audit
 
 # These belong to the control connection, and to what the API itself says of its callers.
 _ENVELOPE = frozenset({"id", "v", "principal", "trace", "key", "only", "below"})
@@ -140,7 +140,7 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     status: str
 
 
-SEAL_ID: str = get_args(messages.SealId)[1].pattern
+SEAL_ID: str = get_args(base.SealId)[1].pattern
 SealPath = Annotated[
     str, Path(pattern=SEAL_ID, description="A seal's id", examples=["65f0c0ffee5ea15e00000001"])
 ]

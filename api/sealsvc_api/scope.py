@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Header
 
 from sealsvc.core.errors import Refusal
-from sealsvc.protocol.messages import Conditions, List, SealInfo, SealPage, Show
+from sealsvc.protocol.seals import Conditions, List, SealInfo, SealPage, Show
 from sealsvc_api.access import Action, Caller
 from sealsvc_api.auth import demand
 from sealsvc_api.connection import Connection, expect

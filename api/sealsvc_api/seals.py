@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from starlette.routing import Route
 
 from sealsvc.core.errors import Refusal
-from sealsvc.protocol.messages import Extents, Grant, HolderSpec
+from sealsvc.protocol.seals import Extents, Grant, HolderSpec
 from sealsvc_api import examples, inputs
 from sealsvc_api.access import Action
 from sealsvc_api.answers import answer, paged, shown

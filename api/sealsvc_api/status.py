@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Depends, Response
 
 from sealsvc.protocol.admin import Measures
-from sealsvc.protocol.messages import ServiceStatus, Status
+from sealsvc.protocol.system import ServiceStatus, Status
 from sealsvc_api import examples, inputs
 from sealsvc_api.access import Action
 from sealsvc_api.answers import answer

@@ -1,4 +1,4 @@
-/* The control socket: attaching and registering, in JSON (docs of the service: sealsvc/protocol/messages.py). */
+/* The control socket: attaching and registering, in JSON (docs of the service: sealsvc/protocol/rings.py). */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -13,7 +13,7 @@ from sealsvc.cli.progress import waiting
 from sealsvc.cli.seals import complete_seal, find_seal
 from sealsvc.cli.units import exact_size
 from sealsvc.core.display import printable
-from sealsvc.protocol.messages import Audit, AuditReport
+from sealsvc.protocol.system import Audit, AuditReport
 
 EXAMPLES = """\b
 Examples:

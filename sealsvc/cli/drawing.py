@@ -13,7 +13,7 @@ from rich.text import Text
 
 from sealsvc.cli.listing import Listing
 from sealsvc.cli.units import about_size, exact_size
-from sealsvc.protocol.messages import Extent
+from sealsvc.protocol.seals import Extent
 
 # (glyph, its ASCII stand-in, style, meaning)
 _HOLE = ("·", ".", "dim", "hole")

@@ -10,7 +10,7 @@ import msgspec
 
 from sealsvc.cli.units import duration, exact_range
 from sealsvc.core.model import ByteRange
-from sealsvc.protocol.messages import Event
+from sealsvc.protocol.events import Event
 
 
 def told(event: Event) -> str:

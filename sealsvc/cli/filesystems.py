@@ -11,7 +11,7 @@ from sealsvc.cli.options import Settings, pass_settings, shared_options
 from sealsvc.cli.output import emit
 from sealsvc.cli.units import exact_size
 from sealsvc.core.display import printable
-from sealsvc.protocol.messages import FilesystemInfo, FilesystemList, Filesystems
+from sealsvc.protocol.system import FilesystemInfo, FilesystemList, Filesystems
 
 EXAMPLES = """\b
 Examples:

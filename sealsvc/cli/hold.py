@@ -19,7 +19,7 @@ from sealsvc.cli.progress import waiting
 from sealsvc.client import Reply
 from sealsvc.core.errors import Refusal
 from sealsvc.core.model import ByteRange, Conflict, Fence, IoMode, Kind, Preparation
-from sealsvc.protocol.messages import HolderSpec, Requirements
+from sealsvc.protocol.seals import HolderSpec, Requirements
 
 EXAMPLES = """\b
 Examples:

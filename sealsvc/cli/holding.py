@@ -17,7 +17,7 @@ from sealsvc.client import Client
 from sealsvc.core.errors import Refusal
 from sealsvc.core.model import State
 from sealsvc.core.states import LIVE
-from sealsvc.protocol.messages import Recall, Reclaim, Return, SealInfo
+from sealsvc.protocol.seals import Recall, Reclaim, Return, SealInfo
 
 _FORWARDED = (
     signal.SIGINT,

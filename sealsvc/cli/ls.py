@@ -21,7 +21,8 @@ from sealsvc.client import Client
 from sealsvc.client.paging import every_seal
 from sealsvc.core.display import printable
 from sealsvc.core.model import Kind, State
-from sealsvc.protocol.messages import SealInfo, SealPage, ServiceStatus, Status
+from sealsvc.protocol.seals import SealInfo, SealPage
+from sealsvc.protocol.system import ServiceStatus, Status
 
 EXAMPLES = """\b
 Examples:

@@ -20,7 +20,7 @@ from sealsvc.client.paging import every_seal
 from sealsvc.core.display import printable
 from sealsvc.core.errors import Refusal
 from sealsvc.core.model import Kind
-from sealsvc.protocol.messages import Extent
+from sealsvc.protocol.seals import Extent
 
 EXAMPLES = """\b
 Examples:

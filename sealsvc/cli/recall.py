@@ -18,7 +18,7 @@ from sealsvc.cli.units import duration
 from sealsvc.client.paging import every_seal
 from sealsvc.core.errors import Refusal
 from sealsvc.core.model import ByteRange, State
-from sealsvc.protocol.messages import RecallOutcome, RecallReport, RecallSeals
+from sealsvc.protocol.seals import RecallOutcome, RecallReport, RecallSeals
 
 EXAMPLES = """\b
 Examples:

@@ -21,7 +21,7 @@ from sealsvc.core.errors import Refusal
 from sealsvc.core.model import State
 from sealsvc.protocol.admin import ConflictPage, Conflicts, WaitingConflict
 from sealsvc.protocol.history import History, SealFilter, SealHistory
-from sealsvc.protocol.messages import SealInfo
+from sealsvc.protocol.seals import SealInfo
 
 AT_REST = frozenset({State.GRANTED, State.ACTIVE, State.COURTESY})
 

@@ -137,7 +137,7 @@ def _serve(
     file: Path | None,
     override: Callable[[config.Config], config.Config],
 ) -> None:
-    from sealsvc.service.daemon import kernel_daemon, sim_daemon, simulated
+    from sealsvc.service.systems import kernel_daemon, sim_daemon, simulated
 
     if os.geteuid() != 0 and not sim:
         raise Refusal("denied", "sealing files of the real system needs root: or try --sim")

@@ -18,7 +18,7 @@ from sealsvc.cli.units import duration, exact_range, moment
 from sealsvc.client import Client
 from sealsvc.core.model import ByteRange
 from sealsvc.protocol.admin import WaitingConflict
-from sealsvc.protocol.messages import Extent, ExtentPage, Extents, LadderStep, SealInfo, Show
+from sealsvc.protocol.seals import Extent, ExtentPage, Extents, LadderStep, SealInfo, Show
 
 EXAMPLES = """\b
 Examples:

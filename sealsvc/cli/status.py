@@ -9,7 +9,7 @@ from sealsvc.cli.answers import ask
 from sealsvc.cli.options import Settings, pass_settings, shared_options
 from sealsvc.cli.output import emit, fields
 from sealsvc.cli.units import duration
-from sealsvc.protocol.messages import RegistryInfo, ServiceStatus, Status
+from sealsvc.protocol.system import RegistryInfo, ServiceStatus, Status
 
 EXAMPLES = """\b
 Examples:

@@ -11,7 +11,7 @@ from sealsvc.cli.parameters import DURATION, RANGE
 from sealsvc.cli.seals import complete_seal, find_seal
 from sealsvc.cli.units import duration, exact_range
 from sealsvc.core.model import ByteRange
-from sealsvc.protocol.messages import Downgrade, Renew, Return, SealInfo
+from sealsvc.protocol.seals import Downgrade, Renew, Return, SealInfo
 
 RETURN_EXAMPLES = """\b
 Examples:

@@ -33,7 +33,8 @@ from sealsvc.protocol.admin import (
     Measures,
     MeasuresReport,
 )
-from sealsvc.protocol.messages import List, SealPage, ServiceStatus, Status
+from sealsvc.protocol.seals import List, SealPage
+from sealsvc.protocol.system import ServiceStatus, Status
 
 EXAMPLES = """\b
 Examples:

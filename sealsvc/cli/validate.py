@@ -11,7 +11,7 @@ from sealsvc.cli.options import Settings, pass_settings, shared_options
 from sealsvc.cli.output import emit, fields, state_text
 from sealsvc.cli.parameters import ADDRESS
 from sealsvc.cli.seals import complete_seal, find_seal
-from sealsvc.protocol.messages import Mapped, MappingReport
+from sealsvc.protocol.seals import Mapped, MappingReport
 
 EXAMPLES = """\b
 Examples:

@@ -14,7 +14,7 @@ from sealsvc.cli.output import json_line, note
 from sealsvc.client import Client
 from sealsvc.core.display import printable
 from sealsvc.core.errors import Refusal
-from sealsvc.protocol.messages import Event, Watch, Watching
+from sealsvc.protocol.events import Event, Watch, Watching
 
 EXAMPLES = """\b
 Examples:

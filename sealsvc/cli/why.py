@@ -19,7 +19,7 @@ from sealsvc.core.display import printable
 from sealsvc.core.errors import Refusal
 from sealsvc.core.model import Fence, State
 from sealsvc.protocol.admin import ConflictPage, Conflicts, WaitingConflict
-from sealsvc.protocol.messages import SealInfo, Show
+from sealsvc.protocol.seals import SealInfo, Show
 
 EXAMPLES = """\b
 Examples:

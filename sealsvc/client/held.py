@@ -20,10 +20,11 @@ import weakref
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Self
 
-from sealsvc.client.socket import AsyncClient, Client
+from sealsvc.client.async_socket import AsyncClient
+from sealsvc.client.socket import Client
 from sealsvc.core.errors import Refusal
 from sealsvc.core.model import IoMode, State
-from sealsvc.protocol.messages import (
+from sealsvc.protocol.seals import (
     Downgrade,
     Mapped,
     MappingReport,

@@ -15,32 +15,27 @@ from urllib.parse import urlencode, urlsplit
 
 import msgspec
 
-from sealsvc.client.socket import Client, Reply
+from sealsvc.client.datagrams import Reply
+from sealsvc.client.socket import Client
 from sealsvc.core.errors import TABLE, Refusal
 from sealsvc.protocol import admin, history
 from sealsvc.protocol import integrity as integrity
 from sealsvc.protocol.copies import CopyTrust, StartCopy
+from sealsvc.protocol.events import Event, Watch, Watching
 from sealsvc.protocol.exports import StopExport
-from sealsvc.protocol.messages import (
-    AnyRequest,
-    Audit,
+from sealsvc.protocol.messages import AnyRequest, Push, Result
+from sealsvc.protocol.relocation import Relocate
+from sealsvc.protocol.seals import (
     Downgrade,
-    Event,
     Extents,
-    Filesystems,
     List,
     Mapped,
-    Push,
     RecallSeals,
     Renew,
-    Result,
     Return,
     Show,
-    Status,
-    Watch,
-    Watching,
 )
-from sealsvc.protocol.relocation import Relocate
+from sealsvc.protocol.system import Audit, Filesystems, Status
 
 # Request -> method and path; the fields that are in the path are not in the query or the body.
 _ROUTES: dict[type, tuple[str, str]] = {

@@ -5,8 +5,19 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from sealsvc.core import model
-from sealsvc.protocol import admin, copies, exports, integrity, messages, pi_device, relocation
+from sealsvc.protocol import (
+    admin,
+    copies,
+    events,
+    exports,
+    integrity,
+    messages,
+    pi_device,
+    relocation,
+    system,
+)
 from sealsvc.protocol import history as history_messages
+from sealsvc.protocol import seals as seals_messages
 
 T = TypeVar("T")
 
@@ -24,50 +35,61 @@ class Methods:
         seqid: int | None = None,
         range: model.ByteRange | None = None,
         key: str = "",
-    ) -> messages.SealInfo:
+    ) -> seals_messages.SealInfo:
         """Give a seal back (LAYOUTRETURN): close and unmap first. Refused with `still-mapped` while
         any mapping of the range is left. Answer: SealInfo in state returned. With `range`, a part
         at one end of the sealed range is given back: unmap that part; the seal stays for the rest,
         unless what a recall wanted was all that is given back."""
         return self._ask(
-            messages.Return, messages.SealInfo, seal=seal, seqid=seqid, range=range, key=key
+            seals_messages.Return,
+            seals_messages.SealInfo,
+            seal=seal,
+            seqid=seqid,
+            range=range,
+            key=key,
         )
 
-    def downgrade(self, seal: str, *, seqid: int | None = None, key: str = "") -> messages.SealInfo:
+    def downgrade(
+        self, seal: str, *, seqid: int | None = None, key: str = ""
+    ) -> seals_messages.SealInfo:
         """The holder of a seal with iomode rw will only read from now on. Refused with `still-
         mapped` while it maps the range writably. Answer: SealInfo."""
-        return self._ask(messages.Downgrade, messages.SealInfo, seal=seal, seqid=seqid, key=key)
+        return self._ask(
+            seals_messages.Downgrade, seals_messages.SealInfo, seal=seal, seqid=seqid, key=key
+        )
 
     def renew(
         self, seal: str, *, seqid: int | None = None, ttl: float | None = None, key: str = ""
-    ) -> messages.SealInfo:
+    ) -> seals_messages.SealInfo:
         """The holder is still there: the seal's ttl begins anew (with `ttl` seconds, if given; 0:
         it has no end any more). Answer: SealInfo."""
         return self._ask(
-            messages.Renew, messages.SealInfo, seal=seal, seqid=seqid, ttl=ttl, key=key
+            seals_messages.Renew, seals_messages.SealInfo, seal=seal, seqid=seqid, ttl=ttl, key=key
         )
 
-    def recall_progress(self, seal: str, *, seqid: int | None = None) -> messages.SealInfo:
+    def recall_progress(self, seal: str, *, seqid: int | None = None) -> seals_messages.SealInfo:
         """The holder is about to give a recalled seal back and needs longer: the deadline is
         `grace` seconds from now again, but never later than policy.max_recall after the recall
         began. Answer: SealInfo."""
-        return self._ask(messages.RecallProgress, messages.SealInfo, seal=seal, seqid=seqid)
+        return self._ask(
+            seals_messages.RecallProgress, seals_messages.SealInfo, seal=seal, seqid=seqid
+        )
 
-    def forgotten(self, seal: str) -> messages.SealInfo:
+    def forgotten(self, seal: str) -> seals_messages.SealInfo:
         """The answer to a recall by a holder that knows no such seal (NFS4ERR_NOMATCHING_LAYOUT):
         it counts as returned once it is proven that nothing of the range is mapped. Answer:
         SealInfo, still recalled where the proof takes longer."""
-        return self._ask(messages.Forgotten, messages.SealInfo, seal=seal)
+        return self._ask(seals_messages.Forgotten, seals_messages.SealInfo, seal=seal)
 
-    def reclaim(self, seal: str) -> messages.SealInfo:
+    def reclaim(self, seal: str) -> seals_messages.SealInfo:
         """Have this connection receive the recalls of a seal from now on: after the service was
         restarted, or the connection lost. A recall that is under way is pushed at once. Refused
         while the connection that has it is open. Answer: SealInfo."""
-        return self._ask(messages.Reclaim, messages.SealInfo, seal=seal)
+        return self._ask(seals_messages.Reclaim, seals_messages.SealInfo, seal=seal)
 
-    def show(self, seal: str) -> messages.SealInfo:
+    def show(self, seal: str) -> seals_messages.SealInfo:
         """Answer: SealInfo."""
-        return self._ask(messages.Show, messages.SealInfo, seal=seal)
+        return self._ask(seals_messages.Show, seals_messages.SealInfo, seal=seal)
 
     def seals(
         self,
@@ -84,13 +106,13 @@ class Methods:
         search: str | None = None,
         after: str | None = None,
         limit: int = 100,
-    ) -> messages.SealPage:
+    ) -> seals_messages.SealPage:
         """Live seals in order of id, after `after`; `below` are directories, `owner` is whom the
         seal was asked for (Request.principal), `search` a part of id, path, tag or the holder's
         name. Answer: SealPage."""
         return self._ask(
-            messages.List,
-            messages.SealPage,
+            seals_messages.List,
+            seals_messages.SealPage,
             path=path,
             state=state,
             pid=pid,
@@ -107,11 +129,16 @@ class Methods:
 
     def extents(
         self, seal: str, *, now: bool = False, start: int = 0, limit: int = 500
-    ) -> messages.ExtentPage:
+    ) -> seals_messages.ExtentPage:
         """The extent map recorded at grant, extents [start, start + limit); of a seal that is over,
         as long as the registry has it. With `now`, that of this moment. Answer: ExtentPage."""
         return self._ask(
-            messages.Extents, messages.ExtentPage, seal=seal, now=now, start=start, limit=limit
+            seals_messages.Extents,
+            seals_messages.ExtentPage,
+            seal=seal,
+            now=now,
+            start=start,
+            limit=limit,
         )
 
     def recall(
@@ -130,7 +157,7 @@ class Methods:
         wait: bool = False,
         reason: str = "",
         key: str = "",
-    ) -> messages.RecallReport:
+    ) -> seals_messages.RecallReport:
         """Recall every live seal in exactly one scope: `seal`, `path` (with an optional range),
         `filesystem` (a path on it), `pid` (a holder), or `all`. With `wait` the answer comes when
         the recalls have ended. With `any`, beside `pid`, the holder is asked for that many of its
@@ -138,8 +165,8 @@ class Methods:
         it, the oldest first. With `below` a `path` must lie below one of these directories, and so
         must the files whose seals are recalled. Answer: RecallReport."""
         return self._ask(
-            messages.RecallSeals,
-            messages.RecallReport,
+            seals_messages.RecallSeals,
+            seals_messages.RecallReport,
             seal=seal,
             seqid=seqid,
             path=path,
@@ -155,15 +182,15 @@ class Methods:
             key=key,
         )
 
-    def past_events(self, since: int, *, limit: int = 1000) -> messages.EventPage:
+    def past_events(self, since: int, *, limit: int = 1000) -> events.EventPage:
         """The events after number `since` that the service still keeps, the oldest first, as many
         as fit into a message. Answer: EventPage."""
-        return self._ask(messages.PastEvents, messages.EventPage, since=since, limit=limit)
+        return self._ask(events.PastEvents, events.EventPage, since=since, limit=limit)
 
-    def audit(self, *, seal: str | None = None) -> messages.AuditReport:
+    def audit(self, *, seal: str | None = None) -> system.AuditReport:
         """Compare the present extent map of every live seal (or of one) with the recorded one; a
         drifted seal becomes `lost`. Answer: AuditReport."""
-        return self._ask(messages.Audit, messages.AuditReport, seal=seal)
+        return self._ask(system.Audit, system.AuditReport, seal=seal)
 
     def history(
         self,
@@ -241,16 +268,16 @@ class Methods:
         """Walk through the whole audit trail; for operators. Answer: Verification."""
         return self._ask(history_messages.VerifyTrail, history_messages.Verification)
 
-    def filesystems(self, *, below: list[str] | None = None) -> messages.FilesystemList:
+    def filesystems(self, *, below: list[str] | None = None) -> system.FilesystemList:
         """The file systems under the allowed roots. With `below`, seals are counted that lie below
         these directories. Answer: FilesystemList."""
-        return self._ask(messages.Filesystems, messages.FilesystemList, below=below)
+        return self._ask(system.Filesystems, system.FilesystemList, below=below)
 
-    def status(self, *, below: list[str] | None = None) -> messages.ServiceStatus:
+    def status(self, *, below: list[str] | None = None) -> system.ServiceStatus:
         """With `below`, the status holds what concerns files below these directories and nothing
         that tells of others: no counters, no connections, no reports on the registry. Answer:
         ServiceStatus."""
-        return self._ask(messages.Status, messages.ServiceStatus, below=below)
+        return self._ask(system.Status, system.ServiceStatus, below=below)
 
     def issue_claim(
         self,
@@ -267,14 +294,14 @@ class Methods:
         grace: float = 10.0,
         ttl: float = 0.0,
         tag: str = "",
-        require: messages.Requirements | None = None,
+        require: seals_messages.Requirements | None = None,
         prepare: list[model.Preparation] | None = None,
-        only: messages.Conditions | None = None,
+        only: seals_messages.Conditions | None = None,
     ) -> admin.ClaimInfo:
         """Ask for a claim: a secret with which another process takes up the seal within `seconds`
         (Redeem), by `path`. Only operators may. Answer: ClaimInfo."""
         return self._ask(
-            messages.IssueClaim,
+            seals_messages.IssueClaim,
             admin.ClaimInfo,
             seconds=seconds,
             key=key,
@@ -375,11 +402,11 @@ class Methods:
             key=key,
         )
 
-    def quiesce(self, seal: str, *, seqid: int | None = None) -> messages.SealInfo:
+    def quiesce(self, seal: str, *, seqid: int | None = None) -> seals_messages.SealInfo:
         """The holder's answer to a Recall with `quiesce`: it maps nothing of the range, and uses no
         address of it, until a Recall with state `granted` tells it to read the map again. The seal
         is kept. Raises still-mapped, as Return does. Answer: SealInfo."""
-        return self._ask(relocation.Quiesce, messages.SealInfo, seal=seal, seqid=seqid)
+        return self._ask(relocation.Quiesce, seals_messages.SealInfo, seal=seal, seqid=seqid)
 
     def stop_export(
         self, name: str, *, force: bool = False, below: list[str] | None = None, key: str = ""
@@ -700,54 +727,63 @@ class AsyncMethods:
         seqid: int | None = None,
         range: model.ByteRange | None = None,
         key: str = "",
-    ) -> messages.SealInfo:
+    ) -> seals_messages.SealInfo:
         """Give a seal back (LAYOUTRETURN): close and unmap first. Refused with `still-mapped` while
         any mapping of the range is left. Answer: SealInfo in state returned. With `range`, a part
         at one end of the sealed range is given back: unmap that part; the seal stays for the rest,
         unless what a recall wanted was all that is given back."""
         return await self._ask(
-            messages.Return, messages.SealInfo, seal=seal, seqid=seqid, range=range, key=key
+            seals_messages.Return,
+            seals_messages.SealInfo,
+            seal=seal,
+            seqid=seqid,
+            range=range,
+            key=key,
         )
 
     async def downgrade(
         self, seal: str, *, seqid: int | None = None, key: str = ""
-    ) -> messages.SealInfo:
+    ) -> seals_messages.SealInfo:
         """The holder of a seal with iomode rw will only read from now on. Refused with `still-
         mapped` while it maps the range writably. Answer: SealInfo."""
         return await self._ask(
-            messages.Downgrade, messages.SealInfo, seal=seal, seqid=seqid, key=key
+            seals_messages.Downgrade, seals_messages.SealInfo, seal=seal, seqid=seqid, key=key
         )
 
     async def renew(
         self, seal: str, *, seqid: int | None = None, ttl: float | None = None, key: str = ""
-    ) -> messages.SealInfo:
+    ) -> seals_messages.SealInfo:
         """The holder is still there: the seal's ttl begins anew (with `ttl` seconds, if given; 0:
         it has no end any more). Answer: SealInfo."""
         return await self._ask(
-            messages.Renew, messages.SealInfo, seal=seal, seqid=seqid, ttl=ttl, key=key
+            seals_messages.Renew, seals_messages.SealInfo, seal=seal, seqid=seqid, ttl=ttl, key=key
         )
 
-    async def recall_progress(self, seal: str, *, seqid: int | None = None) -> messages.SealInfo:
+    async def recall_progress(
+        self, seal: str, *, seqid: int | None = None
+    ) -> seals_messages.SealInfo:
         """The holder is about to give a recalled seal back and needs longer: the deadline is
         `grace` seconds from now again, but never later than policy.max_recall after the recall
         began. Answer: SealInfo."""
-        return await self._ask(messages.RecallProgress, messages.SealInfo, seal=seal, seqid=seqid)
+        return await self._ask(
+            seals_messages.RecallProgress, seals_messages.SealInfo, seal=seal, seqid=seqid
+        )
 
-    async def forgotten(self, seal: str) -> messages.SealInfo:
+    async def forgotten(self, seal: str) -> seals_messages.SealInfo:
         """The answer to a recall by a holder that knows no such seal (NFS4ERR_NOMATCHING_LAYOUT):
         it counts as returned once it is proven that nothing of the range is mapped. Answer:
         SealInfo, still recalled where the proof takes longer."""
-        return await self._ask(messages.Forgotten, messages.SealInfo, seal=seal)
+        return await self._ask(seals_messages.Forgotten, seals_messages.SealInfo, seal=seal)
 
-    async def reclaim(self, seal: str) -> messages.SealInfo:
+    async def reclaim(self, seal: str) -> seals_messages.SealInfo:
         """Have this connection receive the recalls of a seal from now on: after the service was
         restarted, or the connection lost. A recall that is under way is pushed at once. Refused
         while the connection that has it is open. Answer: SealInfo."""
-        return await self._ask(messages.Reclaim, messages.SealInfo, seal=seal)
+        return await self._ask(seals_messages.Reclaim, seals_messages.SealInfo, seal=seal)
 
-    async def show(self, seal: str) -> messages.SealInfo:
+    async def show(self, seal: str) -> seals_messages.SealInfo:
         """Answer: SealInfo."""
-        return await self._ask(messages.Show, messages.SealInfo, seal=seal)
+        return await self._ask(seals_messages.Show, seals_messages.SealInfo, seal=seal)
 
     async def seals(
         self,
@@ -764,13 +800,13 @@ class AsyncMethods:
         search: str | None = None,
         after: str | None = None,
         limit: int = 100,
-    ) -> messages.SealPage:
+    ) -> seals_messages.SealPage:
         """Live seals in order of id, after `after`; `below` are directories, `owner` is whom the
         seal was asked for (Request.principal), `search` a part of id, path, tag or the holder's
         name. Answer: SealPage."""
         return await self._ask(
-            messages.List,
-            messages.SealPage,
+            seals_messages.List,
+            seals_messages.SealPage,
             path=path,
             state=state,
             pid=pid,
@@ -787,11 +823,16 @@ class AsyncMethods:
 
     async def extents(
         self, seal: str, *, now: bool = False, start: int = 0, limit: int = 500
-    ) -> messages.ExtentPage:
+    ) -> seals_messages.ExtentPage:
         """The extent map recorded at grant, extents [start, start + limit); of a seal that is over,
         as long as the registry has it. With `now`, that of this moment. Answer: ExtentPage."""
         return await self._ask(
-            messages.Extents, messages.ExtentPage, seal=seal, now=now, start=start, limit=limit
+            seals_messages.Extents,
+            seals_messages.ExtentPage,
+            seal=seal,
+            now=now,
+            start=start,
+            limit=limit,
         )
 
     async def recall(
@@ -810,7 +851,7 @@ class AsyncMethods:
         wait: bool = False,
         reason: str = "",
         key: str = "",
-    ) -> messages.RecallReport:
+    ) -> seals_messages.RecallReport:
         """Recall every live seal in exactly one scope: `seal`, `path` (with an optional range),
         `filesystem` (a path on it), `pid` (a holder), or `all`. With `wait` the answer comes when
         the recalls have ended. With `any`, beside `pid`, the holder is asked for that many of its
@@ -818,8 +859,8 @@ class AsyncMethods:
         it, the oldest first. With `below` a `path` must lie below one of these directories, and so
         must the files whose seals are recalled. Answer: RecallReport."""
         return await self._ask(
-            messages.RecallSeals,
-            messages.RecallReport,
+            seals_messages.RecallSeals,
+            seals_messages.RecallReport,
             seal=seal,
             seqid=seqid,
             path=path,
@@ -835,15 +876,15 @@ class AsyncMethods:
             key=key,
         )
 
-    async def past_events(self, since: int, *, limit: int = 1000) -> messages.EventPage:
+    async def past_events(self, since: int, *, limit: int = 1000) -> events.EventPage:
         """The events after number `since` that the service still keeps, the oldest first, as many
         as fit into a message. Answer: EventPage."""
-        return await self._ask(messages.PastEvents, messages.EventPage, since=since, limit=limit)
+        return await self._ask(events.PastEvents, events.EventPage, since=since, limit=limit)
 
-    async def audit(self, *, seal: str | None = None) -> messages.AuditReport:
+    async def audit(self, *, seal: str | None = None) -> system.AuditReport:
         """Compare the present extent map of every live seal (or of one) with the recorded one; a
         drifted seal becomes `lost`. Answer: AuditReport."""
-        return await self._ask(messages.Audit, messages.AuditReport, seal=seal)
+        return await self._ask(system.Audit, system.AuditReport, seal=seal)
 
     async def history(
         self,
@@ -921,16 +962,16 @@ class AsyncMethods:
         """Walk through the whole audit trail; for operators. Answer: Verification."""
         return await self._ask(history_messages.VerifyTrail, history_messages.Verification)
 
-    async def filesystems(self, *, below: list[str] | None = None) -> messages.FilesystemList:
+    async def filesystems(self, *, below: list[str] | None = None) -> system.FilesystemList:
         """The file systems under the allowed roots. With `below`, seals are counted that lie below
         these directories. Answer: FilesystemList."""
-        return await self._ask(messages.Filesystems, messages.FilesystemList, below=below)
+        return await self._ask(system.Filesystems, system.FilesystemList, below=below)
 
-    async def status(self, *, below: list[str] | None = None) -> messages.ServiceStatus:
+    async def status(self, *, below: list[str] | None = None) -> system.ServiceStatus:
         """With `below`, the status holds what concerns files below these directories and nothing
         that tells of others: no counters, no connections, no reports on the registry. Answer:
         ServiceStatus."""
-        return await self._ask(messages.Status, messages.ServiceStatus, below=below)
+        return await self._ask(system.Status, system.ServiceStatus, below=below)
 
     async def issue_claim(
         self,
@@ -947,14 +988,14 @@ class AsyncMethods:
         grace: float = 10.0,
         ttl: float = 0.0,
         tag: str = "",
-        require: messages.Requirements | None = None,
+        require: seals_messages.Requirements | None = None,
         prepare: list[model.Preparation] | None = None,
-        only: messages.Conditions | None = None,
+        only: seals_messages.Conditions | None = None,
     ) -> admin.ClaimInfo:
         """Ask for a claim: a secret with which another process takes up the seal within `seconds`
         (Redeem), by `path`. Only operators may. Answer: ClaimInfo."""
         return await self._ask(
-            messages.IssueClaim,
+            seals_messages.IssueClaim,
             admin.ClaimInfo,
             seconds=seconds,
             key=key,
@@ -1055,11 +1096,11 @@ class AsyncMethods:
             key=key,
         )
 
-    async def quiesce(self, seal: str, *, seqid: int | None = None) -> messages.SealInfo:
+    async def quiesce(self, seal: str, *, seqid: int | None = None) -> seals_messages.SealInfo:
         """The holder's answer to a Recall with `quiesce`: it maps nothing of the range, and uses no
         address of it, until a Recall with state `granted` tells it to read the map again. The seal
         is kept. Raises still-mapped, as Return does. Answer: SealInfo."""
-        return await self._ask(relocation.Quiesce, messages.SealInfo, seal=seal, seqid=seqid)
+        return await self._ask(relocation.Quiesce, seals_messages.SealInfo, seal=seal, seqid=seqid)
 
     async def stop_export(
         self, name: str, *, force: bool = False, below: list[str] | None = None, key: str = ""

@@ -18,12 +18,12 @@ from typing import get_args
 
 import msgspec
 
-from sealsvc.protocol import admin, messages
+from sealsvc.protocol import admin, events, messages, rings, seals, system
 
 FILE = Path(__file__).with_name("methods.py")
 _ABSENT = (
-    *(messages.Grant, messages.Register, messages.Attach, messages.Watch, messages.Cancel),
-    *(messages.Simulate, messages.Mapped, admin.Redeem),
+    *(seals.Grant, rings.Register, rings.Attach, events.Watch, messages.Cancel),
+    *(system.Simulate, seals.Mapped, admin.Redeem),
 )
 _NAMES = {"return": "give_back", "list": "seals"}  # `return` is a word of Python; `list` a type
 _RESULTS = {kind.__name__: kind for kind in get_args(messages.Result)}

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from sealsvc.client.socket import Client
-from sealsvc.protocol.messages import SealInfo
+from sealsvc.protocol.seals import SealInfo
 
 _PAGE = 1000
 

@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from sealsvc.client.socket import alone, socket_path
+from sealsvc.client.datagrams import alone, socket_path
 from sealsvc.core.extents import ExtentMap
 from sealsvc.core.model import IoMode, Preparation, State
 from sealsvc.core.native_headers import STATES

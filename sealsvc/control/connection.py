@@ -23,19 +23,9 @@ from sealsvc.core.errors import Refusal, of_kin
 from sealsvc.linux import processes
 from sealsvc.linux.processes import Peer, Process
 from sealsvc.protocol import codec
-from sealsvc.protocol.messages import (
-    MAX_MESSAGE,
-    Answer,
-    AnyRequest,
-    Cancel,
-    Done,
-    Event,
-    Failure,
-    Push,
-    Result,
-    Watch,
-    Watching,
-)
+from sealsvc.protocol.base import MAX_MESSAGE
+from sealsvc.protocol.events import Event, Watch, Watching
+from sealsvc.protocol.messages import Answer, AnyRequest, Cancel, Done, Failure, Push, Result
 from sealsvc.runtime import faults
 from sealsvc.runtime.events import EventLog
 from sealsvc.runtime.tasks import Tasks

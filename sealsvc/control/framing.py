@@ -10,13 +10,8 @@ import msgspec
 
 from sealsvc.core.errors import Refusal
 from sealsvc.protocol import codec
-from sealsvc.protocol.messages import (
-    MAX_FDS,
-    MAX_MESSAGE,
-    VERSION,
-    AnyRequest,
-    Failure,
-)
+from sealsvc.protocol.base import MAX_FDS, MAX_MESSAGE, VERSION
+from sealsvc.protocol.messages import AnyRequest, Failure
 
 
 def descriptors_of(ancillary: list[Any]) -> list[int]:

@@ -23,7 +23,7 @@ from sealsvc.copies.job import copy, predicted
 from sealsvc.copies.measured import Measured
 from sealsvc.copies.tasks import Task, Update
 from sealsvc.core.errors import Refusal
-from sealsvc.protocol.messages import RecallSeals
+from sealsvc.protocol.seals import RecallSeals
 from sealsvc.runtime.orphaned import end_with_reader
 
 _PAUSE = 0.2  # seconds between two reports of progress

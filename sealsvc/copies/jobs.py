@@ -29,7 +29,7 @@ from sealsvc.linux import native
 from sealsvc.linux.processes import Peer
 from sealsvc.protocol.admin import JobInfo, JobKind
 from sealsvc.protocol.copies import CopyTrustReport, CopyTrustRow, StartCopy, spec_of
-from sealsvc.protocol.messages import Grant
+from sealsvc.protocol.seals import Grant
 from sealsvc.runtime import closing
 from sealsvc.runtime.users import User, Users
 
@@ -42,14 +42,22 @@ _END_WITHIN = 30.0  # seconds that a cancelled copy has to tell how far it came
 
 
 class CopyJobs:
-    """`socket` is where the service listens; `kept` the file of rates and self-tests."""
+    """`socket` is where the service listens; `kept` the file of rates and self-tests.
+    `tags` goes with the bytes; None where there is no integrity."""
 
     def __init__(
-        self, jobs: JobRunner, grants: Grants, users: Users, paths: Paths, socket: str, kept: Path
+        self,
+        jobs: JobRunner,
+        grants: Grants,
+        users: Users,
+        paths: Paths,
+        socket: str,
+        kept: Path,
+        tags: Tags | None,
     ) -> None:
         self._jobs, self._grants, self._users, self._paths = jobs, grants, users, paths
         self._socket, self._kept = socket, kept
-        self.tags: Tags | None = None
+        self.tags = tags
 
     @property
     def _policy(self) -> Policy:

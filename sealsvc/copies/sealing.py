@@ -15,7 +15,7 @@ from sealsvc.copies.ends import End, Ends
 from sealsvc.copies.tags import SEAL_TAG
 from sealsvc.core.errors import Refusal
 from sealsvc.core.model import Conflict, Fence, IoMode, Kind
-from sealsvc.protocol.messages import Recall, Return
+from sealsvc.protocol.seals import Recall, Return
 
 _GRACE = 30.0  # seconds; one call of an offload takes less
 _PATIENCE = 1.0  # seconds

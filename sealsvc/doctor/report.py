@@ -24,7 +24,7 @@ from sealsvc.doctor.bench import Bench, Specimen, established
 from sealsvc.doctor.operations import CATALOGUE, Operation
 from sealsvc.doctor.scene import LENGTH, START
 from sealsvc.doctor.verdict import Result, Seen, judge, name_of
-from sealsvc.protocol.messages import Recall, Return, SealInfo
+from sealsvc.protocol.seals import Recall, Return, SealInfo
 
 SEALED = ByteRange(START, LENGTH)
 _GRACE = 20.0  # seconds to return a seal in: far more than a row takes, so that no deadline acts

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sealsvc.client import Client, socket_path
 from sealsvc.core.errors import Refusal
-from sealsvc.protocol.messages import ServiceStatus, Status
+from sealsvc.protocol.system import ServiceStatus, Status
 from sealsvc.runtime.config import ServiceSection
 from sealsvc.service.release import release
 

@@ -17,7 +17,8 @@ from sealsvc.core.errors import Refusal
 from sealsvc.core.model import ByteRange, FileId, Kind, Operation
 from sealsvc.linux.filesystem import Filesystem
 from sealsvc.linux.host import Target
-from sealsvc.protocol.messages import Gap, Grant
+from sealsvc.protocol.seals import Grant
+from sealsvc.protocol.system import Gap
 
 
 class Verdict(StrEnum):

@@ -26,7 +26,8 @@ from sealsvc.linux import native
 from sealsvc.linux.filesystem import Filesystem
 from sealsvc.linux.host import Target
 from sealsvc.linux.native import ffi, lib
-from sealsvc.protocol.messages import Gap, Grant
+from sealsvc.protocol.seals import Grant
+from sealsvc.protocol.system import Gap
 
 DIRECTORY = Path("/sys/fs/bpf/sealsvc")
 

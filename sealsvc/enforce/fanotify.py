@@ -31,7 +31,8 @@ from sealsvc.linux import native
 from sealsvc.linux.filesystem import Filesystem
 from sealsvc.linux.host import Target
 from sealsvc.linux.native import ffi, lib
-from sealsvc.protocol.messages import Gap, Grant
+from sealsvc.protocol.seals import Grant
+from sealsvc.protocol.system import Gap
 
 # Guards that nobody is told to have met: a grant is being made, or nothing in it is sealed.
 _UNTOLD = (Verdict.ARMING, Verdict.WATCH)

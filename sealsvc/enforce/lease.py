@@ -26,7 +26,8 @@ from sealsvc.enforce.overlay_mounts import OverlayMounts
 from sealsvc.linux.filesystem import Filesystem
 from sealsvc.linux.host import Target
 from sealsvc.linux.native import ffi, lib
-from sealsvc.protocol.messages import Gap, Grant
+from sealsvc.protocol.seals import Grant
+from sealsvc.protocol.system import Gap
 
 _BREAK_TIME = Path("/proc/sys/fs/lease-break-time")
 _MARGIN = 10.0  # seconds a fence and its proof may take

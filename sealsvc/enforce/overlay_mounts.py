@@ -16,7 +16,7 @@ from pathlib import Path
 from sealsvc.core.model import Kind
 from sealsvc.enforce.keeper import Keeper, KeeperError
 from sealsvc.linux.filesystem import Filesystem
-from sealsvc.protocol.messages import Gap
+from sealsvc.protocol.system import Gap
 
 log = logging.getLogger(__name__)
 

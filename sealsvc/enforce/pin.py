@@ -30,7 +30,8 @@ from sealsvc.linux.filesystem import Filesystem
 from sealsvc.linux.host import Target
 from sealsvc.linux.host.mapped import has_dax
 from sealsvc.linux.native import ffi, lib
-from sealsvc.protocol.messages import Gap, Grant
+from sealsvc.protocol.seals import Grant
+from sealsvc.protocol.system import Gap
 
 INTERVAL = 0.2  # seconds between two looks for waiters, while something is pinned
 # Before, break_layouts() asked for pinned pages only while somebody mapped the file

@@ -14,7 +14,8 @@ from sealsvc.enforce.overlay_mounts import RISK as OVERLAY_RISK
 from sealsvc.enforce.overlay_mounts import OverlayMounts
 from sealsvc.linux.filesystem import Filesystem
 from sealsvc.linux.host import Target
-from sealsvc.protocol.messages import Gap, Grant
+from sealsvc.protocol.seals import Grant
+from sealsvc.protocol.system import Gap
 
 
 @dataclass(frozen=True)

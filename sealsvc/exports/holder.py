@@ -25,7 +25,7 @@ from sealsvc.exports.runtime import Record
 from sealsvc.exports.static_map import recorded
 from sealsvc.exports.stats import OwnStats
 from sealsvc.exports.timeouts import timeouts_of
-from sealsvc.protocol.messages import Recall, Reclaim, Return, SealInfo
+from sealsvc.protocol.seals import Recall, Reclaim, Return, SealInfo
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from sealsvc.core.errors import Refusal
 from sealsvc.core.model import State
 from sealsvc.exports.base import Map
 from sealsvc.exports.blocks import Piece, pieces
-from sealsvc.protocol.messages import ExtentPage, Extents
+from sealsvc.protocol.seals import ExtentPage, Extents
 
 _IN_FORCE = (State.GRANTED, State.ACTIVE)
 

@@ -33,8 +33,8 @@ from sealsvc.integrity.failures import as_error, failure_of
 from sealsvc.integrity.opening import described, open_channel, undo
 from sealsvc.lifecycle.grants import Grants
 from sealsvc.lifecycle.seals import Seal
+from sealsvc.protocol.events import Event
 from sealsvc.protocol.integrity import PiError
-from sealsvc.protocol.messages import Event
 from sealsvc.protocol.pi_device import PiChannel, PiPath, PiPathInfo
 from sealsvc.runtime.closing import close_later
 from sealsvc.runtime.users import Received
@@ -130,9 +130,8 @@ class Told:
 class PiChannels:
     """`log` is the queue of errors; without one they are published as events alone."""
 
-    def __init__(self, grants: Grants) -> None:
-        self.grants = grants
-        self.log: ErrorLog | None = None
+    def __init__(self, grants: Grants, log: ErrorLog | None) -> None:
+        self.grants, self.log = grants, log
         self.table = grants.life.table
         self.channels: dict[str, Channel] = {}
         grants.life.events.watch(self._hear)

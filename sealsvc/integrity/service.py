@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeGuard, get_args
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -34,6 +34,7 @@ from sealsvc.lifecycle.paths import concealed, no_such_file
 from sealsvc.lifecycle.seals import Seal
 from sealsvc.linux.processes import Peer
 from sealsvc.protocol import integrity
+from sealsvc.protocol.events import Event
 from sealsvc.protocol.integrity import (
     AnyRequest,
     PiAbility,
@@ -56,7 +57,6 @@ from sealsvc.protocol.integrity import (
     Result,
     Writes,
 )
-from sealsvc.protocol.messages import Event
 from sealsvc.runtime.closing import call_later
 from sealsvc.runtime.config import IntegritySection
 from sealsvc.runtime.events import EventLog
@@ -65,14 +65,9 @@ from sealsvc.runtime.users import Received
 
 log = logging.getLogger(__name__)
 
-_ASKED: tuple[type, ...] = get_args(AnyRequest)
 _BUILT = 8 << 20  # bytes of data that are tagged in one go when an attachment is made
 _MOST, _MOST_BY_USER = 1000, 200  # attachments
 _LISTED = 40
-
-
-def asked_of_integrity(request: object) -> TypeGuard[AnyRequest]:
-    return isinstance(request, _ASKED)
 
 
 class Integrity:

@@ -27,7 +27,7 @@ from sealsvc.lifecycle.state_machine import Life
 from sealsvc.linux import filesystem
 from sealsvc.linux.host import ExtentMap, Host, Target
 from sealsvc.linux.processes import Peer, Process
-from sealsvc.protocol.messages import Grant
+from sealsvc.protocol.seals import Grant
 from sealsvc.registry import Registry
 from sealsvc.runtime import faults
 from sealsvc.runtime.closing import close_later

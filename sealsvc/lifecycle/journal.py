@@ -24,7 +24,7 @@ from sealsvc.lifecycle.seals import Seal
 from sealsvc.linux.filesystem import Filesystem
 from sealsvc.linux.native import TOKEN_BASE
 from sealsvc.protocol import codec
-from sealsvc.protocol.messages import Grant, Holder, LadderStep
+from sealsvc.protocol.seals import Grant, Holder, LadderStep
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,8 @@ from sealsvc.core.paths import lies_below
 from sealsvc.lifecycle.seals import Seal, SealTable
 from sealsvc.linux.host import Target
 from sealsvc.linux.processes import Peer
-from sealsvc.protocol.messages import Conditions, Gap, Grant, Holder, Terms
+from sealsvc.protocol.seals import Conditions, Grant, Holder, Terms
+from sealsvc.protocol.system import Gap
 from sealsvc.runtime.config import PolicySection
 
 _MAX_RINGS = 4096  # SEAL_RINGS_MAX of native/include/sealsvc/rings.h
@@ -36,6 +37,11 @@ class Policy:
     @property
     def roots(self) -> list[str]:
         return self.section.roots
+
+    def operators_only(self, peer: Peer, deed: str) -> None:
+        """Raises `denied`; `deed` completes "may not ..."."""
+        if not self.is_operator(peer):
+            raise Refusal("denied", f"uid {peer.uid} may not {deed}")
 
     def is_operator(self, peer: Peer) -> bool:
         return peer.uid in self.section.operators

@@ -22,7 +22,7 @@ from sealsvc.lifecycle.fence import Fencing
 from sealsvc.lifecycle.policy import longest_recall
 from sealsvc.lifecycle.seals import Seal, SealTable
 from sealsvc.lifecycle.state_machine import Life, may
-from sealsvc.protocol.messages import RecallAny
+from sealsvc.protocol.seals import RecallAny
 from sealsvc.runtime import clock, faults
 from sealsvc.runtime.config import PolicySection
 

@@ -22,7 +22,7 @@ from sealsvc.lifecycle import journal, seals
 from sealsvc.lifecycle.seals import Seal
 from sealsvc.linux import processes
 from sealsvc.linux.processes import Process
-from sealsvc.protocol.messages import Holder
+from sealsvc.protocol.seals import Holder
 from sealsvc.runtime import faults
 
 log = logging.getLogger(__name__)

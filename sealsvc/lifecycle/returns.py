@@ -16,13 +16,21 @@ from sealsvc.runtime.workers import Pool, Workers
 
 
 class Returns:
-    def __init__(self, life: Life, host: Host, workers: Workers) -> None:
+    """`settle` is called when nothing is mapped any more and the seal still holds; it returns True
+    when it waited. `unsettle` is called when a return is refused, perhaps after that: the seal goes
+    on."""
+
+    def __init__(
+        self,
+        life: Life,
+        host: Host,
+        workers: Workers,
+        settle: Callable[[Seal, ByteRange | None], Awaitable[bool]],
+        unsettle: Callable[[Seal], None],
+    ) -> None:
         self.life, self.host, self.workers = life, host, workers
+        self.settle, self.unsettle = settle, unsettle
         self.counters = {"returns": 0, "partial_returns": 0, "forgotten": 0}
-        # Called when nothing is mapped any more and the seal still holds; True when it waited.
-        self.settle: Callable[[Seal, ByteRange | None], Awaitable[bool]] = _nothing_to_settle
-        # Called when a return is refused, perhaps after that: the seal goes on.
-        self.unsettle: Callable[[Seal], None] = lambda seal: None  # noqa: ARG005
 
     async def remnants(self, seal: Seal, part: ByteRange | None = None) -> list[str]:
         """What is left of the seal's range (or a part of it), as text; empty is the proof that
@@ -148,10 +156,6 @@ class Returns:
             raise Refusal(
                 "still-mapped", f"seal {seal.id}: {', '.join(left)}", {"mappings": left}, 0.05
             )
-
-
-async def _nothing_to_settle(seal: Seal, part: ByteRange | None) -> bool:  # noqa: ARG001
-    return False
 
 
 def _by_process(seals: dict[Seal, ByteRange]) -> dict[int, list[ByteRange]]:

@@ -31,7 +31,7 @@ from sealsvc.enforce.base import Guard, Hold, Verdict
 from sealsvc.linux.filesystem import Filesystem
 from sealsvc.linux.host import UNSEEN_REFERENCES, ExtentMap, ReleaseQuestion
 from sealsvc.linux.processes import Process
-from sealsvc.protocol.messages import Grant, LadderStep, SealInfo
+from sealsvc.protocol.seals import Grant, LadderStep, SealInfo
 from sealsvc.runtime import clock
 
 _FENCE_CLASSES = {

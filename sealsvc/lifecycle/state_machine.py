@@ -19,7 +19,7 @@ from sealsvc.enforce.base import Verdict
 from sealsvc.lifecycle.journal import Journal
 from sealsvc.lifecycle.seals import Seal, SealTable
 from sealsvc.linux.host import ExtentMap
-from sealsvc.protocol.messages import Recall, SealInfo
+from sealsvc.protocol.seals import Recall, SealInfo
 from sealsvc.runtime import clock, faults
 from sealsvc.runtime.events import EventLog
 

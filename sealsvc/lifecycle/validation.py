@@ -13,7 +13,7 @@ from sealsvc.lifecycle.grants import Grants, Passed
 from sealsvc.lifecycle.seals import Seal
 from sealsvc.linux import filesystem, processes
 from sealsvc.linux.host import Host, MappingFacts, MappingQuestion
-from sealsvc.protocol.messages import Grant, MappingReport
+from sealsvc.protocol.seals import Grant, MappingReport
 from sealsvc.runtime.closing import close_later
 from sealsvc.runtime.workers import Lost
 

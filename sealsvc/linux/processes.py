@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sealsvc.core.errors import Refusal
 from sealsvc.linux import native
-from sealsvc.protocol.messages import Holder
+from sealsvc.protocol.seals import Holder
 
 SO_PEERPIDFD = 77  # since v6.5 (asm-generic/socket.h); Python 3.11 has no name for it
 

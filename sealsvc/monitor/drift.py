@@ -14,7 +14,7 @@ from sealsvc.core.model import ByteRange, Operation
 from sealsvc.lifecycle.grants import Grants
 from sealsvc.lifecycle.recall import Recaller
 from sealsvc.lifecycle.seals import Seal
-from sealsvc.protocol.messages import AuditReport, Drift
+from sealsvc.protocol.system import AuditReport, Drift
 
 # Seconds that a map may take to be read, and may on a file system that did not answer before.
 _PATIENCE, _SHORT_PATIENCE = 10.0, 1.0

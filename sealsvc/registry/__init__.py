@@ -15,7 +15,7 @@ from typing import ParamSpec, TypeVar
 
 from sealsvc.core.errors import Refusal
 from sealsvc.core.extents import ExtentMap
-from sealsvc.protocol.messages import SealInfo
+from sealsvc.protocol.seals import SealInfo
 from sealsvc.registry.backlog import Backlog
 from sealsvc.registry.entries import Entry
 from sealsvc.registry.link import Link, Query

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from sealsvc.core import states
 from sealsvc.core.extents import ExtentMap
 from sealsvc.core.model import Operation, State
-from sealsvc.protocol.messages import Drift, SealInfo
+from sealsvc.protocol.seals import SealInfo
+from sealsvc.protocol.system import Drift
 from sealsvc.registry.chain import canonical, text
 from sealsvc.registry.place import Place
 

@@ -13,7 +13,8 @@ import numpy as np
 from sealsvc.core.errors import Refusal
 from sealsvc.core.extents import ExtentMap
 from sealsvc.core.model import Operation
-from sealsvc.protocol.messages import Drift, SealInfo
+from sealsvc.protocol.seals import SealInfo
+from sealsvc.protocol.system import Drift
 from sealsvc.registry.chain import escaped
 from sealsvc.registry.entries import Entry
 

@@ -19,7 +19,7 @@ from sealsvc.core.native_headers import STATES
 from sealsvc.enforce.keeper import Keeper, KeeperError
 from sealsvc.lifecycle.seals import Seal
 from sealsvc.linux.native import ffi, lib
-from sealsvc.protocol.messages import Attach
+from sealsvc.protocol.rings import Attach
 
 NANO = 1_000_000_000
 IO_MODES = {IoMode.READ: lib.SEAL_READ, IoMode.RW: lib.SEAL_RW}

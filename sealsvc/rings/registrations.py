@@ -30,7 +30,8 @@ from sealsvc.lifecycle.policy import Policy, RingShare
 from sealsvc.lifecycle.seals import Seal
 from sealsvc.linux.native import lib
 from sealsvc.linux.processes import Process
-from sealsvc.protocol.messages import Attach, Attached, Grant, Recall, RecallAny, Register
+from sealsvc.protocol.rings import Attach, Attached, Register
+from sealsvc.protocol.seals import Grant, Recall, RecallAny
 from sealsvc.rings.keeper import RingKeeper, RingRow, bytes_of, moment
 
 log = logging.getLogger(__name__)

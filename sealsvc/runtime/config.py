@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from sealsvc.protocol.messages import DEFAULT_SOCKET
+from sealsvc.protocol.base import DEFAULT_SOCKET
 from sealsvc.runtime.toml_places import explained, placed
 
 # In the order in which they are best tried; pin has hazards: docs/pin.md.

@@ -13,7 +13,7 @@ from typing import Any
 
 from sealsvc.core.display import printable
 from sealsvc.protocol import codec
-from sealsvc.protocol.messages import EVENTS, Event, EventPage
+from sealsvc.protocol.events import EVENTS, Event, EventPage
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class EventLog:
 
     def publish(self, name: str, seal: str | None = None, /, **data: Any) -> None:
         if name not in EVENTS:
-            raise ValueError(f"event {name!r} is not in sealsvc.protocol.messages.EVENTS")
+            raise ValueError(f"event {name!r} is not in sealsvc.protocol.events.EVENTS")
         self.seq += 1
         path = self.path_of(seal) if seal else None
         event = Event(seq=self.seq, time=time.time(), name=name, seal=seal, path=path, data=data)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-from typing import TYPE_CHECKING, TypeGuard, get_args
+from typing import get_args
 
+from sealsvc.control.connection import Connection
 from sealsvc.core.errors import Refusal
-from sealsvc.enforce.keeper import KeeperError
 from sealsvc.jobs.jobs import JobRunner
-from sealsvc.linux.processes import Peer
+from sealsvc.lifecycle.recall import Recaller
 from sealsvc.protocol.admin import (
     AcknowledgeAlarm,
     Alarms,
@@ -22,50 +21,57 @@ from sealsvc.protocol.admin import (
     JobList,
     Jobs,
     Measures,
-    MeasuresReport,
+    Redeem,
     ReloadPolicy,
     Result,
     ShowJob,
     ShowPolicy,
     StartJob,
 )
-from sealsvc.runtime import journald
 from sealsvc.service import listings
 from sealsvc.service.alarms import AlarmList
+from sealsvc.service.metrics_report import MetricsReporter
 from sealsvc.service.reload import PolicyFile
-
-if TYPE_CHECKING:
-    from sealsvc.service.router import Service
-
-_ASKED: tuple[type, ...] = get_args(AnyRequest)
+from sealsvc.service.router import Answers
+from sealsvc.service.visible import Visible
 
 
-def asked_at_desk(request: object) -> TypeGuard[AnyRequest]:
-    return isinstance(request, _ASKED)
+class Admin:
+    """Files, holders and jobs of his own anybody may ask for, the rest is for operators."""
 
-
-class Desk:
     def __init__(
-        self, service: Service, policy_file: PolicyFile, jobs: JobRunner, alarms: AlarmList
+        self,
+        visible: Visible,
+        recaller: Recaller,
+        policy_file: PolicyFile,
+        jobs: JobRunner,
+        alarms: AlarmList,
+        metrics: MetricsReporter,
     ) -> None:
-        self.service, self.policy_file, self.jobs = service, policy_file, jobs
-        self.alarms = alarms
+        self.visible, self.recaller, self.policy = visible, recaller, visible.policy
+        self.policy_file, self.jobs, self.alarms = policy_file, jobs, alarms
+        self.metrics = metrics
 
-    async def answer(self, peer: Peer, request: AnyRequest) -> Result:
-        service = self.service
+    def answers(self) -> Answers:
+        return dict.fromkeys(
+            [kind for kind in get_args(AnyRequest) if kind is not Redeem], self._answer
+        )
+
+    async def _answer(self, connection: Connection, request: AnyRequest) -> Result:
+        peer, visible = connection.peer, self.visible
         match request:
             case Files():
-                seals = service.seen(peer)
+                seals = visible.seen(peer)
                 if request.path is not None:
-                    seals = await service.of_path(peer, seals, request.path, request.below)
+                    seals = await visible.of_path(peer, seals, request.path, request.below)
                 return listings.files(seals, request)
             case Holders():
-                return listings.holders(service.seen(peer), request)
+                return listings.holders(visible.seen(peer), request)
             case ShowJob() | CancelJob() if self.jobs.owner(request.job) == peer.uid:
                 return await self._job(request)
-        operator = service.policy.is_operator(peer)
+        operator = self.policy.is_operator(peer)
         if isinstance(request, Conflicts):
-            waiting = service.recaller.waiting.values()
+            waiting = self.recaller.waiting.values()
             return listings.conflicts(waiting, request, None if operator else peer.uid)
         if not operator:
             raise Refusal("denied", f"uid {peer.uid} is not an operator", {"uid": peer.uid})
@@ -76,7 +82,7 @@ class Desk:
                 by = request.principal or f"uid {peer.uid}"
                 return self.alarms.acknowledge(request.alarm, by, request.below)
             case Measures():
-                return self._measures()
+                return self.metrics.report(self.alarms.open)
             case ShowPolicy():
                 return self.policy_file.show()
             case CheckPolicy():
@@ -98,31 +104,3 @@ class Desk:
             case Coverage():
                 return await self.jobs.coverage(request)
         raise Refusal("unknown-operation", "the service does not serve this operation")
-
-    def _measures(self) -> MeasuresReport:
-        service, taken = self.service, self.service.measures
-        rings: tuple[dict[str, dict[str, int]], dict[str, float]] = ({}, {})
-        if service.rings is not None:
-            with suppress(KeeperError):  # its numbers are missing this time
-                rings = service.rings.measures()
-        return MeasuresReport(
-            run=service.life.events.run,
-            counters={name: dict(counter) for name, counter in taken.counters.items()}
-            | {
-                "limits": dict(service.users.overruns.counts),
-                "log": {"dropped": journald.dropped()},
-                "integrity": service.integrity.counters() if service.integrity else {},
-            }
-            | rings[0],
-            latencies={name: found.told() for name, found in taken.latencies.items()},
-            gauges={
-                "queue": {
-                    "grants": float(service.grants.queued),
-                    "conflicts": float(len(service.recaller.waiting)),
-                    "claims": float(len(service.claims)),
-                },
-                "lapses": {e.name: float(e.lapses()) for e in service.enforcers.available},
-                "rings": rings[1],
-                "alarms": {"open": float(self.alarms.open)},
-            },
-        )

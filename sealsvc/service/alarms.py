@@ -20,7 +20,7 @@ import msgspec
 from sealsvc.core.errors import Refusal
 from sealsvc.core.paths import lies_below
 from sealsvc.protocol.admin import AlarmInfo, AlarmPage, Alarms
-from sealsvc.protocol.messages import Event
+from sealsvc.protocol.events import Event
 from sealsvc.runtime import kept_file
 
 log = logging.getLogger(__name__)

@@ -7,9 +7,7 @@ import functools
 import itertools
 import logging
 import os
-import resource
 import signal
-import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
@@ -20,15 +18,13 @@ from sealsvc.control.server import ControlServer
 from sealsvc.copies.jobs import CopyJobs
 from sealsvc.copies.relocation.job import Relocations
 from sealsvc.core.errors import Refusal
+from sealsvc.core.model import ByteRange
 from sealsvc.enforce.base import Enforcer
-from sealsvc.enforce.bpf import BpfEnforcer
-from sealsvc.enforce.fanotify import FanotifyEnforcer
-from sealsvc.enforce.keeper import Keeper, own
+from sealsvc.enforce.keeper import Keeper
 from sealsvc.enforce.keeper_watch import KeeperWatch
-from sealsvc.enforce.lease import LeaseEnforcer
 from sealsvc.enforce.overlay_mounts import RISK, OverlayMounts
-from sealsvc.enforce.pin import PinEnforcer
 from sealsvc.enforce.selection import EnforcerSet
+from sealsvc.integrity.channels import PiChannels
 from sealsvc.integrity.service import Integrity
 from sealsvc.integrity.travel import Travel
 from sealsvc.jobs.jobs import JobRunner
@@ -36,19 +32,20 @@ from sealsvc.jobs.store import JobStore
 from sealsvc.lifecycle.fence import Fencing
 from sealsvc.lifecycle.grants import Grants
 from sealsvc.lifecycle.journal import Journal
+from sealsvc.lifecycle.paths import Paths
 from sealsvc.lifecycle.policy import Policy
 from sealsvc.lifecycle.recall import Recaller
 from sealsvc.lifecycle.recovery import JOURNAL, Reclaimed, reclaim
 from sealsvc.lifecycle.returns import Returns
-from sealsvc.lifecycle.seals import SealTable
+from sealsvc.lifecycle.seals import Seal, SealTable
 from sealsvc.lifecycle.state_machine import Life
 from sealsvc.linux.host import Host
 from sealsvc.linux.host.kernel import KernelHost, kernel_release
-from sealsvc.linux.host.proofs import Prover
 from sealsvc.linux.namespaces import MountNamespaces
 from sealsvc.monitor.badblocks import BadBlocks
 from sealsvc.monitor.canary import Canary
 from sealsvc.monitor.drift import audit
+from sealsvc.monitor.holders import Holders
 from sealsvc.monitor.mounts import MountWatch
 from sealsvc.monitor.tripwire import Tripwire
 from sealsvc.registry import Registry
@@ -64,14 +61,27 @@ from sealsvc.runtime.notify import deliver, notify, pet_watchdog
 from sealsvc.runtime.tasks import Tasks
 from sealsvc.runtime.users import Users
 from sealsvc.runtime.workers import Workers
-from sealsvc.service.admin import Desk
+from sealsvc.service.admin import Admin
 from sealsvc.service.alarms import AlarmList
+from sealsvc.service.capabilities import (
+    channel_handlers,
+    copy_answers,
+    export_answers,
+    integrity_answers,
+    relocation_answers,
+)
+from sealsvc.service.granting import Granting
 from sealsvc.service.history import Historian
+from sealsvc.service.holding import Holding
 from sealsvc.service.idempotency import Once
+from sealsvc.service.looking import Looking
+from sealsvc.service.metrics import Metrics
+from sealsvc.service.metrics_report import MetricsReporter
+from sealsvc.service.recalling import Recalling, push
 from sealsvc.service.reload import PolicyFile
-from sealsvc.service.router import Service, push
-from sealsvc.sim.enforcer import SimEnforcer, simulate
-from sealsvc.sim.host import SimHost
+from sealsvc.service.router import Router
+from sealsvc.service.system import System
+from sealsvc.service.visible import Visible
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +119,17 @@ class Daemon:
         self.life = Life(self.table, self.events, self.journal, push)
         self.registry.owner_of = self.life.owner_of
         self.grants = Grants(host, self.enforcers, policy, self.life, self.workers, self.registry)
-        returns = Returns(self.life, host, self.workers)
+        self.integrity: Integrity | None = None
+        if not host.simulated:
+            kept = config.registry_path / "integrity"
+            self.integrity = Integrity(self.grants, self.events, self.tasks, config.integrity, kept)
+        self.tags_served = False  # once their store is open
+        self.pi_channels = PiChannels(
+            self.grants, self.integrity.errors if self.integrity else None
+        )
+        returns = Returns(
+            self.life, host, self.workers, self.pi_channels.before(self._settle), self._unsettle
+        )
         self.fencing = Fencing(self.life, returns, self.tasks, config.fence)
         self.recaller = Recaller(self.life, self.fencing, config.policy, push)
         self.once = Once(config.service.idempotency, lambda seal: self.table.get(seal) is not None)
@@ -119,84 +139,118 @@ class Daemon:
             lambda reason: self.events.publish("alarm", reason=reason),
         )
         self.badblocks = BadBlocks(self.recaller, self.events, self.workers)
-        self.service = Service(
-            self.grants,
-            returns,
-            self.recaller,
-            policy,
-            self.enforcers,
-            self.once,
-            Historian(self.registry, host, policy, self.workers),
-            self.users,
-            kernel_release(),
-        )
         self.tripwire = Tripwire(self.grants, self.recaller, self.tasks)
+        paths = Paths(host, self.workers, policy)
+        self.holders = Holders(self.fencing.holder_exited)
         self.rings = (
-            Rings(RingKeeper(keeper), self.grants, policy, self.service.holders.watch)
-            if keeper
-            else None
+            Rings(RingKeeper(keeper), self.grants, policy, self.holders.watch) if keeper else None
         )
         if self.rings and keeper:
             self.rings.keeper.spin(config.service.ring_spin)
-            adoption = Adoption(self.rings, self.recaller, returns, self.tasks)
-            self.adoption, self.service.rings = adoption, self.rings
+            adoption = self.adoption = Adoption(self.rings, self.recaller, returns, self.tasks)
             keeper.on_ring, keeper.on_unproven = adoption.reported, adoption.unproven
             keeper.on_touched = self.tripwire.touched
-        self.integrity: Integrity | None = None
-        if not host.simulated:
-            kept = config.registry_path / "integrity"
-            self.integrity = Integrity(self.grants, self.events, self.tasks, config.integrity, kept)
-            self.service.integrity = self.integrity
-            self.service.pi_channels.log = self.integrity.errors
-            returns.settle = self.service.pi_channels.before(self.integrity.returning)
-            returns.unsettle = self.integrity.returned_not
+        self.keeper_watch = KeeperWatch(keeper.path, self._keeper_silent) if keeper else None
+        self.metrics = Metrics()
+        self.visible = Visible(self.table, policy, paths)
+        self.granting = Granting(
+            self.grants,
+            self.visible,
+            self.once,
+            self.users,
+            self.holders,
+            self.rings,
+            self.metrics,
+            self._granted,
+        )
+        self.router = Router(
+            self.once,
+            self.registry,
+            self.keeper_watch.refuse if self.keeper_watch else lambda: None,
+        )
         self.server = ControlServer(
             config.service.socket,
             int(config.service.socket_mode, 8),
-            self.service.handle,
+            self.router.handle,
             self.events,
             self.tasks,
             policy.is_operator,
             self.users,
         )
-        self.service.connections = lambda: len(self.server.connections)
         self.events.path_of = self.life.path_of
-        self.events.watch(self.service.measures.hear)
+        self.events.watch(self.metrics.hear)
         self.policy = policy
         self.policy_file = PolicyFile(config, self._take_policy)
         socket = Path(config.service.socket)
         store = JobStore(socket.with_name("jobs.json"), self.workers.of("jobs", 1).run)
         jobs = self.jobs = JobRunner(
-            self.grants, self.recaller, self.events, self.tasks, self.service.paths, store
+            self.grants, self.recaller, self.events, self.tasks, paths, store
         )
         self.alarms = AlarmList(socket.with_name("alarms.json"), self.workers.of("alarms", 1).run)
         self.alarms.load()
         self.events.watch(self.alarms.hear)
-        self.service.desk = Desk(self.service, self.policy_file, jobs, self.alarms)
+        tags = Travel(self.integrity) if self.integrity else None
         kept = config.registry_path / "copies.json"
-        self.service.copies = CopyJobs(
-            jobs, self.grants, self.users, self.service.paths, config.service.socket, kept
-        )
-        self.service.relocations = Relocations(
-            jobs, self.grants, returns, self.recaller, config.registry_path / "relocations"
-        )
-        if self.integrity is not None:
-            travel = Travel(self.integrity)
-            self.service.copies.tags = self.service.relocations.tags = travel
+        copies = CopyJobs(jobs, self.grants, self.users, paths, config.service.socket, kept, tags)
+        kept = config.registry_path / "relocations"
+        self.relocations = Relocations(jobs, self.grants, returns, self.recaller, kept, tags)
+        self._route(returns, copies)
         self._loop_watch = LoopWatch(
-            self.service.measures.latencies["loop_lag"].add,
+            self.metrics.latencies["loop_lag"].add,
             lambda reason: self.events.publish("alarm", reason=reason),
         )
         # Called when the orderly end begins, for whoever wants it bounded.
         self.ending: Callable[[], None] = lambda: None
         self.wall_clock = clock.WallClock()
-        self.keeper_watch = KeeperWatch(keeper.path, self._keeper_silent) if keeper else None
-        if self.keeper_watch:
-            self.service.require_keeper = self.keeper_watch.refuse
         self.canary = Canary(self.enforcers, self.events, self.workers, self._audit_all)
         self._stop = asyncio.Event()
         self._failure: Refusal | None = None
         self._lapses: dict[str, int] = {}
+
+    def _route(self, returns: Returns, copies: CopyJobs) -> None:
+        """Who answers what. Tags are answered about once they are open."""
+        grants, recaller, visible, router = self.grants, self.recaller, self.visible, self.router
+        historian = Historian(self.registry, self.host, self.policy, self.workers)
+        system = System(
+            grants,
+            returns,
+            recaller,
+            self.enforcers,
+            kernel_release(),
+            lambda: len(self.server.connections),
+        )
+        metrics = MetricsReporter(
+            self.metrics,
+            self.granting,
+            recaller,
+            self.enforcers,
+            self.users,
+            self.rings,
+            lambda: self.integrity.counters() if self.integrity and self.tags_served else {},
+        )
+        admin = Admin(visible, recaller, self.policy_file, self.jobs, self.alarms, metrics)
+        router.add(self.granting.answers(), self.granting.handlers())
+        router.add(Holding(grants, returns, recaller, visible, self.metrics).answers())
+        router.add(Looking(grants, recaller, visible, historian, self.granting).answers())
+        router.add(Recalling(grants, recaller, self.enforcers, visible, self.granting).answers())
+        router.add(historian.answers())
+        router.add(system.answers())
+        router.add(admin.answers())
+        router.add({}, channel_handlers(self.pi_channels))
+        router.add(*copy_answers(copies, self.registry))
+        router.add(relocation_answers(self.relocations, visible))
+        router.add(export_answers(self.policy, simulated=self.host.simulated))
+
+    async def _granted(self, seal: Seal) -> None:
+        if self.integrity and self.tags_served:
+            await self.integrity.granted(seal)
+
+    async def _settle(self, seal: Seal, part: ByteRange | None) -> bool:
+        return self.integrity is not None and await self.integrity.returning(seal, part)
+
+    def _unsettle(self, seal: Seal) -> None:
+        if self.integrity is not None:
+            self.integrity.returned_not(seal)
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT. Raises Refusal when it cannot go on."""
@@ -215,7 +269,7 @@ class Daemon:
                 self._start(enforcer, stack)
             stack.push_async_callback(self.jobs.save)
             stack.push_async_callback(self.tasks.stop)
-            stack.push_async_callback(self.service.pi_channels.stop)
+            stack.push_async_callback(self.pi_channels.stop)
             self._start_registry()
             await self.jobs.resume()
             self._resume()
@@ -268,9 +322,11 @@ class Daemon:
         try:
             await asyncio.wait_for(integrity.start(), _TAGS_WITHIN)
         except (TimeoutError, OSError) as error:
-            self.service.integrity = None
             reason = f"no tags are served in this run: {error or 'their disk does not answer'}"
             self.events.publish("alarm", reason=reason)
+        else:
+            self.tags_served = True
+            self.router.add(*integrity_answers(integrity))
 
     def _start_registry(self) -> None:
         self.registry.start()
@@ -292,15 +348,14 @@ class Daemon:
             self.table.add(seal)
         for seal in self.reclaimed.seals:
             if not seal.exited.is_set():
-                self.service.holders.watch(seal)
+                self.holders.watch(seal)
         if self.rings:
             self.adoption.resume(self.rings.resume(self.reclaimed.seals))
         for seal in self.reclaimed.seals:
             if seal.digest:
                 self.once.remember(seal.asker_uid, seal.request.key, seal.digest, seal.info())
             self.fencing.resume(seal)
-        if self.service.relocations:
-            self.service.relocations.resume()
+        self.relocations.resume()
         for seal in self.reclaimed.torn:
             self.recaller.lose(seal, f"its enforcement by {', '.join(seal.enforcers)} is torn")
         if self.reclaimed.seals:
@@ -364,7 +419,7 @@ class Daemon:
 
     def _take_policy(self, section: PolicySection, changed: list[str]) -> None:
         self.policy.section = self.recaller.policy = section
-        self.service.rate = RateLimit(section.grants_per_second, section.grants_burst)
+        self.granting.rate = RateLimit(section.grants_per_second, section.grants_burst)
         self.events.publish("policy", changed=changed)
         if "roots" in changed:
             self.tasks.spawn("arm new roots", self.workers.run(self._arm))
@@ -445,49 +500,3 @@ class Daemon:
 
     async def _audit_all(self) -> None:
         await audit(self.grants, self.recaller, self.table)
-
-
-def kernel_daemon(config: Config) -> Daemon:
-    """The daemon on the real system."""
-    # Each held operation, file and holder is a descriptor.
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    # The event loop should not wait long for a thread that computes (the registry's).
-    sys.setswitchinterval(0.0005)
-    # A lease that breaks within a momentary probe signals the process: nobody needs to hear it.
-    signal.signal(signal.SIGIO, signal.SIG_IGN)
-    keeper = own(config.service.keeper_path)
-    drain = config.enforcers.drain_timeout
-    overlays = OverlayMounts(keeper)
-    known: dict[str, Callable[[], Enforcer]] = {
-        "bpf": lambda: BpfEnforcer(keeper, Path(config.service.bpf_path), drain_timeout=drain),
-        "fanotify": lambda: FanotifyEnforcer(keeper, overlays, config.enforcers.linger, drain),
-        "lease": lambda: LeaseEnforcer(keeper, overlays),
-        "pin": lambda: PinEnforcer(keeper),
-    }
-    enforcers = [known[name]() for name in config.enforcers.use]
-    prover = Prover.load()
-    if prover.mapped >= 0:
-        keeper.prover(prover.mapped)
-    return Daemon(config, KernelHost(prover), enforcers, keeper, overlays)
-
-
-def sim_daemon(config: Config) -> Daemon:
-    """The same daemon on a simulated system, for development and for tests: needs no root."""
-    host = SimHost()
-    enforcer = SimEnforcer(host)
-    daemon = Daemon(simulated(config), host, [enforcer], None)
-    daemon.service.simulate = functools.partial(simulate, host, enforcer, daemon.tick)
-    return daemon
-
-
-def simulated(config: Config) -> Config:
-    """Whoever runs a simulation is an operator in it, and there is one file system, /sim."""
-    replace = msgspec.structs.replace
-    policy = replace(
-        config.policy,
-        roots=config.policy.roots or ["/sim"],
-        operators=[*config.policy.operators, os.getuid()],
-    )
-    registry = replace(config.registry, enabled=bool(config.registry.directory))
-    return replace(config, policy=policy, registry=registry)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from typing import get_args
 
 import msgspec
 
+from sealsvc.control.connection import Connection
 from sealsvc.core.errors import Refusal
 from sealsvc.core.extents import ExtentMap
 from sealsvc.lifecycle.policy import Policy
@@ -30,6 +32,7 @@ from sealsvc.protocol.history import (
 from sealsvc.registry import Registry
 from sealsvc.registry.queries import Queries
 from sealsvc.runtime.workers import Workers
+from sealsvc.service.router import Answers
 
 _MOST = 40  # records in a page: each may have a path of 4 KiB, and a message has 64
 _SEALS = 128  # seals in a page, which is cut to _ROOM besides
@@ -43,7 +46,11 @@ class Historian:
         self._registry, self._host, self._policy, self._workers = registry, host, policy, workers
         self._ask = registry.ask
 
-    async def answer(self, peer: Peer, request: RegistryRequest) -> RegistryAnswer:
+    def answers(self) -> Answers:
+        return dict.fromkeys(get_args(RegistryRequest), self._answer)
+
+    async def _answer(self, connection: Connection, request: RegistryRequest) -> RegistryAnswer:
+        peer = connection.peer
         match request:
             case History():
                 return await self._seals(peer, request)

@@ -20,7 +20,9 @@ import msgspec
 
 from sealsvc.core.errors import Refusal
 from sealsvc.protocol import codec
-from sealsvc.protocol.messages import Keyed, Result, SealInfo
+from sealsvc.protocol.base import Keyed
+from sealsvc.protocol.messages import Result
+from sealsvc.protocol.seals import SealInfo
 from sealsvc.runtime import clock
 
 KEYS = 65536  # remembered for all users together, those of live seals apart

@@ -24,7 +24,7 @@ from sealsvc.protocol.admin import (
     Holders,
     WaitingConflict,
 )
-from sealsvc.protocol.messages import List
+from sealsvc.protocol.seals import List
 from sealsvc.runtime import clock
 
 T = TypeVar("T")

@@ -12,7 +12,7 @@ from typing import Any
 from sealsvc.core import states
 from sealsvc.core.model import State
 from sealsvc.protocol.admin import Histogram
-from sealsvc.protocol.messages import Event
+from sealsvc.protocol.events import Event
 from sealsvc.runtime import clock
 
 # Seconds: from what an armed file costs to what a recall may last; each about 2.5 times the last.
@@ -37,7 +37,7 @@ class Distribution:
         return Histogram(bounds=list(BOUNDS), counts=list(self.counts), sum=self.sum)
 
 
-class MeasuresTaken:
+class Metrics:
     def __init__(self) -> None:
         self.counters: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self.latencies = {

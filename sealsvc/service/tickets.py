@@ -18,7 +18,7 @@ import msgspec
 from sealsvc.core.errors import Refusal
 from sealsvc.linux.processes import Peer
 from sealsvc.protocol.admin import ClaimInfo
-from sealsvc.protocol.messages import Grant, IssueClaim
+from sealsvc.protocol.seals import Grant, IssueClaim
 from sealsvc.runtime import clock
 
 _MOST = 4096

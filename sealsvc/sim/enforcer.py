@@ -25,7 +25,8 @@ from sealsvc.enforce import guards
 from sealsvc.enforce.base import Claim, Guard, Hold, Outcome, Report, Verdict
 from sealsvc.linux.filesystem import Filesystem
 from sealsvc.linux.host import Target
-from sealsvc.protocol.messages import Gap, Grant, Simulate
+from sealsvc.protocol.seals import Grant
+from sealsvc.protocol.system import Gap, Simulate
 from sealsvc.runtime import clock
 from sealsvc.sim.host import FILESYSTEM, SimHost
 

@@ -28,7 +28,7 @@ from sealsvc.linux.host import (
     Target,
 )
 from sealsvc.linux.processes import Process
-from sealsvc.protocol.messages import Gap
+from sealsvc.protocol.system import Gap
 
 DEVICE = 0xFF00
 ROOT_INODE = 1

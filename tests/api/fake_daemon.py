@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from sealsvc.core.errors import Refusal
-from sealsvc.protocol import admin, history
+from sealsvc.protocol import admin, base, events, history, seals, system
 from sealsvc.protocol import integrity as pi
 from sealsvc.protocol import messages as m
 from sealsvc.protocol.copies import CopyTrust, StartCopy
@@ -46,7 +46,7 @@ class FakeDaemon:
         self.requests: list[m.AnyRequest] = []
         self._seals = Seals()
         self.seals = self._seals.held
-        self.history: list[m.Event] = []
+        self.history: list[events.Event] = []
         self.seq = 0
         self.forgotten = 0
         self.denied: set[type] = set()
@@ -116,14 +116,14 @@ class FakeDaemon:
     @staticmethod
     def _receive(peer: Peer) -> bytes:
         try:
-            return peer.sock.recv(m.MAX_MESSAGE)
+            return peer.sock.recv(base.MAX_MESSAGE)
         except OSError:
             return b""
 
-    def emit(self, name: str = "alarm", seal: str | None = None, **data: Any) -> m.Event:
+    def emit(self, name: str = "alarm", seal: str | None = None, **data: Any) -> events.Event:
         with self._lock:
             self.seq += 1
-            event = m.Event(seq=self.seq, time=time.time(), name=name, seal=seal, data=data)
+            event = events.Event(seq=self.seq, time=time.time(), name=name, seal=seal, data=data)
             self.history.append(event)
             for peer in self._peers:
                 if peer.watching:
@@ -162,44 +162,44 @@ class FakeDaemon:
 
     def _result(self, peer: Peer, request: m.AnyRequest) -> Any:
         match request:
-            case m.Grant():
+            case seals.Grant():
                 return self._seals.grant(request)
-            case m.Show():
+            case seals.Show():
                 return self._seals.find(request.seal)
-            case m.Return():
+            case seals.Return():
                 return self._seals.give_back(request)
-            case m.List():
+            case seals.List():
                 return self._seals.page(request)
-            case m.Renew() | m.Downgrade():
+            case seals.Renew() | seals.Downgrade():
                 return self._seals.find(request.seal)
-            case m.RecallSeals(seal=str(seal)):
+            case seals.RecallSeals(seal=str(seal)):
                 self._seals.at(seal, request.seqid)
                 return examples.RECALLS
-            case m.Extents():
+            case seals.Extents():
                 self._seals.find(request.seal)
                 return examples.EXTENTS
-            case m.Mapped():
+            case seals.Mapped():
                 self._seals.find(request.seal)
                 return examples.MAPPING
-            case m.PastEvents():
+            case events.PastEvents():
                 kept = [event for event in self.history if event.seq > request.since]
                 gap = request.since < self.forgotten
                 page = kept[: self.page]
-                return m.EventPage(events=page, seq=self.seq, gap=gap, run=self.run)
-            case m.Watch():
+                return events.EventPage(events=page, seq=self.seq, gap=gap, run=self.run)
+            case events.Watch():
                 return self._watch(peer, request)
-            case m.Status():
+            case system.Status():
                 uptime = time.monotonic() - self.started
                 return msgspec.structs.replace(examples.STATUS, uptime=uptime, run=self.run)
         return _FIXED[type(request)]
 
-    def _watch(self, peer: Peer, request: m.Watch) -> m.Watching:
+    def _watch(self, peer: Peer, request: events.Watch) -> events.Watching:
         peer.watching = True
         since = self.seq if request.since is None else request.since
         for event in self.history:
             if event.seq > since:
                 peer.send(event)
-        return m.Watching(seq=self.seq, gap=since < self.forgotten, run=self.run)
+        return events.Watching(seq=self.seq, gap=since < self.forgotten, run=self.run)
 
 
 MEASURES = admin.MeasuresReport(
@@ -213,9 +213,9 @@ MEASURES = admin.MeasuresReport(
 )
 
 _FIXED: dict[type, Any] = {
-    m.RecallSeals: examples.RECALLS,
-    m.Audit: examples.AUDIT,
-    m.Filesystems: examples.FILESYSTEMS,
+    seals.RecallSeals: examples.RECALLS,
+    system.Audit: examples.AUDIT,
+    system.Filesystems: examples.FILESYSTEMS,
     admin.Files: examples.FILES,
     admin.Holders: examples.HOLDERS,
     admin.Conflicts: examples.CONFLICTS,
@@ -249,5 +249,5 @@ _FIXED: dict[type, Any] = {
     history.VerifyTrail: examples.VERIFICATION,
     admin.Coverage: examples.COVERAGE,
     admin.Measures: MEASURES,
-    m.IssueClaim: examples.CLAIM,
+    seals.IssueClaim: examples.CLAIM,
 }

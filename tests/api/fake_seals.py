@@ -6,20 +6,20 @@ import msgspec
 
 from sealsvc.core.errors import TABLE, Refusal
 from sealsvc.core.model import State
-from sealsvc.protocol import messages as m
+from sealsvc.protocol import seals
 from sealsvc_api import examples
 
 
 class Seals:
     def __init__(self) -> None:
-        self.held: dict[str, m.SealInfo] = {}
+        self.held: dict[str, seals.SealInfo] = {}
 
-    def find(self, seal: str) -> m.SealInfo:
+    def find(self, seal: str) -> seals.SealInfo:
         if seal not in self.held:
             raise Refusal("no-such-seal", f"there is no seal {seal}", {"seal": seal})
         return self.held[seal]
 
-    def grant(self, request: m.Grant) -> m.SealInfo:
+    def grant(self, request: seals.Grant) -> seals.SealInfo:
         if request.path and request.path.startswith("/refuse/"):
             code = request.path.removeprefix("/refuse/")
             later = 1.5 if TABLE[code].retryable else None
@@ -30,18 +30,18 @@ class Seals:
         self.held[seal] = msgspec.structs.replace(examples.SEAL, **made)
         return self.held[seal]
 
-    def at(self, seal_id: str, seqid: int | None) -> m.SealInfo:
+    def at(self, seal_id: str, seqid: int | None) -> seals.SealInfo:
         seal = self.find(seal_id)
         if seqid not in (None, seal.seqid):
             raise Refusal("stale-seqid", f"it is {seal.seqid}", {"seqid": seal.seqid})
         return seal
 
-    def give_back(self, request: m.Return) -> m.SealInfo:
+    def give_back(self, request: seals.Return) -> seals.SealInfo:
         seal = self.at(request.seal, request.seqid)
         del self.held[request.seal]
         return msgspec.structs.replace(seal, seqid=seal.seqid + 1, state=State.RETURNED)
 
-    def page(self, request: m.List) -> m.SealPage:
+    def page(self, request: seals.List) -> seals.SealPage:
         after = request.after or ""
         found = [
             seal
@@ -53,4 +53,4 @@ class Seals:
             and (request.below is None or any(seal.path.startswith(d) for d in request.below))
         ]
         page = found[: request.limit]
-        return m.SealPage(seals=page, next=page[-1].id if len(found) > len(page) else None)
+        return seals.SealPage(seals=page, next=page[-1].id if len(found) > len(page) else None)

@@ -192,7 +192,7 @@ def test_a_seal_outside_the_scope_does_not_exist(http: httpx.Client, daemon: Fak
 def test_lists_and_conditions_are_confined(http: httpx.Client, daemon: FakeDaemon) -> None:
     """The filters that the service is given, and the conditions it checks itself."""
     from sealsvc.protocol.admin import Conflicts, Files, Holders
-    from sealsvc.protocol.messages import Conditions, Grant, List
+    from sealsvc.protocol.seals import Conditions, Grant, List
 
     http.get("/v1/seals", headers=as_("viewer-in"))
     for path in ("/v1/files", "/v1/holders", "/v1/conflicts"):

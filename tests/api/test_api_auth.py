@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from sealsvc.core.errors import Refusal
-from sealsvc.protocol.messages import Grant, List
+from sealsvc.protocol.seals import Grant, List
 from sealsvc_api.principals import Known, Principals, digest, read
 from sealsvc_api.rates import Rates
 from sealsvc_api.sessions import COOKIE, LIFE, Sessions

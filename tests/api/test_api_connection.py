@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from sealsvc.client import AsyncClient, Reply
 from sealsvc.core.errors import Refusal
-from sealsvc.protocol.messages import Done, Status, Watching
+from sealsvc.protocol.events import Watching
+from sealsvc.protocol.messages import Done
+from sealsvc.protocol.system import Status
 from sealsvc_api.connection import Backoff, Connection, expect
 from tests.api.conftest import Api, until
 from tests.api.fake_daemon import FakeDaemon

@@ -9,7 +9,8 @@ import httpx
 import pytest
 
 from sealsvc.core.errors import Refusal
-from sealsvc.protocol.messages import Event, Status, Watch
+from sealsvc.protocol.events import Event, Watch
+from sealsvc.protocol.system import Status
 from sealsvc_api.access import Caller, Role
 from sealsvc_api.events import _followed, _since
 from sealsvc_api.feed import Feed, Listener, Packet, gap, packet

@@ -18,7 +18,8 @@ from websockets.sync.client import connect
 from sealsvc.client import Client
 from sealsvc.core.errors import Refusal
 from sealsvc.protocol.admin import Redeem
-from sealsvc.protocol.messages import Recall, Return, Show, Simulate
+from sealsvc.protocol.seals import Recall, Return, Show
+from sealsvc.protocol.system import Simulate
 from tests.api.conftest import TOKEN
 from tests.api.running import ROOT, Front, simulated, wait_for
 

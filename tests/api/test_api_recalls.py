@@ -6,7 +6,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sealsvc.protocol.messages import SealPage
+from sealsvc.protocol.seals import SealPage
 from sealsvc_api import examples
 from sealsvc_api.recalls import _merged
 

@@ -20,7 +20,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from sealsvc.protocol.messages import Simulate
+from sealsvc.protocol.system import Simulate
 from sealsvc_api.app import build_app
 from sealsvc_api.settings import Settings
 from tests.api.conftest import TOKEN

@@ -6,7 +6,7 @@ import pytest
 
 from sealsvc.core.errors import Refusal
 from sealsvc.core.model import Preparation
-from sealsvc.protocol.messages import (
+from sealsvc.protocol.seals import (
     Extents,
     Grant,
     HolderSpec,

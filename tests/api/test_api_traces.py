@@ -23,7 +23,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from sealsvc.protocol.messages import Grant, Return, Show, Simulate
+from sealsvc.protocol.seals import Grant, Return, Show
+from sealsvc.protocol.system import Simulate
 from sealsvc_api import examples
 from sealsvc_api.settings import Settings, SettingsError, traced
 from sealsvc_api.spans import Spans

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from sealsvc.client import Client
 from sealsvc.linux import native
-from sealsvc.protocol.messages import Recall, Return
+from sealsvc.protocol.seals import Recall, Return
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from sealsvc.client import Client
-from sealsvc.protocol.messages import Audit
+from sealsvc.protocol.system import Audit
 from tests.bench.figures import Bench, Figure, alternate
 from tests.bench.many_seals import BLOCK, many_seals
 

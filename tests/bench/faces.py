@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from sealsvc.client import Client
-from sealsvc.protocol.messages import Return, Show
+from sealsvc.protocol.seals import Return, Show
 from tests.api.conftest import TOKEN, write_principals
 from tests.api.running import front
 from tests.bench.figures import Bench, Figure, figure_of

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from sealsvc.client import Client
-from sealsvc.protocol.messages import Recall, RecallSeals, Return, decode_from_service
+from sealsvc.protocol.messages import decode_from_service
+from sealsvc.protocol.seals import Recall, RecallSeals, Return
 from tests.bench.figures import Bench, Figure, figure_of
 
 HOLDERS = 1000

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sealsvc.client import Client
-from sealsvc.protocol.messages import Return
+from sealsvc.protocol.seals import Return
 
 BLOCK = 4096  # bytes
 

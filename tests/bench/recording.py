@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from sealsvc.client import Client
-from sealsvc.protocol.messages import Return
+from sealsvc.protocol.seals import Return
 from tests.bench.figures import Bench, Figure, alternate
 from tests.service.conftest import RISKS, serving
 

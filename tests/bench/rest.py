@@ -25,7 +25,8 @@ import httpx
 import numpy as np
 import psutil
 
-from sealsvc.protocol.messages import Return, Simulate
+from sealsvc.protocol.seals import Return
+from sealsvc.protocol.system import Simulate
 from tests.api.conftest import TOKEN
 from tests.api.running import Front, simulated, wait_for
 

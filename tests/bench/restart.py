@@ -21,7 +21,7 @@ import psutil
 from sealsvc.client import Client
 from sealsvc.core.errors import Refusal
 from sealsvc.lifecycle import journal
-from sealsvc.protocol.messages import Status
+from sealsvc.protocol.system import Status
 from tests.bench.figures import Bench, Figure, figure_of
 from tests.service.conftest import RISKS, Running
 

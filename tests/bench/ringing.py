@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from sealsvc.client import Client
-from sealsvc.protocol.messages import Return
+from sealsvc.protocol.seals import Return
 from tests.bench.figures import Bench, Figure, alternate, figure_of
 from tests.bench.rings import LIMITS, RingBench, etcd, etcd_cycle, fill_of, keeper_of
 from tests.service.conftest import RISKS, Running

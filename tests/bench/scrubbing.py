@@ -12,7 +12,7 @@ from pathlib import Path
 from sealsvc.client import Client
 from sealsvc.integrity.tracker import Tracker
 from sealsvc.protocol.integrity import PiAttach, PiAttachments, PiOpen, PiScrub, PiTag
-from sealsvc.protocol.messages import Return
+from sealsvc.protocol.seals import Return
 from tests.bench.figures import Bench, Figure, alternate
 
 SIZE = 256 << 20

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from sealsvc.protocol.messages import Simulate
+from sealsvc.protocol.system import Simulate
 from tests.api.conftest import TOKEN
 from tests.api.running import Front, front, service, simulated
 

@@ -29,7 +29,8 @@ from typing import Any
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from sealsvc.client import Client
-from sealsvc.protocol.messages import Audit, Grant, HolderSpec, SealInfo, Simulate
+from sealsvc.protocol.seals import Grant, HolderSpec, SealInfo
+from sealsvc.protocol.system import Audit, Simulate
 from tests.api import running
 from tests.api.running import Front, simulated
 from tests.browser.conftest import ARGUMENTS, ROOT, TOKEN, MiB, chromium, enter

@@ -18,7 +18,7 @@ from scratch import mounted
 from sealsvc.exports.base import Spec
 from sealsvc.exports.nbd import Nbd
 from sealsvc.exports.runtime import Record, Runtime
-from sealsvc.protocol.messages import List, RecallSeals
+from sealsvc.protocol.seals import List, RecallSeals
 from tests.api.conftest import TOKEN, write_principals
 from tests.api.running import Front, front, wait_for
 from tests.browser.conftest import MiB, enter, picture

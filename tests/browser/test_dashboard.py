@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from sealsvc.protocol.messages import Audit, Grant, Return, Simulate
+from sealsvc.protocol.seals import Grant, Return
+from sealsvc.protocol.system import Audit, Simulate
 from tests.api.conftest import write_principals
 from tests.api.running import Front, front, service, wait_for
 from tests.browser.conftest import TOKEN, MiB, enter, picture

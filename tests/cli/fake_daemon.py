@@ -14,19 +14,9 @@ from typing import Any, TypeVar
 import msgspec
 
 from sealsvc.core.model import ByteRange, Conflict, Fence, FileId, IoMode, Kind, State
-from sealsvc.protocol.messages import (
-    MAX_FDS,
-    MAX_MESSAGE,
-    Answer,
-    Failure,
-    Grant,
-    Holder,
-    Requirements,
-    Return,
-    SealInfo,
-    decode_request,
-    encode,
-)
+from sealsvc.protocol.base import MAX_FDS, MAX_MESSAGE
+from sealsvc.protocol.messages import Answer, Failure, decode_request, encode
+from sealsvc.protocol.seals import Grant, Holder, Requirements, Return, SealInfo
 
 T = TypeVar("T")
 PATIENCE = 20.0

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from sealsvc.cli.drawing import drawing, placement, strip
 from sealsvc.cli.map import summarise
-from sealsvc.protocol.messages import Extent
+from sealsvc.protocol.seals import Extent
 
 
 def extent(logical: int, physical: int, length: int, *flags: str) -> Extent:

@@ -14,7 +14,8 @@ from sealsvc.cli.audit import DRIFT_FOUND
 from sealsvc.cli.sealctl import COMMANDS, INTERRUPTED, main
 from sealsvc.client import Client
 from sealsvc.core.errors import TABLE, Refusal
-from sealsvc.protocol.messages import List, SealPage, Status
+from sealsvc.protocol.seals import List, SealPage
+from sealsvc.protocol.system import Status
 
 
 @pytest.mark.parametrize("command", [(), *((c.name,) for c in COMMANDS)])

@@ -13,7 +13,7 @@ from sealctl_process import Start
 
 from sealsvc.cli.sealctl import main
 from sealsvc.core.model import Kind
-from sealsvc.protocol.messages import List, SealPage
+from sealsvc.protocol.seals import List, SealPage
 
 
 def test_map_does_not_recall_an_exclusive_seal(

@@ -12,7 +12,8 @@ import pytest
 from fake_daemon import ONE, FakeDaemon
 from sealctl_process import Start
 
-from sealsvc.protocol.messages import List, SealPage, ServiceStatus, Status
+from sealsvc.protocol.seals import List, SealPage
+from sealsvc.protocol.system import ServiceStatus, Status
 
 NOBODY = 65534
 

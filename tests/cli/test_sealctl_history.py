@@ -15,7 +15,7 @@ from sealsvc.protocol.history import (
     Transition,
     Transitions,
 )
-from sealsvc.protocol.messages import List, SealPage
+from sealsvc.protocol.seals import List, SealPage
 
 CUT = SealRecord(
     id=ONE.id,

@@ -14,7 +14,7 @@ from fake_daemon import ONE, FakeDaemon
 from sealctl_process import Start
 
 from sealsvc.core.model import Fence, IoMode, Kind, Preparation
-from sealsvc.protocol.messages import Grant, HolderSpec
+from sealsvc.protocol.seals import Grant, HolderSpec
 
 PYTHON = (sys.executable, "-c")
 

@@ -14,7 +14,7 @@ from fake_daemon import ONE, PATIENCE, FakeDaemon, seal
 from sealctl_process import Start
 
 from sealsvc.core.model import ByteRange, Fence, Operation, State
-from sealsvc.protocol.messages import Grant, Recall, Reclaim, Return
+from sealsvc.protocol.seals import Grant, Recall, Reclaim, Return
 
 PYTHON = (sys.executable, "-c")
 

@@ -20,7 +20,7 @@ from sealsvc.cli.units import exact_range
 from sealsvc.client import Client
 from sealsvc.core.model import ByteRange
 from sealsvc.protocol.history import History, SealHistory, SealRecord
-from sealsvc.protocol.messages import List, SealInfo, SealPage
+from sealsvc.protocol.seals import List, SealInfo, SealPage
 from tests.api.running import ROOT, service, wait_for
 
 COUNT, PAGE = 10_000, 80

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.protocol.messages import Grant, Return, SealInfo, Simulate, Status
+from sealsvc.protocol.seals import Grant, Return, SealInfo
+from sealsvc.protocol.system import Simulate, Status
 from tests.api.running import ROOT, service, wait_for
 
 PATH = "/sim/volumes/production/database/of-a-very-long-name-{:04}.img"

@@ -12,7 +12,7 @@ from sealctl_process import Start
 from sealsvc.core.model import ByteRange, Kind, Operation, State
 from sealsvc.protocol.admin import ConflictPage, Conflicts, WaitingConflict
 from sealsvc.protocol.history import History, SealHistory
-from sealsvc.protocol.messages import (
+from sealsvc.protocol.seals import (
     Extent,
     ExtentPage,
     Extents,

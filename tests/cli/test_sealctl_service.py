@@ -10,12 +10,12 @@ from fake_daemon import ONE, TWO, FakeDaemon, as_json
 from sealctl_process import Start
 
 from sealsvc.core.model import Kind
-from sealsvc.protocol.messages import (
+from sealsvc.protocol.events import Event, Watch, Watching
+from sealsvc.protocol.system import (
     Audit,
     AuditReport,
     Drift,
     EnforcerInfo,
-    Event,
     FilesystemInfo,
     FilesystemList,
     Filesystems,
@@ -23,8 +23,6 @@ from sealsvc.protocol.messages import (
     PmemRegion,
     ServiceStatus,
     Status,
-    Watch,
-    Watching,
 )
 
 EVENTS = [

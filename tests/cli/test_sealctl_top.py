@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.protocol.messages import Simulate
+from sealsvc.protocol.system import Simulate
 from tests.api.running import ROOT, service
 
 

@@ -9,7 +9,7 @@ from fake_daemon import ONE, FakeDaemon, as_json
 from sealctl_process import Start
 
 from sealsvc.core.model import State
-from sealsvc.protocol.messages import Mapped, MappingReport
+from sealsvc.protocol.seals import Mapped, MappingReport
 
 REPORT = MappingReport(
     seal=ONE.id,

@@ -10,7 +10,7 @@ from sealctl_process import Start
 
 from sealsvc.core.model import Fence, Operation, State
 from sealsvc.protocol.admin import ConflictPage, Conflicts, WaitingConflict
-from sealsvc.protocol.messages import List, SealPage, Show
+from sealsvc.protocol.seals import List, SealPage, Show
 
 RECALLED = seal(
     state=State.RECALLED, deadline_in=20.0, reason="conflict", fence=Fence.KILL, tag="nic-0"

@@ -13,8 +13,8 @@ from typing import Any
 from sealsvc.client import Client, Reply
 from sealsvc.core.errors import Refusal
 from sealsvc.protocol.admin import JobInfo, JobState, ShowJob
-from sealsvc.protocol.messages import Extents, Recall, Return
 from sealsvc.protocol.relocation import Goal, Quiesce, Relocate
+from sealsvc.protocol.seals import Extents, Recall, Return
 
 PIECE = 65536
 

@@ -16,7 +16,7 @@ from scratch import PREFIX
 from sealsvc.client import Client
 from sealsvc.copies import Options, Result, make_plan, run
 from sealsvc.protocol.admin import JobState, ShowJob
-from sealsvc.protocol.messages import List
+from sealsvc.protocol.seals import List
 from tests.copies.conftest import MiB, opened, pattern
 from tests.copies.stacks import Layers, filled, shut_down
 from tests.copies.test_copy_jobs import descriptors, ended, start

@@ -20,7 +20,7 @@ from sealsvc.core.errors import Refusal
 from sealsvc.linux import native
 from sealsvc.protocol.admin import CancelJob, JobInfo, JobState, ShowJob
 from sealsvc.protocol.copies import CopyTrust, CopyTrustReport, StartCopy
-from sealsvc.protocol.messages import Return
+from sealsvc.protocol.seals import Return
 from tests.copies.conftest import MiB, pattern
 from tests.copies.stacks import filled, same_bytes
 from tests.service.conftest import until

@@ -11,7 +11,7 @@ import pytest
 from sealsvc.client import Client
 from sealsvc.linux import native
 from sealsvc.protocol.integrity import PiAttach, PiErrors, PiVerify
-from sealsvc.protocol.messages import Return
+from sealsvc.protocol.seals import Return
 from tests.copies.conftest import MiB, pattern
 from tests.copies.stacks import filled
 from tests.copies.test_copy_jobs import copied

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.protocol.messages import ServiceStatus, Status
+from sealsvc.protocol.system import ServiceStatus, Status
 
 ROOT = Path(__file__).parents[2]
 

@@ -19,7 +19,8 @@ import pytest
 from sealsvc.client import Client
 from sealsvc.client.ring import RingClient
 from sealsvc.core.errors import Refusal
-from sealsvc.protocol.messages import Return, ServiceStatus, Show, Status
+from sealsvc.protocol.seals import Return, Show
+from sealsvc.protocol.system import ServiceStatus, Status
 from sealsvc.runtime.config import ServiceSection
 from sealsvc.service.release import release
 from tests.lab.pmem import mounted_dax

@@ -16,7 +16,8 @@ import pytest
 
 from sealsvc.client import Client
 from sealsvc.core.errors import TABLE
-from sealsvc.protocol.messages import Return, Simulate
+from sealsvc.protocol.seals import Return
+from sealsvc.protocol.system import Simulate
 from tests.api.running import ROOT, service
 from tests.docs.commands import played
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.protocol.messages import RecallSeals
+from sealsvc.protocol.seals import RecallSeals
 from sealsvc.runtime.config import ServiceSection
 from sealsvc.service.release import release
 from tests.docs.commands import ROOT, blocks, commands, played, programs

@@ -17,7 +17,7 @@ from sealsvc.client import Client
 from sealsvc.exports.base import Spec
 from sealsvc.exports.runtime import Runtime
 from sealsvc.exports.stats import read_stats
-from sealsvc.protocol.messages import List
+from sealsvc.protocol.seals import List
 from tests.exports.conftest import MiB
 from tests.exports.exporting import relocating
 from tests.service.conftest import ROOT, Running, until

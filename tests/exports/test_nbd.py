@@ -14,7 +14,7 @@ import pytest
 
 from sealsvc.client import Client
 from sealsvc.exports.nbd import Nbd
-from sealsvc.protocol.messages import List, RecallSeals
+from sealsvc.protocol.seals import List, RecallSeals
 from sealsvc.runtime.config import ServiceSection
 from sealsvc.service.release import release
 from tests.exports.conftest import MiB

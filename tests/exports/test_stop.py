@@ -17,7 +17,7 @@ from sealsvc.exports.nbd import Nbd
 from sealsvc.exports.runtime import Runtime, start_time
 from sealsvc.protocol.exports import ExportStopped, StopExport
 from sealsvc.protocol.history import Trail
-from sealsvc.protocol.messages import List
+from sealsvc.protocol.seals import List
 from tests.api.conftest import write_principals
 from tests.api.running import Front, front
 from tests.exports.exporting import Exports

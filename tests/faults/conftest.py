@@ -12,7 +12,7 @@ import pytest
 
 from sealsvc.client import Client
 from sealsvc.linux.native import read_extents
-from sealsvc.protocol.messages import Recall, Return
+from sealsvc.protocol.seals import Recall, Return
 from tests.service.conftest import RISKS, Running, until
 from tests.service.conftest import file as file
 from tests.service.conftest import root as root

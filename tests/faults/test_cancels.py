@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.protocol.messages import Cancel, Grant, List, Return, Status
+from sealsvc.protocol.messages import Cancel
+from sealsvc.protocol.seals import Grant, List, Return
+from sealsvc.protocol.system import Status
 from tests.faults.conftest import Intrude, granted, nothing_is_left, serve
 from tests.faults.test_errors import PREPARED, injecting
 from tests.service.conftest import Running, until

@@ -18,7 +18,7 @@ import pytest
 
 from sealsvc.client import Client
 from sealsvc.core.errors import TABLE, Refusal
-from sealsvc.protocol.messages import List, Return, Show
+from sealsvc.protocol.seals import List, Return, Show
 from sealsvc.runtime import faults
 from tests.faults.conftest import PUNCH, Intrude, granted, nothing_is_left, serve
 from tests.service.conftest import Running, until

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.protocol.messages import List, RecallSeals, Return, Show, Status
+from sealsvc.protocol.seals import List, RecallSeals, Return, Show
+from sealsvc.protocol.system import Status
 from tests.faults.conftest import (
     PUNCH,
     Intrude,
@@ -116,7 +117,7 @@ def test_a_holder_that_is_deaf_to_sigterm_keeps_its_seal(
         holder.do("libc.munmap(address, size)")
         holder.do("os.close(fd) or os.close(reply.fds[0])")
         holder.do(
-            "client.send(__import__('sealsvc.protocol.messages').protocol.messages.Return,"
+            "client.send(__import__('sealsvc.protocol.seals').protocol.seals.Return,"
             " seal=reply.seal.id)"
         )
         until(lambda: the_state(client) == "over")

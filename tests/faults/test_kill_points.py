@@ -17,8 +17,9 @@ from sealsvc.client import Client
 from sealsvc.core.errors import Refusal
 from sealsvc.core.model import ByteRange
 from sealsvc.protocol.admin import Jobs, JobState
-from sealsvc.protocol.messages import Audit, List, Recall, RecallSeals, Reclaim, Return
 from sealsvc.protocol.relocation import Goal, Quiesce, Relocate
+from sealsvc.protocol.seals import List, Recall, RecallSeals, Reclaim, Return
+from sealsvc.protocol.system import Audit
 from sealsvc.runtime import faults
 from tests.faults.conftest import (
     LEGAL,

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from sealsvc.client import Client
 from sealsvc.core.errors import Refusal
-from sealsvc.protocol.messages import List, Return
+from sealsvc.protocol.seals import List, Return
 from tests.hostile import fuse
 from tests.hostile.users import connected, process, sent
 from tests.service.conftest import Running

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.protocol.messages import Status
+from sealsvc.protocol.system import Status
 from tests.hostile import fuse
 from tests.hostile.users import answer, connected, process, sent
 from tests.service.conftest import RISKS, Running, until

@@ -15,7 +15,9 @@ import pytest
 from sealsvc.client import Client
 from sealsvc.core.errors import Refusal
 from sealsvc.protocol.admin import Measures, MeasuresReport
-from sealsvc.protocol.messages import Event, RecallProgress, RecallSeals, Show, Status, Watch
+from sealsvc.protocol.events import Event, Watch
+from sealsvc.protocol.seals import RecallProgress, RecallSeals, Show
+from sealsvc.protocol.system import Status
 from tests.hostile.users import NOBODY, answer, as_user, connected, process, sent
 from tests.service.conftest import Running, until
 

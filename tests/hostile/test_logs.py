@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.protocol.messages import Return, Status
+from sealsvc.protocol.seals import Return
+from sealsvc.protocol.system import Status
 from sealsvc.runtime.config import ServiceSection
 from sealsvc.service.release import release
 from tests.service.conftest import RISKS, ROOT, Running, until

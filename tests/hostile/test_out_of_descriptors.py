@@ -15,7 +15,7 @@ import pytest
 
 from sealsvc.client import AsyncClient, Client
 from sealsvc.core.errors import Refusal
-from sealsvc.protocol.messages import Grant, List
+from sealsvc.protocol.seals import Grant, List
 from tests.service.conftest import ROOT, Running, until
 
 pytestmark = pytest.mark.kernel

@@ -11,7 +11,7 @@ import pytest
 from sealsvc.client import Client
 from sealsvc.core.errors import Refusal
 from sealsvc.protocol.admin import CancelJob, Jobs, JobState
-from sealsvc.protocol.messages import List, Return, Show
+from sealsvc.protocol.seals import List, Return, Show
 from tests.hostile.requests import kinds, requests
 from tests.hostile.users import answer, connected
 from tests.service.conftest import RISKS, MiB, Running

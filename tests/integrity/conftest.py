@@ -13,7 +13,7 @@ from scratch import mounted
 
 from sealsvc.client import Client
 from sealsvc.protocol.integrity import PiAttach, PiAttachment, PiReport, PiVerify
-from sealsvc.protocol.messages import Extents, Return, SealInfo
+from sealsvc.protocol.seals import Extents, Return, SealInfo
 from tests.service.conftest import PATIENCE, RISKS, Running
 
 MiB = 1 << 20

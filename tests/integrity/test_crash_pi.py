@@ -23,7 +23,7 @@ from sealsvc.integrity import engine
 from sealsvc.integrity.profiles import built_in, parse
 from sealsvc.integrity.store import BlockState, TagStore, open_all
 from sealsvc.protocol.integrity import PiAttach, PiAttachments, PiErrors, PiOpen, PiTag, PiVerify
-from sealsvc.protocol.messages import Reclaim, Return
+from sealsvc.protocol.seals import Reclaim, Return
 from tests.faults.conftest import serve
 from tests.integrity.conftest import BLOCK, Ground, attach, give_back, sealed
 from tests.service.conftest import PATIENCE, RISKS, Running

@@ -25,7 +25,7 @@ from sealsvc.protocol.integrity import (
     PiTag,
     PiVerify,
 )
-from sealsvc.protocol.messages import List, Reclaim, Return
+from sealsvc.protocol.seals import List, Reclaim, Return
 from tests.integrity.conftest import BLOCK, MiB
 from tests.service.conftest import PATIENCE, RISKS, Running
 

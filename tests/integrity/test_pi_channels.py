@@ -13,8 +13,8 @@ import pytest
 
 from sealsvc.client import Client
 from sealsvc.integrity.device_client import PiFile
-from sealsvc.protocol.messages import Return, SealInfo
 from sealsvc.protocol.pi_device import PiPath, PiPathInfo
+from sealsvc.protocol.seals import Return, SealInfo
 from tests.service.conftest import RISKS, refusal, serving
 
 pytestmark = pytest.mark.kernel

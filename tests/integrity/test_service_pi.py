@@ -13,6 +13,7 @@ import pytest
 
 from sealsvc.core.errors import Refusal
 from sealsvc.core.model import ByteRange
+from sealsvc.protocol.events import Event, Watch
 from sealsvc.protocol.history import Trail, VerifyTrail
 from sealsvc.protocol.integrity import (
     PiAttach,
@@ -26,7 +27,7 @@ from sealsvc.protocol.integrity import (
     PiScrub,
     PiTag,
 )
-from sealsvc.protocol.messages import Event, Return, Watch
+from sealsvc.protocol.seals import Return
 from tests.integrity.conftest import BLOCK, MiB, attach, give_back, sealed, verify
 from tests.service.conftest import refusal, until
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sealsvc.client import Client
-from sealsvc.protocol.messages import RecallSeals, SealInfo, Show
+from sealsvc.protocol.seals import RecallSeals, SealInfo, Show
 from tests.lab.dax_files import make
 from tests.lab.pmem import mounted_dax
 from tests.service.conftest import RISKS, Running

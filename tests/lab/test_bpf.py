@@ -25,7 +25,7 @@ from sealsvc.enforce.bpf import DIRECTORY, BpfEnforcer
 from sealsvc.linux import native
 from sealsvc.linux.host import Target
 from sealsvc.linux.host.kernel import KernelHost
-from sealsvc.protocol.messages import Gap
+from sealsvc.protocol.system import Gap
 from tests.lab.kernels import SERIES
 from tests.lab.pmem import mounted_dax
 from tests.scratch import mounted

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.protocol.messages import Audit, List, Recall, Status
+from sealsvc.protocol.seals import List, Recall
+from sealsvc.protocol.system import Audit, Status
 from tests.lab.dax_files import extents, make
 from tests.lab.pmem import mounted_dax
 from tests.service.conftest import RISKS, Running, refusal, until
@@ -253,7 +254,7 @@ def test_memory_that_fails_ends_a_holder_that_touches_it(fstype: str, tmp_path: 
 def poisoned(
     running: Running, file: Path, code: str
 ) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    code = f"from sealsvc.protocol.messages import Return\n{code}"
+    code = f"from sealsvc.protocol.seals import Return\n{code}"
     with holding(str(running.socket), file, code) as (process, seal):
         yield process, seal
 

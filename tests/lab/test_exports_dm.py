@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.protocol.messages import List
+from sealsvc.protocol.seals import List
 from tests.exports.exporting import Exports, relocating
 from tests.lab.pmem import mounted_dax
 from tests.service.conftest import RISKS, Running, served, until

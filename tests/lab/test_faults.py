@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.protocol.messages import List, Return
+from sealsvc.protocol.seals import List, Return
 from tests.service.conftest import RISKS, Running, refusal, until
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]

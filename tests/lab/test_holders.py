@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.protocol.messages import List, SealInfo
+from sealsvc.protocol.seals import List, SealInfo
 from tests.lab.pmem import mounted_dax
 from tests.service.conftest import Running, served, until
 from tests.service.test_hypervisor import guest_gives_back

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.protocol.messages import Recall, Reclaim, Return, Status
+from sealsvc.protocol.seals import Recall, Reclaim, Return
+from sealsvc.protocol.system import Status
 from tests.lab.plugin import INSIDE
 from tests.lab.pmem import mounted_dax
 from tests.service.conftest import RISKS, Running, served

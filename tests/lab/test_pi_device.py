@@ -27,8 +27,8 @@ from sealsvc.core.model import ByteRange
 from sealsvc.integrity.device_client import ALL, PiFile, PiIOError, PiTerms, Place
 from sealsvc.linux import native
 from sealsvc.protocol.integrity import PiErrors
-from sealsvc.protocol.messages import RecallSeals, Return
 from sealsvc.protocol.pi_device import PiPath, PiPathInfo
+from sealsvc.protocol.seals import RecallSeals, Return
 from tests.lab.pi_devices import MiB, mounted, nvme_disk, scsi_disk, sh
 from tests.lab.pi_tuples import place_of, tuples
 from tests.service.conftest import RISKS, Running, refusal, until

@@ -17,7 +17,8 @@ from sealsvc.client import Client
 from sealsvc.core.errors import Refusal
 from sealsvc.enforce.pin import PinEnforcer
 from sealsvc.linux import native
-from sealsvc.protocol.messages import Audit, List, Recall, Reclaim, Return
+from sealsvc.protocol.seals import List, Recall, Reclaim, Return
+from sealsvc.protocol.system import Audit
 from tests.lab.kernels import SERIES
 from tests.lab.pmem import mounted_dax
 from tests.service.conftest import Running, served

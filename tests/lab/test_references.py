@@ -15,7 +15,7 @@ import pytest
 from sealsvc.client import Client
 from sealsvc.linux.host.proofs import Prover
 from sealsvc.linux.native import ffi, lib
-from sealsvc.protocol.messages import Return
+from sealsvc.protocol.seals import Return
 from tests.lab.dax_files import make
 from tests.lab.kernels import SERIES
 from tests.lab.pmem import mounted_dax

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.protocol.messages import Show
+from sealsvc.protocol.seals import Show
 from tests.lab import LabError, run
 from tests.lab.dax_files import make
 from tests.lab.pmem import mounted_dax

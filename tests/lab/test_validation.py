@@ -12,7 +12,7 @@ import pytest
 
 from sealsvc.client import Client
 from sealsvc.linux.host.pmem import base_of
-from sealsvc.protocol.messages import Return
+from sealsvc.protocol.seals import Return
 from tests.lab.dax_files import HUGE, PAGE, SIZE, SYNCHRONOUS, MiB, ask, extents, make
 from tests.lab.pmem import mounted_dax
 from tests.service.conftest import RISKS, refusal, serving

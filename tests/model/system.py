@@ -19,8 +19,8 @@ from sealsvc.client import Client
 from sealsvc.core.errors import Refusal
 from sealsvc.protocol.admin import JobInfo, ShowJob
 from sealsvc.protocol.copies import StartCopy
-from sealsvc.protocol.messages import Recall, RecallSeals, Reclaim, Return, Show
 from sealsvc.protocol.relocation import Goal, Quiesce, Relocate
+from sealsvc.protocol.seals import Recall, RecallSeals, Reclaim, Return, Show
 from tests.model.actor import look
 from tests.model.fiemap import places
 from tests.model.operations import BLOCK, FILES, Operation

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.protocol.messages import Audit, AuditReport, Return
+from sealsvc.protocol.seals import Return
+from sealsvc.protocol.system import Audit, AuditReport
 from tests.model.fiemap import places
 from tests.scratch import MiB, mounted
 from tests.service.conftest import RISKS, ROOT, serving

@@ -15,7 +15,7 @@ from pathlib import Path
 from sealsvc.client import Client
 from sealsvc.core.errors import Refusal
 from sealsvc.enforce import overlay_mounts
-from sealsvc.protocol.messages import Recall
+from sealsvc.protocol.seals import Recall
 from sealsvc.runtime import config
 from tests.promise import layout
 from tests.promise.attack import FILE_BYTES, FILES, WORKERS, Attack

@@ -19,7 +19,7 @@ from sealsvc.client import Client
 from sealsvc.client.ring import RingClient
 from sealsvc.client.ring import Seal as RingSeal
 from sealsvc.core.errors import Refusal
-from sealsvc.protocol.messages import Return, SealInfo
+from sealsvc.protocol.seals import Return, SealInfo
 from tests.promise.attack import BLOCK
 from tests.promise.layout import Plan
 from tests.soak import fiemap

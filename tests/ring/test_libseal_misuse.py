@@ -14,7 +14,7 @@ import pytest
 from sealsvc.client import Client
 from sealsvc.client.ring import RingClient
 from sealsvc.linux.native import ffi, lib
-from sealsvc.protocol.messages import List
+from sealsvc.protocol.seals import List
 from tests.service.conftest import Running
 
 pytestmark = pytest.mark.kernel

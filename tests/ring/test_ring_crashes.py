@@ -19,7 +19,7 @@ import pytest
 from sealsvc.client import Client
 from sealsvc.client.ring import RingClient
 from sealsvc.core.model import State
-from sealsvc.protocol.messages import List
+from sealsvc.protocol.seals import List
 from sealsvc.runtime.config import ServiceSection
 from sealsvc.service.release import release
 from tests.ring.conftest import BLOCK, ROUNDS, hears, intruder, truncating

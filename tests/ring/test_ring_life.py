@@ -18,17 +18,10 @@ from sealsvc.core.errors import Refusal
 from sealsvc.core.model import ByteRange, IoMode, State
 from sealsvc.linux import native
 from sealsvc.protocol.admin import Measures, MeasuresReport
+from sealsvc.protocol.events import Event, Watch
 from sealsvc.protocol.history import History, SealHistory, SealRecord
-from sealsvc.protocol.messages import (
-    Attach,
-    Attached,
-    Event,
-    List,
-    RecallSeals,
-    Register,
-    Return,
-    Watch,
-)
+from sealsvc.protocol.rings import Attach, Attached, Register
+from sealsvc.protocol.seals import List, RecallSeals, Return
 from tests.ring.conftest import BLOCK, SIZE, hears, intruder, truncating
 from tests.service.conftest import Running, until
 

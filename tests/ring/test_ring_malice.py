@@ -12,7 +12,7 @@ import pytest
 
 from sealsvc.client import Client
 from sealsvc.client.ring import RingClient
-from sealsvc.protocol.messages import Attach, Attached, Register
+from sealsvc.protocol.rings import Attach, Attached, Register
 from tests.ring.conftest import BLOCK, truncating
 from tests.service.conftest import Running, until
 

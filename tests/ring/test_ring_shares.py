@@ -14,7 +14,7 @@ from sealsvc.lifecycle.policy import Policy, RingShare
 from sealsvc.lifecycle.seals import SealTable
 from sealsvc.linux.processes import Peer
 from sealsvc.protocol.admin import Measures
-from sealsvc.protocol.messages import Attach
+from sealsvc.protocol.rings import Attach
 from sealsvc.runtime.config import PolicySection
 from tests.service.conftest import ROOT, Running, until
 
@@ -26,7 +26,7 @@ import os, sys, time
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 from sealsvc.client import Client
 from sealsvc.core.errors import Refusal
-from sealsvc.protocol.messages import Attach
+from sealsvc.protocol.rings import Attach
 made = []
 try:
     while True:

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.protocol.messages import Audit, RecallSeals
+from sealsvc.protocol.seals import RecallSeals
+from sealsvc.protocol.system import Audit
 from tests.ring.conftest import ROOT, intruder
 from tests.service.conftest import Running, until
 

@@ -15,7 +15,7 @@ import pytest
 
 from sealsvc.client import Client
 from sealsvc.core.errors import Refusal
-from sealsvc.protocol.messages import List
+from sealsvc.protocol.seals import List
 from sealsvc.runtime.config import ServiceSection
 from sealsvc.service.release import release
 

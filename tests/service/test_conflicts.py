@@ -16,7 +16,7 @@ import pytest
 
 from sealsvc.client import Client
 from sealsvc.linux.native import read_extents
-from sealsvc.protocol.messages import Recall, Return, Show
+from sealsvc.protocol.seals import Recall, Return, Show
 
 pytestmark = pytest.mark.kernel
 

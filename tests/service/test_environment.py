@@ -18,18 +18,9 @@ from scratch import mounted
 
 from sealsvc.client import Client, Reply
 from sealsvc.doctor import syscalls
-from sealsvc.protocol.messages import (
-    Audit,
-    AuditReport,
-    Event,
-    Grant,
-    List,
-    Recall,
-    Return,
-    SealInfo,
-    Status,
-    Watch,
-)
+from sealsvc.protocol.events import Event, Watch
+from sealsvc.protocol.seals import Grant, List, Recall, Return, SealInfo
+from sealsvc.protocol.system import Audit, AuditReport, Status
 from tests.service.conftest import PATIENCE, RISKS, Running, refusal, until
 from tests.service.test_life import punch, state
 

@@ -13,7 +13,7 @@ import pytest
 from test_conflicts import RANGE, extents_of, shared
 
 from sealsvc.client import Client
-from sealsvc.protocol.messages import Return
+from sealsvc.protocol.seals import Return
 
 pytestmark = pytest.mark.kernel
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.protocol.messages import Return
+from sealsvc.protocol.seals import Return
 from tests.service.conftest import RISKS, MiB, serving
 
 pytestmark = pytest.mark.kernel

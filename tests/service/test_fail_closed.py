@@ -15,7 +15,8 @@ import psutil
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.protocol.messages import Event, List, RecallSeals, Reclaim, Return, Show, Watch
+from sealsvc.protocol.events import Event, Watch
+from sealsvc.protocol.seals import List, RecallSeals, Reclaim, Return, Show
 from tests.service.conftest import RISKS, Running, refusal, served, until
 from tests.service.test_conflicts import extents_of, intruding, next_recall
 

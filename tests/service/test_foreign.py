@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.protocol.messages import HolderSpec, Return
+from sealsvc.protocol.seals import HolderSpec, Return
 from tests.service.conftest import ROOT
 
 pytestmark = pytest.mark.kernel
@@ -18,7 +18,7 @@ PROGRAM = """
 import os, sys
 from sealsvc.client import Client
 from sealsvc.core.errors import Refusal
-from sealsvc.protocol.messages import HolderSpec, Return
+from sealsvc.protocol.seals import (HolderSpec, Return)
 how, socket, file = sys.argv[1:4]
 client = Client(socket, timeout=30)
 try:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sealsvc.client import AsyncClient, Client
-from sealsvc.protocol.messages import Recall
+from sealsvc.protocol.seals import Recall
 from tests.service.conftest import MiB, Running, refusal, until
 
 pytestmark = pytest.mark.kernel

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
+from sealsvc.protocol.events import Watch
 from sealsvc.protocol.history import (
     ConflictHistory,
     History,
@@ -27,7 +28,8 @@ from sealsvc.protocol.history import (
     Trail,
     VerifyTrail,
 )
-from sealsvc.protocol.messages import Audit, Extents, List, RecallSeals, Return, Show, Status, Watch
+from sealsvc.protocol.seals import Extents, List, RecallSeals, Return, Show
+from sealsvc.protocol.system import Audit, Status
 from sealsvc.registry.archive import Archive
 from sealsvc.registry.queries import Queries
 from tests.service.conftest import PATIENCE, RISKS, Running, refusal, served, until

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.protocol.messages import List
+from sealsvc.protocol.seals import List
 from tests.service.conftest import Running, until
 
 EXAMPLE = Path(__file__).parents[2] / "examples/hypervisor/run-guest"

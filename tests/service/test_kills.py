@@ -26,7 +26,7 @@ from sealsvc.core import extents
 from sealsvc.core.errors import Refusal
 from sealsvc.core.model import ByteRange
 from sealsvc.linux.native import read_extents
-from sealsvc.protocol.messages import List, Recall, Reclaim, Return
+from sealsvc.protocol.seals import List, Recall, Reclaim, Return
 
 from tests.service.conftest import RISKS, Running, until  # isort: skip
 from tests.service.test_races import HAMMER  # isort: skip

@@ -14,7 +14,7 @@ import pytest
 
 from sealsvc.client import Client
 from sealsvc.core.errors import Refusal
-from sealsvc.protocol.messages import Recall, Return
+from sealsvc.protocol.seals import Recall, Return
 from tests.service.conftest import RISKS, serving
 
 pytestmark = pytest.mark.kernel

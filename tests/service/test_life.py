@@ -19,18 +19,9 @@ import pytest
 from sealsvc.client import Client
 from sealsvc.core.errors import Refusal
 from sealsvc.doctor import syscalls
-from sealsvc.protocol.messages import (
-    Audit,
-    AuditReport,
-    Event,
-    Extents,
-    List,
-    Recall,
-    RecallSeals,
-    Return,
-    Show,
-    Watch,
-)
+from sealsvc.protocol.events import Event, Watch
+from sealsvc.protocol.seals import Extents, List, Recall, RecallSeals, Return, Show
+from sealsvc.protocol.system import Audit, AuditReport
 
 pytestmark = pytest.mark.kernel
 PATIENCE = 10.0

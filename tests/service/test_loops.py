@@ -16,7 +16,7 @@ from scratch import MiB, mounted
 from sealsvc.client import Client
 from sealsvc.core.errors import Refusal
 from sealsvc.linux import loops
-from sealsvc.protocol.messages import Return
+from sealsvc.protocol.seals import Return
 from tests.service.conftest import refusal
 from tests.service.test_environment import shut_down
 

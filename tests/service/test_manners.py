@@ -15,7 +15,7 @@ import pytest
 from sealsvc.client import Client
 from sealsvc.core.errors import Refusal
 from sealsvc.core.model import ByteRange
-from sealsvc.protocol.messages import (
+from sealsvc.protocol.seals import (
     Forgotten,
     Grant,
     List,

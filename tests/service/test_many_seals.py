@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.protocol.messages import List, Status
+from sealsvc.protocol.seals import List
+from sealsvc.protocol.system import Status
 from tests.service.conftest import RISKS, Running, until
 from tests.service.test_life import holding
 

@@ -14,7 +14,7 @@ from hypothesis.stateful import run_state_machine_as_test as run_machine
 
 from sealsvc.client import Client
 from sealsvc.doctor import syscalls
-from sealsvc.protocol.messages import Return, Show
+from sealsvc.protocol.seals import Return, Show
 
 pytestmark = [pytest.mark.kernel, pytest.mark.slow]
 

@@ -15,7 +15,7 @@ from scratch import MiB, mounted
 
 from sealsvc.client import Client
 from sealsvc.core.errors import Refusal
-from sealsvc.protocol.messages import Return
+from sealsvc.protocol.seals import Return
 from tests.service.conftest import RISKS, refusal, serving, until
 
 pytestmark = pytest.mark.kernel

@@ -13,7 +13,7 @@ import pytest
 
 from sealsvc.client import Client
 from sealsvc.core.errors import Refusal
-from sealsvc.protocol.messages import Recall, Return
+from sealsvc.protocol.seals import Recall, Return
 from tests.service.conftest import PATIENCE, refusal, until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.overlays, pytest.mark.timeout(240)]

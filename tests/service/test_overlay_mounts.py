@@ -14,7 +14,8 @@ import pytest
 from sealsvc.client import Client
 from sealsvc.core.errors import Refusal
 from sealsvc.enforce.overlay_mounts import RISK, _none_is_mounted
-from sealsvc.protocol.messages import Return, Status
+from sealsvc.protocol.seals import Return
+from sealsvc.protocol.system import Status
 from sealsvc.runtime.config import RISKS as ALL
 from tests.kernel.test_keeper import keepers_of
 from tests.overlay_layers import NOBODY, OWN_NAMESPACE, layers, options

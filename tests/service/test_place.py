@@ -15,7 +15,7 @@ import pytest
 from scratch import MiB, mounted
 
 from sealsvc.client import Client
-from sealsvc.protocol.messages import Return
+from sealsvc.protocol.seals import Return
 from tests.service.conftest import RISKS, refusal, serving
 
 pytestmark = pytest.mark.kernel

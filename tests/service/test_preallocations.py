@@ -14,7 +14,7 @@ from sealsvc.client import Client
 from sealsvc.core.extents import EXTENT_SHARED
 from sealsvc.doctor import syscalls
 from sealsvc.linux import native
-from sealsvc.protocol.messages import Return
+from sealsvc.protocol.seals import Return
 from tests.service.conftest import RISKS, refusal, serving
 
 pytestmark = pytest.mark.kernel

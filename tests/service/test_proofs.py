@@ -18,7 +18,7 @@ import pytest
 
 from sealsvc.client import Client
 from sealsvc.core.errors import Refusal
-from sealsvc.protocol.messages import Mapped, Requirements, Return
+from sealsvc.protocol.seals import Mapped, Requirements, Return
 from tests.service.conftest import refusal
 from tests.stuck_process import stuck
 

@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 
 from sealsvc.client import Client
 from sealsvc.core.errors import Refusal
-from sealsvc.protocol.messages import MAX_MESSAGE, Grant, Return, ServiceStatus, Status
+from sealsvc.protocol.base import MAX_MESSAGE
+from sealsvc.protocol.seals import Grant, Return
+from sealsvc.protocol.system import ServiceStatus, Status
 
 pytestmark = pytest.mark.kernel
 

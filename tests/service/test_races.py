@@ -14,7 +14,7 @@ from sealsvc.client import Client
 from sealsvc.core import extents
 from sealsvc.core.errors import Refusal
 from sealsvc.linux.native import read_extents
-from sealsvc.protocol.messages import Return
+from sealsvc.protocol.seals import Return
 
 pytestmark = [pytest.mark.kernel, pytest.mark.slow]
 

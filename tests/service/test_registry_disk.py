@@ -15,7 +15,8 @@ import pytest
 
 from sealsvc.client import Client
 from sealsvc.protocol.history import History, VerifyTrail
-from sealsvc.protocol.messages import Return, Status
+from sealsvc.protocol.seals import Return
+from sealsvc.protocol.system import Status
 from tests.service.conftest import PATIENCE, RISKS, MiB, Running, served, until
 
 pytestmark = pytest.mark.kernel

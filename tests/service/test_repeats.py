@@ -13,7 +13,7 @@ import pytest
 from sealsvc.client import Client
 from sealsvc.core.states import LIVE
 from sealsvc.protocol.admin import Redeem
-from sealsvc.protocol.messages import HolderSpec, IssueClaim, Recall, Return, Show
+from sealsvc.protocol.seals import HolderSpec, IssueClaim, Recall, Return, Show
 from tests.service.conftest import RISKS, MiB, Running, refusal, served, until
 
 pytestmark = pytest.mark.kernel

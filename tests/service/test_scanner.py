@@ -13,7 +13,7 @@ import pytest
 from scratch import MiB, mounted
 
 from sealsvc.client import Client
-from sealsvc.protocol.messages import List, Return
+from sealsvc.protocol.seals import List, Return
 from tests.service.conftest import RISKS, Running
 
 pytestmark = pytest.mark.kernel

@@ -20,19 +20,10 @@ from sealsvc.core.errors import Refusal
 from sealsvc.core.model import ByteRange, State
 from sealsvc.core.states import TRANSITIONS, Step
 from sealsvc.doctor import syscalls
-from sealsvc.protocol.messages import (
-    Audit,
-    Downgrade,
-    Event,
-    Forgotten,
-    Mapped,
-    RecallSeals,
-    Renew,
-    Return,
-    Show,
-    Watch,
-)
+from sealsvc.protocol.events import Event, Watch
 from sealsvc.protocol.relocation import Goal, Quiesce, Relocate
+from sealsvc.protocol.seals import Downgrade, Forgotten, Mapped, RecallSeals, Renew, Return, Show
+from sealsvc.protocol.system import Audit
 from tests.service.conftest import RISKS, serving, until
 from tests.service.scripted import Holder, scripted
 

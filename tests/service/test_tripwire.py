@@ -13,7 +13,8 @@ import pytest
 from test_life import state, swap_blocks
 
 from sealsvc.client import Client
-from sealsvc.protocol.messages import Event, Return, Watch
+from sealsvc.protocol.events import Event, Watch
+from sealsvc.protocol.seals import Return
 from tests.service.conftest import RISKS, Running, served, until
 
 pytestmark = pytest.mark.kernel

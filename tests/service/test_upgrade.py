@@ -17,7 +17,7 @@ import pytest
 
 from sealsvc.client import Client
 from sealsvc.client.ring import RingClient
-from sealsvc.protocol.messages import List, Return, SealInfo
+from sealsvc.protocol.seals import List, Return, SealInfo
 from tests.hostile.users import answer, connected
 from tests.service import versions
 from tests.service.conftest import PATIENCE, RISKS, ROOT, MiB, Running, served, until

@@ -12,7 +12,8 @@ import pytest
 
 from sealsvc.client import Client
 from sealsvc.core.errors import Refusal
-from sealsvc.protocol.messages import Event, List, RecallSeals, Return, Show, Watch
+from sealsvc.protocol.events import Event, Watch
+from sealsvc.protocol.seals import List, RecallSeals, Return, Show
 from tests.service.conftest import RISKS, Running, refusal, until
 from tests.service.mapping_holder import Holder, holder
 

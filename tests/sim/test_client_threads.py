@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from sealsvc.client import AsyncClient, Client
-from sealsvc.protocol.messages import Status
+from sealsvc.protocol.system import Status
 from tests.api.running import service, wait_for
 
 

@@ -11,18 +11,8 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import AsyncClient, Client
-from sealsvc.protocol.messages import (
-    Event,
-    EventPage,
-    Grant,
-    PastEvents,
-    Recall,
-    RecallSeals,
-    Renew,
-    Return,
-    Watch,
-    Watching,
-)
+from sealsvc.protocol.events import Event, EventPage, PastEvents, Watch, Watching
+from sealsvc.protocol.seals import Grant, Recall, RecallSeals, Renew, Return
 from tests.api.running import service
 
 KEPT = 300

@@ -27,10 +27,9 @@ from hypothesis.stateful import run_state_machine_as_test as run_machine
 from sealsvc.client import Client
 from sealsvc.core.errors import Refusal
 from sealsvc.core.model import ByteRange
-from sealsvc.protocol.messages import (
-    Audit,
+from sealsvc.protocol.messages import Failure
+from sealsvc.protocol.seals import (
     Downgrade,
-    Failure,
     Forgotten,
     Mapped,
     RecallProgress,
@@ -38,11 +37,11 @@ from sealsvc.protocol.messages import (
     Renew,
     Return,
     Show,
-    Simulate,
 )
+from sealsvc.protocol.system import Audit, Simulate
 from sealsvc.runtime import clock
 from sealsvc.runtime.config import Config, FenceSection, PolicySection, ServiceSection
-from sealsvc.service.daemon import sim_daemon
+from sealsvc.service.systems import sim_daemon
 from tests.sim import model as reference
 
 # Others every time; a number of them in the environment has it look for longer.

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.protocol.messages import Recall, Return, ServiceStatus, Simulate, Simulated, Status
+from sealsvc.protocol.seals import Recall, Return
+from sealsvc.protocol.system import ServiceStatus, Simulate, Simulated, Status
 
 ROOT = Path(__file__).parents[2]
 

@@ -19,21 +19,9 @@ from sealsvc.core.errors import Refusal
 from sealsvc.core.model import Conflict, Kind, State
 from sealsvc.linux.host import ReleaseQuestion, Remnant
 from sealsvc.linux.processes import Process
-from sealsvc.protocol.messages import (
-    Audit,
-    Event,
-    Filesystems,
-    List,
-    Mapped,
-    PmemRegion,
-    Recall,
-    RecallProgress,
-    RecallSeals,
-    Return,
-    Show,
-    Simulate,
-    Watch,
-)
+from sealsvc.protocol.events import Event, Watch
+from sealsvc.protocol.seals import List, Mapped, Recall, RecallProgress, RecallSeals, Return, Show
+from sealsvc.protocol.system import Audit, Filesystems, PmemRegion, Simulate
 from sealsvc.runtime import clock
 from sealsvc.runtime.config import Config, FenceSection, PolicySection, ServiceSection
 from sealsvc.service.daemon import Daemon

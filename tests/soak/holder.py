@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sealsvc.client import Client
 from sealsvc.core.errors import Refusal
-from sealsvc.protocol.messages import Recall, Reclaim, Return, SealInfo
+from sealsvc.protocol.seals import Recall, Reclaim, Return, SealInfo
 from tests.soak.intruder import UNIT, UNITS
 from tests.soak.observer import Told
 from tests.soak.stats import Stats

@@ -19,7 +19,8 @@ import psutil
 
 from sealsvc.client import Client
 from sealsvc.core.errors import Refusal
-from sealsvc.protocol.messages import Audit, List, RecallSeals, Return, Status
+from sealsvc.protocol.seals import List, RecallSeals, Return
+from sealsvc.protocol.system import Audit, Status
 from tests.scratch import mounted
 from tests.service.conftest import RISKS, Running
 from tests.soak.intruder import UNIT, UNITS

@@ -13,7 +13,8 @@ import numpy as np
 from sealsvc.core.extents import ExtentMap
 from sealsvc.core.model import ByteRange, Conflict, Fence, FileId, IoMode, Kind, Operation, State
 from sealsvc.linux.processes import Peer
-from sealsvc.protocol.messages import Event, Holder, Requirements, SealInfo
+from sealsvc.protocol.events import Event
+from sealsvc.protocol.seals import Holder, Requirements, SealInfo
 from sealsvc.registry.book import Book
 from sealsvc.runtime.config import RegistrySection
 

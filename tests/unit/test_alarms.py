@@ -9,7 +9,7 @@ import pytest
 
 from sealsvc.core.errors import Refusal
 from sealsvc.protocol.admin import Alarms
-from sealsvc.protocol.messages import Event
+from sealsvc.protocol.events import Event
 from sealsvc.service import alarms
 from sealsvc.service.alarms import AlarmList
 

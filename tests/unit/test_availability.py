@@ -21,7 +21,8 @@ from sealsvc.core.model import FileId, Operation
 from sealsvc.enforce.base import Outcome, Report
 from sealsvc.lifecycle.recall import Repeats
 from sealsvc.protocol import codec
-from sealsvc.protocol.messages import Grant, List, encode
+from sealsvc.protocol.messages import encode
+from sealsvc.protocol.seals import Grant, List
 from sealsvc.runtime import closing
 from sealsvc.runtime.config import LimitsSection
 from sealsvc.runtime.journald import Journal

@@ -15,7 +15,7 @@ import pytest
 
 from deploy.client_wheel import build
 from sealsvc.client import methods_source as methods
-from sealsvc.protocol.messages import ServiceStatus
+from sealsvc.protocol.system import ServiceStatus
 from tests.api.running import service
 
 ROOT = Path(__file__).parents[2]

@@ -18,7 +18,9 @@ from sealsvc.core.errors import Refusal
 from sealsvc.core.paths import lies_below
 from sealsvc.linux.processes import Peer
 from sealsvc.protocol.admin import MeasuresReport
-from sealsvc.protocol.messages import Conditions, Event, IssueClaim, Status
+from sealsvc.protocol.events import Event
+from sealsvc.protocol.seals import Conditions, IssueClaim
+from sealsvc.protocol.system import Status
 from sealsvc.runtime import config
 from sealsvc.runtime.config import Config, ConfigError
 from sealsvc.runtime.journald import Journal, LineFormatter, encoded

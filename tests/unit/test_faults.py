@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from sealsvc.core.states import Step
-from sealsvc.protocol.messages import Keyed, Request, Terms
+from sealsvc.protocol.base import Keyed, Request
+from sealsvc.protocol.seals import Terms
 from sealsvc.runtime import faults
 
 SOURCE = Path(faults.__file__).parent

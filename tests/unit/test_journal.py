@@ -20,7 +20,7 @@ from sealsvc.lifecycle.seals import Seal
 from sealsvc.linux.filesystem import Filesystem
 from sealsvc.linux.native import TOKEN_BASE
 from sealsvc.linux.processes import Process
-from sealsvc.protocol.messages import Grant, Holder
+from sealsvc.protocol.seals import Grant, Holder
 
 FS = Filesystem("/m", "xfs", "/dev/pmem0", "dax=always", 66, 4096, True)
 

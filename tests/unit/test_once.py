@@ -10,7 +10,7 @@ import pytest
 from registry_support import info
 
 from sealsvc.core.errors import Refusal
-from sealsvc.protocol.messages import Grant, Renew
+from sealsvc.protocol.seals import Grant, Renew
 from sealsvc.runtime import clock
 from sealsvc.service.idempotency import Once, digest_of
 

@@ -28,7 +28,7 @@ from registry_support import (
 from sealsvc.core.errors import Refusal
 from sealsvc.core.model import State
 from sealsvc.protocol.history import SealFilter
-from sealsvc.protocol.messages import Drift
+from sealsvc.protocol.system import Drift
 from sealsvc.registry import chain, schema
 from sealsvc.registry.archive import Archive
 from sealsvc.registry.retention import Retention, size_of

@@ -40,8 +40,8 @@ from sealsvc.linux import native
 from sealsvc.linux.host import ExtentMap, Target
 from sealsvc.linux.processes import Peer
 from sealsvc.protocol.admin import JobInfo, JobKind
-from sealsvc.protocol.messages import Grant, SealInfo
 from sealsvc.protocol.relocation import Relocate
+from sealsvc.protocol.seals import Grant, SealInfo
 from sealsvc.runtime import clock, faults
 
 T = TypeVar("T")
@@ -59,11 +59,17 @@ class Relocations:
     """`kept` is the directory of the records."""
 
     def __init__(
-        self, jobs: JobRunner, grants: Grants, returns: Returns, recaller: Recaller, kept: Path
+        self,
+        jobs: JobRunner,
+        grants: Grants,
+        returns: Returns,
+        recaller: Recaller,
+        kept: Path,
+        tags: Tags | None,
     ) -> None:
         self._jobs, self._grants, self._returns, self._recaller = jobs, grants, returns, recaller
         self._records = Records(kept)
-        self.tags: Tags | None = None
+        self.tags = tags
         self._running: dict[tuple[int, int], Record] = {}
         self._quiet: dict[str, asyncio.Event] = {}  # by seal, of those that are recalled for us
 

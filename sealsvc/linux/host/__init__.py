@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from sealsvc.core.model import ByteRange, FileId, Mark, Preparation
 from sealsvc.linux.filesystem import Filesystem
 from sealsvc.linux.processes import Process
-from sealsvc.protocol.messages import Gap, Requirements
+from sealsvc.protocol.seals import Requirements
+from sealsvc.protocol.system import Gap
 
 ExtentMap = NDArray[np.uint64]
 Progress = Callable[[str, float], None]

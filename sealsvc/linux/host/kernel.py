@@ -35,7 +35,7 @@ from sealsvc.linux.host.releases import Releases
 from sealsvc.linux.loops import LoopDevices
 from sealsvc.linux.namespaces import MountNamespaces
 from sealsvc.linux.processes import Process
-from sealsvc.protocol.messages import Gap
+from sealsvc.protocol.system import Gap
 
 _RETRY = 1.0  # seconds after which a broken lease should be gone
 

@@ -20,7 +20,7 @@ from sealsvc.linux import native
 from sealsvc.linux.host import UNSEEN_REFERENCES, ReleaseQuestion, Remnant, Target, mapped
 from sealsvc.linux.host.proofs import Held, Prover
 from sealsvc.linux.native import lib
-from sealsvc.protocol.messages import Gap
+from sealsvc.protocol.system import Gap
 
 _PAGE = mapped.PAGE
 _ATTEMPTS = 5

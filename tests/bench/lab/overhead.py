@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from sealsvc.client import Client
-from sealsvc.protocol.messages import Return, Status
+from sealsvc.protocol.seals import Return
+from sealsvc.protocol.system import Status
 from tests.bench.__main__ import Figure
 from tests.lab.pmem import mounted_dax
 from tests.service.conftest import RISKS, Running

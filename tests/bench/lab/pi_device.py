@@ -18,8 +18,8 @@ from pathlib import Path
 
 from sealsvc.client import Client
 from sealsvc.integrity.block_device import opened
-from sealsvc.protocol.messages import Extents, Return
 from sealsvc.protocol.pi_device import PiChannel
+from sealsvc.protocol.seals import Extents, Return
 
 _ROOT = Path(__file__).parents[3]
 _GOAL = 0.95

@@ -25,8 +25,9 @@ from sealsvc.linux import native
 from sealsvc.linux.filesystem import Filesystem
 from sealsvc.linux.host import Target
 from sealsvc.protocol.admin import CancelJob, JobState
-from sealsvc.protocol.messages import Audit, AuditReport, Recall, Return, Show
 from sealsvc.protocol.relocation import Goal, Quiesce, Relocate
+from sealsvc.protocol.seals import Recall, Return, Show
+from sealsvc.protocol.system import Audit, AuditReport
 from tests.copies.relocating import PIECE, Holder, as_stored, fragmented, granted, relocated
 from tests.scratch import MiB, mounted
 from tests.service.conftest import RISKS, ROOT, refusal, serving, until

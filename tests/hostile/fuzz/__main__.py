@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from sealsvc.protocol.messages import Simulate
+from sealsvc.protocol.system import Simulate
 from sealsvc_api.app import build_app
 from sealsvc_api.settings import Settings
 from tests.api import running as processes

@@ -10,7 +10,8 @@ import msgspec
 from msgspec import inspect
 
 from sealsvc.core.errors import TABLE
-from sealsvc.protocol.messages import Answer, Failure, List, Return
+from sealsvc.protocol.messages import Answer, Failure
+from sealsvc.protocol.seals import List, Return
 from tests.hostile.fuzz.drawn import Draw
 from tests.hostile.fuzz.tally import Tally
 from tests.hostile.requests import kinds, ordinary

@@ -1,0 +1,94 @@
+"""What copies, integrity and exports answer, as tables for the router: a function for each."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, get_args
+
+from sealsvc.control.connection import Connection, Reply
+from sealsvc.copies.jobs import CopyJobs
+from sealsvc.copies.relocation.job import Relocations
+from sealsvc.core.errors import Refusal
+from sealsvc.exports.stopping import stop_export
+from sealsvc.integrity.channels import PiChannels
+from sealsvc.integrity.service import Integrity
+from sealsvc.lifecycle.policy import Policy
+from sealsvc.protocol import integrity as pi
+from sealsvc.protocol import pi_device
+from sealsvc.protocol.copies import CopyTrust, StartCopy
+from sealsvc.protocol.exports import StopExport
+from sealsvc.protocol.messages import Result
+from sealsvc.protocol.relocation import Quiesce, Relocate
+from sealsvc.protocol.system import Simulate, Simulated
+from sealsvc.registry import Registry
+from sealsvc.runtime.users import Received
+from sealsvc.service.router import Answers, Handlers
+from sealsvc.service.visible import Visible
+
+_CHANNEL = get_args(pi_device.AnyRequest)
+_TAGS = [kind for kind in get_args(pi.AnyRequest) if kind not in (*_CHANNEL, pi.PiQuery)]
+
+
+def integrity_answers(integrity: Integrity) -> tuple[Answers, Handlers]:
+    async def answer(connection: Connection, request: Any) -> Result:
+        return await integrity.answer(connection.peer, request)
+
+    async def query(connection: Connection, request: pi.PiQuery, fds: Received) -> Reply:
+        return Reply(await integrity.answer(connection.peer, request, fds))
+
+    return dict.fromkeys(_TAGS, answer), {pi.PiQuery: query}
+
+
+def channel_handlers(channels: PiChannels) -> Handlers:
+    return dict.fromkeys(_CHANNEL, channels.answer)
+
+
+def copy_answers(copies: CopyJobs, registry: Registry) -> tuple[Answers, Handlers]:
+    async def start(connection: Connection, request: StartCopy) -> Result:
+        return await copies.start(connection.peer, connection.user, request, [])
+
+    async def start_sent(connection: Connection, request: StartCopy, fds: Received) -> Reply:
+        """Between the files that were sent. A repeated request could not be told from a new one:
+        its descriptors were closed with the first."""
+        if request.key:
+            raise Refusal("bad-request", "a copy between descriptors takes no key")
+        taken = [fds.pop() for _ in range(len(fds))]
+        job = await copies.start(connection.peer, connection.user, request, taken[::-1])
+        registry.asked(connection.peer, "start-copy", None, job=job.id, path=job.path)
+        return Reply(job)
+
+    async def trust(_: Connection, __: CopyTrust) -> Result:
+        return await copies.trust()
+
+    return {StartCopy: start, CopyTrust: trust}, {StartCopy: start_sent}
+
+
+def relocation_answers(relocations: Relocations, visible: Visible) -> Answers:
+    async def relocate(connection: Connection, request: Relocate) -> Result:
+        return await relocations.start(connection.peer, request)
+
+    async def quiesce(connection: Connection, request: Quiesce) -> Result:
+        seal = visible.seal_at(connection.peer, request.seal, request.seqid)
+        return await relocations.quiesce(seal)
+
+    return {Relocate: relocate, Quiesce: quiesce}
+
+
+def export_answers(policy: Policy, *, simulated: bool) -> Answers:
+    async def stop(connection: Connection, request: StopExport) -> Result:
+        policy.operators_only(connection.peer, "stop exports")
+        if simulated:
+            raise Refusal("no-such-export", "a simulated service has no exports")
+        return await stop_export(request)
+
+    return {StopExport: stop}
+
+
+def simulation_answers(
+    policy: Policy, simulate: Callable[[Simulate], Awaitable[dict[str, Any]]]
+) -> Answers:
+    async def answer(connection: Connection, request: Simulate) -> Result:
+        policy.operators_only(connection.peer, "simulate")
+        return Simulated(result=await simulate(request))
+
+    return {Simulate: answer}

@@ -1,0 +1,154 @@
+"""Requests that look at seals: one, many, their maps, their audit, their events."""
+
+from __future__ import annotations
+
+import itertools
+from operator import attrgetter
+from typing import TypeVar
+
+from sealsvc.control.connection import Connection
+from sealsvc.core import extents
+from sealsvc.lifecycle.grants import Grants
+from sealsvc.lifecycle.recall import Recaller
+from sealsvc.lifecycle.seals import Seal
+from sealsvc.monitor.drift import audit, present_map
+from sealsvc.protocol import codec
+from sealsvc.protocol.base import MAX_MESSAGE
+from sealsvc.protocol.events import PastEvents
+from sealsvc.protocol.messages import Result
+from sealsvc.protocol.seals import (
+    Extent,
+    ExtentPage,
+    Extents,
+    List,
+    SealInfo,
+    SealPage,
+    Show,
+)
+from sealsvc.protocol.system import (
+    Audit,
+    AuditReport,
+)
+from sealsvc.service import listings
+from sealsvc.service.granting import Granting
+from sealsvc.service.history import Historian
+from sealsvc.service.router import Answers
+from sealsvc.service.visible import Visible
+
+T = TypeVar("T")
+
+
+class Looking:
+    """Seals and their maps, as they are told."""
+
+    def __init__(
+        self,
+        grants: Grants,
+        recaller: Recaller,
+        visible: Visible,
+        historian: Historian,
+        granting: Granting,
+    ) -> None:
+        self.grants, self.life, self.table = grants, grants.life, grants.life.table
+        self.recaller, self.visible, self.historian = recaller, visible, historian
+        self.policy, self.registry = grants.policy, grants.registry
+        self.refuse_foreign = granting.refuse_foreign
+
+    def answers(self) -> Answers:
+        return {
+            Show: self._show,
+            List: self._list,
+            Extents: self._extents,
+            Audit: self._audit,
+            PastEvents: self._past_events,
+        }
+
+    async def _audit(self, connection: Connection, request: Audit) -> AuditReport:
+        peer = connection.peer
+        chosen = (
+            [self.visible.seal(peer, request.seal)] if request.seal else self.visible.seen(peer)
+        )
+        return _shortened(await audit(self.grants, self.recaller, chosen))
+
+    async def _past_events(self, connection: Connection, request: PastEvents) -> Result:
+        self.policy.operators_only(connection.peer, "watch events")
+        return self.life.events.page(request.since, request.limit, MAX_MESSAGE - 1024)
+
+    async def _show(self, connection: Connection, request: Show) -> SealInfo:
+        """Also of a seal that is over, while that is remembered."""
+        peer = connection.peer
+        found = self.life.recorded(request.seal)
+        if found and (self.policy.is_operator(peer) or found.holder.uid == peer.uid):
+            return found
+        return self.visible.seal(peer, request.seal).info()
+
+    async def _list(self, connection: Connection, request: List) -> SealPage:
+        peer = connection.peer
+        await self.refuse_foreign(connection, request, request.path)
+        # Whoever reads a long list asks for page after page: what was told is left out first.
+        after = request.after or ""
+        rest = [seal for seal in self.table if seal.id > after]
+        if self.policy.is_operator(peer):
+            chosen = rest
+        else:
+            chosen = [seal for seal in rest if self.policy.may_see(peer, seal)]
+        if request.path is not None:
+            chosen = await self.visible.of_path(peer, chosen, request.path, request.below)
+        chosen = listings.chosen(chosen, request)
+        chosen.sort(key=attrgetter("id"))
+        page = _first_fitting(chosen[: request.limit], MAX_MESSAGE - 1024)
+        more = len(chosen) > len(page)
+        return SealPage(seals=page, next=page[-1].id if page and more else None)
+
+    async def _extents(self, connection: Connection, request: Extents) -> ExtentPage:
+        peer = connection.peer
+        if self.registry.enabled and not request.now and self.table.get(request.seal) is None:
+            found = await self.historian.map_at_grant(peer, request.seal)
+        else:
+            seal = self.visible.seal(peer, request.seal)
+            found = await present_map(self.grants, seal) if request.now else seal.map
+        end = request.start + min(request.limit, 400)
+        rows = found[request.start : end]
+        return ExtentPage(
+            extents=[
+                Extent(
+                    logical=int(logical),
+                    physical=int(physical),
+                    length=int(length),
+                    flags=extents.flag_names(int(flags)),
+                )
+                for logical, physical, length, flags in rows
+            ],
+            total=len(found),
+            next=end if end < len(found) else None,
+        )
+
+
+def _shortened(report: AuditReport) -> AuditReport:
+    """To what a message has room for, drift before the rest."""
+    drifted = _fitting(report.drifted, MAX_MESSAGE // 4)
+    unreadable = _fitting(report.unreadable, MAX_MESSAGE // 4)
+    found = len(report.drifted) + len(report.unreadable)
+    return AuditReport(
+        checked=report.checked,
+        drifted=drifted,
+        unreadable=unreadable,
+        more=found - len(drifted) - len(unreadable),
+    )
+
+
+def _fitting(items: list[T], room: int) -> list[T]:
+    sizes = itertools.accumulate(len(codec.encoded(item)) + 1 for item in items)
+    return [item for item, size in zip(items, sizes, strict=True) if size <= room]
+
+
+def _first_fitting(seals: list[Seal], room: int) -> list[SealInfo]:
+    """The first of them, as told, that a message has room for."""
+    page: list[SealInfo] = []
+    for seal in seals:
+        info = seal.info()
+        room -= len(codec.encoded(info)) + 1
+        if room < 0:
+            break
+        page.append(info)
+    return page

@@ -1,0 +1,161 @@
+"""Requests about the service itself: its status, its file systems."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from sealsvc import __version__
+from sealsvc.control.connection import Connection
+from sealsvc.core.model import Kind
+from sealsvc.core.paths import lies_below
+from sealsvc.enforce.base import Enforcer
+from sealsvc.enforce.selection import EnforcerSet
+from sealsvc.lifecycle.grants import Grants
+from sealsvc.lifecycle.recall import Recaller
+from sealsvc.lifecycle.returns import Returns
+from sealsvc.linux.filesystem import Filesystem
+from sealsvc.protocol.base import VERSION
+from sealsvc.protocol.seals import (
+    Grant,
+)
+from sealsvc.protocol.system import (
+    EnforcerInfo,
+    FilesystemInfo,
+    FilesystemList,
+    Filesystems,
+    Gap,
+    PmemRegion,
+    RegistryInfo,
+    ServiceStatus,
+    Status,
+)
+from sealsvc.runtime import clock
+from sealsvc.service.router import Answers
+
+
+class System:
+    """The service's status, and the file systems below its roots.
+
+    `connections` tells how many clients are connected."""
+
+    def __init__(
+        self,
+        grants: Grants,
+        returns: Returns,
+        recaller: Recaller,
+        enforcers: EnforcerSet,
+        kernel: str,
+        connections: Callable[[], int],
+    ) -> None:
+        self.grants, self.returns, self.recaller = grants, returns, recaller
+        self.life, self.table = grants.life, grants.life.table
+        self.policy, self.registry = grants.policy, grants.registry
+        self.enforcers, self.kernel, self.connections = enforcers, kernel, connections
+        self.started = clock.now()
+
+    def answers(self) -> Answers:
+        return {Filesystems: self._filesystems, Status: self._status}
+
+    async def _filesystems(self, _: Connection, request: Filesystems) -> FilesystemList:
+        host, below = self.grants.host, request.below
+
+        def look(roots: Sequence[str]) -> list[tuple[Filesystem, tuple[int, int] | None]]:
+            return [(found, host.region_of(found.device)) for found in host.filesystems(roots)]
+
+        found = await self.grants.workers.run(look, self.policy.roots)
+        seals = [s for s in self.table if below is None or lies_below(s.path, below)]
+        counts = Counter(seal.file.device for seal in seals)
+        return FilesystemList(
+            filesystems=[
+                self._filesystem(filesystem, region, counts[filesystem.device])
+                for filesystem, region in found
+            ]
+        )
+
+    def _filesystem(
+        self, filesystem: Filesystem, region: tuple[int, int] | None, seals: int
+    ) -> FilesystemInfo:
+        able = [] if filesystem.unsupported else self.enforcers.available
+        gaps: dict[str, Gap] = {}
+        for kind in Kind:
+            chosen, _ = self.enforcers.choose(filesystem, Grant(id=0, kind=kind))
+            if chosen is not None:
+                gaps |= {gap.risk: gap for gap in chosen.gaps(filesystem, kind)}
+        return FilesystemInfo(
+            mount=filesystem.mount,
+            type=filesystem.type,
+            device=filesystem.source,
+            block_size=filesystem.block_size,
+            reflink=filesystem.reflink,
+            dax=filesystem.dax,
+            enforcers=[enforcer.name for enforcer in able],
+            supported=bool(able),
+            reason=filesystem.unsupported or ("" if able else "no enforcer is available"),
+            gaps=list(gaps.values()),
+            seals=seals,
+            pmem=None if region is None else PmemRegion(start=region[0], length=region[1]),
+        )
+
+    async def _status(self, _: Connection, request: Status) -> ServiceStatus:
+        below = request.below
+        counts: dict[str, int] = {}
+        for seal in self.table:
+            if below is None or lies_below(seal.path, below):
+                counts[seal.state] = counts.get(seal.state, 0) + 1
+        waiting = self.recaller.waiting.values()
+        status = ServiceStatus(
+            version=__version__,
+            protocol=VERSION,
+            pid=os.getpid(),
+            uptime=clock.now() - self.started,
+            simulated=self.grants.host.simulated,
+            kernel=self.kernel,
+            roots=self._roots(below),
+            enforcers=[self._enforcer(enforcer) for enforcer in self.enforcers.enforcers],
+            seals=counts,
+            conflicts_waiting=sum(below is None or lies_below(w.path, below) for w in waiting),
+            connections=0,
+            counters={},
+            registry=RegistryInfo(enabled=self.registry.enabled, lag=0, lost=0, troubles=[]),
+            run=self.life.events.run,
+        )
+        return status if below is not None else self._whole(status)
+
+    def _whole(self, status: ServiceStatus) -> ServiceStatus:
+        """With what concerns the whole service."""
+        registry = self.registry
+        return msgspec.structs.replace(
+            status,
+            connections=self.connections(),
+            counters={
+                **self.grants.counters,
+                **self.returns.counters,
+                **self.recaller.counters,
+                **self.recaller.fencing.counters,
+            },
+            registry=RegistryInfo(
+                enabled=registry.enabled,
+                lag=registry.lag,
+                lost=registry.lost,
+                troubles=registry.troubles,
+                restarts=registry.restarts,
+            ),
+        )
+
+    def _roots(self, below: list[str] | None) -> list[str]:
+        """The roots that lie below one of the directories, or contain one."""
+        return [
+            root
+            for root in self.policy.roots
+            if below is None
+            or lies_below(root, below)
+            or any(lies_below(directory, [root]) for directory in below)
+        ]
+
+    def _enforcer(self, enforcer: Enforcer) -> EnforcerInfo:
+        reason = self.enforcers.reasons[enforcer.name]
+        return EnforcerInfo(name=enforcer.name, available=not reason, reason=reason)

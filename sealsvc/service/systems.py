@@ -1,0 +1,77 @@
+"""The daemon on a real system, and on a simulated one."""
+
+from __future__ import annotations
+
+import functools
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from sealsvc.enforce.base import Enforcer
+from sealsvc.enforce.bpf import BpfEnforcer
+from sealsvc.enforce.fanotify import FanotifyEnforcer
+from sealsvc.enforce.keeper import own
+from sealsvc.enforce.lease import LeaseEnforcer
+from sealsvc.enforce.overlay_mounts import OverlayMounts
+from sealsvc.enforce.pin import PinEnforcer
+from sealsvc.linux.host.kernel import KernelHost
+from sealsvc.linux.host.proofs import Prover
+from sealsvc.runtime.config import Config
+from sealsvc.service.capabilities import (
+    simulation_answers,
+)
+from sealsvc.service.daemon import Daemon
+from sealsvc.sim.enforcer import SimEnforcer, simulate
+from sealsvc.sim.host import SimHost
+
+
+def kernel_daemon(config: Config) -> Daemon:
+    """The daemon on the real system."""
+    # Each held operation, file and holder is a descriptor.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    # The event loop should not wait long for a thread that computes (the registry's).
+    sys.setswitchinterval(0.0005)
+    # A lease that breaks within a momentary probe signals the process: nobody needs to hear it.
+    signal.signal(signal.SIGIO, signal.SIG_IGN)
+    keeper = own(config.service.keeper_path)
+    drain = config.enforcers.drain_timeout
+    overlays = OverlayMounts(keeper)
+    known: dict[str, Callable[[], Enforcer]] = {
+        "bpf": lambda: BpfEnforcer(keeper, Path(config.service.bpf_path), drain_timeout=drain),
+        "fanotify": lambda: FanotifyEnforcer(keeper, overlays, config.enforcers.linger, drain),
+        "lease": lambda: LeaseEnforcer(keeper, overlays),
+        "pin": lambda: PinEnforcer(keeper),
+    }
+    enforcers = [known[name]() for name in config.enforcers.use]
+    prover = Prover.load()
+    if prover.mapped >= 0:
+        keeper.prover(prover.mapped)
+    return Daemon(config, KernelHost(prover), enforcers, keeper, overlays)
+
+
+def sim_daemon(config: Config) -> Daemon:
+    """The same daemon on a simulated system, for development and for tests: needs no root."""
+    host = SimHost()
+    enforcer = SimEnforcer(host)
+    daemon = Daemon(simulated(config), host, [enforcer], None)
+    act = functools.partial(simulate, host, enforcer, daemon.tick)
+    daemon.router.add(simulation_answers(daemon.policy, act))
+    return daemon
+
+
+def simulated(config: Config) -> Config:
+    """Whoever runs a simulation is an operator in it, and there is one file system, /sim."""
+    replace = msgspec.structs.replace
+    policy = replace(
+        config.policy,
+        roots=config.policy.roots or ["/sim"],
+        operators=[*config.policy.operators, os.getuid()],
+    )
+    registry = replace(config.registry, enabled=bool(config.registry.directory))
+    return replace(config, policy=policy, registry=registry)
