@@ -15,8 +15,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from overlay_turns import OverlayTurns
-from scratch import leftovers, mounted
+from tests.support.overlay_turns import OverlayTurns
+from tests.support.scratch import leftovers, mounted
 
 pytest_plugins = ["tests.lab.plugin"]
 

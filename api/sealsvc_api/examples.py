@@ -6,8 +6,7 @@ import msgspec
 
 from sealsvc.core.model import ByteRange, Conflict, Fence, FileId, IoMode, Kind, Operation, State
 from sealsvc.exports.info import ExportInfo, ExportList
-from sealsvc.exports.stats import BUCKETS, Stats
-from sealsvc.exports.stats import Histogram as ExportHistogram
+from sealsvc.exports.stats import BUCKETS, RequestTimes, Stats
 from sealsvc.exports.timeouts import Timeouts
 from sealsvc.protocol.admin import (
     AlarmInfo,
@@ -146,7 +145,7 @@ ALARM = AlarmInfo(
     acknowledged_at=1767225700.0,
 )
 ALARMS = AlarmPage(alarms=[ALARM], total=1, open=0, dropped=0)
-NO_TIMES = ExportHistogram(count=0, total=0, longest=0, buckets=[0] * BUCKETS)
+NO_TIMES = RequestTimes(count=0, total=0, longest=0, buckets=[0] * BUCKETS)
 TIMES = {"count": 8.0, "p50": 8.4, "p99": 16.8, "longest": 12.1}
 EXPORT = ExportInfo(
     name="disk",

@@ -19,7 +19,7 @@ _HISTOGRAM = struct.Struct(f"={3 + BUCKETS}Q")
 SIZE = _HEAD.size + 8 * len(OPS) + (len(OPS) + 1) * _HISTOGRAM.size
 
 
-class Histogram(msgspec.Struct, frozen=True, kw_only=True):
+class RequestTimes(msgspec.Struct, frozen=True, kw_only=True):
     """Nanoseconds. Bucket n counts what took less than 2^n, and not less than 2^(n-1)."""
 
     count: int
@@ -50,8 +50,8 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     seal: str
     why: str
     bytes: dict[str, int]
-    latency: dict[str, Histogram]
-    pauses: Histogram
+    latency: dict[str, RequestTimes]
+    pauses: RequestTimes
 
 
 def read_stats(path: Path) -> Stats | None:
@@ -90,9 +90,9 @@ def _text(raw: bytes) -> str:
     return raw.split(b"\0", 1)[0].decode(errors="replace")
 
 
-def _histogram(data: bytes, offset: int) -> Histogram:
+def _histogram(data: bytes, offset: int) -> RequestTimes:
     count, total, longest, *buckets = _HISTOGRAM.unpack_from(data, offset)
-    return Histogram(count=count, total=total, longest=longest, buckets=buckets)
+    return RequestTimes(count=count, total=total, longest=longest, buckets=buckets)
 
 
 class OwnStats:

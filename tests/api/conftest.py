@@ -4,8 +4,7 @@ import asyncio
 import json
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
@@ -18,17 +17,10 @@ from sealsvc_api.http_protocol import Protocol
 from sealsvc_api.settings import Settings
 from sealsvc_api.spans import Spans
 from tests.api.fake_daemon import FakeDaemon
+from tests.support.waiting import until
 
 TOKEN = "correct horse"
 PATIENCE = 30.0  # programs take many seconds to start where others use the processors
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that another thread brings about."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.005)
 
 
 class _Server(uvicorn.Server):

@@ -19,9 +19,10 @@ from sealsvc_api.principals import Known, Principals, digest, read
 from sealsvc_api.rates import Rates
 from sealsvc_api.sessions import COOKIE, LIFE, Sessions
 from sealsvc_api.settings import Settings, SettingsError, check_bind, is_loopback
-from tests.api.conftest import TOKEN, Api, until, write_principals
+from tests.api.conftest import TOKEN, Api, write_principals
 from tests.api.fake_daemon import FakeDaemon
 from tests.api.test_api_serve import serving
+from tests.support.waiting import until
 
 BODY = {"path": "/srv/a", "holder": {"pid": 1}}
 

@@ -15,8 +15,9 @@ from sealsvc.protocol.events import Watching
 from sealsvc.protocol.messages import Done
 from sealsvc.protocol.system import Status
 from sealsvc_api.connection import Backoff, Connection, expect
-from tests.api.conftest import Api, until
+from tests.api.conftest import Api
 from tests.api.fake_daemon import FakeDaemon
+from tests.support.waiting import until
 
 
 def test_it_reconnects_after_a_restart(api: Api, daemon: FakeDaemon) -> None:

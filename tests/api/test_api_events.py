@@ -15,9 +15,10 @@ from sealsvc_api.access import Caller, Role
 from sealsvc_api.events import _followed, _since
 from sealsvc_api.feed import Feed, Listener, Packet, gap, packet
 from sealsvc_api.shares import Shares
-from tests.api.conftest import TOKEN, Api, until
+from tests.api.conftest import TOKEN, Api
 from tests.api.fake_daemon import FakeDaemon
 from tests.api.sse import stream
+from tests.support.waiting import until
 
 ANYBODY = Caller("root", Role.ADMIN, None, None, 100.0, how="token")
 

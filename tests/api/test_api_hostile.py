@@ -19,10 +19,11 @@ from sealsvc_api import http_protocol
 from sealsvc_api.access import Caller, Role
 from sealsvc_api.settings import Settings
 from sealsvc_api.shares import Shares
-from tests.api.conftest import TOKEN, Api, until, write_principals
+from tests.api.conftest import TOKEN, Api, write_principals
 from tests.api.fake_daemon import FakeDaemon
 from tests.api.sse import stream
 from tests.api.test_api_serve import serving
+from tests.support.waiting import until
 
 GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 

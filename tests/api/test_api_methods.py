@@ -12,8 +12,9 @@ import pytest
 from sealsvc_api import examples, integrity
 from sealsvc_api.app import build_app
 from sealsvc_api.settings import Settings
-from tests.api.conftest import TOKEN, Api, until
+from tests.api.conftest import TOKEN, Api
 from tests.api.fake_daemon import FakeDaemon
+from tests.support.waiting import until
 
 DOCUMENT = build_app(Settings()).openapi()
 GETS = sorted(path for path, methods in DOCUMENT["paths"].items() if "get" in methods)

@@ -18,8 +18,9 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from sealsvc_api.serve import main
-from tests.api.conftest import PATIENCE, TOKEN, until
+from tests.api.conftest import PATIENCE, TOKEN
 from tests.api.fake_daemon import FakeDaemon
+from tests.support.waiting import until
 
 
 @pytest.fixture(autouse=True)

@@ -28,10 +28,11 @@ from sealsvc.protocol.system import Simulate
 from sealsvc_api import examples
 from sealsvc_api.settings import Settings, SettingsError, traced
 from sealsvc_api.spans import Spans
-from tests.api.conftest import Api, until, write_principals
+from tests.api.conftest import Api, write_principals
 from tests.api.fake_daemon import FakeDaemon
 from tests.api.running import ROOT, front, service
 from tests.api.test_api_serve import serving
+from tests.support.waiting import until
 
 OUTER = "0af7651916cd43dd8448eb211c80319c"
 PARENT = f"00-{OUTER}-b7ad6b7169203331-01"

@@ -20,26 +20,23 @@ from pathlib import Path
 from sealsvc.client import Client
 from sealsvc.linux import native
 from sealsvc.protocol.seals import Recall, Return
+from tests.bench.auditing import audit
+from tests.bench.exporting import nbd
+from tests.bench.faces import faces
+from tests.bench.fanout import fan_out
+from tests.bench.figures import Bench, Figure, alternate
+from tests.bench.integrity import INTEGRITY_BENCHMARKS
+from tests.bench.lists import lists
+from tests.bench.recording import registry
+from tests.bench.relocating import relocation
+from tests.bench.restart import reclaim
+from tests.bench.ringing import RING_BENCHMARKS
+from tests.bench.rings import LIMITS
+from tests.bench.scrubbing import SCRUB_BENCHMARKS
+from tests.support.scratch import mounted
+from tests.support.service import RISKS, serving
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
-
-from scratch import mounted  # noqa: E402 (after the path)
-
-from tests.bench.auditing import audit  # noqa: E402
-from tests.bench.exporting import nbd  # noqa: E402
-from tests.bench.faces import faces  # noqa: E402
-from tests.bench.fanout import fan_out  # noqa: E402
-from tests.bench.figures import Bench, Figure, alternate  # noqa: E402
-from tests.bench.integrity import INTEGRITY_BENCHMARKS  # noqa: E402
-from tests.bench.lists import lists  # noqa: E402
-from tests.bench.recording import registry  # noqa: E402
-from tests.bench.relocating import relocation  # noqa: E402
-from tests.bench.restart import reclaim  # noqa: E402
-from tests.bench.ringing import RING_BENCHMARKS  # noqa: E402
-from tests.bench.rings import LIMITS  # noqa: E402
-from tests.bench.scrubbing import SCRUB_BENCHMARKS  # noqa: E402
-from tests.service.conftest import RISKS, serving  # noqa: E402
 
 
 def cycle(bench: Bench, rounds: int) -> Figure:

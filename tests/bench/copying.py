@@ -21,12 +21,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from scratch import mounted  # noqa: E402 (after the path)
-
 from sealsvc.copies import Measured, Options, Result, make_plan, run  # noqa: E402
 from tests.copies.conftest import opened, pattern  # noqa: E402
 from tests.copies.stacks import filled, lower_filesystem, upper  # noqa: E402
 from tests.copies.test_lower import as_if_sealed  # noqa: E402
+from tests.support.scratch import mounted  # noqa: E402 (after the path)
 
 MiB = 1 << 20
 CHOSEN_GOAL = 1.05  # of the fastest there is

@@ -11,7 +11,7 @@ from pathlib import Path
 from sealsvc.client import Client
 from sealsvc.protocol.seals import Return
 from tests.bench.figures import Bench, Figure, alternate
-from tests.service.conftest import RISKS, serving
+from tests.support.service import RISKS, serving
 
 
 def registry(bench: Bench, rounds: int) -> Figure:

@@ -23,7 +23,7 @@ from sealsvc.core.errors import Refusal
 from sealsvc.lifecycle import journal
 from sealsvc.protocol.system import Status
 from tests.bench.figures import Bench, Figure, figure_of
-from tests.service.conftest import RISKS, Running
+from tests.support.service import RISKS, Running
 
 BLOCK = 4096
 A_FILE = 32  # seals

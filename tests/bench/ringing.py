@@ -14,7 +14,7 @@ from sealsvc.client import Client
 from sealsvc.protocol.seals import Return
 from tests.bench.figures import Bench, Figure, alternate, figure_of
 from tests.bench.rings import LIMITS, RingBench, etcd, etcd_cycle, fill_of, keeper_of
-from tests.service.conftest import RISKS, Running
+from tests.support.service import RISKS, Running
 
 _LIVE, _CLIENTS = 1_000_000, 1000
 _SPIN, _LOOKS = 50, 2000  # microseconds, looks

@@ -29,7 +29,7 @@ from sealsvc.linux.host.pmem import base_of
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from scratch import mounted  # noqa: E402 (after the path)
+from tests.support.scratch import mounted  # noqa: E402 (after the path)
 
 PAGE = 4096
 MiB = 1 << 20

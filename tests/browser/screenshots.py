@@ -20,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,8 @@ from sealsvc.protocol.system import Audit, Simulate
 from tests.api import running
 from tests.api.running import Front, simulated
 from tests.browser.conftest import ARGUMENTS, ROOT, TOKEN, MiB, chromium, enter
-from tests.scratch import mounted
+from tests.support.scratch import mounted
+from tests.support.waiting import until
 
 SEALS, EXTENTS = 2000, 40_000
 EXTENT = 16 * MiB  # of the simulated system
@@ -121,13 +122,6 @@ def in_its_way(there: Front) -> Iterator[None]:
         yield
     finally:
         control.close()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.1)
 
 
 @contextmanager

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
-from scratch import mounted
 
 from sealsvc.exports.base import Spec
 from sealsvc.exports.nbd import Nbd
@@ -25,7 +24,8 @@ from tests.browser.conftest import MiB, enter, picture
 from tests.browser.test_dashboard import violations
 from tests.exports.exporting import Exports
 from tests.integrity.conftest import BLOCK, Ground, attach, give_back, sealed
-from tests.service.conftest import RISKS, Running
+from tests.support.scratch import mounted
+from tests.support.service import RISKS, Running
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(400)]
 needs_nbd = pytest.mark.skipif(bool(Nbd.missing()), reason=f"no NBD exports: {Nbd.missing()}")

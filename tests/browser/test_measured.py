@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, expect
 from tests.api.conftest import TOKEN, write_principals
 from tests.api.running import Front, front
 from tests.browser.conftest import enter, picture
-from tests.service.conftest import RISKS, serving
+from tests.support.service import RISKS, serving
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(300)]
 

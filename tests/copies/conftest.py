@@ -9,11 +9,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from scratch import PREFIX
 
 from sealsvc.copies import Ends, Options, Result, make_plan, open_ends, run
 from tests.copies.stacks import lower_filesystem, upper
-from tests.service.conftest import RISKS, serving
+from tests.support.scratch import PREFIX
+from tests.support.service import RISKS, serving
 
 MiB = 1 << 20
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from scratch import PREFIX, _run, _unmount, mounted
+from tests.support.scratch import PREFIX, _run, _unmount, mounted
 
 MiB = 1 << 20
 LOWER = {"xfs": ["-m", "reflink=1"], "btrfs": []}

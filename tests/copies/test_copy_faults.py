@@ -11,7 +11,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from scratch import PREFIX
 
 from sealsvc.client import Client
 from sealsvc.copies import Options, Result, make_plan, run
@@ -21,7 +20,8 @@ from tests.copies.conftest import MiB, opened, pattern
 from tests.copies.stacks import Layers, filled, shut_down
 from tests.copies.test_copy_jobs import descriptors, ended, start
 from tests.copies.test_lower import as_if_sealed
-from tests.service.conftest import until
+from tests.support.scratch import PREFIX
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.kernel
 

@@ -23,7 +23,7 @@ from sealsvc.protocol.copies import CopyTrust, CopyTrustReport, StartCopy
 from sealsvc.protocol.seals import Return
 from tests.copies.conftest import MiB, pattern
 from tests.copies.stacks import filled, same_bytes
-from tests.service.conftest import until
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.kernel
 

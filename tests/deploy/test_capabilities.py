@@ -10,7 +10,7 @@ import socket as sockets
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from sealsvc.runtime.config import ServiceSection
 from sealsvc.service.release import release
 from tests.lab.pmem import mounted_dax
 from tests.service import conftest
+from tests.support.waiting import until
 
 ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "deploy" / "systemd" / "sealsvc.service"
@@ -95,23 +96,19 @@ def serving(
             env={k: v for k, v in os.environ.items() if k != "SEALSVC_SOCKET"},
         )
     try:
-        conftest.until(lambda: process.poll() is not None or answers(socket), what="the service")
+        until(lambda: process.poll() is not None or answers(socket), what="the service")
         assert process.poll() is None, log.read_text()
         yield socket
     finally:
         process.terminate()
         process.wait(conftest.PATIENCE)
         release(ServiceSection(socket=str(socket)))
-        conftest.until(lambda: not (directory / "keeper.sock").exists(), what="the keeper's end")
+        until(lambda: not (directory / "keeper.sock").exists(), what="the keeper's end")
 
 
 def answers(socket: Path) -> bool:
     with sockets.socket(sockets.AF_UNIX, sockets.SOCK_SEQPACKET) as probe:
         return probe.connect_ex(str(socket)) == 0
-
-
-def until(condition: Callable[[], bool], what: str = "it") -> None:
-    conftest.until(condition, PATIENCE, what)
 
 
 @contextmanager
@@ -167,7 +164,7 @@ def shared_life(directory: Path, file: Path, capabilities: list[str], *under: st
         assert client.validate(reply.seal.id).vmas == 1
         intruder = threading.Thread(target=os.truncate, args=(file, MiB), daemon=True)
         intruder.start()
-        until(lambda: holder.poll() is not None, "the fence")
+        until(lambda: holder.poll() is not None, what="the fence")
         intruder.join(PATIENCE)
         assert not intruder.is_alive()
         assert client.call(Show, seal=reply.seal.id).seal.state == "revoked"

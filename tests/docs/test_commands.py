@@ -19,7 +19,8 @@ from sealsvc.protocol.seals import RecallSeals
 from sealsvc.runtime.config import ServiceSection
 from sealsvc.service.release import release
 from tests.docs.commands import ROOT, blocks, commands, played, programs
-from tests.service.conftest import MiB, until
+from tests.support.service import MiB
+from tests.support.waiting import until
 
 ELSEWHERE = {
     "docs/copies.md": "tests/copies/test_copy_jobs.py runs such",
@@ -77,7 +78,7 @@ LISTED = dict.fromkeys(FRESH, "tests/deploy/test_debians.py walks this path") | 
         "an example of the man page, too: tests/deploy/test_man_pages.py"
     ),
 }
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 SERVE = "sudo .venv/bin/sealsvc serve --root /mnt/pmem"
 TOKEN = "sealsvc-api --new-token"

@@ -9,10 +9,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from scratch import MiB, leftovers, mounted
 
 from sealsvc.doctor.actor import Subject
 from sealsvc.doctor.bench import Bench
+from tests.support.scratch import MiB, leftovers, mounted
 
 sys.path.insert(0, str(Path(__file__).parent))  # its tests import each other's files
 

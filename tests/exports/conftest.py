@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.exports.exporting import Exports
-from tests.service.conftest import RISKS, Running, served
+from tests.support.service import RISKS, Running, served
 
 MiB = 1 << 20
 

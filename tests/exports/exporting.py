@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sealsvc.exports.runtime import Runtime
-from tests.service.conftest import ROOT
+from tests.support.service import ROOT
 
 RELOCATE = ROOT / "tests" / "exports" / "relocate.py"
 PATIENCE = 120.0

@@ -20,7 +20,8 @@ from sealsvc.exports.stats import read_stats
 from sealsvc.protocol.seals import List
 from tests.exports.conftest import MiB
 from tests.exports.exporting import relocating
-from tests.service.conftest import ROOT, Running, until
+from tests.support.service import ROOT, Running
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.kernel
 

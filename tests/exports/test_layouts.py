@@ -13,7 +13,7 @@ from sealsvc.exports.blocks import name_of
 from sealsvc.exports.dm_ioctl import Target
 from sealsvc.exports.protect import below
 from tests.ring.test_ring_native import NATIVE, compiler
-from tests.service.conftest import until
+from tests.support.waiting import until
 
 PROGRAM = """
 #include <linux/dm-ioctl.h>

@@ -19,7 +19,8 @@ from sealsvc.runtime.config import ServiceSection
 from sealsvc.service.release import release
 from tests.exports.conftest import MiB
 from tests.exports.exporting import Exports, relocating
-from tests.service.conftest import Running, until
+from tests.support.service import Running
+from tests.support.waiting import until
 
 pytestmark = [
     pytest.mark.kernel,

@@ -18,7 +18,7 @@ from sealsvc.exports.blocks import pieces
 from sealsvc.exports.dm_ioctl import Target
 from tests.exports.conftest import MiB
 from tests.ring.test_ring_native import compiler
-from tests.service.conftest import ROOT, Running
+from tests.support.service import ROOT, Running
 
 
 def sealctl(running: Running, *arguments: object) -> subprocess.CompletedProcess[str]:

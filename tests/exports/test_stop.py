@@ -21,7 +21,8 @@ from sealsvc.protocol.seals import List
 from tests.api.conftest import write_principals
 from tests.api.running import Front, front
 from tests.exports.exporting import Exports
-from tests.service.conftest import RISKS, Running, until
+from tests.support.service import RISKS, Running
+from tests.support.waiting import until
 
 pytestmark = [
     pytest.mark.kernel,

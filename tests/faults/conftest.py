@@ -13,11 +13,12 @@ import pytest
 from sealsvc.client import Client
 from sealsvc.linux.native import read_extents
 from sealsvc.protocol.seals import Recall, Return
-from tests.service.conftest import RISKS, Running, until
 from tests.service.conftest import file as file
 from tests.service.conftest import root as root
 from tests.service.mapping_holder import Holder, holder
 from tests.service.test_conflicts import intruding
+from tests.support.service import RISKS, Running
+from tests.support.waiting import until
 
 PUNCH = "fallocate(3, 65536, 65536)"
 RANGE = {"offset": 65536, "length": 196608}

@@ -15,8 +15,9 @@ from sealsvc.protocol.seals import Grant, List, Return
 from sealsvc.protocol.system import Status
 from tests.faults.conftest import Intrude, granted, nothing_is_left, serve
 from tests.faults.test_errors import PREPARED, injecting
-from tests.service.conftest import Running, until
 from tests.soak.leaks import differences, footprint
+from tests.support.service import Running
+from tests.support.waiting import until
 
 pytestmark = [
     pytest.mark.kernel,

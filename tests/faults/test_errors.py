@@ -21,7 +21,8 @@ from sealsvc.core.errors import TABLE, Refusal
 from sealsvc.protocol.seals import List, Return, Show
 from sealsvc.runtime import faults
 from tests.faults.conftest import PUNCH, Intrude, granted, nothing_is_left, serve
-from tests.service.conftest import Running, until
+from tests.support.service import Running
+from tests.support.waiting import until
 
 pytestmark = [
     pytest.mark.kernel,

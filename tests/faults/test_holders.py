@@ -27,8 +27,10 @@ from tests.faults.conftest import (
     nothing_is_left,
     serve,
 )
-from tests.service.conftest import Running, refusal, until
 from tests.service.mapping_holder import Holder
+from tests.support.refusals import refusal
+from tests.support.service import Running
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.kernel
 

@@ -32,7 +32,8 @@ from tests.faults.conftest import (
     recall_of,
     serve,
 )
-from tests.service.conftest import PATIENCE, Running, until
+from tests.support.service import Running
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.kernel
 

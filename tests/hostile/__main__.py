@@ -8,8 +8,8 @@ import tempfile
 from pathlib import Path
 
 from tests.hostile.neighbours import measured
-from tests.scratch import mounted
-from tests.service.conftest import RISKS, Running
+from tests.support.scratch import mounted
+from tests.support.service import RISKS, Running
 
 MOST, FACTOR = 1.0, 3.0  # seconds, and times what it takes without the attack
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.scratch import PREFIX
-from tests.service.conftest import RISKS, MiB, Running, served
+from tests.support.scratch import PREFIX
+from tests.support.service import RISKS, MiB, Running, served
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from sealsvc.core.errors import Refusal
 from sealsvc.protocol.seals import List, Return
 from tests.hostile import fuse
 from tests.hostile.users import connected, process, sent
-from tests.service.conftest import Running
+from tests.support.service import Running
 
 ATTACKERS = (65531, 65532, 65533)
 WORKER = 65530

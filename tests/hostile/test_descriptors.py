@@ -19,7 +19,8 @@ from sealsvc.client import Client
 from sealsvc.protocol.system import Status
 from tests.hostile import fuse
 from tests.hostile.users import answer, connected, process, sent
-from tests.service.conftest import RISKS, Running, until
+from tests.support.service import RISKS, Running
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.kernel
 

@@ -19,7 +19,8 @@ from sealsvc.protocol.events import Event, Watch
 from sealsvc.protocol.seals import RecallProgress, RecallSeals, Show
 from sealsvc.protocol.system import Status
 from tests.hostile.users import NOBODY, answer, as_user, connected, process, sent
-from tests.service.conftest import Running, until
+from tests.support.service import Running
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.kernel
 

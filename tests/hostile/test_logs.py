@@ -15,7 +15,8 @@ from sealsvc.protocol.seals import Return
 from sealsvc.protocol.system import Status
 from sealsvc.runtime.config import ServiceSection
 from sealsvc.service.release import release
-from tests.service.conftest import RISKS, ROOT, Running, until
+from tests.support.service import RISKS, ROOT, Running
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.kernel
 

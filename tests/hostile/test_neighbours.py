@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.hostile.neighbours import measured
-from tests.service.conftest import Running
+from tests.support.service import Running
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(240)]
 

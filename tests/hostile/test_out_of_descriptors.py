@@ -16,7 +16,8 @@ import pytest
 from sealsvc.client import AsyncClient, Client
 from sealsvc.core.errors import Refusal
 from sealsvc.protocol.seals import Grant, List
-from tests.service.conftest import ROOT, Running, until
+from tests.support.service import ROOT, Running
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.kernel
 

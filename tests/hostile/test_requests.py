@@ -14,7 +14,7 @@ from sealsvc.protocol.admin import CancelJob, Jobs, JobState
 from sealsvc.protocol.seals import List, Return, Show
 from tests.hostile.requests import kinds, requests
 from tests.hostile.users import answer, connected
-from tests.service.conftest import RISKS, MiB, Running
+from tests.support.service import RISKS, MiB, Running
 
 pytestmark = pytest.mark.kernel
 

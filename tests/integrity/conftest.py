@@ -9,12 +9,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from scratch import mounted
 
 from sealsvc.client import Client
 from sealsvc.protocol.integrity import PiAttach, PiAttachment, PiReport, PiVerify
 from sealsvc.protocol.seals import Extents, Return, SealInfo
-from tests.service.conftest import PATIENCE, RISKS, Running
+from tests.support.scratch import mounted
+from tests.support.service import RISKS, Running
+from tests.support.waiting import PATIENCE
 
 MiB = 1 << 20
 BLOCK = 4096

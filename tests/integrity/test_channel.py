@@ -30,7 +30,7 @@ from sealsvc.integrity.device_client import ALL, PiFile, PiIOError, PiTerms
 from sealsvc.protocol.integrity import PiError
 from sealsvc.protocol.pi_device import PiChannelInfo, PiPathInfo
 from tests.lab.pi_tuples import place_of, tuples
-from tests.service.conftest import refusal
+from tests.support.refusals import refusal
 
 KiB = 1 << 10
 MEMORY = 256 * KiB

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scratch import mounted
 
 from sealsvc.client import Client
 from sealsvc.core.errors import Refusal
@@ -26,7 +25,9 @@ from sealsvc.protocol.integrity import PiAttach, PiAttachments, PiErrors, PiOpen
 from sealsvc.protocol.seals import Reclaim, Return
 from tests.faults.conftest import serve
 from tests.integrity.conftest import BLOCK, Ground, attach, give_back, sealed
-from tests.service.conftest import PATIENCE, RISKS, Running
+from tests.support.scratch import mounted
+from tests.support.service import RISKS, Running
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.kernel
 MiB = 1 << 20

@@ -11,7 +11,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from scratch import mounted
 
 from sealsvc.client import Client
 from sealsvc.core.errors import Refusal
@@ -27,7 +26,9 @@ from sealsvc.protocol.integrity import (
 )
 from sealsvc.protocol.seals import List, Reclaim, Return
 from tests.integrity.conftest import BLOCK, MiB
-from tests.service.conftest import PATIENCE, RISKS, Running
+from tests.support.scratch import mounted
+from tests.support.service import RISKS, Running
+from tests.support.waiting import PATIENCE
 
 SECONDS = float(os.environ.get("SEALSVC_SOAK", "8"))
 SIZE = 2 * MiB

@@ -15,7 +15,8 @@ from sealsvc.client import Client
 from sealsvc.integrity.device_client import PiFile
 from sealsvc.protocol.pi_device import PiPath, PiPathInfo
 from sealsvc.protocol.seals import Return, SealInfo
-from tests.service.conftest import RISKS, refusal, serving
+from tests.support.refusals import refusal
+from tests.support.service import RISKS, serving
 
 pytestmark = pytest.mark.kernel
 KiB = 1 << 10

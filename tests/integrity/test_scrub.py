@@ -16,7 +16,7 @@ from sealsvc.integrity.tracker import Tracker
 from sealsvc.protocol.integrity import PiAttachments, PiBless, PiOpen, PiScrub, PiTag
 from tests.integrity.conftest import BLOCK, MiB, attach, give_back, sealed, verify
 from tests.integrity.test_travel import place_of, sealctl
-from tests.service.conftest import until
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.kernel
 SIZE = 4 * MiB

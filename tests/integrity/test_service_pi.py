@@ -29,7 +29,8 @@ from sealsvc.protocol.integrity import (
 )
 from sealsvc.protocol.seals import Return
 from tests.integrity.conftest import BLOCK, MiB, attach, give_back, sealed, verify
-from tests.service.conftest import refusal, until
+from tests.support.refusals import refusal
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.kernel
 

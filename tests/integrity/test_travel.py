@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scratch import mounted
 
 from sealsvc.client import Client
 from sealsvc.core.errors import Refusal
@@ -27,7 +26,9 @@ from sealsvc.protocol.integrity import PiAttachments, PiErrors
 from sealsvc.protocol.relocation import Goal, Relocate
 from tests.faults.conftest import serve
 from tests.integrity.conftest import BLOCK, Ground, MiB, attach, give_back, sealed, verify
-from tests.service.conftest import PATIENCE, RISKS, Running, until
+from tests.support.scratch import mounted
+from tests.support.service import RISKS, Running
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.kernel
 BLOCKS = MiB // BLOCK

@@ -22,7 +22,7 @@ import pytest
 
 from sealsvc.enforce import keeper as keepers
 from sealsvc.enforce.keeper import Keeper
-from tests.service.conftest import until
+from tests.support.waiting import until
 
 pytestmark = [
     pytest.mark.kernel,

@@ -24,7 +24,7 @@ from sealsvc.enforce.keeper import Keeper, KeeperError
 from sealsvc.enforce.keeper_watch import KeeperWatch
 from sealsvc.linux.native import ffi, lib
 from sealsvc.rings.keeper import RingKeeper
-from tests.service.conftest import until
+from tests.support.waiting import until
 
 CAP_SYS_RESOURCE = 24  # linux/capability.h
 

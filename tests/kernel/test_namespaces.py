@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import pytest
 from sealsvc.linux import native
 from sealsvc.linux.namespaces import MountNamespaces
 from sealsvc.linux.overlays import Overlay
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.kernel
 
@@ -44,13 +45,6 @@ def process(*command: str) -> Iterator[subprocess.Popen[str]]:
 
 def namespace_of(pid: int) -> int:
     return os.stat(f"/proc/{pid}/ns/mnt").st_ino
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.01)
 
 
 def test_every_namespace_is_found_once_with_a_task_in_it() -> None:
@@ -104,8 +98,8 @@ def test_one_that_comes_and_goes(namespaces: MountNamespaces, tmp_path: Path) ->
     with process(*mount) as child:
         device = os.stat(f"/proc/{child.pid}/root{tmp_path}").st_dev
         assert device != os.stat(tmp_path).st_dev
-        until(lambda: device in namespaces.devices(), "its mount is not seen")
-    until(lambda: device not in namespaces.devices(), "its mount is still seen")
+        until(lambda: device in namespaces.devices(), what="a look at its mount")
+    until(lambda: device not in namespaces.devices(), what="the end of its mount")
 
 
 def test_many_changes_are_told_together(namespaces: MountNamespaces, tmp_path: Path) -> None:
@@ -121,7 +115,7 @@ def test_many_changes_are_told_together(namespaces: MountNamespaces, tmp_path: P
     for _ in range(200):
         subprocess.run(["mount", "-t", "tmpfs", "none", tmp_path], check=True)
         subprocess.run(["umount", tmp_path], check=True)
-    until(lambda: told, "nothing is told")
+    until(lambda: told, what="a message")
     assert len(told) <= (time.monotonic() - began) / 0.05 + 2
     assert not overlays
 
@@ -135,7 +129,7 @@ def test_an_overlay_in_a_namespace_of_its_own(namespaces: MountNamespaces, tmp_p
     options = f"lowerdir={tmp_path}/lower,upperdir=upper,workdir=work"
     mount = f'cd {tmp_path}; mount -t overlay o -o {options} merged; exec "$@"'
     with process("unshare", "--mount", "sh", "-ec", mount, "sh"):
-        until(lambda: [o for o in overlays if o.mount.source == "o"], "it is not seen")
+        until(lambda: [o for o in overlays if o.mount.source == "o"], what="a look at the overlay")
         [found] = [o for o in overlays if o.mount.source == "o"]
         if found.upper is None:
             pytest.skip("before v6.6 an overlay with a relative upper directory does not tell")

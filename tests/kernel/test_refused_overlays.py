@@ -12,9 +12,9 @@ import pytest
 
 from sealsvc.enforce import keeper as keepers
 from sealsvc.enforce.keeper import Keeper
-from tests.overlay_layers import OWN_NAMESPACE, UNPRIVILEGED, layers, options
-from tests.scratch import MiB, mounted
-from tests.service.conftest import until
+from tests.support.overlay_layers import OWN_NAMESPACE, UNPRIVILEGED, layers, options
+from tests.support.scratch import MiB, mounted
+from tests.support.waiting import until
 
 pytestmark = [
     pytest.mark.kernel,

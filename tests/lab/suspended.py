@@ -20,7 +20,7 @@ from sealsvc.client import Client
 from sealsvc.protocol.seals import RecallSeals, SealInfo, Show
 from tests.lab.dax_files import make
 from tests.lab.pmem import mounted_dax
-from tests.service.conftest import RISKS, Running
+from tests.support.service import RISKS, Running
 
 MiB = 1 << 20
 ASLEEP, TTL = 20, 15.0

@@ -28,8 +28,8 @@ from sealsvc.linux.host.kernel import KernelHost
 from sealsvc.protocol.system import Gap
 from tests.lab.kernels import SERIES
 from tests.lab.pmem import mounted_dax
-from tests.scratch import mounted
-from tests.service.conftest import until
+from tests.support.scratch import mounted
+from tests.support.waiting import until
 
 KiB, MiB = 1 << 10, 1 << 20
 SIZE = 4 * MiB

@@ -16,7 +16,7 @@ from tests.copies.conftest import opened, pattern
 from tests.copies.stacks import filled
 from tests.copies.test_lower import as_if_sealed
 from tests.lab.pmem import mounted_dax
-from tests.service.conftest import until
+from tests.support.waiting import until
 
 pytestmark = [
     pytest.mark.lab(nvme=("mssrl=128,mcl=512,msrc=3",), pmem=512),

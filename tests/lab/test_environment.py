@@ -17,7 +17,6 @@ from sealsvc.protocol.seals import List, Recall
 from sealsvc.protocol.system import Audit, Status
 from tests.lab.dax_files import extents, make
 from tests.lab.pmem import mounted_dax
-from tests.service.conftest import RISKS, Running, refusal, until
 from tests.service.test_environment import (
     AUDIT_INTERVAL,
     alarms,
@@ -27,6 +26,9 @@ from tests.service.test_environment import (
     unharmed,
 )
 from tests.service.test_life import holding, punch, state
+from tests.support.refusals import refusal
+from tests.support.service import RISKS, Running
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
 MiB = 1 << 20

@@ -16,7 +16,8 @@ from sealsvc.client import Client
 from sealsvc.protocol.seals import List
 from tests.exports.exporting import Exports, relocating
 from tests.lab.pmem import mounted_dax
-from tests.service.conftest import RISKS, Running, served, until
+from tests.support.service import RISKS, Running, served
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(400)]
 MiB = 1 << 20

@@ -16,7 +16,8 @@ import pytest
 from tests.exports.exporting import Exports, relocating
 from tests.exports.loading import loaded
 from tests.lab.pmem import mounted_dax
-from tests.service.conftest import RISKS, ROOT, Running, served, until
+from tests.support.service import RISKS, ROOT, Running, served
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.lab(cpus=2), pytest.mark.timeout(400)]
 MiB = 1 << 20

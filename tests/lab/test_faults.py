@@ -12,7 +12,9 @@ import pytest
 
 from sealsvc.client import Client
 from sealsvc.protocol.seals import List, Return
-from tests.service.conftest import RISKS, Running, refusal, until
+from tests.support.refusals import refusal
+from tests.support.service import RISKS, Running
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
 

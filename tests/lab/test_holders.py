@@ -17,8 +17,9 @@ import pytest
 from sealsvc.client import Client
 from sealsvc.protocol.seals import List, SealInfo
 from tests.lab.pmem import mounted_dax
-from tests.service.conftest import Running, served, until
 from tests.service.test_hypervisor import guest_gives_back
+from tests.support.service import Running, served
+from tests.support.waiting import until
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MiB = 1 << 20

@@ -17,7 +17,7 @@ from sealsvc.protocol.seals import Recall, Reclaim, Return
 from sealsvc.protocol.system import Status
 from tests.lab.plugin import INSIDE
 from tests.lab.pmem import mounted_dax
-from tests.service.conftest import RISKS, Running, served
+from tests.support.service import RISKS, Running, served
 
 MiB = 1 << 20
 GATE = (6, 14)  # pre-content events

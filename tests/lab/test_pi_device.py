@@ -31,7 +31,9 @@ from sealsvc.protocol.pi_device import PiPath, PiPathInfo
 from sealsvc.protocol.seals import RecallSeals, Return
 from tests.lab.pi_devices import MiB, mounted, nvme_disk, scsi_disk, sh
 from tests.lab.pi_tuples import place_of, tuples
-from tests.service.conftest import RISKS, Running, refusal, until
+from tests.support.refusals import refusal
+from tests.support.service import RISKS, Running
+from tests.support.waiting import until
 
 NAMESPACES = (
     "ms=8,pi=1",

@@ -21,7 +21,7 @@ from sealsvc.protocol.seals import List, Recall, Reclaim, Return
 from sealsvc.protocol.system import Audit
 from tests.lab.kernels import SERIES
 from tests.lab.pmem import mounted_dax
-from tests.service.conftest import Running, served
+from tests.support.service import Running, served
 
 MiB = 1 << 20
 CONFIG = 'accept_risks = ["all"]\n[enforcers]\nuse = ["pin"]\n'

@@ -19,7 +19,8 @@ from sealsvc.protocol.seals import Return
 from tests.lab.dax_files import make
 from tests.lab.kernels import SERIES
 from tests.lab.pmem import mounted_dax
-from tests.service.conftest import RISKS, Running, refusal
+from tests.support.refusals import refusal
+from tests.support.service import RISKS, Running
 
 pytestmark = [
     pytest.mark.lab(cpus=2),

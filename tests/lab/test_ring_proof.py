@@ -13,7 +13,7 @@ from sealsvc.client.ring import RingClient
 from tests.lab.dax_files import make
 from tests.lab.pmem import mounted_dax
 from tests.ring.conftest import truncating
-from tests.service.conftest import RISKS, Running
+from tests.support.service import RISKS, Running
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
 MiB = 1 << 20

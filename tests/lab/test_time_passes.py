@@ -15,8 +15,9 @@ from tests.lab import LabError, run
 from tests.lab.dax_files import make
 from tests.lab.pmem import mounted_dax
 from tests.lab.suspended import ASLEEP, POLICY, TTL
-from tests.service.conftest import PATIENCE, Running, until
 from tests.service.test_environment import sealed
+from tests.support.service import Running
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.timeout(600)
 HOUR = 3600.0

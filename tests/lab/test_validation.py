@@ -15,8 +15,9 @@ from sealsvc.linux.host.pmem import base_of
 from sealsvc.protocol.seals import Return
 from tests.lab.dax_files import HUGE, PAGE, SIZE, SYNCHRONOUS, MiB, ask, extents, make
 from tests.lab.pmem import mounted_dax
-from tests.service.conftest import RISKS, refusal, serving
 from tests.service.mapping_holder import Holder, holder
+from tests.support.refusals import refusal
+from tests.support.service import RISKS, serving
 
 REQUIRE = {"map_sync": True, "populate": True, "pmd": True}
 UNALIGNED = "(libc.mmap(None, size + 2**22, 0, 0x22, -1, 0) & -2**21) + 2**21 + PAGE"

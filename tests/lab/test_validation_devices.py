@@ -20,8 +20,8 @@ from sealsvc.linux.host.pmem import Unknown, base_of, region_of
 from sealsvc.protocol.seals import Requirements
 from tests.lab.dax_files import PAGE, SIZE, SYNCHRONOUS, WHOLE, MiB, ask, extents, make
 from tests.lab.pmem import mounted_dax
-from tests.service.conftest import refusal
 from tests.service.mapping_holder import Holder, holder
+from tests.support.refusals import refusal
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
 

@@ -23,7 +23,8 @@ from sealsvc.core.errors import Refusal
 from sealsvc.linux.native import ffi, lib
 from tests.lab.dax_files import make
 from tests.lab.pmem import mounted_dax
-from tests.service.conftest import RISKS, Running, until
+from tests.support.service import RISKS, Running
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
 MiB = 1 << 20

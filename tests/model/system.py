@@ -25,8 +25,8 @@ from tests.model.actor import look
 from tests.model.fiemap import places
 from tests.model.operations import BLOCK, FILES, Operation
 from tests.model.world import Seal
-from tests.scratch import MiB, mounted
-from tests.service.conftest import RISKS, ROOT, Running
+from tests.support.scratch import MiB, mounted
+from tests.support.service import RISKS, ROOT, Running
 
 PATIENCE = 60.0  # seconds until what must happen counts as a difference
 PAUSE = 0.003  # seconds for which an operation that must wait is seen to wait

@@ -20,8 +20,8 @@ from sealsvc.client import Client
 from sealsvc.protocol.seals import Return
 from sealsvc.protocol.system import Audit, AuditReport
 from tests.model.fiemap import places
-from tests.scratch import MiB, mounted
-from tests.service.conftest import RISKS, ROOT, serving
+from tests.support.scratch import MiB, mounted
+from tests.support.service import RISKS, ROOT, serving
 
 pytestmark = [pytest.mark.kernel, pytest.mark.slow]
 

@@ -21,8 +21,8 @@ from tests.promise import layout
 from tests.promise.attack import FILE_BYTES, FILES, WORKERS, Attack
 from tests.promise.layout import Plan
 from tests.promise.seals import Broken, Held, RingFiles, grant
-from tests.scratch import MiB, mounted
-from tests.service.conftest import Running
+from tests.support.scratch import MiB, mounted
+from tests.support.service import Running
 
 WINDOW, WINDOWS = 400, 10  # operations of a worker between two checks, and checks of an epoch
 STUCK = 60.0  # seconds for a window: more is a defect of somebody's

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client.ring import News, RingClient
-from tests.service.conftest import RISKS, Running, served, until
+from tests.support.service import RISKS, Running, served
+from tests.support.waiting import until
 
 ROOT = Path(__file__).parents[2]
 BLOCK = 4096

@@ -12,7 +12,7 @@ import pytest
 
 from tests.ring.test_ring_demo import runs_the_demo
 from tests.ring.test_ring_native import ROOT, run
-from tests.service.conftest import Running
+from tests.support.service import Running
 
 pytestmark = [
     pytest.mark.kernel,

@@ -15,7 +15,7 @@ from sealsvc.client import Client
 from sealsvc.client.ring import RingClient
 from sealsvc.linux.native import ffi, lib
 from sealsvc.protocol.seals import List
-from tests.service.conftest import Running
+from tests.support.service import Running
 
 pytestmark = pytest.mark.kernel
 

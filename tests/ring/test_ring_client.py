@@ -14,7 +14,8 @@ import pytest
 from sealsvc.client.ring import AsyncRingClient, News, RingClient
 from sealsvc.core.model import Preparation, State
 from tests.ring.conftest import BLOCK, SIZE, truncating
-from tests.service.conftest import Running, until
+from tests.support.service import Running
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.kernel]
 

@@ -23,7 +23,8 @@ from sealsvc.protocol.seals import List
 from sealsvc.runtime.config import ServiceSection
 from sealsvc.service.release import release
 from tests.ring.conftest import BLOCK, ROUNDS, hears, intruder, truncating
-from tests.service.conftest import Running, until
+from tests.support.service import Running
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.kernel]
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.ring.conftest import truncating
 from tests.ring.test_ring_native import LIBSEAL, ROOT, library, run
-from tests.service.conftest import Running
+from tests.support.service import Running
 
 pytestmark = [pytest.mark.kernel]
 

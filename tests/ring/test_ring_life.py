@@ -23,7 +23,8 @@ from sealsvc.protocol.history import History, SealHistory, SealRecord
 from sealsvc.protocol.rings import Attach, Attached, Register
 from sealsvc.protocol.seals import List, RecallSeals, Return
 from tests.ring.conftest import BLOCK, SIZE, hears, intruder, truncating
-from tests.service.conftest import Running, until
+from tests.support.service import Running
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.kernel]
 

@@ -14,7 +14,8 @@ from sealsvc.client import Client
 from sealsvc.client.ring import RingClient
 from sealsvc.protocol.rings import Attach, Attached, Register
 from tests.ring.conftest import BLOCK, truncating
-from tests.service.conftest import Running, until
+from tests.support.service import Running
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.kernel]
 

@@ -16,7 +16,8 @@ from sealsvc.linux.processes import Peer
 from sealsvc.protocol.admin import Measures
 from sealsvc.protocol.rings import Attach
 from sealsvc.runtime.config import PolicySection
-from tests.service.conftest import ROOT, Running, until
+from tests.support.service import ROOT, Running
+from tests.support.waiting import until
 
 USER, OTHER, OPERATOR = Peer(1, 1000, 1000), Peer(2, 1001, 1001), Peer(3, 0, 0)
 

@@ -15,7 +15,8 @@ from sealsvc.client import Client
 from sealsvc.protocol.seals import RecallSeals
 from sealsvc.protocol.system import Audit
 from tests.ring.conftest import ROOT, intruder
-from tests.service.conftest import Running, until
+from tests.support.service import Running
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.kernel
 

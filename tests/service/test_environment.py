@@ -14,15 +14,17 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from scratch import mounted
 
 from sealsvc.client import Client, Reply
 from sealsvc.doctor import syscalls
 from sealsvc.protocol.events import Event, Watch
 from sealsvc.protocol.seals import Grant, List, Recall, Return, SealInfo
 from sealsvc.protocol.system import Audit, AuditReport, Status
-from tests.service.conftest import PATIENCE, RISKS, Running, refusal, until
 from tests.service.test_life import punch, state
+from tests.support.refusals import refusal
+from tests.support.scratch import mounted
+from tests.support.service import RISKS, Running
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.kernel
 MiB = 1 << 20

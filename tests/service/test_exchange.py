@@ -13,7 +13,7 @@ import pytest
 
 from sealsvc.client import Client
 from sealsvc.protocol.seals import Return
-from tests.service.conftest import RISKS, MiB, serving
+from tests.support.service import RISKS, MiB, serving
 
 pytestmark = pytest.mark.kernel
 

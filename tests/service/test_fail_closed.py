@@ -17,8 +17,10 @@ import pytest
 from sealsvc.client import Client
 from sealsvc.protocol.events import Event, Watch
 from sealsvc.protocol.seals import List, RecallSeals, Reclaim, Return, Show
-from tests.service.conftest import RISKS, Running, refusal, served, until
 from tests.service.test_conflicts import extents_of, intruding, next_recall
+from tests.support.refusals import refusal
+from tests.support.service import RISKS, Running, served
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.kernel
 PUNCH = "fallocate(3, 65536, 65536)"

@@ -10,7 +10,7 @@ import pytest
 
 from sealsvc.client import Client
 from sealsvc.protocol.seals import HolderSpec, Return
-from tests.service.conftest import ROOT
+from tests.support.service import ROOT
 
 pytestmark = pytest.mark.kernel
 

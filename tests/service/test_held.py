@@ -13,7 +13,9 @@ import pytest
 
 from sealsvc.client import AsyncClient, Client
 from sealsvc.protocol.seals import Recall
-from tests.service.conftest import MiB, Running, refusal, until
+from tests.support.refusals import refusal
+from tests.support.service import MiB, Running
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.kernel
 

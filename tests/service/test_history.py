@@ -32,9 +32,11 @@ from sealsvc.protocol.seals import Extents, List, RecallSeals, Return, Show
 from sealsvc.protocol.system import Audit, Status
 from sealsvc.registry.archive import Archive
 from sealsvc.registry.queries import Queries
-from tests.service.conftest import PATIENCE, RISKS, Running, refusal, served, until
 from tests.service.test_conflicts import intruding
 from tests.service.test_life import swap_blocks
+from tests.support.refusals import refusal
+from tests.support.service import RISKS, Running, served
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.kernel
 

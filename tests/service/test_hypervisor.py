@@ -12,7 +12,8 @@ import pytest
 
 from sealsvc.client import Client
 from sealsvc.protocol.seals import List
-from tests.service.conftest import Running, until
+from tests.support.service import Running
+from tests.support.waiting import until
 
 EXAMPLE = Path(__file__).parents[2] / "examples/hypervisor/run-guest"
 MiB = 1 << 20

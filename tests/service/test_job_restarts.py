@@ -16,7 +16,8 @@ from sealsvc.protocol.admin import JobInfo
 from sealsvc.protocol.copies import StartCopy
 from tests.api.conftest import TOKEN, write_principals
 from tests.api.running import Front, front
-from tests.service.conftest import RISKS, MiB, Running, served, until
+from tests.support.service import RISKS, MiB, Running, served
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.kernel
 

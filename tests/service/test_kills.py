@@ -27,9 +27,9 @@ from sealsvc.core.errors import Refusal
 from sealsvc.core.model import ByteRange
 from sealsvc.linux.native import read_extents
 from sealsvc.protocol.seals import List, Recall, Reclaim, Return
-
-from tests.service.conftest import RISKS, Running, until  # isort: skip
-from tests.service.test_races import HAMMER  # isort: skip
+from tests.service.test_races import HAMMER
+from tests.support.service import RISKS, Running
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -15,7 +15,7 @@ import pytest
 from sealsvc.client import Client
 from sealsvc.core.errors import Refusal
 from sealsvc.protocol.seals import Recall, Return
-from tests.service.conftest import RISKS, serving
+from tests.support.service import RISKS, serving
 
 pytestmark = pytest.mark.kernel
 

@@ -11,14 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from scratch import MiB, mounted
 
 from sealsvc.client import Client
 from sealsvc.core.errors import Refusal
 from sealsvc.linux import loops
 from sealsvc.protocol.seals import Return
-from tests.service.conftest import refusal
 from tests.service.test_environment import shut_down
+from tests.support.refusals import refusal
+from tests.support.scratch import MiB, mounted
 
 pytestmark = pytest.mark.kernel
 

@@ -27,8 +27,10 @@ from sealsvc.protocol.seals import (
     Return,
     Show,
 )
-from tests.service.conftest import RISKS, Running, refusal, until
 from tests.service.scripted import scripted
+from tests.support.refusals import refusal
+from tests.support.service import RISKS, Running
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.kernel
 

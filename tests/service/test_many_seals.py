@@ -11,8 +11,9 @@ import pytest
 from sealsvc.client import Client
 from sealsvc.protocol.seals import List
 from sealsvc.protocol.system import Status
-from tests.service.conftest import RISKS, Running, until
 from tests.service.test_life import holding
+from tests.support.service import RISKS, Running
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.kernel
 MANY = 30  # beside the first

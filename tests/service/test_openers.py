@@ -11,12 +11,14 @@ from pathlib import Path
 from subprocess import PIPE
 
 import pytest
-from scratch import MiB, mounted
 
 from sealsvc.client import Client
 from sealsvc.core.errors import Refusal
 from sealsvc.protocol.seals import Return
-from tests.service.conftest import RISKS, refusal, serving, until
+from tests.support.refusals import refusal
+from tests.support.scratch import MiB, mounted
+from tests.support.service import RISKS, serving
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.kernel
 

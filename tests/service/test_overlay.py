@@ -14,7 +14,8 @@ import pytest
 from sealsvc.client import Client
 from sealsvc.core.errors import Refusal
 from sealsvc.protocol.seals import Recall, Return
-from tests.service.conftest import PATIENCE, refusal, until
+from tests.support.refusals import refusal
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.overlays, pytest.mark.timeout(240)]
 

@@ -18,9 +18,11 @@ from sealsvc.protocol.seals import Return
 from sealsvc.protocol.system import Status
 from sealsvc.runtime.config import RISKS as ALL
 from tests.kernel.test_keeper import keepers_of
-from tests.overlay_layers import NOBODY, OWN_NAMESPACE, layers, options
-from tests.service.conftest import RISKS, Running, refusal, serving, until
 from tests.service.test_environment import alarms
+from tests.support.overlay_layers import NOBODY, OWN_NAMESPACE, layers, options
+from tests.support.refusals import refusal
+from tests.support.service import RISKS, Running, serving
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.overlays, pytest.mark.timeout(240)]
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
-from tests.service.conftest import RISKS, refusal, serving
+from tests.support.refusals import refusal
+from tests.support.service import RISKS, serving
 
 pytestmark = pytest.mark.kernel
 

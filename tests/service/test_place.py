@@ -12,11 +12,12 @@ from fcntl import ioctl
 from pathlib import Path
 
 import pytest
-from scratch import MiB, mounted
 
 from sealsvc.client import Client
 from sealsvc.protocol.seals import Return
-from tests.service.conftest import RISKS, refusal, serving
+from tests.support.refusals import refusal
+from tests.support.scratch import MiB, mounted
+from tests.support.service import RISKS, serving
 
 pytestmark = pytest.mark.kernel
 

@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from scratch import MiB
 
 from sealsvc.client import Client
 from sealsvc.core.extents import EXTENT_SHARED
 from sealsvc.doctor import syscalls
 from sealsvc.linux import native
 from sealsvc.protocol.seals import Return
-from tests.service.conftest import RISKS, refusal, serving
+from tests.support.refusals import refusal
+from tests.support.scratch import MiB
+from tests.support.service import RISKS, serving
 
 pytestmark = pytest.mark.kernel
 

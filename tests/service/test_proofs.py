@@ -19,8 +19,8 @@ import pytest
 from sealsvc.client import Client
 from sealsvc.core.errors import Refusal
 from sealsvc.protocol.seals import Mapped, Requirements, Return
-from tests.service.conftest import refusal
-from tests.stuck_process import stuck
+from tests.support.refusals import refusal
+from tests.support.stuck_process import stuck
 
 pytestmark = pytest.mark.kernel
 BLOCK = 4096

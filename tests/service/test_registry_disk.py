@@ -17,7 +17,8 @@ from sealsvc.client import Client
 from sealsvc.protocol.history import History, VerifyTrail
 from sealsvc.protocol.seals import Return
 from sealsvc.protocol.system import Status
-from tests.service.conftest import PATIENCE, RISKS, MiB, Running, served, until
+from tests.support.service import RISKS, MiB, Running, served
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.kernel
 

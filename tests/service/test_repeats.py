@@ -14,7 +14,9 @@ from sealsvc.client import Client
 from sealsvc.core.states import LIVE
 from sealsvc.protocol.admin import Redeem
 from sealsvc.protocol.seals import HolderSpec, IssueClaim, Recall, Return, Show
-from tests.service.conftest import RISKS, MiB, Running, refusal, served, until
+from tests.support.refusals import refusal
+from tests.support.service import RISKS, MiB, Running, served
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.kernel
 

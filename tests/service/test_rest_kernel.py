@@ -21,7 +21,8 @@ from sealsvc_api.app import build_app
 from sealsvc_api.settings import Settings
 from tests.api.conftest import TOKEN, write_principals
 from tests.api.running import Front, front
-from tests.service.conftest import MiB, until
+from tests.support.service import MiB
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.kernel
 

@@ -24,8 +24,9 @@ from sealsvc.protocol.events import Event, Watch
 from sealsvc.protocol.relocation import Goal, Quiesce, Relocate
 from sealsvc.protocol.seals import Downgrade, Forgotten, Mapped, RecallSeals, Renew, Return, Show
 from sealsvc.protocol.system import Audit
-from tests.service.conftest import RISKS, serving, until
 from tests.service.scripted import Holder, scripted
+from tests.support.service import RISKS, serving
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.kernel
 

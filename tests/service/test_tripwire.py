@@ -15,7 +15,8 @@ from test_life import state, swap_blocks
 from sealsvc.client import Client
 from sealsvc.protocol.events import Event, Watch
 from sealsvc.protocol.seals import Return
-from tests.service.conftest import RISKS, Running, served, until
+from tests.support.service import RISKS, Running, served
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.kernel
 

@@ -14,7 +14,7 @@ import pytest
 from sealsvc.client import Client
 from sealsvc.core.errors import Refusal
 from sealsvc.protocol.seals import Return
-from tests.service.conftest import RISKS, MiB, Running
+from tests.support.service import RISKS, MiB, Running
 
 pytestmark = pytest.mark.kernel
 

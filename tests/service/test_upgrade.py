@@ -20,7 +20,8 @@ from sealsvc.client.ring import RingClient
 from sealsvc.protocol.seals import List, Return, SealInfo
 from tests.hostile.users import answer, connected
 from tests.service import versions
-from tests.service.conftest import PATIENCE, RISKS, ROOT, MiB, Running, served, until
+from tests.support.service import RISKS, ROOT, MiB, Running, served
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(400)]
 

@@ -14,8 +14,10 @@ from sealsvc.client import Client
 from sealsvc.core.errors import Refusal
 from sealsvc.protocol.events import Event, Watch
 from sealsvc.protocol.seals import List, RecallSeals, Return, Show
-from tests.service.conftest import RISKS, Running, refusal, until
 from tests.service.mapping_holder import Holder, holder
+from tests.support.refusals import refusal
+from tests.support.service import RISKS, Running
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.kernel
 PATIENCE = 20.0

@@ -6,16 +6,16 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from tests.service.conftest import ROOT
+from tests.support.service import ROOT
 
 VERSION = "99.0.1"
 
 # A term of a seal, a member of two records of the journal and of a nested one: each as the rules of
 # docs/upgrade.md have it, at the end and with a default.
 _ADDED = {
-    "messages.py": ("    only: Conditions = Conditions()\n", "    later: str = ''\n"),
-    "model.py": ("    watched: bool = False\n    cookie: int = 0\n", "    later: int = 0\n"),
-    "journal.py": ("    description: Mark = Mark()\n", "    later: int = 7\n"),
+    "protocol/seals.py": ("    only: Conditions = Conditions()\n", "    later: str = ''\n"),
+    "core/model.py": ("    watched: bool = False\n    cookie: int = 0\n", "    later: int = 0\n"),
+    "lifecycle/journal.py": ("    description: Mark = Mark()\n", "    later: int = 7\n"),
 }
 
 
@@ -25,7 +25,7 @@ def later(directory: Path) -> Path:
     for name, (after, line) in _ADDED.items():
         _replace(made / "sealsvc" / name, after, after + line)
     _replace(
-        made / "sealsvc" / "journal.py",
+        made / "sealsvc" / "lifecycle" / "journal.py",
         "    drifted: bool = False\n",
         "    drifted: bool = False\n    later: str = 'later'\n",
     )
@@ -34,14 +34,14 @@ def later(directory: Path) -> Path:
 
 def of_another_journal(directory: Path) -> Path:
     made = _copy(directory)
-    _replace(made / "sealsvc" / "journal.py", 'b"SEALJRN2"', 'b"SEALJRN3"')
+    _replace(made / "sealsvc" / "lifecycle" / "journal.py", 'b"SEALJRN2"', 'b"SEALJRN3"')
     return made
 
 
 def of_another_keeper(directory: Path) -> Path:
     """A service that speaks version 99 with its keeper."""
     made = _copy(directory)
-    path = made / "sealsvc" / "keeper.py"
+    path = made / "sealsvc" / "enforce" / "keeper.py"
     _replace(path, "lib.KEEPER_VERSION", "99")
     return made
 

@@ -21,11 +21,11 @@ from sealsvc.client import Client
 from sealsvc.core.errors import Refusal
 from sealsvc.protocol.seals import List, RecallSeals, Return
 from sealsvc.protocol.system import Audit, Status
-from tests.scratch import mounted
-from tests.service.conftest import RISKS, Running
 from tests.soak.intruder import UNIT, UNITS
 from tests.soak.leaks import Footprint, differences, files, footprint, locks
 from tests.soak.stats import total
+from tests.support.scratch import mounted
+from tests.support.service import RISKS, Running
 
 HOLDERS, INTRUDERS, FILES = 4, 3, 4  # files and intruders of each file system
 WORKERS = 8

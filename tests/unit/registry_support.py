@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from sealsvc.protocol.events import Event
 from sealsvc.protocol.seals import Holder, Requirements, SealInfo
 from sealsvc.registry.book import Book
 from sealsvc.runtime.config import RegistrySection
+from tests.support.waiting import until
 
 B = 4096
 T = float(int(time.time()))  # what is much older is deleted
@@ -89,13 +89,6 @@ def registry(directory: Path, told: Told, **options: Any) -> Book:
     )
     made.start()
     return made
-
-
-def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.005)
 
 
 def written(book: Book) -> None:

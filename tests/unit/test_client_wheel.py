@@ -82,4 +82,4 @@ def test_it_works_with_msgspec_alone(wheel: Path, tmp_path: Path) -> None:
 def test_the_methods_are_those_of_the_messages() -> None:
     """Or: python -m sealsvc.client.methods_source"""
     assert ast.dump(ast.parse(methods.FILE.read_text())) == ast.dump(ast.parse(methods.source()))
-    assert f"-> messages.{ServiceStatus.__name__}:" in methods.source()
+    assert f"-> system.{ServiceStatus.__name__}:" in methods.source()

@@ -24,7 +24,7 @@ from sealsvc.protocol.system import Status
 from sealsvc.runtime import config
 from sealsvc.runtime.config import Config, ConfigError
 from sealsvc.runtime.journald import Journal, LineFormatter, encoded
-from sealsvc.service.metrics import BOUNDS, MeasuresTaken
+from sealsvc.service.metrics import BOUNDS, Metrics
 from sealsvc.service.reload import PolicyFile
 from sealsvc.service.tickets import Claims
 
@@ -123,7 +123,7 @@ def heard(name: str, seal: str | None = None, **data: object) -> Event:
 
 
 def test_what_is_heard_is_counted() -> None:
-    taken = MeasuresTaken()
+    taken = Metrics()
     taken.hear(heard("conflict", verdict="held"))
     taken.hear(heard("conflict-ended", result=0, waited=0.3))
     taken.hear(heard("refused", code="denied"))
@@ -141,7 +141,7 @@ def test_what_is_heard_is_counted() -> None:
 
 
 def test_what_is_refused_is_not_timed() -> None:
-    taken = MeasuresTaken()
+    taken = Metrics()
     with pytest.raises(Refusal), taken.timed("grant"):
         raise Refusal("denied", "no")
     with taken.timed("grant"):

@@ -12,7 +12,7 @@ from sealsvc.protocol.base import Keyed, Request
 from sealsvc.protocol.seals import Terms
 from sealsvc.runtime import faults
 
-SOURCE = Path(faults.__file__).parent
+SOURCE = Path(faults.__file__).parents[1]
 
 
 def test_a_fault_at_the_second_time_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,6 @@ from registry_support import (
     moved,
     operation,
     registry,
-    until,
     written,
 )
 
@@ -36,6 +35,7 @@ from sealsvc.registry.book import Book
 from sealsvc.registry.entries import digest
 from sealsvc.registry.queries import Queries
 from sealsvc.runtime.config import Config, RegistrySection
+from tests.support.waiting import until
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from registry_support import PEER, Told, event, fill, info, map_of, moved, registry, until, written
+from registry_support import PEER, Told, event, fill, info, map_of, moved, registry, written
 
 from sealsvc.core.errors import Refusal
 from sealsvc.core.model import State
@@ -28,6 +28,7 @@ from sealsvc.registry.archive import Archive
 from sealsvc.registry.book import Book
 from sealsvc.registry.retention import Retention
 from sealsvc.runtime.config import RegistrySection
+from tests.support.waiting import until
 
 
 @pytest.fixture

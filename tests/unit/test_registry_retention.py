@@ -21,7 +21,6 @@ from registry_support import (
     moved,
     operation,
     registry,
-    until,
     written,
 )
 
@@ -32,6 +31,7 @@ from sealsvc.protocol.system import Drift
 from sealsvc.registry import chain, schema
 from sealsvc.registry.archive import Archive
 from sealsvc.registry.retention import Retention, size_of
+from tests.support.waiting import until
 
 DAY = 86400.0
 TABLES = ("seals", "transitions", "conflicts", "conflict_seals", "refusals", "alarms", "drifts")

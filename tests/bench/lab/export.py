@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.bench.figures import Figure, alternate
 from tests.exports.exporting import Exports
 from tests.lab.pmem import mounted_dax
-from tests.service.conftest import RISKS, serving
+from tests.support.service import RISKS, serving
 
 _SIZE = 64 << 20
 _SECONDS = 2

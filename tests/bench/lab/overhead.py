@@ -15,7 +15,7 @@ from sealsvc.protocol.seals import Return
 from sealsvc.protocol.system import Status
 from tests.bench.__main__ import Figure
 from tests.lab.pmem import mounted_dax
-from tests.service.conftest import RISKS, Running
+from tests.support.service import RISKS, Running
 
 SHARE = Path(os.environ.get("SEALSVC_LAB_SHARE", "."))
 WRITES = 4000

@@ -18,7 +18,7 @@ from pathlib import Path
 from tests.bench.figures import Figure, figure_of
 from tests.bench.lab import nfs
 from tests.lab.pmem import mounted_dax
-from tests.service.conftest import RISKS, Running
+from tests.support.service import RISKS, Running
 
 SIZE = 1 << 20
 BLOCK = 4096

@@ -77,7 +77,8 @@ def show(device: str, lines: str) -> None:
 
 def inside(program: Path) -> None:
     from tests.lab.pi_devices import mounted, nvme_disk, scsi_disk
-    from tests.service.conftest import RISKS, Running, until
+    from tests.support.service import RISKS, Running
+    from tests.support.waiting import until
 
     with tempfile.TemporaryDirectory() as name, ExitStack() as undo:
         base = Path(name)

@@ -29,8 +29,10 @@ from sealsvc.protocol.relocation import Goal, Quiesce, Relocate
 from sealsvc.protocol.seals import Recall, Return, Show
 from sealsvc.protocol.system import Audit, AuditReport
 from tests.copies.relocating import PIECE, Holder, as_stored, fragmented, granted, relocated
-from tests.scratch import MiB, mounted
-from tests.service.conftest import RISKS, ROOT, refusal, serving, until
+from tests.support.refusals import refusal
+from tests.support.scratch import MiB, mounted
+from tests.support.service import RISKS, ROOT, serving
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.kernel
 

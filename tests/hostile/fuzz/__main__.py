@@ -29,7 +29,7 @@ from tests.hostile.fuzz.control import Control
 from tests.hostile.fuzz.drawn import Draw
 from tests.hostile.fuzz.rest import Rest
 from tests.hostile.fuzz.tally import Tally
-from tests.service.conftest import RISKS, Running
+from tests.support.service import RISKS, Running
 
 _FILES = 6
 _TOKENS = [TOKEN, TOKEN, TOKEN, "operator", "sealer", "viewer", "guest"]

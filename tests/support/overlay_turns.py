@@ -1,0 +1,42 @@
+"""Turns between test processes: a test that mounts overlays which may reach any file runs alone.
+
+A grant is refused while it is not known whether an overlay reaches its file (docs/environment.md),
+so such an overlay of one test would fail the grants of another process's tests.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class OverlayTurns:
+    """Locks of files (flock(2)): whoever mounts overlays waits for all others. `_queue` is held
+    while one waits, so that new ones do not overtake it."""
+
+    def __init__(self) -> None:
+        directory = Path(tempfile.gettempdir())
+        self._queue, self._lock = (
+            os.open(directory / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            for name in ("sealsvc-overlays.queue", "sealsvc-overlays.lock")
+        )
+
+    @contextmanager
+    def turn(self, *, alone: bool) -> Iterator[None]:
+        fcntl.flock(self._queue, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        finally:
+            fcntl.flock(self._queue, fcntl.LOCK_UN)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        os.close(self._queue)
+        os.close(self._lock)

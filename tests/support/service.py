@@ -1,0 +1,96 @@
+"""A real service as a process of its own."""
+
+from __future__ import annotations
+
+import os
+import socket as sockets
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sealsvc.runtime.config import ServiceSection
+from sealsvc.service.release import release
+from tests.support.waiting import PATIENCE, until
+
+ROOT = Path(__file__).parents[2]
+MiB = 1 << 20
+RISKS = 'accept_risks = ["all"]\n'
+
+
+class Running:
+    """The daemon as a process of its own, that can be killed and started again."""
+
+    def __init__(self, directory: Path, roots: list[Path], more: str = "") -> None:
+        self.directory, self.socket = directory, directory / "control.sock"
+        self.config, self.log = directory / "sealsvc.toml", directory / "log"
+        self.config.write_text(
+            f'[service]\nsocket = "{self.socket}"\n'
+            f"[policy]\nroots = [{', '.join(chr(34) + str(r) + chr(34) for r in roots)}]\n" + more
+        )
+        self.process: subprocess.Popen[bytes] | None = None
+        self.may_trip = False  # is a wrong judgement part of the test?
+        self.tree = ROOT  # whose service it is (versions.py)
+
+    def start(self) -> None:
+        self.socket.unlink(missing_ok=True)
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "sealsvc.cli.service", "serve", "--config", self.config],
+                cwd=self.tree,
+                stderr=log,
+                env={k: v for k, v in os.environ.items() if k != "SEALSVC_SOCKET"},
+            )
+
+    def ready(self) -> None:
+        process = self.process
+        assert process is not None
+        until(lambda: self._answers() or process.poll() is not None)
+        assert process.poll() is None, self.log.read_text()
+
+    def _answers(self) -> bool:
+        with sockets.socket(sockets.AF_UNIX, sockets.SOCK_SEQPACKET) as probe:
+            return probe.connect_ex(str(self.socket)) == 0
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(PATIENCE)
+
+    def stop(self) -> None:
+        assert self.process is not None
+        self.process.terminate()
+        status = self.process.wait(PATIENCE)
+        assert status == 0, self.log.read_text()
+
+    def end(self) -> None:
+        """Stop, and let go of whatever is still sealed."""
+        assert self.process is not None
+        try:
+            if self.process.poll() is None:
+                self.stop()
+        finally:
+            release(ServiceSection(socket=str(self.socket)))
+            until(lambda: not (self.directory / "keeper.sock").exists())
+        said = self.log.read_text()
+        assert "Traceback" not in said, said
+        assert self.may_trip or "tripwire:" not in said, said
+
+
+@contextmanager
+def served(running: Running) -> Iterator[Running]:
+    """It serves, and is ended after."""
+    running.start()
+    try:
+        running.ready()
+        yield running
+    finally:
+        running.end()
+
+
+@contextmanager
+def serving(directory: Path, roots: list[Path], more: str = "") -> Iterator[str]:
+    """The daemon while the context lasts, whose value is its socket."""
+    with served(Running(directory, roots, more)) as running:
+        yield str(running.socket)
