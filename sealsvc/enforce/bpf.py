@@ -8,7 +8,6 @@ refusing when the service is killed, until it starts again.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -22,7 +21,6 @@ from sealsvc.core.model import ByteRange, Conflict, FileId, Kind, Operation
 from sealsvc.enforce import guards, openers
 from sealsvc.enforce.base import Claim, Guard, Hold, Outcome, Report, Verdict
 from sealsvc.enforce.keeper import Keeper
-from sealsvc.linux import native
 from sealsvc.linux.filesystem import Filesystem
 from sealsvc.linux.host import Target
 from sealsvc.linux.native import ffi, lib
@@ -524,7 +522,7 @@ def _start_time() -> int:
 
 def _prove_sole(target: Target) -> None:
     """After the entry is there nobody else can open the file; nobody may have done so before."""
-    if native.lease_probe(target.fd, fcntl.F_WRLCK):
+    if openers.is_sole(target):
         return
     raise Refusal(
         "file-in-use",

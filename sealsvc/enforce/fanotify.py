@@ -23,7 +23,7 @@ import psutil
 from sealsvc.core import rules
 from sealsvc.core.errors import Refusal
 from sealsvc.core.model import ByteRange, FileId, Kind, Operation
-from sealsvc.enforce import anchors, guards
+from sealsvc.enforce import anchors, guards, openers
 from sealsvc.enforce.base import DRAIN_TIME, Claim, Guard, Hold, Outcome, Report, Verdict
 from sealsvc.enforce.keeper import Keeper, KeeperError
 from sealsvc.enforce.overlay_mounts import OverlayMounts
@@ -296,12 +296,10 @@ class FanotifyEnforcer:
         if anchors.is_counted(watched.anchor):
             os.close(watched.anchor)
             watched.anchor = -1
-        if native.lease_probe(target.fd, fcntl.F_WRLCK):
+        if openers.is_sole(target):
             return
-        openers = self._foreign(target)
-        raise _in_use(
-            target, sorted({o.pid for o in openers}), "an exclusive seal has no other opener"
-        )
+        pids = sorted({opener.pid for opener in self._foreign(target)})
+        raise _in_use(target, pids, "an exclusive seal has no other opener")
 
     def _prove_watched(self, target: Target, watched: _Watched) -> None:
         """Each descriptor that others have is asked, by an access of no bytes, whether it is seen.
@@ -309,13 +307,13 @@ class FanotifyEnforcer:
         or an io_uring's file table cannot be found this way."""
         if not anchors.is_counted(watched.anchor) and native.lease_probe(target.fd, fcntl.F_WRLCK):
             return
-        openers = self._foreign(target)
-        blind = sorted({o.pid for o in openers if not self._is_seen(o, target)})
+        others = self._foreign(target)
+        blind = sorted({o.pid for o in others if not self._is_seen(o, target)})
         if blind:
             raise _in_use(
                 target, blind, "their descriptors were opened before the file was watched"
             )
-        for pid in {o.pid for o in openers}:
+        for pid in {o.pid for o in others}:
             if not lib.seal_drain_process(pid, int(self.drain_timeout * 1e6)):
                 raise Refusal(
                     "try-later",
