@@ -14,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from api.methods import allowed
+from sealsvc import even_time
 from sealsvc.errors import Refusal
 from sealsvc.messages import encode
 
@@ -76,6 +77,9 @@ def _response(told: Problem, extra: Mapping[str, str] | None = None) -> Response
 
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refusal)
+    if error.row.status == HTTPStatus.NOT_FOUND:
+        # What is forbidden is answered as what is missing, and at the same time.
+        await even_time.passes(request.state.began)
     return _response(problem(error, request.url.path))
 
 

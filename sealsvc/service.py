@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from operator import attrgetter
@@ -16,6 +17,7 @@ from sealsvc import (
     __version__,
     clock,
     closing,
+    even_time,
     extents,
     foreign,
     native,
@@ -532,13 +534,16 @@ class Service:
         self, peer: Peer, seals: list[Seal], path: str, below: list[str] | None
     ) -> list[Seal]:
         """The seals on the file at `path`. Only operators are told that a file does not exist."""
-        operator = self.policy.is_operator(peer)
+        operator, began = self.policy.is_operator(peer), time.monotonic()
         try:
             file = await self.paths.identify(path, below if operator else ["/"])
         except Refusal:
             if operator:
                 raise
             return [seal for seal in seals if seal.path == path]
+        finally:
+            if not operator:
+                await even_time.passes(began)
         here = {seal.id for seal in self.table.of_file(file)}
         return [seal for seal in seals if seal.id in here]
 

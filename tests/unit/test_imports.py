@@ -20,8 +20,9 @@ SYSTEMD = {"sealsvc.activation", "sealsvc.journald"}
 # Of a capability the API imports its messages; of exports the records, which are no requests.
 CAPABILITIES = {"sealsvc.copies", "sealsvc.exports", "sealsvc.integrity"}
 FILES = {"sealsvc.toml_places"}
+TIME = {"sealsvc.even_time"}
 API = {"sealsvc.client", "sealsvc.records", "sealsvc", "api"}
-API |= CAPABILITIES | FILES | SYSTEMD | LEAVES
+API |= CAPABILITIES | FILES | SYSTEMD | TIME | LEAVES
 
 
 def imports(path: Path) -> set[str]:
