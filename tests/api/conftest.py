@@ -20,7 +20,7 @@ from api.spans import Spans
 from tests.api.fake_daemon import FakeDaemon
 
 TOKEN = "correct horse"
-PATIENCE = 30.0  # programs take many seconds to start where others use the processors
+PATIENCE = 120.0  # programs take many seconds to start where others use the processors
 
 
 def until(condition: Callable[[], bool]) -> None:

@@ -7,12 +7,16 @@ from sealsvc import even_time
 from tests.api.secrecy import told_apart
 
 
+def _work(seconds: float) -> None:
+    time.sleep(seconds)
+
+
 def _answer(work: float, *, even: bool) -> None:
     """An answer after `work` seconds of work."""
 
     async def answered() -> None:
         began = time.monotonic()
-        time.sleep(work)
+        _work(work)
         if even:
             await even_time.passes(began)
 
@@ -24,7 +28,7 @@ def test_it_is_never_early_and_ends_at_a_step() -> None:
         found = []
         for work in (0.0, 0.001, 0.02, even_time.STEP * 1.5):
             began = time.monotonic()
-            time.sleep(work)
+            _work(work)
             spent = time.monotonic() - began
             await even_time.passes(began)
             took = time.monotonic() - began
