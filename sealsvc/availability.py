@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sealsvc import control, job_store, log_queue, once, users
+from sealsvc import claims, control, job_store, log_queue, once, users
 from sealsvc.config import LimitsSection, PolicySection
 from sealsvc.protocol import MAX_FDS, MAX_MESSAGE
 
@@ -79,7 +79,7 @@ TABLE = (
         f"`try-later` after {users.PATIENCE:g} s",
     ),
     _fixed(
-        "keys of a user's requests",
+        "keys of the requests of a user, or of a principal of the REST API",
         str(once.KEYS_PER_USER),
         "its own oldest key is forgotten",
     ),
@@ -89,7 +89,17 @@ TABLE = (
         "the oldest of the user who has most of them is forgotten",
     ),
     _limit("grants of a user in a second", "policy.grants_per_second", _REFUSED),
-    _limit("seals altogether", "policy.max_seals", _REFUSED, "`limit-reached`"),
+    _fixed(
+        "open claims; of a user, or of a principal of the REST API, as many as are left for others",
+        str(claims.MOST),
+        _REFUSED,
+    ),
+    _limit(
+        "seals altogether; of a user that is no operator as many as are left for others",
+        "policy.max_seals",
+        _REFUSED,
+        "`limit-reached`, when there are as many",
+    ),
     _limit("seals of a process", "policy.max_seals_per_holder", _REFUSED),
     _limit(
         "seals on a file", "policy.max_seals_per_file", _REFUSED, "`limit-reached` on that file"

@@ -296,7 +296,8 @@ class Daemon:
             self.adoption.resume(self.rings.resume(self.reclaimed.seals))
         for seal in self.reclaimed.seals:
             if seal.digest:
-                self.once.remember(seal.asker_uid, seal.request.key, seal.digest, seal.info())
+                asker = self.service.policy.asker(seal.asker_uid, seal.request.principal)
+                self.once.remember(asker, seal.request.key, seal.digest, seal.info())
             self.fencing.resume(seal)
         if self.service.relocations:
             self.service.relocations.resume()

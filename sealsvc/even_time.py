@@ -17,7 +17,8 @@ _GRAIN = 0.0012  # seconds
 async def passes(began: float) -> None:
     """Return at the next whole number of STEPs after `began` (of time.monotonic)."""
     end = began + STEP * (1 + (time.monotonic() - began) // STEP)
-    while (left := end - time.monotonic()) > 0:
-        # epoll_wait(2) counts whole milliseconds from the moment it is called at, so that the time
-        # of the work would show below a millisecond: the last one is not slept.
-        await asyncio.sleep(max(0.0, left - _GRAIN))
+    # epoll_wait(2) counts whole milliseconds from the moment it is called at, so that the time of
+    # the work would show below a millisecond: the last one is not slept.
+    await asyncio.sleep(max(0.0, end - time.monotonic() - _GRAIN))
+    while time.monotonic() < end:  # noqa: ASYNC110 (there is no event but the time)
+        await asyncio.sleep(0)

@@ -173,8 +173,8 @@ class Service:
             return Reply(await self._copy(connection, request, fds))
         if isinstance(request, Keyed) and request.key:
             act = functools.partial(self._told, connection, request)
-            uid = connection.peer.uid
-            result, _ = await self.once.run(uid, request, digest_of(request), act)
+            asker = self.policy.asker(connection.peer.uid, request.principal)
+            result, _ = await self.once.run(asker, request, digest_of(request), act)
             return Reply(result)
         return Reply(await self._told(connection, request))
 
@@ -248,7 +248,8 @@ class Service:
                 self.policy.authorise_claim(peer, request)
                 await self.paths.identify(request.path or "", request.only.below or ["/"])
                 await self._refuse_foreign(connection, request, request.path)
-                return self.claims.issue(peer, request)
+                asker = self.policy.asker(peer.uid, request.principal)
+                return self.claims.issue(peer, asker, request)
             case _ if self.integrity is not None and asked_of_integrity(request):
                 return await self.integrity.answer(peer, request)
             case StartCopy() if self.copies is not None:
@@ -301,7 +302,8 @@ class Service:
             made.extend(reply.fds)
             return reply.result
 
-        result, again = await self.once.run(connection.peer.uid, request, digest, act)
+        asker = self.policy.asker(connection.peer.uid, request.principal)
+        result, again = await self.once.run(asker, request, digest, act)
         if not again:
             return Reply(result, made)
         # Our copy of the descriptor that was sent before must not pass for the holder's.

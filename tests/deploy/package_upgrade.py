@@ -22,6 +22,7 @@ from sealsvc.messages import List, Return, SealInfo
 from sealsvc.ring_client import RingClient
 
 ROOT = Path("/mnt/pmem")
+CONFIG = Path("/root/sealsvc.toml")
 GRACE = 3000.0  # seconds: no deadline passes here
 PATIENCE = 120.0
 TRUNCATE = """
@@ -45,7 +46,7 @@ def answers() -> bool:
 
 
 def serve() -> subprocess.Popen[bytes]:
-    service = subprocess.Popen(["sealsvc", "serve", "--root", ROOT])
+    service = subprocess.Popen(["sealsvc", "serve", "--config", CONFIG])
     until(answers)
     return service
 
@@ -86,6 +87,9 @@ def made(name: str) -> Path:
 
 
 def main(now: str, later: str) -> None:
+    CONFIG.write_text(
+        f'[policy]\nroots = ["{ROOT}"]\nmax_grace = {GRACE}\naccept_risks = ["all"]\n'
+    )
     waits, refuses, rung = made("waits"), made("refuses"), made("ring")
     service = serve()
     with Client() as client, RingClient() as ring, rung.open("r+b") as opened:

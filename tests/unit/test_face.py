@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from sealsvc import config
-from sealsvc.claims import Claims
+from sealsvc.claims import MOST, Claims
 from sealsvc.config import Config, ConfigError
 from sealsvc.errors import Refusal
 from sealsvc.journald import Journal, LineFormatter, encoded
@@ -63,7 +63,9 @@ def test_without_a_journal_a_line_has_the_fields() -> None:
 
 
 def claim(claims: Claims, **terms: object) -> str:
-    return claims.issue(OPERATOR, IssueClaim(id=1, path="/pmem/a", **terms)).claim  # type: ignore[arg-type]
+    asker = (OPERATOR.uid, str(terms.get("principal", "")))
+    request = IssueClaim(id=1, path="/pmem/a", **terms)  # type: ignore[arg-type]
+    return claims.issue(OPERATOR, asker, request).claim
 
 
 def test_a_claim_is_a_secret_of_its_own_terms() -> None:
@@ -102,6 +104,16 @@ def test_the_wrong_user_does_not_use_a_claim_up() -> None:
     with pytest.raises(Refusal, match="denied"):
         redeemed(claims, secret, Peer(2, 1001, 1001))
     assert redeemed(claims, secret, Peer(2, 1000, 1000)) == "/pmem/a"
+
+
+def test_claims_of_one_principal_leave_as_many_for_others() -> None:
+    claims = Claims()
+    for _ in range(MOST // 2):
+        claim(claims, principal="greedy")
+    with pytest.raises(Refusal, match=f"greedy has {MOST // 2}"):
+        claim(claims, principal="greedy")
+    for _ in range(100):
+        claim(claims, principal="other")
 
 
 def test_a_claim_expires() -> None:
