@@ -53,7 +53,11 @@ TABLE = (
         "`limit-reached`, but for operators, who have 64 of them",
     ),
     _limit("requests of a user in flight", "limits.requests_per_user", f"{_REFUSED}; alarm"),
-    _fixed("requests of a connection in flight", str(control.MAX_IN_FLIGHT), _REFUSED),
+    _fixed(
+        "requests of a connection in flight",
+        f"{control.MAX_IN_FLIGHT}; of an operator's {control.MAX_IN_FLIGHT_OF_OPERATORS}",
+        _REFUSED,
+    ),
     _limit(
         "descriptors sent by a user and not closed yet",
         "limits.descriptors_per_user",
