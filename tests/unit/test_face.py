@@ -54,6 +54,27 @@ def test_a_value_of_several_lines_cannot_forge_a_field() -> None:
     assert told == b"MESSAGE\n" + struct.pack("<Q", 14) + b"one\nPRIORITY=0\n"
 
 
+@pytest.mark.parametrize("name", ["a\nERROR sealsvc: forged", "\u202egpj.exe", "\x1b[2J", "\udcff"])
+def test_a_name_cannot_forge_a_line_of_the_log(name: str) -> None:
+    """Also where it is part of an exception, or shown by %r."""
+    made = record("%s, %r, %s\n%.1f", SEALSVC_SEAL=f"{name} sealsvc_principal=root")
+    made.args = (name, name, Refusal("no-such-file", f"{name} does not exist"), 1.0)
+    text, journal = LineFormatter().format(made), Journal(path="")
+    told = journal.encode(made)
+    journal._sock.close()
+    assert name not in text
+    assert text.count("\n") == 1, "the format's own"
+    assert '" sealsvc_principal' not in text
+    assert 'sealsvc_seal="' in text
+    assert all(line.isprintable() for line in text.split("\n"))
+    message = told[told.index(b"MESSAGE\n") + 16 :].decode()
+    assert (
+        message.partition("\nPRIORITY")[0] == text.partition(" [sealsvc_seal")[0].partition(": ")[2]
+    )
+    bare = record(f"about {name}\n")
+    assert LineFormatter().format(bare).partition(" [")[0].isprintable()
+
+
 def test_without_a_journal_a_line_has_the_fields() -> None:
     text = LineFormatter().format(record("changed", SEALSVC_SEAL="65f0", SEALSVC_STATUS=""))
     assert text == "WARNING sealsvc.api: changed [sealsvc_seal=65f0]"

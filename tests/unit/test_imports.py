@@ -16,7 +16,7 @@ LEAVES = {
 }
 PURE = LEAVES | {"sealsvc.extents"}
 # Beside the client: what any process under systemd has.
-SYSTEMD = {"sealsvc.activation", "sealsvc.journald"}
+SYSTEMD = {"sealsvc.activation", "sealsvc.journald", "sealsvc.display"}
 # Of a capability the API imports its messages; of exports the records, which are no requests.
 CAPABILITIES = {"sealsvc.copies", "sealsvc.exports", "sealsvc.integrity"}
 FILES = {"sealsvc.toml_places"}
