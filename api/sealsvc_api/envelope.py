@@ -52,6 +52,7 @@ class Envelope:
         REQUEST_ID.set(mark.decode())
         state = scope.setdefault("state", {})
         began, status = time.monotonic(), 500
+        state["began"] = began
 
         async def sending(message: Message) -> None:
             nonlocal status

@@ -7,7 +7,8 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Annotated, Any
 
@@ -23,6 +24,7 @@ from sealsvc_api.access import Action, Caller
 from sealsvc_api.auth import Asking, admit, still
 from sealsvc_api.connection import Connection, Daemon
 from sealsvc_api.feed import Feed, Listener, Packet, mark, packet
+from sealsvc_api.http_protocol import RESET
 from sealsvc_api.operations import GUARDED, operation, taken
 from sealsvc_api.schemas import EventsQuery
 from sealsvc_api.settings import Settings
@@ -134,12 +136,30 @@ async def _stream(
 
 
 class EventStream(EventSourceResponse):
+    def __init__(
+        self, listener: Listener, content: AsyncIterator[ServerSentEvent | bytes], **named: Any
+    ) -> None:
+        super().__init__(content, **named)
+        self._listener = listener
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A reader that takes nothing for `send_timeout` is cut off: its doing, not a defect."""
-        try:
-            await super().__call__(scope, receive, send)
-        except SendTimeoutError:
-            log.info("an event stream was cut off: its reader takes nothing")
+        with _cuttable(self._listener, scope):
+            try:
+                await super().__call__(scope, receive, send)
+            except SendTimeoutError:
+                log.info("an event stream was cut off: its reader takes nothing")
+
+
+@contextmanager
+def _cuttable(listener: Listener, scope: Scope) -> Iterator[None]:
+    """While the stream is sent, its connection can be ended whatever its reader does. Afterwards
+    the connection serves other requests."""
+    listener.cut = scope["state"].get(RESET)
+    try:
+        yield
+    finally:
+        listener.cut = None
 
 
 def _heartbeat() -> ServerSentEvent:
@@ -173,6 +193,7 @@ async def events(
         raise
     batches = _followed(feed, listener, last, past, settings.stream_life)
     return EventStream(
+        listener,
         _stream(batches, mark(last, feed.run)),
         ping=settings.heartbeat,
         ping_message_factory=_heartbeat,
@@ -209,8 +230,9 @@ async def events_ws(socket: WebSocket, since: str | None = None) -> None:
     batches = _followed(feed, listener, last, past, settings.stream_life)
     sender = asyncio.create_task(_send(socket, batches, settings.send_timeout))
     try:
-        while True:  # nothing is expected; but only a reader hears that the other side has gone
-            await socket.receive()
+        with _cuttable(listener, socket.scope):
+            while True:  # nothing is expected; but only a reader hears that the other has gone
+                await socket.receive()
     except (WebSocketDisconnect, RuntimeError):
         pass
     finally:

@@ -62,13 +62,19 @@ def visible(event: Event, caller: Caller) -> bool:
     return caller.below is None or event.name == "gap" or caller.sees(event.path)
 
 
+def _cut(listener: Listener) -> None:
+    if listener.cut is not None:
+        listener.cut()
+
+
 def _always() -> bool:
     return True
 
 
 class Listener:
     """A bounded queue that ends when its reader falls behind, or may listen no more: `entitled`
-    tells whether it still may."""
+    tells whether it still may. `cut` ends the connection of a reader that takes nothing (None: it
+    is not being sent to)."""
 
     def __init__(
         self, caller: Caller, count: int, size: int, entitled: Callable[[], bool] = _always
@@ -79,6 +85,7 @@ class Listener:
         self._arrived = asyncio.Event()
         self.dropped = False
         self.leave: Callable[[], object] = lambda: None
+        self.cut: Callable[[], object] | None = None
 
     def offer(self, packet: Packet) -> bool:
         if self.dropped:
@@ -171,7 +178,7 @@ class Feed:
     @asynccontextmanager
     async def rechecked(self, interval: float) -> AsyncIterator[None]:
         """Inside this context, listeners that may listen no more are ended within `interval`
-        seconds."""
+        seconds, and cut off in as many more where their readers take nothing."""
 
         async def recheck() -> None:
             while True:
@@ -181,6 +188,7 @@ class Feed:
                         log.info("a listener was ended: %s", _END_OF_RIGHTS)
                         listener.end()
                         self.leave(listener)
+                        asyncio.get_running_loop().call_later(interval, _cut, listener)
 
         task = asyncio.create_task(recheck(), name="rights of listeners")
         try:

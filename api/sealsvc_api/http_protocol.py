@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 from typing import Any
 
 import h11
@@ -22,6 +23,8 @@ from sealsvc_api.problems import MEDIA_TYPE, problem
 HEAD_TIMEOUT = 10.0  # seconds for a request's line and header fields, and for a TLS handshake
 BODY_TIMEOUT = 20.0  # seconds for the whole body: it has 48 KiB at most
 SEND_TIMEOUT = 20.0  # seconds a client may leave an answer unread
+
+RESET = "reset"  # in a request's state: ends its connection at once, with all that is unread
 
 # What the server waits for, by the state of the client's side of the connection.
 _TIMEOUTS = {h11.IDLE: HEAD_TIMEOUT, h11.SEND_BODY: BODY_TIMEOUT}
@@ -47,7 +50,7 @@ class Protocol(H11Protocol):
             # asyncio sets it for sockets that were made with a protocol number, which listeners of
             # socket.create_server and of systemd were not: each answer would wait 40 ms for an ACK.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.app_state = {**self.app_state, STATE: peer_of(transport)}
+        self.app_state = {**self.app_state, STATE: peer_of(transport), RESET: self._reset}
         self._watch()
         if len(self.connections) > self.most:
             self._make_room()
@@ -92,6 +95,13 @@ class Protocol(H11Protocol):
     def resume_writing(self) -> None:
         super().resume_writing()
         self._is_read()
+
+    def _reset(self) -> None:
+        sock = self.transport.get_extra_info("socket")
+        if sock is not None and not self.transport.is_closing():
+            # Without this the kernel would go on offering what it has in store.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.transport.abort()
 
     def _is_read(self) -> None:
         if self._unread is not None:

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 
 from sealsvc.core.errors import Refusal
 from sealsvc.protocol.messages import encode
+from sealsvc.runtime import even_time
 from sealsvc_api.methods import allowed
 
 MEDIA_TYPE = "application/problem+json"
@@ -76,6 +77,9 @@ def _response(told: Problem, extra: Mapping[str, str] | None = None) -> Response
 
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refusal)
+    if error.row.status == HTTPStatus.NOT_FOUND:
+        # What is forbidden is answered as what is missing, and at the same time.
+        await even_time.passes(request.state.began)
     return _response(problem(error, request.url.path))
 
 

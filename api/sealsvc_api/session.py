@@ -23,7 +23,7 @@ router = APIRouter(tags=["session"], dependencies=[NOTHING])
 # Whoever logs in has nothing to show at the gate yet.
 login_router = APIRouter(prefix="/v1", tags=["session"], dependencies=[NOTHING])
 
-_LOGINS_PER_SECOND = 5.0
+_LOGINS_PER_SECOND = 5.0  # with tokens that are not known
 
 
 def _told(caller: Caller, session: Session | None) -> SessionInfo:
@@ -53,14 +53,16 @@ async def login(
     request: Request, body: Annotated[msgspec.Struct, Depends(inputs.body(LoginBody))]
 ) -> Response:
     rates: Rates = request.app.state.rates
-    rates.take("\0login", _LOGINS_PER_SECOND)
     principals: Principals = request.app.state.principals
     sessions: Sessions = request.app.state.sessions
     assert isinstance(body, LoginBody)
     caller = principals.known.by_token(body.token)
     if caller is None:
+        # A rate that all share who are nobody: they keep nobody else from logging in.
+        rates.take("\0login", _LOGINS_PER_SECOND)
         raise Refusal("unauthenticated", "the token is not known")
     request.state.caller = caller
+    request.state.rate = rates.take(caller.name, caller.rate)
     cookie, session = sessions.begin(caller.proof)
     response = answer(_told(caller, session), 201, {"Cache-Control": "no-store"})
     secure = request.url.scheme == "https"

@@ -1,7 +1,8 @@
 """The dashboard's sessions: a cookie instead of the token, so that no script ever holds the token.
 
 A session lives in memory, ends with the token it was begun with, and changes nothing without the
-CSRF token that only pages of this origin can read. The cookie is SameSite=Strict besides.
+CSRF token that only pages of this origin can read. The cookie is SameSite=Strict besides. A token
+has no more sessions than its share: one more takes the place of its own oldest.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ import hashlib
 import hmac
 import secrets
 import time
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
 COOKIE = "sealsvc_session"
 CSRF_HEADER = "X-CSRF-Token"
 LIFE = 12 * 3600.0  # seconds
-_MOST = 1024
+_MOST = 64  # of a token
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +33,19 @@ class Session:
 class Sessions:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._sessions: OrderedDict[bytes, Session] = OrderedDict()
+        self._sessions: dict[bytes, Session] = {}
+        # The keys of each token's, the oldest first. Tokens are as many as the file has known.
+        self._of_token: dict[bytes, deque[bytes]] = {}
 
     def begin(self, proof: bytes) -> tuple[str, Session]:
         """The cookie's value, and the session."""
         cookie = secrets.token_urlsafe(32)
         session = Session(proof, secrets.token_urlsafe(32), self._clock() + LIFE)
-        self._sessions[_digest(cookie)] = session
-        while len(self._sessions) > _MOST:
-            self._sessions.popitem(last=False)
+        mine = self._of_token.setdefault(proof, deque())
+        if len(mine) >= _MOST:
+            del self._sessions[mine.popleft()]
+        mine.append(_digest(cookie))
+        self._sessions[mine[-1]] = session
         return cookie, session
 
     def find(self, cookie: str) -> Session | None:
@@ -48,7 +53,9 @@ class Sessions:
         return session if session and session.until > self._clock() else None
 
     def end(self, cookie: str) -> None:
-        self._sessions.pop(_digest(cookie), None)
+        session = self._sessions.pop(_digest(cookie), None)
+        if session is not None:
+            self._of_token[session.proof].remove(_digest(cookie))
 
 
 def csrf_matches(session: Session, shown: str | None) -> bool:

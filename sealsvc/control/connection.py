@@ -34,6 +34,8 @@ from sealsvc.runtime.users import Received, User, Users
 log = logging.getLogger(__name__)
 
 MAX_IN_FLIGHT = 64  # requests of one connection
+# Of an operator's: the REST API asks for all its principals on one, each of whom has a share there.
+MAX_IN_FLIGHT_OF_OPERATORS = 1024
 MAX_QUEUED = 2048  # messages one connection has not read
 _EVENTS_QUEUED = 32  # messages above which no event is added
 MAX_UNREAD = 64  # messages from which on a connection is not read from
@@ -93,6 +95,8 @@ class Connection:
         self.sock, self.server, self.peer, self.user = sock, server, peer, user
         self.process: Process = processes.of_socket(sock)
         self._requests: dict[int, asyncio.Task[None]] = {}
+        operator = server.may_watch(peer)
+        self._most_requests = MAX_IN_FLIGHT_OF_OPERATORS if operator else MAX_IN_FLIGHT
         self._out: deque[tuple[bytes, list[int]]] = deque()
         # The number of the event that was sent last; None: events are not asked for.
         self._watched: int | None = None
@@ -131,10 +135,9 @@ class Connection:
     def _received(self, data: bytes, received: Received, flags: int) -> None:
         try:
             request = parse(data, flags, len(received))
-            if len(self._requests) >= MAX_IN_FLIGHT:
-                raise Refusal(
-                    "limit-reached", f"{MAX_IN_FLIGHT} requests are in flight on this connection"
-                )
+            if len(self._requests) >= self._most_requests:
+                message = f"{self._most_requests} requests are in flight on this connection"
+                raise Refusal("limit-reached", message)
             if request.id in self._requests:
                 raise Refusal("bad-request", f"request id {request.id} is in flight already")
             self.server.users.take(self.user, "requests")

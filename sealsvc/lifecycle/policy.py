@@ -21,6 +21,9 @@ from sealsvc.runtime.config import PolicySection
 _MAX_RINGS = 4096  # SEAL_RINGS_MAX of native/include/sealsvc/rings.h
 
 
+Asked = tuple[int, str]  # a uid, and the principal that it asks for
+
+
 @dataclass(frozen=True, slots=True)
 class RingShare:
     """What a ring takes of what there is."""
@@ -45,6 +48,11 @@ class Policy:
 
     def is_operator(self, peer: Peer) -> bool:
         return peer.uid in self.section.operators
+
+    def asker(self, uid: int, principal: str) -> Asked:
+        """Whose share a request takes. Operators ask for principals, as the REST API does; what
+        others call themselves counts for nothing."""
+        return uid, principal if uid in self.section.operators else ""
 
     def may_see(self, peer: Peer, seal: Seal) -> bool:
         return self.is_operator(peer) or seal.process.holder.uid == peer.uid
@@ -168,6 +176,14 @@ class Policy:
                 raise Refusal(
                     "limit-reached", f"policy.{name} is {limit}", {"limit": name}, retry_after=1.0
                 )
+        mine, left = counts.by_user[holder.uid], section.max_seals - len(table) - 1
+        if holder.uid not in section.operators and mine + 1 > left:
+            raise Refusal(
+                "limit-reached",
+                f"user {holder.uid} has {mine} seals, and as many as are left for all others",
+                {"limit": "max_seals"},
+                retry_after=1.0,
+            )
         quota = section.max_bytes_per_user
         if quota and counts.bytes_by_user[holder.uid] + wanted.length > quota:
             raise Refusal(

@@ -237,6 +237,7 @@ class Counts:
     def __init__(self) -> None:
         self.by_holder: Counter[int] = Counter()
         self.by_filesystem: Counter[int] = Counter()
+        self.by_user: Counter[int] = Counter()
         self.bytes_by_user: Counter[int] = Counter()
 
     def add(self, seal: Seal, sign: int) -> None:
@@ -244,6 +245,7 @@ class Counts:
         for counter, key, number in (
             (self.by_holder, holder.pid, 1),
             (self.by_filesystem, seal.file.device, 1),
+            (self.by_user, holder.uid, 1),
             (self.bytes_by_user, holder.uid, seal.range.length),
         ):
             counter[key] += sign * number

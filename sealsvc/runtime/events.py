@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import itertools
 import logging
 import secrets
@@ -53,18 +52,14 @@ class EventLog:
         end = min(len(self._kept), first + count)
         return [self._kept[i] for i in range(first, end)], lost
 
-    def since(self, seq: int) -> tuple[list[Event], bool]:
-        """The events after `seq` that are still kept, and whether some are not (or `seq` is of
-        another run)."""
-        kept = [event for event in self._kept if event.seq > seq]
-        oldest = self._kept[0].seq if self._kept else self.seq + 1
-        return kept, seq > self.seq or seq + 1 < oldest
-
     def page(self, since: int, count: int, size: int) -> EventPage:
         """At most `count` of the events after `since`, and about `size` bytes of them, encoded."""
-        kept, gap = self.since(since)
-        sizes = itertools.accumulate(len(codec.encoded(event)) + 1 for event in kept[:count])
-        fitting = bisect.bisect_right(list(sizes), size)
+        beyond = since > self.seq
+        kept, lost = ([], 0) if beyond else self.after(since, count)
+        sizes = itertools.accumulate(len(codec.encoded(event)) + 1 for event in kept)
+        # Not one more is encoded than it takes to see that the page is full.
+        fitting = sum(1 for _ in itertools.takewhile(lambda end: end <= size, sizes))
+        gap = beyond or lost > 0
         return EventPage(events=kept[: max(1, fitting)], seq=self.seq, gap=gap, run=self.run)
 
     def watch(self, watcher: Callable[[Event], None]) -> None:

@@ -7,8 +7,10 @@ request, is added to every record.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import re
 import socket
 import struct
 import sys
@@ -16,6 +18,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from sealsvc.core.display import printable
 from sealsvc.runtime.log_queue import QueueHandler, log_what_python_reports, shortened
 
 SOCKET = "/run/systemd/journal/socket"
@@ -26,6 +29,34 @@ Context = Callable[[], dict[str, Any]]
 
 def _nothing() -> dict[str, Any]:
     return {}
+
+
+class _Shown:
+    """An argument of a record: names and texts of others among them are shown as display.py has
+    it, so that none of them ends a line and begins another that was never logged."""
+
+    def __init__(self, value: object) -> None:
+        self._value = value
+
+    def __str__(self) -> str:
+        return printable(str(self._value))
+
+    def __repr__(self) -> str:
+        return printable(repr(self._value))
+
+
+def message_of(record: logging.LogRecord) -> str:
+    """The record's message. Lines are where its format has them."""
+    if isinstance(record.args, tuple) and record.args:
+        shown = (a if isinstance(a, int | float) else _Shown(a) for a in record.args)
+        return str(record.msg) % tuple(shown)
+    return printable(record.getMessage().rstrip("\n"))
+
+
+def _field(value: object) -> str:
+    """In a line: quoted where it could be taken for several."""
+    text = printable(str(value))
+    return json.dumps(text, ensure_ascii=False) if re.search(r'[ ="]', text) else text
 
 
 def encoded(fields: dict[str, Any]) -> bytes:
@@ -49,7 +80,7 @@ class Journal:
 
     def encode(self, record: logging.LogRecord) -> bytes:
         fields = {
-            "MESSAGE": shortened(record.getMessage()),
+            "MESSAGE": shortened(message_of(record)),
             "PRIORITY": _PRIORITIES.get(record.levelno, 5),
             "SYSLOG_IDENTIFIER": os.path.basename(sys.argv[0]) or "sealsvc",
             "LOGGER": record.name,
@@ -73,9 +104,13 @@ class LineFormatter(logging.Formatter):
         super().__init__("%(levelname)s %(name)s: %(message)s")
         self._context = context
 
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = message_of(record)
+        return super().formatMessage(record)
+
     def format(self, record: logging.LogRecord) -> str:
         fields = {**self._context(), **getattr(record, "fields", {})}
-        told = " ".join(f"{k.lower()}={v}" for k, v in fields.items() if v != "")
+        told = " ".join(f"{k.lower()}={_field(v)}" for k, v in fields.items() if v != "")
         return super().format(record) + (f" [{told}]" if told else "")
 
 

@@ -63,7 +63,9 @@ class LoopWatch:
                 continue
             reported, self._dumped = seen, now
             where = stack_of(sys._current_frames().get(self._loop_thread))
-            log.error("the event loop is stuck for %.1f s in:\n%s", now - seen, where)
+            lines = where.splitlines()
+            told = "the event loop is stuck for %.1f s in:" + "\n%s" * len(lines)
+            log.error(told, now - seen, *lines)
 
 
 def stack_of(frame: FrameType | None) -> str:

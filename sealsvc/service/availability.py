@@ -13,7 +13,7 @@ from sealsvc.jobs import store
 from sealsvc.protocol.base import MAX_FDS, MAX_MESSAGE
 from sealsvc.runtime import log_queue, users
 from sealsvc.runtime.config import LimitsSection, PolicySection
-from sealsvc.service import idempotency
+from sealsvc.service import idempotency, tickets
 
 _LIMITS, _POLICY = LimitsSection(), PolicySection()
 
@@ -56,7 +56,11 @@ TABLE = (
         "`limit-reached`, but for operators, who have 64 of them",
     ),
     _limit("requests of a user in flight", "limits.requests_per_user", f"{_REFUSED}; alarm"),
-    _fixed("requests of a connection in flight", str(connection.MAX_IN_FLIGHT), _REFUSED),
+    _fixed(
+        "requests of a connection in flight",
+        f"{connection.MAX_IN_FLIGHT}; of an operator's {connection.MAX_IN_FLIGHT_OF_OPERATORS}",
+        _REFUSED,
+    ),
     _limit(
         "descriptors sent by a user and not closed yet",
         "limits.descriptors_per_user",
@@ -82,7 +86,7 @@ TABLE = (
         f"`try-later` after {users.PATIENCE:g} s",
     ),
     _fixed(
-        "keys of a user's requests",
+        "keys of the requests of a user, or of a principal of the REST API",
         str(idempotency.KEYS_PER_USER),
         "its own oldest key is forgotten",
     ),
@@ -92,7 +96,17 @@ TABLE = (
         "the oldest of the user who has most of them is forgotten",
     ),
     _limit("grants of a user in a second", "policy.grants_per_second", _REFUSED),
-    _limit("seals altogether", "policy.max_seals", _REFUSED, "`limit-reached`"),
+    _fixed(
+        "open claims; of a user, or of a principal of the REST API, as many as are left for others",
+        str(tickets.MOST),
+        _REFUSED,
+    ),
+    _limit(
+        "seals altogether; of a user that is no operator as many as are left for others",
+        "policy.max_seals",
+        _REFUSED,
+        "`limit-reached`, when there are as many",
+    ),
     _limit("seals of a process", "policy.max_seals_per_holder", _REFUSED),
     _limit(
         "seals on a file", "policy.max_seals_per_file", _REFUSED, "`limit-reached` on that file"

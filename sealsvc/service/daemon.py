@@ -164,6 +164,7 @@ class Daemon:
             self._granted,
         )
         self.router = Router(
+            policy,
             self.once,
             self.registry,
             self.keeper_watch.refuse if self.keeper_watch else lambda: None,
@@ -353,7 +354,8 @@ class Daemon:
             self.adoption.resume(self.rings.resume(self.reclaimed.seals))
         for seal in self.reclaimed.seals:
             if seal.digest:
-                self.once.remember(seal.asker_uid, seal.request.key, seal.digest, seal.info())
+                asker = self.policy.asker(seal.asker_uid, seal.request.principal)
+                self.once.remember(asker, seal.request.key, seal.digest, seal.info())
             self.fencing.resume(seal)
         self.relocations.resume()
         for seal in self.reclaimed.torn:

@@ -80,7 +80,8 @@ class Granting:
         self.policy.authorise_claim(peer, request)
         await self.paths.identify(request.path or "", request.only.below or ["/"])
         await self.refuse_foreign(connection, request, request.path)
-        return self.claims.issue(peer, request)
+        asker = self.policy.asker(peer.uid, request.principal)
+        return self.claims.issue(peer, asker, request)
 
     async def _grant(self, connection: Connection, request: Grant, fds: Received) -> Reply:
         with self.metrics.timed("grant"):
@@ -98,7 +99,8 @@ class Granting:
             made.extend(reply.fds)
             return reply.result
 
-        result, again = await self.once.run(connection.peer.uid, request, digest, act)
+        asker = self.policy.asker(connection.peer.uid, request.principal)
+        result, again = await self.once.run(asker, request, digest, act)
         if not again:
             return Reply(result, made)
         # Our copy of the descriptor that was sent before must not pass for the holder's.

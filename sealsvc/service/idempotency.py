@@ -4,7 +4,8 @@ A client that lost an answer (a broken connection, a restart) repeats its reques
 An answer is kept in memory for a while; the answer to a grant is kept as long as its seal lives,
 also through a restart, since the journal has who asked and a digest of what was asked.
 
-Keys are counted per user: a user that uses more than its share loses its own oldest ones.
+Keys are counted per user, and those of a user who asks for principals (the REST API) per principal:
+who uses more than its share loses its own oldest ones.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 import msgspec
 
 from sealsvc.core.errors import Refusal
+from sealsvc.lifecycle.policy import Asked
 from sealsvc.protocol import codec
 from sealsvc.protocol.base import Keyed
 from sealsvc.protocol.messages import Result
@@ -53,16 +55,16 @@ class Once:
         self.seconds, self._is_live = seconds, is_live
         self._keys, self._keys_per_user = keys, keys_per_user
         # Each user's in order of age, and the number of all of them.
-        self._users: dict[int, OrderedDict[str, _Entry]] = {}
+        self._users: dict[Asked, OrderedDict[str, _Entry]] = {}
         self._count = 0
         # The answers of grants that outlived `seconds`, or their user's share, with their seal.
-        self._granted: OrderedDict[tuple[int, str], _Entry] = OrderedDict()
+        self._granted: OrderedDict[tuple[Asked, str], _Entry] = OrderedDict()
 
-    def remember(self, user: int, key: str, digest: bytes, result: Result) -> None:
+    def remember(self, user: Asked, key: str, digest: bytes, result: Result) -> None:
         self._put(user, key, _Entry(digest, self._until(), result))
 
     async def run(
-        self, user: int, request: Keyed, digest: bytes, act: Callable[[], Awaitable[Result]]
+        self, user: Asked, request: Keyed, digest: bytes, act: Callable[[], Awaitable[Result]]
     ) -> tuple[Result, bool]:
         """The result, and whether it is of an earlier request with the same key. `digest` is
         digest_of(request). A refusal is not remembered: the next one is a new attempt."""
@@ -92,11 +94,11 @@ class Once:
     def _until(self) -> float:
         return clock.now() + self.seconds
 
-    def _find(self, user: int, key: str) -> _Entry | None:
+    def _find(self, user: Asked, key: str) -> _Entry | None:
         mine = self._users.get(user)
         return (mine and mine.get(key)) or self._granted.get((user, key))
 
-    def _put(self, user: int, key: str, entry: _Entry) -> None:
+    def _put(self, user: Asked, key: str, entry: _Entry) -> None:
         mine = self._users.setdefault(user, OrderedDict())
         mine[key] = entry
         self._count += 1
@@ -105,7 +107,7 @@ class Once:
         elif self._count > self._keys:
             self._drop_oldest(max(self._users, key=lambda user: len(self._users[user])))
 
-    def _remove(self, user: int, key: str) -> _Entry:
+    def _remove(self, user: Asked, key: str) -> _Entry:
         mine = self._users[user]
         entry = mine.pop(key)
         self._count -= 1
@@ -113,7 +115,7 @@ class Once:
             del self._users[user]
         return entry
 
-    def _drop_oldest(self, user: int) -> None:
+    def _drop_oldest(self, user: Asked) -> None:
         """But for those that are still being carried out, if there are others."""
         mine = self._users[user]
         over = (key for key, entry in mine.items() if entry.result is not None)

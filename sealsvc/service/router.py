@@ -10,6 +10,7 @@ import msgspec
 
 from sealsvc.control.connection import Connection, Reply
 from sealsvc.core.errors import Refusal
+from sealsvc.lifecycle.policy import Policy
 from sealsvc.protocol.admin import Redeem
 from sealsvc.protocol.base import Keyed
 from sealsvc.protocol.messages import AnyRequest, Result
@@ -40,8 +41,11 @@ class Router:
     handler when descriptors came with it. `require_keeper` raises Refusal while the keeper does not
     answer: the event loop would wait for it."""
 
-    def __init__(self, once: Once, registry: Registry, require_keeper: Callable[[], None]) -> None:
-        self._once, self._registry, self._require_keeper = once, registry, require_keeper
+    def __init__(
+        self, policy: Policy, once: Once, registry: Registry, require_keeper: Callable[[], None]
+    ) -> None:
+        self._policy, self._once, self._registry = policy, once, registry
+        self._require_keeper = require_keeper
         self._handlers: dict[type, Handler] = {}
         self._answers: dict[type, Answerer] = {}
 
@@ -66,8 +70,8 @@ class Router:
             return await handler(connection, request, fds)
         if isinstance(request, Keyed) and request.key:
             act = functools.partial(self._recorded, connection, request)
-            uid = connection.peer.uid
-            result, _ = await self._once.run(uid, request, digest_of(request), act)
+            asker = self._policy.asker(connection.peer.uid, request.principal)
+            result, _ = await self._once.run(asker, request, digest_of(request), act)
             return Reply(result)
         return Reply(await self._recorded(connection, request))
 

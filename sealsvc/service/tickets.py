@@ -16,19 +16,21 @@ from dataclasses import dataclass
 import msgspec
 
 from sealsvc.core.errors import Refusal
+from sealsvc.lifecycle.policy import Asked
 from sealsvc.linux.processes import Peer
 from sealsvc.protocol.admin import ClaimInfo
 from sealsvc.protocol.seals import Grant, IssueClaim
 from sealsvc.runtime import clock
 
-_MOST = 4096
+MOST = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Issued:
-    """`peer` is who asked, and with whose rights the grant is made."""
+    """`peer` is who asked, and with whose rights the grant is made; `asker` takes the share."""
 
     peer: Peer
+    asker: Asked
     grant: Grant
     until: float
 
@@ -42,15 +44,20 @@ class Claims:
     def __len__(self) -> int:
         return len(self._issued)
 
-    def issue(self, peer: Peer, request: IssueClaim) -> ClaimInfo:
+    def issue(self, peer: Peer, asker: Asked, request: IssueClaim) -> ClaimInfo:
+        """Raises Refusal `limit-reached` when `asker` would have more open claims than are left for
+        all others."""
         self._forget()
-        if len(self._issued) >= _MOST:
-            raise Refusal("limit-reached", f"{_MOST} claims are open", retry_after=1.0)
+        mine = sum(issued.asker == asker for issued in self._issued.values())
+        if mine + 1 > MOST - len(self._issued) - 1:
+            who = f"{asker[1] or f'user {asker[0]}'} has {mine}"
+            message = f"of {MOST} claims {len(self._issued)} are open, and {who}"
+            raise Refusal("limit-reached", message, {"limit": "claims"}, retry_after=1.0)
         terms = msgspec.structs.asdict(request)
         seconds = terms.pop("seconds")
         secret = secrets.token_urlsafe(32)
         grant = Grant(**{**terms, "id": 0, "key": ""})
-        self._issued[_digest(secret)] = Issued(peer, grant, clock.now() + seconds)
+        self._issued[_digest(secret)] = Issued(peer, asker, grant, clock.now() + seconds)
         return ClaimInfo(claim=secret, expires_in=seconds, uids=request.only.uids)
 
     @contextmanager

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 from sealsvc.core.errors import Refusal
 from sealsvc.lifecycle.paths import Paths
 from sealsvc.lifecycle.policy import Policy
 from sealsvc.lifecycle.seals import Seal, SealTable
 from sealsvc.linux.processes import Peer
+from sealsvc.runtime import even_time
 
 
 class Visible:
@@ -39,12 +42,15 @@ class Visible:
         self, peer: Peer, seals: list[Seal], path: str, below: list[str] | None
     ) -> list[Seal]:
         """The seals on the file at `path`. Only operators are told that a file does not exist."""
-        operator = self.policy.is_operator(peer)
+        operator, began = self.policy.is_operator(peer), time.monotonic()
         try:
             file = await self.paths.identify(path, below if operator else ["/"])
         except Refusal:
             if operator:
                 raise
             return [seal for seal in seals if seal.path == path]
+        finally:
+            if not operator:
+                await even_time.passes(began)
         here = {seal.id for seal in self.table.of_file(file)}
         return [seal for seal in seals if seal.id in here]

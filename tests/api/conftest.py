@@ -20,7 +20,7 @@ from tests.api.fake_daemon import FakeDaemon
 from tests.support.waiting import until
 
 TOKEN = "correct horse"
-PATIENCE = 30.0  # programs take many seconds to start where others use the processors
+PATIENCE = 120.0  # programs take many seconds to start where others use the processors
 
 
 class _Server(uvicorn.Server):

@@ -51,6 +51,7 @@ class FakeDaemon:
         self.forgotten = 0
         self.denied: set[type] = set()
         self.page = 3  # events in one answer to PastEvents
+        self.pages = 0  # that were asked for
         self.delay = 0.0  # seconds before each answer
         self._lock = threading.Lock()
         self._peers: list[Peer] = []
@@ -182,6 +183,7 @@ class FakeDaemon:
                 self._seals.find(request.seal)
                 return examples.MAPPING
             case events.PastEvents():
+                self.pages += 1
                 kept = [event for event in self.history if event.seq > request.since]
                 gap = request.since < self.forgotten
                 page = kept[: self.page]

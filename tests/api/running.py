@@ -17,7 +17,7 @@ from sealsvc.client import Client
 from tests.api.conftest import TOKEN, write_principals
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 20.0
+PATIENCE = 120.0
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str] | None = None) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import select
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from sealsvc.protocol.admin import Redeem
 from sealsvc.protocol.seals import Recall, Return, Show
 from sealsvc.protocol.system import Simulate
 from tests.api.conftest import TOKEN
-from tests.api.running import ROOT, Front, simulated, wait_for
+from tests.api.running import PATIENCE, ROOT, Front, simulated, wait_for
 
 MiB = 1 << 20
 REGISTRY = '[registry]\ndirectory = "{}"\n'
@@ -470,3 +473,28 @@ def test_an_alarm_stays_until_it_is_acknowledged(
     left = http.get("/v1/alarms", params={"open": "true"}).json()["alarms"]
     assert drift["id"] not in {a["id"] for a in left}
     assert http.post(f"/v1/alarms/{'0' * 16}/acknowledgement").json()["code"] == "no-such-alarm"
+
+
+def test_who_waits_for_much_keeps_nobody_else_waiting(there: Front, file: str) -> None:
+    """All principals are served on one connection with the service; one has many requests there
+    that take long."""
+    port = int(there.base.rpartition(":")[2])
+    body = json.dumps({"path": file, "wait": True, "grace": 60.0}).encode()
+    head = (
+        "POST /v1/recalls HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer operator\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    with there.http() as http, ExitStack() as stack:
+        seal = granted(http, file, kind="shared", grace=60.0)["id"]
+        waiting = []
+        for _ in range(100):
+            waiting.append(stack.enter_context(socket.create_connection(("127.0.0.1", port))))
+            waiting[-1].sendall(head.encode() + body)
+        wait_for(lambda: http.get(f"/v1/seals/{seal}").json()["state"] == "recalled")
+        for _ in range(20):
+            assert http.get("/v1/status").status_code == 200
+        assert not select.select(waiting, [], [], 0.5)[0], "none is refused, and all wait"
+        http.delete(f"/v1/seals/{seal}").raise_for_status()
+        for sock in waiting:
+            sock.settimeout(PATIENCE)
+            assert sock.recv(15) == b"HTTP/1.1 200 OK"

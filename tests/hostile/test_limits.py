@@ -27,7 +27,10 @@ pytestmark = pytest.mark.kernel
 
 @pytest.fixture(scope="module")
 def more() -> str:
-    return "max_reader_grace = 2.0\n[limits]\nconnections_per_user = 20\nrequests_per_user = 30\n"
+    return (
+        "max_reader_grace = 2.0\nmax_seals = 61\n"
+        "[limits]\nconnections_per_user = 20\nrequests_per_user = 30\n"
+    )
 
 
 def counted(client: Client) -> dict[str, int]:
@@ -60,6 +63,38 @@ def test_connections(running: Running) -> None:
         # They count until they are closed, and not longer.
         until(lambda: client.call(Status).result.connections == 1, 10)
         assert as_user(flood) == {"served": 20, "limit-reached": 20}
+
+
+def test_one_user_leaves_as_many_seals_as_it_has(running: Running, file: Path) -> None:
+    """Of all that there may be: so that no user, and no number of users, takes the last."""
+    path, (ours, theirs) = str(running.socket), os.pipe()
+
+    def greedy() -> None:
+        with Client(path, timeout=20) as client:
+            try:
+                for at in range(0, 61 * 4096, 4096):
+                    client.grant(fds=[opened.fileno()], kind="shared", offset=at, length=4096)
+            except Refusal as refusal:
+                os.write(theirs, f"{refusal.code} {refusal.details['limit']}".encode())
+            time.sleep(120)
+
+    def modest() -> str:
+        with Client(path, timeout=20) as client:
+            reply = client.grant(fds=[opened.fileno()], kind="shared", offset=1 << 19)
+            return str(reply.seal.state)
+
+    with (
+        file.open("r+b") as opened,
+        Client(path, timeout=20) as client,
+        process(greedy),
+    ):
+        os.close(theirs)
+        with os.fdopen(ours, "rb") as told:
+            assert told.read(23) == b"limit-reached max_seals"
+            assert client.status().seals == {"granted": 30}
+            assert as_user(modest, NOBODY - 1) == "granted"
+    with Client(path, timeout=20) as client:
+        until(lambda: not client.status().seals, 20)
 
 
 def test_the_python_client_says_which_limit(running: Running) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -21,6 +23,7 @@ from sealsvc_api.app import build_app
 from sealsvc_api.settings import Settings
 from tests.api.conftest import TOKEN, write_principals
 from tests.api.running import Front, front
+from tests.api.secrecy import told_apart
 from tests.support.service import MiB
 from tests.support.waiting import until
 
@@ -50,6 +53,7 @@ def there(root: Path, socket: str, tmp_path: Path) -> Iterator[Front]:
             "scopes": [str(root / "guest")],
             "holders": ["*"],
             "token": "scoped",
+            "requests_per_second": 10_000,
         },
         viewer={"role": "viewer", "scopes": ["/"], "token": "viewer"},
     )
@@ -228,7 +232,45 @@ def _shown(answer: httpx.Response, path: Path) -> tuple[int, str]:
     return answer.status_code, text
 
 
-# NUL, and what is no UTF-8 once it is a file name (sealsvc.protocol.codec).
+@contextmanager
+def elsewhere(maze: Maze) -> Iterator[list[Path]]:
+    """Names that a process in a mount namespace of its own gives to the sealed file: by way of its
+    root, and by mounts that it alone has, over an empty directory of the guest's and over a file of
+    the guest's. In this namespace the first two lead out of the scope, the others to nothing."""
+    hollow, blank = maze.inside / "hollow", maze.inside / "blank"
+    hollow.mkdir()
+    blank.write_bytes(bytes(4096))
+    program = (
+        'mount --bind "$1" "$2" && mount --bind "$1/$3" "$4" && cmp "$1/$3" "$2/$3"'
+        " && echo ready && exec cat"
+    )
+    outside, name = maze.file.parent, maze.file.name
+    process = subprocess.Popen(
+        ["unshare", "--mount", "sh", "-c", program, "sh", outside, hollow, name, blank],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "ready\n"
+        root = Path(f"/proc/{process.pid}/root")
+        yield [
+            root / str(maze.file).lstrip("/"),
+            maze.inside / "proc" / str(process.pid) / "root" / str(maze.file).lstrip("/"),
+            hollow / name,
+            hollow / "nothing",
+        ]
+    finally:
+        process.stdin.close()
+        process.wait(20)
+        process.stdout.close()
+        hollow.rmdir()
+        blank.unlink()
+
+
+# NUL, and what is no UTF-8 once it is a file name (protocol/codec.py).
 _STRANGE = ("a\0b", "\U0010ffff", "\u202egpj", "x" * 300)
 
 
@@ -243,9 +285,10 @@ def test_a_forbidden_path_is_answered_as_a_missing_one(
         assert len(asked) >= 15, list(asked)
         plain = {name: _shown(answer, maze.missing[0]) for name, answer in asked.items()}
         assert {status for status, _ in plain.values()} <= {200, 400, 403, 404}
-        for path in [*maze.forbidden, *maze.missing[1:]]:
-            for name, answer in _asked(http, path, own).items():
-                assert _shown(answer, path) == plain[name], (name, path)
+        with elsewhere(maze) as foreign:
+            for path in [*maze.forbidden, *maze.missing[1:], *foreign]:
+                for name, answer in _asked(http, path, own).items():
+                    assert _shown(answer, path) == plain[name], (name, path)
         for path in (top / text for top in (root, maze.inside) for text in _STRANGE):
             for name, answer in _asked(http, path, own).items():
                 # What no name may be is told by the text alone.
@@ -254,6 +297,52 @@ def test_a_forbidden_path_is_answered_as_a_missing_one(
     own.unlink()
     with there.http() as http:
         assert http.get(f"/v1/seals/{maze.seal}").json()["state"] == "granted"
+
+
+def test_a_descriptor_of_another_namespace_is_no_way_out(there: Front, maze: Maze) -> None:
+    """Its path is one of the scope there, and here another file's, or nobody's."""
+    with elsewhere(maze) as names, there.http("guest") as http:
+        pid = int(names[0].parts[2])
+        for name in (maze.inside / "hollow" / maze.file.name, maze.inside / "blank"):
+            opens = ["nsenter", f"--target={pid}", "--mount", sys.executable, "-c", OPENED, name]
+            process = subprocess.Popen(
+                opens, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+            assert process.stdin is not None
+            assert process.stdout is not None
+            fd = int(process.stdout.readline())
+            body = {"holder": {"pid": process.pid, "fd": fd}, "kind": "shared"}
+            answer = http.post("/v1/seals", json=body)
+            process.stdin.close()
+            process.wait(20)
+            process.stdout.close()
+            assert (answer.status_code, answer.json()["code"]) == (404, "no-such-file"), name
+            assert "hollow" not in answer.text
+
+
+def test_the_time_of_an_answer_does_not_tell_forbidden_from_missing(
+    there: Front, maze: Maze
+) -> None:
+    """Every pair of one way to be forbidden and one way to be missing. Without even_time.py those
+    that the service is not asked about are told apart each time. tests/bench/walls.py says how
+    well time is hidden; here the limit is one that no load of the machine reaches by chance."""
+    with there.http("scoped") as http, there.http() as admin:
+        seal, pid = maze.seal, admin.get(f"/v1/seals/{maze.seal}").json()["holder"]["pid"]
+        (known,) = admin.get("/v1/files", params={"path": str(maze.file)}).json()["files"]
+        other = re.sub("-(.)", r"-1\1", known["key"], count=1)  # of another inode
+        pairs = {
+            "outside": (f"/v1/files?path={maze.file}", f"/v1/files?path={maze.missing[0]}"),
+            "link": (f"/v1/files?path={maze.forbidden[1]}", f"/v1/files?path={maze.missing[0]}"),
+            "seal": (f"/v1/seals/{seal}", f"/v1/seals/{'0' * len(seal)}"),
+            "holder": (f"/v1/holders/{pid}", "/v1/holders/2147483647"),
+            "file": (f"/v1/files/{known['key']}", f"/v1/files/{other}"),
+        }
+        for name, (forbidden, missing) in pairs.items():
+            assert {http.get(path).status_code for path in (forbidden, missing)} == {404}, name
+            apart = told_apart(
+                functools.partial(http.get, forbidden), functools.partial(http.get, missing), 60
+            )
+            assert abs(apart - 0.5) < 0.4, (name, apart)
 
 
 def test_a_hard_link_below_a_scope_recalls_nothing_outside(there: Front, maze: Maze) -> None:

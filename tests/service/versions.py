@@ -21,15 +21,19 @@ _ADDED = {
 
 def later(directory: Path) -> Path:
     """A tree of a later version that keeps to the rules of docs/upgrade.md."""
-    made = _copy(directory)
+    make_later(_copy(directory) / "sealsvc")
+    return directory
+
+
+def make_later(package: Path) -> None:
+    """Change the modules of `package`, a copy of sealsvc/, to those of such a version."""
     for name, (after, line) in _ADDED.items():
-        _replace(made / "sealsvc" / name, after, after + line)
+        _replace(package / name, after, after + line)
     _replace(
-        made / "sealsvc" / "lifecycle" / "journal.py",
+        package / "lifecycle" / "journal.py",
         "    drifted: bool = False\n",
         "    drifted: bool = False\n    later: str = 'later'\n",
     )
-    return made
 
 
 def of_another_journal(directory: Path) -> Path:
@@ -49,9 +53,13 @@ def of_another_keeper(directory: Path) -> Path:
 def _copy(directory: Path) -> Path:
     left_out = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "sealsvc", directory / "sealsvc", ignore=left_out)
-    now = "__version__ = "
-    _replace(directory / "sealsvc" / "__init__.py", now, f'{now}"{VERSION}"  # ')
+    name_version(directory / "sealsvc")
     return directory
+
+
+def name_version(package: Path) -> None:
+    now = "__version__ = "
+    _replace(package / "__init__.py", now, f'{now}"{VERSION}"  # ')
 
 
 def _replace(path: Path, old: str, new: str) -> None:

@@ -69,7 +69,7 @@ def test_it_is_unavailable_until_it_works_again_and_all_is_audited() -> None:
         workers.stop()
 
     asyncio.run(scene())
-    told = [event.data["reason"] for event in events.since(0)[0] if event.name == "alarm"]
+    told = [event.data["reason"] for event in events.after(0, 100)[0] if event.name == "alarm"]
     assert len(told) == 3
     assert "it was turned off" in told[0]
     assert "enforces again" in told[1]

@@ -26,7 +26,7 @@ from sealsvc.runtime.config import Config, ConfigError
 from sealsvc.runtime.journald import Journal, LineFormatter, encoded
 from sealsvc.service.metrics import BOUNDS, Metrics
 from sealsvc.service.reload import PolicyFile
-from sealsvc.service.tickets import Claims
+from sealsvc.service.tickets import MOST, Claims
 
 ROOT = Path(__file__).parents[2]
 OPERATOR = Peer(pid=1, uid=0, gid=0)
@@ -56,6 +56,27 @@ def test_a_value_of_several_lines_cannot_forge_a_field() -> None:
     assert told == b"MESSAGE\n" + struct.pack("<Q", 14) + b"one\nPRIORITY=0\n"
 
 
+@pytest.mark.parametrize("name", ["a\nERROR sealsvc: forged", "\u202egpj.exe", "\x1b[2J", "\udcff"])
+def test_a_name_cannot_forge_a_line_of_the_log(name: str) -> None:
+    """Also where it is part of an exception, or shown by %r."""
+    made = record("%s, %r, %s\n%.1f", SEALSVC_SEAL=f"{name} sealsvc_principal=root")
+    made.args = (name, name, Refusal("no-such-file", f"{name} does not exist"), 1.0)
+    text, journal = LineFormatter().format(made), Journal(path="")
+    told = journal.encode(made)
+    journal._sock.close()
+    assert name not in text
+    assert text.count("\n") == 1, "the format's own"
+    assert '" sealsvc_principal' not in text
+    assert 'sealsvc_seal="' in text
+    assert all(line.isprintable() for line in text.split("\n"))
+    message = told[told.index(b"MESSAGE\n") + 16 :].decode()
+    assert (
+        message.partition("\nPRIORITY")[0] == text.partition(" [sealsvc_seal")[0].partition(": ")[2]
+    )
+    bare = record(f"about {name}\n")
+    assert LineFormatter().format(bare).partition(" [")[0].isprintable()
+
+
 def test_without_a_journal_a_line_has_the_fields() -> None:
     text = LineFormatter().format(record("changed", SEALSVC_SEAL="65f0", SEALSVC_STATUS=""))
     assert text == "WARNING sealsvc.api: changed [sealsvc_seal=65f0]"
@@ -65,7 +86,9 @@ def test_without_a_journal_a_line_has_the_fields() -> None:
 
 
 def claim(claims: Claims, **terms: object) -> str:
-    return claims.issue(OPERATOR, IssueClaim(id=1, path="/pmem/a", **terms)).claim  # type: ignore[arg-type]
+    asker = (OPERATOR.uid, str(terms.get("principal", "")))
+    request = IssueClaim(id=1, path="/pmem/a", **terms)  # type: ignore[arg-type]
+    return claims.issue(OPERATOR, asker, request).claim
 
 
 def test_a_claim_is_a_secret_of_its_own_terms() -> None:
@@ -104,6 +127,16 @@ def test_the_wrong_user_does_not_use_a_claim_up() -> None:
     with pytest.raises(Refusal, match="denied"):
         redeemed(claims, secret, Peer(2, 1001, 1001))
     assert redeemed(claims, secret, Peer(2, 1000, 1000)) == "/pmem/a"
+
+
+def test_claims_of_one_principal_leave_as_many_for_others() -> None:
+    claims = Claims()
+    for _ in range(MOST // 2):
+        claim(claims, principal="greedy")
+    with pytest.raises(Refusal, match=f"greedy has {MOST // 2}"):
+        claim(claims, principal="greedy")
+    for _ in range(100):
+        claim(claims, principal="other")
 
 
 def test_a_claim_expires() -> None:

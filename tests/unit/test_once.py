@@ -25,15 +25,25 @@ def still(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     return time
 
 
-def carried_out(once: Once, user: int, key: str, result: Any = "done") -> bool:
+def carried_out(once: Once, user: int, key: str, result: Any = "done", principal: str = "") -> bool:
     """Whether the request was carried out, and not answered as an earlier one was."""
     request = Renew(id=1, seal=SEAL, key=key)
 
     async def act() -> Any:
         return result
 
-    _, again = asyncio.run(once.run(user, request, digest_of(request), act))
+    _, again = asyncio.run(once.run((user, principal), request, digest_of(request), act))
     return not again
+
+
+def test_a_principal_pushes_out_its_own_keys_alone() -> None:
+    """All of the REST API come from one user."""
+    once = Once(600, keys_per_user=10)
+    assert carried_out(once, 0, "key", principal="careful")
+    for n in range(100):
+        carried_out(once, 0, f"key {n}", principal="greedy")
+    assert not carried_out(once, 0, "key", principal="careful")
+    assert carried_out(once, 0, "key 0", principal="greedy")
 
 
 def test_a_user_pushes_out_its_own_keys_alone() -> None:
@@ -89,7 +99,7 @@ def test_what_is_refused_is_tried_again() -> None:
         raise Refusal("try-later", "not now")
 
     with pytest.raises(Refusal, match="not now"):
-        asyncio.run(once.run(1, request, digest_of(request), refuse))
+        asyncio.run(once.run((1, ""), request, digest_of(request), refuse))
     assert carried_out(once, 1, "k")
 
 

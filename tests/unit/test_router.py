@@ -9,13 +9,14 @@ import msgspec
 import pytest
 
 from sealsvc.control.connection import Connection
+from sealsvc.lifecycle.policy import Policy
 from sealsvc.protocol import integrity
 from sealsvc.protocol.events import Watch
 from sealsvc.protocol.messages import AnyRequest, Cancel, Done
 from sealsvc.protocol.seals import Show
 from sealsvc.protocol.system import Status
 from sealsvc.registry import Registry
-from sealsvc.runtime.config import Config, RegistrySection
+from sealsvc.runtime.config import Config, PolicySection, RegistrySection
 from sealsvc.service.idempotency import Once
 from sealsvc.service.router import Router
 from sealsvc.service.systems import sim_daemon
@@ -28,7 +29,7 @@ TAGS = set(get_args(integrity.AnyRequest))
 @pytest.fixture
 def router() -> Router:
     registry = Registry(RegistrySection(enabled=False), lambda _: None, lambda _: None)
-    return Router(Once(60.0), registry, lambda: None)
+    return Router(Policy(PolicySection()), Once(60.0), registry, lambda: None)
 
 
 def test_each_request_has_who_answers_it(tmp_path: Path) -> None:
