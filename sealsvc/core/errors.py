@@ -199,7 +199,7 @@ _ROWS = (
         "NFS4ERR_LAYOUTUNAVAILABLE",
     ),
     ErrorClass(
-        "try-later", errno.EAGAIN, 503, 6, True,
+        "try-later", errno.EAGAIN, 409, 6, True,
         "The file's seals are being recalled, or it has not come to rest",
         "Try again after the time that retry_after names.",
         "NFS4ERR_LAYOUTTRYLATER",
