@@ -26,17 +26,6 @@ struct areas {
 	int error;
 };
 
-int seal_failed(struct seal_mapping_answer *answer, uint32_t check, uint64_t address,
-		uint64_t offset, uint64_t expected, uint64_t found)
-{
-	answer->check = check;
-	answer->address = address;
-	answer->offset = offset;
-	answer->expected = expected;
-	answer->found = found;
-	return 0;
-}
-
 static int is_file(const struct seal_mapping_question *q, const struct vma *vma)
 {
 	return vma->inode == q->inode && vma->device == q->device;

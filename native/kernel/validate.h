@@ -22,7 +22,15 @@ struct page_walk {
 int seal_pages_judge(struct page_walk *walk, uint64_t address, uint64_t offset, uint64_t length);
 
 /* Note the first failure: `expected` and `found` are as the answer's. Always 0. */
-int seal_failed(struct seal_mapping_answer *answer, uint32_t check, uint64_t address,
-		uint64_t offset, uint64_t expected, uint64_t found);
+static inline int seal_failed(struct seal_mapping_answer *answer, uint32_t check, uint64_t address,
+			      uint64_t offset, uint64_t expected, uint64_t found)
+{
+	answer->check = check;
+	answer->address = address;
+	answer->offset = offset;
+	answer->expected = expected;
+	answer->found = found;
+	return 0;
+}
 
 #endif

@@ -14,11 +14,6 @@
 #define PAGE 4096
 #define DEFAULT_SOCKET "/run/sealsvc/control.sock"
 
-int client_check(const struct seal_client *client)
-{
-	return *client->alive ? 0 : -EOWNERDEAD;
-}
-
 static int set_options(struct seal_client *client, const struct seal_options *given)
 {
 	struct seal_options *options = &client->options;

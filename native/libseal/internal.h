@@ -2,6 +2,8 @@
 #ifndef LIBSEAL_INTERNAL_H
 #define LIBSEAL_INTERNAL_H
 
+#include <errno.h>
+
 #include "json.h"
 #include "seal.h"
 #include "seal_ring.h"
@@ -40,7 +42,11 @@ struct seal_client {
 };
 
 /* 0, or -EOWNERDEAD: we are a child of the client's owner. */
-int client_check(const struct seal_client *client);
+static inline int client_check(const struct seal_client *client)
+{
+	return *client->alive ? 0 : -EOWNERDEAD;
+}
+
 uint64_t client_now_ns(void);
 
 /* control.c: the socket. Failures leave their text in client->failure. */

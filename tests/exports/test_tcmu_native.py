@@ -16,7 +16,7 @@ from tests.ring.test_ring_native import FLAGS, NATIVE, SANITIZERS, compiler, run
 
 TCMU = NATIVE / "exports" / "tcmu"
 FUZZ_SECONDS = int(os.environ.get("SEALSVC_FUZZ_SECONDS", "5"))
-SCSI = ["scsi.c", "inquiry.c", "parameters.c", "blocks.c", "provisioning.c"]
+SCSI = ["scsi.c", "inquiry.c", "naa.c", "parameters.c", "blocks.c", "provisioning.c"]
 SCSI += ["xcopy.c", "copy_results.c"]
 SOURCES = {"ring": ["ring.c", "layout.c"], "scsi": SCSI, "names": ["discover.c"]}
 

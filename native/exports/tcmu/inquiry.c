@@ -6,7 +6,6 @@
 #define VENDOR "SEALSVC "
 #define PRODUCT "TCMU disk       "
 #define REVISION "0001"
-#define OUI 0x525400u /* locally administered; the rest of the name is made of the serial number */
 #define PAGES_ROOM 512
 
 static size_t text(uint8_t *to, const char *from)
@@ -17,28 +16,12 @@ static size_t text(uint8_t *to, const char *from)
 	return length;
 }
 
-static uint64_t hash(const char *name)
-{
-	uint64_t value = 0xcbf29ce484222325u; /* FNV-1a */
-
-	for (; *name; name++)
-		value = (value ^ (uint8_t)*name) * 0x100000001b3u;
-	return value;
-}
-
 static size_t supported(uint8_t *page)
 {
 	static const uint8_t pages[] = {0x00, 0x80, 0x83, 0x8f, 0xb0, 0xb1, 0xb2};
 
 	memcpy(page + 4, pages, sizeof(pages));
 	return sizeof(pages);
-}
-
-void scsi_naa(const struct scsi_lun *lun, uint8_t *naa)
-{
-	/* Registered extended. */
-	scsi_put(naa, 8, 0x6ULL << 60 | (uint64_t)OUI << 36 | hash(lun->serial) >> 28);
-	scsi_put(naa + 8, 8, hash(lun->serial) * 0x9e3779b97f4a7c15u);
 }
 
 static size_t identification(const struct scsi_lun *lun, uint8_t *page)
