@@ -1,4 +1,4 @@
-#include "validate.h"
+#include "pages.h"
 
 #include <errno.h>
 #include <sys/ioctl.h>

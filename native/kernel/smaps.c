@@ -1,4 +1,4 @@
-#include "validate.h"
+#include "smaps.h"
 
 #include <errno.h>
 #include <fcntl.h>

@@ -1,4 +1,5 @@
-#include "validate.h"
+#include "pages.h"
+#include "smaps.h"
 
 #include "sealsvc/procfs.h"
 

@@ -1,14 +1,8 @@
-/* The parts of seal_mapping_validate(). */
-#ifndef SEALSVC_KERNEL_VALIDATE_H
-#define SEALSVC_KERNEL_VALIDATE_H
+/* The pages of a mapping: are they there, and at which place? */
+#ifndef SEALSVC_KERNEL_PAGES_H
+#define SEALSVC_KERNEL_PAGES_H
 
 #include "sealsvc/validate.h"
-
-#include "vmas.h"
-
-/* Index of the first of `areas` (in order of address, exactly as smaps shows them) that is shared and
- * lacks MAP_SYNC, or `count`: none. -EAGAIN when smaps does not show one of them, -errno. */
-int64_t seal_smaps_unsynced(const char *task, const struct vma *areas, size_t count);
 
 struct page_walk {
 	const struct seal_mapping_question *question;
