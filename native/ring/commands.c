@@ -221,18 +221,15 @@ static int is_for_the_service(struct ring *ring, const struct seal_command *comm
 	return ring->slots[command->slot].adopted;
 }
 
-int ring_execute(struct seal_rings *rings, struct ring *ring, uint32_t place,
-		 struct seal_command *command)
+int ring_execute(struct seal_rings *rings, struct ring *ring, struct seal_command *command)
 {
 	struct seal_slot *slot;
 
 	command->status = 0;
 	if (is_about_a_seal(command->op))
 		command->status = find(ring, command, &slot);
-	if (!command->status && is_for_the_service(ring, command)) {
-		command->status = ring_forward(rings, ring, place, command);
-		return command->status != 0;
-	}
+	if (!command->status && is_for_the_service(ring, command))
+		return 0;
 	if (command->status)
 		return 1;
 	switch (command->op) {

@@ -76,8 +76,7 @@ unsigned ring_consume(struct seal_rings *rings, struct ring *ring, unsigned budg
 		ring->commands_seen++;
 		rings->counters.commands[command.op < SEAL_RING_OPCODES ? command.op
 									: SEAL_RING_OPCODES - 1]++;
-		if (ring_execute(rings, ring, place, &command))
-			ring_answer(ring, place, &command);
+		ring_serve(rings, ring, place, &command);
 	}
 	if (count)
 		ring_bell(ring);

@@ -20,8 +20,9 @@ static void report(struct seal_rings *rings, struct ring *ring, const struct pen
 	rings->deliver(rings->context, &report);
 }
 
-int ring_forward(struct seal_rings *rings, struct ring *ring, uint32_t place,
-		 const struct seal_command *command)
+/* 0, or -EAGAIN: too many are waiting. */
+static int forward(struct seal_rings *rings, struct ring *ring, uint32_t place,
+		   const struct seal_command *command)
 {
 	for (int i = 0; i < SEAL_RING_PENDING; i++) {
 		struct pending *pending = &ring->pending[i];
@@ -40,6 +41,17 @@ int ring_forward(struct seal_rings *rings, struct ring *ring, uint32_t place,
 		return 0;
 	}
 	return -EAGAIN;
+}
+
+void ring_serve(struct seal_rings *rings, struct ring *ring, uint32_t place,
+		struct seal_command *command)
+{
+	if (!ring_execute(rings, ring, command)) {
+		command->status = forward(rings, ring, place, command);
+		if (!command->status)
+			return;
+	}
+	ring_answer(ring, place, command);
 }
 
 static void finish(struct ring *ring, struct pending *pending, int32_t status)
@@ -89,8 +101,7 @@ int seal_ring_complete(struct seal_rings *rings, uint32_t number, uint64_t handl
 
 		if (file && file->open && !file->stale) {
 			pending->handle = 0;
-			if (ring_execute(rings, ring, was.place, &was.command))
-				ring_answer(ring, was.place, &was.command);
+			ring_serve(rings, ring, was.place, &was.command);
 		} else {
 			finish(ring, pending, -EAGAIN);
 		}

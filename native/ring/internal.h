@@ -84,6 +84,12 @@ void ring_free(struct ring *ring);
 void ring_push(struct ring *ring, const struct seal_ring_event *event);
 void ring_tell_seal(struct ring *ring, uint32_t kind, uint32_t slot);
 
+/* The registration of this number, or NULL. */
+static inline struct registration *ring_file(struct ring *ring, uint32_t file)
+{
+	return file < SEAL_RING_FILES && ring->files[file].is.id ? &ring->files[file] : NULL;
+}
+
 /* table.c: the only writer of slots */
 struct seal_slot *table_live(struct ring *ring, uint32_t slot);
 int64_t table_take(struct ring *ring);
@@ -97,7 +103,6 @@ void table_release(struct ring *ring, uint32_t slot);
 struct seal_guard table_guard(const struct seal_slot *slot, const struct registration *file);
 
 /* registrations.c */
-struct registration *ring_file(struct ring *ring, uint32_t file);
 /* It is given back, and nobody has looked whether it is still mapped. */
 void ring_owe(struct registration *file, const struct seal_slot *slot);
 /* Recall one that is quiet: the step, the news to the client, the report to the service. */
@@ -106,15 +111,14 @@ void ring_recall(struct seal_rings *rings, struct ring *ring, uint32_t slot);
 void ring_report_end(struct seal_rings *rings, struct ring *ring, uint32_t slot, uint64_t was);
 
 /* forward.c */
-/* 0, or -EAGAIN: too many are waiting. */
-int ring_forward(struct seal_rings *rings, struct ring *ring, uint32_t place,
-		 const struct seal_command *command);
+/* Answers an entry that was copied, or leaves it to the service. */
+void ring_serve(struct seal_rings *rings, struct ring *ring, uint32_t place,
+		struct seal_command *command);
 /* How many were aborted. */
 unsigned ring_abort_overdue(struct ring *ring, uint64_t now_ns);
 
-/* commands.c: an entry that was copied. 1: it is answered, 0: it was forwarded. */
-int ring_execute(struct seal_rings *rings, struct ring *ring, uint32_t place,
-		 struct seal_command *command);
+/* commands.c: 1: done, with command->status; 0: it is for the service. */
+int ring_execute(struct seal_rings *rings, struct ring *ring, struct seal_command *command);
 void ring_answer(struct ring *ring, uint32_t place, const struct seal_command *command);
 
 /* consumer.c */

@@ -13,11 +13,6 @@ uint64_t seal_ring_key(uint32_t ring, uint32_t file)
 	return (uint64_t)ring << 32 | file;
 }
 
-struct registration *ring_file(struct ring *ring, uint32_t file)
-{
-	return file < SEAL_RING_FILES && ring->files[file].is.id ? &ring->files[file] : NULL;
-}
-
 /* Takes map over. */
 static int read_map(int map, struct seal_map_extent **out, size_t *count)
 {
