@@ -88,7 +88,7 @@ class Methods:
         return self._ask(seals_messages.Reclaim, seals_messages.SealInfo, seal=seal)
 
     def show(self, seal: str) -> seals_messages.SealInfo:
-        """Answer: SealInfo."""
+        """One seal, also one that is over while it is remembered. Answer: SealInfo."""
         return self._ask(seals_messages.Show, seals_messages.SealInfo, seal=seal)
 
     def seals(
@@ -492,7 +492,7 @@ class Methods:
         return self._ask(admin.StartJob, admin.JobInfo, kind=kind, path=path, key=key)
 
     def job(self, job: str) -> admin.JobInfo:
-        """Answer: JobInfo."""
+        """How far a job is. Answer: JobInfo."""
         return self._ask(admin.ShowJob, admin.JobInfo, job=job)
 
     def jobs(self) -> admin.JobList:
@@ -500,7 +500,7 @@ class Methods:
         return self._ask(admin.Jobs, admin.JobList)
 
     def cancel_job(self, job: str) -> admin.JobInfo:
-        """Answer: JobInfo, of a job that was cancelled or had ended."""
+        """Cancel a job that runs; one that had ended stays as it was. Answer: JobInfo."""
         return self._ask(admin.CancelJob, admin.JobInfo, job=job)
 
     def coverage(
@@ -782,7 +782,7 @@ class AsyncMethods:
         return await self._ask(seals_messages.Reclaim, seals_messages.SealInfo, seal=seal)
 
     async def show(self, seal: str) -> seals_messages.SealInfo:
-        """Answer: SealInfo."""
+        """One seal, also one that is over while it is remembered. Answer: SealInfo."""
         return await self._ask(seals_messages.Show, seals_messages.SealInfo, seal=seal)
 
     async def seals(
@@ -1190,7 +1190,7 @@ class AsyncMethods:
         return await self._ask(admin.StartJob, admin.JobInfo, kind=kind, path=path, key=key)
 
     async def job(self, job: str) -> admin.JobInfo:
-        """Answer: JobInfo."""
+        """How far a job is. Answer: JobInfo."""
         return await self._ask(admin.ShowJob, admin.JobInfo, job=job)
 
     async def jobs(self) -> admin.JobList:
@@ -1198,7 +1198,7 @@ class AsyncMethods:
         return await self._ask(admin.Jobs, admin.JobList)
 
     async def cancel_job(self, job: str) -> admin.JobInfo:
-        """Answer: JobInfo, of a job that was cancelled or had ended."""
+        """Cancel a job that runs; one that had ended stays as it was. Answer: JobInfo."""
         return await self._ask(admin.CancelJob, admin.JobInfo, job=job)
 
     async def coverage(

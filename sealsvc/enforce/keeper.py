@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 _TRIES, _PAUSE = 100, 0.05  # seconds between
 _HANGS_UP = 20  # tries after which one that hangs up is taken for one that is older
-_GREETS = 5  # the first version that knows struct keeper_hello
+GREETS = 5  # the first version that knows struct keeper_hello
 _ENDING = 10.0  # seconds for it to let everything go
 _REPLY = ffi.sizeof("struct keeper_reply")
 _NAMES = lib.KEEPER_BATCH * lib.KEEPER_NAME
@@ -468,7 +468,7 @@ def own(path: str) -> Keeper:
                 # Twice may be one that was about to end; one that is older does so each time.
                 hung_up += 1
                 if hung_up > _HANGS_UP:
-                    raise KeeperUnlike(path, f"of a version before {_GREETS}")
+                    raise KeeperUnlike(path, f"of a version before {GREETS}")
             elif there.version != lib.KEEPER_VERSION:
                 _replace(keeper, there)
             else:

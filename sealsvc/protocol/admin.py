@@ -102,7 +102,7 @@ class StartJob(Keyed, frozen=True, tag="start-job"):
 
 
 class ShowJob(Request, frozen=True, tag="job"):
-    """Answer: JobInfo."""
+    """How far a job is. Answer: JobInfo."""
 
     job: JobId
 
@@ -112,7 +112,7 @@ class Jobs(Request, frozen=True, tag="jobs"):
 
 
 class CancelJob(Request, frozen=True, tag="cancel-job"):
-    """Answer: JobInfo, of a job that was cancelled or had ended."""
+    """Cancel a job that runs; one that had ended stays as it was. Answer: JobInfo."""
 
     job: JobId
 

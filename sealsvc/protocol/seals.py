@@ -170,7 +170,7 @@ class Mapped(Request, frozen=True, tag="mapped"):
 
 
 class Show(Request, frozen=True, tag="show"):
-    """Answer: SealInfo."""
+    """One seal, also one that is over while it is remembered. Answer: SealInfo."""
 
     seal: SealId
 
