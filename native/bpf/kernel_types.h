@@ -45,6 +45,7 @@ struct inode {
 	struct super_block *i_sb;
 	unsigned long i_ino;
 	dev_t i_rdev;
+	loff_t i_size;
 	__u8 i_blkbits;
 	__u32 i_generation;
 };

@@ -6,7 +6,7 @@
 
 #include <bpf/bpf_helpers.h>
 
-#include "sealsvc/bpf_layout.h"
+#include "sealsvc/bpf_trip_layout.h"
 
 /* An operation that will be refused when it asks for permission for this file. */
 struct note {
@@ -50,6 +50,11 @@ struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 1 << 20);
 } seal_events SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 19);
+} seal_trips SEC(".maps");
 
 const volatile struct seal_bpf_set seal_set;
 

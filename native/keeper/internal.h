@@ -50,6 +50,23 @@ void outbox_postpone(void *outbox, int postpone);
 /* Send what was not, or could not be, sent before. */
 void outbox_flush(void *outbox);
 
+/* canary.c */
+struct canary {
+	pthread_mutex_t lock;
+	pthread_cond_t stop;
+	struct seal_rings *rings; /* suspended while it fails */
+	int fd;			  /* -1: none */
+	uint32_t trials, failing; /* enum keeper_canary_trial */
+	uint32_t lapses;	  /* how often it began to fail */
+	int started, stopping;
+	pthread_t thread;
+};
+void canary_init(struct canary *canary, struct seal_rings *rings);
+/* Takes fd over. Both as of the requests, or -errno. */
+int64_t canary_set(struct canary *canary, int fd, uint32_t trials);
+int64_t canary_ask(struct canary *canary);
+void canary_stop(struct canary *canary);
+
 /* serve.c */
 struct keeper {
 	struct seal_gate *gate; /* NULL: the kernel has none */
@@ -58,6 +75,7 @@ struct keeper {
 	struct seal_rings *rings;
 	pthread_mutex_t rings_lock; /* where there is no gate */
 	struct store store;
+	struct canary canary;
 	struct outbox outbox;
 	int owner; /* connection, or -1 */
 	int leaving;

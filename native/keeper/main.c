@@ -167,11 +167,13 @@ int main(int argc, char **argv)
 	result = start_rings(&keeper);
 	if (result)
 		return complain("cannot serve rings", -result);
+	canary_init(&keeper.canary, keeper.rings);
 	/* Once more, so that whoever connects is told this process's pid (unix_listen, SO_PEERCRED). */
 	for (int i = 0; i < 2; i++)
 		if (listener[i] >= 0)
 			listen(listener[i], 16);
 	keeper_serve(&keeper, listener);
+	canary_stop(&keeper.canary);
 	/* The gate asks the rings, whose lock is the gate's. */
 	if (keeper.gate)
 		seal_gate_on_watch(keeper.gate, NULL, NULL);

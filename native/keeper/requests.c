@@ -205,6 +205,12 @@ void keeper_answer(struct keeper *keeper, int connection, const struct keeper_re
 		*result = refuse_overlays(keeper, fd);
 	} else if (request->op == KEEPER_OVERLAYS_REFUSED) {
 		*result = keeper->overlays ? seal_overlays_refused(keeper->overlays) : 0;
+	} else if (request->op == KEEPER_CANARY_SET) {
+		/* Takes fd over. */
+		*result = canary_set(&keeper->canary, fd, request->argument);
+		return;
+	} else if (request->op == KEEPER_CANARY) {
+		*result = canary_ask(&keeper->canary);
 	} else if (request->op == KEEPER_RING) {
 		/* Takes fd over. */
 		*result = keeper_ask_rings(keeper, request, fd, reply, fds);

@@ -308,8 +308,9 @@ static int take_maps_over(struct seal_bpf *bpf)
 	bpf->control = control;
 	bpf->files = map_fd(bpf, "seal_files");
 	bpf->underway = map_fd(bpf, "seal_underway");
-	bpf->ring = ring_buffer__new(map_fd(bpf, "seal_events"), take_event, bpf, NULL);
-	if (!bpf->ring)
+	/* The first is read first: trips do not wait behind refusals. */
+	bpf->ring = ring_buffer__new(map_fd(bpf, "seal_trips"), bpf_take_trip, bpf, NULL);
+	if (!bpf->ring || ring_buffer__add(bpf->ring, map_fd(bpf, "seal_events"), take_event, bpf))
 		return -errno;
 	take_census(bpf);
 	bpf->untracked = bpf->control->untracked;
@@ -383,6 +384,7 @@ void seal_bpf_close(struct seal_bpf *bpf)
 	for (size_t i = 0; i < BPF_PROGRAMS; i++)
 		if (bpf->links[i])
 			bpf_link__destroy(bpf->links[i]);
+	bpf_close_trips(bpf);
 	if (bpf->control)
 		munmap(bpf->control, sizeof(*bpf->control));
 	bpf_object__close(bpf->object);

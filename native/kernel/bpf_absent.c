@@ -66,6 +66,36 @@ int seal_bpf_barrier(struct seal_bpf *bpf, const struct seal_bpf_file *file, uin
 	return -ENOSYS;
 }
 
+int seal_bpf_trip(struct seal_bpf *bpf, const char *object, const char *directory, const char *type)
+{
+	(void)bpf, (void)object, (void)directory, (void)type;
+	return 0;
+}
+
+size_t seal_bpf_trip_programs(const struct seal_bpf *bpf, struct seal_bpf_program *out, size_t max)
+{
+	(void)bpf, (void)out, (void)max;
+	return 0;
+}
+
+size_t seal_bpf_trips(struct seal_bpf *bpf, struct seal_bpf_trip *out, size_t max)
+{
+	(void)bpf, (void)out, (void)max;
+	return 0;
+}
+
+const char *seal_trip_function(uint32_t function)
+{
+	(void)function;
+	return "";
+}
+
+int seal_symbolise(const uint64_t *addresses, size_t count, struct seal_symbol *out)
+{
+	(void)addresses, (void)count, (void)out;
+	return -ENOSYS;
+}
+
 int seal_bpf_fd(const struct seal_bpf *bpf)
 {
 	(void)bpf;

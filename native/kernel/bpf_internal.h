@@ -9,6 +9,8 @@
 #include "bpf_programs.h"
 #include "sealsvc/bpf.h"
 
+#define SEAL_BPF_TRIPS 64
+
 struct seal_bpf {
 	struct bpf_object *object;
 	struct bpf_link *links[BPF_PROGRAMS];
@@ -23,6 +25,11 @@ struct seal_bpf {
 	uint64_t untracked;		  /* as the last barrier saw it */
 	struct seal_bpf_event *events;	  /* where the ring's callback puts them */
 	size_t event_count, event_room;
+	struct seal_bpf_trip trips[SEAL_BPF_TRIPS]; /* read from the ring, and not asked for yet */
+	size_t trip_count;
+	struct bpf_object *trip_objects[SEAL_TRIP_FUNCTIONS];
+	struct bpf_link *trip_links[SEAL_TRIP_FUNCTIONS];
+	struct seal_bpf_program trip_programs[SEAL_TRIP_FUNCTIONS];
 };
 
 /* CLOCK_MONOTONIC, ns: what bpf_ktime_get_ns() gives the programs. */
@@ -38,5 +45,16 @@ int bpf_load(struct seal_bpf *bpf, const char *object, const char *directory, co
 	     char *why, size_t size);
 int bpf_attach(struct seal_bpf *bpf);
 int bpf_pin(struct seal_bpf *bpf, const char *directory);
+
+/* What bpf_trip.c uses of bpf_load.c. `error` is negative; libbpf's last warning is added. */
+void bpf_explain(char *why, size_t size, const char *what, int error);
+int bpf_pin_maps_below(struct bpf_object *object, const char *directory);
+/* In place of a link that is pinned by this name: that one goes when this is in force. */
+int bpf_pin_link(struct bpf_link *link, const char *directory, const char *name);
+
+/* bpf_trip.c */
+int bpf_is_trip(const char *name);
+int bpf_take_trip(void *bpf, void *data, size_t size); /* a ring's callback */
+void bpf_close_trips(struct seal_bpf *bpf);
 
 #endif

@@ -57,7 +57,7 @@ static int keep_warning(enum libbpf_print_level level, const char *format, va_li
 	return 0;
 }
 
-static void explain(char *why, size_t size, const char *what, int error)
+void bpf_explain(char *why, size_t size, const char *what, int error)
 {
 	pthread_mutex_lock(&log_lock);
 	snprintf(why, size, "%s: %s%s%s", what, strerror(-error), last_warning[0] ? ": " : "",
@@ -130,7 +130,7 @@ static void leave_out(struct seal_bpf *bpf, const char *without)
 
 /* Loading */
 
-static int pin_maps_below(struct bpf_object *object, const char *directory)
+int bpf_pin_maps_below(struct bpf_object *object, const char *directory)
 {
 	struct bpf_map *map;
 	char path[PATH_MAX];
@@ -182,7 +182,7 @@ static int load_once(struct seal_bpf *bpf, const char *path, const char *directo
 	if (!result)
 		result = tell_set(object, &set);
 	if (!result)
-		result = pin_maps_below(object, directory);
+		result = bpf_pin_maps_below(object, directory);
 	if (!result)
 		result = bpf_object__load(object);
 	if (result) {
@@ -201,7 +201,7 @@ static int turn_off(struct seal_bpf *bpf, int error)
 
 		if (program->state == SEAL_BPF_ON && !strcmp(program->name, last_program)) {
 			program->state = SEAL_BPF_OFF;
-			explain(program->why, sizeof(program->why), "does not load", error);
+			bpf_explain(program->why, sizeof(program->why), "does not load", error);
 			return 1;
 		}
 	}
@@ -288,7 +288,7 @@ int bpf_load(struct seal_bpf *bpf, const char *path, const char *directory, cons
 		result = load_once(bpf, path, directory);
 	} while (result && result != -EPERM && turn_off(bpf, result));
 	if (result)
-		explain(why, size, "loading BPF LSM programs", result);
+		bpf_explain(why, size, "loading BPF LSM programs", result);
 	return result;
 }
 
@@ -310,7 +310,7 @@ int bpf_attach(struct seal_bpf *bpf)
 			attached++;
 		} else {
 			program->state = SEAL_BPF_OFF;
-			explain(program->why, sizeof(program->why), "does not attach", -errno);
+			bpf_explain(program->why, sizeof(program->why), "does not attach", -errno);
 		}
 	}
 	return attached ? 0 : -EOPNOTSUPP;
@@ -334,7 +334,8 @@ static void sweep(const char *directory)
 	snprintf(path, sizeof(path), "%s/links", directory);
 	listing = opendir(path);
 	while (listing && (entry = readdir(listing))) {
-		if (entry->d_name[0] == '.' || is_known(entry->d_name))
+		if (entry->d_name[0] == '.' || is_known(entry->d_name) ||
+		    bpf_is_trip(entry->d_name))
 			continue;
 		snprintf(path, sizeof(path), "%s/links/%s", directory, entry->d_name);
 		unlink(path);
@@ -343,21 +344,29 @@ static void sweep(const char *directory)
 		closedir(listing);
 }
 
-/* The rename drops the old link, after the new one is in force. A program that does not load now
- * leaves the old one where it is. */
-int bpf_pin(struct seal_bpf *bpf, const char *directory)
+/* The rename drops the old link, after the new one is in force. */
+int bpf_pin_link(struct bpf_link *link, const char *directory, const char *name)
 {
 	char fresh[PATH_MAX], path[PATH_MAX];
 
+	/* bpffs allows no dots in names. */
+	snprintf(path, sizeof(path), "%s/links/%s", directory, name);
+	snprintf(fresh, sizeof(fresh), "%s/links/%s_new", directory, name);
+	unlink(fresh);
+	return bpf_link__pin(link, fresh) || rename(fresh, path) ? -errno : 0;
+}
+
+/* A program that does not load now leaves the old one where it is. */
+int bpf_pin(struct seal_bpf *bpf, const char *directory)
+{
+	int error;
+
 	for (size_t i = 0; i < BPF_PROGRAMS; i++) {
-		if (!bpf->links[i])
-			continue;
-		/* bpffs allows no dots in names. */
-		snprintf(path, sizeof(path), "%s/links/%s", directory, bpf->programs[i].name);
-		snprintf(fresh, sizeof(fresh), "%s/links/%s_new", directory, bpf->programs[i].name);
-		unlink(fresh);
-		if (bpf_link__pin(bpf->links[i], fresh) || rename(fresh, path))
-			return -errno;
+		error = bpf->links[i]
+				? bpf_pin_link(bpf->links[i], directory, bpf->programs[i].name)
+				: 0;
+		if (error)
+			return error;
 	}
 	sweep(directory);
 	return 0;

@@ -206,13 +206,14 @@ static int is_about_a_seal(uint16_t op)
 }
 
 /* 1 when the service is to see to it. */
-static int is_for_the_service(struct ring *ring, const struct seal_command *command)
+static int is_for_the_service(const struct seal_rings *rings, struct ring *ring,
+			      const struct seal_command *command)
 {
 	const struct registration *file;
 
 	if (command->op == SEAL_CMD_GRANT) {
 		file = ring_file(ring, command->file);
-		return file && (file->stale || !file->open);
+		return file && (file->stale || !file->open || rings->suspended);
 	}
 	if (!is_about_a_seal(command->op))
 		return 0;
@@ -228,7 +229,7 @@ int ring_execute(struct seal_rings *rings, struct ring *ring, struct seal_comman
 	command->status = 0;
 	if (is_about_a_seal(command->op))
 		command->status = find(ring, command, &slot);
-	if (!command->status && is_for_the_service(ring, command))
+	if (!command->status && is_for_the_service(rings, ring, command))
 		return 0;
 	if (command->status)
 		return 1;

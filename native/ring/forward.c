@@ -99,7 +99,7 @@ int seal_ring_complete(struct seal_rings *rings, uint32_t number, uint64_t handl
 		struct pending was = *pending;
 		struct registration *file = ring_file(ring, was.command.file);
 
-		if (file && file->open && !file->stale) {
+		if (file && file->open && !file->stale && !rings->suspended) {
 			pending->handle = 0;
 			ring_serve(rings, ring, was.place, &was.command);
 		} else {

@@ -68,6 +68,7 @@ struct seal_rings {
 	uint64_t patience_ns;
 	unsigned calm;	  /* turns since it was lost */
 	uint64_t spin_ns; /* the most of it; any thread's to set */
+	int suspended;	  /* no grants: they are forwarded, and answered with -EAGAIN */
 	int started, stopping;
 	pthread_t thread;
 };

@@ -191,6 +191,13 @@ int seal_ring_is_stale(struct seal_rings *rings, uint32_t number, uint32_t file)
 	return stale;
 }
 
+void seal_rings_suspend(struct seal_rings *rings, int suspended)
+{
+	pthread_mutex_lock(rings->lock);
+	rings->suspended = suspended;
+	pthread_mutex_unlock(rings->lock);
+}
+
 void ring_owe(struct registration *file, const struct seal_slot *slot)
 {
 	const struct seal_guard given = table_guard(slot, file);

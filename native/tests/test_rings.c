@@ -516,8 +516,28 @@ static void test_doorbells(uint32_t spin_us)
 	close_bench(&b);
 }
 
+/* While the canary passes what must be refused: forwarded, and of no use to try again at once. */
+static void test_suspended(void)
+{
+	struct seal_command *entry;
+	struct bench b;
+
+	open_bench(&b, 4);
+	CHECK(grant(&b, 0, BLOCK).status == 0);
+	seal_rings_suspend(b.rings, 1);
+	entry = (void *)(b.commands + (b.mailbox->command_head & 4095));
+	CHECK(!grant(&b, BLOCK, BLOCK).done);
+	CHECK(reports == 1 && last.kind == SEAL_RING_FORWARD);
+	CHECK(seal_ring_complete(b.rings, b.ring, last.handle, SEAL_RING_AGAIN) == 0);
+	CHECK(entry->done && entry->status == -EAGAIN);
+	seal_rings_suspend(b.rings, 0);
+	CHECK(grant(&b, BLOCK, BLOCK).done && reports == 1);
+	close_bench(&b);
+}
+
 int main(void)
 {
+	test_suspended();
 	test_grant_and_return();
 	test_ends_of_seals_that_were_told_of();
 	test_counters();

@@ -43,7 +43,7 @@ def _print(console: Console, status: ServiceStatus) -> None:
     ]
     for enforcer in status.enforcers:
         state = "available" if enforcer.available else f"absent: {enforcer.reason}"
-        rows.append((f"enforcer {enforcer.name}", state))
+        rows.append((f"enforcer {enforcer.name}", "; ".join([state, *enforcer.limits])))
     rows += [(name, str(value)) for name, value in sorted(status.counters.items())]
     console.print(fields(rows))
 

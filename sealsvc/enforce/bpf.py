@@ -20,7 +20,8 @@ from sealsvc.core.errors import Refusal
 from sealsvc.core.model import ByteRange, Conflict, FileId, Kind, Operation
 from sealsvc.enforce import guards, openers
 from sealsvc.enforce.base import Claim, Guard, Hold, Outcome, Report, Verdict
-from sealsvc.enforce.keeper import Keeper
+from sealsvc.enforce.keeper import Keeper, KeeperError, KeeperGone
+from sealsvc.enforce.trips import Trip, Trips
 from sealsvc.linux.filesystem import Filesystem
 from sealsvc.linux.host import Target
 from sealsvc.linux.native import ffi, lib
@@ -42,6 +43,15 @@ _PIDNS = 0xEFFFFFFC  # PROC_PID_INIT_INO, the inode of the initial pid namespace
 _SETATTRS = frozenset({"setattr_by_idmap", "setattr_by_dentry"})
 _ALWAYS = frozenset({"file_permission", "setattr"})
 _RUN = frozenset({"mapped"})  # not attached
+# Of the canary (native/keeper/canary.c): its trials, and the programs that each proves.
+_TRIALS: tuple[tuple[int, str, frozenset[str]], ...] = (
+    (lib.KEEPER_CANARY_TRUNCATE, "truncate", frozenset()),
+    (lib.KEEPER_CANARY_FALLOCATE, "fallocate", frozenset({"fallocate"})),
+    (lib.KEEPER_CANARY_COPY, "copy_file_range", frozenset({"copy"})),
+    (lib.KEEPER_CANARY_IOCTL, "ioctl", frozenset({"file_ioctl"})),
+    (lib.KEEPER_CANARY_ATOMIC, "an atomic write", frozenset({"writev"})),
+)
+_CANARY_TOKEN = (1 << 64) - 2  # no seal's
 SWITCH = Path("/proc/sys/kernel/ftrace_enabled")
 
 
@@ -136,11 +146,11 @@ _CLOSES = {
 _HOLDER_OPERATIONS = frozenset(cover.risk for cover in _COVERS) - {"bpf-open"}
 
 
-def _object() -> Path:
-    """The programs, installed beside the extension module that loads them."""
+def _objects() -> Path:
+    """Where the programs are installed: beside the extension module that loads them."""
     spec = find_spec("_sealsvc_native")
     beside = Path(spec.origin).parent if spec and spec.origin else Path()
-    return beside / "sealsvc" / "bpf" / "seal.bpf.o"
+    return beside / "sealsvc" / "bpf"
 
 
 class _Hold:
@@ -209,6 +219,11 @@ class BpfEnforcer:
         self.keeper = keeper
         self.directory, self.without, self.drain_timeout = directory, without, drain_timeout
         self._bpf: Any = None
+        self._trips: Trips | None = None
+        self._canary: tuple[int, int] | None = None  # device and inode
+        # How often it was not refused: before this service, and since.
+        self._passed_before = self._passed = 0
+        self.on_trip: Callable[[Trip], None] = _untold
         self._missing: dict[str, str] = {}
         self._exclusive: dict[tuple[int, int], set[int]] = {}  # tokens, by device and inode
         self._deliver: Callable[[Report], None] = _nobody
@@ -218,7 +233,7 @@ class BpfEnforcer:
         """Loads, attaches and pins, or takes over what is pinned: what loads is what works."""
         if self._bpf is not None:
             return ""
-        programs = _object()
+        programs = _objects() / "seal.bpf.o"
         if not programs.exists():
             return "built without clang or without libbpf: there are no BPF programs"
         if os.stat("/proc/self/ns/pid").st_ino != _PIDNS:
@@ -241,7 +256,39 @@ class BpfEnforcer:
             self.stop()
             return reason
         lib.seal_bpf_exempt(self._bpf, os.getpid(), _start_time())
+        self._trips = Trips(self._bpf, programs.parent, self.directory)
+        self._set_canary()
         return ""
+
+    def _set_canary(self) -> None:
+        """A file that only the keeper has from now on, guarded as a seal that is being made:
+        what is refused there is not reported."""
+        on = {p.name for p in self._programs() if p.state == lib.SEAL_BPF_ON}
+        trials = sum(trial for trial, _, programs in _TRIALS if programs <= on)
+        size = 2 * lib.KEEPER_CANARY_BLOCK
+        fd = os.memfd_create("sealsvc-canary")
+        try:
+            os.ftruncate(fd, size)
+            key = ffi.new("struct seal_bpf_file *")
+            _check(lib.seal_bpf_identify(fd, key), "fstat")
+            self._canary = (key.device, key.inode)
+            guard = Guard(_CANARY_TOKEN, ByteRange(0, size), 0, False, Verdict.ARMING)
+            self.put(key, 0, True, guard)
+            with suppress(KeeperError):  # of a version that has none
+                self._passed_before += self.keeper.canary(fd, trials)[0]
+        finally:
+            os.close(fd)
+
+    def _try_canary(self) -> str:
+        """Why operations pass that must not; empty when they do not."""
+        if self._canary is None:
+            return ""
+        try:
+            self._passed, failing = self.keeper.try_canary()
+        except KeeperError:
+            return ""
+        passed = [name for trial, name, _ in _TRIALS if failing & trial]
+        return f"on a file of our own these are not refused: {', '.join(passed)}" if passed else ""
 
     def _find_missing(self) -> dict[str, str]:
         """Programs that are off, by name, with the reason."""
@@ -272,10 +319,12 @@ class BpfEnforcer:
         return sum(p.misses for p in self._programs()) if self._bpf is not None else 0
 
     def lapses(self) -> int:
-        """Those of skips() that nothing makes up for."""
+        """Those of skips() that nothing makes up for, and how often the canary began to pass; the
+        keeper tries it whether or not a service lives."""
         if self._bpf is None:
             return 0
-        return sum(p.misses for p in self._programs() if not p.spared)
+        skipped = sum(p.misses for p in self._programs() if not p.spared)
+        return skipped + self._passed_before + self._passed
 
     def unable(self, filesystem: Filesystem, request: Grant) -> str:
         if filesystem.unsupported:
@@ -320,7 +369,10 @@ class BpfEnforcer:
         if self._bpf is None:
             return
         empty = not self._tokens()
-        bpf, self._bpf = self._bpf, None
+        if empty:
+            with suppress(KeeperError, KeeperGone):
+                self.keeper.canary(-1, 0)
+        bpf, self._bpf, self._trips = self._bpf, None, None
         lib.seal_bpf_close(bpf)
         if empty:
             self.unpin()
@@ -328,23 +380,31 @@ class BpfEnforcer:
     def unpin(self) -> None:
         unpin(self.directory)
 
-    def arm(self, filesystem: Filesystem, fd: int) -> None:
-        """Nothing to do: the hooks see descriptors whenever they were opened."""
+    def arm(self, filesystem: Filesystem, fd: int) -> None:  # noqa: ARG002
+        """The hooks see descriptors whenever they were opened; but the functions that the tripwire
+        attaches to are there only once such a file system is mounted."""
+        if self._trips is not None:
+            self._trips.watch(filesystem.type)
+
+    def untripped(self) -> list[str]:
+        return self._trips.missing() if self._trips is not None else []
 
     def forget(self, filesystem: Filesystem | None = None) -> None:
         """Nothing is kept."""
 
     def verify(self) -> str:
         """The kernel calls all programs, LSM programs too, by ftrace, and ceases to without a word
-        when kernel.ftrace_enabled is 0. Pins that are gone would end every refusal with us."""
+        when kernel.ftrace_enabled is 0. Pins that are gone would end every refusal with us. For
+        whatever else there may be, the keeper tries operations that must be refused."""
         if self._bpf is None:
             return ""
         if SWITCH.exists() and SWITCH.read_text().strip() != "1":
             return "the sysctl kernel.ftrace_enabled is off: the kernel runs no BPF programs"
         attached = {p.name for p in self._programs() if p.state == lib.SEAL_BPF_ON} - _RUN
+        attached |= self._trips.attached if self._trips is not None else set()
         if gone := sorted(n for n in attached if not (self.directory / "links" / n).exists()):
             return f"pins below {self.directory}/links are gone: {', '.join(gone)}"
-        return ""
+        return self._try_canary()
 
     # Seals
 
@@ -354,6 +414,7 @@ class BpfEnforcer:
         key = ffi.new("struct seal_bpf_file *")
         _check(lib.seal_bpf_identify(target.fd, key), "fstat")
         hold = _Hold(self, key, target.file, target.filesystem, guard)
+        self.arm(target.filesystem, target.fd)
         with ExitStack() as undo:
             undo.callback(hold.release)
             hold.put()
@@ -423,7 +484,8 @@ class BpfEnforcer:
             out = ffi.new("struct seal_bpf_seal[]", room)
             count = _check(lib.seal_bpf_list(self._bpf, out, room), "bpf_map_get_next_key")
             if count <= room:
-                return [(out[i].file.device, out[i].file.inode, out[i].token) for i in range(count)]
+                rows = [(out[i].file.device, out[i].file.inode, out[i].token) for i in range(count)]
+                return [row for row in rows if row[:2] != self._canary]
             room = count + 64
 
     def _tokens(self) -> set[int]:
@@ -461,6 +523,8 @@ class BpfEnforcer:
             count: int = lib.seal_bpf_events(self._bpf, self._events, _BATCH)
             for i in range(count):
                 self._deliver(_report(self._events[i]))
+            for trip in self._trips.read() if self._trips is not None else ():
+                self.on_trip(trip)
 
     def counters(self) -> dict[str, int]:
         if self._bpf is None:
@@ -490,6 +554,10 @@ def _policy(guard: Guard) -> int:
 
 def _nobody(report: Report) -> None:
     """Between probe and start: what a service before us left in the ring is not ours."""
+
+
+def _untold(trip: Trip) -> None:
+    """Without a service there is no seal to lose."""
 
 
 def _text(raw: Any) -> str:

@@ -279,6 +279,17 @@ class Keeper:
         with suppress(KeeperError):  # its caller was killed meanwhile
             self._call(lib.KEEPER_ABSOLVE, id=waiter, guard={"id": guard})
 
+    def canary(self, fd: int, trials: int) -> tuple[int, int]:
+        """The file on which the keeper tries each second what BPF programs must refuse (-1: none
+        any more). How often the one before began to pass, and the trials that pass now."""
+        said = self._call(lib.KEEPER_CANARY_SET, fd=fd, argument=trials)
+        return said >> 32, said & 0xFFFFFFFF
+
+    def try_canary(self) -> tuple[int, int]:
+        """The same, of this moment."""
+        said = self._call(lib.KEEPER_CANARY)
+        return said >> 32, said & 0xFFFFFFFF
+
     # Rings
 
     def ring(

@@ -143,6 +143,7 @@ def _drop_strays(keeper: Keeper, records: list[journal.Granted], kept: dict[str,
 def _seal(record: journal.Granted, process: Process, holds: list[Hold]) -> Seal:
     progress = record.progress
     seal = Seal(
+        map_since=0,  # also for what the tripwire told while no service lived
         token=record.token,
         id=record.id,
         request=record.request,

@@ -75,7 +75,8 @@ class Seal:
     that a recall is for, `round` counts recalls, so that who waits for one notices the next.
     `place` is where a ring has it, `publish` brings it up to date there; `mark` tells the holder's
     description from others; `may_change` tells that its map is promised to nobody now, `relocating`
-    that its recall may be answered with Quiesce. `asker_uid`
+    that its recall may be answered with Quiesce; `map_since` (CLOCK_MONOTONIC, ns) tells by when
+    the map that is promised now had been read. `asker_uid`
     asked for it (-1: not known), with a request of this `digest` (service/idempotency.py)."""
 
     token: int
@@ -111,6 +112,7 @@ class Seal:
     publish: Callable[[], None] = lambda: None
     may_change: Callable[[], bool] = lambda: False
     relocating: bool = False
+    map_since: int = field(default_factory=time.monotonic_ns)
     place: RingPlace | None = None
     id: str = ""
     asker_uid: int = -1

@@ -8,6 +8,7 @@ after that: whoever is killed in between leaves a record that the next service g
 from __future__ import annotations
 
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -135,7 +136,7 @@ class Life:
     def remap(self, seal: Seal, found: ExtentMap, reason: str) -> None:
         """The recall that a relocation made is over, and `found` is what is promised now."""
         before, seal.map = seal.map, found
-        seal.relocating = False
+        seal.relocating, seal.map_since = False, time.monotonic_ns()
         try:
             self.journal.granted(seal)
             self.step(seal, Step.REMAP, reason)

@@ -43,11 +43,11 @@ async def audit(
     grants: Grants,
     recaller: Recaller,
     chosen: Iterable[Seal],
-    passed: Operation | None = None,
+    passed: str = "",
 ) -> AuditReport:
     """Compare, and declare lost what has drifted or cannot be read any more. Each file system is
-    looked at for itself: one that does not answer keeps no other waiting. `passed` is what was let
-    through before, when that is the reason to look."""
+    looked at for itself: one that does not answer keeps no other waiting. `passed` is what happened
+    before, when that is the reason to look."""
     by_device: dict[int, list[Seal]] = {}
     for seal in chosen:
         by_device.setdefault(seal.file.device, []).append(seal)
@@ -69,7 +69,7 @@ async def _audit_filesystem(
     recaller: Recaller,
     device: int,
     chosen: list[Seal],
-    passed: Operation | None,
+    passed: str,
 ) -> AuditReport:
     checked, drifted, unreadable, lost = 0, list[Drift](), list[str](), list[Seal]()
     looked = 0
@@ -128,9 +128,7 @@ def _promised(seal: Seal, found: _Found) -> bool:
     return seal.map is found.recorded and not seal.may_change()
 
 
-def _drift(
-    grants: Grants, recaller: Recaller, seal: Seal, found: _Found, passed: Operation | None
-) -> Drift:
+def _drift(grants: Grants, recaller: Recaller, seal: Seal, found: _Found, passed: str) -> Drift:
     difference = found.difference
     drift = Drift(
         seal=seal.id,
@@ -142,7 +140,7 @@ def _drift(
     if not seal.drifted:
         recaller.life.events.publish("drift", seal.id, drift=drift)
         grants.registry.drifted(drift, found.recorded, found.present)
-        after = f" after this was let through: {evidence(passed)}" if passed else ""
+        after = f" after {passed}" if passed else ""
         recaller.lose(seal, f"the map differs at {difference.offset}{after}")
     return drift
 

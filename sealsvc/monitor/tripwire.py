@@ -3,6 +3,10 @@
 The gate reports each guarded file on which it let through what is no proven read, some time after
 it did (native/gate/trip.c). A map that differs then means that the judgement was wrong: the seal is
 lost at once, and the operation is named.
+
+With bpf the kernel's own functions tell as well (enforce/trips.py), also of what no enforcer saw.
+Where they are certain, the seal is lost even if the map is the same again when it is read; of the
+rest the map decides.
 """
 
 from __future__ import annotations
@@ -10,8 +14,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from sealsvc.core.model import Operation
+from sealsvc.core.model import FileId, Operation
 from sealsvc.enforce.fanotify import operation_of
+from sealsvc.enforce.trips import Trip
 from sealsvc.lifecycle.grants import Grants
 from sealsvc.lifecycle.recall import Recaller
 from sealsvc.lifecycle.seals import Seal
@@ -20,6 +25,7 @@ from sealsvc.runtime import clock
 from sealsvc.runtime.tasks import Tasks
 
 _OVERLAID_PAUSE = 0.2  # seconds
+_LOOKS = (0.0, 0.1, 1.0)  # seconds before each look at a map after a trip
 _SHARE = 20  # looks at a file take one part in so many of the time
 
 
@@ -28,6 +34,7 @@ class Tripwire:
         self.grants, self.recaller, self.tasks = grants, recaller, tasks
         self._passed: dict[tuple[int, int], Operation] = {}  # since the last look, by file
         self._looking: set[tuple[int, int]] = set()
+        self._following: set[tuple[int, int]] = set()
         self._overlaid: set[int] = set()  # seals, by token
 
     def touched(self, raw: Any) -> None:
@@ -37,6 +44,52 @@ class Tripwire:
         if file not in self._looking:
             self._looking.add(file)
             self.tasks.spawn("tripwire", self._look(file))
+
+    def tripped(self, trip: Trip) -> None:
+        """A function of the kernel changes, or has changed, the map of a sealed range; on the event
+        loop. It may hold the inode's lock still: looking waits for it."""
+        for seal in self._live(trip.file):
+            if _is_certain(trip, seal):
+                self._lose(seal, trip)
+        file = (trip.file.device, trip.file.inode)
+        if file not in self._following:
+            self._following.add(file)
+            self.tasks.spawn("trip", self._follow(trip))
+
+    def _lose(self, seal: Seal, trip: Trip) -> None:
+        self.recaller.lose(seal, f"tripwire: its map was changed: {trip}")
+        self.tasks.spawn("tell a trip", self._tell(seal, trip, "was changed"))
+
+    async def _follow(self, trip: Trip) -> None:
+        """What was not certain, or is not over yet."""
+        file = (trip.file.device, trip.file.inode)
+        try:
+            for pause in _LOOKS:
+                await asyncio.sleep(pause)
+                seals = self._watched(trip.file)
+                report = await audit(self.grants, self.recaller, seals, str(trip))
+                for drift in report.drifted:
+                    seal = next(seal for seal in seals if seal.id == drift.seal)
+                    await self._tell(seal, trip, f"differs at {drift.logical} after a change")
+        finally:
+            self._following.discard(file)
+
+    async def _tell(self, seal: Seal, trip: Trip, what: str) -> None:
+        stack = await self.grants.workers.of("symbols", 1).run(trip.symbols)
+        self.grants.life.events.publish(
+            "alarm",
+            seal.id,
+            reason=f"tripwire: the map of {seal.path} {what}: {trip};"
+            f" its stack: {' < '.join(stack)}",
+        )
+
+    def _live(self, file: FileId) -> list[Seal]:
+        seals = self.grants.life.table.of_inode(file.device, file.inode)
+        return [seal for seal in seals if seal.live and not seal.drifted]
+
+    def _watched(self, file: FileId) -> list[Seal]:
+        """A pinned map is held by the kernel, and looking at it could block (docs/pin.md)."""
+        return [seal for seal in self._live(file) if "pin" not in seal.enforcers]
 
     def overlaid(self, seal: Seal, reason: str) -> None:
         """An overlay reaches the sealed file: what is done through it is seen by nobody, and the
@@ -64,15 +117,12 @@ class Tripwire:
             self._looking.discard(file)
 
     async def _compare(self, file: tuple[int, int], passed: Operation) -> None:
-        # A pinned map is held by the kernel itself, and looking at it could block (docs/pin.md).
-        seals = [
-            seal
-            for seal in self.grants.life.table.of_inode(*file)
-            if seal.live and not seal.drifted and "pin" not in seal.enforcers
-        ]
+        seals = self._watched(FileId(*file))
         if not seals:
             return
-        report = await audit(self.grants, self.recaller, seals, passed)
+        report = await audit(
+            self.grants, self.recaller, seals, f"this was let through: {evidence(passed)}"
+        )
         if report.drifted:
             self.grants.life.events.publish(
                 "alarm",
@@ -81,3 +131,15 @@ class Tripwire:
                 f" through: {evidence(passed)}",
                 seals=[drift.seal for drift in report.drifted],
             )
+
+
+def _is_certain(trip: Trip, seal: Seal) -> bool:
+    """Of a registration, which may have holes, the map decides."""
+    registration = seal.place is not None and seal.place.slot < 0
+    return (
+        trip.certain
+        and trip.time >= seal.map_since
+        and trip.overlaps(seal.effective)
+        and not registration
+        and not seal.may_change()
+    )

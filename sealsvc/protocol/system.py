@@ -117,9 +117,12 @@ class FilesystemList(
 
 
 class EnforcerInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """`limits` are parts that this kernel does not take, each with its reason."""
+
     name: str
     available: bool
     reason: str
+    limits: list[str] = []
 
 
 class RegistryInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -24,6 +24,7 @@ from sealsvc.enforce.keeper import Keeper
 from sealsvc.enforce.keeper_watch import KeeperWatch
 from sealsvc.enforce.overlay_mounts import RISK, OverlayMounts
 from sealsvc.enforce.selection import EnforcerSet
+from sealsvc.enforce.trips import Tripping
 from sealsvc.integrity.channels import PiChannels
 from sealsvc.integrity.service import Integrity
 from sealsvc.integrity.travel import Travel
@@ -140,6 +141,9 @@ class Daemon:
         )
         self.badblocks = BadBlocks(self.recaller, self.events, self.workers)
         self.tripwire = Tripwire(self.grants, self.recaller, self.tasks)
+        for enforcer in enforcers:
+            if isinstance(enforcer, Tripping):
+                enforcer.on_trip = self.tripwire.tripped
         paths = Paths(host, self.workers, policy)
         self.holders = Holders(self.fencing.holder_exited)
         self.rings = (

@@ -14,6 +14,7 @@ from sealsvc.core.model import Kind
 from sealsvc.core.paths import lies_below
 from sealsvc.enforce.base import Enforcer
 from sealsvc.enforce.selection import EnforcerSet
+from sealsvc.enforce.trips import Tripping
 from sealsvc.lifecycle.grants import Grants
 from sealsvc.lifecycle.recall import Recaller
 from sealsvc.lifecycle.returns import Returns
@@ -158,4 +159,5 @@ class System:
 
     def _enforcer(self, enforcer: Enforcer) -> EnforcerInfo:
         reason = self.enforcers.reasons[enforcer.name]
-        return EnforcerInfo(name=enforcer.name, available=not reason, reason=reason)
+        limits = enforcer.untripped() if isinstance(enforcer, Tripping) else []
+        return EnforcerInfo(name=enforcer.name, available=not reason, reason=reason, limits=limits)

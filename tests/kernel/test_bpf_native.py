@@ -30,6 +30,12 @@ class NoKeeper:
     def prover(self, fd: int) -> None:
         pass
 
+    def canary(self, fd: int, trials: int) -> tuple[int, int]:
+        return 0, 0
+
+    def try_canary(self) -> tuple[int, int]:
+        return 0, 0
+
     def drop(self, name: str) -> None:
         pass
 

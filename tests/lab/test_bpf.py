@@ -8,7 +8,7 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
@@ -58,6 +58,12 @@ class NoKeeper:
     def prover(self, fd: int) -> None:
         pass
 
+    def canary(self, fd: int, trials: int) -> tuple[int, int]:
+        return 0, 0
+
+    def try_canary(self) -> tuple[int, int]:
+        return 0, 0
+
     def drop(self, name: str) -> None:
         pass
 
@@ -71,14 +77,15 @@ def bpf(**options: Any) -> BpfEnforcer:
 
 
 @contextmanager
-def scratch(name: str) -> Iterator[Path]:
-    """A mounted file system by its name: xfs, ext4, xfs-dax, ext4-dax."""
+def scratch(name: str, mkfs: Sequence[str] = ()) -> Iterator[Path]:
+    """A mounted file system by its name: xfs, ext4, xfs-dax, ext4-dax; `mkfs` are arguments."""
     fstype, _, dax = name.partition("-")
     if dax:
         with mounted_dax(fstype, reflink=fstype == "xfs") as point:
             yield point
     else:
-        with mounted(fstype, mkfs_args=["-m", "reflink=1"] if fstype == "xfs" else []) as point:
+        reflink = ["-m", "reflink=1"] if fstype == "xfs" else []
+        with mounted(fstype, mkfs_args=[*reflink, *mkfs]) as point:
             yield point
 
 

@@ -47,6 +47,7 @@ def _lines(table: Table) -> Iterator[str]:
     shown = ("fanotify", "bpf", "others", "privilege", "shown")
     columns = "; ".join(f"*{key}*: {KEYS[key]}" for key in shown)
     yield _HEAD.format(versions=versions, judgements=judgements, columns=columns)
+    yield (OPERATIONS / "tripwire.md").read_text()
     yield from _open(table)
     for name, title in _TITLES.items():
         yield f"## {title}\n"

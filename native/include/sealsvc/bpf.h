@@ -6,7 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "sealsvc/bpf_layout.h"
+#include "sealsvc/bpf_trip_layout.h"
 
 struct seal_bpf;
 
@@ -61,7 +61,26 @@ int64_t seal_bpf_list(struct seal_bpf *bpf, struct seal_bpf_seal *out, size_t ma
  * timeout_us are over and that cannot be said. */
 int seal_bpf_barrier(struct seal_bpf *bpf, const struct seal_bpf_file *file, uint32_t timeout_us);
 
-/* Readable while events wait. Owned by `bpf`. */
+/* Attach the tripwire's programs to the functions of a file system type ("xfs", "ext4") that is in the
+ * kernel by now, and pin them below `directory`; once for each type. They tell of each change of a sealed
+ * range's map, by whomever. Returns how many are attached: seal_bpf_trip_programs() has the reasons. */
+int seal_bpf_trip(struct seal_bpf *bpf, const char *object, const char *directory,
+		  const char *type);
+size_t seal_bpf_trip_programs(const struct seal_bpf *bpf, struct seal_bpf_program *out, size_t max);
+/* Those that seal_bpf_events() found in their ring. */
+size_t seal_bpf_trips(struct seal_bpf *bpf, struct seal_bpf_trip *out, size_t max);
+/* The kernel's name of enum seal_trip_function. */
+const char *seal_trip_function(uint32_t function);
+
+#define SEAL_SYMBOL 64
+struct seal_symbol {
+	uint64_t address; /* where it begins; 0: not known */
+	char name[SEAL_SYMBOL];
+};
+/* The kernel's functions that have these addresses. It reads all symbols: some 100 ms. 0 or -errno. */
+int seal_symbolise(const uint64_t *addresses, size_t count, struct seal_symbol *out);
+
+/* Readable while events or trips wait. Owned by `bpf`. */
 int seal_bpf_fd(const struct seal_bpf *bpf);
 size_t seal_bpf_events(struct seal_bpf *bpf, struct seal_bpf_event *out, size_t max);
 uint64_t seal_bpf_lost_events(const struct seal_bpf *bpf);

@@ -48,7 +48,20 @@ enum keeper_op {
 	KEEPER_PROVER,	/* fd: seal_gate_prover */
 	KEEPER_REFUSE_OVERLAYS, /* fd: seal_overlays_refuse */
 	KEEPER_OVERLAYS_REFUSED,
+	KEEPER_CANARY_SET, /* fd: a memfd of two blocks, sealed for BPF; -1: none any more. argument:
+			      the trials. result: as of KEEPER_CANARY, of the one before as well */
+	KEEPER_CANARY, /* tried now. result: how often it began to fail << 32 | those that fail */
 };
+
+/* Operations on the canary's file that must be refused. */
+enum keeper_canary_trial {
+	KEEPER_CANARY_TRUNCATE = 1,
+	KEEPER_CANARY_FALLOCATE = 2,
+	KEEPER_CANARY_COPY = 4,
+	KEEPER_CANARY_IOCTL = 8,
+	KEEPER_CANARY_ATOMIC = 16,
+};
+#define KEEPER_CANARY_BLOCK 4096
 
 /* What is asked of the rings (sealsvc/rings.h), by the names of the functions. */
 enum keeper_ring_op {

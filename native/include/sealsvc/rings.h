@@ -120,6 +120,9 @@ int seal_ring_close(struct seal_rings *rings, uint32_t ring, uint32_t file, int 
 /* 1 when an operation changed, or may have changed, its map since it was freshened. */
 int seal_ring_is_stale(struct seal_rings *rings, uint32_t ring, uint32_t file);
 
+/* Until it is called with 0: no seal is granted natively, and none that is forwarded. */
+void seal_rings_suspend(struct seal_rings *rings, int suspended);
+
 /* The gate's question about a registration, by the number that names it there: SEAL_POLICY_* or -1,
  * with *error as in gate_judge. *unproven: its id when only a proof is missing. The lock is held. */
 int seal_rings_judge(void *rings, uint64_t key, const struct seal_operation *operation,
