@@ -300,13 +300,18 @@ class Holding:
             iomode=IoMode.READ if operation.sole_reader else IoMode.RW,
             kind=kind,
             conflict=conflict,
-            fence=Fence.NONE,
+            # Leases and pins keep no seal that waits without a fence. It is returned long before.
+            fence=Fence.SIGNAL if conflict is Conflict.WAIT else Fence.NONE,
             grace=_GRACE,
             tag="doctor",
         )
         for fd in reply.fds:
             os.close(fd)
         return reply.seal
+
+    @property
+    def pinned(self) -> bool:
+        return self.seal is not None and "pin" in self.seal.enforcers
 
     def recalled(self) -> bool:
         """Whether a recall of our seal has arrived; does not wait."""
@@ -345,6 +350,9 @@ def _observe(operation: Operation, holding: Holding, actor: Actor, before: maps.
     actor.go()
     recalled = _first_event(holding, actor, operation.timeout)
     outcome = actor.outcome(_SETTLE)
+    if outcome is None and holding.pinned:
+        # Looking would wait as the operation does, with the file's lock held (docs/pin.md).
+        return _after_return(Seen(ended=False, recalled=recalled, changed=False), holding, actor)
     changed = not maps.same(before, maps.take(holding.fd), SEALED)
     if outcome is not None:
         return Seen(
