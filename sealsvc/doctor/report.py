@@ -29,6 +29,7 @@ from sealsvc.protocol.seals import Recall, Return, SealInfo
 SEALED = ByteRange(START, LENGTH)
 _GRACE = 20.0  # seconds to return a seal in: far more than a row takes, so that no deadline acts
 _SETTLE = 0.02  # after a recall: long enough for an operation that does not wait to end
+_FENCELESS = ("enforcer-unavailable", "denied")  # what is said to a fence of none, among others
 _RETRY_FOR = 2.0  # try-later passes when the fresh file has come to rest
 _GO_ON_WITHIN = 5.0
 
@@ -293,6 +294,17 @@ class Holding:
                 time.sleep(min(refusal.retry_after or 0.05, 0.5))
 
     def _ask(self, operation: Operation, kind: Kind, conflict: Conflict) -> SealInfo:
+        """Leases and pins keep no seal without a fence; nobody should be signalled without need."""
+        try:
+            return self._ask_with(Fence.NONE, operation, kind, conflict)
+        except Refusal as refusal:
+            if conflict is not Conflict.WAIT or refusal.code not in _FENCELESS:
+                raise
+        return self._ask_with(Fence.SIGNAL, operation, kind, conflict)
+
+    def _ask_with(
+        self, fence: Fence, operation: Operation, kind: Kind, conflict: Conflict
+    ) -> SealInfo:
         reply = self.client.grant(
             [self.fd],
             offset=SEALED.offset,
@@ -300,8 +312,7 @@ class Holding:
             iomode=IoMode.READ if operation.sole_reader else IoMode.RW,
             kind=kind,
             conflict=conflict,
-            # Leases and pins keep no seal that waits without a fence. It is returned long before.
-            fence=Fence.SIGNAL if conflict is Conflict.WAIT else Fence.NONE,
+            fence=fence,
             grace=_GRACE,
             tag="doctor",
         )
