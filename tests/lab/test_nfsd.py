@@ -17,13 +17,13 @@ from pathlib import Path
 
 import pytest
 
-from sealsvc import native
 from sealsvc.client import Client
-from sealsvc.messages import Recall, Return, SealInfo
+from sealsvc.linux import native
+from sealsvc.protocol.seals import Recall, Return, SealInfo
 from tests.bench.lab import nfs
 from tests.lab.dax_files import make
 from tests.lab.pmem import mounted_dax
-from tests.service.conftest import RISKS, Running, served
+from tests.support.service import RISKS, Running, served
 
 MiB = 1 << 20
 PATIENCE = 60.0
