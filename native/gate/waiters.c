@@ -36,6 +36,29 @@ static void announce(struct seal_gate *gate, struct waiter *waiter)
 	gate->counters.held++;
 }
 
+/* A thread of the kernel's NFS server. It serves other clients, of other files, as soon as it has an answer,
+ * and there are few of it: it must not be kept. Who is no kernel thread and calls itself so gets EAGAIN
+ * where it would have waited. */
+static int is_server(const struct seal_report *who)
+{
+	return who->uid == 0 && strcmp(who->comm, "nfsd") == 0;
+}
+
+/* What the caller is told. EBUSY is no error that the NFS server knows: it warns of it in the kernel's log
+ * (nfserrno() in fs/nfsd/vfs.c), and its client gets EIO for it as for ETXTBSY. */
+static int told(const struct waiter *waiter, int error)
+{
+	if (error == EINTR)
+		return EPERM;
+	return error == EBUSY && is_server(&waiter->report) ? ETXTBSY : error;
+}
+
+/* A server is told to try again as soon as the recall has begun: nobody is refused, and nothing crowded. */
+static int tries_again(const struct waiter *waiter, int error)
+{
+	return error == EAGAIN && is_server(&waiter->report);
+}
+
 /* End a waiter: report its end when its beginning was, and have it answered. */
 void gate_finish(struct seal_gate *gate, struct waiter *waiter, int error)
 {
@@ -50,16 +73,16 @@ void gate_finish(struct seal_gate *gate, struct waiter *waiter, int error)
 	if (waiter->reported) {
 		waiter->report.kind = SEAL_REPORT_ENDED;
 		deliver(gate, waiter);
-	} else if (error && error != EINTR) {
+	} else if (error && error != EINTR && !tries_again(waiter, error)) {
 		waiter->report.kind = SEAL_REPORT_REFUSED;
 		waiter->report.waiter = 0;
 		deliver(gate, waiter);
 		gate->counters.refused++;
 	}
-	if (error == EAGAIN)
+	if (error == EAGAIN && !tries_again(waiter, error))
 		gate->counters.crowded++;
 	gate_forget_waiter(gate, waiter);
-	waiter->answer = error == EINTR ? EPERM : error;
+	waiter->answer = told(waiter, error);
 	waiter->next = gate->answers;
 	gate->answers = waiter;
 }
@@ -114,11 +137,18 @@ static int settle(struct seal_gate *gate, struct file *file, struct waiter *wait
 			eventfd_write(gate->wake, 1); /* the minder is to come to it now */
 		return 0;
 	}
-	if (verdict.unproven)
+	if (verdict.unproven) {
 		ask_for_proof(gate, waiter, verdict.unproven);
-	else if (verdict.policy != SEAL_POLICY_ARMING)
+		return 0;
+	}
+	if (verdict.policy != SEAL_POLICY_ARMING)
 		announce(gate, waiter);
-	else if (is_kin(&waiter->report)) {
+	if (is_server(&waiter->report)) {
+		/* NFS4ERR_DELAY: its client asks again until the recall is over. */
+		gate_finish(gate, waiter, EAGAIN);
+		return 1;
+	}
+	if (verdict.policy == SEAL_POLICY_ARMING && is_kin(&waiter->report)) {
 		gate_finish(gate, waiter, EBUSY);
 		return 1;
 	}

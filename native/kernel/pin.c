@@ -38,6 +38,14 @@ int seal_pin(int fd, uint64_t offset, int pipe_ends[2])
 	return error;
 }
 
+int seal_pin_contended(int fd, uint64_t offset)
+{
+	char byte;
+	struct iovec part = {&byte, 1};
+
+	return preadv2(fd, &part, 1, (off_t)offset, RWF_NOWAIT) < 0 && errno == EAGAIN;
+}
+
 /* Where a task sleeps in the kernel: xfs_wait_dax_page, ext4_wait_dax_page, or, for the last close of an
  * unlinked file, dax_break_layout_final. */
 static int waits_for_pages(int32_t tid)

@@ -29,6 +29,7 @@ from sealsvc.protocol.seals import Recall, Return, SealInfo
 SEALED = ByteRange(START, LENGTH)
 _GRACE = 20.0  # seconds to return a seal in: far more than a row takes, so that no deadline acts
 _SETTLE = 0.02  # after a recall: long enough for an operation that does not wait to end
+_FENCELESS = ("enforcer-unavailable", "denied")  # what is said to a fence of none, among others
 _RETRY_FOR = 2.0  # try-later passes when the fresh file has come to rest
 _GO_ON_WITHIN = 5.0
 
@@ -293,6 +294,17 @@ class Holding:
                 time.sleep(min(refusal.retry_after or 0.05, 0.5))
 
     def _ask(self, operation: Operation, kind: Kind, conflict: Conflict) -> SealInfo:
+        """Leases and pins keep no seal without a fence; nobody should be signalled without need."""
+        try:
+            return self._ask_with(Fence.NONE, operation, kind, conflict)
+        except Refusal as refusal:
+            if conflict is not Conflict.WAIT or refusal.code not in _FENCELESS:
+                raise
+        return self._ask_with(Fence.SIGNAL, operation, kind, conflict)
+
+    def _ask_with(
+        self, fence: Fence, operation: Operation, kind: Kind, conflict: Conflict
+    ) -> SealInfo:
         reply = self.client.grant(
             [self.fd],
             offset=SEALED.offset,
@@ -300,13 +312,17 @@ class Holding:
             iomode=IoMode.READ if operation.sole_reader else IoMode.RW,
             kind=kind,
             conflict=conflict,
-            fence=Fence.NONE,
+            fence=fence,
             grace=_GRACE,
             tag="doctor",
         )
         for fd in reply.fds:
             os.close(fd)
         return reply.seal
+
+    @property
+    def pinned(self) -> bool:
+        return self.seal is not None and "pin" in self.seal.enforcers
 
     def recalled(self) -> bool:
         """Whether a recall of our seal has arrived; does not wait."""
@@ -345,6 +361,9 @@ def _observe(operation: Operation, holding: Holding, actor: Actor, before: maps.
     actor.go()
     recalled = _first_event(holding, actor, operation.timeout)
     outcome = actor.outcome(_SETTLE)
+    if outcome is None and holding.pinned:
+        # Looking would wait as the operation does, with the file's lock held (docs/pin.md).
+        return _after_return(Seen(ended=False, recalled=recalled, changed=False), holding, actor)
     changed = not maps.same(before, maps.take(holding.fd), SEALED)
     if outcome is not None:
         return Seen(

@@ -5,7 +5,9 @@ whatever would change the file's blocks, through any descriptor, path or overlay
 net, and off by default: whoever waits there holds the inode's lock, so that everybody's read, write
 and FIEMAP of the file block too, and cannot be killed. docs/pin.md has the rules.
 
-The kernel does not tell who waits: a thread looks for tasks that sleep in dax_break_layout().
+The kernel does not tell who waits. A thread asks of each pinned file whether its lock can be had;
+where it cannot, it looks for tasks that sleep in dax_break_layout(). No argument of a system call
+decides: clones and deduplications name two files, and one of them in the caller's memory.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,13 +36,39 @@ from sealsvc.protocol.seals import Grant
 from sealsvc.protocol.system import Gap
 
 INTERVAL = 0.2  # seconds between two looks for waiters, while something is pinned
+# A file counts as waited for when its lock could not be had for so many seconds, although nobody
+# sleeps for its pages: XFS does not sleep when it breaks the layout of the second of two files
+# (xfs_mmaplock_two_inodes_and_break_dax_layout(), 6.18), but tries again until it succeeds.
+_CONTENDED_FOR = 2.0
+_TRIES, _PAUSE = 5, 0.004  # within a look: writers hold the lock, too, but let go of it
 # Before, break_layouts() asked for pinned pages only while somebody mapped the file
 # (mapping_mapped() in fs/dax.c), and nobody need.
 _SINCE = (6, 15)
 _MAX_WAITERS = 256
-_PATH_MAX = 4096
-_BY_DESCRIPTOR = {77: (0,), 285: (0,), 16: (0,), 326: (0, 2)}  # x86-64: which arguments are fds
-_BY_PATH = {76: 0, 2: 0, 257: 1}  # truncate, open, openat: which argument is a path
+# What breaks no layout: it changes the map of a file with pinned pages at once.
+_UNHELD = {
+    "ext4": {
+        "ext4-move-ext": "EXT4_IOC_MOVE_EXT (e4defrag) does not wait for pinned pages",
+        "ext4-swap-boot": "EXT4_IOC_SWAP_BOOT does not wait for pinned pages",
+        "ext4-inode-flags": "chattr +j and -e (FS_IOC_SETFLAGS, EXT4_IOC_MIGRATE) do not wait for"
+        " pinned pages",
+    },
+    "xfs": {"xfs-swapext": "XFS_IOC_SWAPEXT (xfs_fsr) does not wait for pinned pages"},
+}
+_GAPS = {
+    type: tuple(Gap(risk=risk, kinds=[Kind.SHARED], why=why) for risk, why in unheld.items())
+    for type, unheld in _UNHELD.items()
+}
+# x86-64: which arguments of ftruncate, fallocate, ioctl and copy_file_range are descriptors.
+_DESCRIPTORS = {77: (0,), 285: (0,), 16: (0, 2), 326: (0, 2)}
+_UNKNOWN = Operation(
+    name="hidden",
+    offset=0,
+    length=0,
+    pid=0,
+    detail="the file's lock is held, by whom cannot be seen: a clone or deduplication of a pinned"
+    " file does not sleep while it waits",
+)
 
 
 class _Pin:
@@ -48,8 +76,9 @@ class _Pin:
 
     apart = True
 
-    def __init__(self, enforcer: PinEnforcer, file: FileId, token: int) -> None:
-        self.enforcer, self.file, self.token = enforcer, file, token
+    def __init__(self, enforcer: PinEnforcer, file: FileId, guard: Guard) -> None:
+        self.enforcer, self.file = enforcer, file
+        self.token, self.offset = guard.token, guard.range.offset
         self.anchor = -1
         self.pipe: list[int] = []
 
@@ -84,7 +113,8 @@ class PinEnforcer:
         self.keeper, self.interval = keeper, interval
         self._lock = threading.Lock()
         self._pins: dict[int, _Pin] = {}
-        self._waiters: dict[int, _Waiter] = {}  # by task
+        self._waiters: dict[tuple[int, int], _Waiter] = {}  # by task (0: unknown) and token
+        self._contended: dict[int, float] = {}  # since when, by token
         self._numbers = itertools.count(1)
         self._reports: list[Report] = []
         self._deliver: Callable[[Report], None] = _nobody
@@ -115,11 +145,8 @@ class PinEnforcer:
             return "pins do not keep others from opening the file"
         return ""
 
-    def gaps(self, filesystem: Filesystem, kind: Kind) -> tuple[Gap, ...]:  # noqa: ARG002 (interface)
-        if filesystem.type != "xfs":
-            return ()
-        why = "XFS_IOC_SWAPEXT does not wait for pinned pages"
-        return (Gap(risk="xfs-swapext", kinds=[Kind.SHARED], why=why),)
+    def gaps(self, filesystem: Filesystem, kind: Kind) -> tuple[Gap, ...]:
+        return tuple(gap for gap in _GAPS.get(filesystem.type, ()) if kind in gap.kinds)
 
     def closes(self, filesystem: Filesystem, kind: Kind) -> frozenset[str]:  # noqa: ARG002
         return frozenset({OVERLAY_RISK}) if filesystem.dax else frozenset()
@@ -142,7 +169,7 @@ class PinEnforcer:
     def hold(self, target: Target, guard: Guard) -> _Pin:
         if not has_dax(target.fd):
             raise Refusal("not-dax", f"{target.path} is not a DAX file", {"path": target.path})
-        pin = _Pin(self, target.file, guard.token)
+        pin = _Pin(self, target.file, guard)
         # Before the pin: opening must not wait on it.
         pin.anchor = os.open(f"/proc/self/fd/{target.fd}", os.O_RDONLY | os.O_CLOEXEC)
         ends = ffi.new("int[2]")
@@ -178,7 +205,7 @@ class PinEnforcer:
     def reclaim(self, claims: list[Claim], kept: dict[str, int]) -> dict[int, Hold]:
         holds: dict[int, Hold] = {}
         for claim in claims:
-            pin = _Pin(self, claim.file, claim.guard.token)
+            pin = _Pin(self, claim.file, claim.guard)
             fds = [kept[name] for name in pin.names if name in kept]
             if len(fds) == len(pin.names):
                 *pin.pipe, pin.anchor = map(os.dup, fds)
@@ -219,25 +246,51 @@ class PinEnforcer:
             self._deliver(report)
 
     def _watch(self) -> None:
-        found = ffi.new("struct seal_pin_waiter[]", _MAX_WAITERS)
         while not self._stopping:
             with self._lock:
                 idle = not self._pins and not self._waiters
             self._wake.wait(None if idle else self.interval)
             self._wake.clear()
-            count = 0 if idle else int(lib.seal_pin_waiters(found, _MAX_WAITERS))
-            self._compare({found[i].tid: found[i] for i in range(min(max(count, 0), _MAX_WAITERS))})
+            if not self._stopping:
+                contended = self._in_contention()
+                self._compare(contended, _sleepers() if contended else {})
 
-    def _compare(self, now: dict[int, Any]) -> None:
-        """Who has come, who has gone."""
+    def _in_contention(self) -> list[_Pin]:
+        """The pins of files whose lock cannot be had."""
         with self._lock:
             pins = list(self._pins.values())
-        reports = [self._ended(self._waiters.pop(tid)) for tid in self._waiters.keys() - now.keys()]
-        for tid in now.keys() - self._waiters.keys():
-            for pin in _pins_of(now[tid], pins):
-                waiter = _Waiter(next(self._numbers), pin, _operation(now[tid]))
-                self._waiters[tid] = waiter
-                reports.append(self._report(Outcome.HELD, waiter))
+        for _ in range(_TRIES):
+            pins = [pin for pin in pins if self._is_contended(pin)]
+            if not pins:
+                break
+            time.sleep(_PAUSE)
+        now = time.monotonic()
+        self._contended = {pin.token: self._contended.get(pin.token, now) for pin in pins}
+        return pins
+
+    def _is_contended(self, pin: _Pin) -> bool:
+        with self._lock:  # its anchor is not closed meanwhile
+            return pin.token in self._pins and is_contended(pin.anchor, pin.offset)
+
+    def _compare(self, contended: list[_Pin], sleepers: dict[int, Any]) -> None:
+        """Who has come, who has gone."""
+        found = {
+            (tid, pin.token): (pin, sleeper)
+            for tid, sleeper in sleepers.items()
+            for pin in _pins_of(sleeper, contended)
+        }
+        met = {token for _, token in found}
+        long_ago = time.monotonic() - _CONTENDED_FOR
+        for pin in contended:
+            if pin.token not in met and self._contended[pin.token] < long_ago:
+                found[0, pin.token] = (pin, None)
+        gone = self._waiters.keys() - found.keys()
+        reports = [self._ended(self._waiters.pop(key)) for key in gone]
+        for key in found.keys() - self._waiters.keys():
+            pin, sleeper = found[key]
+            operation = _UNKNOWN if sleeper is None else _operation(sleeper)
+            self._waiters[key] = _Waiter(next(self._numbers), pin, operation)
+            reports.append(self._report(Outcome.HELD, self._waiters[key]))
         if reports:
             with self._lock:
                 self._reports += reports
@@ -261,62 +314,41 @@ def _nobody(report: Report) -> None:
     raise RuntimeError(f"a report before start: {report}")
 
 
-def _pins_of(waiter: Any, pins: list[_Pin]) -> list[_Pin]:
-    """The pins of the file that a task waits on; all of them when that cannot be told: one recall
-    too many does less harm than a wait without end."""
-    if waiter.tgid == os.getpid():
-        return []
-    files = set(_files_of(waiter))
-    found = [pin for pin in pins if (pin.file.device, pin.file.inode) in files]
-    return found or ([] if files else pins)
+def is_contended(fd: int, offset: int) -> bool:
+    """Whether whoever reads the file of `fd` would wait: then somebody may be waiting on its pin.
+    Does not wait."""
+    return bool(lib.seal_pin_contended(fd, offset))
 
 
-def _files_of(waiter: Any) -> Iterator[tuple[int, int]]:
-    """(device, inode) of what the system call names. What lies behind an overlay is named by
-    nothing that can be seen from here."""
-    call = waiter.call
-    base = f"/proc/{waiter.tgid}"
-    names = [f"{base}/fd/{call.args[i]}" for i in _BY_DESCRIPTOR.get(call.nr, ())]
-    if call.nr in _BY_PATH:
-        names += _path_of(waiter, call.args[_BY_PATH[call.nr]], call.args[0])
-    for name in names:
+def _sleepers() -> dict[int, Any]:
+    """The tasks of others that sleep in the kernel for pages that are in use, by their numbers."""
+    found = ffi.new("struct seal_pin_waiter[]", _MAX_WAITERS)
+    count = min(max(int(lib.seal_pin_waiters(found, _MAX_WAITERS)), 0), _MAX_WAITERS)
+    # An element alone does not keep the array: it is copied.
+    sleepers = [ffi.new("struct seal_pin_waiter *", found[i])[0] for i in range(count)]
+    return {int(s.tid): s for s in sleepers if s.tgid != os.getpid()}
+
+
+def _pins_of(waiter: Any, contended: list[_Pin]) -> list[_Pin]:
+    """The pins that a task waits on: of those whose lock is held, where descriptors among its
+    arguments name one or more, these; else all, for what it waits for may be named by a path, in
+    its memory, or by nothing. One recall too many does less harm than a wait without end."""
+    if len(contended) == 1:
+        return contended
+    inodes = _inodes_of(waiter)
+    return [pin for pin in contended if pin.file.inode in inodes] or contended
+
+
+def _inodes_of(waiter: Any) -> set[int]:
+    """Of the descriptors that the system call names. Their files are not touched: one of FUSE may
+    never answer."""
+    found = set[int]()
+    for argument in _DESCRIPTORS.get(waiter.call.nr, ()):
         with suppress(OSError):
-            st = os.stat(name)
-            if _is_overlay(name):
-                return
-            yield st.st_dev, st.st_ino
-
-
-def _path_of(waiter: Any, address: int, directory: int) -> list[str]:
-    base = f"/proc/{waiter.tgid}"
-    try:
-        with Path(f"{base}/mem").open("rb", buffering=0) as memory:
-            memory.seek(address)
-            path = os.fsdecode(memory.read(_PATH_MAX).split(b"\0", 1)[0])
-    except (OSError, ValueError):
-        return []
-    if path.startswith("/"):
-        return [f"{base}/root{path}"]
-    at = _c_int(directory)
-    start = f"{base}/cwd" if waiter.call.nr != 257 or at < 0 else f"{base}/fd/{at}"
-    return [f"{start}/{path}"]
-
-
-def _c_int(word: int) -> int:
-    """A register as the C int that it carries (AT_FDCWD is negative)."""
-    low = word & 0xFFFFFFFF
-    return low - (1 << 32) if low >> 31 else low
-
-
-def _is_overlay(name: str) -> bool:
-    fd = os.open(name, os.O_PATH | os.O_CLOEXEC)
-    try:
-        info = Path(f"/proc/self/fdinfo/{fd}").read_text()
-    finally:
-        os.close(fd)
-    found = re.search(r"^mnt_id:\s*(\d+)", info, re.M)
-    mounts = Path("/proc/self/mountinfo").read_text()
-    return bool(found and re.search(rf"^{found[1]} .* - overlay ", mounts, re.M))
+            number = waiter.call.args[argument]
+            told = Path(f"/proc/{waiter.tgid}/fdinfo/{number}").read_text()
+            found |= {int(inode) for inode in re.findall(r"^ino:\s*(\d+)", told, re.M)}
+    return found
 
 
 def _operation(waiter: Any) -> Operation:

@@ -310,6 +310,7 @@ class Grants:
                 raise Refusal("enforcer-unavailable", "; ".join(why), {"enforcers": why})
             gaps = (*chosen.gaps(target.filesystem, request.kind), *host.gaps(target))
             risks = self.policy.accept(gaps)
+            self.policy.refuse_endless_wait(request, chosen.names)
             # Through overlays: seen, or an accepted risk?
             overlaid = overlay_mounts.RISK in risks or chosen.sees(
                 overlay_mounts.RISK, target.filesystem, request.kind

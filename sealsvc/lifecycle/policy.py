@@ -197,6 +197,19 @@ class Policy:
     def accepts(self, risk: str) -> bool:
         return bool({"all", risk} & set(self.section.accept_risks))
 
+    def refuse_endless_wait(self, request: Grant, enforcers: list[str]) -> None:
+        """A pin cannot turn to refusing when a recall's deadline passes, as other enforcers do:
+        whoever waits on one, and everybody who then reads or writes the file, cannot be killed and
+        goes on only when the seal ends."""
+        if "pin" in enforcers and request.fence is Fence.NONE:
+            raise Refusal(
+                "denied",
+                "this seal would be kept by a pin (docs/pin.md), and with fence none whoever waits"
+                " on it might wait for ever: ask for fence signal or kill, or take pin out of"
+                " enforcers.use",
+                {"fence": request.fence, "enforcers": enforcers},
+            )
+
     def admit_ring(
         self, peer: Peer, slots: int, size: int, rings: Iterable[RingShare], table: SealTable
     ) -> None:

@@ -11,6 +11,7 @@ from sealsvc.core import extents
 from sealsvc.core.errors import Refusal
 from sealsvc.core.extents import ExtentMap
 from sealsvc.core.model import ByteRange, Operation
+from sealsvc.enforce.pin import is_contended
 from sealsvc.lifecycle.grants import Grants
 from sealsvc.lifecycle.recall import Recaller
 from sealsvc.lifecycle.seals import Seal
@@ -83,9 +84,6 @@ async def _audit_filesystem(
                 if _errno(found) in _DEAD and not seal.drifted:
                     recaller.lose(seal, f"its map cannot be read any more: {found}")
                     lost.append(seal)
-            elif "pin" in seal.enforcers:
-                reason = f"{seal.id}: its map is pinned: looking could block (docs/pin.md)"
-                unreadable.append(reason)
             else:
                 checked += 1
                 if found is not None and _promised(seal, found):
@@ -104,8 +102,6 @@ async def _audit_filesystem(
 
 async def present_map(grants: Grants, seal: Seal) -> ExtentMap:
     """The sealed range's map of this moment."""
-    if "pin" in seal.enforcers:
-        raise Refusal("io-error", "its map is pinned: looking could block (docs/pin.md)")
     looking = grants.workers.of(("audit", seal.file.device), 1).run(_present, grants, seal)
     try:
         found = await asyncio.wait_for(looking, _PATIENCE)
@@ -199,6 +195,9 @@ async def _look(grants: Grants, device: int, batch: list[Seal]) -> list[_Look]:
 
 
 def _present(grants: Grants, seal: Seal) -> ExtentMap:
+    if "pin" in seal.enforcers and is_contended(seal.hold.anchor, seal.effective.offset):
+        # FIEMAP would wait for the lock, unkillably, until the pin is let go.
+        raise Refusal("io-error", "its map is pinned, and its lock is held (docs/pin.md)")
     return grants.host.look(seal.hold.anchor, seal.file, seal.effective)
 
 
@@ -211,10 +210,7 @@ def _look_at(grants: Grants, batch: list[Seal], found: list[_Look]) -> None:
 
 
 def _difference(grants: Grants, seal: Seal) -> _Found | None:
-    pinned = "pin" in seal.enforcers
-    now = grants.host.look(seal.hold.anchor, seal.file, None if pinned else seal.effective)
-    if pinned:
-        return None
+    now = _present(grants, seal)
     recorded = seal.map
     for span in _promised_spans(seal, recorded):
         if found := extents.first_difference(recorded, now, span):

@@ -19,6 +19,7 @@ from sealsvc.enforce.pin import PinEnforcer
 from sealsvc.linux import native
 from sealsvc.protocol.seals import List, Recall, Reclaim, Return
 from sealsvc.protocol.system import Audit
+from tests.lab.dax_files import make
 from tests.lab.kernels import SERIES
 from tests.lab.pmem import mounted_dax
 from tests.support.service import Running, served
@@ -36,6 +37,26 @@ HELD = {
     "collapse": "sc.fallocate(os.open(path, os.O_RDWR), 8, 65536, 65536)",
     "insert": "sc.fallocate(os.open(path, os.O_RDWR), 32, 65536, 65536)",
 }
+# Two files are named: the pinned one by any of the arguments, and some of them in memory. XFS locks
+# them in the order of their inode numbers, and does not sleep for the pages of the second.
+SHARED = {
+    "clone-of": "sc.clone(os.open(over, os.O_RDWR), os.open(path, os.O_RDONLY))",
+    "clone-over": "sc.clone(os.open(path, os.O_RDWR), os.open(over, os.O_RDONLY))",
+    "clone-range-of": "sc.clone_range(os.open(over, os.O_RDWR), os.open(path, os.O_RDONLY),"
+    " 0, 65536)",
+    "dedupe-of": "sc.dedupe_range(os.open(path, os.O_RDONLY), os.open(over, os.O_RDWR), 0, 4096)",
+    "dedupe-over": "sc.dedupe_range(os.open(over, os.O_RDONLY), os.open(path, os.O_RDWR), 0, 4096)",
+    "copy-of": "os.copy_file_range(os.open(path, os.O_RDONLY), os.open(over, os.O_RDWR), 65536,"
+    " 0, 0)",
+    "copy-over": "os.copy_file_range(os.open(over, os.O_RDONLY), os.open(path, os.O_RDWR), 65536,"
+    " 0, 0)",
+}
+WRITES = """
+fd = os.open(path, os.O_RDWR)
+while True:
+    os.pwrite(fd, b"x" * 262144, 0)
+"""
+SWAPS_BOOT = "sc.ext4_command(os.open(path, os.O_RDWR), 0x6611)"
 FREE = {
     "read": "os.pread(os.open(path, os.O_RDONLY), 4096, 0)",
     "write": "os.pwrite(os.open(path, os.O_RDWR), b'x' * 4096, 8192)",
@@ -100,10 +121,15 @@ def overlaid(root: Path) -> Iterator[Path]:
 
 
 def granted(client: Client, file: Path) -> str:
-    reply = client.grant(path=str(file), kind="shared", grace=100)
+    reply = client.grant(path=str(file), kind="shared", fence="signal", grace=100)
     os.close(reply.fds[0])
     assert reply.seal.enforcers == ["pin"]
     return reply.seal.id
+
+
+def is_xfs(root: Path) -> bool:
+    mounts = Path("/proc/mounts").read_text()
+    return f" {root} xfs " in mounts
 
 
 def refusal(call: Callable[[], object]) -> Refusal:
@@ -122,6 +148,25 @@ def test_a_change_waits_is_found_and_goes_on(running: Running, file: Path, name:
             assert recall.operation is not None
             assert recall.operation.pid == intruder.pid
             time.sleep(0.3)
+            assert intruder.poll() is None
+            client.call(Return, seal=seal)
+            assert intruder.wait(30) == 0
+
+
+@pytest.mark.parametrize("other_first", [True, False])
+@pytest.mark.parametrize("name", SHARED)
+def test_sharing_a_pinned_file_has_it_recalled(
+    running: Running, root: Path, file: Path, name: str, other_first: bool
+) -> None:
+    """One of the two orders spins in the kernel, unkillably, until the pin is let go."""
+    if not is_xfs(root):
+        pytest.skip("ext4 shares no blocks")
+    made = [make(root / f"{name}-{number}", MiB) for number in range(2)]
+    other, path = sorted(made, key=lambda path: path.stat().st_ino, reverse=not other_first)
+    with Client(str(running.socket), timeout=60) as client:
+        seal = granted(client, path)
+        with intruding(path, SHARED[name], str(other)) as intruder:
+            assert next(p for p in client.pushes(30) if isinstance(p, Recall)).seal == seal
             assert intruder.poll() is None
             client.call(Return, seal=seal)
             assert intruder.wait(30) == 0
@@ -155,7 +200,7 @@ def test_a_pinned_file_can_be_unlinked_and_its_holder_can_map(running: Running, 
     path = root / "doomed"
     path.write_bytes(bytes(MiB))
     with Client(str(running.socket), timeout=60) as client:
-        reply = client.grant(path=str(path), kind="shared", grace=100)
+        reply = client.grant(path=str(path), kind="shared", fence="signal", grace=100)
         with mmap.mmap(reply.fds[0], MiB) as mapping:
             os.close(reply.fds[0])
             path.unlink()
@@ -180,14 +225,25 @@ def test_pins_outlive_the_service(running: Running, file: Path) -> None:
             assert intruder.wait(30) == 0
 
 
-def test_one_seal_a_file_and_no_looking(running: Running, file: Path) -> None:
+def test_one_seal_a_file(running: Running, file: Path) -> None:
     with Client(str(running.socket), timeout=60) as client:
         seal = granted(client, file)
         assert refusal(lambda: granted(client, file)).code == "seal-conflict"
-        report = client.call(Audit).result
-        assert report.checked == 0
-        assert "pinned" in report.unreadable[0]
         client.call(Return, seal=seal)
+
+
+def test_a_pinned_map_is_looked_at_unless_somebody_waits(running: Running, file: Path) -> None:
+    with Client(str(running.socket), timeout=60) as client:
+        seal = granted(client, file)
+        report = client.call(Audit).result
+        assert (report.checked, report.drifted, report.unreadable) == (1, [], [])
+        with intruding(file, HELD["punch"]) as intruder:
+            assert next(p for p in client.pushes(30) if isinstance(p, Recall)).seal == seal
+            report = client.call(Audit).result
+            assert report.checked == 0
+            assert "its lock is held" in report.unreadable[0]
+            client.call(Return, seal=seal)
+            assert intruder.wait(30) == 0
 
 
 @pytest.mark.lab(kernel=SERIES)
@@ -210,9 +266,53 @@ def test_they_are_taken_only_where_they_hold(file: Path) -> None:
     assert held == (why_not == ""), why_not
 
 
+def test_who_writes_all_the_time_recalls_nothing(running: Running, file: Path) -> None:
+    """Writers hold the lock that is looked at, but not on end."""
+    with Client(str(running.socket), timeout=60) as client:
+        seal = granted(client, file)
+        with intruding(file, WRITES), intruding(file, WRITES):
+            assert not [push for push in client.pushes(6) if isinstance(push, Recall)]
+        client.call(Return, seal=seal)
+
+
 def test_what_pins_cannot_do_is_refused(running: Running, file: Path) -> None:
     with Client(str(running.socket), timeout=60) as client:
         for fields in ({"kind": "exclusive"}, {"kind": "shared", "conflict": "refuse"}):
             found = refusal(lambda fields=fields: client.grant(path=str(file), **fields))
             assert found.code == "enforcer-unavailable"
             assert "pin:" in found.message
+
+
+def test_a_fence_of_none_is_refused(running: Running, file: Path) -> None:
+    """Whoever waits on a pin cannot be told EBUSY when the deadline has passed."""
+    with Client(str(running.socket), timeout=60) as client:
+        found = refusal(lambda: client.grant(path=str(file), kind="shared", fence="none"))
+        assert (found.code, found.details["fence"]) == ("denied", "none")
+        granted(client, file)  # nothing was left behind
+
+
+UNHELD = {
+    "ext4": ["ext4-move-ext", "ext4-swap-boot", "ext4-inode-flags"],
+    "xfs": ["xfs-swapext"],
+}
+
+
+def test_what_waits_for_no_pin_is_a_risk_by_name(root: Path, file: Path, tmp_path: Path) -> None:
+    with (
+        served(Running(tmp_path, [root], '[enforcers]\nuse = ["pin"]\n')) as careful,
+        Client(str(careful.socket), timeout=60) as client,
+    ):
+        found = refusal(lambda: granted(client, file))
+    assert found.code == "risk-not-accepted"
+    assert found.details["risks"] == UNHELD["xfs" if is_xfs(root) else "ext4"]
+
+
+def test_what_waits_for_no_pin_is_found_by_the_audit(running: Running, root: Path) -> None:
+    if is_xfs(root):
+        pytest.skip("EXT4_IOC_SWAP_BOOT")
+    file = make(root / "swapped", MiB)
+    with Client(str(running.socket), timeout=60) as client:
+        seal = granted(client, file)
+        with intruding(file, SWAPS_BOOT) as intruder:
+            assert intruder.wait(30) == 0
+        assert [drift.seal for drift in client.call(Audit).result.drifted] == [seal]

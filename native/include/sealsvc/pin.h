@@ -12,6 +12,12 @@
  * enough, since file systems wait for all pages of the mapping. Closing both ends lets go. 0 or -errno. */
 int seal_pin(int fd, uint64_t offset, int pipe_ends[2]);
 
+/* Whether the lock that reads take (XFS_IOLOCK, inode->i_rwsem) cannot be had at once: a read that does not
+ * wait says so (xfs_ilock_iocb, ext4_dax_read_iter). Whoever waits on a pin holds it, by whatever system call,
+ * kernel thread or overlay it came, and so does a clone that spins on one in
+ * xfs_mmaplock_two_inodes_and_break_dax_layout(); but so does, for a moment, anybody who writes. */
+int seal_pin_contended(int fd, uint64_t offset);
+
 struct seal_pin_waiter {
 	int32_t tid, tgid;
 	struct seal_syscall call;

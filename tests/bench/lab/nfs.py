@@ -18,23 +18,25 @@ def _run(*command: str) -> None:
 
 
 @contextmanager
-def exported(root: Path, client: Path) -> Iterator[None]:
-    """Export `root` with block layouts, and mount it on `client`."""
+def exported(root: Path, client: Path, layouts: bool = True) -> Iterator[None]:
+    """Export `root`, with block layouts or without, and mount it on `client`."""
     _run("modprobe", "-a", "nfsd", "nfs", "nfsv4", "blocklayoutdriver")
     for name in ("rpc_pipefs", "v4recovery", "sm", "nfsdcld"):
         (_STATE / name).mkdir(parents=True, exist_ok=True)
     _run("mount", "-t", "nfsd", "nfsd", "/proc/fs/nfsd")
     _run("mount", "-t", "rpc_pipefs", "rpc_pipefs", str(_STATE / "rpc_pipefs"))
     Path("/run/rpc_pipefs").symlink_to(_STATE / "rpc_pipefs")
-    options = "rw,no_root_squash,insecure,pnfs,fsid=0,no_subtree_check"
+    options = "rw,no_root_squash,insecure,fsid=0,no_subtree_check"
+    options += ",pnfs" if layouts else ",no_pnfs"
     Path("/etc/exports").write_text(f"{root} 127.0.0.1({options})\n")
     _run("exportfs", "-ra")
     _run("nfsdcld")
     _run("rpc.mountd")
     _run("rpc.nfsd", "-N", "3", "4")
-    _run("blkmapd")
     client.mkdir()
-    time.sleep(2)  # blkmapd looks for devices before it answers for them
+    if layouts:
+        _run("blkmapd")
+        time.sleep(2)  # it looks for devices before it answers for them
     _run("mount", "-t", "nfs4", "-o", "vers=4.2,sec=sys", "127.0.0.1:/", str(client))
     try:
         yield
