@@ -43,6 +43,7 @@ from sealsvc.protocol.admin import JobInfo, JobKind
 from sealsvc.protocol.relocation import Relocate
 from sealsvc.protocol.seals import Grant, SealInfo
 from sealsvc.runtime import clock, faults
+from sealsvc.runtime.limits import leaves_as_many
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -87,6 +88,10 @@ class Relocations:
             file = await self._jobs.paths.identify(path, request.below or ["/"])
             if path == request.path:
                 found = file
+        mine = sum(running.principal == request.principal for running in self._running.values())
+        if request.principal and not leaves_as_many(mine, len(self._running), _RUNNING):
+            message = f"{len(self._running)} relocations are under way, {mine} of them for who asks"
+            raise Refusal("limit-reached", message, retry_after=5.0)
         record = Record(
             id=secrets.token_hex(8),
             path=request.path,
