@@ -36,8 +36,8 @@ from sealsvc.runtime.users import User, Users
 
 log = logging.getLogger(__name__)
 
-_RUNNING = 8  # copies at a time
-_RUNNING_EACH = 2  # of one user that is no operator
+RUNNING = 8  # copies at a time
+RUNNING_EACH = 2  # of one user that is no operator
 _LINE = 256 * 1024
 _END_WITHIN = 30.0  # seconds that a cancelled copy has to tell how far it came
 
@@ -128,9 +128,9 @@ class CopyJobs:
             for job in running
         )
         operator = self._policy.is_operator(peer)
-        full = len(running) >= _RUNNING or (not operator and mine >= _RUNNING_EACH)
+        full = len(running) >= RUNNING or (not operator and mine >= RUNNING_EACH)
         alone = operator and not principal
-        if full or not (alone or leaves_as_many(mine, len(running), _RUNNING)):
+        if full or not (alone or leaves_as_many(mine, len(running), RUNNING)):
             message = f"{len(running)} copies are under way, {mine} of them for who asks"
             raise Refusal("limit-reached", message, retry_after=5.0)
 
