@@ -9,6 +9,8 @@ import msgspec
 from sealsvc_api.http_protocol import BODY_TIMEOUT, HEAD_TIMEOUT, SEND_TIMEOUT
 from sealsvc_api.inputs import MAX_BODY
 from sealsvc_api.principals import Entry
+from sealsvc_api.session import LOGINS_PER_SECOND
+from sealsvc_api.sessions import MOST
 from sealsvc_api.settings import Settings
 
 _DEFAULTS = {field.name: field.default for field in fields(Settings)}
@@ -20,6 +22,14 @@ _RATE = next(
 # Resource, option of sealsvc-api or key of the principals file, most, what happens to a client at
 # the limit, what the other clients notice.
 TABLE = (
+    ("sessions of a token", "-", MOST, "its oldest session ends", "nothing"),
+    (
+        "logins with tokens that are not known, in a second",
+        "-",
+        f"{LOGINS_PER_SECOND:g}",
+        "`limit-reached` (429)",
+        "nothing: known tokens log in meanwhile",
+    ),
     (
         "connections altogether",
         "--max-connections",

@@ -23,7 +23,7 @@ router = APIRouter(tags=["session"], dependencies=[NOTHING])
 # Whoever logs in has nothing to show at the gate yet.
 login_router = APIRouter(prefix="/v1", tags=["session"], dependencies=[NOTHING])
 
-_LOGINS_PER_SECOND = 5.0  # with tokens that are not known
+LOGINS_PER_SECOND = 5.0  # with tokens that are not known
 
 
 def _told(caller: Caller, session: Session | None) -> SessionInfo:
@@ -59,7 +59,7 @@ async def login(
     caller = principals.known.by_token(body.token)
     if caller is None:
         # A rate that all share who are nobody: they keep nobody else from logging in.
-        rates.take("\0login", _LOGINS_PER_SECOND)
+        rates.take("\0login", LOGINS_PER_SECOND)
         raise Refusal("unauthenticated", "the token is not known")
     request.state.caller = caller
     request.state.rate = rates.take(caller.name, caller.rate)

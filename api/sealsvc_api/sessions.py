@@ -18,7 +18,7 @@ from dataclasses import dataclass
 COOKIE = "sealsvc_session"
 CSRF_HEADER = "X-CSRF-Token"
 LIFE = 12 * 3600.0  # seconds
-_MOST = 64  # of a token
+MOST = 64  # of a token
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Sessions:
         cookie = secrets.token_urlsafe(32)
         session = Session(proof, secrets.token_urlsafe(32), self._clock() + LIFE)
         mine = self._of_token.setdefault(proof, deque())
-        if len(mine) >= _MOST:
+        if len(mine) >= MOST:
             del self._sessions[mine.popleft()]
         mine.append(_digest(cookie))
         self._sessions[mine[-1]] = session

@@ -84,7 +84,9 @@ int seal_set_extsize(int fd, uint32_t bytes)
 
 	if (ioctl(fd, FS_IOC_FSGETXATTR, &attr) < 0)
 		return -errno;
-	attr.fsx_xflags |= FS_XFLAG_EXTSIZE;
+	attr.fsx_xflags &= ~FS_XFLAG_EXTSIZE;
+	if (bytes)
+		attr.fsx_xflags |= FS_XFLAG_EXTSIZE;
 	attr.fsx_extsize = bytes;
 	return result_of(ioctl(fd, FS_IOC_FSSETXATTR, &attr));
 }

@@ -31,12 +31,13 @@ from sealsvc.protocol.admin import JobInfo, JobKind
 from sealsvc.protocol.copies import CopyTrustReport, CopyTrustRow, StartCopy, spec_of
 from sealsvc.protocol.seals import Grant
 from sealsvc.runtime import closing
+from sealsvc.runtime.limits import leaves_as_many
 from sealsvc.runtime.users import User, Users
 
 log = logging.getLogger(__name__)
 
-_RUNNING = 8  # copies at a time
-_RUNNING_EACH = 2  # of one user that is no operator
+RUNNING = 8  # copies at a time
+RUNNING_EACH = 2  # of one user that is no operator
 _LINE = 256 * 1024
 _END_WITHIN = 30.0  # seconds that a cancelled copy has to tell how far it came
 
@@ -70,7 +71,7 @@ class CopyJobs:
                 raise Refusal("filesystem-unsupported", "there are no files in a simulation")
             if request.recall and not self._policy.is_operator(peer):
                 raise Refusal("denied", f"uid {peer.uid} may not recall seals", {"uid": peer.uid})
-            self._refuse_too_many(peer)
+            self._refuse_too_many(peer, request.principal)
             if bool(fds) == (request.source is not None or request.destination is not None):
                 raise Refusal("bad-request", "send descriptors, or name both files by path")
             if not fds:
@@ -117,12 +118,21 @@ class CopyJobs:
                 )
         return CopyTrustReport(rows=rows)
 
-    def _refuse_too_many(self, peer: Peer) -> None:
+    def _refuse_too_many(self, peer: Peer, principal: str) -> None:
+        """Whoever is no operator of this machine leaves as many as it has for others."""
+        asker = self._policy.asker
         running = [job for job in self._jobs.running if job.info.kind is JobKind.COPY]
-        mine = sum(job.uid == peer.uid for job in running)
-        most = _RUNNING if self._policy.is_operator(peer) else _RUNNING_EACH
-        if len(running) >= _RUNNING or mine >= most:
-            raise Refusal("limit-reached", f"{len(running)} copies are under way", retry_after=5.0)
+        mine = sum(
+            asker(-1 if job.uid is None else job.uid, job.info.principal)
+            == asker(peer.uid, principal)
+            for job in running
+        )
+        operator = self._policy.is_operator(peer)
+        full = len(running) >= RUNNING or (not operator and mine >= RUNNING_EACH)
+        alone = operator and not principal
+        if full or not (alone or leaves_as_many(mine, len(running), RUNNING)):
+            message = f"{len(running)} copies are under way, {mine} of them for who asks"
+            raise Refusal("limit-reached", message, retry_after=5.0)
 
     async def _opened(self, peer: Peer, request: StartCopy) -> list[int]:
         """By path: below a root, by no symbolic link, and below the directories of who asks."""

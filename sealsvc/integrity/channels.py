@@ -46,7 +46,7 @@ Settle = Callable[[Seal, ByteRange | None], Awaitable[bool]]
 _USED = (State.GRANTED, State.ACTIVE)
 # Steps of a seal that change nothing for its channel.
 _KEEPS = frozenset({Step.GRANT, Step.VALIDATE, Step.RENEW})
-_MOST = 8  # channels of one user
+MOST = 8  # channels of one user
 _CLOSED_WITHIN = 0.5  # seconds until it is noticed that the holder has closed its end
 _DRAIN = 5.0  # seconds that the service's end waits for I/O in flight
 _TOLD = 10  # errors of one channel in a second
@@ -237,8 +237,8 @@ class PiChannels:
             raise unavailable("a simulated file has no device")
         if seal.hold.anchor < 0:
             raise unavailable(f"{', '.join(seal.enforcers)} keeps no descriptor of {seal.path}")
-        if sum(c.uid == connection.peer.uid for c in self.channels.values()) >= _MOST:
-            raise Refusal("limit-reached", f"a user may have {_MOST} PI channels")
+        if sum(c.uid == connection.peer.uid for c in self.channels.values()) >= MOST:
+            raise Refusal("limit-reached", f"a user may have {MOST} PI channels")
 
     async def _refuse_second(self, seal: Seal) -> None:
         """A channel that its holder has just closed is not one."""

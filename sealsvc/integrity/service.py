@@ -66,7 +66,7 @@ from sealsvc.runtime.users import Received
 log = logging.getLogger(__name__)
 
 _BUILT = 8 << 20  # bytes of data that are tagged in one go when an attachment is made
-_MOST, _MOST_BY_USER = 1000, 200  # attachments
+MOST, MOST_BY_USER = 1000, 200  # attachments
 _LISTED = 40
 
 
@@ -244,8 +244,8 @@ class Integrity:
 
     def refuse_more(self, uid: int) -> None:
         owned = sum(a.store.about.owner == uid for a in self._attachments.values())
-        if len(self._attachments) >= _MOST or owned >= _MOST_BY_USER:
-            message = f"there are {_MOST} attachments, or {_MOST_BY_USER} of uid {uid}"
+        if len(self._attachments) >= MOST or owned >= MOST_BY_USER:
+            message = f"there are {MOST} attachments, or {MOST_BY_USER} of uid {uid}"
             raise Refusal("limit-reached", message)
 
     def _refuse_values(self, profile: Profile, request: PiAttach) -> None:

@@ -17,6 +17,7 @@ from sealsvc.linux.processes import Peer
 from sealsvc.protocol.seals import Conditions, Grant, Holder, Terms
 from sealsvc.protocol.system import Gap
 from sealsvc.runtime.config import PolicySection
+from sealsvc.runtime.limits import leaves_as_many
 
 _MAX_RINGS = 4096  # SEAL_RINGS_MAX of native/include/sealsvc/rings.h
 
@@ -176,8 +177,8 @@ class Policy:
                 raise Refusal(
                     "limit-reached", f"policy.{name} is {limit}", {"limit": name}, retry_after=1.0
                 )
-        mine, left = counts.by_user[holder.uid], section.max_seals - len(table) - 1
-        if holder.uid not in section.operators and mine + 1 > left:
+        mine, uncounted = counts.by_user[holder.uid], holder.uid in section.operators
+        if not (uncounted or leaves_as_many(mine, len(table), section.max_seals)):
             raise Refusal(
                 "limit-reached",
                 f"user {holder.uid} has {mine} seals, and as many as are left for all others",

@@ -216,8 +216,8 @@ def dirty_pages(fd: int) -> int:
 
 
 def set_extsize(fd: int, size: int) -> None:
-    """The extent size hint in bytes. XFS takes it while the file has no extents; ext4 takes it
-    and forgets it."""
+    """The extent size hint in bytes (0: none). XFS takes it while the file has no extents; ext4
+    takes it and forgets it."""
     _check(lib.seal_set_extsize(fd, size), "FS_IOC_FSSETXATTR")
 
 

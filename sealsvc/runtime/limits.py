@@ -13,6 +13,13 @@ from sealsvc.runtime import clock
 _MOST = 65536  # users whose buckets are kept
 
 
+def leaves_as_many(mine: int, taken: int, most: int) -> bool:
+    """Whether who has `mine` of the `taken` may have one more, of `most` that there may be: as many
+    as it has then must be left for others. So there is something for the next, whatever some
+    take."""
+    return mine + 1 <= most - taken - 1
+
+
 class RateLimit:
     """A token bucket for each user: `rate` a second on average (0: no limit), `burst` at once."""
 

@@ -9,11 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sealsvc.control import connection, server
+from sealsvc.copies import jobs as copies
+from sealsvc.copies.relocation import job as relocation
+from sealsvc.integrity import channels
+from sealsvc.integrity import service as integrity
 from sealsvc.jobs import store
 from sealsvc.protocol.base import MAX_FDS, MAX_MESSAGE
 from sealsvc.runtime import log_queue, users
 from sealsvc.runtime.config import LimitsSection, PolicySection
-from sealsvc.service import idempotency, tickets
+from sealsvc.service import alarms, idempotency, tickets
 
 _LIMITS, _POLICY = LimitsSection(), PolicySection()
 
@@ -95,6 +99,30 @@ TABLE = (
         str(store.REMEMBERED),
         "the oldest of the user who has most of them is forgotten",
     ),
+    _fixed(
+        "alarms that are kept",
+        str(alarms.MOST),
+        "the oldest that was acknowledged is forgotten, else the oldest, which is counted",
+        "the same: the list is one",
+    ),
+    _fixed(
+        "copies at a time; of a principal of the REST API as many as are left for others, of a user"
+        f" {copies.RUNNING_EACH} of these",
+        str(copies.RUNNING),
+        _REFUSED,
+    ),
+    _fixed(
+        "relocations at a time; of a principal of the REST API as many as are left for others",
+        str(relocation.RUNNING),
+        _REFUSED,
+    ),
+    _fixed(
+        "attachments of protection information, and of a user",
+        f"{integrity.MOST} and {integrity.MOST_BY_USER}",
+        _REFUSED,
+        "`limit-reached`, when there are as many",
+    ),
+    _fixed("PI channels of a user", str(channels.MOST), _REFUSED),
     _limit("grants of a user in a second", "policy.grants_per_second", _REFUSED),
     _fixed(
         "open claims; of a user, or of a principal of the REST API, as many as are left for others",

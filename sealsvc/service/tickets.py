@@ -21,6 +21,7 @@ from sealsvc.linux.processes import Peer
 from sealsvc.protocol.admin import ClaimInfo
 from sealsvc.protocol.seals import Grant, IssueClaim
 from sealsvc.runtime import clock
+from sealsvc.runtime.limits import leaves_as_many
 
 MOST = 4096
 
@@ -49,7 +50,7 @@ class Claims:
         all others."""
         self._forget()
         mine = sum(issued.asker == asker for issued in self._issued.values())
-        if mine + 1 > MOST - len(self._issued) - 1:
+        if not leaves_as_many(mine, len(self._issued), MOST):
             who = f"{asker[1] or f'user {asker[0]}'} has {mine}"
             message = f"of {MOST} claims {len(self._issued)} are open, and {who}"
             raise Refusal("limit-reached", message, {"limit": "claims"}, retry_after=1.0)

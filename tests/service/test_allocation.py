@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
+from sealsvc.linux import native
 from sealsvc.protocol.seals import Return
 from tests.support.refusals import refusal
 from tests.support.scratch import MiB, mounted
@@ -20,6 +21,7 @@ from tests.support.service import RISKS, serving
 pytestmark = pytest.mark.kernel
 
 ALLOCATE = ["allocate", "convert"]
+XFLAG_EXTSIZE = 0x800  # FS_XFLAG_EXTSIZE
 
 
 def test_no_allocation_without_fallocate(tmp_path: Path) -> None:
@@ -48,6 +50,26 @@ def test_the_size_stays(client: Client, file: Path) -> None:
     assert file.stat().st_size == 10000
     assert file.read_bytes() == bytes(10000)
     client.call(Return, seal=reply.seal.id)
+
+
+def test_a_refusal_takes_the_alignment_back(tmp_path: Path) -> None:
+    """The hint of the extent size is the file's as it was, where there is no room to allocate."""
+    with (
+        mounted("xfs") as point,
+        serving(tmp_path, [point], RISKS) as socket,
+        Client(socket) as client,
+        (point / "file").open("wb") as file,
+    ):
+        terms = {"path": file.name, "kind": "shared", "prepare": ["align", *ALLOCATE]}
+        os.truncate(file.name, 1 << 40)
+        assert refusal(lambda: client.grant(**terms)).details["errno"] == errno.ENOSPC
+        assert native.fsxattr(file.fileno()).extsize == 0
+        assert not native.fsxattr(file.fileno()).xflags & XFLAG_EXTSIZE
+        os.truncate(file.name, 4 * MiB)
+        reply = client.grant(**terms)
+        os.close(reply.fds[0])
+        assert native.fsxattr(file.fileno()).extsize == 2 * MiB
+        client.call(Return, seal=reply.seal.id)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import pytest
 
 from sealsvc.core.errors import Refusal
 from sealsvc.runtime import clock
-from sealsvc.runtime.limits import FairQueue, RateLimit
+from sealsvc.runtime.limits import FairQueue, RateLimit, leaves_as_many
 
 
 @pytest.fixture(autouse=True)
@@ -17,6 +17,16 @@ def still(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     time = {"now": 1000.0}
     monkeypatch.setattr(clock, "now", lambda: time["now"])
     return time
+
+
+def test_whatever_some_take_there_is_something_for_the_next() -> None:
+    taken = []
+    for _ in range(5):
+        mine, before = 0, sum(taken)
+        while leaves_as_many(mine, before + mine, 100):
+            mine += 1
+        taken.append(mine)
+    assert taken == [50, 25, 12, 6, 3]
 
 
 def test_a_user_has_a_burst_and_then_the_rate(still: dict[str, float]) -> None:

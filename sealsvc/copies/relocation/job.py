@@ -43,11 +43,12 @@ from sealsvc.protocol.admin import JobInfo, JobKind
 from sealsvc.protocol.relocation import Relocate
 from sealsvc.protocol.seals import Grant, SealInfo
 from sealsvc.runtime import clock, faults
+from sealsvc.runtime.limits import leaves_as_many
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-_RUNNING = 4
+RUNNING = 4
 _PAUSES_LOST = 8  # pauses in which somebody wrote to the file all the same
 _TAKEN_UP = 3  # services that take one relocation up
 _MARGIN = 30.0  # seconds from the end of a holder's grace to the deadline of its recall
@@ -87,6 +88,10 @@ class Relocations:
             file = await self._jobs.paths.identify(path, request.below or ["/"])
             if path == request.path:
                 found = file
+        mine = sum(running.principal == request.principal for running in self._running.values())
+        if request.principal and not leaves_as_many(mine, len(self._running), RUNNING):
+            message = f"{len(self._running)} relocations are under way, {mine} of them for who asks"
+            raise Refusal("limit-reached", message, retry_after=5.0)
         record = Record(
             id=secrets.token_hex(8),
             path=request.path,
@@ -100,7 +105,7 @@ class Relocations:
 
     async def _begin(self, record: Record) -> JobInfo:
         key = (record.device, record.inode)
-        if key in self._running or len(self._running) >= _RUNNING:
+        if key in self._running or len(self._running) >= RUNNING:
             message = f"{len(self._running)} relocations are under way"
             if key in self._running:
                 message = f"{record.path} is being relocated already"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from functools import partial
 
 from sealsvc.core import extents
@@ -34,8 +35,17 @@ def prepare(
             "preparing a file needs a writable descriptor: ask with iomode rw",
             {"prepare": [str(step) for step in steps]},
         )
-    if Preparation.ALIGN in steps:
-        _ask_for_alignment(target)
+    with ExitStack() as undo:
+        if Preparation.ALIGN in steps:
+            undo.callback(_take_back, target, native.fsxattr(target.fd).extsize)
+            _ask_for_alignment(target)
+        _fill(target, sealed, steps, progress)
+        undo.pop_all()
+
+
+def _fill(
+    target: Target, sealed: ByteRange, steps: Sequence[Preparation], progress: Progress
+) -> None:
     if Preparation.ALLOCATE in steps:
         _allocate(target, sealed, progress)
     if Preparation.UNSHARE in steps and target.filesystem.reflink:
@@ -132,6 +142,13 @@ def _ask_for_alignment(target: Target) -> None:
     """Only an empty file can be given an extent size hint (xfs_ioctl_setattr_check_extsize)."""
     if len(native.read_extents(target.fd, None)) == 0:
         native.set_extsize(target.fd, HUGE)
+
+
+def _take_back(target: Target, hint: int) -> None:
+    """Of a file that has no blocks still. One that has some keeps its new hint as well as these."""
+    with suppress(OSError):
+        if native.fsxattr(target.fd).extsize != hint:
+            native.set_extsize(target.fd, hint)
 
 
 def _unshare(target: Target, progress: Progress) -> None:
