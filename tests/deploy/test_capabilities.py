@@ -164,7 +164,7 @@ def shared_life(directory: Path, file: Path, capabilities: list[str], *under: st
         assert client.validate(reply.seal.id).vmas == 1
         intruder = threading.Thread(target=os.truncate, args=(file, MiB), daemon=True)
         intruder.start()
-        until(lambda: holder.poll() is not None, what="the fence")
+        until(lambda: holder.poll() is not None, PATIENCE, "the fence")
         intruder.join(PATIENCE)
         assert not intruder.is_alive()
         assert client.call(Show, seal=reply.seal.id).seal.state == "revoked"
@@ -275,7 +275,7 @@ def test_they_suffice_for_rings(tmp_path: Path, private: Path) -> None:
         assert seal.valid
         # Another process: what a holder does itself is its own business.
         intruder = subprocess.Popen(["truncate", "--size", "0", private])
-        until(lambda: any(news.kind == "recall" for news in client.dispatch()))
+        until(lambda: any(news.kind == "recall" for news in client.dispatch()), PATIENCE)
         assert not seal.valid
         seal.refresh()
         seal.give_back()
