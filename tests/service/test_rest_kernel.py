@@ -339,10 +339,13 @@ def test_the_time_of_an_answer_does_not_tell_forbidden_from_missing(
         }
         for name, (forbidden, missing) in pairs.items():
             assert {http.get(path).status_code for path in (forbidden, missing)} == {404}, name
-            apart = told_apart(
-                functools.partial(http.get, forbidden), functools.partial(http.get, missing), 60
-            )
-            assert abs(apart - 0.5) < 0.4, (name, apart)
+            ask = [functools.partial(http.get, path) for path in (forbidden, missing)]
+            # What tells them apart does so each time; a machine so busy that the work takes longer
+            # than a step may once.
+            apart = [told_apart(*ask, 60)]
+            while abs(apart[-1] - 0.5) >= 0.4 and len(apart) < 3:
+                apart.append(told_apart(*ask, 60))
+            assert abs(apart[-1] - 0.5) < 0.4, (name, apart)
 
 
 def test_a_hard_link_below_a_scope_recalls_nothing_outside(there: Front, maze: Maze) -> None:
