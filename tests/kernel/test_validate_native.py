@@ -284,8 +284,9 @@ threading.Thread(target=swap, daemon=True).start()
 """
     outcomes = set()
     with other(script(body), path, SIZE) as pid:
-        deadline = time.monotonic() + 1.0
-        while time.monotonic() < deadline:
+        begun = time.monotonic()
+        # The other one may wait for a processor at first.
+        while (passed := time.monotonic() - begun) < 1.0 or (len(outcomes) < 2 and passed < 60.0):
             try:
                 found = ask(pid, path, present=True)
             except BlockingIOError:
