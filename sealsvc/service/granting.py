@@ -223,7 +223,8 @@ class Granting:
             asker = Asker(issued.peer, connection.process.share(), connection)
             with self.metrics.timed("grant"):
                 seal, fd = await self.grants.grant(issued.grant, asker, None)
-        self.holders.watch(seal)
+                self.holders.watch(seal)
+                await self._granted(seal)
         return Reply(seal.info(), [fd])
 
     async def _holder(self, connection: Connection, request: Grant, fds: Received) -> Process:

@@ -13,6 +13,7 @@ import pytest
 
 from sealsvc.core.errors import Refusal
 from sealsvc.core.model import ByteRange
+from sealsvc.protocol.admin import Redeem
 from sealsvc.protocol.events import Event, Watch
 from sealsvc.protocol.history import Trail, VerifyTrail
 from sealsvc.protocol.integrity import (
@@ -27,7 +28,7 @@ from sealsvc.protocol.integrity import (
     PiScrub,
     PiTag,
 )
-from sealsvc.protocol.seals import Return
+from sealsvc.protocol.seals import IssueClaim, Return
 from tests.integrity.conftest import BLOCK, MiB, attach, give_back, sealed, verify
 from tests.support.refusals import refusal
 from tests.support.waiting import until
@@ -180,6 +181,20 @@ def test_a_writer_that_tells_nothing_leaves_open_blocks_that_are_tagged_at_its_r
     assert verify(client, attachment, quiet=True).verdict == "open"
     os.pwrite(fd, b"anything", 12345)
     give_back(client, seal, fd)
+    assert verify(client, attachment).blocks == {"good": MiB // BLOCK}
+
+
+def test_who_redeems_a_claim_is_a_writer_like_any_other(ground, client):
+    path = ground.file("claimed")
+    seal, fd = sealed(client, path)
+    attachment = attach(client, seal)
+    give_back(client, seal, fd)
+    claim = client.call(IssueClaim, path=str(path), kind="exclusive").result.claim
+    reply = client.call(Redeem, claim=claim)
+    os.pwrite(reply.fds[0], b"anything", 12345)
+    [now] = client.call(PiAttachments, attachment=attachment.id).result.attachments
+    assert now.blocks["open"] == MiB // BLOCK
+    give_back(client, reply.seal, reply.fds[0])
     assert verify(client, attachment).blocks == {"good": MiB // BLOCK}
 
 

@@ -86,7 +86,10 @@ def mounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Pa
         yield root, client
 
 
-@pytest.fixture(scope="module", params=["bpf", "fanotify", "fanotify,bpf"])
+@pytest.fixture(
+    scope="module",
+    params=["bpf", "fanotify", pytest.param("fanotify,bpf", marks=pytest.mark.exhaustive)],
+)
 def export(
     request: pytest.FixtureRequest,
     mounted: tuple[Path, Path],

@@ -51,6 +51,8 @@ SHARED = {
     "copy-over": "os.copy_file_range(os.open(over, os.O_RDONLY), os.open(path, os.O_RDWR), 65536,"
     " 0, 0)",
 }
+# The same paths through the kernel as their neighbours above.
+REPEATED = ("clone-range-of", "dedupe-over", "copy-over")
 WRITES = """
 fd = os.open(path, os.O_RDWR)
 while True:
@@ -154,7 +156,10 @@ def test_a_change_waits_is_found_and_goes_on(running: Running, file: Path, name:
 
 
 @pytest.mark.parametrize("other_first", [True, False])
-@pytest.mark.parametrize("name", SHARED)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.exhaustive] if n in REPEATED else []) for n in SHARED],
+)
 def test_sharing_a_pinned_file_has_it_recalled(
     running: Running, root: Path, file: Path, name: str, other_first: bool
 ) -> None:

@@ -44,7 +44,8 @@ from tests.service.test_life import state
 from tests.support.service import RISKS, Running, served
 from tests.support.waiting import until
 
-pytestmark = [pytest.mark.lab(kernel=SERIES), pytest.mark.kernel, pytest.mark.slow]
+pytestmark = [pytest.mark.lab, pytest.mark.kernel, pytest.mark.slow]
+on_each_kernel = pytest.mark.lab(kernel=SERIES)
 
 # Of what conflicts, in this scene: what only shares or marks blocks, and moves none.
 MOVE_NOTHING = {"loop", "clone-source", "copy-source", "dedupe-source"}
@@ -127,6 +128,7 @@ def acts(root: Path) -> dict[str, Act]:
         return conflicting(target)
 
 
+@on_each_kernel
 def test_each_change_is_told_and_nothing_else(
     root: Path, loaded: BpfEnforcer, trips: list[Trip]
 ) -> None:
@@ -183,6 +185,7 @@ def test_what_is_below_or_not_sealed_or_being_made_is_not_told(
         assert drained(loaded, trips) == []
 
 
+@on_each_kernel
 def test_no_program_is_missing_but_what_the_kernel_cannot_have(
     root: Path, loaded: BpfEnforcer, trips: list[Trip]
 ) -> None:
