@@ -155,7 +155,10 @@ def _print_seal(console: Console, seal: SealInfo) -> None:
 def _remedy(seal: SealInfo) -> str:
     """The command of an operator that ends the seal."""
     if seal.state in (State.FENCE_FAILED, State.FENCING, State.ORPHANED):
-        return f"end process {seal.holder.pid} and whoever maps the file (`sudo fuser -v FILE` names them)"
+        return (
+            f"end process {seal.holder.pid} and whoever maps the file"
+            " (`sudo fuser -v FILE` names them)"
+        )
     if seal.state in (State.RECALLED, State.LOST):
         return f"wait for the deadline, or end its holder: kill {seal.holder.pid}"
     return f"sealctl recall {seal.id} --wait"
