@@ -1,9 +1,10 @@
-"""One connection: requests in, answers, events and descriptors out.
+"""One connection of the control socket: receives requests; sends answers, events and descriptors.
 
-What it sends is bounded and typed before anything looks at it. One that does not read its answers
-is not read from, and one that does not read what is pushed is ended. Each request runs in a task of
-its own. The descriptors of a message belong to a Received from the moment they are read, and are
-closed in threads of their user: nothing here closes one.
+Requests are limited in size and number, and decoded to typed messages, before anything uses them.
+While a client does not read its answers, nothing is read from it; if it does not read what is
+pushed either, the connection is closed. Each request runs in its own task. The descriptors of a
+message belong to a Received from the moment they are read, and are closed in threads of their user,
+never here.
 """
 
 from __future__ import annotations
@@ -34,30 +35,33 @@ from sealsvc.runtime.users import Received, User, Users
 log = logging.getLogger(__name__)
 
 MAX_IN_FLIGHT = 64  # requests of one connection
-# Of an operator's: the REST API asks for all its principals on one, each of whom has a share there.
+# Of an operator's connection: the REST API sends the requests of all principals on one connection,
+# and limits each principal itself.
 MAX_IN_FLIGHT_OF_OPERATORS = 1024
-MAX_QUEUED = 2048  # messages one connection has not read
-_EVENTS_QUEUED = 32  # messages above which no event is added
-MAX_UNREAD = 64  # messages from which on a connection is not read from
+MAX_QUEUED = 2048  # messages that a client has not read, at which its connection is closed
+_EVENTS_QUEUED = 32  # messages that a client has not read, at which no event is added
+MAX_UNREAD = 64  # messages that a client has not read, at which nothing is read from it
 
-# SCM_MAX_FD: with less room the kernel would drop what is beyond it in recvmsg, on this thread.
+# Room for SCM_MAX_FD descriptors: in recvmsg(2) the kernel would drop those for which there is no
+# room, and so close them on this thread.
 _RIGHTS = socket.CMSG_SPACE(253 * 4)
 
-# One for all connections: the event loop reads one message at a time, and keeps a copy of its size.
+# One buffer for all connections: the event loop reads one message at a time, and copies it.
 _ROOM = memoryview(bytearray(MAX_MESSAGE))
 
 
 class Turn:
-    """How much is done for each user in one turn of the event loop: then come the others."""
+    """Limits what is done for each user in one turn of the event loop to `most` messages, so that
+    other users are served in between."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._taken: Counter[int] = Counter()
 
     def take(self, uid: int) -> bool:
-        """False when it has to wait for the next turn."""
+        """Count one message. False when it must wait for the next turn of the loop."""
         if not self._taken:
-            # What is ready comes after what was called for before: this is the next turn's first.
+            # The loop calls what is scheduled now first in its next turn.
             asyncio.get_running_loop().call_soon(self._taken.clear)
         self._taken[uid] += 1
         return self._taken[uid] <= self._most
@@ -65,13 +69,13 @@ class Turn:
 
 @dataclass(slots=True)
 class Reply:
-    """A result, and descriptors to send with it, which are closed afterwards."""
+    """A result, and descriptors to send with it, which are closed after that."""
 
     result: Result
     fds: list[int] = field(default_factory=list)
 
 
-# It takes out of Received what it keeps.
+# A handler takes the descriptors that it keeps out of Received.
 Handler = Callable[["Connection", AnyRequest, Received], Awaitable[Reply]]
 
 
@@ -87,10 +91,13 @@ class Server(Protocol):
     connections: set[Connection]
 
     def disconnect(self, sock: socket.socket, user: User) -> None:
-        """The peer sees the end at once; the socket is closed in a thread of the user."""
+        """Shut the socket down, which the peer sees at once, and close it in a thread of the
+        user."""
 
 
 class Connection:
+    """A client's connection. `peer` has its credentials, `process` is that which connected."""
+
     def __init__(self, sock: socket.socket, server: Server, peer: Peer, user: User) -> None:
         self.sock, self.server, self.peer, self.user = sock, server, peer, user
         self.process: Process = processes.of_socket(sock)
@@ -98,7 +105,7 @@ class Connection:
         operator = server.may_watch(peer)
         self._most_requests = MAX_IN_FLIGHT_OF_OPERATORS if operator else MAX_IN_FLIGHT
         self._out: deque[tuple[bytes, list[int]]] = deque()
-        # The number of the event that was sent last; None: events are not asked for.
+        # The number of the event that was sent last; None: the client does not watch events.
         self._watched: int | None = None
         self._pumping = False
         self._is_read = True
@@ -107,10 +114,11 @@ class Connection:
     # Reading
 
     def readable(self) -> None:
+        """Read messages and start their requests. Called by the event loop."""
         while self.open and self._is_read and self.server.turn.take(self.peer.uid):
             try:
-                # A message is not looked at before its descriptors are received: who has too many
-                # open already is heard no more.
+                # A message cannot be read without its descriptors: if its user has too many open
+                # already, the connection is closed instead.
                 self.server.users.refuse_more_descriptors(self.user)
             except Refusal as refusal:
                 self.send(failure(None, refusal))
@@ -151,7 +159,7 @@ class Connection:
         self._requests[request.id] = task
 
         def done(_: object) -> None:
-            # Not in the coroutine: one that is cancelled before its first step never runs.
+            # Not in the coroutine, which never runs if it is cancelled before its first step.
             received.close()
             self.server.users.give_back(self.user, "requests")
             self._requests.pop(request.id, None)
@@ -167,11 +175,11 @@ class Connection:
             self.send(failure(request.id, of_kin(refusal)))
         except asyncio.CancelledError:
             self.send(failure(request.id, Refusal("cancelled", "the request was cancelled")))
-        except OSError as error:  # of a call that has no words of its own
+        except OSError as error:  # from a call whose errors are not turned into a Refusal
             log.warning("request %s of pid %d: %s", type(request).__name__, self.peer.pid, error)
             told = Refusal("io-error", str(error), {"errno": error.errno})
             self.send(failure(request.id, of_kin(told)))
-        except Exception as error:  # the supervisor of requests: a defect of ours, told as one
+        except Exception as error:  # a bug: the client gets `internal`, the log the traceback
             log.exception("request %s of pid %d", type(request).__name__, self.peer.pid)
             self.send(failure(request.id, Refusal("internal", repr(error))))
 
@@ -204,10 +212,10 @@ class Connection:
         self._pump()
 
     def _pump(self) -> None:
-        """Send events as long as the reader takes them. What it has not taken stays in the log, so
-        that a slow reader loses only what the log no longer keeps."""
+        """Send events while the client reads them. Events that it has not read stay in the event
+        log, so that a slow client loses only those that the log no longer keeps."""
         if self._pumping:
-            return  # called by a send() of our own
+            return  # called by send() in the loop below
         self._pumping = True
         try:
             while self.open and self._watched is not None and len(self._out) < _EVENTS_QUEUED:
@@ -222,8 +230,8 @@ class Connection:
             self._pumping = False
 
     def _skip_what_is_lost(self, *, told: bool = False) -> None:
-        """Go on with the oldest event that is kept. The reader hears at once how many it lost,
-        unless it is `told` otherwise."""
+        """Continue with the oldest event that the log keeps. The client is sent an event `gap` with
+        the number of events that it lost, unless it is `told` in another way."""
         assert self._watched is not None
         _, lost = self.server.events.after(self._watched, 0)
         if not lost:
@@ -236,7 +244,9 @@ class Connection:
     # Writing
 
     def send(self, message: Answer | Failure | Push, fds: list[int] | None = None) -> bool:
-        """False when the connection is gone. Takes the descriptors over."""
+        """Send a message, or queue it while the client does not read. False when the connection is
+        closed. Takes ownership of the descriptors. A message larger than MAX_MESSAGE is replaced by
+        a failure `too-large`."""
         data, fds = codec.encoded(message), fds or []
         if len(data) > MAX_MESSAGE:
             self.user.close_later(fds)
@@ -258,6 +268,7 @@ class Connection:
         return self.open
 
     def writable(self) -> None:
+        """Send queued messages. Called by the event loop."""
         loop = asyncio.get_running_loop()
         while self._out:
             data, fds = self._out[0]
@@ -279,7 +290,7 @@ class Connection:
         self._pump()
 
     def _read_or_wait(self) -> None:
-        """Whoever does not read what it asked for does not ask for more."""
+        """Stop reading requests while the client has MAX_UNREAD messages to read."""
         if not self.open or self._is_read == (len(self._out) < MAX_UNREAD):
             return
         self._is_read = not self._is_read
@@ -290,8 +301,9 @@ class Connection:
             loop.remove_reader(self.sock)
 
     def close(self) -> None:
-        """Requests that are under way are cancelled, and undo themselves. The connection counts
-        until its socket is closed, which happens in a thread: what it holds unread is dropped."""
+        """Close the connection. Its requests are cancelled, and undo what they did. It counts
+        towards the limits until its socket is closed, which happens in a thread, because unread
+        messages may hold the last reference to a descriptor."""
         if not self.open:
             return
         self.open = False

@@ -1,4 +1,4 @@
-"""Datagrams of the control socket: what one may hold, as a request or as a failure."""
+"""Decodes datagrams of the control socket to requests, and builds failures."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from sealsvc.protocol.messages import AnyRequest, Failure
 
 
 def descriptors_of(ancillary: list[Any]) -> list[int]:
+    """The descriptors in the ancillary data of recvmsg(2), which the caller owns."""
     fds = array.array("i")
     for level, kind, payload in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
@@ -29,6 +30,7 @@ class _Envelope(msgspec.Struct):
 
 
 def id_of(data: bytes) -> int | None:
+    """The id of a request that may be malformed otherwise; None when it has no valid one."""
     try:
         found = msgspec.json.decode(data, type=_Envelope).id
     except msgspec.DecodeError:
@@ -37,6 +39,9 @@ def id_of(data: bytes) -> int | None:
 
 
 def parse(data: bytes, flags: int, descriptors: int) -> AnyRequest:
+    """Decode a request. `flags` are those of recvmsg(2), `descriptors` is the number received.
+    Raises Refusal: too-large, limit-reached, unsupported-version, unknown-operation or
+    bad-request."""
     if flags & socket.MSG_TRUNC:
         raise Refusal("too-large", f"a message may have {MAX_MESSAGE} bytes")
     if descriptors > MAX_FDS:
@@ -65,6 +70,7 @@ def parse(data: bytes, flags: int, descriptors: int) -> AnyRequest:
 
 
 def failure(request: int | None, refusal: Refusal) -> Failure:
+    """The answer to the request with this id (None: not known) that was refused."""
     return Failure(
         id=request,
         code=refusal.code,

@@ -1,8 +1,9 @@
-"""The control socket: SOCK_SEQPACKET, one JSON message a datagram, descriptors beside it.
+"""The control socket: SOCK_SEQPACKET, one JSON message in each datagram, with descriptors as
+ancillary data (SCM_RIGHTS).
 
-In one turn of the event loop a user (uid), however many connections it has, is read TURN_MESSAGES
-messages. Sockets are closed in threads of their user, for their queues may still hold descriptors
-(unix_destruct_scm drops their last reference).
+In one turn of the event loop at most TURN_MESSAGES messages of a user (uid) are read, however many
+connections it has. Sockets are closed in threads of their user, because their queues may still hold
+descriptors, of which unix_destruct_scm drops the last reference.
 """
 
 from __future__ import annotations
@@ -29,13 +30,15 @@ from sealsvc.runtime.users import User, Users
 
 log = logging.getLogger(__name__)
 
-TURN_MESSAGES = 16  # of one user in one turn of the loop
-_ACCEPTED = 64  # connections in one turn
+TURN_MESSAGES = 16  # messages of one user that are read in one turn of the loop
+_ACCEPTED = 64  # connections that are accepted in one turn
 _RESERVED = 64  # connections that only operators may have
-_ACCEPT_PAUSE = 0.1  # seconds, when there is no descriptor left
+_ACCEPT_PAUSE = 0.1  # seconds for which nothing is accepted when no descriptor is left
 
 
 class ControlServer:
+    """Listens on the control socket, and owns the connections."""
+
     def __init__(
         self,
         path: str,
@@ -46,7 +49,8 @@ class ControlServer:
         may_watch: Callable[[Peer], bool],
         users: Users,
     ) -> None:
-        """`may_watch` is true of operators."""
+        """`path` and `mode` are those of the socket. `handler` answers requests. `may_watch` tells
+        whether a peer is an operator: operators may watch events, and have reserved connections."""
         self.path, self.mode, self.handler = Path(path), mode, handler
         self.events, self.tasks, self.may_watch, self.users = events, tasks, may_watch, users
         self.turn = Turn(TURN_MESSAGES)
@@ -59,14 +63,16 @@ class ControlServer:
         self._passed = False
 
     def start(self) -> None:
-        """Listen, on the socket that was passed or on one of our own."""
+        """Listen, on the socket that systemd passed or on a new one. Raises Refusal when another
+        service listens at the path, and OSError."""
         sock = activation.control_socket(self.path)
         self._passed = sock is not None
         self._sock = sock or self._bind()
         asyncio.get_running_loop().add_reader(self._sock, self._acceptable)
 
     def _bind(self) -> socket.socket:
-        """A stale socket of a dead service is replaced, a live one is an error."""
+        """Make the socket. One that a previous service left is replaced; if a service answers on
+        it, that is an error."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._refuse_if_served()
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
@@ -112,7 +118,7 @@ class ControlServer:
         self._count += 1
         try:
             connection = Connection(sock, self, peer, user)
-        except (Refusal, OSError) as error:  # the peer is gone already
+        except (Refusal, OSError) as error:  # the peer has ended already
             log.info("a client left before it was known: %s", error)
             self.disconnect(sock, user)
             return
@@ -120,15 +126,17 @@ class ControlServer:
         asyncio.get_running_loop().add_reader(sock, connection.readable)
 
     def _admit(self, peer: Peer, user: User) -> None:
-        """Raises limit-reached. Each is answered at once and closed: left in the backlog it would
-        take the place of others, whose connect(2) would block."""
+        """Count the connection. Raises Refusal `limit-reached`; the caller then answers with it and
+        closes. A connection that was left in the backlog instead would take the place of others,
+        whose connect(2) would block."""
         room = self._most - (0 if self.may_watch(peer) else min(_RESERVED, self._most // 4))
         if self._count >= room:
             self.users.refuse(user, "connections", room)
         self.users.take(user, "connections")
 
     def _cannot_accept(self, error: OSError) -> None:
-        """Without a descriptor left (EMFILE, ENFILE) the socket stays readable: pause."""
+        """Log the error. If no descriptor or memory is left, stop accepting for _ACCEPT_PAUSE: the
+        socket stays readable, and the loop would spin."""
         log.error("accept on %s: %s", self.path, error)
         if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
             return
@@ -144,7 +152,8 @@ class ControlServer:
             asyncio.get_running_loop().add_reader(self._sock, self._acceptable)
 
     def disconnect(self, sock: socket.socket, user: User) -> None:
-        """The peer sees the end at once; the socket is closed in a thread of the user."""
+        """Shut the socket down, which the peer sees at once, and close it in a thread of the
+        user."""
         with suppress(OSError):
             sock.shutdown(socket.SHUT_RDWR)
         loop = asyncio.get_running_loop()
@@ -157,10 +166,11 @@ class ControlServer:
             with suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(counted)
 
-        # Apart from descriptors: what they wait for is more often in a user's hands.
+        # In other threads than those for descriptors, whose closing a user can delay more easily.
         closing.call_later(("sockets", user.uid), sock.close).add_done_callback(closed)
 
     def stop(self) -> None:
+        """Close all connections, and the socket."""
         for connection in tuple(self.connections):
             connection.close()
         if self._sock is not None:
@@ -168,12 +178,12 @@ class ControlServer:
             self._sock.close()
             self._sock = None
             if self._passed:
-                return  # whoever passed it goes on listening
+                return  # systemd, which passed it, continues to listen
             with suppress(FileNotFoundError):
                 self.path.unlink()
 
 
 def _close_sockets(socks: list[socket.socket]) -> None:
-    """In a thread."""
+    """Close sockets; runs in a thread."""
     for sock in socks:
         sock.close()

@@ -1,8 +1,8 @@
-"""How text that others chose (paths, tags, names of processes) is shown to people.
+"""Escapes text that others chose (paths, tags, names of processes) before people see it.
 
-Characters that are not visible by themselves could move the cursor, end a line, or (U+202E and its
-kin) reverse what stands beside them, so that one name reads as another. They are shown escaped. The
-dashboard has the same rule in pages/dom.js.
+Characters that are not visible themselves could move the cursor, end a line, or (such as U+202E)
+reverse the text beside them, so that one name reads as another. The dashboard has the same rule in
+pages/dom.js.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def printable(text: str) -> str:
 
 
 def _escaped(character: str) -> str:
-    octet = ord(character) - 0x10FF00  # of a name, as protocol/codec.py spells it
+    octet = ord(character) - 0x10FF00  # a byte that is not UTF-8, as protocol/codec.py encodes it
     if octet >= 0x80:
         return f"\\x{octet:02x}"
     return character.encode("unicode_escape", "backslashreplace").decode()

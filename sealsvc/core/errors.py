@@ -1,7 +1,8 @@
-"""Every error a user can meet: one table feeds wire, HTTP status, exit code and docs.
+"""The errors that a user can get: one table for the wire, HTTP status, exit codes and docs.
 
-`Refusal` is the only exception that crosses a boundary (socket, REST, CLI). Everything else is a
-bug and is reported as `internal` by the one task supervisor that catches it.
+`Refusal` is the only exception that crosses a boundary (socket, REST, CLI). The socket's connection
+turns an OSError that was not converted into `io-error`; any other exception is a bug, and is
+reported as `internal`.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class ErrorClass:
-    """One row of the table. `status` is the HTTP status, `exit` the sealctl exit code,
-    `nfs` the RFC 8881 status it corresponds to (empty: none)."""
+    """One row of the table. `status` is the HTTP status, `exit` the exit code of sealctl, `nfs` the
+    corresponding status of RFC 8881 (empty: none)."""
 
     code: str
     errno: int
@@ -275,10 +276,10 @@ TABLE: dict[str, ErrorClass] = {row.code: row for row in _ROWS}
 
 @dataclass(eq=False)
 class Refusal(Exception):
-    """An answer of "no" that its reader can act on.
+    """A request is refused, for a reason that its requester can act on.
 
-    `code` names a row of TABLE. `details` is JSON-able and stable per code (docs/errors.md):
-    byte ranges, extent flags, pids, paths. `retry_after` is in seconds.
+    `code` names a row of TABLE. `details` can be encoded as JSON, and has the same keys for one
+    code (docs/errors.md): byte ranges, extent flags, pids, paths. `retry_after` is in seconds.
     """
 
     code: str
@@ -293,6 +294,7 @@ class Refusal(Exception):
 
     @property
     def row(self) -> ErrorClass:
+        """The row of TABLE for this code."""
         return TABLE[self.code]
 
     def __str__(self) -> str:
@@ -300,8 +302,9 @@ class Refusal(Exception):
 
 
 def of_kin(refusal: Refusal) -> Refusal:
-    """EBUSY of a system call is what the gate of another sealsvc answers to this one while it makes
-    a seal on the same file (is_kin() in native/gate/waiters.c): to be tried again."""
+    """The refusal, changed to `try-later` if it comes from EBUSY of a system call: the gate of
+    another sealsvc answers so while it makes a seal on the same file (is_kin() in
+    native/gate/waiters.c)."""
     if refusal.code == "io-error" and refusal.details.get("errno") == errno.EBUSY:
         return Refusal("try-later", "another sealsvc makes a seal on the file", retry_after=0.1)
     return refusal

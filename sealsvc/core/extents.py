@@ -1,8 +1,8 @@
 """Interval algebra on extent maps. Pure: no I/O.
 
-A map is an (n, 4) array of uint64, one row per extent: logical, physical, length (bytes), flags
-(FIEMAP_EXTENT_*). Rows are in order of `logical` and do not overlap, as native.read_extents gives
-them; what no row covers is a hole.
+A map is an (n, 4) array of uint64, one row for each extent: logical, physical, length (all in
+bytes), flags (FIEMAP_EXTENT_*). Rows are in order of `logical` and do not overlap, as
+native.read_extents returns them; what no row covers is a hole.
 """
 
 from __future__ import annotations
@@ -53,14 +53,15 @@ FLAG_NAMES: dict[int, str] = {
     EXTENT_SHARED: "shared",
 }
 
-# They tell of the report, not of the place: a later extent takes LAST away from this one.
+# Flags of the report, not of the extent's place: an extent loses LAST when another is added.
 _PASSING = EXTENT_LAST | EXTENT_MERGED
 
-# Their `physical` is not where the byte at `logical` lies, and does not move along with it.
+# Flags of extents whose `physical` is not the place of the byte at `logical`: it is not advanced
+# when the extent's start is cut off.
 _PLACELESS = EXTENT_UNKNOWN | EXTENT_DELALLOC | EXTENT_ENCODED | EXTENT_INLINE | EXTENT_TAIL
 
-# In order of precedence: what no preparation mends comes first, then what has to be mended before
-# the next can be judged. FIEMAP gives inline extents NOT_ALIGNED too, delayed ones UNKNOWN.
+# In order of precedence: first what no preparation can change, then what must be changed before the
+# next can be judged. FIEMAP also sets NOT_ALIGNED on inline extents, and UNKNOWN on delayed ones.
 _UNSUITABLE: tuple[tuple[int, Reason, str], ...] = (
     (
         EXTENT_INLINE | EXTENT_TAIL,
@@ -86,7 +87,7 @@ _UNSUITABLE: tuple[tuple[int, Reason, str], ...] = (
         "not-aligned",
         "no preparation helps: the data does not begin at a block boundary of the device",
     ),
-    # No extent at all; stands last.
+    # No extent at all. Must be the last entry.
     (0, "hole", "prepare=allocate,convert gives it blocks"),
 )
 _HOLE = len(_UNSUITABLE) - 1
@@ -95,7 +96,7 @@ _FINE = len(_UNSUITABLE)
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The first byte of the file at which two maps differ, and what each has there."""
+    """The first byte of the file at which two maps differ, and what each has there, as text."""
 
     offset: int
     expected: str
@@ -112,8 +113,9 @@ class Unsuitable(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Fragmentation:
-    """Lengths in bytes. `contiguous` counts neighbours that adjoin in the file and on the device,
-    `runs` what is left when those are joined; `largest` and `mean` are lengths of runs."""
+    """Statistics of a map. `contiguous` counts extents that continue the one before them in the
+    file and on the device, `runs` what is left when those are joined. `mapped` is the sum of the
+    lengths, `largest` and `mean` are lengths of runs, in bytes."""
 
     extents: int
     contiguous: int
@@ -124,6 +126,7 @@ class Fragmentation:
 
 
 def flag_names(flags: int) -> list[str]:
+    """The names of FIEMAP_EXTENT_* flags; flags without a name as one hexadecimal number."""
     known = [name for bit, name in FLAG_NAMES.items() if flags & bit]
     unnamed = flags & ~sum(FLAG_NAMES)
     return [*known, hex(unnamed)] if unnamed else known
@@ -153,8 +156,9 @@ def _cut_head(row: ExtentMap, offset: int) -> None:
 
 
 def normalise(map: ExtentMap) -> ExtentMap:
-    """The same map in the fewest rows, so that equal maps are equal arrays however the kernel
-    happened to split them. LAST and MERGED are dropped; every other flag is part of the map."""
+    """The same map with the fewest rows, so that equal maps are equal arrays however the kernel has
+    split their extents. The flags LAST and MERGED are cleared; all others are part of the map.
+    Returns a new (m, 4) array."""
     rows = map.copy() if map[:, LENGTH].all() else map[map[:, LENGTH] > 0]
     rows[:, FLAGS] &= np.uint64(~_PASSING & 0xFFFFFFFF)
     continues = _continues(rows)
@@ -167,14 +171,15 @@ def normalise(map: ExtentMap) -> ExtentMap:
 
 
 def _groups(joined: NDArray[np.bool_]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Indices of the first and the last row of each group, given for every row but the first
-    whether it belongs to the one before it. There is at least one row."""
+    """Indices of the first and of the last row of each group. `joined` has n - 1 elements, which
+    say for every row but the first whether it belongs to the one before it; n is at least 1."""
     breaks = np.flatnonzero(~joined)
     return np.append(0, breaks + 1), np.append(breaks, len(joined))
 
 
 def _continues(rows: ExtentMap) -> NDArray[np.bool_]:
-    """For every row but the first: is it a piece of the same extent as the one before it?"""
+    """For every row but the first, whether it continues the extent of the row before it: n - 1
+    elements."""
     step = rows[:-1, LENGTH].copy()
     step[(rows[:-1, FLAGS] & np.uint64(_PLACELESS)) != 0] = 0
     same_place: NDArray[np.bool_] = rows[:-1, PHYSICAL] + step == rows[1:, PHYSICAL]
@@ -183,17 +188,19 @@ def _continues(rows: ExtentMap) -> NDArray[np.bool_]:
 
 
 def _adjoins(rows: ExtentMap) -> NDArray[np.bool_]:
-    """For every row but the first: is there no hole before it?"""
+    """For every row but the first, whether no hole is before it: n - 1 elements."""
     adjoins: NDArray[np.bool_] = rows[:-1, LOGICAL] + rows[:-1, LENGTH] == rows[1:, LOGICAL]
     return adjoins
 
 
 def same(expected: ExtentMap, found: ExtentMap, span: ByteRange) -> bool:
+    """Whether two maps are equal within the span, however their extents are split."""
     a, b = clip(expected, span), clip(found, span)
     return np.array_equal(a, b) or np.array_equal(normalise(a), normalise(b))
 
 
 def first_difference(expected: ExtentMap, found: ExtentMap, span: ByteRange) -> Difference | None:
+    """The first difference of two maps within the span; None when they are equal there."""
     a, b = clip(expected, span), clip(found, span)
     if np.array_equal(a, b):
         return None
@@ -208,7 +215,8 @@ def first_difference(expected: ExtentMap, found: ExtentMap, span: ByteRange) -> 
 
 
 def _where_rows_part(a: ExtentMap, b: ExtentMap) -> int:
-    """Each has one row, or none; they are not equal."""
+    """The offset of the first difference of two maps that have at most one row each and are not
+    equal."""
     if not len(a) or not len(b):
         return int((a if len(a) else b)[0, LOGICAL])
     if (a[0, :LENGTH] == b[0, :LENGTH]).all() and a[0, FLAGS] == b[0, FLAGS]:
@@ -217,7 +225,7 @@ def _where_rows_part(a: ExtentMap, b: ExtentMap) -> int:
 
 
 def _describe(map: ExtentMap, offset: int) -> str:
-    """What is at one byte of the file, and for how many bytes on."""
+    """What a map has at a byte of the file, and for how many bytes from there, as text."""
     at = bisect_right(map[:, LOGICAL], offset) - 1
     if at < 0 or int(map[at, LOGICAL] + map[at, LENGTH]) <= offset:
         return "a hole"
@@ -236,7 +244,7 @@ def uncovered(map: ExtentMap, span: ByteRange) -> list[ByteRange]:
 
 
 def _gaps(part: ExtentMap, span: ByteRange) -> tuple[Column, Column]:
-    """Starts and lengths of the holes of a map that is clipped to the span."""
+    """Starts and lengths of the holes of the map `part`, which is clipped to the span."""
     edges = np.array([span.offset, span.end], dtype=np.uint64)
     starts = np.concatenate((edges[:1], part[:, LOGICAL] + part[:, LENGTH]))
     lengths = np.concatenate((part[:, LOGICAL], edges[1:])) - starts
@@ -249,8 +257,8 @@ def _ranges(starts: Column, lengths: Column) -> list[ByteRange]:
 
 
 def unsuitable(map: ExtentMap, span: ByteRange) -> list[Unsuitable]:
-    """What keeps the span from being sealed, in order of offset; neighbours with one reason are
-    one stretch, and an extent with several reasons counts for the first."""
+    """The stretches that keep the span from being sealed, in order of offset. Adjoining ones with
+    the same reason are joined; an extent with several reasons has the first in _UNSUITABLE."""
     part = clip(map, span)
     codes = _codes(part)
     bad = codes != _FINE
@@ -268,14 +276,14 @@ def unsuitable(map: ExtentMap, span: ByteRange) -> list[Unsuitable]:
 
 
 def suitable(map: ExtentMap, span: ByteRange) -> ExtentMap:
-    """The extents of the span that can be sealed."""
+    """The extents of the span that can be sealed, as a new (m, 4) array."""
     rows = clip(map, span)
     fit: ExtentMap = rows[_codes(rows) == _FINE]
     return fit
 
 
 def spans(rows: ExtentMap) -> list[ByteRange]:
-    """The ranges that the rows, in order of their offsets, cover, adjoining ones as one."""
+    """The ranges that the rows of a map cover, in order; adjoining ones are joined."""
     found: list[ByteRange] = []
     for logical, _, length, _ in rows.tolist():
         if found and found[-1].end == logical:
@@ -286,7 +294,7 @@ def spans(rows: ExtentMap) -> list[ByteRange]:
 
 
 def _codes(rows: ExtentMap) -> NDArray[np.uint8]:
-    """For every row the first line of _UNSUITABLE that it matches, or _FINE."""
+    """For every row, the index of the first entry of _UNSUITABLE that it matches, or _FINE."""
     flags = rows[:, FLAGS]
     codes = np.full(len(rows), _FINE, np.uint8)
     if not np.bitwise_or.reduce(flags, initial=np.uint64(0)) & np.uint64(~_PASSING & 0xFFFFFFFF):
@@ -299,7 +307,7 @@ def _codes(rows: ExtentMap) -> NDArray[np.uint8]:
 def _stretches(
     rows: ExtentMap, codes: NDArray[np.uint8]
 ) -> tuple[Column, Column, NDArray[np.uint8]]:
-    """Start, length and code of the neighbours with equal codes, joined."""
+    """Starts, lengths and codes of the rows, where adjoining rows with equal codes are joined."""
     if not len(rows):
         return rows[:, LOGICAL], rows[:, LENGTH], codes
     begins, ends = _groups(_adjoins(rows) & (codes[:-1] == codes[1:]))
@@ -308,6 +316,7 @@ def _stretches(
 
 
 def fragmentation(map: ExtentMap) -> Fragmentation:
+    """The statistics of a map; all 0 for an empty one."""
     if not len(map):
         return Fragmentation(0, 0, 0, 0, 0, 0.0)
     next_to = _adjoins(map) & (map[:-1, PHYSICAL] + map[:-1, LENGTH] == map[1:, PHYSICAL])

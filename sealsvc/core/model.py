@@ -1,4 +1,4 @@
-"""The values everything speaks about: ranges, kinds, states. Frozen, and free of I/O."""
+"""The value types that all modules use: ranges, kinds, states. Immutable; no I/O."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class ByteRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return ByteRange(start, end - start)
 
     def clipped(self, other: ByteRange) -> ByteRange | None:
-        """What both have in common."""
+        """The intersection; None when it is empty."""
         start, end = max(self.offset, other.offset), min(self.end, other.end)
         return ByteRange(start, end - start) if start < end else None
 
@@ -104,8 +104,8 @@ class ByteRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return ByteRange(start, max(self.end, other.end) - start)
 
     def without(self, part: ByteRange) -> ByteRange | None:
-        """What is left when a part at one end is taken away (None: nothing). ValueError when it
-        is not at an end, or reaches outside."""
+        """The rest when a part at one end is removed; None when nothing is left. Raises ValueError
+        when the part is not at an end, or reaches outside."""
         if part.length <= 0 or part.offset < self.offset or part.end > self.end:
             raise ValueError("it is not inside")
         if part == self:
@@ -117,7 +117,7 @@ class ByteRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         raise ValueError("it is in the middle: what is left would be two ranges")
 
     def without_all(self, parts: Iterable[ByteRange]) -> list[ByteRange]:
-        """What is left when all parts are taken away, wherever they lie."""
+        """The rest when all parts are removed, wherever they are; in order."""
         left, at = list[ByteRange](), self.offset
         for part in sorted(parts, key=lambda part: part.offset):
             if at < min(part.offset, self.end):
@@ -141,7 +141,8 @@ class FileId(msgspec.Struct, frozen=True, forbid_unknown_fields=True, order=True
     generation: int = 0
 
     def same_inode(self, other: FileId) -> bool:
-        """Whether both name one inode; a generation may be missing in one of them (0)."""
+        """Whether both name the same inode. Generations are ignored, because one may be missing
+        (0)."""
         return (self.device, self.inode) == (other.device, other.inode)
 
     def __str__(self) -> str:
@@ -176,7 +177,7 @@ class RingPlace(msgspec.Struct, frozen=True):
 
     @property
     def key(self) -> int:
-        """What names a registration to the gate (seal_ring_key)."""
+        """The number by which the gate knows a registration (seal_ring_key)."""
         return self.ring << 32 | self.file
 
 

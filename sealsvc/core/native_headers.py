@@ -1,9 +1,9 @@
-"""The tables of states.py, errors.py and rules.py as C headers.
+"""Generates C headers from the tables of states.py, errors.py and rules.py.
 
     python -m sealsvc.core.native_headers
 
-A test compares them with what stands here, so that the keeper, libseal, the BPF programs and the
-service cannot disagree about what a seal may do, what conflicts with it, or what an error is.
+A test compares the headers with what this module generates, so that the keeper, libseal, the BPF
+programs and the service agree about the steps of a seal, what conflicts with it, and error codes.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ def _name(prefix: str, value: str) -> str:
 
 
 def public() -> str:
+    """The text of PUBLIC: the states."""
     rows = "".join(f"\t{_name('SEAL', state)} = {n},\n" for state, n in STATES.items())
     live = " | ".join(f"1u << {_name('SEAL', state)}" for state in STATES if state in LIVE)
     return (
@@ -50,6 +51,7 @@ def public() -> str:
 
 
 def table() -> str:
+    """The text of TABLE: the steps and transitions."""
     steps = "".join(f"\t{_name('SEAL_STEP', step)} = {n},\n" for step, n in STEPS.items())
     rows = "".join(
         f"\t[{_name('SEAL', state)}][{_name('SEAL_STEP', step)}] = 1 + {_name('SEAL', found.to)},\n"
@@ -69,6 +71,7 @@ def table() -> str:
 
 
 def codes() -> str:
+    """The text of CODES: the error codes."""
     rows = "".join(
         f'\t{{"{row.code}", {errno.errorcode[row.errno]}}},\n' for row in ERRORS.values()
     )
@@ -87,6 +90,7 @@ def _mask(name: str, is_in: Callable[[rules.Rule], bool]) -> str:
 
 
 def rule_book() -> str:
+    """The text of RULES: operations, reaches, policies and errnos."""
     operations = "".join(
         f"\tSEAL_OP_{key} = {n}, /* {rule.why} */\n"
         for n, (key, rule) in enumerate(rules.RULES.items())
@@ -136,6 +140,7 @@ HEADERS = {PUBLIC: public, TABLE: table, CODES: codes, RULES: rule_book}
 
 
 def main() -> None:
+    """Write all headers."""
     for path, text in HEADERS.items():
         path.write_text(text())
 

@@ -1,4 +1,4 @@
-"""Paths as names: no file system is asked."""
+"""Paths as text, without looking at a file system."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 
 def lies_below(path: str, directories: Iterable[str]) -> bool:
-    """Whether the path, as it is written, is one of the directories or in one of them."""
+    """Whether the path, as it is written, is one of the directories or in one of them. False for a
+    path with "..". Symbolic links are not followed."""
     if ".." in path.split("/"):
         return False
     roots = [directory.rstrip("/") for directory in directories]

@@ -1,7 +1,8 @@
-"""The rule book: what each operation reaches, whom it conflicts with, and what its caller gets.
+"""The rule book: what each operation reaches, what it conflicts with, and which errno its caller
+gets.
 
-This is the only place where it is written. `python -m sealsvc.core.native_headers` generates
-native/include/sealsvc/rules.h from it, which the gate, the rings and the BPF programs include;
+The rules are written here only. `python -m sealsvc.core.native_headers` generates
+native/include/sealsvc/rules.h from them, which the gate, the rings and the BPF programs include;
 Python (recalls, the simulator) uses the functions below. tests/unit/test_rules.py compares the two.
 """
 
@@ -50,7 +51,8 @@ class Rule:
 
     @property
     def changes_maps(self) -> bool:
-        """May it change some extent map, sealed or not, in a way that a grant must wait for?"""
+        """Whether the operation may change an extent map, sealed or not, so that a grant must wait
+        for its end."""
         return self.shared is not Reach.NONE
 
 
@@ -120,18 +122,19 @@ class Policy(IntEnum):
 # A caller that is told EBUSY although one of the seals refuses would try again in vain.
 ERRNOS = (errno.ETXTBSY, errno.EBUSY)
 POLICY_ERRNO = {Policy.REFUSE: errno.ETXTBSY, Policy.BUSY: errno.EBUSY}
-# Its own conflict cannot make a holder wait for itself.
+# The errno of a holder's own conflict with its seal, which would otherwise wait for itself.
 HOLDER_ERRNO = errno.EBUSY
-# A mechanism that cannot hold callers (bpf) refuses what should wait.
+# The errno from a mechanism that cannot hold callers (bpf), for conflicts that should wait.
 NO_WAIT_ERRNO = errno.ETXTBSY
 
 
 def of(name: str) -> Rule:
-    """The rule of an operation by its name; one that is not known may do anything."""
+    """The rule of an operation by its name. An unknown one gets the rule HIDDEN."""
     return _BY_NAME.get(name, RULES["HIDDEN"])
 
 
 def reach(rule: Rule, traits: Trait) -> Reach:
+    """How much of the extent map the operation may change, with these traits."""
     if rule.backed and Trait.BACKED in traits:
         return Reach.NONE
     if rule.atomic and Trait.ATOMIC not in traits:
@@ -140,8 +143,9 @@ def reach(rule: Rule, traits: Trait) -> Reach:
 
 
 def conflicts(rule: Rule, offset: int, length: int, start: int, end: int, traits: Trait) -> bool:
-    """Would an operation on `length` bytes at `offset` (0: to the end of the file; for a truncation
-    `offset` is the new size) change what a guard of [start, end) promises?"""
+    """Whether an operation on `length` bytes at `offset` conflicts with a guard of the bytes
+    [start, end). `length` 0 means to the end of the file; for a truncation, `offset` is the new
+    size."""
     if rule.opens and Trait.EXCLUSIVE in traits and Trait.HOLDER not in traits:
         return True
     match reach(rule, traits):
@@ -158,14 +162,15 @@ def conflicts(rule: Rule, offset: int, length: int, start: int, end: int, traits
 
 
 def policy_errno(policy: Policy, *, by_holder: bool) -> int:
-    """The errno that a conflict with this policy gets at once; 0: it waits."""
+    """The errno that a conflict with a guard of this policy gets at once; 0 if it waits.
+    `by_holder`: the guard's holder makes the operation."""
     if policy in POLICY_ERRNO:
         return POLICY_ERRNO[policy]
     return HOLDER_ERRNO if by_holder and policy is not Policy.ARMING else 0
 
 
 def prevailing(one: int, other: int) -> int:
-    """The errno that is told when two guards give one each (0: none)."""
+    """The errno of an operation that meets two guards, which give one errno each (0: none)."""
     return next((error for error in ERRNOS if error in (one, other)), 0)
 
 

@@ -1,8 +1,7 @@
-"""The life of a seal as data: (state, step) -> (state, actions).
+"""The state machine of seals as data: (state, step) -> (state, actions).
 
-What is not in the table cannot happen. lifecycle/state_machine.py carries the actions out,
-docs/states.md shows the table (`python -m sealsvc.core.states` prints it), and the tests walk
-through it.
+A step that is not in the table is not possible. lifecycle/state_machine.py carries the actions out,
+docs/states.md shows the table (`python -m sealsvc.core.states` prints it), and tests go through it.
 """
 
 from __future__ import annotations
@@ -91,13 +90,15 @@ ACTIONS = {
 
 @dataclass(frozen=True, slots=True)
 class Transition:
+    """What a step does: the next state, and the actions, in order."""
+
     to: State
     actions: tuple[Action, ...] = ()
 
 
 _Table = dict[tuple[State, Step], Transition]
 
-# A seal in one of these is enforced and listed; in any other it is over.
+# A seal in one of these states is enforced and listed; in any other it has ended.
 LIVE = frozenset(
     {
         State.GRANTED,
@@ -111,7 +112,8 @@ LIVE = frozenset(
     }
 )
 
-# While a seal of the file is in one of these, a new grant on it would be recalled at once.
+# While a seal of the file is in one of these states, no other is granted on the file: it would be
+# recalled at once.
 SETTLING = LIVE - {State.GRANTED, State.ACTIVE, State.COURTESY}
 
 _S, _A = State, Action
@@ -170,17 +172,19 @@ TRANSITIONS: _Table = {
         *(*_USED, _S.COURTESY, _S.RECALLED),
         does=(_A.ALARM, _A.TELL_CHANGED, _A.AWAIT),
     ),
-    # A fence that is under way goes on; a holder that is gone need not be told.
+    # A fence that is under way continues; a holder that has ended cannot be told.
     **_stays(Step.DRIFT, _S.FENCING, _S.FENCE_FAILED, _S.ORPHANED, does=(_A.ALARM,)),
 }
 
 
 def after(state: State, step: Step) -> Transition:
-    """What `step` leads to. KeyError for an illegal transition: the caller's defect."""
+    """The transition of `step` in `state`. Raises KeyError if the table has none, which is a bug of
+    the caller."""
     return TRANSITIONS[state, step]
 
 
 def allowed(state: State, step: Step) -> bool:
+    """Whether the table has the step in this state."""
     return (state, step) in TRANSITIONS
 
 

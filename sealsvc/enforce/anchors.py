@@ -1,12 +1,14 @@
-"""Anchors: the service's own description of a sealed file, apart from its holder's.
+"""Anchors: the service's own open file description of a sealed file, apart from its holder's.
 
-Nothing is opened while a guard is in force: a scanner with FAN_OPEN_PERM that is asked whether an
-open may go on opens the file itself, by its path, which the guard of an exclusive seal holds; each
-would wait for the other. So the anchor is opened before the first guard. It must not count as an
-opener then, or the proof that nobody else has the file open (F_SETLEASE) would fail: it is opened
-with access mode 3, for neither reading nor writing, which counts in neither i_readcount nor
-i_writecount (fs/open.c do_dentry_open, fs/locks.c check_conflicting_open). The keeper has a
-duplicate, for the next service.
+The anchor is opened before the first guard is in force, wherever that is possible. Otherwise the
+service could deadlock with a scanner that uses FAN_OPEN_PERM: when the scanner is asked whether the
+service's open may go on, it opens the file itself, by its path, and the guard of an exclusive seal
+holds that open.
+
+An anchor that is opened before the guard must not count as an opener, or the proof that nobody else
+has the file open (F_SETLEASE) would fail. So it is opened with access mode 3, for neither reading
+nor writing, which counts in neither i_readcount nor i_writecount (fs/open.c do_dentry_open,
+fs/locks.c check_conflicting_open). The keeper has a duplicate, for the next service.
 """
 
 from __future__ import annotations
@@ -21,9 +23,9 @@ _NEITHER = os.O_ACCMODE  # 3: open(2), NOTES
 
 
 def open_uncounted(fd: int) -> int:
-    """A description of the file of `fd` that does not count as an opener; -1 where that cannot be
-    had: it needs the right to write, which nobody has on a file system that is read-only, or to an
-    immutable file."""
+    """Open a description of the file of `fd` that does not count as an opener. Returns -1 where
+    that fails: access mode 3 needs the right to write, which nobody has on a read-only file system
+    or for an immutable file. Raises Refusal `try-later` while a lease on the file is broken."""
     try:
         return os.open(_path(fd), _NEITHER | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -35,17 +37,19 @@ def open_uncounted(fd: int) -> int:
 
 
 def open_counted(fd: int) -> int:
+    """Open the file of `fd` for reading. The description counts as an opener. Raises OSError."""
     return os.open(_path(fd), os.O_RDONLY | os.O_CLOEXEC)
 
 
 def is_counted(anchor: int) -> bool:
-    """Is there an anchor, and does it count as an opener?"""
+    """Whether there is an anchor (not -1) and it counts as an opener."""
     return anchor >= 0 and fcntl.fcntl(anchor, fcntl.F_GETFL) & os.O_ACCMODE != _NEITHER
 
 
 def take_over(kept: int) -> int:
-    """The anchor that goes with the keeper's descriptor of the file: the same description, where it
-    is one. -1 on a file system that was shut down meanwhile."""
+    """An anchor from the keeper's descriptor of the file: a duplicate where that is an uncounted
+    anchor, else opened for reading. -1 if the open fails, as on a file system that was shut down
+    meanwhile."""
     flags = fcntl.fcntl(kept, fcntl.F_GETFL)
     if not flags & os.O_PATH and flags & os.O_ACCMODE == _NEITHER:
         return os.dup(kept)

@@ -1,7 +1,7 @@
-"""The interface of an enforcer, and what passes through it: guards, holds, reports.
+"""The interface of an enforcer, and the types it uses: guards, holds, reports.
 
- An enforcer says what it cannot see (`gaps`), what it cannot do at all
-(`unable`), and which gaps of another it closes when it stands behind it (`closes`).
+An enforcer says which seals it cannot keep (`unable`), what it cannot see (`gaps`), and which gaps
+of another enforcer it closes when it stands behind that one (`closes`).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from sealsvc.protocol.system import Gap
 
 
 class Verdict(StrEnum):
-    """What a conflicting operation meets."""
+    """What happens to a conflicting operation."""
 
-    ARMING = "arming"  # held, and nobody is told: a grant is being made
+    ARMING = "arming"  # held and not reported: a grant is being made
     WAIT = "wait"  # held and reported
     REFUSE = "refuse"  # ETXTBSY
     BUSY = "busy"  # EBUSY: a recall's deadline has passed
@@ -33,10 +33,11 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """One sealed range, as an enforcer sees it. `behind` names the enforcer that stands in front of
-    this one and makes conflicts wait: what that one sees is left to it. `watch` names the
-    registration that is asked under Verdict.WATCH. `backed`: one that stands behind this one judges
-    each truncation by the inode, so that an open whose flags are not known may pass here."""
+    """One sealed range, as an enforcer sees it. `token` is the seal's, `holder` the pid that is let
+    through. `behind` names the enforcer that stands in front of this one (empty: none) and makes
+    conflicts wait; this one leaves to it what it sees. `watch` is the key of the registration that
+    decides under Verdict.WATCH. `backed`: an enforcer behind this one judges each truncation by the
+    inode, so that this one may let an open pass whose flags are not known."""
 
     token: int
     range: ByteRange
@@ -48,12 +49,14 @@ class Guard:
     backed: bool = False
 
 
-# Seconds that reports may take of one turn of the event loop: whoever makes them as fast as it can
-# leaves time to the others.
+# Seconds that one drain() may take of a turn of the event loop, so that a process that causes
+# reports as fast as it can does not keep the service from other work.
 DRAIN_TIME = 0.002
 
 
 class Outcome(StrEnum):
+    """What a report says: an operation is held, was refused, or has ended its wait."""
+
     HELD = "held"
     REFUSED = "refused"
     ENDED = "ended"
@@ -61,8 +64,9 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A conflict. `waiter` names a held operation until its ENDED report; `error` is the errno it
-    got (0: it went on; EINTR: its caller was killed). `tokens` are the guards it met."""
+    """A conflict. `waiter` identifies a held operation until its ENDED report. `tokens` are the
+    guards that it met. `error` is the errno that it got (0: it continued; EINTR: its caller was
+    killed), `waited` the seconds for which it was held."""
 
     outcome: Outcome
     waiter: int
@@ -75,7 +79,8 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a service that died had in force for one seal. `first` names the enforcer in front."""
+    """The guard that the previous service had in force for one seal. `first` names the enforcer in
+    front."""
 
     file: FileId
     filesystem: Filesystem
@@ -85,7 +90,8 @@ class Claim:
 
 class Hold(Protocol):
     """A guard in force on one file. `anchor` is a descriptor of the file that the enforcer owns, or
-    -1: of a description of its own when it is `apart`, else of the holder's."""
+    -1. If `apart` is true, it has an open file description of its own, else it shares the
+    holder's."""
 
     @property
     def anchor(self) -> int: ...
@@ -93,100 +99,115 @@ class Hold(Protocol):
     @property
     def apart(self) -> bool: ...
 
-    def change(self, verdict: Verdict) -> None: ...
+    def change(self, verdict: Verdict) -> None:
+        """Change what conflicting operations meet. Raises Refusal when that fails."""
+        ...
 
     def resize(self, range: ByteRange) -> None:
-        """Guard this part of the range alone."""
+        """Reduce the guard to this part of its range. Raises Refusal when that fails."""
         ...
 
     def release(self) -> None:
-        """Idempotent. Lets go on whatever no other guard holds."""
+        """Remove the guard: held operations that no other guard holds continue. Idempotent."""
         ...
 
 
 class Enforcer(Protocol):
+    """A kernel mechanism that makes conflicting operations wait or fail."""
+
     name: str
-    late: bool  # its holds come last: with one in force, looking at the file may block
+    late: bool  # its holds are made last: while one is in force, using the file may block
 
     def probe(self) -> str:
         """Why the enforcer cannot be used on this kernel; empty when it can."""
         ...
 
     def unable(self, filesystem: Filesystem, request: Grant) -> str:
-        """Why it cannot keep such a seal; empty when it can."""
+        """Why the enforcer cannot keep such a seal; empty when it can."""
         ...
 
-    def gaps(self, filesystem: Filesystem, kind: Kind) -> tuple[Gap, ...]: ...
+    def gaps(self, filesystem: Filesystem, kind: Kind) -> tuple[Gap, ...]:
+        """What the enforcer does not see on this file system, for seals of this kind."""
+        ...
 
     def closes(self, filesystem: Filesystem, kind: Kind) -> frozenset[str]:
-        """The risks of other enforcers that are none when this one stands behind them."""
+        """The risks that a combination does not have when this enforcer stands behind another."""
         ...
 
     def start(self, deliver: Callable[[Report], None]) -> int:
-        """Begin; `deliver` is called from `drain`. Returns the descriptor to poll for reading."""
+        """Start reporting. `drain` calls `deliver`. Returns the descriptor to poll for reading."""
         ...
 
     def drain(self) -> None:
-        """Deliver reports that wait, for DRAIN_TIME or so; the descriptor stays readable while
-        there are more. Does not block."""
+        """Deliver pending reports, for about DRAIN_TIME; the descriptor stays readable while there
+        are more. Does not block. Raises Refusal when the keeper is gone."""
         ...
 
     def arm(self, filesystem: Filesystem, fd: int) -> None:
-        """Watch a file system from now on, so that later descriptors are seen."""
+        """Watch the file system of `fd` from now on, so that descriptors opened later are seen.
+        Raises Refusal."""
         ...
 
     def hold(self, target: Target, guard: Guard) -> Hold:
-        """Put `guard` in force and prove that nobody can get around it: raises Refusal
-        (file-in-use, try-later) and leaves nothing armed when that cannot be proven."""
+        """Put `guard` in force and prove that nothing bypasses it. When that cannot be proven,
+        raises Refusal (file-in-use, try-later) and leaves no guard in force."""
         ...
 
     def reclaim(self, claims: list[Claim], kept: dict[str, int]) -> dict[int, Hold]:
-        """Take over what a dead service left: the hold of each claim, by its token, where it is
-        still in force. Everything of no claim is let go. `kept` are descriptors by name, which the
-        caller closes: duplicate what is to stay."""
+        """Take over what the previous service left: returns, by token, the hold of each claim that
+        is still in force, and releases every guard that belongs to no claim. `kept` are descriptors
+        by name, which the caller closes: duplicate those that are needed."""
         ...
 
     def replay(self) -> None:
-        """Report what is held once more, now that its seals are known."""
+        """Report again what is held, now that its seals are known."""
         ...
 
     def verify(self) -> str:
-        """Try whether it still enforces. Why it does not; empty when it does. Called about every
-        second, in a thread."""
+        """Test whether the enforcer still enforces. Returns why it does not; empty when it does.
+        Called about every second, in a thread."""
         ...
 
     def lapses(self) -> int:
-        """How often it may have let something through unjudged. It should stay 0."""
+        """How often it may have let an operation through unjudged. Should stay 0."""
         ...
 
     def forget(self, filesystem: Filesystem | None = None) -> None:
-        """Drop what is kept only to make the next seal cheaper."""
+        """Drop what is kept only to make the next seal cheaper: what has been idle for long, and
+        all that is idle on `filesystem`."""
         ...
 
-    def stop(self) -> None: ...
+    def stop(self) -> None:
+        """Stop reporting. Guards stay in force."""
+        ...
 
 
 @runtime_checkable
 class Watchable(Protocol):
-    """A hold that can leave its range to a registration to judge."""
+    """A hold that can leave the judging of its range to a registration."""
 
     def watch(self, key: int) -> None:
-        """From the next Verdict.WATCH on."""
+        """Set the registration that decides from the next Verdict.WATCH on."""
         ...
 
     def drain(self) -> None:
-        """Wait until nothing that was let through can still change the map; raises try-later."""
+        """Wait until no operation that was let through can still change the map. Raises Refusal
+        `try-later`."""
         ...
 
     def adopt(self, guard: Guard) -> None:
-        """Name it in reports from now on; the registration keeps it."""
+        """Name the guard of a tracked seal in reports from now on; the registration keeps it in
+        force."""
         ...
 
-    def disown(self, token: int) -> None: ...
+    def disown(self, token: int) -> None:
+        """Undo adopt()."""
+        ...
 
 
 class Holds:
-    """One guard in force with several enforcers; the first makes conflicts wait."""
+    """One guard that several enforcers have in force. The first is in front and makes conflicts
+    wait."""
 
     def __init__(self, holds: list[Hold]) -> None:
         self.holds = holds
@@ -194,7 +215,8 @@ class Holds:
 
     @contextmanager
     def given_up_after(self, seconds: float) -> Iterator[None]:
-        """For calls that a hold may block for ever: it is released when they take longer."""
+        """A context for calls that a hold may block for ever. If they take longer than `seconds`,
+        the guard is released, and the context raises Refusal `try-later`."""
         timer = threading.Timer(seconds, self.release)
         timer.start()
         try:
@@ -217,7 +239,7 @@ class Holds:
 
     @property
     def _anchored(self) -> Hold | None:
-        """The hold whose anchor is used: if possible one that is apart."""
+        """The hold whose anchor is used; one that is apart is preferred."""
         anchored = [hold for hold in self.holds if hold.anchor >= 0]
         return next((hold for hold in anchored if hold.apart), anchored[0] if anchored else None)
 
@@ -226,6 +248,7 @@ class Holds:
         return self.holds[0]
 
     def change(self, verdict: Verdict) -> None:
+        """See Hold; for all holds."""
         for hold in self.holds:
             hold.change(verdict)
 
@@ -234,13 +257,14 @@ class Holds:
             hold.resize(range)
 
     def release(self) -> None:
-        """From the last to the first: whoever waits with the first meets no refusal behind it."""
+        """Release from the last to the first, so that an operation that was held by the first is
+        not refused by one behind it."""
         self.released = True
         for hold in reversed(self.holds):
             hold.release()
 
 
 def watchable(hold: Hold) -> Watchable | None:
-    """What of a seal's hold can leave the judging to a registration."""
+    """The front of a seal's hold, if it can leave the judging to a registration; else None."""
     front = hold.front if isinstance(hold, Holds) else None
     return front if isinstance(front, Watchable) else None

@@ -1,8 +1,9 @@
-"""The bpf enforcer: BPF LSM programs that refuse what changes a sealed map, inside the kernel.
+"""The bpf enforcer: BPF LSM programs that refuse, inside the kernel, what would change a sealed
+map.
 
 Alone it keeps seals whose conflicts are refused. Behind another enforcer, which makes conflicts
-wait, it refuses what that one cannot see. Programs and seals are pinned in a bpffs: they go on
-refusing when the service is killed, until it starts again.
+wait, it refuses what that one cannot see. The programs and the seals are pinned in a bpffs, so that
+they continue to refuse when the service is killed, until it starts again.
 """
 
 from __future__ import annotations
@@ -39,11 +40,11 @@ _BATCH = 64
 _MAX_PROGRAMS = 64
 _PIDNS = 0xEFFFFFFC  # PROC_PID_INIT_INO, the inode of the initial pid namespace
 
-# Two programs for one hook, whose parameters changed; they count as one.
+# Two programs for one hook, whose parameters changed between kernels; they count as one.
 _SETATTRS = frozenset({"setattr_by_idmap", "setattr_by_dentry"})
 _ALWAYS = frozenset({"file_permission", "setattr"})
-_RUN = frozenset({"mapped"})  # not attached
-# Of the canary (native/keeper/canary.c): its trials, and the programs that each proves.
+_RUN = frozenset({"mapped"})  # programs that are run by a system call instead of being attached
+# The trials of the canary (native/keeper/canary.c), with the programs that each one needs.
 _TRIALS: tuple[tuple[int, str, frozenset[str]], ...] = (
     (lib.KEEPER_CANARY_TRUNCATE, "truncate", frozenset()),
     (lib.KEEPER_CANARY_FALLOCATE, "fallocate", frozenset({"fallocate"})),
@@ -51,13 +52,14 @@ _TRIALS: tuple[tuple[int, str, frozenset[str]], ...] = (
     (lib.KEEPER_CANARY_IOCTL, "ioctl", frozenset({"file_ioctl"})),
     (lib.KEEPER_CANARY_ATOMIC, "an atomic write", frozenset({"writev"})),
 )
-_CANARY_TOKEN = (1 << 64) - 2  # no seal's
+_CANARY_TOKEN = (1 << 64) - 2  # not a token that a seal can have
 SWITCH = Path("/proc/sys/kernel/ftrace_enabled")
 
 
 @dataclass(frozen=True, slots=True)
 class _Program:
-    """`misses`: how often the kernel skipped it; `spared`: something makes up for that."""
+    """A program. `misses` is how often the kernel skipped it; `spared`: another program makes up
+    for that."""
 
     name: str
     state: int
@@ -68,7 +70,9 @@ class _Program:
 
 @dataclass(frozen=True, slots=True)
 class _Cover:
-    """A risk, and the programs without which it is one. `types`: the file systems that know it."""
+    """A risk, and the programs that close it: it is open when one of them is missing. It exists on
+    file systems of these `types` (with `reflink`: only those that share blocks), for seals of these
+    `kinds`."""
 
     risk: str
     programs: frozenset[str]
@@ -89,7 +93,7 @@ def _cover(risk: str, programs: str, why: str, **more: Any) -> _Cover:
     return _Cover(risk, frozenset(programs.split()), why, **more)
 
 
-# What each program is for. A risk is open when one of its programs is off on this kernel.
+# The risks that the programs close.
 _COVERS = (
     _cover("bpf-truncate", "setattr", "truncate(2) is not refused"),
     _cover("bpf-fallocate", "file_permission fallocate", "fallocate(2) is not refused"),
@@ -135,19 +139,19 @@ _COVERS = (
     ),
     _cover("loop-device", "file_ioctl file_ioctl_compat", "loop devices can be set up on the file"),
 )
-# Risks of other enforcers, and the risks of ours that must not be open for them to be none.
+# Risks of other enforcers that this one closes, unless one of these own risks is open.
 _CLOSES = {
     "ext4-move-ext": ("ext4-move-ext",),
     "xfs-swapext": ("xfs-swapext",),
     "loop-device": ("loop-device",),
     "overlay-truncate": ("bpf-truncate",),
 }
-# What an exclusive seal's holder can do to its own map.
+# Own risks that must be closed for the risk that a holder changes the map of its exclusive seal.
 _HOLDER_OPERATIONS = frozenset(cover.risk for cover in _COVERS) - {"bpf-open"}
 
 
 def _objects() -> Path:
-    """Where the programs are installed: beside the extension module that loads them."""
+    """The directory of the programs: beside the extension module that loads them."""
     spec = find_spec("_sealsvc_native")
     beside = Path(spec.origin).parent if spec and spec.origin else Path()
     return beside / "sealsvc" / "bpf"
@@ -167,11 +171,13 @@ class _Hold:
 
     @property
     def _name(self) -> str:
-        """What the keeper calls the anchor: it pins the inode while no service does."""
+        """The name under which the keeper has the anchor, which keeps the inode in memory while no
+        service is running."""
         return f"bpf:{self._guard.token}"
 
     def open_anchor(self, fd: int) -> None:
-        """Ours, apart from the holder's; opened through /proc, it is a description of its own."""
+        """Open the anchor. Opened through /proc, it has its own open file description, apart from
+        the holder's. Raises OSError."""
         self.anchor = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
         self._enforcer.keeper.keep(self._name, self.anchor)
 
@@ -204,6 +210,8 @@ class _Hold:
 
 
 class BpfEnforcer:
+    """See Enforcer for the methods."""
+
     name = "bpf"
     late = False
 
@@ -214,14 +222,15 @@ class BpfEnforcer:
         without: Sequence[str] = (),
         drain_timeout: float = 0.5,
     ) -> None:
-        """Pins go below `directory`, on a bpffs. `without` names programs not to load;
-        `drain_timeout` seconds a grant waits for what is under way on its file."""
+        """Programs and maps are pinned below `directory`, on a bpffs. `without` names programs that
+        are not loaded. A grant waits up to `drain_timeout` seconds for operations that are under
+        way on its file."""
         self.keeper = keeper
         self.directory, self.without, self.drain_timeout = directory, without, drain_timeout
         self._bpf: Any = None
         self._trips: Trips | None = None
         self._canary: tuple[int, int] | None = None  # device and inode
-        # How often it was not refused: before this service, and since.
+        # How often the canary began to pass: before this service started, and since.
         self._passed_before = self._passed = 0
         self.on_trip: Callable[[Trip], None] = _untold
         self._missing: dict[str, str] = {}
@@ -230,7 +239,8 @@ class BpfEnforcer:
         self._events = ffi.new("struct seal_bpf_event[]", _BATCH)
 
     def probe(self) -> str:
-        """Loads, attaches and pins, or takes over what is pinned: what loads is what works."""
+        """See Enforcer. Loads, attaches and pins the programs, or takes over those that are pinned:
+        which ones load decides what the enforcer can do."""
         if self._bpf is not None:
             return ""
         programs = _objects() / "seal.bpf.o"
@@ -261,8 +271,8 @@ class BpfEnforcer:
         return ""
 
     def _set_canary(self) -> None:
-        """A file that only the keeper has from now on, guarded as a seal that is being made:
-        what is refused there is not reported."""
+        """Give the keeper a memfd for its trials. It is guarded with the verdict ARMING, so that
+        refusals on it are not reported."""
         on = {p.name for p in self._programs() if p.state == lib.SEAL_BPF_ON}
         trials = sum(trial for trial, _, programs in _TRIALS if programs <= on)
         size = 2 * lib.KEEPER_CANARY_BLOCK
@@ -274,13 +284,13 @@ class BpfEnforcer:
             self._canary = (key.device, key.inode)
             guard = Guard(_CANARY_TOKEN, ByteRange(0, size), 0, False, Verdict.ARMING)
             self.put(key, 0, True, guard)
-            with suppress(KeeperError):  # of a version that has none
+            with suppress(KeeperError):  # an older keeper has no canary
                 self._passed_before += self.keeper.canary(fd, trials)[0]
         finally:
             os.close(fd)
 
     def _try_canary(self) -> str:
-        """Why operations pass that must not; empty when they do not."""
+        """Which operations pass that must be refused, as text; empty when none does."""
         if self._canary is None:
             return ""
         try:
@@ -291,7 +301,7 @@ class BpfEnforcer:
         return f"on a file of our own these are not refused: {', '.join(passed)}" if passed else ""
 
     def _find_missing(self) -> dict[str, str]:
-        """Programs that are off, by name, with the reason."""
+        """The reasons why programs are off, by name. The two for setattr count as one."""
         programs = self._programs()
         names = {p.name: p.why for p in programs if p.state == lib.SEAL_BPF_OFF}
         on = {p.name for p in programs if p.state == lib.SEAL_BPF_ON}
@@ -311,16 +321,17 @@ class BpfEnforcer:
 
     @property
     def missing(self) -> dict[str, str]:
-        """The programs that this kernel does not take, and why."""
+        """The reasons why this kernel does not take programs, by name."""
         return dict(self._missing)
 
     def skips(self) -> int:
-        """How often the kernel skipped a program because another task was in it on that CPU."""
+        """How often the kernel skipped a program because another task was preempted in it on the
+        same processor."""
         return sum(p.misses for p in self._programs()) if self._bpf is not None else 0
 
     def lapses(self) -> int:
-        """Those of skips() that nothing makes up for, and how often the canary began to pass; the
-        keeper tries it whether or not a service lives."""
+        """The number of skips() that nothing makes up for, plus how often the canary began to pass.
+        The keeper tries the canary whether or not a service is running."""
         if self._bpf is None:
             return 0
         skipped = sum(p.misses for p in self._programs() if not p.spared)
@@ -365,7 +376,7 @@ class BpfEnforcer:
         return int(lib.seal_bpf_fd(self._bpf))
 
     def stop(self) -> None:
-        """With seals in force everything stays pinned: it fails closed."""
+        """Unload the programs if no seal is in force. Otherwise all stays pinned and enforced."""
         if self._bpf is None:
             return
         empty = not self._tokens()
@@ -378,11 +389,12 @@ class BpfEnforcer:
             self.unpin()
 
     def unpin(self) -> None:
+        """Remove the pins. Raises OSError."""
         unpin(self.directory)
 
     def arm(self, filesystem: Filesystem, fd: int) -> None:  # noqa: ARG002
-        """The hooks see descriptors whenever they were opened; but the functions that the tripwire
-        attaches to are there only once such a file system is mounted."""
+        """Attach the tripwire, whose functions exist only once such a file system is mounted. The
+        LSM hooks need nothing: they see descriptors whenever they were opened."""
         if self._trips is not None:
             self._trips.watch(filesystem.type)
 
@@ -390,12 +402,13 @@ class BpfEnforcer:
         return self._trips.missing() if self._trips is not None else []
 
     def forget(self, filesystem: Filesystem | None = None) -> None:
-        """Nothing is kept."""
+        """Nothing to do: nothing is kept for later seals."""
 
     def verify(self) -> str:
-        """The kernel calls all programs, LSM programs too, by ftrace, and ceases to without a word
-        when kernel.ftrace_enabled is 0. Pins that are gone would end every refusal with us. For
-        whatever else there may be, the keeper tries operations that must be refused."""
+        """See Enforcer. Checks that ftrace is on, because the kernel calls all programs, LSM
+        programs too, through ftrace, and stops without notice when kernel.ftrace_enabled is 0; that
+        the pins exist, without which every refusal would end with the service; and, for any other
+        cause, that operations which the keeper tries are refused."""
         if self._bpf is None:
             return ""
         if SWITCH.exists() and SWITCH.read_text().strip() != "1":
@@ -427,15 +440,17 @@ class BpfEnforcer:
         return hold
 
     def _prove_exclusive(self, key: Any, target: Target, guard: Guard) -> None:
-        """The enforcer in front has its own proof. Beside another exclusive seal (of the same
-        holder) nobody could open the file since."""
+        """Prove that nobody else has the file open. Not needed where an enforcer in front has its
+        own proof, nor beside another exclusive seal (of the same holder): nobody could open the
+        file since that was made."""
         file = (key.device, key.inode)
         if not guard.behind and file not in self._exclusive:
             _prove_sole(target)
         self._exclusive.setdefault(file, set()).add(guard.token)
 
     def _wait_for_passed(self, key: Any, target: Target, behind: str) -> None:
-        """What passed the hooks before the entry was there has ended, or the grant fails."""
+        """Wait for operations that passed the hooks before the map entry existed. Raises Refusal
+        `try-later` when they do not end within `drain_timeout`."""
         limit = int(self.drain_timeout * 1e6)
         if not _check(lib.seal_bpf_barrier(self._bpf, key, limit), "barrier"):
             raise Refusal(
@@ -444,12 +459,14 @@ class BpfEnforcer:
                 {"path": target.path},
                 retry_after=0.1,
             )
-        # A lease in front would not be there with anybody truncating the file, and opening it here
-        # would break that lease.
+        # Not needed behind a lease, which cannot be taken while somebody truncates the file; and
+        # opening the file here would break that lease.
         if behind != "lease":
             _wait_for_truncation(target)
 
     def put(self, key: Any, generation: int, reflink: bool, guard: Guard) -> None:
+        """Enter or change a guard in the BPF map. `key` is a struct seal_bpf_file. Raises Refusal
+        `limit-reached` or `io-error`."""
         struct = ffi.new(
             "struct seal_bpf_range *",
             {
@@ -469,6 +486,7 @@ class BpfEnforcer:
         _check(result, "bpf_map_update_elem")
 
     def take(self, key: Any, token: int) -> None:
+        """Remove a guard from the BPF map."""
         file = (key.device, key.inode)
         if here := self._exclusive.get(file):
             here.discard(token)
@@ -478,7 +496,8 @@ class BpfEnforcer:
             lib.seal_bpf_take(self._bpf, key, token)
 
     def _list(self) -> list[tuple[int, int, int]]:
-        """(device, inode, token) of every seal in the maps; devices as the kernel names them."""
+        """(device, inode, token) of every seal in the maps, without the canary's. The devices are
+        in the kernel's own encoding (MKDEV)."""
         room = 1024
         while True:
             out = ffi.new("struct seal_bpf_seal[]", room)
@@ -492,7 +511,7 @@ class BpfEnforcer:
         return {token for _, _, token in self._list()}
 
     def keep_only(self, tokens: set[int]) -> None:
-        """After a restart: seals that nobody knows any more end."""
+        """Remove the guards of all seals but these; after a restart."""
         for device, inode, token in self._list():
             if token not in tokens:
                 key = ffi.new("struct seal_bpf_file *", {"device": device, "inode": inode})
@@ -514,12 +533,12 @@ class BpfEnforcer:
         return holds
 
     def replay(self) -> None:
-        """Nothing waits here."""
+        """Nothing to do: this enforcer holds no operation."""
 
     # Reports
 
     def drain(self) -> None:
-        if self._bpf is not None:  # one batch in a turn of the loop, which DRAIN_TIME has room for
+        if self._bpf is not None:  # one batch in a turn of the loop takes less than DRAIN_TIME
             count: int = lib.seal_bpf_events(self._bpf, self._events, _BATCH)
             for i in range(count):
                 self._deliver(_report(self._events[i]))
@@ -527,13 +546,15 @@ class BpfEnforcer:
                 self.on_trip(trip)
 
     def counters(self) -> dict[str, int]:
+        """Events that were lost because the BPF ring was full, and lapses()."""
         if self._bpf is None:
             return {}
         return {"lost_events": int(lib.seal_bpf_lost_events(self._bpf)), "lapses": self.lapses()}
 
 
 def unpin(directory: Path) -> bool:
-    """End every refusal, also those of a service that is gone. False when there was none."""
+    """Remove the pins below `directory`, also those of a service that has ended, so that nothing is
+    refused any more. False when there were none. Raises OSError."""
     if not directory.exists():
         return False
     result: int = lib.seal_bpf_unpin(os.fsencode(directory))
@@ -553,11 +574,11 @@ def _policy(guard: Guard) -> int:
 
 
 def _nobody(report: Report) -> None:
-    """Between probe and start: what a service before us left in the ring is not ours."""
+    """Used between probe and start: events that a previous service left are dropped."""
 
 
 def _untold(trip: Trip) -> None:
-    """Without a service there is no seal to lose."""
+    """Used before the service has set `on_trip`: trips are dropped."""
 
 
 def _text(raw: Any) -> str:
@@ -565,11 +586,13 @@ def _text(raw: Any) -> str:
 
 
 def _wait_for_truncation(target: Target) -> None:
-    """A truncation is not listed as under way: it asks with the inode's lock held, and keeps it to
-    its end. XFS takes that lock to read an extent map, ext4 only to look for a hole."""
+    """Wait until a truncation that is under way has ended. Truncations are not among the operations
+    of seal_bpf_barrier: their hook is called with the inode's lock held, which they keep to the
+    end. XFS takes that lock to read an extent map, ext4 only to look for a hole (SEEK_HOLE), which
+    is done here."""
     fd = os.open(f"/proc/self/fd/{target.fd}", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        with suppress(OSError):  # ENXIO: it left nothing
+        with suppress(OSError):  # ENXIO: the file is empty now
             os.lseek(fd, 0, os.SEEK_HOLE)
     finally:
         os.close(fd)
@@ -584,12 +607,13 @@ def _check(result: int, call: str) -> int:
 
 
 def _start_time() -> int:
-    """Of this process, in clock ticks since boot: field 22 of proc_pid_stat(5)."""
+    """The start time of this process in clock ticks since boot: field 22 of proc_pid_stat(5)."""
     return int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
 
 
 def _prove_sole(target: Target) -> None:
-    """After the entry is there nobody else can open the file; nobody may have done so before."""
+    """Raises Refusal `file-in-use` if somebody else has the file open. Called once the map entry
+    exists, after which nobody else can open it."""
     if openers.is_sole(target):
         return
     raise Refusal(

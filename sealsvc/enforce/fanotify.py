@@ -1,8 +1,8 @@
 """The fanotify enforcer: pre-content events (Linux 6.14+), answered by the gate in the keeper.
 
-It sees what goes through a watched descriptor or a path. A descriptor is watched when it was opened
-after its file system was armed; `hold` proves for each file that no other is about. The gate goes
-on judging while the service is dead; `reclaim` takes over what it left.
+It sees operations through a watched descriptor or a path. A descriptor is watched if it was opened
+after its file system was armed; `hold` proves for each file that no other descriptor exists. The
+gate continues to judge while no service is running; `reclaim` takes over its guards.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from sealsvc.linux.native import ffi, lib
 from sealsvc.protocol.seals import Grant
 from sealsvc.protocol.system import Gap
 
-# Guards that nobody is told to have met: a grant is being made, or nothing in it is sealed.
+# Verdicts of guards that reports do not name: a grant is being made, or a registration decides.
 _UNTOLD = (Verdict.ARMING, Verdict.WATCH)
 _VERDICTS = {policy: verdict for verdict, policy in guards.POLICIES.items()}
 _OUTCOMES = {
@@ -80,7 +80,7 @@ _GAPS_EVERYWHERE = (
         why="a loop device set up on the file later writes and discards below every event",
     ),
 )
-# nfsd calls notify_change() itself to change a size (nfsd_setattr); it opens no file for that.
+# nfsd changes a size by calling notify_change() itself (nfsd_setattr), without opening the file.
 _NFSD = Path("/sys/module/nfsd")
 _NFSD_GAP = Gap(
     risk="nfs-truncate",
@@ -91,14 +91,16 @@ _NFSD_GAP = Gap(
 
 @dataclass(slots=True)
 class _Watched:
-    """A file with a mark. `whole` is true once every descriptor of it is known to be watched."""
+    """A file with an fanotify mark. `whole`: every descriptor of it is known to be watched.
+    `guards` are by token. `idle_since` is when its last guard was removed (seconds of
+    CLOCK_MONOTONIC)."""
 
     file: FileId
     filesystem: Filesystem
     anchor: int = -1
     whole: bool = False
     guards: dict[int, Guard] = field(default_factory=dict)
-    idle_since: float = math.inf  # until its first guard is gone
+    idle_since: float = math.inf
 
 
 class _Hold:
@@ -141,6 +143,8 @@ class _Hold:
 
 
 class FanotifyEnforcer:
+    """See Enforcer for the methods."""
+
     name = "fanotify"
     late = False
 
@@ -151,8 +155,9 @@ class FanotifyEnforcer:
         linger: float = 2.0,
         drain_timeout: float = 0.5,
     ) -> None:
-        """`linger` seconds a file stays watched after its last seal, so that the next grant knows
-        what is under way on it; `drain_timeout` seconds a grant waits for that to end."""
+        """A file stays watched for `linger` seconds after its last seal, so that the next grant
+        knows which operations are under way on it. A grant waits up to `drain_timeout` seconds for
+        these to end."""
         self.keeper, self.linger, self.drain_timeout = keeper, linger, drain_timeout
         self._overlays = overlays
         self._watched: dict[tuple[int, int], _Watched] = {}
@@ -165,7 +170,7 @@ class FanotifyEnforcer:
         return self._probe_mark()
 
     def _probe_mark(self) -> str:
-        """FAN_PRE_ACCESS came with v6.14; older kernels refuse the mask."""
+        """Whether the kernel has FAN_PRE_ACCESS: those before 6.14 refuse the mask (EINVAL)."""
         fd = os.memfd_create("sealsvc-probe")
         try:
             self.keeper.watch(fd, 4096, False)
@@ -190,7 +195,7 @@ class FanotifyEnforcer:
         return tuple(gap for gap in found if kind in gap.kinds)
 
     def closes(self, filesystem: Filesystem, kind: Kind) -> frozenset[str]:  # noqa: ARG002
-        """Stands in front, never behind."""
+        """None: this enforcer stands in front, never behind another."""
         return frozenset()
 
     def start(self, deliver: Callable[[Report], None]) -> int:
@@ -199,7 +204,7 @@ class FanotifyEnforcer:
         return self.keeper.reports.fileno()
 
     def stop(self) -> None:
-        """What is guarded stays guarded by the keeper."""
+        """See Enforcer. The keeper keeps the guards in force."""
         for watched in self._watched.values():
             if watched.anchor >= 0:
                 os.close(watched.anchor)
@@ -221,7 +226,7 @@ class FanotifyEnforcer:
             try:
                 self._prove(target, watched, guard)
             finally:
-                if watched.anchor < 0:  # see anchors.py: it could not be opened before
+                if watched.anchor < 0:  # an uncounted anchor could not be had (anchors.py)
                     watched.anchor = anchors.open_counted(target.fd)
             undo.pop_all()
         return _Hold(self, watched, guard)
@@ -240,12 +245,14 @@ class FanotifyEnforcer:
         return watched
 
     def put(self, watched: _Watched, guard: Guard) -> None:
-        # Our copy first: reports of the guard may come before the call returns.
+        """Add or change a guard. Raises Refusal `io-error`."""
+        # Record it first: reports that name the guard may come before the call returns.
         watched.guards[guard.token] = guard
         with _told("guard"):
             self.keeper.guard(watched.file.device, watched.file.inode, guards.fields(guard))
 
     def take_away(self, watched: _Watched, token: int) -> None:
+        """Remove a guard. The file stays watched for a while."""
         if watched.guards.pop(token, None) is None:
             return
         self.keeper.unguard(watched.file.device, watched.file.inode, token)
@@ -260,12 +267,13 @@ class FanotifyEnforcer:
             os.close(watched.anchor)
             watched.anchor = -1
 
-    # Proofs: nobody can get around the watch, and nothing from before it is under way.
+    # Proofs that every descriptor is watched, and that no operation from before is under way.
 
     def _prove(self, target: Target, watched: _Watched, guard: Guard) -> None:
         others = [g for g in watched.guards.values() if g.token != guard.token]
         if guard.exclusive:
-            # Beside another exclusive guard (of the same holder) nobody could open it since.
+            # Beside another exclusive guard (of the same holder) it was proven before, and nobody
+            # else could open the file since.
             if not any(g.exclusive for g in others):
                 self._prove_sole(target, watched)
         elif not watched.whole:
@@ -274,6 +282,8 @@ class FanotifyEnforcer:
         self.drain_passages(target.file, target.path)
 
     def drain_passages(self, file: FileId, path: str) -> None:
+        """Wait for operations in flight on the file. Raises Refusal `try-later` when they do not
+        end within `drain_timeout`."""
         if not self._drained(file):
             raise Refusal(
                 "try-later",
@@ -283,7 +293,8 @@ class FanotifyEnforcer:
             )
 
     def _drained(self, file: FileId) -> bool:
-        """Is nothing that the gate let through still changing the file's map?"""
+        """Wait until no operation that the gate let through can still change the file's map. False
+        when that takes longer than `drain_timeout`."""
         deadline = time.monotonic() + self.drain_timeout
         with _told("drain"):
             while self.keeper.passages(file.device, file.inode):
@@ -302,9 +313,11 @@ class FanotifyEnforcer:
         raise _in_use(target, pids, "an exclusive seal has no other opener")
 
     def _prove_watched(self, target: Target, watched: _Watched) -> None:
-        """Each descriptor that others have is asked, by an access of no bytes, whether it is seen.
-        One that was opened before its file system was armed and now lives only in a socket's queue
-        or an io_uring's file table cannot be found this way."""
+        """Prove that the descriptors which others have of the file are watched, by a zero-length
+        read or write on a copy of each, and that no operation through them is under way. A
+        descriptor that was opened before its file system was armed, and that is now only in a
+        socket's queue or an io_uring's file table, is not found. Raises Refusal `file-in-use` or
+        `try-later`."""
         if not anchors.is_counted(watched.anchor) and native.lease_probe(target.fd, fcntl.F_WRLCK):
             return
         others = self._foreign(target)
@@ -323,8 +336,9 @@ class FanotifyEnforcer:
                 )
 
     def _foreign(self, target: Target) -> list[native.Opener]:
-        """Who has the file open by another description than the holder's. One that is open for
-        neither reading nor writing, as anchors are, cannot change a map."""
+        """The descriptors of the file whose description is not the holder's, and processes that
+        only map it (fd -1). Descriptors that are open for neither reading nor writing (access mode
+        3, as anchors are) are left out: they cannot change a map. Raises Refusal `try-later`."""
         try:
             found = native.openers(target.file.device, target.file.inode, os.getpid())
         except OSError as error:
@@ -350,11 +364,11 @@ class FanotifyEnforcer:
         try:
             pidfd = native.pidfd_open(opener.pid)
         except OSError:
-            return True  # gone
+            return True  # the process has ended
         try:
             fd = native.pidfd_getfd(pidfd, opener.fd)
         except OSError as error:
-            return error.errno in (errno.EBADF, errno.ESRCH)  # closed, or gone, meanwhile
+            return error.errno in (errno.EBADF, errno.ESRCH)  # closed or ended meanwhile
         finally:
             os.close(pidfd)
         try:
@@ -363,8 +377,8 @@ class FanotifyEnforcer:
             os.close(fd)
 
     def _sees(self, fd: int, file: FileId) -> bool:
-        """Does an access of no bytes with our own `fd` make the kernel ask? The permission hook
-        comes before it looks at the length (fs/read_write.c)."""
+        """Whether a zero-length read or write on `fd` raises an event. The kernel calls the
+        permission hook before it checks the length (fs/read_write.c)."""
         with _told("watch probe"):
             before = self.keeper.own_events(file.device, file.inode)
             if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY:
@@ -395,7 +409,7 @@ class FanotifyEnforcer:
     def _tokens(self, operation: Operation, watched: _Watched) -> tuple[int, ...]:
         return tuple(
             token
-            for token, guard in list(watched.guards.items())  # grants go on meanwhile
+            for token, guard in list(watched.guards.items())  # a copy: grants run in other threads
             if guard.verdict not in _UNTOLD and guards.meets(guard, operation, watched.filesystem)
         )
 
@@ -409,14 +423,14 @@ class FanotifyEnforcer:
             key = (found.device, found.inode)
             if claim := claimed.get(key):
                 anchor = anchors.take_over(found.fd)
-                # Descriptors from before its last grant were proven to be watched; so are later.
+                # `whole`: its last grant has proven that; descriptors opened since are watched.
                 self._watched[key] = _Watched(
                     claim.file, claim.filesystem, anchor, True, idle_since=0.0
                 )
         holds: dict[int, Hold] = {}
         for kept_guard in guarded:
             claim = wanted.get(kept_guard.id)
-            if claim is None:  # of a grant that was cut off, or an end that was
+            if claim is None:  # left by a grant, or the end of a seal, that was cut off
                 self.keeper.unguard(kept_guard.device, kept_guard.inode, kept_guard.id)
                 continue
             watched = self._watched[(kept_guard.device, kept_guard.inode)]
@@ -430,7 +444,7 @@ class FanotifyEnforcer:
             if (found.device, found.inode) not in claimed:
                 with suppress(KeeperError):
                     self.keeper.unwatch(found.device, found.inode)
-            os.close(found.fd)  # after the keeper's, which is not the last then
+            os.close(found.fd)  # after the keeper's: the last close of a file must not be its own
         return holds
 
     def replay(self) -> None:
@@ -439,7 +453,8 @@ class FanotifyEnforcer:
     # Idle files
 
     def verify(self) -> str:
-        """The gate answers in the keeper, or nobody does; a mark is taken away by nobody else."""
+        """See Enforcer. Only the gate needs to be checked: nobody but the keeper can remove marks
+        from its group."""
         error = self.keeper.gate_error()
         return f"the gate is gone: {os.strerror(error)}" if error else ""
 
@@ -469,6 +484,7 @@ def _told(call: str) -> Iterator[None]:
 
 
 def operation_of(raw: Any) -> Operation:
+    """The operation of a struct seal_report."""
     hidden = raw.operation.op in _UNKNOWN
     return Operation(
         name=ffi.string(lib.seal_op_name(raw.operation.op)).decode(),
@@ -486,7 +502,7 @@ def _same(opener: native.Opener, fd: int) -> bool:
     try:
         return native.same_description(opener.pid, opener.fd, os.getpid(), fd)
     except OSError:
-        return True  # closed, or gone, meanwhile
+        return True  # closed or ended meanwhile
 
 
 def _in_use(target: Target, pids: list[int], why: str) -> Refusal:

@@ -1,4 +1,5 @@
-"""Guards as the native code has them: struct seal_guard (native/include/sealsvc/verdict.h)."""
+"""Conversion of guards to struct seal_guard (native/include/sealsvc/verdict.h), and the check of
+one against an operation."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ POLICIES = {
 
 
 def fields(guard: Guard) -> dict[str, int]:
+    """The fields of struct seal_guard. `end` is exclusive, in bytes."""
     return {
         "id": guard.token,
         "start": guard.range.offset,
@@ -25,19 +27,20 @@ def fields(guard: Guard) -> dict[str, int]:
         "holder": guard.holder,
         "exclusive": int(guard.exclusive),
         "policy": POLICIES[guard.verdict],
-        # Behind a registration bpf leaves truncation to it.
+        # Behind a registration, bpf leaves truncation to the enforcer in front.
         "backed": int(guard.backed and guard.verdict is not Verdict.WATCH),
         "watch": guard.watch,
     }
 
 
 def is_holder(guard: Guard, operation: Operation) -> bool:
+    """Whether the guard's holder makes the operation."""
     return bool(guard.holder) and guard.holder == operation.pid
 
 
 def meets(guard: Guard, operation: Operation, filesystem: Filesystem) -> bool:
-    """Does the operation conflict with the guard? Of an operation that was held or refused because
-    it may be an atomic write, the gate has found that the file system has these."""
+    """Whether the operation conflicts with the guard. Atomic writes are taken to be supported: if
+    the gate holds or refuses one, it has found that the file system has them."""
     traits = Trait.ATOMIC
     traits |= Trait.REFLINK if filesystem.reflink else Trait(0)
     traits |= Trait.EXCLUSIVE if guard.exclusive else Trait(0)

@@ -1,7 +1,7 @@
-"""The keeper, seen from the service: the process that outlives it (native/keeper).
+"""The service's connection to the keeper, the process that outlives it (native/keeper).
 
-It owns the fanotify gate, and keeps descriptors by name: what a dead service leaves behind goes on
-being enforced, and the next one finds it. One service owns a keeper at a time.
+The keeper owns the fanotify gate, and keeps descriptors by name. What a service leaves behind stays
+enforced, and the next service finds it. One service owns a keeper at a time.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from sealsvc.linux.native import ffi, lib
 
 log = logging.getLogger(__name__)
 
-_TRIES, _PAUSE = 100, 0.05  # seconds between
-_HANGS_UP = 20  # tries after which one that hangs up is taken for one that is older
+_TRIES, _PAUSE = 100, 0.05  # _PAUSE: seconds between two tries
+_HANGS_UP = 20  # tries after which a keeper that hangs up is taken to be older than GREETS
 GREETS = 5  # the first version that knows struct keeper_hello
-_ENDING = 10.0  # seconds for it to let everything go
+_ENDING = 10.0  # seconds in which a keeper must end
 _REPLY = ffi.sizeof("struct keeper_reply")
 _NAMES = lib.KEEPER_BATCH * lib.KEEPER_NAME
 _REPORT = ffi.sizeof("struct seal_report")
@@ -46,11 +46,11 @@ _CONTROL = socket.CMSG_SPACE(lib.KEEPER_BATCH * 4)
 
 
 class KeeperError(OSError):
-    """The keeper said no (its errno)."""
+    """The keeper refused a request, with this errno."""
 
 
 class KeeperUnlike(Refusal):
-    """It speaks another version."""
+    """The keeper speaks another version of the protocol, and keeps seals."""
 
     def __init__(self, path: str, theirs: str) -> None:
         super().__init__(
@@ -63,7 +63,7 @@ class KeeperUnlike(Refusal):
 
 @dataclass(frozen=True, slots=True)
 class Greeting:
-    """`result` is 0 (of LEAVE 1: it ends), or -errno."""
+    """The answer to a hello. `result` is 0 (for LEAVE 1: it ends) or -errno."""
 
     result: int
     version: int
@@ -86,15 +86,19 @@ class KeeperGone(Refusal):
 
 @dataclass(frozen=True, slots=True)
 class WatchedFile:
+    """A file that the gate watches. `device` is a dev_t, `block_size` in bytes."""
+
     device: int
     inode: int
     block_size: int
     reflink: bool
-    fd: int  # O_PATH; the caller's
+    fd: int  # O_PATH, or a duplicate of the anchor (anchors.py); the caller closes it
 
 
 @dataclass(frozen=True, slots=True)
 class KeptGuard:
+    """A guard that the gate has on the file `device`, `inode`; `id` is its token."""
+
     device: int
     inode: int
     id: int
@@ -103,13 +107,17 @@ class KeptGuard:
 
 
 class Keeper:
-    """A connection. Any thread may call; calls are answered in order and never wait for anybody."""
+    """A connection to the keeper. Any thread may use it. Calls are answered in order, and the
+    keeper waits for nobody to answer one; but if it is stopped, a call blocks until it runs again.
+
+    Methods raise KeeperError when the keeper refuses a request, KeeperGone when it has ended.
+    """
 
     def __init__(self, path: str) -> None:
         self.path = path
         self._lock = threading.Lock()
         self._sock = _connected(path)
-        self.silent = False  # it does not answer (keeper_watch.py)
+        self.silent = False  # true while the keeper does not answer (keeper_watch.py)
         self.reports: socket.socket | None = None
         self.on_ring: Callable[[Any], None] = _nobody  # struct seal_ring_report
         self.on_unproven: Callable[[Any], None] = _nobody  # struct seal_report
@@ -117,18 +125,18 @@ class Keeper:
 
     @property
     def pid(self) -> int:
-        """Of its process, though it does not answer."""
+        """The keeper's pid. It need not answer for this."""
         return processes.peer_of(self._sock).pid
 
     def close(self) -> None:
-        """Nothing that is guarded or kept is let go by this."""
+        """Close the connection. Guards and kept descriptors stay with the keeper."""
         self._sock.close()
         if self.reports is not None:
             self.reports.close()
             self.reports = None
 
     def own(self) -> None:
-        """Become the owner; raises Refusal while another service is."""
+        """Become the owner, which gets the reports. Raises KeeperOwned while another service is."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         with theirs:
@@ -142,9 +150,9 @@ class Keeper:
         self.reports = ours
 
     def greet(self, op: int = lib.KEEPER_HELLO_ASK, timeout: float = 5.0) -> Greeting | None:
-        """Ask who it is, or tell it to end, in words that every version from 5 on understands.
-        None when it hangs up: it is older, or was about to end. Raises Refusal when no answer comes
-        in `timeout` seconds."""
+        """Identify the keeper, or tell it to end, in a message that every version from GREETS on
+        understands. None when it hangs up: it is older, or was about to end. Raises Refusal when no
+        answer comes in `timeout` seconds."""
         hello = ffi.new("struct keeper_hello *", {"op": op, "version": lib.KEEPER_VERSION})
         greeting = ffi.new("struct keeper_greeting *")
         with self._lock:
@@ -166,7 +174,7 @@ class Keeper:
         return Greeting(greeting.result, greeting.version, greeting.pid)
 
     def has_ended(self, timeout: float) -> bool:
-        """Does it hang up within so many seconds?"""
+        """Whether the keeper hangs up, or sends anything, within `timeout` seconds."""
         poller = select.poll()
         poller.register(self._sock, select.POLLIN)
         return bool(poller.poll(timeout * 1000))
@@ -174,7 +182,7 @@ class Keeper:
     # The gate
 
     def gate_error(self) -> int:
-        """0, or the errno for which this kernel has no gate."""
+        """0, or the errno with which this kernel refused the gate."""
         try:
             self._call(lib.KEEPER_GATE)
         except KeeperError as error:
@@ -182,18 +190,20 @@ class Keeper:
         return 0
 
     def arm(self, fd: int) -> None:
+        """Watch the file system of `fd`, so that descriptors opened from now on are seen."""
         self._call(lib.KEEPER_ARM, fd=fd)
 
     def refuse_overlays(self, fd: int) -> bool:
-        """Refuse overlays of unprivileged users on the file system of `fd`. True: it did so
-        before."""
+        """Refuse overlays of unprivileged users on the file system of `fd` from now on. True when
+        they were refused already."""
         return self._call(lib.KEEPER_REFUSE_OVERLAYS, fd=fd) > 0
 
     def overlays_refused(self) -> int:
-        """How many mounts, so far."""
+        """Number of overlay mounts that were refused so far."""
         return self._call(lib.KEEPER_OVERLAYS_REFUSED)
 
     def watch(self, fd: int, block_size: int, reflink: bool) -> None:
+        """Watch the file of `fd`; its file system has blocks of `block_size` bytes."""
         traits = {"block_size": block_size, "reflink": int(reflink)}
         self._call(lib.KEEPER_WATCH, fd=fd, traits=traits)
 
@@ -201,27 +211,30 @@ class Keeper:
         self._call(lib.KEEPER_UNWATCH, device=device, inode=inode)
 
     def guard(self, device: int, inode: int, guard: dict[str, int]) -> None:
+        """Add or change a guard on a watched file; `guard` has the fields of struct seal_guard."""
         self._call(lib.KEEPER_GUARD, device=device, inode=inode, guard=guard)
 
     def unguard(self, device: int, inode: int, guard: int) -> None:
-        with suppress(KeeperError):  # it is gone already: nothing is guarded, as asked
+        """Remove the guard with this token. Ignored when there is none."""
+        with suppress(KeeperError):  # the guard is gone already
             self._call(lib.KEEPER_UNGUARD, device=device, inode=inode, id=guard)
 
     def passages(self, device: int, inode: int) -> int:
-        """Operations let through that may still be changing a map of this file."""
+        """Number of operations that were let through and may still change the file's map."""
         return self._call(lib.KEEPER_PASSAGES, device=device, inode=inode)
 
     def own_events(self, device: int, inode: int) -> int:
+        """Number of events on the file from processes that pass unjudged, such as the service."""
         return self._call(lib.KEEPER_OWN_EVENTS, device=device, inode=inode)
 
     def replay(self) -> None:
-        """Have what is held reported once more."""
+        """Have the operations that are held reported again."""
         self._call(lib.KEEPER_REPLAY)
 
     def read_reports(self, seconds: float) -> Iterator[Any]:
-        """struct seal_report, as many as wait and can be handled within `seconds`. Each is valid
-        until the next is taken. Those about rings go to `on_ring` and `on_unproven` instead, those
-        of the tripwire to `on_touched`, in their turn."""
+        """Yield pending reports (struct seal_report) for up to `seconds`. Each is valid until the
+        next is taken. Reports about rings go to `on_ring` and `on_unproven` instead, those of the
+        tripwire to `on_touched`, in order. Raises KeeperGone."""
         assert self.reports is not None
         room = ffi.new("char[]", max(_REPORT, _RING_REPORT))
         report = ffi.cast("struct seal_report *", room)
@@ -244,7 +257,7 @@ class Keeper:
                 yield report
 
     def snapshot(self) -> tuple[list[WatchedFile], list[KeptGuard]]:
-        """Everything that is watched and guarded. The descriptors are the caller's."""
+        """All watched files and all guards. The caller closes the descriptors."""
         fds: list[int] = []
         self._call(lib.KEEPER_SNAPSHOT, received=fds)
         try:
@@ -261,6 +274,7 @@ class Keeper:
         return [WatchedFile(*file, fd) for file, fd in zip(files, found, strict=True)], guards
 
     def counters(self) -> dict[str, int]:
+        """The gate's counters by name; `waiters` is the number of operations that are held."""
         reply = self._exchange(lib.KEEPER_COUNT)
         names = (
             *("events", "own", "passed", "held", "refused", "failed_answers"),
@@ -269,24 +283,26 @@ class Keeper:
         return {name: int(getattr(reply.counters, name)) for name in names}
 
     def prover(self, fd: int) -> None:
-        """The BPF program that knows who maps a file: the gate runs it as well."""
-        with suppress(KeeperError):  # it has no gate, or is older than this
+        """Give the gate the BPF program that tells whether anybody maps a file (proof.bpf.c)."""
+        with suppress(KeeperError):  # it has no gate, or its version does not know this
             self._call(lib.KEEPER_PROVER, fd=fd)
 
     def absolve(self, waiter: int, guard: int) -> None:
-        """It is proven that nothing is left of what a registration's seals kept of the range that
-        a held operation would change."""
-        with suppress(KeeperError):  # its caller was killed meanwhile
+        """Clear the range that the held operation `waiter` would change in the registration
+        `guard`: it is proven that nothing of it is mapped."""
+        with suppress(KeeperError):  # the operation's caller was killed meanwhile
             self._call(lib.KEEPER_ABSOLVE, id=waiter, guard={"id": guard})
 
     def canary(self, fd: int, trials: int) -> tuple[int, int]:
-        """The file on which the keeper tries each second what BPF programs must refuse (-1: none
-        any more). How often the one before began to pass, and the trials that pass now."""
+        """Set the file on which the keeper tries, every second, operations that BPF programs must
+        refuse; `trials` is a mask of KEEPER_CANARY_*. -1 ends the trials. Returns how often
+        operations on the previous file began to pass, and the mask of the trials that pass now."""
         said = self._call(lib.KEEPER_CANARY_SET, fd=fd, argument=trials)
         return said >> 32, said & 0xFFFFFFFF
 
     def try_canary(self) -> tuple[int, int]:
-        """The same, of this moment."""
+        """Try the operations now. Returns how often they began to pass, and the mask of those that
+        pass now."""
         said = self._call(lib.KEEPER_CANARY)
         return said >> 32, said & 0xFFFFFFFF
 
@@ -301,8 +317,8 @@ class Keeper:
         file_id: FileId | None = None,
         **fields: Any,
     ) -> int:
-        """One of KEEPER_RING_*, with the fields of struct keeper_ring_request. What waits on
-        `file_id` is judged anew."""
+        """A request KEEPER_RING_* or KEEPER_SLOT_*, with the fields of struct keeper_ring_request.
+        Operations that wait on `file_id` are judged again afterwards."""
         where = {"device": file_id.device, "inode": file_id.inode} if file_id else {}
         ring = {"op": op, **fields}
         return self._call(lib.KEEPER_RING, fd=fd, received=received, ring=ring, **where)
@@ -310,15 +326,17 @@ class Keeper:
     # Descriptors by name
 
     def keep(self, name: str, fd: int) -> None:
-        """A duplicate of `fd` outlives this process. One of the same name is replaced."""
+        """Have the keeper hold a duplicate of `fd`, instead of an earlier one of that name. Raises
+        ValueError for a name of KEEPER_NAME bytes or more."""
         self._call(lib.KEEPER_KEEP, fd=fd, name=name)
 
     def drop(self, name: str) -> None:
+        """Have the keeper close a descriptor. Ignored when it has none of that name."""
         with suppress(KeeperError):
             self._call(lib.KEEPER_DROP, name=name)
 
     def kept(self) -> dict[str, int]:
-        """Descriptors by name; they are the caller's."""
+        """The kept descriptors by name. The caller closes them."""
         found: dict[str, int] = {}
         while True:
             fds: list[int] = []
@@ -331,11 +349,12 @@ class Keeper:
     # The end
 
     def leave(self, but: str) -> bool:
-        """End the keeper when nothing is guarded, nor kept but the descriptor named `but`."""
+        """End the keeper if it has no guard, and no descriptor but the one named `but`. True when
+        it ends."""
         return self._call(lib.KEEPER_LEAVE, name=but) == 1
 
     def release(self) -> None:
-        """Let everything go that is guarded, held or kept, and end the keeper."""
+        """Release all guards, held operations and kept descriptors, and end the keeper."""
         self._call(lib.KEEPER_RELEASE)
 
     # Messages
@@ -380,8 +399,8 @@ class Keeper:
         for _, _, payload in ancillary:
             fds.frombytes(payload)
         if received is not None and len(fds) != reply.count:
-            # The kernel delivers the message without those that the process has no number left
-            # for. What came is of no use without the others.
+            # The kernel delivers a message without the descriptors that would exceed the limit of
+            # the process. Those that came are of no use without the others.
             for stray in fds:
                 os.close(stray)
             raise KeeperError(
@@ -423,16 +442,16 @@ def _parse_snapshot(
 
 
 def _name(path: str) -> str:
-    """The abstract name (unix(7)) of the keeper at a path. It tells the file system of the
-    directory, too: another /run in the same network namespace has another keeper."""
+    """The abstract socket name (unix(7)) of the keeper at a path. The device of the directory is
+    part of it, because another /run in the same network namespace has another keeper."""
     device = os.stat(os.path.dirname(path) or ".").st_dev
     digest = hashlib.sha256(f"{device}:{os.path.abspath(path)}".encode()).hexdigest()
     return f"sealsvc-keeper-{digest[:32]}"
 
 
 def _connected(path: str) -> socket.socket:
-    """At its path, or by its name when the path was unlinked. Raises FileNotFoundError or
-    ConnectionRefusedError when there is none."""
+    """A socket that is connected to the keeper at its path, or by its abstract name when the path
+    was unlinked. Raises FileNotFoundError or ConnectionRefusedError when there is no keeper."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
     try:
         try:
@@ -450,7 +469,8 @@ def _connected(path: str) -> socket.socket:
 
 
 def connect(path: str) -> Keeper:
-    """The keeper at `path`; one is started when there is none."""
+    """A connection to the keeper at `path`, which is started if there is none. Raises Refusal and
+    OSError."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     try:
         return Keeper(path)
@@ -466,9 +486,9 @@ def connect(path: str) -> Keeper:
 
 
 def own(path: str) -> Keeper:
-    """The keeper at `path`, owned. Waits for a keeper that is about to end, and for a service that
-    is about to leave it; replaces a keeper of another version that keeps nothing.
-    Raises Refusal."""
+    """Connect to the keeper at `path` and become its owner. Waits, up to _TRIES * _PAUSE seconds
+    besides the calls, for a keeper that is about to end and for a service that is about to leave
+    it. Replaces a keeper of another version that keeps nothing. Raises Refusal."""
     hung_up = 0
     last: Refusal = KeeperGone(path)
     for _ in range(_TRIES):
@@ -476,7 +496,7 @@ def own(path: str) -> Keeper:
         try:
             there = keeper.greet()
             if there is None:
-                # Twice may be one that was about to end; one that is older does so each time.
+                # A keeper that was about to end hangs up once or twice, an older one every time.
                 hung_up += 1
                 if hung_up > _HANGS_UP:
                     raise KeeperUnlike(path, f"of a version before {GREETS}")
@@ -496,7 +516,8 @@ def own(path: str) -> Keeper:
 
 
 def _replace(keeper: Keeper, there: Greeting) -> None:
-    """End a keeper of another version, which keeps nothing."""
+    """End a keeper of another version. Raises KeeperUnlike when it keeps anything, KeeperOwned when
+    a service owns it."""
     left = keeper.greet(lib.KEEPER_HELLO_LEAVE)
     if left is not None and left.result == -errno.EBUSY:
         raise KeeperOwned(keeper.path)
@@ -516,7 +537,7 @@ def release_all(path: str) -> bool:
         try:
             there = keeper.greet(lib.KEEPER_HELLO_RELEASE)
             if there is None:
-                # Of this version but for the hello, or about to end: it says so by ending.
+                # It may be older than the hello, or about to end: try the request of this version.
                 keeper.close()
                 keeper = Keeper(path)
                 keeper.release()

@@ -1,8 +1,8 @@
-"""Notices a keeper that does not answer: stopped, frozen, or stuck.
+"""Detects a keeper that does not answer because it is stopped, frozen, or stuck.
 
-While it is, whatever opens a watched file waits, and so would the event loop at its next request to
-the keeper. So a thread asks it on a connection of its own, and the service refuses what needs the
-keeper until it answers again.
+In that time every open of a watched file waits, and so would the event loop at its next request to
+the keeper. So a thread asks the keeper periodically on its own connection, and the service refuses
+requests that need the keeper until it answers again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class KeeperWatch:
     def __init__(self, path: str, silent: Callable[[str], None]) -> None:
         self._path, self._silent = path, silent
         self._stop = threading.Event()
-        self.reason = ""  # why what needs the keeper is refused; empty: it answers
+        self.reason = ""  # why requests that need the keeper are refused; empty: it answers
 
     def start(self) -> None:
         threading.Thread(target=self._run, name="keeper-watch", daemon=True).start()
@@ -37,7 +37,7 @@ class KeeperWatch:
         self._stop.set()
 
     def refuse(self) -> None:
-        """Raises try-later while the keeper does not answer."""
+        """Raises Refusal `try-later` while the keeper does not answer."""
         if self.reason:
             raise Refusal("try-later", self.reason, retry_after=5.0)
 
@@ -46,11 +46,12 @@ class KeeperWatch:
             try:
                 with closing(Keeper(self._path)) as keeper:
                     self._ask(keeper)
-            except OSError:  # it has ended: who reads its reports sees that
+            except OSError:  # the keeper has ended, which is noticed where its reports are read
                 self._stop.wait(_PAUSE)
 
     def _ask(self, keeper: Keeper) -> None:
-        """Again and again on one connection, until one answer is late: then wait for it."""
+        """Ask periodically on one connection. When an answer is late, report that, wait until it
+        comes, and return."""
         while not self._stop.wait(_PAUSE):
             try:
                 there = keeper.greet(timeout=_PATIENCE)
@@ -69,6 +70,6 @@ class KeeperWatch:
 
     def _tell(self, reason: str) -> None:
         self.reason = reason
-        # Here, since the event loop may be waiting for the keeper itself.
+        # Logged in this thread, because the event loop may be waiting for the keeper itself.
         log.warning("%s", reason or "the keeper answers again")
         self._silent(reason)

@@ -1,11 +1,11 @@
 """The lease enforcer: F_WRLCK leases (fcntl(2)), on any kernel.
 
-The keeper holds each leased descriptor too: a lease outlives the service until fs.lease-break-time.
+It keeps exclusive seals only. The lease is on the description that the holder uses, because a write
+lease can be taken only while no other description exists. Every open(2) and truncate(2) by others
+then waits in the kernel. A lease cannot refuse, it does not tell who waits, and after
+fs.lease-break-time (seconds) the kernel lets those who wait continue.
 
-It keeps exclusive seals only. The lease sits on the description that the holder uses, since it can
-be taken while no other exists; every open(2) and truncate(2) by others then waits in the kernel.
-It cannot refuse, it does not tell who waits, and after fs.lease-break-time the kernel lets
-everybody in.
+The keeper holds each leased descriptor too, so that a lease outlives the service.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _BATCH = 64
 
 
 class _Lease:
-    """Owns a duplicate of the holder's descriptor, and with it the lease."""
+    """A lease. Owns a duplicate of the holder's descriptor, on which it was taken."""
 
     anchor: int
-    apart = False  # the lease sits on the description that the holder uses
+    apart = False  # the lease is on the description that the holder uses
 
     def __init__(self, enforcer: LeaseEnforcer, fd: int, file: FileId, token: int) -> None:
         self.anchor = os.dup(fd)
@@ -47,16 +47,17 @@ class _Lease:
 
     @property
     def name(self) -> str:
-        """What the keeper calls its descriptor."""
+        """The name under which the keeper has its descriptor."""
         return f"lease:{self.token}"
 
     def change(self, verdict: Verdict) -> None:
-        """Leases make everybody wait, whatever the verdict."""
+        """A lease makes everybody wait, whatever the verdict. With WAIT, a break that began during
+        the grant is reported."""
         if verdict is Verdict.WAIT:
             self.enforcer.look(self)
 
     def resize(self, range: ByteRange) -> None:
-        """It holds the whole file, whatever the range."""
+        """Nothing to do: a lease holds the whole file."""
 
     def release(self) -> None:
         if self.anchor >= 0:
@@ -64,6 +65,8 @@ class _Lease:
 
 
 class LeaseEnforcer:
+    """See Enforcer for the methods."""
+
     name = "lease"
     late = False
 
@@ -111,7 +114,7 @@ class LeaseEnforcer:
         )
 
     def closes(self, filesystem: Filesystem, kind: Kind) -> frozenset[str]:  # noqa: ARG002
-        """Stands in front, never behind."""
+        """None: this enforcer stands in front, never behind another."""
         return frozenset()
 
     def start(self, deliver: Callable[[Report], None]) -> int:
@@ -119,7 +122,7 @@ class LeaseEnforcer:
         return int(lib.seal_leases_fd(self._leases))
 
     def stop(self) -> None:
-        """The leases stay, with the keeper."""
+        """The leases stay in force: the keeper has their descriptors."""
         for lease in self._held.values():
             os.close(lease.anchor)
         self._held.clear()
@@ -131,12 +134,12 @@ class LeaseEnforcer:
         """Nothing to do: leases count descriptors whenever they were opened."""
 
     def verify(self) -> str:
-        """A lease on a file of our own must hold an open up."""
+        """Take a lease on a memfd, and check that an open of it would wait."""
         writable = os.memfd_create("sealsvc-canary")
         try:
             fd = os.open(f"/proc/self/fd/{writable}", os.O_RDONLY | os.O_CLOEXEC)
         finally:
-            os.close(writable)  # a lease wants no writer
+            os.close(writable)  # a write lease needs a file that no other description has open
         try:
             fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
             os.close(os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
@@ -171,8 +174,8 @@ class LeaseEnforcer:
         return lease
 
     def reclaim(self, claims: list[Claim], kept: dict[str, int]) -> dict[int, Hold]:
-        """A lease that began to break meanwhile is looked at once the holders are known. One that
-        belongs to no claim goes with its descriptor, which the caller drops."""
+        """See Enforcer. A lease that began to break meanwhile is reported by replay(). A lease that
+        belongs to no claim ends with its descriptor, which the caller drops."""
         holds: dict[int, Hold] = {}
         for claim in claims:
             fd = kept.get(f"lease:{claim.guard.token}")
@@ -180,7 +183,7 @@ class LeaseEnforcer:
                 continue
             lease = _Lease(self, fd, claim.file, claim.guard.token)
             if lib.seal_lease_whole(lease.anchor) == 1:
-                # It signals whoever took it last: take it again, for ourselves.
+                # A break is signalled to the process that took the lease last: take it again.
                 lib.seal_lease_take(self._leases, lease.anchor)
             self._held[lease.anchor] = lease
             holds[claim.guard.token] = lease
@@ -191,6 +194,7 @@ class LeaseEnforcer:
             self.look(lease)
 
     def drop(self, lease: _Lease) -> None:
+        """Release a lease, and report the end of the wait on it."""
         self._held.pop(lease.anchor, None)
         lib.seal_lease_drop(lease.anchor)
         self.keeper.drop(lease.name)
@@ -209,6 +213,7 @@ class LeaseEnforcer:
                     self.look(lease)
 
     def look(self, lease: _Lease) -> None:
+        """Report a wait, once, if the lease is being broken."""
         if not lease.waiter and lib.seal_lease_whole(lease.anchor) != 1:
             lease.waiter = next(self._waiters)
             self._deliver(self._report(Outcome.HELD, lease))

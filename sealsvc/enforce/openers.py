@@ -1,4 +1,4 @@
-"""Who else has a file open."""
+"""Finds out who else has a file open."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import time
 from sealsvc.linux import native
 from sealsvc.linux.host import Target
 
-# Seconds. A scanner of viruses closes a file shortly after it has let its opener go on.
+# Seconds. A virus scanner closes a file only shortly after it has let its opener continue.
 _CLOSING = 0.1
 
 
 def is_sole(target: Target) -> bool:
-    """Whether the file is open by the target's description alone. Who is about to close it is
-    waited for: in a thread, while nobody can open it anew."""
+    """Whether the target's description is the only one that has the file open. Waits up to _CLOSING
+    for others to close it. Call it in a thread, with a guard in force that keeps others from
+    opening the file again."""
     deadline = time.monotonic() + _CLOSING
     while not native.lease_probe(target.fd, fcntl.F_WRLCK):
         if time.monotonic() >= deadline:
@@ -26,8 +27,8 @@ def is_sole(target: Target) -> bool:
 
 
 def pids(target: Target) -> list[int]:
-    """Processes other than the service that have the file open; none are named while processes
-    start faster than /proc is read."""
+    """The pids, other than the service's, that have the file open, in order. Empty also when
+    processes start faster than /proc is read. Raises OSError."""
     try:
         found = native.openers(target.file.device, target.file.inode, os.getpid())
     except OSError as error:

@@ -1,13 +1,15 @@
-"""The pin enforcer: page references that make a file system on DAX wait (native/kernel/pin.c).
+"""The pin enforcer: page references that make a DAX file system wait (native/kernel/pin.c).
 
-While a reference to one page of a file sits in a pipe, the file system's own break_layouts() holds
-whatever would change the file's blocks, through any descriptor, path or overlay. It is the last
-net, and off by default: whoever waits there holds the inode's lock, so that everybody's read, write
-and FIEMAP of the file block too, and cannot be killed. docs/pin.md has the rules.
+While a pipe holds a reference to one page of a file, the file system's own break_layouts() holds
+every operation that would change the file's blocks, through any descriptor, path or overlay. It is
+the last resort, and off by default: a task that waits there holds the inode's lock, so that every
+read, write and FIEMAP of the file blocks too, and none of these can be killed. docs/pin.md has the
+rules.
 
-The kernel does not tell who waits. A thread asks of each pinned file whether its lock can be had;
-where it cannot, it looks for tasks that sleep in dax_break_layout(). No argument of a system call
-decides: clones and deduplications name two files, and one of them in the caller's memory.
+The kernel does not tell who waits. A thread checks for each pinned file whether its lock can be
+taken. Where it cannot, the thread looks for tasks that sleep in dax_break_layout(). The arguments
+of their system calls are not decisive: clones and deduplications name two files, one of them in the
+caller's memory.
 """
 
 from __future__ import annotations
@@ -36,16 +38,17 @@ from sealsvc.protocol.seals import Grant
 from sealsvc.protocol.system import Gap
 
 INTERVAL = 0.2  # seconds between two looks for waiters, while something is pinned
-# A file counts as waited for when its lock could not be had for so many seconds, although nobody
-# sleeps for its pages: XFS does not sleep when it breaks the layout of the second of two files
-# (xfs_mmaplock_two_inodes_and_break_dax_layout(), 6.18), but tries again until it succeeds.
+# Seconds for which a file's lock must be held until the file counts as waited for although no task
+# sleeps for its pages: when XFS breaks the layout of the second of two files
+# (xfs_mmaplock_two_inodes_and_break_dax_layout(), 6.18), it does not sleep but retries.
 _CONTENDED_FOR = 2.0
-_TRIES, _PAUSE = 5, 0.004  # within a look: writers hold the lock, too, but let go of it
-# Before, break_layouts() asked for pinned pages only while somebody mapped the file
-# (mapping_mapped() in fs/dax.c), and nobody need.
+# Tries in one look, and seconds between them: writers take the lock too, but release it soon.
+_TRIES, _PAUSE = 5, 0.004
+# Earlier kernels look for pinned pages in break_layouts() only while somebody maps the file
+# (mapping_mapped() in fs/dax.c), which nobody needs to do.
 _SINCE = (6, 15)
 _MAX_WAITERS = 256
-# What breaks no layout: it changes the map of a file with pinned pages at once.
+# Operations that do not call break_layouts(): they change the map despite pinned pages.
 _UNHELD = {
     "ext4": {
         "ext4-move-ext": "EXT4_IOC_MOVE_EXT (e4defrag) does not wait for pinned pages",
@@ -59,7 +62,8 @@ _GAPS = {
     type: tuple(Gap(risk=risk, kinds=[Kind.SHARED], why=why) for risk, why in unheld.items())
     for type, unheld in _UNHELD.items()
 }
-# x86-64: which arguments of ftruncate, fallocate, ioctl and copy_file_range are descriptors.
+# The arguments that are descriptors, by system call number (x86-64): ftruncate, fallocate, ioctl
+# and copy_file_range.
 _DESCRIPTORS = {77: (0,), 285: (0,), 16: (0, 2), 326: (0, 2)}
 _UNKNOWN = Operation(
     name="hidden",
@@ -72,7 +76,8 @@ _UNKNOWN = Operation(
 
 
 class _Pin:
-    """A page reference in a pipe, and a descriptor that keeps the last close of the file ours."""
+    """A page reference in a pipe, and a descriptor of the file, so that the last close of the file
+    is done by the service."""
 
     apart = True
 
@@ -84,14 +89,15 @@ class _Pin:
 
     @property
     def names(self) -> list[str]:
-        """What the keeper calls them; the pipe first, since it must be let go first."""
+        """The names under which the keeper has the descriptors. The pipe's come first, because they
+        must be closed first."""
         return [f"pin-{part}:{self.token}" for part in ("read", "write", "anchor")]
 
     def change(self, verdict: Verdict) -> None:
-        """Pins make everybody wait, whatever the verdict."""
+        """Nothing to do: a pin makes everybody wait, whatever the verdict."""
 
     def resize(self, range: ByteRange) -> None:
-        """It holds the whole file, whatever the range."""
+        """Nothing to do: a pin holds the whole file."""
 
     def release(self) -> None:
         self.enforcer.let_go(self)
@@ -106,6 +112,8 @@ class _Waiter:
 
 
 class PinEnforcer:
+    """See Enforcer for the methods. `interval` is in seconds."""
+
     name = "pin"
     late = True
 
@@ -114,7 +122,7 @@ class PinEnforcer:
         self._lock = threading.Lock()
         self._pins: dict[int, _Pin] = {}
         self._waiters: dict[tuple[int, int], _Waiter] = {}  # by task (0: unknown) and token
-        self._contended: dict[int, float] = {}  # since when, by token
+        self._contended: dict[int, float] = {}  # since when (CLOCK_MONOTONIC), by token
         self._numbers = itertools.count(1)
         self._reports: list[Report] = []
         self._deliver: Callable[[Report], None] = _nobody
@@ -152,10 +160,10 @@ class PinEnforcer:
         return frozenset({OVERLAY_RISK}) if filesystem.dax else frozenset()
 
     def arm(self, filesystem: Filesystem, fd: int) -> None:
-        """Nothing to do: pins hold whoever comes, by whatever way."""
+        """Nothing to do: a pin holds operations through any descriptor."""
 
     def verify(self) -> str:
-        """Nothing to try: the file systems' own locks hold pins, and no switch turns them off."""
+        """Nothing to test: the file system itself waits for pins, and no switch turns that off."""
         return ""
 
     def lapses(self) -> int:
@@ -170,7 +178,7 @@ class PinEnforcer:
         if not has_dax(target.fd):
             raise Refusal("not-dax", f"{target.path} is not a DAX file", {"path": target.path})
         pin = _Pin(self, target.file, guard)
-        # Before the pin: opening must not wait on it.
+        # Opened before the pin is in force, on which the open might wait.
         pin.anchor = os.open(f"/proc/self/fd/{target.fd}", os.O_RDONLY | os.O_CLOEXEC)
         ends = ffi.new("int[2]")
         error: int = lib.seal_pin(pin.anchor, guard.range.offset, ends)
@@ -189,7 +197,8 @@ class PinEnforcer:
         self._wake.set()
 
     def let_go(self, pin: _Pin) -> None:
-        """The pipe before the anchor: closing a file whose pages are referenced may hang."""
+        """Release a pin. The pipe is closed before the anchor, because closing a file whose pages
+        are referenced may hang."""
         with self._lock:
             if self._pins.pop(pin.token, None) is None:
                 return
@@ -223,7 +232,8 @@ class PinEnforcer:
         return self._ready
 
     def stop(self) -> None:
-        """The pins stay, with the keeper; our own references go, pipes first."""
+        """The keeper keeps the pins in force; the service's own descriptors are closed, pipes
+        first."""
         self._stopping = True
         self._wake.set()
         if self._watcher is not None:
@@ -235,7 +245,7 @@ class PinEnforcer:
         self._pins.clear()
 
     def replay(self) -> None:
-        """Whoever waits is found by the next look."""
+        """Nothing to do: the thread finds again who waits."""
 
     def drain(self) -> None:
         with suppress(BlockingIOError):
@@ -256,7 +266,7 @@ class PinEnforcer:
                 self._compare(contended, _sleepers() if contended else {})
 
     def _in_contention(self) -> list[_Pin]:
-        """The pins of files whose lock cannot be had."""
+        """The pins of files whose lock cannot be taken."""
         with self._lock:
             pins = list(self._pins.values())
         for _ in range(_TRIES):
@@ -269,11 +279,12 @@ class PinEnforcer:
         return pins
 
     def _is_contended(self, pin: _Pin) -> bool:
-        with self._lock:  # its anchor is not closed meanwhile
+        with self._lock:  # so that the anchor is not closed meanwhile
             return pin.token in self._pins and is_contended(pin.anchor, pin.offset)
 
     def _compare(self, contended: list[_Pin], sleepers: dict[int, Any]) -> None:
-        """Who has come, who has gone."""
+        """Report the tasks that have begun to wait, and those that have ended their wait, since the
+        last call."""
         found = {
             (tid, pin.token): (pin, sleeper)
             for tid, sleeper in sleepers.items()
@@ -315,24 +326,24 @@ def _nobody(report: Report) -> None:
 
 
 def is_contended(fd: int, offset: int) -> bool:
-    """Whether whoever reads the file of `fd` would wait: then somebody may be waiting on its pin.
-    Does not wait."""
+    """Whether a read of the file of `fd` at `offset` (bytes) would have to wait for its lock, which
+    a task that waits on the pin holds. Does not block."""
     return bool(lib.seal_pin_contended(fd, offset))
 
 
 def _sleepers() -> dict[int, Any]:
-    """The tasks of others that sleep in the kernel for pages that are in use, by their numbers."""
+    """The tasks that sleep in the kernel for pages in use, except the service's own, by tid."""
     found = ffi.new("struct seal_pin_waiter[]", _MAX_WAITERS)
     count = min(max(int(lib.seal_pin_waiters(found, _MAX_WAITERS)), 0), _MAX_WAITERS)
-    # An element alone does not keep the array: it is copied.
+    # Copied, because an element does not keep the memory of its array alive.
     sleepers = [ffi.new("struct seal_pin_waiter *", found[i])[0] for i in range(count)]
     return {int(s.tid): s for s in sleepers if s.tgid != os.getpid()}
 
 
 def _pins_of(waiter: Any, contended: list[_Pin]) -> list[_Pin]:
-    """The pins that a task waits on: of those whose lock is held, where descriptors among its
-    arguments name one or more, these; else all, for what it waits for may be named by a path, in
-    its memory, or by nothing. One recall too many does less harm than a wait without end."""
+    """The pins that a task may wait on: those of `contended` that descriptors among its arguments
+    name, if there are any; else all, because the file may be named by a path, in its memory, or not
+    at all. An unneeded recall does less harm than an endless wait."""
     if len(contended) == 1:
         return contended
     inodes = _inodes_of(waiter)
@@ -340,8 +351,8 @@ def _pins_of(waiter: Any, contended: list[_Pin]) -> list[_Pin]:
 
 
 def _inodes_of(waiter: Any) -> set[int]:
-    """Of the descriptors that the system call names. Their files are not touched: one of FUSE may
-    never answer."""
+    """The inodes of the descriptors among the arguments of the system call. They are read from
+    fdinfo, without a call to the files, of which one on FUSE might never answer."""
     found = set[int]()
     for argument in _DESCRIPTORS.get(waiter.call.nr, ()):
         with suppress(OSError):

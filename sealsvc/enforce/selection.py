@@ -1,6 +1,6 @@
-"""The best combination of the enforcers that are available for one seal.
+"""Chooses the combination of available enforcers that keeps a seal.
 
-What no combination can keep is refused by grants.py: a seal is never weaker than was asked.
+If there is none, grants.py refuses the seal: a seal is never weaker than was asked for.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sealsvc.protocol.system import Gap
 
 @dataclass(frozen=True)
 class Combination:
-    """The enforcers that keep one seal together."""
+    """The enforcers that keep one seal together. The first stands in front."""
 
     enforcers: tuple[Enforcer, ...]
 
@@ -29,15 +29,18 @@ class Combination:
         return [enforcer.name for enforcer in self.enforcers]
 
     def gaps(self, filesystem: Filesystem, kind: Kind) -> tuple[Gap, ...]:
+        """The gaps of the first enforcer that none behind it closes."""
         first, *behind = self.enforcers
         closed = frozenset[str]().union(*(e.closes(filesystem, kind) for e in behind))
         return tuple(gap for gap in first.gaps(filesystem, kind) if gap.risk not in closed)
 
     def sees(self, risk: str, filesystem: Filesystem, kind: Kind) -> bool:
+        """Whether one of the enforcers closes the risk."""
         return any(risk in enforcer.closes(filesystem, kind) for enforcer in self.enforcers)
 
     def hold(self, target: Target, guard: Guard) -> Holds:
-        """Holds of all but the late ones."""
+        """Put the guard in force with all enforcers but the late ones. Raises Refusal, with no
+        guard left in force."""
         holds = Holds([])
         with ExitStack() as undo:
             undo.callback(holds.release)
@@ -46,7 +49,7 @@ class Combination:
         return holds
 
     def hold_late(self, holds: Holds, target: Target, guard: Guard) -> bool:
-        """Add the late ones. False when there are none."""
+        """Add the late enforcers to `holds`. False when there are none. Raises Refusal."""
         self._add(holds, target, guard, late=True)
         return any(enforcer.late for enforcer in self.enforcers)
 
@@ -65,38 +68,41 @@ class Combination:
 
 
 class EnforcerSet:
-    """The enforcers in use, in order of preference."""
+    """The enforcers in use, in order of preference. `reasons` says, by name, why one is not
+    available (empty: it is)."""
 
     def __init__(self, enforcers: list[Enforcer], overlays: OverlayMounts | None = None) -> None:
         self.enforcers, self.overlays = enforcers, overlays
         self.reasons = {enforcer.name: enforcer.probe() for enforcer in enforcers}
 
     def refuse_overlays(self, filesystem: Filesystem, fd: int, *, at_start: bool = False) -> None:
-        """Where truncation through overlays is not an accepted risk, and nothing sees it."""
+        """Have overlays refused on this file system if no available enforcer sees truncation
+        through them. Called where the policy does not accept that risk."""
         closed = (e.closes(filesystem, Kind.EXCLUSIVE) for e in self.available)
         if self.overlays and not any(OVERLAY_RISK in risks for risks in closed):
             self.overlays.refuse(filesystem, fd, at_start=at_start)
 
     def judge(self, enforcer: Enforcer, reason: str) -> bool:
-        """What its verify() said. True when that is news."""
+        """Take in the result of verify(). True when it differs from the one before."""
         news = self.reasons[enforcer.name] != reason
         self.reasons[enforcer.name] = reason
         return news
 
     @property
     def available(self) -> list[Enforcer]:
+        """The enforcers that can be used now, in order of preference."""
         return [enforcer for enforcer in self.enforcers if not self.reasons[enforcer.name]]
 
     def named(self, names: list[str]) -> Combination:
-        """The combination of these enforcers; KeyError when one is not available."""
+        """The combination of these enforcers. Raises KeyError when one is not available."""
         known = {enforcer.name: enforcer for enforcer in self.available}
         return Combination(tuple(known[name] for name in names))
 
     def choose(
         self, filesystem: Filesystem, request: Grant
     ) -> tuple[Combination | None, list[str]]:
-        """The first enforcer that can keep such a seal, with those behind it that close gaps, and
-        why the ones before it cannot."""
+        """The first enforcer that can keep such a seal, with those behind it that close gaps (None:
+        there is none), and the reasons why those before it cannot."""
         why: list[str] = []
         for enforcer in self.enforcers:
             reason = self.reasons[enforcer.name] or enforcer.unable(filesystem, request)

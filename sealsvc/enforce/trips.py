@@ -1,8 +1,7 @@
 """The tripwire in the kernel: BPF programs at the functions that change extent maps.
 
-They refuse nothing. Each tells of a change of a sealed range's map at the instant at which it
-happens, whoever makes it, and however it got past the enforcers (native/bpf/trip_xfs.bpf.c and
-trip_ext4.bpf.c).
+They refuse nothing. Each reports a change of a sealed range's map at the moment it happens, whoever
+makes it and however it got past the enforcers (native/bpf/trip_xfs.bpf.c and trip_ext4.bpf.c).
 """
 
 from __future__ import annotations
@@ -23,9 +22,10 @@ _MAX_PROGRAMS = 32
 
 @dataclass(frozen=True, slots=True)
 class Trip:
-    """`function` of the kernel was called on a sealed range, by this thread. `length` bytes; 0: to
-    the end. `certain`: blocks have left their offsets there; otherwise the map tells. `time` is of
-    CLOCK_MONOTONIC, in ns."""
+    """The kernel's `function` was called on a sealed range, by the thread `tid`. `offset` and
+    `length` are in bytes (length 0: to the end). `certain`: it has moved blocks from their offsets;
+    otherwise the map must be compared. `time` is in ns of CLOCK_MONOTONIC. `stack` has the kernel's
+    return addresses, the innermost first."""
 
     time: int
     file: FileId
@@ -40,6 +40,7 @@ class Trip:
     stack: tuple[int, ...]
 
     def overlaps(self, range: ByteRange) -> bool:
+        """Whether the trip reaches into this range."""
         end = self.offset + self.length if self.length else range.end
         return self.offset < range.end and range.offset < end
 
@@ -51,7 +52,8 @@ class Trip:
         )
 
     def symbols(self) -> list[str]:
-        """The kernel's stack, the innermost first. Reads all of /proc/kallsyms, some 100 ms."""
+        """The kernel's stack as symbols, the innermost first; as addresses when they cannot be
+        read. Reads all of /proc/kallsyms, which takes some 100 ms."""
         out = ffi.new("struct seal_symbol[]", max(len(self.stack), 1))
         if lib.seal_symbolise(list(self.stack), len(self.stack), out) < 0:
             return [hex(address) for address in self.stack]
@@ -60,27 +62,28 @@ class Trip:
 
 @runtime_checkable
 class Tripping(Protocol):
-    """An enforcer that has such programs."""
+    """An enforcer that has tripwire programs."""
 
     on_trip: Callable[[Trip], None]  # called on the event loop
 
     def untripped(self) -> list[str]:
-        """The functions that this kernel lets have no program, and why."""
+        """The functions to which no program could be attached, with the reason, as text."""
         ...
 
 
 class Trips:
-    """The programs of a loaded enforcer (struct seal_bpf), by type of file system."""
+    """The tripwire programs of a loaded enforcer (struct seal_bpf)."""
 
     def __init__(self, bpf: Any, objects: Path, directory: Path) -> None:
-        """The programs lie in `objects`; pins go below `directory`."""
+        """The object files are in `objects`; programs are pinned below `directory`."""
         self._bpf, self._objects, self._directory = bpf, objects, directory
         self._lock = threading.Lock()
         self._tried: set[str] = set()
         self._found = ffi.new("struct seal_bpf_trip[]", _BATCH)
 
     def watch(self, type: str) -> None:
-        """Attach those of a file system type that is mounted. Any thread; once for each type."""
+        """Attach the programs for a type of file system, which must be mounted. Does so once for
+        each type. May be called from any thread."""
         path = self._objects / f"trip_{type}.bpf.o"
         with self._lock:
             if type in self._tried or not path.exists():
@@ -97,9 +100,11 @@ class Trips:
 
     @property
     def attached(self) -> set[str]:
+        """Names of the attached programs."""
         return {name for name, state, _ in self._programs() if state == lib.SEAL_BPF_ON}
 
     def missing(self) -> list[str]:
+        """The programs that could not be attached, with the reason, as text."""
         return [
             f"no tripwire {name}: {why}"
             for name, state, why in self._programs()
@@ -107,7 +112,7 @@ class Trips:
         ]
 
     def read(self) -> list[Trip]:
-        """Those that were found with the last events."""
+        """The trips that came with the last batch of events (seal_bpf_events)."""
         count = lib.seal_bpf_trips(self._bpf, self._found, _BATCH)
         return [_trip(self._found[i]) for i in range(count)]
 

@@ -1,8 +1,10 @@
-"""The ladder from a recall to the end of a seal: notify, (grace), signal, (grace), kill, proof.
+"""Fencing: the steps from a recall to the end of a seal (notify, grace, SIGTERM, grace, SIGKILL,
+proof).
 
-How far it goes is the seal's own choice (Fence). A seal ends here only when it is proven that
-nothing of its holder is left; a process is only ever signalled through a pidfd, which cannot mean
-another one. docs/fencing.md says what that is worth for mappings, RDMA and exports.
+The seal's terms (`Fence`) decide which of these steps are allowed. Fencing ends a seal only after a
+proof that no mapping and no descriptor of its holder is left. Processes are signalled through
+pidfds only, because a pid may have been reused. docs/fencing.md says what the proof covers for
+mappings, RDMA and exports.
 """
 
 from __future__ import annotations
@@ -26,6 +28,9 @@ _AWAITED = frozenset({State.RECALLED, State.LOST, State.ORPHANED})
 
 
 class Fencing:
+    """Carries out the actions AWAIT, SIGNAL, KILL and PROVE of the state table, as tasks on the
+    event loop."""
+
     def __init__(self, life: Life, returns: Returns, tasks: Tasks, section: FenceSection) -> None:
         self.life, self.returns, self.tasks, self.section = life, returns, tasks, section
         self.counters = {"fences": 0, "fences_failed": 0}
@@ -37,13 +42,14 @@ class Fencing:
         }
 
     def resume(self, seal: Seal) -> None:
-        """Go on with what a dead service had begun. A signal it may have sent is sent again."""
+        """Continue the fence, proof or deadline that a previous service had started. A signal that
+        it may have sent already is sent again."""
         before = seal.state
         if seal.exited.is_set():
             self.holder_exited(seal)
         match seal.state:
             case state if state is not before:
-                pass  # the holder's end has decided
+                pass  # holder_exited() has moved the seal and started what follows
             case State.RECALLED | State.LOST:
                 self.await_deadline(seal)
             case State.FENCING if seal.ladder and seal.ladder[-1].step == "kill":
@@ -52,7 +58,8 @@ class Fencing:
                 self._signal(seal)
             case State.FENCE_FAILED | State.ORPHANED:
                 if seal.state is State.FENCE_FAILED:
-                    seal.hold.change(Verdict.BUSY)  # it may have died before it said so
+                    # The previous service may have ended before it told the enforcers.
+                    seal.hold.change(Verdict.BUSY)
                 self._prove_in_time(seal)
                 if seal.deadline is not None:
                     self.await_deadline(seal)
@@ -60,12 +67,12 @@ class Fencing:
     # The deadline
 
     def _await(self, seal: Seal) -> None:
-        if not seal.is_overdue:  # the map may have changed after that
+        if not seal.is_overdue:  # a seal whose deadline has passed already may become LOST
             self.await_deadline(seal)
 
     def await_deadline(self, seal: Seal) -> None:
-        """Fence at the seal's deadline, which may be moved back; when it was moved forward, this is
-        called again."""
+        """Start a task that fences the seal at its deadline. The task notices a deadline that is
+        postponed; after a deadline was brought forward, this must be called again."""
         seal.round += 1
         self.tasks.spawn(f"recall {seal.id}", self._see_through(seal, seal.round))
 
@@ -87,8 +94,8 @@ class Fencing:
             self.life.step(seal, Step.FENCE, "the deadline has passed")
 
     def _overdue(self, seal: Seal, reason: str) -> None:
-        """Nobody may be fenced. What waits gets EBUSY rather than wait for ever; the promise
-        stays."""
+        """The deadline has passed and the seal's terms allow no fence: conflicting operations that
+        wait get EBUSY instead of waiting for ever. The seal stays in force."""
         seal.climb("overdue", reason)
         self.life.step(seal, Step.OVERDUE, reason)
 
@@ -126,8 +133,9 @@ class Fencing:
         await self._conclude(seal)
 
     async def _conclude(self, seal: Seal) -> None:
-        """A seal is over only when it is proven that nothing of its range is mapped. The deadline
-        is that of what went before: a late end of the holder does not move it."""
+        """End the seal once the proof succeeds, or move it to FENCE_FAILED at its deadline. The
+        deadline is the one that the previous step set: a holder that exits late does not postpone
+        it."""
         left = await self._left_until(seal, seal.deadline or 0.0)
         if seal.state is not State.FENCING:
             return
@@ -145,14 +153,15 @@ class Fencing:
     # Proofs
 
     def holder_exited(self, seal: Seal) -> None:
-        """Released by itself, once nothing that it left behind (a child, a descriptor in flight)
-        maps the range any more; until then the promise holds."""
+        """Record that the holder's process has ended. The seal stays in force until a proof shows
+        that nothing which outlives the process (a child, a descriptor in flight) maps the range."""
         seal.exited.set()
         if may(seal, Step.HOLDER_EXIT):
             self.life.step(seal, Step.HOLDER_EXIT, f"process {seal.process.holder.pid} has ended")
 
     def forgotten(self, seal: Seal) -> None:
-        """The holder said that it knows no such seal: keep looking until nothing is mapped."""
+        """The holder answered that it does not know the seal: retry the proof until nothing is
+        mapped, then end the seal."""
         self.tasks.spawn(f"forgotten {seal.id}", self._watch_forgotten(seal))
 
     async def _watch_forgotten(self, seal: Seal) -> None:
@@ -176,7 +185,8 @@ class Fencing:
             await clock.within(clock.now() + pause, seal.released)
 
     async def _left_until(self, seal: Seal, deadline: float) -> list[str]:
-        """What is left, looked for again and again until then; at once when nothing is."""
+        """Repeat the proof until nothing is left or `deadline` (seconds, runtime/clock.py) has
+        passed. Returns what was left at the last attempt; empty when the proof succeeded."""
         pauses = iter(_PROOF_PAUSES)
         while True:
             await clock.within(clock.now() + next(pauses, _LONGEST_PAUSE))
@@ -185,7 +195,8 @@ class Fencing:
                 return left
 
     async def _left(self, seal: Seal) -> list[str]:
-        """Looks only once the holder has ended: before that it may hand on what was not there."""
+        """What is left of the seal, as text. Not looked for before the holder has ended: until then
+        it may pass its mappings and descriptors on after the look."""
         if not seal.exited.is_set():
             return ["the holder did not end"]
         try:

@@ -1,4 +1,4 @@
-"""Granting seals: the order of a grant, with each step's undo beside it."""
+"""Granting seals: the steps of a grant, in order, each with its undo."""
 
 from __future__ import annotations
 
@@ -37,14 +37,15 @@ from sealsvc.runtime.workers import Looks, Workers
 _PIN_PATIENCE = 1.0  # seconds
 
 
-# What is done with a seal just before it begins, and with a stack for what undoes that.
+# Called with a new seal just before it is recorded, and with a stack that takes its undo.
 Before = Callable[[Seal, ExitStack], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Asker:
-    """Who asks: the connection (recalls go to it), its peer, and the process that is to hold.
-    `digest` is that of a request with a key (service/idempotency.py)."""
+    """The requester of a grant: `client` is its connection, which receives recalls, `peer` the
+    credentials of that connection, `process` the process that will hold the seal. `digest` is the
+    digest of a request that has a key (service/idempotency.py), else empty."""
 
     peer: Peer
     process: Process
@@ -54,26 +55,29 @@ class Asker:
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """A descriptor that a client passed, and what is known of it without asking its file system."""
+    """A descriptor that a client passed, and what is known of it without a call to its file
+    system. `place` is the key of the worker pool in which the file is used."""
 
     fd: int
-    place: Hashable  # which pool of workers it is looked at in
+    place: Hashable
     writable: bool
 
 
 def passed_of(fd: int) -> Passed:
-    """In a thread: the fdinfo of a file of another's choice may block."""
+    """Describe a descriptor that was received. Call it in a thread: reading the fdinfo of a file
+    that a client chose may block. Raises OSError."""
     mode = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
     return Passed(fd, filesystem.place_of(fd), mode != os.O_RDONLY)
 
 
 class FileLocks:
-    """One grant at a time on one file."""
+    """A lock for each file, so that grants on one file do not run at the same time."""
 
     def __init__(self) -> None:
         self._locks: dict[tuple[int, int], tuple[asyncio.Lock, int]] = {}
 
     def of(self, file: FileId) -> _FileLock:
+        """The lock of a file, as an async context manager."""
         return _FileLock(self._locks, (file.device, file.inode))
 
 
@@ -106,6 +110,9 @@ class _FileLock:
 
 
 class Grants:
+    """Grants seals. Each runs in a worker thread of its file system, and waits for its turn there
+    (FairQueue) and for other grants on the same file."""
+
     def __init__(
         self,
         host: Host,
@@ -130,14 +137,17 @@ class Grants:
         passed: Passed | None,
         before: Before = lambda *_: None,
     ) -> tuple[Seal, int]:
-        """A new seal and the descriptor of its holder, which the caller closes. Takes what was
-        passed and the asker's process over, whatever happens. `before` is called with the seal just
-        before it begins; when it raises, the grant is undone."""
+        """Grant a seal. Returns it with the descriptor that the holder is to use, which the caller
+        closes.
+
+        Takes ownership of `passed` and of `asker.process`, also when it fails. `before` is called
+        with the seal just before it is recorded; when it raises, the grant is undone. Raises
+        Refusal when the seal is not granted, OSError when it cannot be recorded."""
         try:
             with ExitStack() as undo:
                 undo.callback(asker.process.close)
                 target = await self._open(request, passed)
-                # Of a frozen file system the last close may block.
+                # The last close of a file on a frozen file system may block.
                 undo.callback(close_later, target.file.device, [target.fd])
                 faults.point("grant:opened")
                 turn = self._queue_of(target.file.device).turn(asker.peer.uid)
@@ -150,10 +160,11 @@ class Grants:
         return seal, target.fd
 
     def lock(self, file: FileId) -> _FileLock:
-        """Whoever has it is the one who grants on the file."""
+        """The lock under which seals are granted on `file`; an async context manager."""
         return self._files.of(file)
 
     def refused(self, refusal: Refusal, request: Grant, peer: Peer) -> None:
+        """Count a refused grant, publish it, and have the registry record it."""
         self.counters["refusals"] += 1
         self.life.events.publish(
             "refused",
@@ -166,18 +177,21 @@ class Grants:
 
     @property
     def queued(self) -> int:
-        """Grants that wait for their turn."""
+        """Number of grants that wait for their turn."""
         return sum(queue.waiting for queue in self._queues.values())
 
     def _queue_of(self, device: int) -> FairQueue:
-        """Who waits for one file system stands in no other's way."""
+        """The queue of one file system. Each has its own, so that one which is slow does not delay
+        grants on others."""
         queue = self._queues.get(device)
         if queue is None:
             queue = self._queues[device] = FairQueue(self.workers.count)
         return queue
 
     async def hand_over_again(self, seal: Seal) -> int | None:
-        """A descriptor for a holder that never got the one of its grant; None when it has it."""
+        """A descriptor for a holder that repeats its request because the answer to it was lost.
+        None when the holder's own description is still open. The caller closes the descriptor.
+        Raises Refusal and OSError when the file cannot be opened again."""
         if not seal.hold.apart and seal.hold.anchor >= 0:
             return os.dup(seal.hold.anchor)
         opened = await self.workers.of(seal.file.device).run(self._open_again, seal)
@@ -233,9 +247,10 @@ class Grants:
             raise
 
     def _confined(self, target: Target, below: list[str]) -> Target:
-        """The target, if its path leads to it here, below one of the directories. The path of a
-        descriptor is one of the mount namespace that it was opened in."""
-        outside = Refusal("no-such-file", "there is no such file", {})  # its path is not told
+        """`target`, if its path lies in one of the directories `below` and leads to the same inode
+        in the service's mount namespace: a descriptor's path is one of the mount namespace that it
+        was opened in. Raises Refusal `no-such-file`."""
+        outside = Refusal("no-such-file", "there is no such file", {})  # must not reveal the path
         try:
             found = self.host.identify(target.path, self.policy.roots)
         except Refusal:
@@ -260,7 +275,7 @@ class Grants:
                 )
             )
         except asyncio.CancelledError:
-            # The worker cannot be stopped; it undoes what it did once it looks.
+            # The thread cannot be stopped: it undoes its steps when it next sees `abandoned`.
             abandoned.set()
             await asyncio.wait([placing])
             if not placing.cancelled() and placing.exception() is None:
@@ -276,7 +291,7 @@ class Grants:
         return seal
 
     def _end_courtesy(self, request: Grant, target: Target, wanted: ByteRange) -> None:
-        """A seal whose ttl has passed stands in nobody's way."""
+        """End the courtesy seals that conflict with the request."""
         for seal in self.life.table.of_file(target.file):
             exclusive = Kind.EXCLUSIVE in (seal.request.kind, request.kind)
             if seal.state is State.COURTESY and (exclusive or seal.effective.overlaps(wanted)):
@@ -290,8 +305,8 @@ class Grants:
         wanted: ByteRange,
         abandoned: threading.Event,
     ) -> Seal:
-        """The order of a grant, in a worker thread. Each step's undo is beside it, and runs in
-        reverse when a later one fails."""
+        """The steps of a grant, in a worker thread. When one fails, the undos of those before it
+        run in reverse order. Raises Refusal, also when `abandoned` is set, and OSError."""
 
         def progress(step: str, done: float) -> None:
             if abandoned.is_set():
@@ -300,7 +315,7 @@ class Grants:
         host, token = self.host, seals.new_token()
         sealed = wanted.rounded(target.filesystem.block_size)
         with ExitStack() as undo:
-            # 1. Can a seal be kept here at all, by whom, and at which risks?
+            # 1. Check whether a seal can be kept here, choose the enforcers, and check the risks.
             exclusive = request.kind is Kind.EXCLUSIVE
             host.refuse_if_unkeepable(target, exclusive=exclusive)
             if not self.policy.accepts(overlay_mounts.RISK):
@@ -311,35 +326,38 @@ class Grants:
             gaps = (*chosen.gaps(target.filesystem, request.kind), *host.gaps(target))
             risks = self.policy.accept(gaps)
             self.policy.refuse_endless_wait(request, chosen.names)
-            # Through overlays: seen, or an accepted risk?
+            # Whether truncation through overlays is an accepted risk, or seen by an enforcer.
             overlaid = overlay_mounts.RISK in risks or chosen.sees(
                 overlay_mounts.RISK, target.filesystem, request.kind
             )
-            # 2. Prepare: give every block a written place of its own.
+            # 2. Prepare the blocks as requested: allocated, written, not shared.
             host.prepare(target, sealed, request.prepare, progress)
             faults.point("grant:prepared")
-            # 3. Arm, and prove that nobody gets around the guard. What conflicts waits from here.
+            # 3. Arm, and prove that no descriptor and no operation under way bypasses the guard.
+            # Conflicting operations wait from here on.
             pid = asker.process.holder.pid
             guard = Guard(token, sealed, pid, exclusive, Verdict.ARMING)
             hold = chosen.hold(target, guard)
             undo.callback(hold.release)
             faults.point("grant:held")
-            # 4. Bring to the device what was pending, then read the map: before, it proves nothing.
+            # 4. Write back dirty data, then read the map. A map that was read before the guard was
+            # in force could have changed since.
             host.settle(target)
             faults.point("grant:settled")
             found = host.read_map(target.fd, sealed)
             check_map(found, sealed, target)
             check_size(target, wanted)
             faults.point("grant:map-read")
-            # 5. Mark the holder's description, so that its end can be proven.
+            # 5. Mark the holder's open file description, so that it can be proven to be closed.
             mark = host.mark(target.fd, token, sole=exclusive)
             faults.point("grant:marked")
-            # 6. Take away what could still move blocks; nothing may have moved meanwhile.
+            # 6. Remove what could still move blocks (preallocations for copy on write), and check
+            # that nothing has moved meanwhile.
             host.steady(target)
             check_still(found, host.read_map(target.fd, sealed), sealed, target)
             host.refuse_if_overlaid(target, exclusive=exclusive, anywhere=not overlaid)
             faults.point("grant:steadied")
-            # 7. Pins are last: with one in force, even looking may block (docs/pin.md).
+            # 7. Pins are last: while one is in force, even reading the map may block (docs/pin.md).
             if chosen.hold_late(hold, target, guard):
                 with hold.given_up_after(_PIN_PATIENCE):
                     check_still(found, host.read_map(target.fd, sealed), sealed, target)
@@ -362,7 +380,7 @@ class Grants:
                 asker_uid=asker.peer.uid,
                 digest=asker.digest,
             )
-            # 8. Conflicts that waited while we worked are conflicts with a seal from now on.
+            # 8. From now on the conflicts that have waited since step 3 are conflicts with a seal.
             undo.pop_all()
         return seal
 
@@ -380,6 +398,8 @@ def _range(request: Grant, target: Target) -> ByteRange:
 
 
 def check_map(found: ExtentMap, sealed: ByteRange, target: Target) -> None:
+    """Raises Refusal `extent-unsuitable` unless every extent of `sealed` can be sealed. `found` is
+    an (n, 4) array (core/extents.py)."""
     bad = extents.unsuitable(found, sealed)
     if not bad:
         return
@@ -397,7 +417,8 @@ def check_map(found: ExtentMap, sealed: ByteRange, target: Target) -> None:
 
 
 def check_size(target: Target, wanted: ByteRange) -> None:
-    """Behind the guard: until then anybody could have truncated the file."""
+    """Raises Refusal `beyond-eof` if the file has become shorter than `wanted`. Called with the
+    guard in force: before that anybody could have truncated the file."""
     size = os.fstat(target.fd).st_size
     if wanted.end > size:
         raise Refusal(
@@ -409,6 +430,7 @@ def check_size(target: Target, wanted: ByteRange) -> None:
 
 
 def check_still(before: ExtentMap, now: ExtentMap, sealed: ByteRange, target: Target) -> None:
+    """Raises Refusal `try-later` if the two maps, (n, 4) arrays, differ within `sealed`."""
     if extents.same(before, now, sealed):
         return
     raise Refusal(

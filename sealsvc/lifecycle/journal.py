@@ -1,11 +1,13 @@
-"""The journal of live seals: what the next service needs to go on where this one ended.
+"""The journal of live seals: what the next service needs to continue where this one ended.
 
-It lives in a memfd that the keeper holds too: seals are state of this boot, not of the disk, and
-memory survives a SIGKILL at any instruction. Records are appended; the tail moves last, so a record
-is there whole or not at all. When most of it is history, it is written anew.
+It is a memfd that the keeper holds too. Seals are state of this boot, so they need no disk, and the
+memfd survives a SIGKILL of the service at any instruction. Records are appended, and the tail is
+advanced last, so that a record is present completely or not at all. The journal is rewritten when
+it has grown to more than four times its size after the last rewriting.
 
-Layout: _MAGIC, tail (u64, bytes from the start), then records: length (u32), msgpack. Versions of
-sealsvc read each other's journals; docs/upgrade.md has the rules for what may be added.
+Layout, in native byte order: _MAGIC, tail (u64, bytes from the start), padding to _START, then
+records: length (u32, bytes), msgpack. Versions of sealsvc read each other's journals;
+docs/upgrade.md has the rules for what may be added.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ _FIRST_SIZE = 1 << 20
 
 
 class Progress(msgspec.Struct, array_like=True, tag="progress"):
-    """How far a seal has come. Deadlines are seconds of CLOCK_BOOTTIME."""
+    """The state of a seal. `deadline`, `expires` and `recalled_at` are seconds of CLOCK_BOOTTIME,
+    `state_since` is seconds since the epoch."""
 
     token: int
     state: State
@@ -51,9 +54,9 @@ class Progress(msgspec.Struct, array_like=True, tag="progress"):
 
 
 class Granted(msgspec.Struct, array_like=True, tag="granted"):
-    """A seal as it was granted; `map` is rows of four uint64, as linux/native.py gives them. Fields
-    are added at the end, with a default: an older version reads over them, and a newer one does
-    without."""
+    """A seal with its terms and its state. `map` is an (n, 4) array of uint64 (core/extents.py) as
+    bytes. Fields may only be added at the end, with a default: an older version ignores them, and a
+    newer one uses the default."""
 
     token: int
     id: str
@@ -78,14 +81,17 @@ class Granted(msgspec.Struct, array_like=True, tag="granted"):
 
     @property
     def known_by(self) -> Mark:
-        """`marked` and `mark` are what services before this one wrote: the token of the seal, or
-        another's, named the byte that the description has locked."""
+        """The mark of the holder's description. Earlier versions wrote `marked` and `mark` instead
+        of `description`: the byte that the description has locked follows from the token of this
+        seal (`mark` 0), or of another (`mark`)."""
         if self.marked and self.description == Mark():
             return Mark(byte=TOKEN_BASE + (self.mark or self.token))
         return self.description
 
 
 class Ended(msgspec.Struct, array_like=True, tag="ended"):
+    """The seal has ended, or is not kept by the service any more."""
+
     token: int
 
 
@@ -94,7 +100,8 @@ _decode = msgspec.msgpack.Decoder(Granted | Progress | Ended).decode
 
 
 class Journal:
-    """`publish` is told the descriptor that holds the journal, whenever it is another one."""
+    """Appends records. `publish` is called with the memfd each time a new one becomes the journal;
+    it hands the keeper a copy. Methods that write raise OSError when memory is short."""
 
     def __init__(self, publish: Callable[[int], None], live: Iterable[Seal] = ()) -> None:
         self._publish = publish
@@ -105,19 +112,21 @@ class Journal:
         self._rewrite(live)
 
     def granted(self, seal: Seal) -> None:
-        """Record a seal as it is: a new one, or one whose terms have changed."""
+        """Record a seal completely: a new one, or one whose terms have changed."""
         self._append(codec.encoded(_granted(seal), _encode))
 
     def progressed(self, seal: Seal) -> None:
+        """Record a seal's state, or its end if it is not live any more."""
         record = _progress(seal) if seal.live else Ended(seal.token)
         self._append(codec.encoded(record, _encode))
 
     def forget(self, seal: Seal) -> None:
-        """A live seal is not the service's to keep any more."""
+        """Record that the service no longer keeps a seal that is still live."""
         self._append(_encode(Ended(seal.token)))
 
     def rewrite_if_large(self, live: Iterable[Seal]) -> None:
-        """Forget what is over, once that is most of it."""
+        """Rewrite the journal with the `live` seals alone, once most of it is out of date. An
+        OSError is logged, and the journal stays as it is."""
         if self._tail > 4 * self._least:
             try:
                 self._rewrite(live)
@@ -140,7 +149,7 @@ class Journal:
             memory = mmap.mmap(fd, size)
             memory[:_START] = (_MAGIC + struct.pack("=Q", tail)).ljust(_START, b"\0")
             memory[_START:tail] = records
-            self._publish(fd)  # until then the old one is the journal
+            self._publish(fd)  # until this returns, the old memfd is the journal
         except BaseException:
             os.close(fd)
             raise
@@ -166,13 +175,14 @@ def _framed(record: bytes) -> bytes:
 
 
 def read(fd: int) -> list[Granted]:
-    """The seals that were live when the journal's writer ended, each with its last progress."""
+    """The seals that were live when the journal's writer ended, each with its last state. Raises
+    ValueError if another, incompatible version wrote it."""
     with mmap.mmap(fd, 0, access=mmap.ACCESS_READ) as memory:
         if memory[:_TAIL] != _MAGIC:
             raise _unlike("its format is another")
         (tail,) = struct.unpack_from("=Q", memory, _TAIL)
         live: dict[int, Granted] = {}
-        filesystems: dict[Filesystem, Filesystem] = {}  # very many seals are of very few
+        filesystems: dict[Filesystem, Filesystem] = {}  # share equal values: few for many seals
         at = _START
         while at < tail:
             (size,) = struct.unpack_from("=I", memory, at)
@@ -192,8 +202,8 @@ def read(fd: int) -> list[Granted]:
 
 
 def _understood(data: bytes) -> Granted | Progress | Ended:
-    """Raises ValueError for what only another version knows: to read over it would be to keep a
-    seal on other terms than it was granted on."""
+    """Decode a record. Raises ValueError for one that only another version knows: ignoring it could
+    keep a seal on other terms than those it was granted on."""
     try:
         record: Granted | Progress | Ended = _decode(data)
     except msgspec.ValidationError as error:
@@ -210,6 +220,7 @@ def _unlike(reason: str) -> ValueError:
 
 
 def map_of(record: Granted) -> np.ndarray[tuple[int, int], np.dtype[np.uint64]]:
+    """The extent map of a record: a read-only (n, 4) array (core/extents.py)."""
     return np.frombuffer(record.map, dtype=np.uint64).reshape(-1, 4)
 
 
@@ -243,7 +254,7 @@ def _granted(seal: Seal) -> Granted:
         enforcers=seal.enforcers,
         holder=seal.process.holder,
         accepted_risks=seal.accepted_risks,
-        # A service before this one takes a seal without that for one whose description is there.
+        # Earlier versions assume that the description of a seal without a mark still exists.
         marked=bool(seal.mark.byte),
         granted_at=seal.granted_at,
         progress=_progress(seal),

@@ -1,9 +1,9 @@
-"""The one place where a path that a client sent becomes a file.
+"""Resolves paths that clients send. No other module does.
 
-A path is text in the client's view. It is followed below one of the policy's roots alone, by no
-symbolic link, and from there on the file is its device and inode. For a caller that is confined to
-directories, every way in which a path can fail gives the same answer, so that the answer tells
-nothing about what lies outside.
+A path of a confined caller is resolved below one of the policy's roots only, without following
+symbolic links; from then on the file is identified by device and inode. For such a caller every
+failure of a path gives the same answer, so that the answer reveals nothing about what lies outside
+its directories.
 """
 
 from __future__ import annotations
@@ -21,15 +21,18 @@ from sealsvc.runtime.workers import Workers
 
 T = TypeVar("T")
 
-# Answers that depend on what a path leads to.
+# Error codes that reveal what a path leads to.
 _TELLING = frozenset({"no-such-file", "outside-roots", "not-a-regular-file", "io-error"})
 
 
 def no_such_file(path: str) -> Refusal:
+    """The one answer to a path that a confined caller may not use, or that does not exist."""
     return Refusal("no-such-file", f"{path} does not exist", {"path": path})
 
 
 class Paths:
+    """Resolves paths in worker threads."""
+
     def __init__(self, host: Host, workers: Workers, policy: Policy) -> None:
         self._host, self._workers, self._policy = host, workers, policy
 
@@ -49,14 +52,16 @@ class Paths:
             raise concealed(refusal, path, below) from None
 
     async def run(self, path: str, function: Callable[..., T], *arguments: object) -> T:
-        """Call what follows the path, in a thread. A pool for each device, apart from that of
-        grants: a path may lead to a file system that hangs."""
+        """Run `function`, which resolves `path`, in a worker thread. The pool is one for each
+        device, separate from that of grants, because a path may lead to a file system that hangs.
+        Raises what `function` raises."""
         pool = self._workers.of(("paths", filesystem.place_at(path)))
         return await pool.run(function, *arguments)
 
 
 def concealed(refusal: Refusal, path: str, below: Sequence[str] | None) -> Refusal:
-    """The refusal as a caller confined to `below` (None: not confined) may see it."""
+    """The refusal as a caller that is confined to the directories `below` (None: not confined) may
+    see it: `no-such-file` for every code that depends on what the path leads to."""
     if below is None or refusal.code not in _TELLING:
         return refusal
     return no_such_file(path)

@@ -1,4 +1,5 @@
-"""Who may do what. Pure: a request and the facts in, silence or a Refusal out."""
+"""Authorization and limits. Pure: each check gets a request and the facts, and raises a Refusal or
+returns."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ Asked = tuple[int, str]  # a uid, and the principal that it asks for
 
 @dataclass(frozen=True, slots=True)
 class RingShare:
-    """What a ring takes of what there is."""
+    """What one ring of user `uid` takes of the shared limits: slots, and bytes of memory."""
 
     uid: int
     slots: int
@@ -35,6 +36,9 @@ class RingShare:
 
 
 class Policy:
+    """The checks of the configuration's section `policy`. Those that are named refuse_*,
+    authorise_*, admit* and accept raise Refusal."""
+
     def __init__(self, section: PolicySection) -> None:
         self.section = section
 
@@ -43,7 +47,8 @@ class Policy:
         return self.section.roots
 
     def operators_only(self, peer: Peer, deed: str) -> None:
-        """Raises `denied`; `deed` completes "may not ..."."""
+        """Raises Refusal `denied` unless the peer is an operator. `deed` completes "may not ..."
+        in its message."""
         if not self.is_operator(peer):
             raise Refusal("denied", f"uid {peer.uid} may not {deed}")
 
@@ -51,16 +56,19 @@ class Policy:
         return peer.uid in self.section.operators
 
     def asker(self, uid: int, principal: str) -> Asked:
-        """Whose share a request takes. Operators ask for principals, as the REST API does; what
-        others call themselves counts for nothing."""
+        """To whose share a request is counted. Operators, such as the REST API, ask on behalf of
+        principals; a principal that any other user names is ignored."""
         return uid, principal if uid in self.section.operators else ""
 
     def may_see(self, peer: Peer, seal: Seal) -> bool:
+        """Whether the peer may see the seal: operators, and the user that holds it."""
         return self.is_operator(peer) or seal.process.holder.uid == peer.uid
 
     def authorise_grant(self, peer: Peer, request: Grant, descriptors: int) -> None:
-        """A path is opened with the service's rights, so only operators may name one; anybody may
-        pass a descriptor, which proves that its sender could open the file."""
+        """Check a grant before its file is opened. A path is opened with the service's rights, so
+        only operators may name one; anybody may pass a descriptor, which proves that its sender
+        could open the file. `descriptors` is how many came with the request. Raises Refusal
+        `bad-request` or `denied`."""
         by_descriptor = descriptors - int(request.holder.pidfd) > 0 or request.holder.fd is not None
         if (request.path is None) == (not by_descriptor):
             raise Refusal("bad-request", "name the file by `path` or by one descriptor, not both")
@@ -90,8 +98,9 @@ class Policy:
             )
 
     def terms_of_reader(self, peer: Peer, request: Grant) -> Grant:
-        """Who may only read a file must not keep its owner from changing it: such a seal waits, its
-        recall is short, and it is fenced at the end, so that it ends."""
+        """The terms of a grant on a descriptor that cannot write. A user who may only read a file
+        must not keep its owner from changing it: conflicts with such a seal wait, its grace is
+        limited, and it is fenced with `kill`. Raises Refusal `denied` for other terms."""
         if self.is_operator(peer):
             return request
         if request.conflict is not Conflict.WAIT:
@@ -112,6 +121,7 @@ class Policy:
         return msgspec.structs.replace(request, fence=Fence.KILL)
 
     def authorise_claim(self, peer: Peer, request: Terms) -> None:
+        """Check a claim before it is issued. Raises Refusal `bad-request` or `denied`."""
         if request.path is None:
             raise Refusal("bad-request", "a claim names its file by `path`")
         if not self.is_operator(peer):
@@ -119,11 +129,13 @@ class Policy:
         self._refuse_long_grace(request)
 
     def refuse_outside(self, only: Conditions, path: str) -> None:
-        """Told as if there were no such file: what lies outside is not the asker's to know of."""
+        """Raises Refusal `no-such-file` for a path outside the directories of `only`: the requester
+        must not learn what exists there."""
         if only.below is not None and not lies_below(path, only.below):
             raise Refusal("no-such-file", "there is no such file", {})
 
     def refuse_other_user(self, only: Conditions, holder: Holder) -> None:
+        """Raises Refusal `no-such-holder` for a process of a user that `only` does not allow."""
         if only.uids is not None and holder.uid not in only.uids:
             raise Refusal(
                 "no-such-holder", f"process {holder.pid} does not exist", {"pid": holder.pid}
@@ -132,7 +144,8 @@ class Policy:
     def admit(
         self, request: Grant, wanted: ByteRange, holder: Holder, target: Target, table: SealTable
     ) -> None:
-        """May this seal stand beside those that there are?"""
+        """Check a new seal of the range `wanted` against the limits and the seals in `table`.
+        Raises Refusal `limit-reached`, `seal-conflict` or `try-later`."""
         held = table.of_file(target.file)
         self._refuse_above_limits(wanted, holder, target, table, len(held))
         pinned = [seal for seal in held if "pin" in seal.enforcers]
@@ -196,12 +209,14 @@ class Policy:
             )
 
     def accepts(self, risk: str) -> bool:
+        """Whether the policy accepts the risk, by name or by "all"."""
         return bool({"all", risk} & set(self.section.accept_risks))
 
     def refuse_endless_wait(self, request: Grant, enforcers: list[str]) -> None:
-        """A pin cannot turn to refusing when a recall's deadline passes, as other enforcers do:
-        whoever waits on one, and everybody who then reads or writes the file, cannot be killed and
-        goes on only when the seal ends."""
+        """Raises Refusal `denied` for a pin with fence `none`. Unlike other enforcers, a pin cannot
+        start to refuse when a recall's deadline passes: a task that waits on a pin, and every task
+        that then reads or writes the file, cannot be killed and continues only when the seal
+        ends."""
         if "pin" in enforcers and request.fence is Fence.NONE:
             raise Refusal(
                 "denied",
@@ -214,8 +229,9 @@ class Policy:
     def admit_ring(
         self, peer: Peer, slots: int, size: int, rings: Iterable[RingShare], table: SealTable
     ) -> None:
-        """May `peer` have one more ring, of so many slots and bytes, beside these? Of rings and
-        slots a user that is no operator may have at most as many as are left for all others."""
+        """Check one more ring of `peer`, with `slots` slots and `size` bytes, against the limits
+        and the existing `rings`. A user that is not an operator may have at most as many rings and
+        slots as remain for all others. Raises Refusal `limit-reached`."""
         section, there = self.section, list(rings)
         mine = [ring for ring in there if ring.uid == peer.uid]
         left = section.max_seals - len(table) - sum(ring.slots for ring in there) - slots
@@ -245,7 +261,8 @@ class Policy:
             )
 
     def accept(self, gaps: Iterable[Gap]) -> list[str]:
-        """The risks that a seal with these gaps takes; refused unless each is accepted by name."""
+        """The risks of a seal with these gaps. Raises Refusal `risk-not-accepted` unless the policy
+        accepts each by name, or "all"."""
         risks = [gap.risk for gap in gaps]
         accepted = self.section.accept_risks
         missing = [] if "all" in accepted else [r for r in risks if r not in accepted]
@@ -272,7 +289,8 @@ def _ring_limit(name: str, limit: int, why: str) -> Refusal:
 
 
 def longest_recall(section: PolicySection, seal: Seal) -> float:
-    """Seconds for which progress may put a recall off (Policy.terms_of_reader)."""
+    """Seconds from the start of a recall up to which progress may postpone its deadline. Shorter
+    for the seals of Policy.terms_of_reader."""
     request = seal.request
     reader = request.iomode is IoMode.READ and request.fence is Fence.KILL
     if reader and seal.process.holder.uid not in section.operators:
@@ -281,7 +299,8 @@ def longest_recall(section: PolicySection, seal: Seal) -> float:
 
 
 def _excludes(seal: Seal, request: Grant, pid: int) -> bool:
-    """An exclusive seal shuts every other holder out of the file, whatever the ranges."""
+    """Whether the seal and the request exclude each other: an exclusive seal keeps every other
+    holder out of the file, whatever the ranges."""
     if Kind.EXCLUSIVE not in (seal.request.kind, request.kind):
         return False
     return seal.process.holder.pid != pid or seal.request.kind is not request.kind

@@ -1,6 +1,6 @@
-"""Recalls: from a conflict, or an operator's wish, to the notice that a holder gets.
+"""Recalls: from a conflict, or an operator's request, to the message that the holder gets.
 
-What happens at the deadline is fence.py's; how a seal is given back, returns.py's.
+fence.py handles the deadline, returns.py the return of a seal.
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ from sealsvc.runtime.config import PolicySection
 
 log = logging.getLogger(__name__)
 
-_MOST_REPEATED = 256  # kinds of refused operations that are told apart between two ticks
-_PRESSURE_PAUSE = 10.0  # seconds between two requests to the same effect
-_PRESSURE_GRACE = 10.0
+_MOST_REPEATED = 256  # kinds of refused operations that are counted apart between two take()s
+_PRESSURE_PAUSE = 10.0  # seconds between two requests to give seals back under pressure
+_PRESSURE_GRACE = 10.0  # seconds
 _CROWDED_PAUSE = 10.0  # seconds between two alarms about too many waiters
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """An operation that waits, for which seals, and since when."""
+    """An operation that waits for the seals with the ids `seals`, since `since` (seconds,
+    runtime/clock.py). `path` is that of the first seal."""
 
     enforcer: str
     report: Report
@@ -46,30 +47,32 @@ class Waiting:
 
 
 class Repeats:
-    """Refused operations that are repeated: who calls again and again, as fast as refusals come,
-    costs the service one event and a number. Cleared by `take`, and bounded in between."""
+    """Counts refused operations that are repeated, so that a caller that retries as fast as it is
+    refused costs the service one event and a counter. `take` clears it; in between at most
+    _MOST_REPEATED kinds are kept apart."""
 
     def __init__(self) -> None:
         self._seen: dict[tuple[object, ...], tuple[Report, int]] = {}
 
     def is_first(self, report: Report) -> bool:
-        """Whether it is to be told at once."""
+        """Count the report. True when it is the first of its kind, to be published at once."""
         operation = report.operation
         key: tuple[object, ...] = (report.tokens, operation.name, operation.pid, report.error)
         if len(self._seen) >= _MOST_REPEATED:
-            key = ()  # a flood from many processes
+            key = ()  # too many kinds: all further reports are counted together
         first, count = self._seen.get(key, (report, 0))
         self._seen[key] = (first, count + 1)
         return count == 0
 
     def take(self) -> list[tuple[Report, int]]:
-        """The first of each kind, and how many came after it."""
+        """The first report of each kind that was repeated, and how many followed it."""
         seen, self._seen = self._seen, {}
         return [(report, count - 1) for report, count in seen.values() if count > 1]
 
 
 class Recaller:
-    """`push_any(seal, message)` delivers to whoever receives the seal's recalls."""
+    """Starts recalls. `push_any(seal, message)` delivers a RecallAny to the connection that gets
+    the seal's recalls; False when there is none."""
 
     def __init__(
         self,
@@ -89,6 +92,8 @@ class Recaller:
     # Conflicts
 
     def conflict(self, enforcer: str, report: Report) -> None:
+        """Handle an enforcer's report: publish it, and recall the seals that a held operation
+        met."""
         found = [self.table.of_token(token) for token in report.tokens]
         met = [seal for seal in found if seal is not None]
         key = (enforcer, report.waiter)
@@ -128,7 +133,8 @@ class Recaller:
         )
 
     def publish_repeated(self) -> None:
-        """From time to time: one event for all the refusals of the same kind since the last."""
+        """Publish one event for each kind of refusal that was repeated since the last call. Called
+        periodically."""
         for first, count in self._refused.take():
             detail = f"{first.operation.detail} ({count} more since)".lstrip()
             operation = msgspec.structs.replace(first.operation, detail=detail)
@@ -137,7 +143,8 @@ class Recaller:
             self._publish_conflict(report, [s for s in found if s is not None], repeated=count)
 
     def _crowded(self, report: Report, met: list[Seal]) -> None:
-        """An operation was refused because too many wait already (docs/rules.md)."""
+        """Raise an alarm: an operation was refused because too many wait (docs/rules.md). At most
+        one alarm in _CROWDED_PAUSE seconds."""
         if clock.now() < self._crowded_at + _CROWDED_PAUSE:
             return
         self._crowded_at = clock.now()
@@ -154,7 +161,7 @@ class Recaller:
         elif report.outcome is not Outcome.HELD or seal.request.conflict is not Conflict.WAIT:
             return
         elif seal.state is State.ORPHANED and seal.deadline is None:
-            # There is nobody to ask; but whoever waits must not wait for ever.
+            # No holder is left to recall it from, but the operation must not wait for ever.
             seal.deadline = clock.now() + seal.request.grace
             self.fencing.await_deadline(seal)
         else:
@@ -171,8 +178,10 @@ class Recaller:
         part: ByteRange | None = None,
         grace: float | None = None,
     ) -> None:
-        """Start the recall of a seal, or have one that is under way take the new one in. `part` is
-        what is wanted of it, if not all; `grace` seconds instead of the seal's own."""
+        """Start the recall of a seal, or merge the request into a recall that is under way. `part`
+        is the range that is wanted (None: it follows from `operation`, else the whole seal),
+        `grace` replaces the seal's own grace (seconds). Does nothing in a state that cannot be
+        recalled. Raises OSError when the recall cannot be recorded."""
         if seal.state is State.COURTESY:
             self.life.step(seal, Step.EXPIRE, f"its ttl has passed, and it is recalled: {reason}")
             return
@@ -198,7 +207,7 @@ class Recaller:
         wanted: ByteRange,
         grace: float | None,
     ) -> None:
-        """The holder hears of it again only when more is wanted, or sooner."""
+        """Tell the holder again only when more is wanted, or the deadline is earlier."""
         self.counters["recalls_merged"] += 1
         before = seal.wanted or seal.range
         seal.wanted = before.hull(wanted)
@@ -223,15 +232,16 @@ class Recaller:
         )
 
     def progress(self, seal: Seal) -> None:
-        """The holder is at it: the grace begins anew, up to the cap. After that there is nothing to
-        gain: one that is overdue stays so."""
+        """The holder reports progress: its grace starts again, up to longest_recall() after the
+        start of the recall. Beyond that limit the report has no effect, and an overdue seal stays
+        overdue. Raises Refusal `bad-request` when no recall is under way."""
         if seal.state is not State.RECALLED or seal.recalled_at is None:
             raise Refusal("bad-request", f"seal {seal.id} is {seal.state}: nothing is under way")
         now, cap = clock.now(), seal.recalled_at + longest_recall(self.policy, seal)
         later = min(cap, now + seal.request.grace)
         if later <= max(now, seal.deadline or 0.0):
             return
-        overdue = seal.is_overdue  # if not, the deadline is waited for already
+        overdue = seal.is_overdue  # if it is not, a task waits for the deadline already
         seal.deadline = later
         seal.climb("progress")
         self.life.journal.progressed(seal)
@@ -244,8 +254,9 @@ class Recaller:
     # Any of them
 
     def recall_any(self, pid: int, count: int, grace: float | None, reason: str) -> list[Seal]:
-        """CB_RECALL_ANY: ask process `pid` for `count` of its seals. Those it has not given back
-        after the grace are chosen for it, the oldest first. Returns all that may be concerned."""
+        """CB_RECALL_ANY (RFC 8881 section 20.6): ask process `pid` for `count` of its seals. If it
+        has returned fewer after `grace` seconds (None: _PRESSURE_GRACE), the oldest are recalled.
+        Returns all its seals that can be recalled."""
         own = [seal for seal in self.table.of_holder(pid) if may(seal, Step.RECALL)]
         count = min(count, len(own))
         grace = _PRESSURE_GRACE if grace is None else grace
@@ -271,7 +282,8 @@ class Recaller:
             self.recall(seal, f"{reason}: not given back in time")
 
     def relieve(self) -> None:
-        """Under pressure the holders of the most seals are asked to give some back."""
+        """Ask the holder of the most seals to return some when the table has more than
+        `policy.max_seals * policy.pressure`. At most once in _PRESSURE_PAUSE seconds."""
         limit = int(self.policy.max_seals * self.policy.pressure)
         surplus = len(self.table) - limit
         if surplus <= 0 or clock.now() < self._relieved_at + _PRESSURE_PAUSE:
@@ -283,25 +295,27 @@ class Recaller:
     # What else ends seals
 
     def lose(self, seal: Seal, reason: str) -> None:
-        """The promise cannot be said to hold any more: whoever relies on it must stop at once."""
+        """The map has changed, or the seal cannot be protected any longer: the holder is told to
+        stop using it at once. Does nothing the second time."""
         if seal.drifted:
             return
         seal.drifted = True
         if may(seal, Step.DRIFT):
-            # Of a holder that is gone there is nothing to wait for until somebody conflicts.
+            # Only where the next state is LOST: an orphaned seal gets a deadline from a conflict.
             if seal.deadline is None and after(seal.state, Step.DRIFT).to is State.LOST:
                 seal.deadline = clock.now() + seal.request.grace
             self.life.step(seal, Step.DRIFT, reason)
 
     def overlaid(self, seal: Seal, reason: str) -> None:
-        """An overlay over a sealed file, mounted after its grant, gets around every enforcer: the
-        seal is recalled, and an alarm raised."""
+        """An overlay that was mounted over a sealed file after the grant bypasses every enforcer:
+        raise an alarm and recall the seal."""
         if may(seal, Step.RECALL):
             self.life.events.publish("alarm", seal.id, reason=reason)
             self.recall(seal, reason)
 
     def expire(self) -> None:
-        """Seals whose ttl has passed are kept by courtesy while nobody conflicts, then end."""
+        """Move seals whose ttl has passed to COURTESY for `policy.courtesy` seconds, and end those
+        whose courtesy has passed. Called periodically."""
         now = clock.now()
         for seal in self.table:
             if seal.expires is None or now < seal.expires:
@@ -314,7 +328,8 @@ class Recaller:
 
 
 def wanted_of(seal: Seal, operation: Operation | None, part: ByteRange | None = None) -> ByteRange:
-    """The part of the seal's range that stands in the way."""
+    """The range that a recall wants: the part of `seal.range` that `part` or the operation
+    reaches, in bytes; the whole range where neither is known to reach less."""
     if part is None and operation is not None and seal.request.kind is Kind.SHARED:
         traits = rules.Trait.REFLINK if seal.filesystem.reflink else rules.Trait(0)
         match rules.reach(rules.of(operation.name), traits | rules.Trait.ATOMIC):
@@ -328,8 +343,8 @@ def wanted_of(seal: Seal, operation: Operation | None, part: ByteRange | None = 
 
 
 def _log_wait(operation: Operation, recalled: list[Seal]) -> None:
-    """One line, when an operation begins a recall: from there whoever looks why a process hangs
-    goes on."""
+    """Log one line when a held operation has started a recall: the place to start from when a
+    process hangs."""
     seal = recalled[0]
     holder = seal.process.holder
     log.info(

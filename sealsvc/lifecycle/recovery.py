@@ -1,9 +1,10 @@
-"""Going on where a dead service ended: every seal in its state, its enforcement never interrupted.
+"""Recovery: a new service takes over the seals of the previous one in their states, without
+interrupting their enforcement.
 
-The order matters: the enforcers first take over what they still have in force and let go of what
-belongs to no seal (a grant that was cut off, an end that was recorded but not carried out); then
-the seals are listed; then recalls, fences and proofs that were under way go on; then what waits in
-the kernel is heard of.
+The order matters. First the enforcers take over what they still have in force, and release what
+belongs to no seal (a grant that was cut off, an end that was recorded but not carried out). Then
+the seals are entered in the table. Then recalls, fences and proofs that were under way continue.
+Last, operations that wait in the kernel are reported again. This module does the first of these.
 """
 
 from __future__ import annotations
@@ -32,14 +33,18 @@ JOURNAL = "journal"
 
 @dataclass(frozen=True, slots=True)
 class Reclaimed:
-    """`torn` are seals that some enforcer has nothing in force for any more."""
+    """The recovered seals. `torn` are those of `seals` for which at least one of their enforcers
+    has no guard in force any more."""
 
     seals: list[Seal]
     torn: list[Seal]
 
 
 def reclaim(keeper: Keeper, enforcers: EnforcerSet) -> Reclaimed:
-    # Of very many seals the collector would look through all again and again, and find nothing.
+    """Take over the seals of the journal that the keeper holds. Raises Refusal
+    `enforcer-unavailable` when an enforcer that keeps one of them cannot be used, ValueError when
+    another, incompatible version wrote the journal, and OSError."""
+    # With very many seals the garbage collector would traverse all of them repeatedly.
     gc.disable()
     try:
         return _reclaim(keeper, enforcers)
@@ -72,12 +77,13 @@ def _reclaim(keeper: Keeper, enforcers: EnforcerSet) -> Reclaimed:
 
 
 def _is_in_a_ring(record: journal.Granted) -> bool:
-    """Its guard is a slot of the ring's table: rings/registrations.py finds it there."""
+    """Whether the seal's guard is a slot of a ring: rings/registrations.py recovers it from there,
+    no enforcer has it."""
     return record.place is not None and record.place.parent != 0
 
 
 class _Holders:
-    """Each holder is looked for once, however many seals it has."""
+    """The processes of holders. Each is looked for once, however many seals it has."""
 
     def __init__(self) -> None:
         self._found: dict[tuple[int, int], Process] = {}
@@ -132,7 +138,8 @@ def _claim(record: journal.Granted) -> Claim:
 
 
 def _drop_strays(keeper: Keeper, records: list[journal.Granted], kept: dict[str, int]) -> None:
-    """Descriptors kept for a seal carry its token after the last colon."""
+    """Have the keeper close descriptors of seals that no record names. The name of a descriptor
+    that is kept for a seal ends in a colon and the seal's token."""
     tokens = {str(record.token) for record in records}
     for name in kept:
         if ":" in name and name.rsplit(":", 1)[1] not in tokens:
@@ -143,7 +150,7 @@ def _drop_strays(keeper: Keeper, records: list[journal.Granted], kept: dict[str,
 def _seal(record: journal.Granted, process: Process, holds: list[Hold]) -> Seal:
     progress = record.progress
     seal = Seal(
-        map_since=0,  # also for what the tripwire told while no service lived
+        map_since=0,  # so that trips from the time without a service are compared too
         token=record.token,
         id=record.id,
         request=record.request,

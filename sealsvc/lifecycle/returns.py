@@ -1,4 +1,4 @@
-"""Giving back: whole seals and parts of them, downgrades, and the proof that nothing is left."""
+"""Returns of seals and of parts of them, downgrades, and the proof that nothing is mapped."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from sealsvc.runtime.workers import Pool, Workers
 
 
 class Returns:
-    """`settle` is called when nothing is mapped any more and the seal still holds; it returns True
-    when it waited. `unsettle` is called when a return is refused, perhaps after that: the seal goes
-    on."""
+    """Carries out returns. `settle(seal, part)` is called when nothing of the part (None: of the
+    seal) is mapped any more, while the seal is still in force; it returns True if it has waited for
+    anything, because the proof must then be repeated. `unsettle(seal)` is called when a return
+    fails and the seal continues, also if `settle` was not called."""
 
     def __init__(
         self,
@@ -33,22 +34,24 @@ class Returns:
         self.counters = {"returns": 0, "partial_returns": 0, "forgotten": 0}
 
     async def remnants(self, seal: Seal, part: ByteRange | None = None) -> list[str]:
-        """What is left of the seal's range (or a part of it), as text; empty is the proof that
-        nothing is. It holds until the caller waits for anything else."""
+        """What still maps or references the seal's range (or `part` of it), as text. An empty list
+        is the proof that nothing does; it is valid until the caller next awaits anything. Raises
+        Refusal and OSError when the proof cannot be made."""
         while True:
             kept_by = self._kept_by_others(seal)
             question = seal.question(_by_process(kept_by), part)
             if self.host.is_free(question):
                 return []
             found = await self._processes(seal).run(self.host.remnants, question)
-            # One of the seals that keep what is mapped may have ended, or shrunk, meanwhile.
+            # A seal that explains a mapping may have ended or shrunk meanwhile: then look again.
             if found or kept_by.items() <= self._kept_by_others(seal).items():
                 return [str(remnant) for remnant in found]
 
     def _kept_by_others(self, seal: Seal) -> dict[Seal, ByteRange]:
-        """Other seals of the file that keep what their holders map of this one's range. Not those
-        whose promise is over, nor those whose holder is gone: another may have its pid. Seals of a
-        ring and their registration do not explain what their own holder maps: they end together."""
+        """Other seals of the file that explain what their holders map of this seal's range.
+        Excluded are courtesy seals, seals whose holder has ended (another process may have its
+        pid), and, where the holder is the same, seals of a ring and their registration, which end
+        together."""
         pid = seal.process.holder.pid
         return {
             other: other.effective
@@ -61,7 +64,8 @@ class Returns:
         }
 
     async def give_back(self, seal: Seal, reason: str = "") -> None:
-        """LAYOUTRETURN. Raises still-mapped, and changes nothing, while a mapping is left."""
+        """Return the whole seal (LAYOUTRETURN). Raises Refusal `still-mapped`, and changes nothing,
+        while a mapping is left."""
         with self._unsettled_if_refused(seal):
             await self._give_back(seal, reason)
 
@@ -72,15 +76,16 @@ class Returns:
         if seal.live:
             faults.point("return:proven")
             self.counters["returns"] += 1
-            # Of a holder that is gone it is no return: whoever asked has had it proven.
+            # An orphaned seal has no holder that could return it; it was proven free all the same.
             if may(seal, Step.RETURN):
                 self.life.step(seal, Step.RETURN, reason)
             else:
                 self.life.step(seal, Step.PROVEN, reason or seal.reason)
 
     async def give_back_part(self, seal: Seal, part: ByteRange) -> None:
-        """The part must be at an end of the seal's range. A block that it shares with the rest
-        stays sealed. When nothing is left of what a recall wanted, the recall is over."""
+        """Return a part, which must be at one end of the seal's range. A block that the part shares
+        with the rest stays sealed. When nothing is left of what a recall wanted, the recall is
+        over. Raises Refusal `still-mapped`, `bad-request` or `try-later`."""
         with self._unsettled_if_refused(seal):
             await self._give_back_part(seal, part)
 
@@ -108,7 +113,7 @@ class Returns:
 
     @contextmanager
     def _unsettled_if_refused(self, seal: Seal) -> Iterator[None]:
-        """A return that fails after it was settled leaves a holder that may write again."""
+        """Call `unsettle` if the return fails: the holder may write again."""
         try:
             yield
         except BaseException:
@@ -117,7 +122,8 @@ class Returns:
             raise
 
     async def forget(self, seal: Seal) -> bool:
-        """The holder knows no such seal. False while something is mapped nevertheless."""
+        """The holder does not know the seal: end it if nothing is mapped. False while something
+        is."""
         if await self.remnants(seal):
             return False
         if seal.live and may(seal, Step.FORGET):
@@ -126,7 +132,8 @@ class Returns:
         return True
 
     async def downgrade(self, seal: Seal) -> None:
-        """Raises still-mapped while the holder maps the range writably."""
+        """Change iomode rw to read. Raises Refusal `still-mapped` while the holder maps the range
+        writably, `try-later` in a state that does not allow it."""
         if seal.request.iomode is IoMode.READ:
             return
         pid = seal.process.holder.pid
@@ -146,8 +153,9 @@ class Returns:
         self.life.downgrade(seal)
 
     def _processes(self, seal: Seal) -> Pool:
-        """Processes are looked at, not the file: grants that hang do not keep it waiting, nor do
-        validations, and no process keeps such a look for long (native/kernel/walk.h)."""
+        """The worker pool of proofs. It is separate from those of grants and validations, which may
+        hang: a proof looks at processes and not at the file, and no process can delay it for long
+        (native/kernel/walk.h)."""
         return self.workers.of(("proofs", seal.file.device))
 
     async def _refuse_if_mapped(self, seal: Seal, part: ByteRange | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The seals of this run: the records, and the table that finds them."""
+"""The record of a seal, and the table of live seals."""
 
 from __future__ import annotations
 
@@ -45,12 +45,13 @@ _TOKENS = itertools.count(secrets.randbelow(1 << 40) + 1)
 
 
 def new_token() -> int:
-    """Names a guard and marks a description; unique in this boot for all practical purposes."""
+    """A number that identifies a seal's guards and the mark on its holder's description. It counts
+    up from a random start, so that it is unique in this boot for all practical purposes."""
     return next(_TOKENS)
 
 
 def reserve_tokens(taken: Iterable[int]) -> None:
-    """Seals of an earlier run have these."""
+    """Have new_token() give none of these: they belong to recovered seals."""
     global _TOKENS
     _TOKENS = itertools.count(max([next(_TOKENS), *(token + 1 for token in taken)]))
 
@@ -61,6 +62,8 @@ def _new_id(token: int) -> str:
 
 
 class Standing(NamedTuple):
+    """What Seal.move() changes. `since` is seconds since the epoch."""
+
     state: State
     seqid: int
     reason: str
@@ -69,15 +72,21 @@ class Standing(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Seal:
-    """A seal. Changed by state_machine.py alone, on the event loop alone.
+    """A seal. It is changed on the event loop only. Once it is granted, state_machine.py alone
+    changes its state; fence.py and recall.py also set deadlines and what belongs to a recall.
 
-    `deadline`, `expires` and `recalled_at` are moments of runtime/clock.py. `wanted` is the part
-    that a recall is for, `round` counts recalls, so that who waits for one notices the next.
-    `place` is where a ring has it, `publish` brings it up to date there; `mark` tells the holder's
-    description from others; `may_change` tells that its map is promised to nobody now, `relocating`
-    that its recall may be answered with Quiesce; `map_since` (CLOCK_MONOTONIC, ns) tells by when
-    the map that is promised now had been read. `asker_uid`
-    asked for it (-1: not known), with a request of this `digest` (service/idempotency.py)."""
+    `deadline`, `expires` and `recalled_at` are seconds of runtime/clock.py, `granted_at` and
+    `state_since` seconds since the epoch, `map_since` ns of CLOCK_MONOTONIC: the map that is
+    promised now had been read by then.
+
+    `range` is what was asked for, `effective` the whole blocks around it, which are guarded.
+    `map` is the (n, 4) array of their extents (core/extents.py). `mark` identifies the holder's
+    open file description. `wanted` is the part that a recall is for. `round` counts the tasks that
+    wait for a deadline: one that finds another number ends. `place` is where a ring has the seal,
+    `publish` updates it there. `may_change` is true while nobody relies on the map, `relocating`
+    while its recall may be answered with Quiesce. `at_end` is called after the seal's release.
+    `asker_uid` is the user that asked for it (-1: not known), `digest` that of its request
+    (service/idempotency.py)."""
 
     token: int
     request: Grant
@@ -127,12 +136,14 @@ class Seal:
 
     @property
     def verdict(self) -> Verdict:
+        """What conflicts with the seal meet by its terms, while no deadline has passed."""
         if self.place is not None and self.place.watched:
             return Verdict.WATCH
         return Verdict.WAIT if self.request.conflict is Conflict.WAIT else Verdict.REFUSE
 
     @property
     def guard(self) -> Guard:
+        """The guard for the effective range."""
         return Guard(
             self.token,
             self.effective,
@@ -147,7 +158,7 @@ class Seal:
 
     @property
     def standing(self) -> Standing:
-        """Where `move` has brought it: assign it to take a move back."""
+        """The fields that `move` changes; assign an earlier value to undo a move."""
         return Standing(self.state, self.seqid, self.reason, self.state_since)
 
     @standing.setter
@@ -155,6 +166,8 @@ class Seal:
         self.state, self.seqid, self.reason, self.state_since = was
 
     def move(self, step: Step, reason: str = "") -> Transition:
+        """Change the state by the table in core/states.py and raise the seqid. Raises KeyError for
+        a step that is not allowed. Only Life.step() and Life.record() call it."""
         transition = states.after(self.state, step)
         if transition.to is not self.state:
             self.state_since = time.time()
@@ -164,19 +177,22 @@ class Seal:
         return transition
 
     def change_terms(self, **changes: Any) -> None:
+        """Replace fields of the grant request."""
         self.request = msgspec.structs.replace(self.request, **changes)
 
     @property
     def is_overdue(self) -> bool:
-        """Its deadline has passed, nobody may be fenced, and its holder has not moved since."""
+        """Whether the deadline has passed without a fence, and the holder has reported no progress
+        since."""
         said = [step.step for step in self.ladder if step.step in ("overdue", "progress")]
         return said[-1:] == ["overdue"]
 
     def climb(self, step: str, detail: str = "") -> None:
+        """Append a step, with the time, to the record of the recall and fence."""
         self.ladder.append(LadderStep(step=step, time=time.time(), detail=detail))
 
     def resize(self, left: ByteRange) -> None:
-        """Keep `left` alone, and whole blocks of it."""
+        """Reduce the range to `left`, and the effective range and the map to its whole blocks."""
         self.range = left
         self.effective = left.rounded(self.filesystem.block_size)
         self.map = extents.clip(self.map, self.effective)
@@ -184,6 +200,8 @@ class Seal:
     def question(
         self, sealed: dict[int, list[ByteRange]], part: ByteRange | None = None
     ) -> ReleaseQuestion:
+        """What the host needs for the proof that nothing maps the range (or `part` of it). `sealed`
+        are the ranges that other seals explain, by the pid of their holder."""
         return ReleaseQuestion(
             file=self.file,
             range=part or self.effective,
@@ -198,6 +216,7 @@ class Seal:
         )
 
     def info(self) -> SealInfo:
+        """The seal as clients see it, at this moment."""
         request, now = self.request, clock.now()
         return SealInfo(
             id=self.id,
@@ -234,7 +253,8 @@ class Seal:
 
 
 class Counts:
-    """How many live seals there are of whom, for limits."""
+    """Live seals by holder (pid), by file system (device) and by user (uid), and the sealed bytes
+    of each user; for limits."""
 
     def __init__(self) -> None:
         self.by_holder: Counter[int] = Counter()
@@ -243,6 +263,7 @@ class Counts:
         self.bytes_by_user: Counter[int] = Counter()
 
     def add(self, seal: Seal, sign: int) -> None:
+        """Add (`sign` 1) or subtract (-1) a seal."""
         holder = seal.process.holder
         for counter, key, number in (
             (self.by_holder, holder.pid, 1),
@@ -284,12 +305,14 @@ class SealTable:
             del self._by_file[key]
 
     def resize(self, seal: Seal, left: ByteRange) -> None:
+        """Reduce a seal of the table to the range `left`."""
         self.counts.add(seal, -1)
         seal.resize(left)
         self.counts.add(seal, 1)
 
     def largest_holder(self) -> tuple[int, int]:
-        """The pid that holds the most seals, and how many; the table is not empty."""
+        """The pid that holds the most seals, and their number. Raises IndexError when the table is
+        empty."""
         return self.counts.by_holder.most_common(1)[0]
 
     def of_holder(self, pid: int) -> list[Seal]:
@@ -302,10 +325,11 @@ class SealTable:
         return self._by_token.get(token)
 
     def by_file(self) -> list[list[Seal]]:
-        """The seals of each file."""
+        """The seals, one list for each file."""
         return [list(seals.values()) for seals in self._by_file.values()]
 
     def of_file(self, file: FileId) -> list[Seal]:
+        """The live seals on the inode of `file`; generations are not compared."""
         return self.of_inode(file.device, file.inode)
 
     def of_inode(self, device: int, inode: int) -> list[Seal]:

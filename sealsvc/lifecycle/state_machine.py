@@ -1,7 +1,8 @@
-"""The life of seals: the only mutator of them. Each step goes by the table in states.py.
+"""The state machine of seals. Once a seal is granted, this module alone changes its state, by the
+table in core/states.py.
 
 A step is recorded in the journal before anybody learns of it, and its actions are carried out
-after that: whoever is killed in between leaves a record that the next service goes on from
+after that. A service that is killed in between leaves a record from which the next one continues
 (recovery.py).
 """
 
@@ -26,19 +27,20 @@ from sealsvc.runtime.events import EventLog
 
 log = logging.getLogger(__name__)
 
-# Ends that the holder did not ask for: it is told of them.
+# End states that the holder did not ask for, and is told of.
 _UNASKED = (State.EXPIRED, State.REVOKED)
 
-_REMEMBERED = 4096  # seals that are over
+_REMEMBERED = 4096  # how many ended seals are remembered
 
 Push = Callable[[Seal, Recall], bool]
 
 
 class Life:
-    """`push(seal, message)` delivers a recall to the seal's holder; False when nobody listens.
+    """Carries out the steps of seals. `push(seal, message)` delivers a recall to the seal's holder;
+    it returns False when no connection takes it.
 
-    The actions that take time are those of fence.py and recall.py, which hang themselves in as
-    `on`: each is called with the seal and must return at once."""
+    Actions that take time are carried out by fence.py, which registers them in `on`. Each is called
+    with the seal and must return at once."""
 
     def __init__(self, table: SealTable, events: EventLog, journal: Journal, push: Push) -> None:
         self.table, self.events, self.journal, self.push = table, events, journal, push
@@ -54,7 +56,8 @@ class Life:
         }
 
     def record(self, seal: Seal) -> None:
-        """From here on the seal outlives us. When this raises, it never was."""
+        """Journal a new seal: after this it survives the service. When this raises OSError, the
+        seal was not granted."""
         seal.move(Step.GRANT)
         if seal.request.ttl:
             seal.expires = clock.now() + seal.request.ttl
@@ -63,7 +66,8 @@ class Life:
         faults.point("grant:journalled")
 
     def begin(self, seal: Seal) -> SealInfo:
-        """What is recorded becomes known: as what is returned."""
+        """Enter a recorded seal in the table, publish it, and set the verdict of its guards.
+        Returns the seal as it was published."""
         seal.publish()
         self.table.add(seal)
         info = seal.info()
@@ -73,8 +77,8 @@ class Life:
         return info
 
     def step(self, seal: Seal, step: Step, reason: str = "") -> None:
-        """KeyError when the table does not know the step, OSError when it cannot be recorded: the
-        seal is as it was then."""
+        """Journal a step, publish it, and carry out its actions. Raises KeyError when the table
+        does not allow the step, OSError when it cannot be recorded; the seal is then unchanged."""
         was = seal.standing
         transition = seal.move(step, reason)
         try:
@@ -96,16 +100,16 @@ class Life:
             (self._does.get(action) or self.on[action])(seal)
 
     def recorded(self, seal_id: str) -> SealInfo | None:
-        """A seal that is over, as it was at its end, while that is remembered."""
+        """A seal that has ended, as it was then; None when it is not among the last _REMEMBERED."""
         return self._ended.get(seal_id)
 
     def path_of(self, seal_id: str) -> str | None:
-        """The path of a seal's file, also of one that is over while that is remembered."""
+        """The path of the file of a live or remembered seal; None when it is neither."""
         seal = self.table.get(seal_id) or self._ended.get(seal_id)
         return seal.path if seal else None
 
     def owner_of(self, seal_id: str) -> int | None:
-        """The user that holds, or held, a seal; None when it is not remembered."""
+        """The uid of the holder of a live or remembered seal; None when it is neither."""
         if seal := self.table.get(seal_id):
             return seal.process.holder.uid
         over = self._ended.get(seal_id)
@@ -114,8 +118,9 @@ class Life:
     # Changes of terms
 
     def shrink(self, seal: Seal, left: ByteRange) -> None:
-        """The part that was given back is not guarded any more. That the rest is, is recorded
-        before: a guard that is wider than its seal does no harm."""
+        """Reduce the seal to the range `left`. The guards are reduced after the change has been
+        journalled, because a guard that is wider than its seal is harmless. Raises OSError when the
+        change cannot be recorded."""
         self.table.resize(seal, left)
         if seal.wanted is not None:
             seal.wanted = seal.wanted.clipped(left)
@@ -125,7 +130,8 @@ class Life:
         seal.publish()
 
     def change_terms(self, seal: Seal, **changes: Any) -> None:
-        """Fields of the grant that its holder may change: iomode, ttl."""
+        """Change fields of the grant that its holder may change: iomode, ttl (seconds). Raises
+        OSError when the change cannot be recorded."""
         seal.change_terms(**changes)
         if "ttl" in changes:
             ttl = seal.request.ttl
@@ -134,7 +140,8 @@ class Life:
         seal.publish()
 
     def remap(self, seal: Seal, found: ExtentMap, reason: str) -> None:
-        """The recall that a relocation made is over, and `found` is what is promised now."""
+        """End the recall that a relocation started: `found`, an (n, 4) array, is the map that the
+        seal promises from now on. Raises OSError when it cannot be recorded."""
         before, seal.map = seal.map, found
         seal.relocating, seal.map_since = False, time.monotonic_ns()
         try:
@@ -145,13 +152,14 @@ class Life:
             raise
 
     def downgrade(self, seal: Seal) -> None:
+        """Change iomode rw to read."""
         self.change_terms(seal, iomode=IoMode.READ)
         self.step(seal, Step.DOWNGRADE, "the holder only reads from now on")
 
     # Actions
 
     def tell(self, seal: Seal, operation: Operation | None = None) -> None:
-        """Push a recall that is under way, or the news that the map has changed, to the holder."""
+        """Push the seal's recall, or the message that its map has changed, to the holder."""
         told = self.push(seal, self._notice(seal, operation))
         seal.climb("notify", "" if told else "nobody listens")
         self.journal.progressed(seal)
@@ -197,11 +205,12 @@ class Life:
         seal.hold.release()
         faults.point("end:released")
         seal.released.set()
-        # Whoever has a ring sees it in the seal's slot.
+        # The holder of a seal in a ring sees the end in the seal's slot.
         if seal.state in _UNASKED and seal.place is None and not seal.exited.is_set():
             self.push(seal, self._notice(seal))
         seal.at_end()
 
 
 def may(seal: Seal, step: Step) -> bool:
+    """Whether the table allows `step` in the seal's state."""
     return states.allowed(seal.state, step)

@@ -1,4 +1,4 @@
-"""Mapping validation: a holder's word that it has mapped its range, made into a proof."""
+"""Mapping validation: proves that a holder has mapped its range as it says."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from sealsvc.runtime.workers import Lost
 
 
 async def refuse_unmappable(grants: Grants, request: Grant, passed: Passed | None) -> None:
-    """Before a grant: what only DAX can give is not to be had of a file without."""
+    """Called before a grant. Raises Refusal `not-dax` when the request requires what only DAX
+    mappings have (MAP_SYNC, PMD mappings) and the file is not DAX."""
     wanted = [name for name in ("map_sync", "pmd") if getattr(request.require, name)]
     file = request.path if passed is None else passed.fd
     if not wanted or file is None:
@@ -29,7 +30,7 @@ async def refuse_unmappable(grants: Grants, request: Grant, passed: Passed | Non
         if await grants.workers.of(where).run(grants.host.has_dax, file):
             return
     except Refusal:
-        return  # the file cannot be opened, and the grant itself tells why
+        return  # the file cannot be opened: the grant itself will say why
     raise Refusal(
         "not-dax",
         f"require={','.join(wanted)}: {request.path or 'the file'} is not DAX (statx has no"
@@ -39,8 +40,9 @@ async def refuse_unmappable(grants: Grants, request: Grant, passed: Passed | Non
 
 
 async def validate(grants: Grants, seal: Seal, address: int | None) -> MappingReport:
-    """Prove the mapping of the seal's range in its holder. A granted seal becomes active; in any
-    other state it stays as it is, as it does when the proof fails."""
+    """Prove that the holder maps the seal's range, at `address` (None: wherever it is mapped). A
+    GRANTED seal becomes ACTIVE; any other state is kept. Raises Refusal, and changes nothing, when
+    the proof fails."""
     facts = await _facts(grants, seal, address)
     if not seal.live:
         raise Refusal("no-such-seal", f"seal {seal.id} has ended meanwhile", {"seal": seal.id})
@@ -65,7 +67,7 @@ async def _facts(grants: Grants, seal: Seal, address: int | None) -> MappingFact
     pid = seal.process.holder.pid
     if seal.process.pidfd < 0:
         raise _gone(pid)
-    # The seal may end while a thread looks, and its descriptors with it.
+    # The seal may end while a thread looks, which closes its own descriptors.
     pidfd = os.dup(seal.process.pidfd)
     anchor = os.dup(seal.hold.anchor) if seal.hold.anchor >= 0 else -1
     question = MappingQuestion(
@@ -78,7 +80,7 @@ async def _facts(grants: Grants, seal: Seal, address: int | None) -> MappingFact
         require=seal.request.require,
     )
     call: Future[MappingFacts] = Future()
-    # Copies: they go when the look has ended, which may be long after nobody waits for it.
+    # They are closed when the look has ended, which may be long after its caller has given up.
     copies = [pidfd] if anchor < 0 else [pidfd, anchor]
     call.add_done_callback(lambda _: close_later(seal.file.device, copies))
     look = functools.partial(_look, grants.host, question, pidfd)
@@ -95,8 +97,8 @@ async def _facts(grants: Grants, seal: Seal, address: int | None) -> MappingFact
 
 
 def _look(host: Host, question: MappingQuestion, pidfd: int) -> MappingFacts:
-    """In a worker. As long as the process has not ended its pid is its own: asked afterwards, that
-    holds for all that was looked at by pid."""
+    """Runs in a worker. A process keeps its pid until it has ended: that it had not ended after the
+    look proves that every look by pid was at this process."""
     try:
         return host.validate(question)
     finally:

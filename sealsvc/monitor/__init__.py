@@ -1,1 +1,2 @@
-"""What enforcement cannot see: drift of maps, media errors, mounts, ends of holders."""
+"""Monitors for what enforcement cannot see: drift of maps, media errors, mounts, holders that
+end."""

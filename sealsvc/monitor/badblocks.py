@@ -1,7 +1,8 @@
 """Media errors: bad ranges of a device that lie under sealed files.
 
-The kernel lists what it knows to be bad in sysfs: of a disk in `badblocks`, of persistent memory in
-the region's too, which knows of an error before the disk does. Both count in sectors of 512 bytes.
+The kernel lists known bad ranges in sysfs: those of a disk in its `badblocks`, those of persistent
+memory also in `badblocks` of the region, which gets an error before the disk does. Both count in
+sectors of 512 bytes.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ _FS_XFLAG_REALTIME = 0x1  # include/uapi/linux/fs.h
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """Bytes of a sealed file that lie on bad ones of the file system's device."""
+    """Bytes of a sealed file that lie on a bad range. All in bytes: `offset` in the file,
+    `physical` on the file system's device."""
 
     offset: int
     physical: int
@@ -34,7 +36,8 @@ class Hit:
 
 
 def parse(text: str) -> list[ByteRange]:
-    """Of a badblocks file. Lines that are none are passed over: the kernel may cut the last."""
+    """The ranges of a badblocks file, in bytes. Malformed lines are ignored, because the kernel may
+    truncate the last one."""
     found = []
     for line in text.splitlines():
         sector, _, count = line.partition(" ")
@@ -44,7 +47,8 @@ def parse(text: str) -> list[ByteRange]:
 
 
 def hits(rows: ExtentMap, bad: Iterable[ByteRange]) -> list[Hit]:
-    """In order of the device."""
+    """Where the extents of the (n, 4) map `rows` lie on the ranges `bad` (bytes of the device). In
+    the order of `bad`."""
     found = []
     for piece in bad:
         physical = rows[:, PHYSICAL]
@@ -58,7 +62,8 @@ def hits(rows: ExtentMap, bad: Iterable[ByteRange]) -> list[Hit]:
 
 
 def bad_ranges(device: int, sys: Path = SYS) -> list[ByteRange]:
-    """What is known to be bad of a block device, in its own bytes; empty when nothing can be."""
+    """The known bad ranges of a block device (dev_t), in bytes from its start. Empty when the disk
+    below it cannot be found."""
     try:
         disk, base = _disk(device, sys)
     except (OSError, ValueError, Unknown):
@@ -69,7 +74,8 @@ def bad_ranges(device: int, sys: Path = SYS) -> list[ByteRange]:
 
 
 def _disk(device: int, sys: Path) -> tuple[Path, int]:
-    """The disk below a device, and the byte of it where the device begins."""
+    """The sysfs directory of the disk below a device, and the byte of the disk where the device
+    starts. Raises OSError, ValueError, or Unknown for a device-mapper table that is not linear."""
     number = f"{os.major(device)}:{os.minor(device)}"
     where = (sys / "dev/block" / number).resolve(strict=True)
     if (where / "partition").exists():
@@ -82,7 +88,8 @@ def _disk(device: int, sys: Path) -> tuple[Path, int]:
 
 
 def _of_region(disk: Path) -> list[ByteRange]:
-    """Of the persistent memory that a disk lies in: counted from the region's first byte."""
+    """The bad ranges that the persistent memory region of a pmem disk lists, converted from bytes
+    of the region to bytes of the disk."""
     if not disk.name.startswith("pmem"):
         return []
     try:
@@ -117,8 +124,8 @@ def _merged(pieces: list[tuple[int, int]]) -> list[ByteRange]:
 
 
 class BadBlocks:
-    """Tells of each bad range under a seal once, and asks the seal back: its map has not moved, but
-    what lies there cannot be had any more."""
+    """Raises an alarm for each bad range under a seal, once, and recalls the seal: its map has not
+    changed, but the data there cannot be read any more."""
 
     def __init__(
         self, recaller: Recaller, events: EventLog, workers: Workers, sys: Path = SYS
@@ -127,13 +134,14 @@ class BadBlocks:
         self._told: dict[str, set[Hit]] = {}
 
     async def look(self, seals: Iterable[Seal]) -> None:
+        """Compare the maps of the live seals with the bad ranges of their devices."""
         by_device: dict[int, list[Seal]] = {}
         for seal in seals:
             by_device.setdefault(seal.file.device, []).append(seal)
         live = {seal.id for found in by_device.values() for seal in found}
         self._told = {name: told for name, told in self._told.items() if name in live}
         for device, found in by_device.items():
-            # The mapping from device to disk may have changed since the last look.
+            # Read each time: the mapping from device to disk may have changed since the last call.
             bad = await self._workers.of("sysfs", 1).run(bad_ranges, device, self._sys)
             for seal in found if bad else ():
                 if seal.live and not _elsewhere(seal):
@@ -158,7 +166,8 @@ class BadBlocks:
 
 
 def _elsewhere(seal: Seal) -> bool:
-    """Do its extents count from the beginning of another device?"""
+    """Whether the seal's extents are on the realtime device of an XFS, which is not the device of
+    its st_dev; True also when that cannot be determined."""
     if "rtdev=" not in seal.filesystem.options:
         return False
     try:

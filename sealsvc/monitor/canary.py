@@ -1,8 +1,8 @@
-"""Whether each enforcer still enforces, about every second.
+"""Canary: tests about every second whether each enforcer still enforces.
 
-The kernel may cease to hold up or refuse what it was told to: tracing is turned off, the keeper is
-stopped. Nothing reports that, so each enforcer is asked to verify itself. One that fails gives no
-new grants from then on, an alarm says so, and every seal is audited until it works again.
+An enforcer may stop working without a report, for example when tracing is turned off or the keeper
+is stopped. So each is asked to verify itself. One that fails is used for no new grants, an alarm is
+raised, and every seal is audited until it works again.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ _PATIENCE = 5.0  # seconds that a trial may take
 
 
 class Canary:
+    """Runs the trials. `audit` audits every seal."""
+
     def __init__(
         self,
         enforcers: EnforcerSet,
@@ -30,6 +32,7 @@ class Canary:
         self.enforcers, self.events, self.workers, self.audit = enforcers, events, workers, audit
 
     async def run(self) -> None:
+        """Verify, for ever, the enforcers that are available at the start."""
         watched = self.enforcers.available
         while True:
             await asyncio.sleep(INTERVAL)
@@ -54,5 +57,5 @@ class Canary:
             return await asyncio.wait_for(trial, _PATIENCE)
         except TimeoutError:
             return f"a trial did not end within {_PATIENCE:g} s"
-        except Exception as error:  # one that cannot be tried is one that does not enforce
+        except Exception as error:  # whatever prevents the trial counts as a failure
             return f"it cannot be tried: {error}"

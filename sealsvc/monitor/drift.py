@@ -1,4 +1,4 @@
-"""The drift check: is every sealed extent map still the one that was recorded?"""
+"""The audit (drift check): compares the extent maps of sealed files with the recorded ones."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from sealsvc.lifecycle.recall import Recaller
 from sealsvc.lifecycle.seals import Seal
 from sealsvc.protocol.system import AuditReport, Drift
 
-# Seconds that a map may take to be read, and may on a file system that did not answer before.
+# Seconds in which a batch must be read; the second if the file system did not answer last time.
 _PATIENCE, _SHORT_PATIENCE = 10.0, 1.0
 
-# What a file system that was shut down, or whose device has gone, answers.
+# Errors of a file system that was shut down, or whose device is gone.
 _DEAD = frozenset({errno.EIO, errno.ENODEV, errno.ENXIO, errno.ESHUTDOWN})
 
 
-# Seals, and extents of theirs, that one thread looks at in one go.
+# Seals, and extents of them, that a worker thread compares in one batch.
 _BATCH, _BATCH_EXTENTS = 64, 1 << 16
 
 
 class _Found(NamedTuple):
-    """How a map differs from what was `recorded` of it; and the map."""
+    """A difference between the recorded map and the present one; both are (n, 4) arrays."""
 
     difference: extents.Difference
     recorded: ExtentMap
     present: ExtentMap
 
 
-# What was found of a seal, why it cannot be read, or nothing.
+# The result for one seal: a difference, the reason why it cannot be read, or None (equal).
 _Look = _Found | Exception | None
 
 
@@ -46,9 +46,9 @@ async def audit(
     chosen: Iterable[Seal],
     passed: str = "",
 ) -> AuditReport:
-    """Compare, and declare lost what has drifted or cannot be read any more. Each file system is
-    looked at for itself: one that does not answer keeps no other waiting. `passed` is what happened
-    before, when that is the reason to look."""
+    """Compare the maps of the chosen seals. Those that have drifted, or whose file system is dead,
+    become lost. File systems are audited independently: one that does not answer delays no other.
+    `passed` describes the event that caused the audit, for the reason of the loss."""
     by_device: dict[int, list[Seal]] = {}
     for seal in chosen:
         by_device.setdefault(seal.file.device, []).append(seal)
@@ -101,7 +101,8 @@ async def _audit_filesystem(
 
 
 async def present_map(grants: Grants, seal: Seal) -> ExtentMap:
-    """The sealed range's map of this moment."""
+    """The present map of the sealed range, an (n, 4) array. Raises Refusal `io-error` when the file
+    system does not answer within _PATIENCE seconds, and OSError."""
     looking = grants.workers.of(("audit", seal.file.device), 1).run(_present, grants, seal)
     try:
         found = await asyncio.wait_for(looking, _PATIENCE)
@@ -111,7 +112,8 @@ async def present_map(grants: Grants, seal: Seal) -> ExtentMap:
 
 
 def _batch(chosen: list[Seal], start: int) -> list[Seal]:
-    """What one thread looks at in one go: asking it takes longer than a look does."""
+    """The next seals to compare in one call to a worker: such a call takes longer than comparing
+    one map."""
     end, extents_left = start, _BATCH_EXTENTS
     while end < min(len(chosen), start + _BATCH) and (end == start or extents_left > 0):
         extents_left -= len(chosen[end].map)
@@ -120,7 +122,8 @@ def _batch(chosen: list[Seal], start: int) -> list[Seal]:
 
 
 def _promised(seal: Seal, found: _Found) -> bool:
-    """A registration's map may change while nothing in it is sealed, and is read anew then."""
+    """Whether the seal still promises the map that was compared. It does not when the map was
+    replaced meanwhile, or may change now (a registration in which nothing is sealed)."""
     return seal.map is found.recorded and not seal.may_change()
 
 
@@ -142,14 +145,15 @@ def _drift(grants: Grants, recaller: Recaller, seal: Seal, found: _Found, passed
 
 
 def evidence(passed: Operation) -> str:
-    """The operation, and its caller, who may be gone."""
+    """The operation and its caller as text; the caller may have ended."""
     who = f"process {passed.pid} ({passed.comm})" if passed.pid else "a process that is gone"
     return (
         f"{passed.name} of {passed.length} bytes at {passed.offset} by thread {passed.tid}, {who}"
     )
 
 
-# Alarms: one for each file system, not one for each audit; each seal that is lost has its own.
+# Alarms: one when a file system stops answering, not one for each audit. Each seal that is lost has
+# its own in addition.
 
 
 def _tell_silence(grants: Grants, device: int, left: list[Seal]) -> None:
@@ -176,11 +180,12 @@ def _errno(error: Exception) -> int | None:
     return error.errno if isinstance(error, OSError) else None
 
 
-# Looking: by one thread for each file system, however often a look does not come back.
+# Reading maps: by one thread for each file system, so that one which hangs blocks one thread only.
 
 
 async def _look(grants: Grants, device: int, batch: list[Seal]) -> list[_Look]:
-    """What was found of each; fewer than there are when the file system does not answer in time."""
+    """The results for the seals of a batch, in its order; fewer than the batch has when the file
+    system does not answer in time."""
     pool = grants.workers.of(("audit", device), 1)
     patience = _SHORT_PATIENCE if device in grants.silent else _PATIENCE
     found: list[_Look] = []
@@ -190,13 +195,13 @@ async def _look(grants: Grants, device: int, batch: list[Seal]) -> list[_Look]:
     finally:
         looking.cancel()
     if done:
-        looking.result()  # raises what is a defect of ours
+        looking.result()  # raises unexpected exceptions: I/O errors are among the results
     return found[:]
 
 
 def _present(grants: Grants, seal: Seal) -> ExtentMap:
     if "pin" in seal.enforcers and is_contended(seal.hold.anchor, seal.effective.offset):
-        # FIEMAP would wait for the lock, unkillably, until the pin is let go.
+        # FIEMAP would wait for the inode's lock, without being killable, until the pin is released.
         raise Refusal("io-error", "its map is pinned, and its lock is held (docs/pin.md)")
     return grants.host.look(seal.hold.anchor, seal.file, seal.effective)
 
@@ -219,8 +224,9 @@ def _difference(grants: Grants, seal: Seal) -> _Found | None:
 
 
 def _promised_spans(seal: Seal, recorded: ExtentMap) -> list[ByteRange]:
-    """Where the map is promised. Of a registration these are the parts that can be sealed: a hole
-    in it may be filled by any write, and no seal is granted there before the map is read again."""
+    """The ranges in which the map is promised. For a registration these are the extents that can be
+    sealed: any write may fill a hole in it, and no seal is granted there before the map is read
+    again."""
     if seal.place is None or seal.place.slot >= 0:
         return [seal.effective]
     return extents.spans(extents.suitable(recorded, seal.effective))

@@ -1,4 +1,4 @@
-"""Tells seals of the end of their holders: a process is watched once, however many seals it has."""
+"""Watches for the end of holders. A process is watched once, however many seals it has."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class Holders:
 
     def __init__(self, exited: Callable[[Seal], None]) -> None:
         self._exited = exited
-        # By pidfd, which the seals themselves keep open; then by token.
+        # By pidfd (the seals keep it open), then by token.
         self._seals: dict[int, dict[int, Seal]] = {}
 
     def watch(self, seal: Seal) -> None:
-        """Until the seal is over; then its process is closed."""
+        """Watch the seal's holder until the seal ends; then close the seal's process."""
         pidfd = seal.process.pidfd
         if pidfd not in self._seals:
             self._seals[pidfd] = {}
@@ -32,7 +32,7 @@ class Holders:
             self._exited(seal)
 
     def _over(self, seal: Seal) -> None:
-        seal.at_end = _nothing  # no cycle is left, which a collector would have to find
+        seal.at_end = _nothing  # breaks the reference cycle, which would need the collector
         pidfd = seal.process.pidfd
         own = self._seals.get(pidfd, {})
         if own.pop(seal.token, None) and not own:

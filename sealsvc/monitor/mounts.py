@@ -1,8 +1,8 @@
-"""What mounts mean for seals: an overlay that is mounted over a sealed file, and a file system that
-is unmounted lazily and goes on being sealed where no path leads any more.
+"""Watches mounts for what affects seals: an overlay that is mounted over a sealed file, and a file
+system that is lazily unmounted while it has seals, which then no path reaches.
 
-MountNamespaces tells of changes from a thread of its own. What follows of them for seals is looked
-at in workers; the event loop gets what was found, in batches.
+MountNamespaces reports changes from its own thread. Worker threads compare them with the seals, in
+batches, and the event loop gets the results.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from sealsvc.runtime.events import EventLog
 from sealsvc.runtime.tasks import Tasks
 from sealsvc.runtime.workers import Workers
 
-_COLLECT = 0.05  # seconds in which overlays are collected
-# Seals that were being granted when an overlay was found are in the table by then.
-_AGAIN = 2.0  # seconds
+_COLLECT = 0.05  # seconds for which new overlays are collected into a batch
+# Seconds until a batch is compared again: grants that were under way are in the table by then.
+_AGAIN = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,7 @@ class MountWatch:
         self._told: set[str] = set()
 
     async def start(self) -> None:
+        """Start watching, and check the present mounts."""
         loop = asyncio.get_running_loop()
         self._loop = loop
         self._namespaces.overlay = lambda o: self._soon(self._overlay_found, o)
@@ -64,10 +65,11 @@ class MountWatch:
         self._changed(self._namespaces.devices(), self._namespaces.warnings())
 
     def stop(self) -> None:
+        """Stop watching. May block."""
         self._namespaces.stop()
 
     def _soon(self, call: Callable[..., None], *arguments: object) -> None:
-        """From any thread."""
+        """Call on the event loop, from any thread."""
         with suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(call, *arguments)
 
@@ -104,7 +106,8 @@ class MountWatch:
         )
 
     async def _compare_on(self, device: int, sealed: list[_Sealed], found: list[Overlay]) -> None:
-        """A pool of its own: on a dead file system this does not come back."""
+        """Compare the seals on one device with new overlays. Each device has its own pool, because
+        on a dead file system the call does not return."""
         reached = await self._workers.of(("mounts", device), 1).run(self._reached, sealed, found)
         for file, reason in reached:
             for seal in self._table.of_file(file):
@@ -128,19 +131,20 @@ class MountWatch:
                 return None
             return self._namespaces.over(fd, found, strict=sealed.exclusive)
         except OSError:
-            return None  # its file system was shut down: nobody truncates there either
+            return None  # its file system was shut down, where nothing can be truncated either
         finally:
             os.close(fd)
 
 
 class Detached:
-    """Tells, once, of each file system with seals that is mounted nowhere any more."""
+    """Raises an alarm, once, for each file system with seals that is no longer mounted anywhere."""
 
     def __init__(self, table: SealTable, events: EventLog) -> None:
         self._table, self._events = table, events
         self._told: set[int] = set()
 
     def look(self, mounted: set[int]) -> None:
+        """Compare with the devices (dev_t) of all mounted file systems."""
         left = self._table.counts.by_filesystem.keys() - mounted
         for device in left - self._told:
             self._tell([seal for seal in self._table if seal.file.device == device])

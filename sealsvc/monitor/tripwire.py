@@ -1,12 +1,13 @@
-"""The tripwire: maps are compared when something was let through, and not a minute later.
+"""The tripwire: compares maps soon after an operation was let through, instead of at the next
+audit.
 
-The gate reports each guarded file on which it let through what is no proven read, some time after
-it did (native/gate/trip.c). A map that differs then means that the judgement was wrong: the seal is
-lost at once, and the operation is named.
+The gate reports each guarded file on which it let through an operation that was not proven to be a
+read, a short time afterwards (native/gate/trip.c). If the map differs then, the judgement was
+wrong: the seal is lost at once, and the operation is named.
 
-With bpf the kernel's own functions tell as well (enforce/trips.py), also of what no enforcer saw.
-Where they are certain, the seal is lost even if the map is the same again when it is read; of the
-rest the map decides.
+With bpf, programs at the kernel's map-changing functions report too (enforce/trips.py), also
+changes that no enforcer saw. If such a report is certain, the seal is lost even if its map is the
+same again when it is read; otherwise the map decides.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ from sealsvc.monitor.drift import audit, evidence
 from sealsvc.runtime import clock
 from sealsvc.runtime.tasks import Tasks
 
-_OVERLAID_PAUSE = 0.2  # seconds
-_LOOKS = (0.0, 0.1, 1.0)  # seconds before each look at a map after a trip
-_SHARE = 20  # looks at a file take one part in so many of the time
+_OVERLAID_PAUSE = 0.2  # seconds between two comparisons of a map below an overlay
+_LOOKS = (0.0, 0.1, 1.0)  # seconds before each comparison after a trip
+_SHARE = 20  # pause after a comparison, in multiples of its duration
 
 
 class Tripwire:
+    """Compares the maps of files that were touched."""
+
     def __init__(self, grants: Grants, recaller: Recaller, tasks: Tasks) -> None:
         self.grants, self.recaller, self.tasks = grants, recaller, tasks
         self._passed: dict[tuple[int, int], Operation] = {}  # since the last look, by file
@@ -38,7 +41,8 @@ class Tripwire:
         self._overlaid: set[int] = set()  # seals, by token
 
     def touched(self, raw: Any) -> None:
-        """struct seal_report, valid only now; on the event loop."""
+        """Handle a struct seal_report: an operation on a guarded file was let through. `raw` is
+        valid only during the call. On the event loop."""
         file = (int(raw.device), int(raw.inode))
         self._passed[file] = operation_of(raw)
         if file not in self._looking:
@@ -46,8 +50,9 @@ class Tripwire:
             self.tasks.spawn("tripwire", self._look(file))
 
     def tripped(self, trip: Trip) -> None:
-        """A function of the kernel changes, or has changed, the map of a sealed range; on the event
-        loop. It may hold the inode's lock still: looking waits for it."""
+        """Handle a trip: a kernel function changes, or has changed, the map of a sealed range. The
+        function may still hold the inode's lock, which reading the map waits for. On the event
+        loop."""
         for seal in self._live(trip.file):
             if _is_certain(trip, seal):
                 self._lose(seal, trip)
@@ -61,7 +66,8 @@ class Tripwire:
         self.tasks.spawn("tell a trip", self._tell(seal, trip, "was changed"))
 
     async def _follow(self, trip: Trip) -> None:
-        """What was not certain, or is not over yet."""
+        """Compare the map several times: the trip may not be certain, or its function may not have
+        ended yet."""
         file = (trip.file.device, trip.file.inode)
         try:
             for pause in _LOOKS:
@@ -88,12 +94,13 @@ class Tripwire:
         return [seal for seal in seals if seal.live and not seal.drifted]
 
     def _watched(self, file: FileId) -> list[Seal]:
-        """A pinned map is held by the kernel, and looking at it could block (docs/pin.md)."""
+        """The live seals of a file that are compared: not pinned ones, whose map the kernel keeps,
+        and of which reading the map could block (docs/pin.md)."""
         return [seal for seal in self._live(file) if "pin" not in seal.enforcers]
 
     def overlaid(self, seal: Seal, reason: str) -> None:
-        """An overlay reaches the sealed file: what is done through it is seen by nobody, and the
-        map is looked at until the seal is over."""
+        """An overlay reaches the sealed file. No enforcer sees what is done through it, so the seal
+        is recalled and its map is compared periodically until it ends."""
         self.recaller.overlaid(seal, reason)
         if seal.token not in self._overlaid:
             self._overlaid.add(seal.token)
@@ -134,7 +141,8 @@ class Tripwire:
 
 
 def _is_certain(trip: Trip, seal: Seal) -> bool:
-    """Of a registration, which may have holes, the map decides."""
+    """Whether the trip proves that the seal's map has changed. For a registration it never does:
+    it may have holes, so that the map must be compared."""
     registration = seal.place is not None and seal.place.slot < 0
     return (
         trip.certain

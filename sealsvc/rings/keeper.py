@@ -1,4 +1,4 @@
-"""The keeper's rings, typed: what the service asks of native/ring."""
+"""Typed access to the keeper's rings (native/ring): the requests that the service makes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sealsvc.lifecycle.seals import Seal
 from sealsvc.linux.native import ffi, lib
 from sealsvc.protocol.rings import Attach
 
-NANO = 1_000_000_000
+NANO = 1_000_000_000  # ns in a second
 IO_MODES = {IoMode.READ: lib.SEAL_READ, IoMode.RW: lib.SEAL_RW}
 _STATES = {number: state for state, number in STATES.items()}
 _COMMANDS = {
@@ -42,7 +42,8 @@ _COUNTED = ("forwarded", "broken", "dropped", "rung", "spared")
 
 @dataclass(frozen=True, slots=True)
 class RingRow:
-    """A ring as the keeper has it; the counters go up for ever."""
+    """A ring as the keeper has it. `slots` and `used` count slots of its seal table; `grants`,
+    `returns`, `recalls` and `commands` are counted since the ring was made."""
 
     ring: int
     owner: int
@@ -58,6 +59,9 @@ class RingRow:
 
 @dataclass(frozen=True, slots=True)
 class FileRow:
+    """A registration as the keeper has it. `live` counts the seals in it, `id` is the token of the
+    registration's seal; while it is `stale`, no seal is granted in it natively."""
+
     ring: int
     file: int
     live: int
@@ -67,7 +71,8 @@ class FileRow:
 
 @dataclass(frozen=True, slots=True)
 class RingTable:
-    """`commands` by name and `counters` are of all rings that there were since the keeper began."""
+    """All rings and registrations. `commands`, by name, and `counters` are totals over all rings
+    since the keeper started."""
 
     rings: list[RingRow]
     files: list[FileRow]
@@ -76,18 +81,18 @@ class RingTable:
 
 
 def state_of(word: int) -> tuple[State, int]:
-    """State and seqid of a slot's word (native/libseal/seal_table.h)."""
+    """State and seqid of a slot's state word (native/libseal/seal_table.h)."""
     return _STATES[word & 0xFF], word >> 32
 
 
 def moment(seconds: float | None) -> int:
-    """A moment of sealsvc.runtime.clock as slots have it."""
+    """Convert seconds of runtime/clock.py (None: no moment) to the ns (0: none) that slots have."""
     return 0 if seconds is None else int(seconds * NANO)
 
 
 def bytes_of(request: Attach) -> int:
-    """Of shared memory that a ring of this shape takes: lay_out() and make_table() in
-    native/ring/memory.c."""
+    """Bytes of shared memory that a ring of this shape takes: as lay_out() and make_table() in
+    native/ring/memory.c compute them."""
     events = request.events * ffi.sizeof("struct seal_ring_event")
     parts = (1, request.commands, events, request.data)
     table: int = request.slots * ffi.sizeof("struct seal_slot")
@@ -95,12 +100,16 @@ def bytes_of(request: Attach) -> int:
 
 
 class RingKeeper:
+    """The keeper's requests about rings. Those that say so raise KeeperError; the others ignore it,
+    because a ring that is gone needs no change."""
+
     def __init__(self, keeper: Keeper) -> None:
         self.keeper = keeper
 
     # Rings
 
     def create(self, request: Attach, owner: int, secret: int) -> int:
+        """Make a ring for the uid `owner`. Returns its number. Raises KeeperError."""
         shape = {
             "slots": request.slots,
             "commands": request.commands,
@@ -112,23 +121,29 @@ class RingKeeper:
         return self.keeper.ring(lib.KEEPER_RING_CREATE, shape=shape)
 
     def descriptors(self, ring: int) -> list[int]:
-        """Memory, table, kick and bell; the caller's."""
+        """Descriptors for the client: memory, seal table, kick (eventfd) and doorbell (epoll set).
+        The caller closes them. Raises KeeperError."""
         fds: list[int] = []
         self.keeper.ring(lib.KEEPER_RING_DESCRIPTORS, ring=ring, received=fds)
         return fds
 
     def drop(self, ring: int) -> None:
+        """End a ring."""
         with suppress(KeeperError):
             self.keeper.ring(lib.KEEPER_RING_DROP, ring=ring)
 
     def spin(self, microseconds: int) -> None:
-        """How long its thread looks at rings that are in use before it sleeps."""
+        """Set how long the keeper's thread polls rings that are in use before it sleeps. Raises
+        KeeperError."""
         self.keeper.ring(lib.KEEPER_RING_SPIN, handle=microseconds)
 
     def replay(self) -> None:
+        """Have undelivered reports sent again, from the slots. Raises KeeperError."""
         self.keeper.ring(lib.KEEPER_RING_REPLAY)
 
     def list(self) -> RingTable:
+        """All rings and registrations. Raises KeeperError, EAGAIN while the keeper does not
+        answer."""
         if self.keeper.silent:
             raise KeeperError(errno.EAGAIN, "the keeper does not answer")
         fds: list[int] = []
@@ -162,6 +177,8 @@ class RingKeeper:
     # Registrations
 
     def register(self, ring: int, seal: Seal, *, watched: bool) -> int:
+        """Register the seal's file with a ring. Returns the index of the registration. `watched`:
+        the gate asks the ring about conflicts with the range. Raises KeeperError."""
         spec = {
             "id": seal.token,
             "start": seal.effective.offset,
@@ -179,23 +196,25 @@ class RingKeeper:
             return self.keeper.ring(lib.KEEPER_RING_REGISTER, ring=ring, registration=spec, fd=fd)
 
     def unregister(self, ring: int, file: int, state: State) -> None:
+        """End a registration; `state` is the one in which it has ended."""
         with suppress(KeeperError):
             self.keeper.ring(lib.KEEPER_RING_UNREGISTER, ring=ring, file=file, state=STATES[state])
 
     def freshen(self, seal: Seal) -> None:
-        """Seals may be granted in the registration again, on the map that it has."""
+        """Give the keeper the registration's map and clear `stale`: seals may be granted in it
+        again. Raises KeeperError."""
         place = seal.place
         assert place is not None
         with _memory(extents.suitable(seal.map, seal.effective)) as fd:
             self.keeper.ring(lib.KEEPER_RING_FRESHEN, ring=place.ring, file=place.file, fd=fd)
 
     def open(self, ring: int, file: int) -> None:
-        """Seals may be granted in it again, if it is not stale."""
+        """Allow grants in the registration again, unless it is stale."""
         with suppress(KeeperError):
             self.keeper.ring(lib.KEEPER_RING_FRESHEN, ring=ring, file=file)
 
     def close(self, ring: int, file: int, recall: ByteRange) -> None:
-        """Grant nothing in it any more, and recall what overlaps."""
+        """Stop grants in the registration, and recall its seals that overlap `recall`."""
         with suppress(KeeperError):
             self.keeper.ring(
                 lib.KEEPER_RING_CLOSE, ring=ring, file=file, state=1,
@@ -203,6 +222,7 @@ class RingKeeper:
             )  # fmt: skip
 
     def is_stale(self, ring: int, file: int) -> bool:
+        """Whether the registration is stale; True also when the keeper does not know it."""
         try:
             return self.keeper.ring(lib.KEEPER_RING_STALE, ring=ring, file=file) != 0
         except KeeperError:
@@ -211,10 +231,12 @@ class RingKeeper:
     # Seals
 
     def take_slot(self, ring: int, seal: Seal) -> int:
+        """Take a slot of the ring's table for a seal. Returns its number. Raises KeeperError when
+        the table is full."""
         return self.keeper.ring(lib.KEEPER_SLOT_TAKE, ring=ring, terms=_terms(seal, _policy(seal)))
 
     def set_slot(self, seal: Seal, policy: int) -> None:
-        """The slot as the seal is; it may have ended there already."""
+        """Update the slot from the seal. Ignored if the seal has ended natively already."""
         assert seal.place is not None
         with suppress(KeeperError):
             self.keeper.ring(
@@ -223,7 +245,7 @@ class RingKeeper:
             )  # fmt: skip
 
     def quieten(self, seal: Seal) -> None:
-        """Let native code serve it from now on."""
+        """Make the seal untracked: native code serves it from now on."""
         assert seal.place is not None
         with suppress(KeeperError):
             self.keeper.ring(
@@ -232,11 +254,13 @@ class RingKeeper:
             )  # fmt: skip
 
     def complete(self, ring: int, handle: int, status: int) -> None:
-        """The answer to a forwarded command; it may have timed out."""
+        """Answer a forwarded command; `status` is 0, SEAL_RING_AGAIN or a negative errno. Ignored
+        if the command has timed out."""
         with suppress(KeeperError):
             self.keeper.ring(lib.KEEPER_RING_COMPLETE, ring=ring, handle=handle, status=status)
 
     def tell(self, ring: int, **event: int) -> bool:
+        """Put an event (struct seal_ring_event) on the ring. False when that fails."""
         try:
             self.keeper.ring(lib.KEEPER_RING_TELL, ring=ring, event=event)
         except KeeperError:
@@ -266,7 +290,7 @@ def _terms(seal: Seal, policy: int) -> dict[str, Any]:
 
 @contextmanager
 def _memory(map: ExtentMap) -> Iterator[int]:
-    """The rows of a map in a memfd: struct seal_map_extent."""
+    """A memfd with the rows of an (n, 4) map: struct seal_map_extent."""
     fd = os.memfd_create("sealsvc-map")
     try:
         os.write(fd, np.ascontiguousarray(map, dtype=np.uint64).tobytes())

@@ -1,10 +1,10 @@
-"""Clients with a ring: attaching, registering files, and the registrations' life.
+"""Clients with a ring: attaching, registering files, and the life of registrations.
 
-A registration is a seal like any other to the service: recorded, watched, recalled, fenced, taken
-over after a restart. What is special is that the seals in it are granted and given back natively
-(native/ring), without the service, which meets one only when something happens to it
-(tracking.py). Under fanotify conflicts with a registered range in which nothing is sealed pass;
-under any other enforcer they recall the registration, as an NFSv4 delegation is recalled.
+To the service a registration is a seal like any other: journalled, watched, recalled, fenced,
+recovered after a restart. The seals in it are granted and returned natively (native/ring), without
+the service, which tracks one only when something happens to it (tracking.py). Under fanotify,
+conflicts with a registered range in which nothing is sealed pass; under any other enforcer they
+recall the registration, as an NFSv4 delegation is recalled.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from sealsvc.rings.keeper import RingKeeper, RingRow, bytes_of, moment
 
 log = logging.getLogger(__name__)
 
-# Seconds that a ring without seals waits for its client to connect again: while the client's
-# process lives or is not known (after a restart of the service), and when it has ended.
+# Seconds for which an unused ring is kept so that its client can connect again: while the client's
+# process lives or is not known (after a restart of the service), and once it has ended.
 _LINGER, _LINGER_OF_DEAD = 60.0, 2.0
 _USED = (State.GRANTED, State.ACTIVE)
 _NO_SLOT = 2**32 - 1
@@ -45,13 +45,14 @@ _NO_SLOT = 2**32 - 1
 
 @dataclass(eq=False)
 class RingClient:
-    """A ring, and who is attached to it. `files` are its registrations, `mirrored` counts the seals
-    that were granted over the socket and have a slot all the same."""
+    """A ring, and the connection that is attached to it. `files` are its registrations by index,
+    `mirrored` counts seals that were granted over the control socket and have a slot too;
+    `idle_since` is in seconds of CLOCK_MONOTONIC."""
 
     keeper: RingKeeper
     row: RingRow
     connection: Connection | None = None
-    process: Process | None = None  # of the last that was attached
+    process: Process | None = None  # of the last connection that was attached
     files: dict[int, Seal] = field(default_factory=dict)
     mirrored: int = 0
     idle_since: float = field(default_factory=time.monotonic)
@@ -62,6 +63,7 @@ class RingClient:
 
     @property
     def in_use(self) -> bool:
+        """Whether a connection is attached, or the ring has registrations or mirrored seals."""
         attached = self.connection is not None and self.connection.open
         return attached or bool(self.files) or self.mirrored > 0
 
@@ -76,12 +78,12 @@ class RingClient:
 
     @property
     def patience(self) -> float:
-        """Seconds to wait for its client."""
+        """Seconds for which the ring is kept without use."""
         gone = self.process is not None and self.process.ended
         return _LINGER_OF_DEAD if gone else _LINGER
 
     def tell(self, seal: Seal, message: Recall | RecallAny) -> bool:
-        """Put a message of the control protocol on the event ring."""
+        """Put a recall on the event ring. False when the keeper does not take it."""
         if isinstance(message, RecallAny):
             return self.keeper.tell(
                 self.number, kind=lib.SEAL_EVENT_ANY, slot=_NO_SLOT, length=message.count
@@ -104,7 +106,7 @@ class RingClient:
 
 
 class Rings:
-    """`watch_holder` has the end of a seal's holder noticed."""
+    """All rings. `watch_holder(seal)` starts watching for the end of the seal's holder."""
 
     def __init__(
         self,
@@ -116,12 +118,14 @@ class Rings:
         self.keeper, self.grants, self.policy = keeper, grants, policy
         self.life, self.table, self.watch_holder = grants.life, grants.life.table, watch_holder
         self.clients: dict[int, RingClient] = {}
-        # Set by tracking.py: the registration ends, and its adopted seals with it.
+        # Set by tracking.py: called when a registration ends, to end the tracked seals in it.
         self.on_end: Callable[[Seal], None] = lambda _: None
 
     # Attaching
 
     def attach(self, connection: Connection, request: Attach) -> Reply:
+        """Make a ring, or find an existing one by number and secret, and attach the connection to
+        it. Raises Refusal `bad-request`, `limit-reached` or `denied`."""
         if request.ring is None:
             client = self._create(connection, request)
         else:
@@ -164,7 +168,7 @@ class Rings:
         return client
 
     def of(self, connection: Connection) -> RingClient | None:
-        """The ring that is attached to a connection."""
+        """The ring that the connection is attached to."""
         found = (c for c in self.clients.values() if c.connection is connection)
         return next(found, None)
 
@@ -173,7 +177,8 @@ class Rings:
     async def register(
         self, connection: Connection, request: Register, asker: Asker, passed: Passed | None
     ) -> tuple[Seal, int]:
-        """The registration, and the descriptor of its holder. Takes over what Grants.grant does."""
+        """Register a file. Returns the registration and the descriptor of its holder, which the
+        caller closes. Takes ownership of what Grants.grant does, and raises the same."""
         client = self.clients.get(request.ring)
         if client is None or client.connection is not connection:
             asker.process.close()
@@ -194,7 +199,8 @@ class Rings:
         return seal, fd
 
     def _place(self, client: RingClient, seal: Seal, undo: ExitStack) -> None:
-        """Make it known natively, while its guard still holds everything."""
+        """Register the seal with the keeper. Until the grant is complete, its guard still holds all
+        conflicts."""
         front = self._front(seal)
         try:
             file = self.keeper.register(client.number, seal, watched=front is not None)
@@ -209,8 +215,9 @@ class Rings:
         undo.callback(client.files.pop, file)
 
     def _front(self, seal: Seal) -> Watchable | None:
-        """What is to leave the judging to the ring; None: the registration holds its whole range.
-        Behind it bpf then leaves truncations alone, which has to be accepted."""
+        """The hold that leaves the judging of conflicts to the ring; None: the registration holds
+        its whole range. An enforcer behind such a hold (bpf) does not see truncations, so the
+        policy must accept the risk `overlay-truncate`."""
         if seal.request.kind is not Kind.SHARED:
             return None
         if len(seal.enforcers) > 1:
@@ -233,11 +240,11 @@ class Rings:
         seal.may_change = lambda: self.keeper.is_stale(place.ring, place.file)
 
     def _publish(self, seal: Seal) -> None:
-        """What the registration's state means for the seals in it."""
+        """Apply the registration's state to the seals in it."""
         place = seal.place
         assert place is not None
         if not seal.live:
-            # Its own guard is let go after this: nobody may believe in a seal then.
+            # The seals must end first: the registration's own guard is released after this.
             self.on_end(seal)
             self.keeper.unregister(place.ring, place.file, seal.state)
         elif seal.state in _USED:
@@ -246,13 +253,15 @@ class Rings:
             self.keeper.close(place.ring, place.file, seal.wanted or seal.effective)
 
     def registration(self, ring: int, file: int) -> Seal | None:
+        """The registration with this index in the ring."""
         client = self.clients.get(ring)
         return client.files.get(file) if client else None
 
-    # Seals that are granted over the socket have a slot, too
+    # Slots of seals that are granted over the control socket
 
     def mirror(self, connection: Connection) -> Callable[[Seal, ExitStack], None]:
-        """To be called with a seal before it begins."""
+        """A function for `before` of Grants.grant: it gives the seal a slot if the connection has a
+        ring with a free one."""
         client = self.of(connection)
 
         def before(seal: Seal, undo: ExitStack) -> None:
@@ -280,12 +289,12 @@ class Rings:
         seal.state = State.REFUSED
         seal.publish()
 
-    # In the course of time
+    # Recovery and periodic work
 
     def resume(self, seals: list[Seal]) -> list[Seal]:
-        """After a restart: the rings as they are, with the registrations among `seals`. What the
-        service before did not come to record is let go. Those that are in rings, but not found
-        here, are returned: seals in registrations, which tracking.py takes over."""
+        """After a restart: take over the keeper's rings with the registrations among `seals`.
+        Registrations that the previous service did not journal are dropped. Returns the tracked
+        seals in registrations, which tracking.py takes over. Raises KeeperError."""
         there = self.keeper.list()
         for row in there.rings:
             self.clients[row.ring] = RingClient(self.keeper, row)
@@ -303,14 +312,15 @@ class Rings:
             elif seal.place.is_registration:
                 client.files[seal.place.file] = seal
                 self._hook(client, seal)
-                # A reading of its map may have been cut off.
+                # The previous service may have ended while it read the map behind an arming guard.
                 seal.hold.change(seal.verdict if seal.state in _USED else Verdict.WAIT)
             else:
                 self._publish_mirror(client, seal)
         return left
 
     def tick(self) -> None:
-        """Tell what was done natively, and forget rings whose client does not come again."""
+        """Publish how many grants, returns and recalls were made natively, and drop rings that have
+        been unused for too long. Called periodically."""
         if not self.clients:
             return
         try:
@@ -339,7 +349,7 @@ class Rings:
                 self._drop_if_unused(client)
 
     def measures(self) -> tuple[dict[str, dict[str, int]], dict[str, float]]:
-        """Counters by name and label, and what there is now."""
+        """Counters by name and label, and gauges by name. Raises KeeperError."""
         there = self.keeper.list()
         told = there.counters
         attached = [c for c in self.clients.values() if c.connection and c.connection.open]

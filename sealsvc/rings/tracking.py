@@ -1,6 +1,7 @@
-"""Quiet seals become the service's: when somebody conflicts, or a command asks for more than
-native code decides. Such a seal is built from its slot, lives as any other, and, when nothing is
-left to be done, is given back to be quiet."""
+"""Tracking seals in registrations. A seal that was granted natively is untracked: the service does
+not know it. When it meets a conflict, or a command asks for more than native code decides, it is
+tracked: built from its slot, and from then on handled as any other seal. When the command is done
+and no recall is under way, it becomes untracked again."""
 
 from __future__ import annotations
 
@@ -37,14 +38,15 @@ from sealsvc.runtime.tasks import Tasks
 
 _QUIET = (State.GRANTED, State.ACTIVE)
 _UNHEARD = 0.2  # seconds after which a recalled seal is recalled even if no conflict was reported
-_PAUSES = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05)
-_PROMPT = 0.002  # seconds in which a client that just gives back is through with it
+_PAUSES = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05)  # seconds before each repetition of a proof
+_PROMPT = 0.002  # seconds that a client which is just returning is given before it is recalled
 _MODES = {number: mode for mode, number in IO_MODES.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A slot of a seal table, copied: struct seal_slot."""
+    """A copy of a slot of a seal table (struct seal_slot). `expires` and `deadline` are ns of
+    CLOCK_BOOTTIME (0: none)."""
 
     id: int
     word: int
@@ -57,7 +59,8 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A forwarded command, copied: struct seal_command."""
+    """A copy of a forwarded command (struct seal_command). `offset` and `length` are in bytes,
+    `ttl` in ns."""
 
     ring: int
     handle: int
@@ -70,7 +73,8 @@ class Command:
 
 
 class SlotHold:
-    """The hold of an adopted seal: its slot is its guard, the registration's anchor its anchor."""
+    """The hold of a tracked seal in a registration. Its slot is its guard; its anchor is that of
+    the registration."""
 
     def __init__(self, rings: Rings, parent: Seal) -> None:
         self._rings, self._parent = rings, parent
@@ -90,17 +94,20 @@ class SlotHold:
         self.publish()
 
     def resize(self, range: ByteRange) -> None:
-        """The slot follows when the seal is published."""
+        """Nothing to do: publish() updates the slot."""
 
     def release(self) -> None:
-        """Its slot was freed when its end was published."""
+        """Nothing to do: publish() has freed the slot when the seal ended."""
 
     def publish(self) -> None:
+        """Update the slot from the seal; frees it when the seal has ended."""
         if self.seal is not None:
             self._rings.keeper.set_slot(self.seal, self.policy)
 
 
 class Adoption:
+    """Tracks seals by the keeper's reports, and carries out forwarded commands."""
+
     def __init__(self, rings: Rings, recaller: Recaller, returns: Returns, tasks: Tasks) -> None:
         self.rings, self.recaller, self.returns, self.tasks = rings, recaller, returns, tasks
         self.grants, self.life, self.table = rings.grants, rings.life, rings.table
@@ -108,10 +115,10 @@ class Adoption:
         self._rereading: dict[int, asyncio.Task[None]] = {}  # by the registration's token
         rings.on_end = self._end_with
 
-    # What the keeper reports (on the event loop, in the order in which it happened)
+    # Reports of the keeper. They come on the event loop, in the order in which things happened.
 
     def reported(self, raw: Any) -> None:
-        """struct seal_ring_report, valid only now."""
+        """Handle a struct seal_ring_report. `raw` is valid only during the call."""
         parent = self.rings.registration(raw.ring, raw.file)
         slot = _slot(raw.seal)
         if raw.kind == lib.SEAL_RING_OVER:
@@ -127,7 +134,7 @@ class Adoption:
             self._recalled(parent, seal)
 
     def _ended(self, ring: int, slot: Slot, word: int) -> None:
-        """A seal that was ours once, and quiet since: whoever keeps records is told of its end."""
+        """A seal that was tracked before has ended untracked: publish its end, for the history."""
         state, seqid = state_of(word)
         self.life.events.publish(
             "state",
@@ -139,7 +146,8 @@ class Adoption:
         )
 
     def _recalled(self, parent: Seal, seal: Seal) -> None:
-        """The conflict itself is reported next, and tells what is wanted."""
+        """The keeper has recalled the seal. The conflict itself is reported next, and says which
+        range is wanted; if it does not come, the seal is recalled after _UNHEARD seconds."""
         if parent.drifted:
             self.recaller.lose(seal, parent.reason)
         elif not may(parent, Step.RECALL):
@@ -152,17 +160,17 @@ class Adoption:
             self.recaller.recall(seal, "conflict")
 
     def unproven(self, raw: Any) -> None:
-        """struct seal_report: an operation waits for the proof that nothing is left of seals that
-        were given back natively."""
+        """Handle a struct seal_report: an operation waits for the proof that nothing of a range is
+        mapped which was returned natively without a check. `raw` is valid only during the call."""
         parent = self.table.of_token(raw.unproven)
         if parent is not None:
             operation = operation_of(raw)
             self.tasks.spawn("proof", self._prove(parent, int(raw.waiter), operation))
 
-    # Adopting
+    # Tracking
 
     def _adopt(self, parent: Seal, ring: int, number: int, slot: Slot) -> Seal | None:
-        """The seal in a slot, as one of the service's; None when it is over."""
+        """Track the seal in a slot of the registration `parent`. None when it has ended."""
         found = self.table.of_token(slot.id)
         state, seqid = state_of(slot.word)
         if found is not None or state not in LIVE:
@@ -178,7 +186,7 @@ class Adoption:
         self.grants.registry.granted(seal.info(), seal.map, asker)
         self._hook(parent, seal)
         if state not in _QUIET:
-            # It was recalled while no service was there.
+            # It was recalled while no service was running.
             seal.recalled_at, seal.reason = clock.now(), "conflict"
             self.recaller.fencing.resume(seal)
         return seal
@@ -240,7 +248,7 @@ class Adoption:
         seal.at_end = over
 
     def resume(self, seals: list[Seal]) -> None:
-        """Adopted seals of the service before."""
+        """Take over the tracked seals of the previous service."""
         for seal in seals:
             parent = self.table.of_token(seal.place.parent) if seal.place else None
             if parent is not None:
@@ -248,14 +256,15 @@ class Adoption:
                 self._hook(parent, seal)
 
     def _quieten(self, seal: Seal) -> None:
-        """Nothing is left to be done about it."""
+        """Untrack a seal: the journal and the table forget it, and native code serves it."""
         self.life.journal.forget(seal)
         self.table.remove(seal)
         seal.at_end()
         self.rings.keeper.quieten(seal)
 
     def _end_with(self, parent: Seal) -> None:
-        """A registration ends when nothing of its whole range is left: so do the seals in it."""
+        """End the tracked seals in a registration that has ended. That nothing of its whole range
+        is mapped was proven for it, so no further proof is needed."""
         for seal in self.table.of_file(parent.file):
             if seal.place is None or seal.place.parent != parent.token:
                 continue
@@ -304,7 +313,7 @@ class Adoption:
                 if may(seal, Step.RENEW):
                     self.life.step(seal, Step.RENEW, "renewed by its holder")
 
-    # Stale registrations: their map is read anew, as a grant reads it
+    # Stale registrations: their map is read again, as a grant reads it
 
     async def _grant(self, parent: Seal, command: Command) -> None:
         try:
@@ -315,7 +324,8 @@ class Adoption:
         self.rings.keeper.complete(command.ring, command.handle, status)
 
     async def _freshen(self, parent: Seal) -> None:
-        """One reading for all who wait for it."""
+        """Read the map of a stale registration again. Commands that wait for it at the same time
+        share one reading. Raises Refusal."""
         task = self._rereading.get(parent.token)
         if task is None:
             task = asyncio.get_running_loop().create_task(self._reread(parent))
@@ -325,7 +335,8 @@ class Adoption:
 
     def _reread_ended(self, token: int, task: asyncio.Task[None]) -> None:
         del self._rereading[token]
-        _ = task.cancelled() or task.exception()  # whoever waited for it has it
+        # Retrieve the exception, so that asyncio does not log it: the waiting commands got it.
+        _ = task.cancelled() or task.exception()
 
     async def _reread(self, parent: Seal) -> None:
         async with self.grants.lock(parent.file):
@@ -348,8 +359,9 @@ class Adoption:
             raise Refusal("try-later", f"registration {parent.id} is {parent.state}")
 
     def _read_behind_guard(self, parent: Seal) -> ExtentMap:
-        """In a worker: what a grant does, from the arming of its guard on. What cannot be sealed is
-        left out natively, and refused there."""
+        """The registration's map, read behind an arming guard as a grant reads it; runs in a
+        worker. Extents that cannot be sealed are not an error: native code gets the suitable ones
+        only, and refuses grants elsewhere."""
         host, sealed, anchor = self.grants.host, parent.effective, parent.hold.anchor
         parent.hold.change(Verdict.ARMING)
         if (front := watchable(parent.hold)) is not None:
@@ -366,11 +378,12 @@ class Adoption:
             os.close(fd)
         return extents.clip(found, sealed)
 
-    # Proofs: what native returns owe
+    # Proofs for unverified ranges
 
     async def _prove(self, parent: Seal, waiter: int, operation: Operation) -> None:
-        """Let the operation go on once nothing of the client's maps what it would change. Until
-        then the registration is recalled: the client is asked, and its grace runs."""
+        """Repeat the proof until the client maps nothing of what the operation would change, then
+        let the operation continue. If that takes longer than _PROMPT, the registration is recalled,
+        so that the client is told and its grace starts."""
         part = wanted_of(parent, operation)
         pauses = iter(_PAUSES)
         recalled, pause = False, 0.0

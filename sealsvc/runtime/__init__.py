@@ -1,1 +1,1 @@
-"""What a long-lived process needs: clock, tasks, threads, limits, logs, configuration."""
+"""Infrastructure of a long-lived process: clock, tasks, threads, limits, logs, configuration."""

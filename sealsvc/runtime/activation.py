@@ -1,4 +1,4 @@
-"""Listening sockets as systemd passes them (sd_listen_fds(3))."""
+"""Socket activation: listening sockets that systemd passes (sd_listen_fds(3))."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ FIRST = 3  # SD_LISTEN_FDS_START
 
 
 def listeners() -> list[socket.socket]:
-    """What was passed to this process. The variables are taken away, so that no child believes
-    they are meant for it."""
+    """The sockets that were passed to this process. The environment variables are removed, so that
+    no child process takes them as meant for it. Raises Refusal `io-error` when a descriptor is not
+    a socket."""
     meant = os.environ.pop("LISTEN_PID", "") == str(os.getpid())
     count = int(os.environ.pop("LISTEN_FDS", "0"))
     os.environ.pop("LISTEN_FDNAMES", None)
@@ -28,8 +29,9 @@ def listeners() -> list[socket.socket]:
 
 
 def control_socket(path: Path) -> socket.socket | None:
-    """The listening socket that was passed, which must be the one at `path`. None: none was.
-    Clients that connect while the service is restarted or upgraded wait in its backlog."""
+    """The control socket, if systemd passed one: clients that connect while the service is
+    restarted or upgraded wait in its backlog. None when none was passed. Raises Refusal `io-error`
+    unless it is one listening SOCK_SEQPACKET socket at `path`."""
     found = listeners()
     if not found:
         return None
@@ -41,8 +43,7 @@ def control_socket(path: Path) -> socket.socket | None:
     if sock.family != socket.AF_UNIX or kind != socket.SOCK_SEQPACKET or not listening:
         sock.close()
         raise Refusal("io-error", "the passed socket must be ListenSequentialPacket= at a path")
-    # Two truths about where the service is would be one too many: clients and the keeper's place
-    # follow the configuration.
+    # It must be where the configuration says, because clients and the keeper's path depend on that.
     if (name := sock.getsockname()) != str(path):
         sock.close()
         raise Refusal("io-error", f"the passed socket is {name}; service.socket says {path}")

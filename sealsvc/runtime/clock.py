@@ -1,8 +1,9 @@
-"""The clock of seals: CLOCK_BOOTTIME, which goes on through suspend and no wall-clock jump moves.
+"""The clock of seals: CLOCK_BOOTTIME, which includes suspend and is not affected by changes of the
+wall clock.
 
-Timers of the event loop run on CLOCK_MONOTONIC, which stands still in suspend. So whoever waits
-for a moment of this clock is woken when the two have parted (`look_for_jumps`, from housekeeping),
-and looks again.
+Timers of the event loop use CLOCK_MONOTONIC, which stops during suspend. So all waits of this
+module are woken when the difference of the two clocks has changed (`look_for_jumps`, which the
+housekeeping calls), and check the time again.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from __future__ import annotations
 import asyncio
 import time
 
-_TOLERANCE = 0.01  # seconds; the two are not read at the same instant
+_TOLERANCE = 0.01  # seconds, because the two clocks are not read at the same instant
 
-_WORTH_TELLING = 10.0  # seconds
+_WORTH_TELLING = 10.0  # seconds by which the wall clock must jump to be reported
 
 _ahead = 0.0
 _sleepers: set[asyncio.Future[None]] = set()
@@ -31,14 +32,15 @@ _last_offset = _offset()
 
 
 def advance(seconds: float) -> None:
-    """For the simulated system alone: so much time passes."""
+    """Advance the clock by `seconds`. For the simulated system only."""
     global _ahead
     _ahead += seconds
     look_for_jumps()
 
 
 def look_for_jumps() -> None:
-    """Wake all who wait when this clock has run on without the event loop's."""
+    """Wake all waits if this clock and that of the event loop have drifted apart since the last
+    call."""
     global _last_offset
     offset = _offset()
     if abs(offset - _last_offset) < _TOLERANCE:
@@ -50,7 +52,8 @@ def look_for_jumps() -> None:
 
 
 class WallClock:
-    """Notices that the wall clock was set: it and CLOCK_BOOTTIME go on alike but for that."""
+    """Detects that the wall clock was set: otherwise its difference to CLOCK_BOOTTIME is nearly
+    constant."""
 
     def __init__(self) -> None:
         self._offset = self._now()
@@ -60,15 +63,16 @@ class WallClock:
         return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
     def jump(self) -> float:
-        """Seconds by which it was set ahead (negative: back) since the last call; 0 when that is
-        less than what NTP corrects without a step worth telling."""
+        """Seconds by which the wall clock was set ahead (negative: back) since the last call; 0
+        when that is less than _WORTH_TELLING, as corrections by NTP usually are."""
         found = self._now()
         jumped, self._offset = found - self._offset, found
         return jumped if abs(jumped) >= _WORTH_TELLING else 0.0
 
 
 async def within(deadline: float, *events: asyncio.Event) -> bool:
-    """Wait for one of the events until the moment `deadline`; False when none came."""
+    """Wait until one of the events is set, or until `deadline` (seconds of this clock). False when
+    the deadline has passed without an event."""
     while not any(event.is_set() for event in events):
         left = deadline - now()
         if left <= 0:

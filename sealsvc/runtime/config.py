@@ -1,4 +1,4 @@
-"""sealsvc.toml -> Config. Every key is documented in deploy/sealsvc.toml; unknown keys fail."""
+"""Reads sealsvc.toml. Every key is documented in deploy/sealsvc.toml; unknown keys are errors."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from msgspec import Meta
 from sealsvc.protocol.base import DEFAULT_SOCKET
 from sealsvc.runtime.toml_places import explained, placed
 
-# In the order in which they are best tried; pin has hazards: docs/pin.md.
+# The names that enforcers.use may have. pin has hazards: docs/pin.md.
 ENFORCERS = ("bpf", "fanotify", "lease", "pin")
 
-# What policy.accept_risks may name: the gaps that enforcers and the host tell of.
+# The names that policy.accept_risks may have: risks of gaps that enforcers and the host report.
 RISKS = frozenset(
     {
         *("all", "ext4-move-ext", "ext4-swap-boot", "ext4-inode-flags", "xfs-swapext"),
@@ -49,12 +49,12 @@ class ServiceSection(Section, frozen=True):
 
     @property
     def keeper_path(self) -> str:
-        """Where the keeper listens: beside the control socket, unless said otherwise."""
+        """The path of the keeper's socket: `keeper`, or else beside the control socket."""
         return self.keeper or os.path.join(os.path.dirname(self.socket), "keeper.sock")
 
     @property
     def bpf_path(self) -> str:
-        """Where BPF programs and maps are pinned: apart for each keeper."""
+        """The directory where BPF programs and maps are pinned, another one for each keeper."""
         path = self.keeper_path
         usual = os.path.join(os.path.dirname(DEFAULT_SOCKET), "keeper.sock")
         mark = "" if path == usual else "-" + hashlib.sha256(path.encode()).hexdigest()[:12]
@@ -123,7 +123,7 @@ class Config(Section, frozen=True):
 
     @property
     def registry_path(self) -> Path:
-        """Where the registry is: apart for each control socket, unless said otherwise."""
+        """The registry's directory: `registry.directory`, or else one for each control socket."""
         if self.registry.directory:
             return Path(self.registry.directory)
         if self.service.socket == DEFAULT_SOCKET:
@@ -136,7 +136,8 @@ class ConfigError(Exception):
 
 
 def load(path: Path | None) -> Config:
-    """Read `path` (None: defaults). SEALSVC_SOCKET overrides service.socket."""
+    """Read the file `path` (None: the defaults). SEALSVC_SOCKET overrides service.socket. Raises
+    ConfigError."""
     try:
         data = path.read_bytes() if path else b""
     except OSError as error:
@@ -145,7 +146,8 @@ def load(path: Path | None) -> Config:
 
 
 def parse(data: bytes, path: Path | None) -> Config:
-    """The same of text that was read already; `path` is named in errors."""
+    """Parse a configuration (TOML, UTF-8) as load() does; errors name `path`. Raises
+    ConfigError."""
     file = path or "the configuration"
     try:
         text = data.decode()
@@ -179,7 +181,7 @@ def parse(data: bytes, path: Path | None) -> Config:
 
 
 def _numbered(config: Config, wrong: Callable[[str, str], ConfigError]) -> Config:
-    """With numbers for the names of operators."""
+    """The configuration with the names of operators replaced by their uids."""
     numbers: list[int | str] = []
     for user in config.policy.operators:
         try:

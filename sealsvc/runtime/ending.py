@@ -1,9 +1,9 @@
-"""The end of the process, which no thread can put off.
+"""Ends the process, even if threads are stuck.
 
 Threads that are stuck in the kernel cannot be ended, and the interpreter, the event loop's executor
-and registered functions might wait for some. So after the orderly end, in which everything that the
-next service needs was let go of by name (the keeper, the registry's lock, the sockets), the process
-exits without asking anybody. An orderly end that takes too long is cut off.
+and atexit functions might wait for them. So after the orderly shutdown, which explicitly releases
+everything that the next service needs (the keeper, the registry's lock, the sockets), the process
+exits with os._exit(). An orderly shutdown that takes too long is cut off.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from sealsvc.runtime.loop_watch import stack_of
 
 log = logging.getLogger(__name__)
 
-_LAST_WORDS = 1.0  # seconds for what is still to be logged
+_LAST_WORDS = 1.0  # seconds in which pending log records are written
 
 
 def end(status: int) -> None:
-    """Does not return."""
+    """Exit with this status. Does not return."""
     journald.flush(_LAST_WORDS)
     os._exit(status)
 
 
 def end_within(seconds: float) -> None:
-    """Exit with status 1, saying where, unless the process has ended by then."""
+    """Exit with status 1 in `seconds`, unless the process has ended by then. Logs where the calling
+    thread is stuck."""
     ending = threading.get_ident()
 
     def cut_off() -> None:

@@ -1,4 +1,4 @@
-"""What happened, for whoever watches. Events never call back into the grant path."""
+"""The event log. Watchers never call back into the grant path."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ log = logging.getLogger(__name__)
 
 
 class EventLog:
-    """Numbers events, keeps the newest `history`, and hands each to its watchers at once. A watcher
-    must not block and must not raise."""
+    """Numbers events, keeps the newest `history` of them, and calls the watchers with each. A
+    watcher must not block and must not raise."""
 
     def __init__(self, history: int) -> None:
         self._kept: deque[Event] = deque(maxlen=history)
         self._watchers: set[Callable[[Event], None]] = set()
         self.seq = 0
-        # Numbers count in one run of the service: its name tells whether they mean anything.
+        # Names this run of the service: the numbers of events are valid in one run only.
         self.run = secrets.token_hex(4)
         self.path_of: Callable[[str], str | None] = lambda seal: None  # noqa: ARG005
 
     def publish(self, name: str, seal: str | None = None, /, **data: Any) -> None:
+        """Append an event and call the watchers; an alarm or drift is also logged. Raises
+        ValueError for a name that is not in EVENTS."""
         if name not in EVENTS:
             raise ValueError(f"event {name!r} is not in sealsvc.protocol.events.EVENTS")
         self.seq += 1
@@ -44,8 +46,8 @@ class EventLog:
             watcher(event)
 
     def after(self, seq: int, count: int) -> tuple[list[Event], int]:
-        """At most `count` of the events after `seq`, the oldest first, and how many before them are
-        no longer kept. `seq` is at most `self.seq`."""
+        """The first `count` events after number `seq`, the oldest first, and how many events after
+        `seq` are no longer kept. `seq` must not be greater than `self.seq`."""
         fresh = self.seq - seq
         lost = max(0, fresh - len(self._kept))
         first = len(self._kept) - (fresh - lost)
@@ -53,11 +55,12 @@ class EventLog:
         return [self._kept[i] for i in range(first, end)], lost
 
     def page(self, since: int, count: int, size: int) -> EventPage:
-        """At most `count` of the events after `since`, and about `size` bytes of them, encoded."""
+        """At most `count` events after number `since`, as many as fit into `size` bytes when they
+        are encoded, but at least one if there is any."""
         beyond = since > self.seq
         kept, lost = ([], 0) if beyond else self.after(since, count)
         sizes = itertools.accumulate(len(codec.encoded(event)) + 1 for event in kept)
-        # Not one more is encoded than it takes to see that the page is full.
+        # Lazily, so that no event is encoded once the page is known to be full.
         fitting = sum(1 for _ in itertools.takewhile(lambda end: end <= size, sizes))
         gap = beyond or lost > 0
         return EventPage(events=kept[: max(1, fitting)], seq=self.seq, gap=gap, run=self.run)
@@ -70,7 +73,7 @@ class EventLog:
 
 
 def _sentence(data: dict[str, Any]) -> str:
-    """Of an alarm its reason, of a drift its place."""
+    """The text that is logged: the reason of an alarm, the place of a drift."""
     if (drift := data.get("drift")) is not None:
         return f"at offset {drift.logical} the map had {drift.expected}, and has {drift.found}"
     return str(data.get("reason", data))

@@ -1,7 +1,9 @@
-"""Points at which a test makes the service die, dawdle or fail: nothing without SEALSVC_FAULTS.
+"""Fault points, at which a test can kill, delay or fail the service. Without the environment
+variable SEALSVC_FAULTS they do nothing.
 
-That names some, with commas between: `NAME=kill`, `NAME=sleep:SECONDS`, `NAME=errno:EIO`; each may
-end in `@N`: only the N-th time. A point on the event loop stops all of it while it sleeps.
+The variable is a comma-separated list of `NAME=kill`, `NAME=sleep:SECONDS` and `NAME=errno:EIO`;
+with `@N` at its end, one acts only the N-th time. A point on the event loop that sleeps blocks the
+whole loop.
 """
 
 from __future__ import annotations
@@ -27,14 +29,14 @@ POINTS = (
     "grant:journalled",
     "grant:published",
     "grant:answered",
-    # Any other step (states.Step); STEP:journalled are those of them that leave something to do
+    # Any other step (states.Step); the points STEP:journalled are for steps that have actions
     "step:recording",
     # A recall
     "recall:started",
     "recall:journalled",
     "recall:told",
     "recallseals:answered",
-    # A return, of a part or of all
+    # A return, of a part or of the whole seal
     "shrink:resized",
     "shrink:journalled",
     "return:proven",
@@ -53,11 +55,11 @@ POINTS = (
     "fence:proven",
     "proven:journalled",
     "unproven:journalled",
-    # Tags: an attachment that is built, and tags that are written (in a thread)
+    # Tags: an attachment that is built, tags that are written (in a thread)
     "integrity:built",
     "integrity:marked",
     "integrity:tagged",
-    # Tags that travel with a copy, in their order
+    # Tags that are copied with a file, in order
     "integrity:travel-marked",
     "integrity:travel-copied",
     "integrity:travelled",
@@ -79,7 +81,8 @@ POINTS = (
 
 
 def point(name: str) -> None:
-    """The step that `name` says is done."""
+    """Act if SEALSVC_FAULTS names this point. Placed after the step that `name` names. May raise
+    OSError."""
     if not _armed or name not in _armed:
         return
     act, wanted, times = _armed[name]
@@ -110,7 +113,8 @@ def _action(name: str, text: str) -> Callable[[], None]:
 
 
 def parse(text: str) -> dict[str, tuple[Callable[[], None], int, Iterator[int]]]:
-    """By name: what is done, at which time (0: each time), and the times counted from 1."""
+    """Parse SEALSVC_FAULTS. By point: the action, the number of the time at which it acts (0: each
+    time), and a counter from 1. Raises ValueError, and AttributeError for an unknown errno."""
     found: dict[str, tuple[Callable[[], None], int, Iterator[int]]] = {}
     for item in filter(None, text.split(",")):
         name, _, rest = item.partition("=")

@@ -1,6 +1,7 @@
-"""Structured logs: journald's own protocol where stderr goes to it, key=value lines elsewhere.
+"""Structured logs: in journald's native protocol if stderr is connected to the journal, else as
+lines with key=value fields.
 
-A record's `fields` (a dict under that name in `extra`) become journal fields, so that
+A record's `fields` (a dict of that name in `extra`) become journal fields, so that
 `journalctl SEALSVC_SEAL=65f0...` finds everything about one seal. A context, such as the id of a
 request, is added to every record.
 """
@@ -32,8 +33,8 @@ def _nothing() -> dict[str, Any]:
 
 
 class _Shown:
-    """An argument of a record: names and texts of others among them are shown as display.py has
-    it, so that none of them ends a line and begins another that was never logged."""
+    """An argument of a log record. Text that others chose is escaped (core/display.py), so that it
+    cannot end a line and forge another."""
 
     def __init__(self, value: object) -> None:
         self._value = value
@@ -46,7 +47,7 @@ class _Shown:
 
 
 def message_of(record: logging.LogRecord) -> str:
-    """The record's message. Lines are where its format has them."""
+    """The record's message. It has line breaks only where its format string has them."""
     if isinstance(record.args, tuple) and record.args:
         shown = (a if isinstance(a, int | float) else _Shown(a) for a in record.args)
         return str(record.msg) % tuple(shown)
@@ -54,13 +55,14 @@ def message_of(record: logging.LogRecord) -> str:
 
 
 def _field(value: object) -> str:
-    """In a line: quoted where it could be taken for several."""
+    """A field's value for a line: quoted if it could be read as several fields."""
     text = printable(str(value))
     return json.dumps(text, ensure_ascii=False) if re.search(r'[ ="]', text) else text
 
 
 def encoded(fields: dict[str, Any]) -> bytes:
-    """systemd's native protocol: NAME=value; a little-endian length where a value has lines."""
+    """Fields in the journal's native protocol: NAME=value, or, for a value with line breaks, the
+    name, the length (u64, little-endian, bytes) and the value."""
     parts = []
     for name, value in fields.items():
         data = str(value).encode("utf-8", "backslashreplace")
@@ -72,7 +74,7 @@ def encoded(fields: dict[str, Any]) -> bytes:
 
 
 class Journal:
-    """How records are written to journald."""
+    """Writes records to journald. `context` returns fields that are added to each."""
 
     def __init__(self, context: Context = _nothing, path: str = SOCKET) -> None:
         self._context, self._path = context, path
@@ -92,7 +94,8 @@ class Journal:
         return encoded(fields)
 
     def write(self, data: bytes) -> None:
-        """Blocks while journald does not read. Where there is none, stderr has the text."""
+        """Write a record. Blocks while journald does not read. If that fails, the record goes to
+        stderr."""
         try:
             self._sock.sendto(data, self._path)
         except OSError:
@@ -115,8 +118,8 @@ class LineFormatter(logging.Formatter):
 
 
 def configure(level: str, context: Context = _nothing) -> None:
-    """To the journal if stderr is connected to it (JOURNAL_STREAM of systemd.exec(5)). Nobody who
-    logs waits for whoever reads it (log_queue.py)."""
+    """Log to the journal if stderr is connected to it (JOURNAL_STREAM, systemd.exec(5)), else to
+    stderr. Logging never blocks (log_queue.py)."""
     if _stderr_is_journal():
         journal = Journal(context)
         handler = QueueHandler(journal.encode, journal.write)
@@ -137,12 +140,12 @@ def _handlers() -> list[QueueHandler]:
 
 
 def dropped() -> int:
-    """Records that were never written."""
+    """Number of records that were dropped instead of written."""
     return sum(handler.dropped for handler in _handlers())
 
 
 def flush(seconds: float) -> None:
-    """Before the process ends: wait for what is still to be written, but not for longer."""
+    """Wait until pending records are written, but at most `seconds` for each handler."""
     for handler in _handlers():
         handler.flush(seconds)
 

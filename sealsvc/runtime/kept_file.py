@@ -1,4 +1,4 @@
-"""Small files beside the control socket that outlive the service, replaced as a whole."""
+"""Small state files beside the control socket, which are always replaced as a whole."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ log = logging.getLogger(__name__)
 
 
 def replace(file: Path, data: bytes, what: str) -> None:
-    """For the owner alone. When it cannot be written, the log says so of `what`, and it stays as it
-    was."""
+    """Replace the file's contents atomically; mode 0600. When it cannot be written, a warning that
+    names `what` is logged, and the file stays as it was."""
     fresh = file.with_suffix(".new")
     try:
         with open(fresh, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as out:

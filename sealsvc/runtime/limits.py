@@ -1,4 +1,4 @@
-"""How much one user may ask for at a time, and whose turn it is."""
+"""Limits on what one user may ask for, and fair queueing."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ _MOST = 65536  # users whose buckets are kept
 
 
 def leaves_as_many(mine: int, taken: int, most: int) -> bool:
-    """Whether who has `mine` of the `taken` may have one more, of `most` that there may be: as many
-    as it has then must be left for others. So there is something for the next, whatever some
-    take."""
+    """Whether a user that has `mine` of the `taken` units may take one more. `most` is the total.
+    It may if at least as many as it has then remain for all others, so that whatever some users
+    take, something is left for the next."""
     return mine + 1 <= most - taken - 1
 
 
 class RateLimit:
-    """A token bucket for each user: `rate` a second on average (0: no limit), `burst` at once."""
+    """A token bucket for each user: `rate` per second on average (0: no limit), `burst` at once."""
 
     def __init__(self, rate: float, burst: int) -> None:
         self.rate, self.burst = rate, burst
-        # Tokens, and when they were counted: who took one last comes last.
+        # By user: tokens, and when they were counted. The user that took one last is at the end.
         self._buckets: OrderedDict[int, tuple[float, float]] = OrderedDict()
 
     def take(self, user: int) -> None:
-        """Raises limit-reached, with the seconds until the next may be taken."""
+        """Take a token. Raises Refusal `limit-reached`, with the seconds until there is one."""
         if not self.rate:
             return
         now = clock.now()
@@ -44,13 +44,13 @@ class RateLimit:
             )
         self._buckets[user] = (tokens - 1, now)
         self._buckets.move_to_end(user)
-        if len(self._buckets) > _MOST:  # the one that has refilled the longest
+        if len(self._buckets) > _MOST:  # drop the one that has had most time to refill
             self._buckets.popitem(last=False)
 
 
 class FairQueue:
-    """At most `slots` at work. Of those who wait each user has its turn, whatever the others
-    asked for; one user's own are served in order."""
+    """A semaphore with `slots` units that serves waiting users in turn, however much each has asked
+    for. The requests of one user are served in order."""
 
     def __init__(self, slots: int) -> None:
         self._free = slots
@@ -58,10 +58,12 @@ class FairQueue:
 
     @property
     def waiting(self) -> int:
+        """Number of requests that wait."""
         return sum(len(queue) for queue in self._waiting.values())
 
     @asynccontextmanager
     async def turn(self, user: int) -> AsyncIterator[None]:
+        """A context that holds a slot; waits for the user's turn."""
         if self._free and not self._waiting:
             self._free -= 1
         else:
@@ -78,7 +80,7 @@ class FairQueue:
             await mine
         except asyncio.CancelledError:
             if mine.done() and not mine.cancelled():
-                self._pass_on()  # it was our turn, and nobody takes it
+                self._pass_on()  # the slot was given to this request already
             raise
 
     def _pass_on(self) -> None:
@@ -87,7 +89,7 @@ class FairQueue:
             del self._waiting[user]
             chosen = queue.popleft()
             if queue:
-                self._waiting[user] = queue  # behind all others
+                self._waiting[user] = queue  # at the end, behind all other users
             if not chosen.done():
                 chosen.set_result(None)
                 return

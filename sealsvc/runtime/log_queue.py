@@ -1,8 +1,8 @@
-"""Logging that never blocks: records are queued, and one daemon thread writes them.
+"""Logging that never blocks: records are queued, and a daemon thread writes them.
 
-What reads the log may stop: journald that is stuck or waits for its disk (unix_wait_for_peer), a
-full pipe at stderr. Then the queue fills, and what it has no room for is dropped and counted; the
-log says how many are missing as soon as it can be written again.
+The reader of the log may stop: journald may be stuck or wait for its disk (unix_wait_for_peer), a
+pipe at stderr may be full. Then the queue fills, and records for which it has no room are dropped
+and counted. As soon as the log can be written again, it says how many are missing.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 
-ROOM = 1 << 20  # bytes that wait
-_LONGEST = 32 << 10  # characters of one text; a traceback may be of any length
+ROOM = 1 << 20  # bytes of records that may wait
+_LONGEST = 32 << 10  # characters of one text; a traceback might have any number
 
 log = logging.getLogger(__name__)
 
 
 class QueueHandler(logging.Handler):
-    """`encode` makes bytes of a record, on the thread that logs; `write` may block and fail."""
+    """Queues records. `encode` converts a record to bytes, on the thread that logs; `write` writes
+    them, on the handler's thread, and may block and raise OSError."""
 
     def __init__(
         self, encode: Callable[[logging.LogRecord], bytes], write: Callable[[bytes], None]
@@ -37,9 +38,10 @@ class QueueHandler(logging.Handler):
         self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Queue a record; drop it when there is no room. Never blocks."""
         try:
             data = self._encode(record)
-        except Exception:  # as logging itself does: a record that cannot be written ends nothing
+        except Exception:  # as in logging itself: a record that cannot be encoded must not raise
             data = b""
         with self._changed:
             if not data or self._size + len(data) > ROOM:
@@ -51,7 +53,8 @@ class QueueHandler(logging.Handler):
             self._changed.notify_all()
 
     def flush(self, seconds: float = 0.0) -> None:
-        """Wait until everything is written, for `seconds` at most (logging itself: for none)."""
+        """Wait until all records are written, but at most `seconds`. The logging module calls this
+        without an argument, and so does not wait."""
         deadline = time.monotonic() + seconds
         with self._changed:
             while self._size and (left := deadline - time.monotonic()) > 0:
@@ -76,11 +79,13 @@ class QueueHandler(logging.Handler):
 
 
 def shortened(text: str) -> str:
+    """The text, cut to _LONGEST characters."""
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... ({len(text)} characters)"
 
 
 def log_what_python_reports() -> None:
-    """Exceptions that end threads or are raised in destructors go to stderr otherwise."""
+    """Log exceptions that end threads or are raised in destructors, which Python would write to
+    stderr."""
 
     def of_thread(arguments: threading.ExceptHookArgs) -> None:
         name = arguments.thread.name if arguments.thread else "?"

@@ -1,8 +1,8 @@
-"""Is the event loop in time? A task measures how late it is; a thread looks what it is stuck in.
+"""Watches the event loop: a task measures how late it runs, a thread finds where it is stuck.
 
-The delay of a timer is what every request waits for besides. Each is counted (loop_lag among the
-measures). When the loop has not run for `_STUCK` seconds, the stack of its thread goes to the log,
-once for each time it is stuck, and the alarm is raised when it runs again.
+The delay of a timer is a delay of every request. Each is counted (loop_lag among the metrics). When
+the loop has not run for `_STUCK` seconds, the stack of its thread is logged, once for each time,
+and an alarm is raised when the loop runs again.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from types import FrameType
 
 log = logging.getLogger(__name__)
 
-_INTERVAL = 0.1  # seconds
-_STUCK = 1.0
-_DUMP_PAUSE = 10.0  # seconds between two stacks in the log
+_INTERVAL = 0.1  # seconds between two measurements
+_STUCK = 1.0  # seconds after which the loop counts as stuck
+_DUMP_PAUSE = 10.0  # seconds between two stacks in the log, at least
 
 
 class LoopWatch:
-    """`lag` is told each delay in seconds, `alarm` what an operator should know; on the loop."""
+    """Measures delays. `lag` is called with each delay in seconds, `alarm` with the text of an
+    alarm; both on the event loop."""
 
     def __init__(self, lag: Callable[[float], None], alarm: Callable[[str], None]) -> None:
         self._lag, self._alarm = lag, alarm
@@ -34,7 +35,7 @@ class LoopWatch:
         self._loop_thread = 0
 
     async def run(self) -> None:
-        """Until it is cancelled."""
+        """Watch until the task is cancelled."""
         self._loop_thread = threading.get_ident()
         self._seen = time.monotonic()
         threading.Thread(target=self._watch, name="loop-watch", daemon=True).start()
@@ -69,4 +70,5 @@ class LoopWatch:
 
 
 def stack_of(frame: FrameType | None) -> str:
+    """The stack of a thread, whose innermost frame this is, as text with several lines."""
     return "".join(traceback.format_stack(frame)) if frame else "a thread that has ended"

@@ -1,4 +1,4 @@
-"""sd_notify(3): what systemd is told. Its socket is never waited for: whoever fills its queue does
+"""Notifications to systemd (sd_notify(3)). They never block: a full queue of systemd's socket must
 not stop the service."""
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _TRIES = 50
 
 
 def notify(message: str) -> bool:
-    """False when it could not be delivered now."""
+    """Send a message. False when the queue is full. True also when no one listens."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return True
@@ -22,13 +22,14 @@ def notify(message: str) -> bool:
             sock.sendto(message.encode(), "\0" + address[1:] if address[0] == "@" else address)
         except BlockingIOError:
             return False
-        except OSError:  # nobody is there who would want to know
+        except OSError:  # nobody listens
             return True
     return True
 
 
 async def deliver(message: str) -> None:
-    """For what systemd waits for (READY=1): try again while its queue is full."""
+    """Send a message for which systemd waits (READY=1). Retries while the queue is full, for
+    _TRIES * _PAUSE seconds."""
     for _ in range(_TRIES):
         if notify(message):
             return
@@ -36,7 +37,8 @@ async def deliver(message: str) -> None:
 
 
 async def pet_watchdog() -> None:
-    """WatchdogSec of the unit: systemd restarts a service whose event loop hangs."""
+    """Send WATCHDOG=1 twice in each WatchdogSec of the unit: systemd restarts a service whose event
+    loop hangs. Returns at once where no watchdog is set."""
     period = 0.0
     with suppress(ValueError):
         period = float(os.environ.get("WATCHDOG_USEC", 0)) / 1e6 / 2

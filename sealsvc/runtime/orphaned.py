@@ -1,4 +1,4 @@
-"""A process that works for the service ends when the service does, whatever ended it."""
+"""Ends a process that works for the service when the service ends, for whatever reason."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ import threading
 
 
 def end_with_reader(fd: int) -> None:
-    """Be sent SIGTERM when nobody can read from the pipe `fd` any more.
+    """Have this process sent SIGTERM when nobody can read from the pipe `fd` (its write end) any
+    more.
 
-    PR_SET_PDEATHSIG would not do: the kernel clears it whenever the process changes its effective
-    user (commit_creds), as a copy does for each file that it opens.
+    PR_SET_PDEATHSIG does not suffice: the kernel clears it whenever the process changes its
+    effective user (commit_creds), as a copy does for each file that it opens.
     """
     threading.Thread(target=_watch, args=(fd,), name="reader watch", daemon=True).start()
 
 
 def _watch(fd: int) -> None:
     poll = select.poll()
-    poll.register(fd, 0)  # POLLERR comes unasked when the last reader is gone
+    poll.register(fd, 0)  # POLLERR, when the last reader is gone, needs not be asked for
     poll.poll()
     os.kill(os.getpid(), signal.SIGTERM)

@@ -1,4 +1,5 @@
-"""The owner of every background task: none dies silently, none outlives it."""
+"""Owns all background tasks: a task that fails is logged and raises an alarm, and stop() ends those
+that are left."""
 
 from __future__ import annotations
 
@@ -9,15 +10,18 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-_PATIENCE = 2.0  # seconds
+_PATIENCE = 2.0  # seconds in which cancelled tasks must end
 
 
 class Tasks:
+    """The running tasks. `alarm` is called with the text of an alarm."""
+
     def __init__(self, alarm: Callable[[str], None]) -> None:
         self._alarm = alarm
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def spawn(self, name: str, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Start a task. `name` appears in the log and in alarms."""
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
@@ -32,11 +36,12 @@ class Tasks:
             self._alarm(f"task {task.get_name()} failed: {error!r}")
 
     async def stop(self) -> None:
+        """Cancel all tasks, and wait up to _PATIENCE for them."""
         for task in tuple(self._tasks):
             task.cancel()
         if self._tasks:
-            # One may wait for a thread that is stuck on a frozen file system. What it leaves is
-            # what a killed service leaves: the next one finds it.
+            # A task may wait for a thread that is stuck on a frozen file system. It leaves what a
+            # service that is killed leaves, which the next service recovers.
             _, left = await asyncio.wait(self._tasks, timeout=_PATIENCE)
             for task in left:
                 log.warning("%s does not end: it is left as it is", task.get_name())

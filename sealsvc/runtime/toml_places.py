@@ -1,4 +1,4 @@
-"""Errors in a TOML file as its writer needs them: with the line, the key and the choices."""
+"""Error messages for TOML files, with the line, the key and the possible values."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ _INVALID_ENUM = "Invalid enum value"
 
 
 def line_of(text: str, keys: Sequence[str]) -> int | None:
-    """The line (from 1) of a key, by the names of its tables and its own; else of its table."""
+    """The line number (from 1) of a key; if the key is not there, that of its table. `keys` are the
+    names of its tables, then its own. None when neither is found."""
     *tables, last = keys
     table: list[str] = []
     found = None
@@ -34,7 +35,7 @@ def line_of(text: str, keys: Sequence[str]) -> int | None:
 
 
 def placed(file: object, text: str, keys: Sequence[str], what: str) -> str:
-    """`what` is wrong with a key, with the file and the line before it."""
+    """The message `what` about a key, preceded by the file, the line and the key."""
     line = line_of(text, keys) if keys else None
     where = f"{file}:{line}" if line else f"{file}"
     return f"{where}: {'.'.join(keys)}: {what}" if keys else f"{where}: {what}"
@@ -43,8 +44,8 @@ def placed(file: object, text: str, keys: Sequence[str], what: str) -> str:
 def explained(
     error: Exception, file: object, text: str, kind: type, under: Sequence[str] = ()
 ) -> str:
-    """What msgspec, or the TOML reader, says of a file that was to become a `kind` (the table
-    `under`): with file, line, key, and what is to be had instead."""
+    """The message of an error that msgspec, or the TOML reader, raised when it decoded a file (its
+    table `under`) to the type `kind`: with file, line, key, and the possible values."""
     message = str(error)
     place = _PLACE.search(message)
     message = _PLACE.sub("", message)
@@ -62,7 +63,7 @@ def explained(
 
 
 def _at(kind: Any, keys: Sequence[str]) -> Any:
-    """The type of the key below a struct."""
+    """The type of a key, by its path `keys` from the struct `kind`."""
     for key in keys:
         kind = _bare(kind)
         kind = get_type_hints(kind, include_extras=True).get(key, Any)

@@ -1,8 +1,9 @@
-"""What each user (uid) has of the service, and how much one may have.
+"""Counts what each user (uid) takes of the service, and limits it.
 
-Every resource that somebody else could run out of is counted here, by the uid that the kernel
-vouches for. Whoever is at a limit is refused with `limit-reached`, whose details name the limit; an
-alarm tells operators. Users with nothing are forgotten: the table is bounded by the connections.
+Connections, requests and descriptors, which others could run out of, are counted by the uid that
+the kernel vouches for. A user at a limit gets a Refusal `limit-reached`, whose details name the
+limit, and an alarm is raised. Users that have nothing are dropped, so that the table is bounded by
+the number of connections.
 """
 
 from __future__ import annotations
@@ -24,16 +25,18 @@ from sealsvc.runtime.workers import Workers
 
 T = TypeVar("T")
 
-PART = 16  # of RLIMIT_NOFILE is the most that one user has of connections, and of descriptors
-THREADS = 4  # for each user
-PATIENCE = 5.0  # seconds for a look at what a user sent
+# A user may have at most RLIMIT_NOFILE / PART connections, and as many descriptors.
+PART = 16
+THREADS = 4  # threads for each user
+PATIENCE = 5.0  # seconds for a call that looks at what a user sent
 _ALARM_PAUSE = 60.0  # seconds between two alarms about the same user and limit
-_MOST_ALARMS = 64  # users that are told of in such a time
+_MOST_ALARMS = 64  # alarms, of all users together, in that time
 
 
 @dataclass(slots=True, eq=False)
 class User:
-    """`descriptors` are those that were received and are neither part of a grant nor closed."""
+    """What one user has. `descriptors` counts those that are in a Received: received, and neither
+    taken out for use nor closed yet."""
 
     uid: int
     connections: int = 0
@@ -45,19 +48,22 @@ class User:
         return not (self.connections or self.requests or self.descriptors)
 
     def close_later(self, fds: Iterable[int]) -> None:
-        """Close what was received from this user, or is meant for it."""
+        """Close descriptors that were received from this user, or made for it, in its threads.
+        Never blocks."""
         closing.close_later(("user", self.uid), fds)
 
 
 @dataclass(slots=True)
 class Overruns:
-    """Counts refusals by limit, and raises the alarm, but not for each refusal."""
+    """Counts refusals by limit, and raises alarms, but not for each refusal."""
 
     alarm: Callable[[str], None]
     counts: Counter[str] = field(default_factory=Counter)
     _told: dict[tuple[int, str], float] = field(default_factory=dict)
 
     def add(self, uid: int, limit: str, most: int) -> None:
+        """Count a refusal of `uid` at `limit`, whose value is `most`; raise an alarm if there was
+        none about both within _ALARM_PAUSE."""
         self.counts[limit] += 1
         now = clock.now()
         if self._told.get((uid, limit), 0.0) > now - _ALARM_PAUSE:
@@ -70,13 +76,14 @@ class Overruns:
 
 
 class Users:
-    """`exempt(uid)`: operators are bounded by what all users may have together, only."""
+    """All users. `exempt(uid)` is true for operators, who are bound only by the limits on all users
+    together."""
 
     def __init__(
         self, section: LimitsSection, exempt: Callable[[int], bool], alarm: Callable[[str], None]
     ) -> None:
-        """What takes descriptors is bounded by RLIMIT_NOFILE as well: a connection has two, and a
-        few users at their limits must leave enough for seals and for others."""
+        """Connections and descriptors are limited by RLIMIT_NOFILE as well: a connection takes two
+        descriptors, and a few users at their limits must leave enough for seals and for others."""
         self.section, self._exempt = section, exempt
         share = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // PART
         self._most = {
@@ -89,10 +96,12 @@ class Users:
         self._workers = Workers(THREADS)
 
     def of(self, uid: int) -> User:
+        """The record of a user, made if there is none."""
         return self._users.setdefault(uid, User(uid))
 
     def take(self, user: User, what: str, count: int = 1) -> None:
-        """Count `count` more "connections", "requests" or "descriptors". Raises limit-reached."""
+        """Count `count` more "connections", "requests" or "descriptors". Raises Refusal
+        `limit-reached`."""
         has: int = getattr(user, what)
         if has + count > self._most[what] and not self._exempt(user.uid):
             self.refuse(user, f"{what}_per_user", self._most[what])
@@ -100,12 +109,12 @@ class Users:
         self._users[user.uid] = user
 
     def refuse_more_descriptors(self, user: User) -> None:
-        """Raises limit-reached when not even one more may be received from the user."""
+        """Raises Refusal `limit-reached` when the user may not send even one more descriptor."""
         self.take(user, "descriptors", 1)
         user.descriptors -= 1
 
     def refuse(self, user: User, limit: str, most: int) -> None:
-        """Raises limit-reached."""
+        """Count a refusal, and raise Refusal `limit-reached`."""
         self.overruns.add(user.uid, limit, most)
         self._forget_if_idle(user)
         raise Refusal(
@@ -116,6 +125,7 @@ class Users:
         )
 
     def give_back(self, user: User, what: str, count: int = 1) -> None:
+        """Undo take()."""
         setattr(user, what, getattr(user, what) - count)
         self._forget_if_idle(user)
 
@@ -124,9 +134,10 @@ class Users:
             del self._users[user.uid]
 
     async def look(self, user: User, function: Callable[..., T], *arguments: object) -> T:
-        """Call what looks at something a user sent, in one of that user's threads: even fdinfo may
-        block (fs/eventpoll.c ep_show_fdinfo takes the mutex that epoll_wait of the sender holds
-        while it writes into memory of the sender's choice). Raises try-later after a while."""
+        """Call `function`, which looks at something that a user sent, in one of that user's
+        threads, because even reading fdinfo may block (fs/eventpoll.c: ep_show_fdinfo takes the
+        mutex that epoll_wait of the sender holds while it writes into memory of the sender's
+        choice). Raises Refusal `try-later` after PATIENCE seconds."""
         looking = self._workers.of(user.uid).submit(function, *arguments)
         try:
             return await asyncio.wait_for(asyncio.wrap_future(looking), PATIENCE)
@@ -138,7 +149,7 @@ class Users:
             ) from None
 
     async def fetch(self, user: User, function: Callable[..., int], *arguments: object) -> int:
-        """The same for a call that returns a descriptor: one that comes too late is closed."""
+        """As look(), for a call that returns a descriptor: if that comes too late, it is closed."""
         looking = self._workers.of(user.uid).submit(function, *arguments)
         waiting = asyncio.shield(wrapped := asyncio.wrap_future(looking))
         try:
@@ -160,13 +171,13 @@ def _close_late(user: User, done: asyncio.Future[int]) -> None:
 
 
 class Received:
-    """The descriptors of one message. They have an owner from the moment they are read: whatever is
-    not taken out is closed by `close`, which the end of the request calls in any case."""
+    """The descriptors of one message, and their owner from the moment they are read. `close`, which
+    is called at the end of the request in any case, closes those that were not taken out."""
 
     __slots__ = ("_fds", "_user", "_users")
 
     def __init__(self, fds: list[int], user: User, users: Users) -> None:
-        """Takes `fds` over."""
+        """Takes ownership of `fds`."""
         self._fds, self._user, self._users = fds, user, users
         user.descriptors += len(fds)
 
@@ -175,17 +186,18 @@ class Received:
 
     @property
     def numbers(self) -> tuple[int, ...]:
-        """To look at; they stay ours."""
+        """The descriptors, to look at. Their owner does not change."""
         return tuple(self._fds)
 
     def pop(self) -> int:
-        """The last one, for the caller to own. It is closed by User.close_later, or in a worker."""
+        """Take the last descriptor out. The caller owns it, and closes it by User.close_later or in
+        a worker thread."""
         fd = self._fds.pop()
         self._users.give_back(self._user, "descriptors")
         return fd
 
     def close(self) -> None:
-        """They are counted until they are closed."""
+        """Close the descriptors in the user's threads. They are counted until that is done."""
         fds, self._fds = self._fds, []
         loop = asyncio.get_running_loop()
         for fd in fds:
@@ -193,6 +205,6 @@ class Received:
             done.add_done_callback(partial(self._closed, loop))
 
     def _closed(self, loop: asyncio.AbstractEventLoop, _: object) -> None:
-        """From any thread."""
+        """Called from any thread."""
         with suppress(RuntimeError):  # the loop has ended
             loop.call_soon_threadsafe(self._users.give_back, self._user, "descriptors")

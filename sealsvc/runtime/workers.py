@@ -1,8 +1,8 @@
-"""Threads for what may block: every call that touches a file.
+"""Worker threads for calls that may block, such as every call that touches a file.
 
-A pool for each file system, so that one which is frozen, or whose device hangs, starves only
+Each file system has its own pool, so that one which is frozen, or whose device hangs, delays only
 itself. A thread that is stuck in the kernel cannot be stopped, but it must not keep the service
-from ending: so these are daemon threads, which concurrent.futures does not have.
+from ending. So these are daemon threads, which concurrent.futures does not have.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ T = TypeVar("T")
 
 _IDLE = 5.0  # seconds after which a thread without work ends
 
-# Looks at the memory of processes. Whoever holds a process's mmap_lock decides how long one takes.
+# Looks at the memory of processes. They need the process's mmap_lock, and wait for its owner.
 _LOOKS = 2  # threads for each process
-_PATIENCE = 3.0  # seconds until a look counts as lost
-_LOST_BY_USER = 8  # processes of one user with lost looks
-_LOST = 64  # of all users
+_PATIENCE = 3.0  # seconds after which a look counts as lost
+_LOST_BY_USER = 8  # processes of one user with lost looks, at which further looks are refused
+_LOST = 64  # the same for the processes of all users
 
 
 class Pool:
-    """At most `most` threads, made when there is work."""
+    """At most `most` threads. They are started when there is work, and end after _IDLE seconds
+    without any."""
 
     def __init__(self, most: int, name: str) -> None:
         self._most, self._name = most, name
@@ -39,15 +40,19 @@ class Pool:
         self._stopped = False
 
     async def run(self, function: Callable[..., T], *arguments: object) -> T:
+        """Call `function` in a thread of the pool, and wait for its result. Raises what it
+        raises."""
         return await asyncio.wrap_future(self.submit(function, *arguments))
 
     def submit(self, function: Callable[..., T], *arguments: object) -> Future[T]:
-        """The same without waiting, from any thread."""
+        """As run(), without waiting. May be called from any thread."""
         future: Future[T] = Future()
         self.submit_as(future, partial(function, *arguments))
         return future
 
     def submit_as(self, future: Future[T], call: Callable[[], T]) -> None:
+        """As submit(), with a Future that the caller has made. It is cancelled if the pool has been
+        stopped."""
         with self._changed:
             if self._stopped:
                 future.cancel()
@@ -60,7 +65,7 @@ class Pool:
                 threading.Thread(target=self._work, name=self._name, daemon=True).start()
 
     def stop(self) -> None:
-        """What is under way ends when it does; nothing else begins."""
+        """Cancel all calls that have not begun. Those under way are not waited for."""
         with self._changed:
             self._stopped = True
             while self._jobs:
@@ -90,16 +95,17 @@ class Pool:
 
 
 class Workers:
-    """The pools. One that is idle goes away by itself: its threads alone keep it."""
+    """The pools. A pool exists as long as it has threads, or somebody refers to it."""
 
     def __init__(self, count: int) -> None:
-        """`count` threads in each pool at most."""
+        """`count` is the maximum number of threads in each pool."""
         self.count = count
         self._pools: WeakValueDictionary[Hashable, Pool] = WeakValueDictionary()
         self._stopped = False
 
     def of(self, what: Hashable, most: int | None = None) -> Pool:
-        """The pool of a file system (its device), or of anything else that may hang by itself."""
+        """The pool of a file system (its device), or of anything else that may hang independently.
+        `most` is its maximum number of threads, if not `count`; it counts when the pool is made."""
         pool = self._pools.get(what)
         if pool is None:
             pool = self._pools[what] = Pool(most or self.count, f"seal-worker-{what}")
@@ -108,30 +114,34 @@ class Workers:
         return pool
 
     async def run(self, function: Callable[..., T], *arguments: object) -> T:
-        """For what belongs to no one file system."""
+        """Call `function` in the pool for work that belongs to no particular file system."""
         return await self.of(None).run(function, *arguments)
 
     def stop(self) -> None:
+        """Stop all pools, and those that are made later."""
         self._stopped = True
         for pool in list(self._pools.values()):
             pool.stop()
 
 
 class Lost(Exception):
-    """A look at a process does not come back; the text says what is known of it."""
+    """A look at a process has not returned in time, or is refused because earlier ones have not;
+    the text says which."""
 
 
 class Looks:
-    """Looks at processes that may keep them for ever: threads of its own for each process, a time
-    limit, and a limit on the threads that are lost. A lost one ends when the kernel lets it go."""
+    """Runs looks at processes, which these may block for ever: with separate threads for each
+    process, a time limit of `patience` seconds, and a limit on the looks that are lost. A lost look
+    ends when the kernel lets its thread continue."""
 
     def __init__(self, workers: Workers, patience: float = _PATIENCE) -> None:
         self._workers, self._patience = workers, patience
-        self._lost: dict[tuple[int, int], int] = {}  # how many, by user and pid
+        self._lost: dict[tuple[int, int], int] = {}  # lost looks by user and pid
 
     async def run(self, user: int, pid: int, call: Future[T], function: Callable[[], T]) -> T:
-        """What `function` returns, in a thread. `call` is done when it has ended or will never
-        begin, which may be long after this has raised Lost."""
+        """Call `function` in a thread, and return its result. `call` is done when the function has
+        returned or will never be called, which may be long after this has raised Lost. Raises Lost,
+        and what `function` raises."""
         if reason := self._refusal(user, pid):
             call.cancel()
             raise Lost(reason)

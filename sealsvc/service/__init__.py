@@ -1,1 +1,1 @@
-"""The service: composition root, router, and what operators ask."""
+"""The service: the composition root, the router, and the handlers of requests."""

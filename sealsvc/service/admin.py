@@ -1,4 +1,4 @@
-"""What operators ask and no holder does (protocol/admin.py)."""
+"""Handlers of the requests in protocol/admin.py, except Redeem (granting.py)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ from sealsvc.service.visible import Visible
 
 
 class Admin:
-    """Files, holders and jobs of his own anybody may ask for, the rest is for operators."""
+    """Answers administrative requests. Every user may list the files and holders of seals that it
+    may see, its own operations that wait, and show or cancel its own jobs; all else is for
+    operators."""
 
     def __init__(
         self,

@@ -1,9 +1,9 @@
-"""Alarms as state: what an operator should look at, until somebody says that he has.
+"""The list of alarms: what an operator should look at, until it is acknowledged.
 
-An event is gone for whoever was not listening. An alarm stays: each distinct one is kept with how
-often and when it came, through a restart of the service (a small file beside the control socket, in
-/run: alarms are of this boot; the registry has all of them for good), until it is acknowledged and
-others need its room.
+An event reaches only those who listen. An alarm is kept: each distinct one with the number and the
+times of its occurrences, also over a restart of the service (in a small file beside the control
+socket, in /run, because alarms are of this boot; the registry keeps all of them). When the list is
+full, acknowledged alarms are dropped first.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from sealsvc.runtime import kept_file
 log = logging.getLogger(__name__)
 
 MOST = 1000  # distinct alarms that are kept
-_PAGE = 100
-_SHOWN = 500  # characters of a reason
+_PAGE = 100  # alarms in one answer
+_SHOWN = 500  # characters of a reason that are kept
 _DECODER = msgspec.json.Decoder(list[AlarmInfo])
 
 
 class AlarmList:
-    """`file` is where they are kept; `run` runs a function that may block, in a worker thread."""
+    """Keeps alarms in `file`. `run` runs a function that may block, in a worker thread."""
 
     def __init__(self, file: Path, run: Callable[..., Awaitable[None]]) -> None:
         self._file, self._run = file, run
@@ -41,7 +41,8 @@ class AlarmList:
         self.dropped = 0
 
     def load(self) -> None:
-        """What an earlier service kept. A file that cannot be read is begun anew."""
+        """Read the alarms of an earlier service. If the file cannot be read, a warning is logged
+        and the list starts empty."""
         try:
             found = _DECODER.decode(self._file.read_bytes())
         except FileNotFoundError:
@@ -52,7 +53,7 @@ class AlarmList:
         self._alarms = {alarm.id: alarm for alarm in found}
 
     def hear(self, event: Event) -> None:
-        """A watcher of the event log."""
+        """Called with each event: adds those that are alarms."""
         if event.name not in ("alarm", "drift"):
             return
         reason = str(event.data.get("reason") or "the extent map of a sealed range changed")
@@ -74,18 +75,19 @@ class AlarmList:
         self._changed = True
 
     def _drop_one(self) -> None:
-        """The oldest that was acknowledged, else the oldest; the latter is counted."""
+        """Drop the oldest alarm that was acknowledged, else the oldest; the latter is counted in
+        `dropped`."""
         seen = next((id for id, alarm in self._alarms.items() if alarm.acknowledged_by), None)
         self.dropped += seen is None
         del self._alarms[seen or next(iter(self._alarms))]
 
     @property
     def open(self) -> int:
-        """How many nobody has acknowledged."""
+        """Number of alarms that nobody has acknowledged."""
         return sum(not alarm.acknowledged_by for alarm in self._alarms.values())
 
     def page(self, request: Alarms) -> AlarmPage:
-        """The newest first."""
+        """The alarms that the request asks for, the newest first."""
         found = [a for a in reversed(self._alarms.values()) if _concerns(a, request.below)]
         if request.open:
             found = [alarm for alarm in found if not alarm.acknowledged_by]
@@ -97,7 +99,8 @@ class AlarmList:
         )
 
     def acknowledge(self, alarm: str, by: str, below: Iterable[str] | None) -> AlarmInfo:
-        """`by` is who has seen it. It is open again when it comes again. Raises no-such-alarm."""
+        """Record that `by` has seen an alarm. If it occurs again, it is open again. Raises Refusal
+        `no-such-alarm`."""
         found = self._alarms.get(alarm)
         if found is None or not _concerns(found, below):
             raise Refusal("no-such-alarm", f"there is no alarm {alarm}", {"alarm": alarm})
@@ -108,7 +111,7 @@ class AlarmList:
         return found
 
     async def save(self) -> None:
-        """Called now and then: write what has changed."""
+        """Write the file if the list has changed. Called periodically."""
         if not self._changed:
             return
         self._changed = False
@@ -117,7 +120,7 @@ class AlarmList:
 
 
 def _id_of(name: str, seal: str, reason: str) -> str:
-    """The same for alarms that differ in numbers (counts, pids, offsets) alone."""
+    """The id of an alarm. Alarms that differ only in numbers (counts, pids, offsets) share one."""
     text = f"{name}\0{seal}\0{re.sub('[0-9]+', '#', reason)}"
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 

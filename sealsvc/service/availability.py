@@ -1,7 +1,7 @@
-"""What one user can use up, and how much of it: the table behind docs/limits.md.
+"""The limits on what one user can take of the service: the table from which docs/limits.md is made.
 
-Values that are configured are read from the sections of config.py, the others from the modules that
-enforce them, so that the page cannot say anything else.
+Configured limits are read from the sections of config.py, fixed ones from the modules that enforce
+them, so that the page cannot differ from the code.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ _LIMITS, _POLICY = LimitsSection(), PolicySection()
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """One row. `setting` is a key of sealsvc.toml, or empty; `beyond` says what happens to a client
-    at the limit, `others` what the other clients notice."""
+    """One row of the table. `setting` is the key in sealsvc.toml, or empty; `most` the limit as
+    text; `beyond` says what happens to a client at the limit, `others` what other clients
+    notice."""
 
     resource: str
     setting: str
@@ -157,7 +158,7 @@ TABLE = (
 
 
 def page() -> str:
-    """docs/limits.md."""
+    """The text of docs/limits.md."""
     lines = [
         "# Limits",
         "",

@@ -1,4 +1,5 @@
-"""What copies, integrity and exports answer, as tables for the router: a function for each."""
+"""Tables of handlers for the router, one function for each capability: integrity, PI channels,
+copies, relocation, exports, simulation."""
 
 from __future__ import annotations
 
@@ -30,6 +31,8 @@ _TAGS = [kind for kind in get_args(pi.AnyRequest) if kind not in (*_CHANNEL, pi.
 
 
 def integrity_answers(integrity: Integrity) -> tuple[Answers, Handlers]:
+    """Requests about tags; PiQuery may come with a descriptor."""
+
     async def answer(connection: Connection, request: Any) -> Result:
         return await integrity.answer(connection.peer, request)
 
@@ -40,16 +43,20 @@ def integrity_answers(integrity: Integrity) -> tuple[Answers, Handlers]:
 
 
 def channel_handlers(channels: PiChannels) -> Handlers:
+    """Requests about PI channels to devices."""
     return dict.fromkeys(_CHANNEL, channels.answer)
 
 
 def copy_answers(copies: CopyJobs, registry: Registry) -> tuple[Answers, Handlers]:
+    """Copies between paths, or between descriptors that were sent; the trust in strategies."""
+
     async def start(connection: Connection, request: StartCopy) -> Result:
         return await copies.start(connection.peer, connection.user, request, [])
 
     async def start_sent(connection: Connection, request: StartCopy, fds: Received) -> Reply:
-        """Between the files that were sent. A repeated request could not be told from a new one:
-        its descriptors were closed with the first."""
+        """Start a copy between two files whose descriptors were sent. A key is refused, because a
+        repeated request could not be recognised: the descriptors of the first are closed by
+        then."""
         if request.key:
             raise Refusal("bad-request", "a copy between descriptors takes no key")
         taken = [fds.pop() for _ in range(len(fds))]
@@ -64,6 +71,8 @@ def copy_answers(copies: CopyJobs, registry: Registry) -> tuple[Answers, Handler
 
 
 def relocation_answers(relocations: Relocations, visible: Visible) -> Answers:
+    """Relocations, and the answers of holders to them (Quiesce)."""
+
     async def relocate(connection: Connection, request: Relocate) -> Result:
         return await relocations.start(connection.peer, request)
 
@@ -75,6 +84,8 @@ def relocation_answers(relocations: Relocations, visible: Visible) -> Answers:
 
 
 def export_answers(policy: Policy, *, simulated: bool) -> Answers:
+    """The end of exports, for operators."""
+
     async def stop(connection: Connection, request: StopExport) -> Result:
         policy.operators_only(connection.peer, "stop exports")
         if simulated:
@@ -87,6 +98,8 @@ def export_answers(policy: Policy, *, simulated: bool) -> Answers:
 def simulation_answers(
     policy: Policy, simulate: Callable[[Simulate], Awaitable[dict[str, Any]]]
 ) -> Answers:
+    """What a simulated system is told to do, by operators."""
+
     async def answer(connection: Connection, request: Simulate) -> Result:
         policy.operators_only(connection.peer, "simulate")
         return Simulated(result=await simulate(request))

@@ -1,8 +1,8 @@
-"""What is wrong, or dubious, with a configuration on this machine, before the service starts on it.
+"""Checks a configuration against this machine, before the service is started with it.
 
-config.py judges the text; here it is held against the file system. A root that is not there, is no
-directory, or is reached through a symbolic link can never be sealed below; one whose file system
-is not mounted yet is only warned of, for it may be mounted later.
+config.py checks the text, this module the file system. A root that does not exist, is not a
+directory, or is reached through a symbolic link is an error: nothing below it can be sealed. A root
+on a file system that cannot keep seals is a warning, because the right one may be mounted later.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from sealsvc.runtime.toml_places import placed
 
 
 class Finding(NamedTuple):
-    """`fatal`: the service is not to be started like this."""
+    """`fatal`: the service must not be started with this configuration."""
 
     text: str
     fatal: bool
 
 
 def check(data: bytes, file: Path | None) -> list[Finding]:
-    """Raises ConfigError where it is no configuration at all."""
+    """The findings on the configuration `data` (TOML, UTF-8), which was read from `file`. Raises
+    ConfigError when it cannot be parsed."""
     config, text = parse(data, file), data.decode()
 
     def told(key: str, what: str, *, fatal: bool) -> Finding:
@@ -62,8 +63,8 @@ def _root(root: str) -> Iterator[tuple[str, bool]]:
 
 
 def _unsupported(root: str) -> str:
-    """The type of the file system of a directory and of none mounted below it, unless a seal can
-    be kept on one."""
+    """The type of the file system of a directory. Empty when a seal can be kept on it, or on a
+    file system that is mounted at or below the directory."""
     mounts = mountinfo.own().read()
     below = [m for m in mounts if m.point == root or m.point.startswith(root.rstrip("/") + "/")]
     if any(mount.type in SUPPORTED for mount in below):

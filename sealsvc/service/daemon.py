@@ -1,4 +1,5 @@
-"""The composition root: everything is built here, passed on, started, and stopped in reverse."""
+"""The composition root: builds every part of the service, passes them to each other, starts them,
+and stops them in reverse order."""
 
 from __future__ import annotations
 
@@ -87,12 +88,14 @@ from sealsvc.service.visible import Visible
 log = logging.getLogger(__name__)
 
 _BAD_BLOCKS_PAUSE = 5.0  # seconds
-_REFUSED_PAUSE = 5.0  # seconds between two looks at how many overlays were refused
-_TAGS_WITHIN = 30.0  # seconds for all attachments to be opened at the start
+_REFUSED_PAUSE = 5.0  # seconds between two queries of how many overlays were refused
+_TAGS_WITHIN = 30.0  # seconds in which all attachments must have been opened at the start
 
 
 class Daemon:
-    """`keeper` is None on a simulated system, whose kernel dies with the service."""
+    """The service. `keeper` is None on a simulated system, whose simulated kernel ends with the
+    service. The constructor takes over the seals of the previous service, and raises what
+    recovery.reclaim() raises."""
 
     def __init__(
         self,
@@ -109,7 +112,7 @@ class Daemon:
         self.workers = Workers(config.service.workers)
         self.enforcers = EnforcerSet(enforcers, overlays)
         policy = Policy(config.policy)
-        # Before anything is kept anew, whatever a dead service left is taken over.
+        # The seals of the previous service are taken over before a new journal replaces theirs.
         self.reclaimed = reclaim(keeper, self.enforcers) if keeper else Reclaimed([], [])
         self.journal = Journal(
             lambda fd: keeper.keep(JOURNAL, fd) if keeper else None, self.reclaimed.seals
@@ -124,7 +127,7 @@ class Daemon:
         if not host.simulated:
             kept = config.registry_path / "integrity"
             self.integrity = Integrity(self.grants, self.events, self.tasks, config.integrity, kept)
-        self.tags_served = False  # once their store is open
+        self.tags_served = False  # true once their store is open
         self.pi_channels = PiChannels(
             self.grants, self.integrity.errors if self.integrity else None
         )
@@ -204,7 +207,7 @@ class Daemon:
             self.metrics.latencies["loop_lag"].add,
             lambda reason: self.events.publish("alarm", reason=reason),
         )
-        # Called when the orderly end begins, for whoever wants it bounded.
+        # Called when the orderly shutdown begins; runtime/ending.py bounds the time that it takes.
         self.ending: Callable[[], None] = lambda: None
         self.wall_clock = clock.WallClock()
         self.canary = Canary(self.enforcers, self.events, self.workers, self._audit_all)
@@ -213,7 +216,7 @@ class Daemon:
         self._lapses: dict[str, int] = {}
 
     def _route(self, returns: Returns, copies: CopyJobs) -> None:
-        """Who answers what. Tags are answered about once they are open."""
+        """Fill the router. The handlers of tags are added later, once their store is open."""
         grants, recaller, visible, router = self.grants, self.recaller, self.visible, self.router
         historian = Historian(self.registry, self.host, self.policy, self.workers)
         system = System(
@@ -258,7 +261,8 @@ class Daemon:
             self.integrity.returned_not(seal)
 
     async def run(self) -> None:
-        """Serve until SIGTERM or SIGINT. Raises Refusal when it cannot go on."""
+        """Serve until SIGTERM or SIGINT. Raises Refusal when the service cannot start, or when the
+        keeper is lost."""
         loop = self._loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
@@ -316,14 +320,14 @@ class Daemon:
         try:
             enforcer.drain()
         except Refusal as failure:
-            # Without the keeper nothing is enforced any more. Whoever restarts us starts another.
+            # Without the keeper nothing is enforced. The restarted service starts a new keeper.
             asyncio.get_running_loop().remove_reader(fd)
             self.events.publish("alarm", reason=f"{failure}: no seal is enforced any more")
             self._failure = failure
             self._stop.set()
 
     async def _start_integrity(self, integrity: Integrity) -> None:
-        """A disk of the registry that hangs keeps nothing but the tags on it from being served."""
+        """Open the tag store, with a time limit: if its disk hangs, only tags are not served."""
         try:
             await asyncio.wait_for(integrity.start(), _TAGS_WITHIN)
         except (TimeoutError, OSError) as error:
@@ -348,7 +352,8 @@ class Daemon:
         self.registry.present((seal.info(), seal.map) for seal in seals if seal.live)
 
     def _resume(self) -> None:
-        """Go on with the seals of the service that was here before."""
+        """Continue with the seals of the previous service: enter them in the table, then resume
+        their recalls, fences and proofs."""
         for seal in self.reclaimed.seals:
             self.table.add(seal)
         for seal in self.reclaimed.seals:
@@ -388,7 +393,7 @@ class Daemon:
         self.keeper.close()
 
     def _keeper_silent(self, reason: str) -> None:
-        """From the watch's thread."""
+        """Called on the thread of the keeper watch."""
         assert self.keeper is not None
         self.keeper.silent = bool(reason)
         if reason:
@@ -397,10 +402,11 @@ class Daemon:
                 self._loop.call_soon_threadsafe(tell)
 
     def _arm(self, *, at_start: bool = False) -> None:
-        """Watch the file systems under the roots from the start: descriptors opened from now on are
-        seen by every later seal."""
+        """Arm the mounted file systems below the roots, so that descriptors which are opened from
+        now on are seen by every later seal. A failure is logged: that file system is then armed at
+        its first grant. Runs in a worker thread."""
         if self.host.simulated:
-            return  # there is no mount to open
+            return  # a simulated file system has no mount to open
         for filesystem in self.host.filesystems(self.policy.roots):
             if filesystem.unsupported:
                 continue
@@ -417,7 +423,7 @@ class Daemon:
                 log.warning("%s is armed at its first grant: %s", filesystem.mount, error)
 
     def _reload(self) -> None:
-        """SIGHUP, what `systemctl reload` sends."""
+        """Handle SIGHUP, which `systemctl reload` sends."""
         try:
             self.policy_file.reload()
         except Refusal as refusal:
@@ -438,7 +444,7 @@ class Daemon:
         await watch.start()
 
     def _look_for_lapses(self) -> None:
-        """An operation that passed unjudged may have changed a map: look at all of them."""
+        """Audit every map if an enforcer may have let an operation through unjudged."""
         for enforcer in self.enforcers.available:
             lapses, before = enforcer.lapses(), self._lapses.get(enforcer.name, 0)
             self._lapses[enforcer.name] = lapses
@@ -450,8 +456,9 @@ class Daemon:
                 )
 
     async def _look_for_refused_overlays(self) -> None:
-        """The keeper has their number. Apart from the housekeeping and in a thread, for it may be
-        stopped."""
+        """Raise an alarm when overlays were refused. Their number is asked of the keeper, in a
+        thread and apart from the housekeeping, because a keeper that is stopped does not
+        answer."""
         overlays, before = self.enforcers.overlays, 0
         while overlays is not None and self.keeper is not None:
             await asyncio.sleep(_REFUSED_PAUSE)
@@ -475,7 +482,8 @@ class Daemon:
             self.tick()
 
     def tick(self) -> None:
-        """What is due by the clock."""
+        """Periodic work: clock jumps, expiry, pressure, the journal's size, rings. Called about
+        every 0.5 s, and on request of the simulated system."""
         clock.look_for_jumps()
         self.recaller.publish_repeated()
         if jump := self.wall_clock.jump():

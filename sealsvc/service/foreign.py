@@ -1,5 +1,6 @@
-"""Clients in other namespaces: a path is a name of somebody's root, a pid a number of somebody's
-pid namespace. A client is given what it means, or a refusal."""
+"""Clients in other namespaces. A path depends on the mount namespace and root of whoever names it,
+a pid on the pid namespace. A request that would mean something else to the service than to its
+client is refused."""
 
 from __future__ import annotations
 
@@ -13,15 +14,16 @@ from sealsvc.linux.processes import Process
 
 
 def sees_our_files(client: Process) -> bool:
-    """Has the client the service's mount namespace and root? Reads links that the kernel makes, and
-    touches no file."""
+    """Whether the client has the service's mount namespace and root. Reads only links in /proc, and
+    touches no file. Raises Refusal `denied` when the links cannot be read."""
     return _link(client, "ns/mnt") == _link(None, "ns/mnt") and _link(client, "root") == _link(
         None, "root"
     )
 
 
 def refuse_other_pids(client: Process) -> None:
-    """Before a pid that the client names is used."""
+    """Called before a pid that the client names is used. Raises Refusal `bad-request` if the client
+    is in another pid namespace, `denied` if that cannot be determined."""
     if _link(client, "ns/pid") != _link(None, "ns/pid"):
         raise Refusal(
             "bad-request",
@@ -31,8 +33,9 @@ def refuse_other_pids(client: Process) -> None:
 
 
 def refuse_other_file(client: Process, path: str, identify: Callable[[str], FileId]) -> None:
-    """Before a path that the client names is used: it must lead to the same file in the client's
-    mount namespace, below its root. May block."""
+    """Called before a path that the client names is used. Raises Refusal `outside-roots` unless the
+    path leads to the same file in the client's mount namespace, below the client's root. May
+    block."""
     ours = identify(path)
     if _in_view_of(client, path) != (ours.device, ours.inode):
         raise Refusal(
@@ -60,7 +63,7 @@ def _in_view_of(client: Process, path: str) -> tuple[int, int] | None:
 
 
 def _link(client: Process | None, name: str) -> str:
-    """Of the service itself without a client."""
+    """The target of a link in /proc/PID of the client, or of the service itself (None)."""
     try:
         return os.readlink(f"/proc/{'self' if client is None else _living(client)}/{name}")
     except OSError as error:
@@ -68,7 +71,8 @@ def _link(client: Process | None, name: str) -> str:
 
 
 def _living(client: Process) -> int:
-    """Its pid, which is another's once it has ended: then the links read were not its own."""
+    """The client's pid. Raises Refusal once the client has ended, because another process may have
+    its pid by then."""
     if not client.lives:
         raise _unknown("it has ended")
     return client.holder.pid

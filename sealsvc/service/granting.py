@@ -1,4 +1,4 @@
-"""Requests for seals: from a client's message to a granted seal and its descriptor."""
+"""Handlers of requests for seals: from a client's message to a granted seal and its descriptor."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ _CLOSED_WITHIN = 1.0  # seconds
 
 
 class Granting:
-    """Makes seals: for who asks, for another process, for a ring, or for who shows a claim.
+    """Grants seals to the requester, to another process, in a ring, or to whoever redeems a claim.
 
-    `granted` is called with each new seal before its holder learns of it. `rings` is None where
-    there is no keeper."""
+    `granted` is called with each seal of a Grant or Register before its holder learns of it.
+    `rings` is None where there is no keeper."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class Granting:
         if not request.key:
             return await self._new_grant(connection, request, fds)
         made: list[int] = []
-        # In a thread: the fdinfo of what was sent may block.
+        # In a thread: reading the fdinfo of a descriptor that was sent may block.
         digest = await self.users.look(connection.user, digest_of, request, fds.numbers)
 
         async def act() -> Result:
@@ -103,13 +103,14 @@ class Granting:
         result, again = await self.once.run(asker, request, digest, act)
         if not again:
             return Reply(result, made)
-        # Our copy of the descriptor that was sent before must not pass for the holder's.
+        # The service's copy of the first answer's descriptor may not be closed yet; hand_over_again
+        # would take its description for the holder's.
         await closing.closed(("user", connection.peer.uid), _CLOSED_WITHIN)
         return await self._before(request, result)
 
     async def _before(self, request: Grant, result: Result) -> Reply:
-        """The seal as it stands now. Its descriptor is sent once more when the first was lost on
-        the way: when no description has the seal's mark any more."""
+        """Answer a repeated request with the seal's present state. Its descriptor is sent again if
+        the first one was lost, which is so when no open file description has the seal's mark."""
         assert isinstance(result, SealInfo)
         seal = self.table.get(result.id)
         if seal is None:
@@ -182,7 +183,8 @@ class Granting:
     async def _passed(
         self, user: User, process: Process, request: Grant, fds: Received
     ) -> Passed | None:
-        """The file's descriptor: the one that was sent, or the holder's own by its number there."""
+        """The file's descriptor: the one that was sent, or a copy of the holder's, by its number in
+        the holder. None when the file is named by path. Raises Refusal."""
         if len(fds):
             fd = fds.pop()
         elif request.holder.fd is not None:
@@ -198,8 +200,9 @@ class Granting:
     async def refuse_foreign(
         self, connection: Connection, request: Request, path: str | None, pid: int | None = None
     ) -> None:
-        """Paths and pids mean what they mean to the client. Those that come for a principal (by the
-        REST API) are names of this machine."""
+        """Raises Refusal if the path or the pid means something else to the client than to the
+        service (foreign.py). Requests for a principal (from the REST API) are not checked: their
+        paths and pids are those of this machine."""
         client = connection.process
         if self.grants.host.simulated or request.principal:
             return
@@ -218,7 +221,7 @@ class Granting:
             raise
 
     async def _redeem(self, connection: Connection, request: Redeem, _: Received) -> Reply:
-        """The grant that was promised, to the process that shows the claim."""
+        """Make the grant of a claim, to the process that shows it."""
         with self.claims.redeem(request.claim, connection.peer) as issued:
             asker = Asker(issued.peer, connection.process.share(), connection)
             with self.metrics.timed("grant"):
@@ -238,7 +241,8 @@ class Granting:
         return connection.process.share()
 
     async def _process_of(self, connection: Connection, pidfd: int) -> Process:
-        """Takes over what was sent as a pidfd, and may be anything."""
+        """The process of a descriptor that was sent as a pidfd, but may be anything. Takes
+        ownership of it. Raises Refusal."""
         try:
             holder = await self.users.look(connection.user, processes.holder_of, pidfd)
             if holder.uid != connection.peer.uid and not self.policy.is_operator(connection.peer):
@@ -250,7 +254,8 @@ class Granting:
 
 
 def _descriptor_of(process: Process, number: int) -> int:
-    """In a thread: pidfd_getfd waits while the process is in execve (kernel/pid.c __pidfd_fget)."""
+    """A copy of the process's descriptor. Call it in a thread: pidfd_getfd(2) waits while the
+    process is in execve (kernel/pid.c __pidfd_fget). Raises Refusal `bad-request`."""
     try:
         return native.pidfd_getfd(process.pidfd, number)
     except OSError as error:

@@ -1,4 +1,5 @@
-"""What is asked of the registry: who may see what, and maps as they were and as they are."""
+"""Handlers of queries to the registry: checks who may see what, and compares recorded maps with
+present ones."""
 
 from __future__ import annotations
 
@@ -34,14 +35,17 @@ from sealsvc.registry.queries import Queries
 from sealsvc.runtime.workers import Workers
 from sealsvc.service.router import Answers
 
-_MOST = 40  # records in a page: each may have a path of 4 KiB, and a message has 64
-_SEALS = 128  # seals in a page, which is cut to _ROOM besides
-_ROOM = MAX_MESSAGE - 1024
-_ENTRIES = 20
-_CHANGES = 200
+# Most rows in one answer. A conflict may have a path of 4 KiB, and a message has 64 KiB.
+_MOST = 40  # conflicts
+_SEALS = 128  # seals; the page is also cut to _ROOM
+_ROOM = MAX_MESSAGE - 1024  # bytes
+_ENTRIES = 20  # entries of the audit trail
+_CHANGES = 200  # changes of a map
 
 
 class Historian:
+    """Answers requests for history. Users see what concerns their own seals, operators all."""
+
     def __init__(self, registry: Registry, host: Host, policy: Policy, workers: Workers) -> None:
         self._registry, self._host, self._policy, self._workers = registry, host, policy, workers
         self._ask = registry.ask
@@ -106,6 +110,8 @@ class Historian:
         )
 
     async def map_at_grant(self, peer: Peer, seal: str) -> ExtentMap:
+        """The map of a seal at its grant, an (n, 4) array (core/extents.py). Raises Refusal, for
+        example `no-such-seal` when nothing is recorded that the peer may see."""
         await self._seal(peer, seal)
         return await self._ask(peer.uid, Queries.map_at_grant, seal)
 

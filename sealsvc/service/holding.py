@@ -1,4 +1,5 @@
-"""What holders say: returned, renewed, mapped, in progress; and Reclaim after a restart."""
+"""Handlers of the requests of holders: return, downgrade, renew, mapped, progress, forgotten, and
+Reclaim after a restart of the service."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ from sealsvc.service.visible import Visible
 
 
 class Holding:
-    """What a holder says about its seal."""
+    """Answers requests of holders about their seals."""
 
     def __init__(
         self,

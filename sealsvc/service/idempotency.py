@@ -1,11 +1,12 @@
-"""Idempotency: a request that is sent again with its key is carried out once and answered alike.
+"""Idempotency (a duplicate request cache): a request that is repeated with its key is carried out
+once, and gets the same answer.
 
 A client that lost an answer (a broken connection, a restart) repeats its request with the same key.
-An answer is kept in memory for a while; the answer to a grant is kept as long as its seal lives,
-also through a restart, since the journal has who asked and a digest of what was asked.
+Answers are kept in memory for a limited time. The answer to a grant is kept as long as its seal is
+live, also over a restart, because the journal has the requester and a digest of the request.
 
-Keys are counted per user, and those of a user who asks for principals (the REST API) per principal:
-who uses more than its share loses its own oldest ones.
+Keys are counted per user, and those of an operator that asks on behalf of principals (the REST API)
+per principal. One that uses more than its share loses its own oldest keys.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ from sealsvc.protocol.messages import Result
 from sealsvc.protocol.seals import SealInfo
 from sealsvc.runtime import clock
 
-KEYS = 65536  # remembered for all users together, those of live seals apart
+KEYS = 65536  # of all users together; answers that are kept for live seals are not counted
 KEYS_PER_USER = 8192
-_SWEPT = 4  # answers of seals that are looked at in one call
+_SWEPT = 4  # users, and kept answers of grants, that one call looks at to forget what is over
 
 _IDENTITY = re.compile(rb"^(?:mnt_id|ino|Pid):.*$", re.M)
 
@@ -37,12 +38,13 @@ _IDENTITY = re.compile(rb"^(?:mnt_id|ino|Pid):.*$", re.M)
 @dataclass(slots=True)
 class _Entry:
     digest: bytes
-    until: float
-    result: Result | None = None  # None: the first is still being carried out
+    until: float  # seconds, runtime/clock.py
+    result: Result | None = None  # None: the first request is still being carried out
 
 
 class Once:
-    """`seconds`: how long an answer is remembered. `is_live(id)`: does the seal still live?"""
+    """Remembers answers by user and key, for `seconds`. `is_live(id)` tells whether a seal is
+    live. `keys` and `keys_per_user` are the limits."""
 
     def __init__(
         self,
@@ -54,20 +56,25 @@ class Once:
     ) -> None:
         self.seconds, self._is_live = seconds, is_live
         self._keys, self._keys_per_user = keys, keys_per_user
-        # Each user's in order of age, and the number of all of them.
+        # The entries of each user in order of age, and the number of all entries.
         self._users: dict[Asked, OrderedDict[str, _Entry]] = {}
         self._count = 0
-        # The answers of grants that outlived `seconds`, or their user's share, with their seal.
+        # Answers to grants that were dropped from `_users` while their seal was live.
         self._granted: OrderedDict[tuple[Asked, str], _Entry] = OrderedDict()
 
     def remember(self, user: Asked, key: str, digest: bytes, result: Result) -> None:
+        """Enter the answer to a request that was carried out before."""
         self._put(user, key, _Entry(digest, self._until(), result))
 
     async def run(
         self, user: Asked, request: Keyed, digest: bytes, act: Callable[[], Awaitable[Result]]
     ) -> tuple[Result, bool]:
-        """The result, and whether it is of an earlier request with the same key. `digest` is
-        digest_of(request). A refusal is not remembered: the next one is a new attempt."""
+        """Carry out `act` unless an earlier request had the same key. Returns the result, and
+        whether it is that of the earlier request. `digest` is digest_of(request).
+
+        Raises what `act` raises, which is not remembered, so that the next request is a new
+        attempt. Raises Refusal `bad-request` when the key was used with another digest, `try-later`
+        while the first request is under way."""
         self._forget()
         if found := self._find(user, request.key):
             if found.digest != digest:
@@ -116,7 +123,8 @@ class Once:
         return entry
 
     def _drop_oldest(self, user: Asked) -> None:
-        """But for those that are still being carried out, if there are others."""
+        """Drop the user's oldest entry. One that is still being carried out is dropped only if the
+        user has no other."""
         mine = self._users[user]
         over = (key for key, entry in mine.items() if entry.result is not None)
         key = next(over, next(iter(mine)))
@@ -125,14 +133,15 @@ class Once:
             self._granted[user, key] = entry
 
     def _forget(self) -> None:
-        """What is over: of each user's keys the oldest, a few at a time."""
+        """Drop expired entries of the next _SWEPT users, and, of the next _SWEPT kept answers of
+        grants, those whose seal has ended."""
         now = clock.now()
         for _ in range(_SWEPT):
             if not self._users:
                 break
             user = next(iter(self._users))
             mine = self._users.pop(user)
-            self._users[user] = mine  # its turn comes again after all others'
+            self._users[user] = mine  # at the end: its turn comes again after those of all others
             while mine and next(iter(mine.values())).until <= now:
                 self._drop_oldest(user)
         for _ in range(min(_SWEPT, len(self._granted))):
@@ -143,9 +152,10 @@ class Once:
 
 
 def digest_of(request: Keyed, fds: Sequence[int] = ()) -> bytes:
-    """Of what is asked, and of the descriptors that were sent with it: which mount, inode and
-    process they are of, as /proc/self/fdinfo tells (`ino` since v5.14) without asking their file
-    systems, which may hang."""
+    """A SHA-256 digest of the request and of the descriptors that were sent with it. Of these it
+    takes mount, inode and process as /proc/self/fdinfo has them (`ino` since Linux 5.14), which
+    needs no call to their file systems; reading it may block nevertheless (runtime/users.py).
+    Raises OSError."""
     same = msgspec.structs.replace(request, id=0, trace="")
     digest = hashlib.sha256(codec.encoded(same, msgspec.msgpack.encode))
     for fd in fds:

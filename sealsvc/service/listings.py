@@ -1,6 +1,7 @@
-"""What is sealed, seen from other sides than the seal's: files, holders, operations that wait.
+"""Listings: seals by filter, by file and by holder, and the operations that wait.
 
-Each page walks the whole table, which is memory: for people and dashboards, not for hot paths."""
+Each page walks the whole table in memory. This is meant for people and dashboards, not for hot
+paths."""
 
 from __future__ import annotations
 
@@ -29,15 +30,16 @@ from sealsvc.runtime import clock
 
 T = TypeVar("T")
 
-_PAGE = 100  # what fits into one message, whatever the paths are
+_PAGE = 100  # rows of a page: they fit into one message, whatever the paths are
 
 
 def key_of(seal: Seal) -> str:
+    """The key of the seal's file in listings."""
     return f"{seal.file.device}-{seal.file.inode}-{seal.file.generation}"
 
 
 def chosen(seals: Iterable[Seal], request: List) -> list[Seal]:
-    """The seals that the filters of a List let through; `path` is judged elsewhere."""
+    """The seals that match all filters of the request, except `path`, which the caller applies."""
     tests: list[Callable[[Seal], bool]] = []
     if request.state is not None:
         tests.append(lambda seal: seal.state is request.state)
@@ -73,7 +75,8 @@ def _within(seals: Iterable[Seal], below: list[str] | None) -> list[Seal]:
 
 
 def files(seals: Iterable[Seal], request: Files) -> FilePage:
-    """The files of these seals; whether they are that at `path` is judged elsewhere."""
+    """A page of the files of these seals, in order of their keys. The caller applies the filter
+    `path`."""
     by_key: dict[str, list[Seal]] = {}
     for seal in _within(seals, request.below):
         by_key.setdefault(key_of(seal), []).append(seal)
@@ -100,6 +103,7 @@ def _file(key: str, seals: list[Seal]) -> FileInfo:
 
 
 def holders(seals: Iterable[Seal], request: Holders) -> HolderPage:
+    """A page of the holders of these seals, in order of their pids."""
     by_pid: dict[int, list[Seal]] = {}
     for seal in _within(seals, request.below):
         by_pid.setdefault(seal.process.holder.pid, []).append(seal)
@@ -114,7 +118,7 @@ def holders(seals: Iterable[Seal], request: Holders) -> HolderPage:
 
 
 def _holder(seals: list[Seal]) -> HolderInfo:
-    # A pid that was used again has seals of two processes: the newest speaks for it.
+    # If a pid was reused, its seals are of two processes: the one with the newest seal is shown.
     newest = max(seals, key=lambda seal: seal.granted_at)
     holder = newest.process.holder
     return HolderInfo(
@@ -129,14 +133,14 @@ def _holder(seals: list[Seal]) -> HolderInfo:
 
 
 def _since_epoch(ticks: int) -> float:
-    """Of a time in clock ticks since boot (proc_pid_stat(5), starttime; since v5.5 of
-    CLOCK_BOOTTIME)."""
+    """Seconds since the epoch, of a time in clock ticks since boot (proc_pid_stat(5), starttime;
+    since Linux 5.5 that is CLOCK_BOOTTIME)."""
     booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
     return booted + ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _together(seals: list[Seal]) -> dict[str, Any]:
-    """The fields of Sealed."""
+    """The fields that FileInfo and HolderInfo have in common (protocol Sealed)."""
     return {
         "seals": len(seals),
         "sealed_bytes": sum(seal.effective.length for seal in seals),
@@ -145,13 +149,14 @@ def _together(seals: list[Seal]) -> dict[str, Any]:
 
 
 def _cut(found: list[T], limit: int) -> tuple[list[T], T | None]:
-    """A page of it, and the cursor of the next (None: this was the last)."""
+    """The first page of the list, and the cursor for the next one (None: this is the last)."""
     page = found[: min(limit, _PAGE)]
     return page, page[-1] if len(found) > len(page) else None
 
 
 def conflicts(waiting: Iterable[Waiting], request: Conflicts, uid: int | None) -> ConflictPage:
-    """`uid`: only operations of this user."""
+    """The operations that wait, those that have waited longest first. `uid` limits them to one
+    user's; None: all."""
     now, below = clock.now(), request.below
     found = [
         w

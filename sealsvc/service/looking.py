@@ -1,4 +1,4 @@
-"""Requests that look at seals: one, many, their maps, their audit, their events."""
+"""Handlers of requests that read: one seal, lists, maps, audits, past events."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 
 class Looking:
-    """Seals and their maps, as they are told."""
+    """Answers requests that change nothing, except that an audit may find drift."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Looking:
         return self.life.events.page(request.since, request.limit, MAX_MESSAGE - 1024)
 
     async def _show(self, connection: Connection, request: Show) -> SealInfo:
-        """Also of a seal that is over, while that is remembered."""
+        """A live seal, or one that has ended and is remembered."""
         peer = connection.peer
         found = self.life.recorded(request.seal)
         if found and (self.policy.is_operator(peer) or found.holder.uid == peer.uid):
@@ -85,7 +85,7 @@ class Looking:
     async def _list(self, connection: Connection, request: List) -> SealPage:
         peer = connection.peer
         await self.refuse_foreign(connection, request, request.path)
-        # Whoever reads a long list asks for page after page: what was told is left out first.
+        # A long list is read page by page: leave out what earlier pages had before filtering.
         after = request.after or ""
         rest = [seal for seal in self.table if seal.id > after]
         if self.policy.is_operator(peer):
@@ -125,7 +125,8 @@ class Looking:
 
 
 def _shortened(report: AuditReport) -> AuditReport:
-    """To what a message has room for, drift before the rest."""
+    """The report, cut so that it fits into a message: a quarter of it for drifted seals, a quarter
+    for unreadable ones."""
     drifted = _fitting(report.drifted, MAX_MESSAGE // 4)
     unreadable = _fitting(report.unreadable, MAX_MESSAGE // 4)
     found = len(report.drifted) + len(report.unreadable)
@@ -143,7 +144,7 @@ def _fitting(items: list[T], room: int) -> list[T]:
 
 
 def _first_fitting(seals: list[Seal], room: int) -> list[SealInfo]:
-    """The first of them, as told, that a message has room for."""
+    """The first seals, as many as fit into `room` bytes when they are encoded."""
     page: list[SealInfo] = []
     for seal in seals:
         info = seal.info()

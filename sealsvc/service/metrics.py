@@ -1,5 +1,5 @@
-"""Counts and distributions, for whoever collects them: a listener of the events, and a stopwatch
-around what is asked for. Bounded: names and labels are the program's own, never a client's."""
+"""Metrics: counters and latency histograms, filled from events and by timing requests. Their size
+is bounded, because names and labels come from the program, never from a client."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ from sealsvc.protocol.admin import Histogram
 from sealsvc.protocol.events import Event
 from sealsvc.runtime import clock
 
-# Seconds: from what an armed file costs to what a recall may last; each about 2.5 times the last.
+# Seconds, each about 2.5 times the one before: from a grant on an armed file up to a long recall.
 BOUNDS = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1.0, 2.5, 5.0, 10.0, 25.0, 60.0, 150.0, 600.0),
 )
 _OVER = frozenset(set(State) - states.LIVE)
-_MOST_RECALLS = 200_000
+_MOST_RECALLS = 200_000  # recalls under way whose start is kept
 
 
 class Distribution:
+    """A histogram of seconds. The last of `counts` is for values above all BOUNDS."""
+
     def __init__(self) -> None:
         self.counts = [0] * (len(BOUNDS) + 1)
         self.sum = 0.0
@@ -38,6 +40,8 @@ class Distribution:
 
 
 class Metrics:
+    """The counters, by name and label, and the latencies, by name."""
+
     def __init__(self) -> None:
         self.counters: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self.latencies = {
@@ -47,12 +51,14 @@ class Metrics:
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """What is refused is not timed: it would pass for a fast success."""
+        """Add the duration of the context to the latency `name`, unless it raises: a refusal would
+        look like a fast success."""
         began = clock.now()
         yield
         self.latencies[name].add(clock.now() - began)
 
     def hear(self, event: Event) -> None:
+        """Count an event. Called with each."""
         data = event.data
         self.counters["events"][event.name] += 1
         match event.name:

@@ -1,4 +1,4 @@
-"""All figures of the service in one answer."""
+"""Builds the report of all metrics of the service."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from sealsvc.service.metrics import Metrics
 
 
 class MetricsReporter:
-    """`tags` tells the counters of integrity, {} while no tags are served."""
+    """Collects metrics from the parts of the service. `tags` returns the counters of integrity, {}
+    while no tags are served."""
 
     def __init__(
         self,
@@ -33,10 +34,12 @@ class MetricsReporter:
         self._enforcers, self._users, self._rings, self._tags = enforcers, users, rings, tags
 
     def report(self, open_alarms: int) -> MeasuresReport:
+        """The metrics as they are now. Those of rings are left out when the keeper does not
+        answer."""
         metrics = self._metrics
         rings: tuple[dict[str, dict[str, int]], dict[str, float]] = ({}, {})
         if self._rings is not None:
-            with suppress(KeeperError):  # its numbers are missing this time
+            with suppress(KeeperError):
                 rings = self._rings.measures()
         return MeasuresReport(
             run=self._granting.life.events.run,

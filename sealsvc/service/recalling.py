@@ -1,4 +1,4 @@
-"""Recalls by operators, and how a recall reaches the client of a seal."""
+"""Recalls by operators, and the delivery of recalls to the client of a seal."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ _CLOSED_WITHIN = 1.0  # seconds
 
 
 class Recalling:
-    """An operator asks seals back: one, or all of a file, a file system, a process, the service."""
+    """Answers RecallSeals: an operator recalls one seal, or all of a file, a file system, a
+    process, or the service."""
 
     def __init__(
         self,
@@ -83,7 +84,7 @@ class Recalling:
             await clock.within(clock.now() + 60.0, *released)
 
     async def _until_over(self, chosen: list[Seal], part: ByteRange | None) -> None:
-        """Until each is over, or has given back what was wanted of it."""
+        """Wait until each seal has ended, or no longer overlaps `part`."""
         for seal in chosen:
             while seal.live and (part is None or seal.effective.overlaps(part)):
                 await clock.within(clock.now() + (60.0 if part is None else 0.05), seal.released)
@@ -93,7 +94,7 @@ class Recalling:
             return [self.visible.seal_at(peer, request.seal, request.seqid)]
         if request.path is not None:
             here = self.table.of_file(await self.paths.identify(request.path, request.below))
-            # A hard link below `below` may name a file that was sealed outside of it.
+            # A hard link in `below` may name a file that was sealed by a path outside of it.
             return [
                 s
                 for s in here
@@ -108,7 +109,8 @@ class Recalling:
         return list(self.table)
 
     async def _forget(self, recalled: list[Seal]) -> None:
-        """So that a file system whose seals are gone can be unmounted at once."""
+        """Have the enforcers drop what they keep of these file systems, so that one without seals
+        can be unmounted at once."""
         for filesystem in {seal.filesystem for seal in recalled}:
             for enforcer in self.enforcers.available:
                 enforcer.forget(filesystem)
@@ -116,7 +118,8 @@ class Recalling:
 
 
 def push(seal: Seal, message: Recall | RecallAny) -> bool:
-    """Deliver a recall to the connection that asked for the seal."""
+    """Deliver a recall to the client of the seal: its connection or its ring. False when there is
+    none that takes it."""
     client = seal.client
     if isinstance(client, RingClient):
         return client.tell(seal, message)

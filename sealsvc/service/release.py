@@ -1,4 +1,4 @@
-"""Letting go of everything that a dead service left in force: the operator's way out."""
+"""Releases everything that a service which ended has left in force; for operators."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sealsvc.runtime.config import ServiceSection
 
 
 def release(section: ServiceSection) -> bool:
-    """End the keeper, with guards, leases and pins, and take the BPF programs away. False when
-    nothing was there. Raises KeeperError (EBUSY) while a service is running, OSError."""
+    """End the keeper, with its guards, leases and pins, and unpin the BPF programs. False when
+    there was nothing to release. Raises KeeperError (EBUSY) while a service is running, OSError."""
     kept = release_all(section.keeper_path)
     return bpf.unpin(Path(section.bpf_path)) or kept

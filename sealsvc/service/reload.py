@@ -1,5 +1,5 @@
-"""Reading the configuration again: [policy] is taken over while the service runs; anything else
-takes a restart, and is named."""
+"""Reloads the configuration: changes of [policy] take effect while the service runs; the report
+names the other changes, which take effect at a restart."""
 
 from __future__ import annotations
 
@@ -15,8 +15,12 @@ from sealsvc.runtime.config import Config, ConfigError, PolicySection
 
 
 class PolicyFile:
-    """`take(section, changed)` hands a new [policy] to whoever goes by it. `source` None: there is
-    no file; `overrides` adds what the command line said."""
+    """The configuration file. `take(section, changed)` passes a new [policy], and the keys that
+    changed, to the parts that use it. `source` is the file (None: there is none). `overrides` adds
+    what the command line set.
+
+    All methods return a report that compares the file (or text) with the running configuration.
+    They raise Refusal `bad-request` when it cannot be parsed."""
 
     source: Path | None = None
     overrides: Callable[[Config], Config] = staticmethod(lambda found: found)
@@ -25,12 +29,16 @@ class PolicyFile:
         self.running, self._take = running, take
 
     def show(self) -> PolicyReport:
+        """The running policy."""
         return self._report(self.running)
 
     def check(self, text: str) -> PolicyReport:
+        """What the configuration `text` would change. Nothing is applied."""
         return self._report(self._parsed(text.encode()))
 
     def reload(self) -> PolicyReport:
+        """Read the file again and apply its [policy]. Raises Refusal also without a file, and
+        `io-error` when it cannot be read."""
         if self.source is None:
             raise Refusal("bad-request", "the service was started without a configuration file")
         try:

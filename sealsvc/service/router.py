@@ -1,4 +1,5 @@
-"""From a request to what answers it, by its type; repeated requests, and the audit trail."""
+"""Routes requests to their handlers by type, answers repeated requests, and records requests in
+the audit trail."""
 
 from __future__ import annotations
 
@@ -25,21 +26,23 @@ from sealsvc.service.idempotency import Once, digest_of
 
 Handler = Callable[[Connection, Any, Received], Awaitable[Reply]]
 Answerer = Callable[[Connection, Any], Awaitable[Result]]
-# By the type of the request. A handler takes descriptors, may send some, and minds a key itself.
+# By the type of the request. A handler receives descriptors, may send some, and handles idempotency
+# keys itself. An answerer does neither.
 Handlers = Mapping[type, Handler]
 Answers = Mapping[type, Answerer]
 
-# Requests that change something, except grants, of which more is recorded; and what of them is not
-# recorded.
+# Requests that change something. They are recorded in the audit trail when an answerer answers
+# them; handlers record what they do themselves (grants with more).
 _RECORDED = (Keyed, Forgotten, Reclaim)
+# Requests that are refused while the keeper does not answer.
 _NEEDS_KEEPER = (Keyed, Attach, Redeem, Forgotten)
-_UNRECORDED = {"id", "v", "key", "wait"}
+_UNRECORDED = {"id", "v", "key", "wait"}  # fields that are not recorded
 
 
 class Router:
-    """One table of handlers, and one of answerers; a request whose type is in both goes to its
+    """A table of handlers and a table of answerers. A request whose type is in both goes to its
     handler when descriptors came with it. `require_keeper` raises Refusal while the keeper does not
-    answer: the event loop would wait for it."""
+    answer, because the event loop would block on it."""
 
     def __init__(
         self, policy: Policy, once: Once, registry: Registry, require_keeper: Callable[[], None]
@@ -50,7 +53,8 @@ class Router:
         self._answers: dict[type, Answerer] = {}
 
     def add(self, answers: Answers, handlers: Handlers | None = None) -> None:
-        """A type has one answerer and one handler at most: ValueError for a second."""
+        """Add to the tables. Raises ValueError if a type already has an answerer or a handler
+        there."""
         for table, more in ((self._answers, answers), (self._handlers, handlers or {})):
             if twice := table.keys() & more.keys():
                 raise ValueError(f"two handlers of {', '.join(kind.__name__ for kind in twice)}")
@@ -62,6 +66,7 @@ class Router:
         return self._handlers.keys() | self._answers.keys()
 
     async def handle(self, connection: Connection, request: AnyRequest, fds: Received) -> Reply:
+        """Answer a request. Raises Refusal, `unknown-operation` where nothing answers its type."""
         if isinstance(request, _NEEDS_KEEPER):
             self._require_keeper()
         kind = type(request)
@@ -76,7 +81,8 @@ class Router:
         return Reply(await self._recorded(connection, request))
 
     async def _recorded(self, connection: Connection, request: AnyRequest) -> Result:
-        """Answer, and have the registry record who asked for what changes something."""
+        """Answer the request. If it changes something, record in the audit trail who asked for it,
+        and the outcome."""
         if not isinstance(request, _RECORDED):
             return await self._answer(connection, request)
         outcome = "internal"

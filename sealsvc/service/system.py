@@ -1,4 +1,5 @@
-"""Requests about the service itself: its status, its file systems."""
+"""Handlers of requests about the service itself: its status, and the file systems below its
+roots."""
 
 from __future__ import annotations
 
@@ -39,9 +40,7 @@ from sealsvc.service.router import Answers
 
 
 class System:
-    """The service's status, and the file systems below its roots.
-
-    `connections` tells how many clients are connected."""
+    """Answers Status and Filesystems. `connections` returns the number of connected clients."""
 
     def __init__(
         self,
@@ -127,7 +126,8 @@ class System:
         return status if below is not None else self._whole(status)
 
     def _whole(self, status: ServiceStatus) -> ServiceStatus:
-        """With what concerns the whole service."""
+        """The status, completed with what a caller that is confined to directories may not see:
+        connections, counters, registry."""
         registry = self.registry
         return msgspec.structs.replace(
             status,
@@ -148,7 +148,7 @@ class System:
         )
 
     def _roots(self, below: list[str] | None) -> list[str]:
-        """The roots that lie below one of the directories, or contain one."""
+        """The roots that lie below one of the directories, or contain one; all roots for None."""
         return [
             root
             for root in self.policy.roots

@@ -1,4 +1,4 @@
-"""The daemon on a real system, and on a simulated one."""
+"""Builds the daemon for the real system, or for a simulated one."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from sealsvc.sim.host import SimHost
 
 
 def kernel_daemon(config: Config) -> Daemon:
-    """The daemon on the real system."""
-    # Each held operation, file and holder is a descriptor.
+    """The daemon on the real system. Raises Refusal and OSError."""
+    # Each held operation, sealed file and holder takes a descriptor.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    # The event loop should not wait long for a thread that computes (the registry's).
+    # 0.5 ms: the event loop must not wait long for the GIL while another thread computes.
     sys.setswitchinterval(0.0005)
-    # A lease that breaks within a momentary probe signals the process: nobody needs to hear it.
+    # A lease that breaks during a short probe sends SIGIO, which would end the process.
     signal.signal(signal.SIGIO, signal.SIG_IGN)
     keeper = own(config.service.keeper_path)
     drain = config.enforcers.drain_timeout
@@ -56,7 +56,7 @@ def kernel_daemon(config: Config) -> Daemon:
 
 
 def sim_daemon(config: Config) -> Daemon:
-    """The same daemon on a simulated system, for development and for tests: needs no root."""
+    """The daemon on a simulated system, for development and tests. It needs no privilege."""
     host = SimHost()
     enforcer = SimEnforcer(host)
     daemon = Daemon(simulated(config), host, [enforcer], None)
@@ -66,7 +66,8 @@ def sim_daemon(config: Config) -> Daemon:
 
 
 def simulated(config: Config) -> Config:
-    """Whoever runs a simulation is an operator in it, and there is one file system, /sim."""
+    """The configuration for a simulation: its user is an operator, the root is /sim unless others
+    are configured, and the registry is off unless a directory is configured."""
     replace = msgspec.structs.replace
     policy = replace(
         config.policy,

@@ -1,8 +1,8 @@
-"""Claims: who asks for a seal need not be who will hold it.
+"""Claims: one user asks for a seal that another process will hold.
 
-A claim is a secret that an operator is given for terms of its choosing, and that the holder-to-be
-shows on a connection of its own, where it can be sent the descriptor. Claims live in memory: they
-are short-lived, and one that a restart forgets is asked for again.
+A claim is a secret that an operator gets for terms of its choice. The future holder shows it on its
+own connection, on which the descriptor can be sent. Claims are kept in memory only: they are
+short-lived, and one that is lost in a restart is asked for again.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from sealsvc.protocol.seals import Grant, IssueClaim
 from sealsvc.runtime import clock
 from sealsvc.runtime.limits import leaves_as_many
 
-MOST = 4096
+MOST = 4096  # open claims of all users together
 
 
 @dataclass(frozen=True, slots=True)
 class Issued:
-    """`peer` is who asked, and with whose rights the grant is made; `asker` takes the share."""
+    """A claim. `peer` asked for it, and the grant is made with its rights; the claim counts to the
+    share of `asker`. `until` is when it expires (seconds, runtime/clock.py)."""
 
     peer: Peer
     asker: Asked
@@ -37,8 +38,10 @@ class Issued:
 
 
 class Claims:
+    """The open claims."""
+
     def __init__(self) -> None:
-        # By digest: looking one up tells nothing of the others by the time it takes.
+        # By digest, so that the time of a look-up reveals nothing about other secrets.
         self._issued: dict[bytes, Issued] = {}
         self._redeeming: set[bytes] = set()
 
@@ -46,8 +49,8 @@ class Claims:
         return len(self._issued)
 
     def issue(self, peer: Peer, asker: Asked, request: IssueClaim) -> ClaimInfo:
-        """Raises Refusal `limit-reached` when `asker` would have more open claims than are left for
-        all others."""
+        """Issue a claim, which expires after `request.seconds`. Raises Refusal `limit-reached` when
+        `asker` would have more open claims than remain for all others."""
         self._forget()
         mine = sum(issued.asker == asker for issued in self._issued.values())
         if not leaves_as_many(mine, len(self._issued), MOST):
@@ -63,10 +66,10 @@ class Claims:
 
     @contextmanager
     def redeem(self, secret: str, by: Peer) -> Iterator[Issued]:
-        """The claim, for a grant that is made within the context. The claim is spent when the grant
-        succeeds; after a refusal it can be shown again until it expires. A claim that is shown by
-        the wrong user stays open for the right one. Raises Refusal: denied, or try-later while the
-        claim is being redeemed already."""
+        """A context in which the grant of a claim is made. The claim is used up when the context
+        ends without an exception; after a refusal it can be shown again until it expires. A claim
+        that the wrong user shows stays open. Raises Refusal `denied`, or `try-later` while the
+        claim is being redeemed by another request."""
         self._forget()
         digest = _digest(secret)
         found = self._issued.get(digest)

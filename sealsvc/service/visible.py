@@ -1,4 +1,4 @@
-"""Which seals a client may see, by id, and by the path of a file."""
+"""Finds seals for a client by id and by path, among those that it may see."""
 
 from __future__ import annotations
 
@@ -13,19 +13,22 @@ from sealsvc.runtime import even_time
 
 
 class Visible:
-    """What a client may see: its own seals, an operator all. What it may not see is not there."""
+    """The seals that a client may see: a user's own, and all for operators. Others are treated as
+    if they did not exist."""
 
     def __init__(self, table: SealTable, policy: Policy, paths: Paths) -> None:
         self.table, self.policy, self.paths = table, policy, paths
 
     def seal(self, peer: Peer, seal_id: str) -> Seal:
+        """The live seal with this id. Raises Refusal `no-such-seal`."""
         seal = self.table.get(seal_id)
         if seal is None or not self.policy.may_see(peer, seal):
             raise Refusal("no-such-seal", f"there is no seal {seal_id}", {"seal": seal_id})
         return seal
 
     def seal_at(self, peer: Peer, seal_id: str, seqid: int | None) -> Seal:
-        """The seal, if it is still as whoever asks knows it."""
+        """The live seal with this id and seqid (None: any). Raises Refusal `no-such-seal`, or
+        `stale-seqid` when it has changed since the requester saw it."""
         seal = self.seal(peer, seal_id)
         if seqid is not None and seqid != seal.seqid:
             raise Refusal(
@@ -36,12 +39,15 @@ class Visible:
         return seal
 
     def seen(self, peer: Peer) -> list[Seal]:
+        """All live seals that the peer may see."""
         return [seal for seal in self.table if self.policy.may_see(peer, seal)]
 
     async def of_path(
         self, peer: Peer, seals: list[Seal], path: str, below: list[str] | None
     ) -> list[Seal]:
-        """The seals on the file at `path`. Only operators are told that a file does not exist."""
+        """Those of `seals` that are on the file at `path`. Raises Refusal `no-such-file` for
+        operators; other users get the seals that were granted with this path, after a time that
+        does not depend on whether the file exists."""
         operator, began = self.policy.is_operator(peer), time.monotonic()
         try:
             file = await self.paths.identify(path, below if operator else ["/"])
