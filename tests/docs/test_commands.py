@@ -152,7 +152,7 @@ class Stage:
             command,
             self.directory,
             [*names, ("/mnt/pmem", str(self.mount))],
-            60,
+            180,
             SEALSVC_SOCKET=str(self.socket),
             **more,
         )
