@@ -64,5 +64,5 @@ def test_a_grant_is_given_up(
     until(lambda: client.call(Status).result.connections == 1)
     assert client.call(List).result.seals == []
     pid = running.process.pid
-    until(lambda: not differences(before, footprint(pid), 16, 1 << 20), 5)
+    until(lambda: not differences(before, footprint(pid), 16, 1 << 20), 30)
     nothing_is_left(running, file, intrude)
