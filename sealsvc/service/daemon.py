@@ -72,6 +72,7 @@ from sealsvc.service.capabilities import (
     integrity_answers,
     relocation_answers,
 )
+from sealsvc.service.foreign import ForeignNames
 from sealsvc.service.granting import Granting
 from sealsvc.service.history import Historian
 from sealsvc.service.holding import Holding
@@ -160,9 +161,11 @@ class Daemon:
         self.keeper_watch = KeeperWatch(keeper.path, self._keeper_silent) if keeper else None
         self.metrics = Metrics()
         self.visible = Visible(self.table, policy, paths)
+        self.foreign = ForeignNames(host, paths)
         self.granting = Granting(
             self.grants,
-            self.visible,
+            paths,
+            self.foreign,
             self.once,
             self.users,
             self.holders,
@@ -239,8 +242,8 @@ class Daemon:
         admin = Admin(visible, recaller, self.policy_file, self.jobs, self.alarms, metrics)
         router.add(self.granting.answers(), self.granting.handlers())
         router.add(Holding(grants, returns, recaller, visible, self.metrics).answers())
-        router.add(Looking(grants, recaller, visible, historian, self.granting).answers())
-        router.add(Recalling(grants, recaller, self.enforcers, visible, self.granting).answers())
+        router.add(Looking(grants, recaller, visible, historian, self.foreign).answers())
+        router.add(Recalling(grants, recaller, self.enforcers, visible, self.foreign).answers())
         router.add(historian.answers())
         router.add(system.answers())
         router.add(admin.answers())

@@ -9,8 +9,31 @@ from collections.abc import Callable
 
 from sealsvc.core.errors import Refusal
 from sealsvc.core.model import FileId
+from sealsvc.lifecycle.paths import Paths
 from sealsvc.linux import native
+from sealsvc.linux.host import Host
 from sealsvc.linux.processes import Process
+from sealsvc.protocol.base import Request
+
+
+class ForeignNames:
+    """Checks the paths and pids of requests against the namespaces of their clients."""
+
+    def __init__(self, host: Host, paths: Paths) -> None:
+        self._host, self._paths = host, paths
+
+    async def refuse(
+        self, client: Process, request: Request, path: str | None, pid: int | None = None
+    ) -> None:
+        """Raises Refusal if the path or the pid means something else to the client than to the
+        service. Requests for a principal (from the REST API) are not checked: their paths and pids
+        are those of this machine."""
+        if self._host.simulated or request.principal:
+            return
+        if pid is not None:
+            refuse_other_pids(client)
+        if path is not None and not sees_our_files(client):
+            await self._paths.run(path, refuse_other_file, client, path, self._host.identify)
 
 
 def sees_our_files(client: Process) -> bool:

@@ -9,12 +9,12 @@ from sealsvc.control.connection import Connection, Reply
 from sealsvc.core.errors import Refusal
 from sealsvc.lifecycle import validation
 from sealsvc.lifecycle.grants import Asker, Grants, Passed, passed_of
+from sealsvc.lifecycle.paths import Paths
 from sealsvc.lifecycle.seals import Seal
 from sealsvc.linux import native, processes
 from sealsvc.linux.processes import Peer, Process
 from sealsvc.monitor.holders import Holders
 from sealsvc.protocol.admin import Redeem
-from sealsvc.protocol.base import Request
 from sealsvc.protocol.messages import Result
 from sealsvc.protocol.rings import Attach, Register, Registered
 from sealsvc.protocol.seals import (
@@ -27,12 +27,11 @@ from sealsvc.rings.registrations import Rings
 from sealsvc.runtime import closing
 from sealsvc.runtime.limits import RateLimit
 from sealsvc.runtime.users import Received, User, Users
-from sealsvc.service import foreign
+from sealsvc.service.foreign import ForeignNames
 from sealsvc.service.idempotency import Once, digest_of
 from sealsvc.service.metrics import Metrics
 from sealsvc.service.router import Answers, Handlers
 from sealsvc.service.tickets import Claims
-from sealsvc.service.visible import Visible
 
 _CLOSED_WITHIN = 1.0  # seconds
 
@@ -46,7 +45,8 @@ class Granting:
     def __init__(
         self,
         grants: Grants,
-        visible: Visible,
+        paths: Paths,
+        foreign: ForeignNames,
         once: Once,
         users: Users,
         holders: Holders,
@@ -55,7 +55,7 @@ class Granting:
         granted: Callable[[Seal], Awaitable[None]],
     ) -> None:
         self.grants, self.life, self.table = grants, grants.life, grants.life.table
-        self.policy, self.paths = grants.policy, visible.paths
+        self.policy, self.paths, self.foreign = grants.policy, paths, foreign
         self.once, self.users, self.holders, self.rings = once, users, holders, rings
         self.metrics, self.claims, self._granted = metrics, Claims(), granted
         section = self.policy.section
@@ -79,7 +79,7 @@ class Granting:
         peer = connection.peer
         self.policy.authorise_claim(peer, request)
         await self.paths.identify(request.path or "", request.only.below or ["/"])
-        await self.refuse_foreign(connection, request, request.path)
+        await self.foreign.refuse(connection.process, request, request.path)
         asker = self.policy.asker(peer.uid, request.principal)
         return self.claims.issue(peer, asker, request)
 
@@ -160,7 +160,7 @@ class Granting:
         process = await self._holder(connection, request, fds)
         passed = None
         try:
-            await self.refuse_foreign(connection, request, request.path, request.holder.pid)
+            await self.foreign.refuse(connection.process, request, request.path, request.holder.pid)
             self.policy.refuse_other_user(request.only, process.holder)
             passed = await self._passed(user, process, request, fds)
             if passed is not None and not passed.writable:
@@ -196,22 +196,6 @@ class Granting:
         except BaseException:
             user.close_later([fd])
             raise
-
-    async def refuse_foreign(
-        self, connection: Connection, request: Request, path: str | None, pid: int | None = None
-    ) -> None:
-        """Raises Refusal if the path or the pid means something else to the client than to the
-        service (foreign.py). Requests for a principal (from the REST API) are not checked: their
-        paths and pids are those of this machine."""
-        client = connection.process
-        if self.grants.host.simulated or request.principal:
-            return
-        if pid is not None:
-            foreign.refuse_other_pids(client)
-        if path is not None and not foreign.sees_our_files(client):
-            await self.paths.run(
-                path, foreign.refuse_other_file, client, path, self.grants.host.identify
-            )
 
     def _authorise(self, peer: Peer, request: Grant, fds: int) -> None:
         try:

@@ -30,7 +30,7 @@ from sealsvc.protocol.system import (
     AuditReport,
 )
 from sealsvc.service import listings
-from sealsvc.service.granting import Granting
+from sealsvc.service.foreign import ForeignNames
 from sealsvc.service.history import Historian
 from sealsvc.service.router import Answers
 from sealsvc.service.visible import Visible
@@ -47,12 +47,12 @@ class Looking:
         recaller: Recaller,
         visible: Visible,
         historian: Historian,
-        granting: Granting,
+        foreign: ForeignNames,
     ) -> None:
         self.grants, self.life, self.table = grants, grants.life, grants.life.table
         self.recaller, self.visible, self.historian = recaller, visible, historian
         self.policy, self.registry = grants.policy, grants.registry
-        self.refuse_foreign = granting.refuse_foreign
+        self.foreign = foreign
 
     def answers(self) -> Answers:
         return {
@@ -84,7 +84,7 @@ class Looking:
 
     async def _list(self, connection: Connection, request: List) -> SealPage:
         peer = connection.peer
-        await self.refuse_foreign(connection, request, request.path)
+        await self.foreign.refuse(connection.process, request, request.path)
         # A long list is read page by page: leave out what earlier pages had before filtering.
         after = request.after or ""
         rest = [seal for seal in self.table if seal.id > after]

@@ -20,7 +20,7 @@ from sealsvc.protocol.seals import (
 )
 from sealsvc.rings.registrations import RingClient
 from sealsvc.runtime import clock, closing
-from sealsvc.service.granting import Granting
+from sealsvc.service.foreign import ForeignNames
 from sealsvc.service.router import Answers
 from sealsvc.service.visible import Visible
 
@@ -38,11 +38,11 @@ class Recalling:
         recaller: Recaller,
         enforcers: EnforcerSet,
         visible: Visible,
-        granting: Granting,
+        foreign: ForeignNames,
     ) -> None:
         self.table, self.policy, self.recaller = grants.life.table, grants.policy, recaller
         self.enforcers, self.visible, self.paths = enforcers, visible, visible.paths
-        self.refuse_foreign = granting.refuse_foreign
+        self.foreign = foreign
 
     def answers(self) -> Answers:
         return {RecallSeals: self._recall}
@@ -50,7 +50,7 @@ class Recalling:
     async def _recall(self, connection: Connection, request: RecallSeals) -> RecallReport:
         peer = connection.peer
         path = request.path or request.filesystem
-        await self.refuse_foreign(connection, request, path, request.pid)
+        await self.foreign.refuse(connection.process, request, path, request.pid)
         scopes = (request.seal, request.path, request.filesystem, request.pid, request.all or None)
         if sum(scope is not None for scope in scopes) != 1:
             raise Refusal(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -24,6 +24,7 @@ from sealsvc.registry import Registry
 from sealsvc.runtime.users import Received
 from sealsvc.service.idempotency import Once, digest_of
 
+T = TypeVar("T")
 Handler = Callable[[Connection, Any, Received], Awaitable[Reply]]
 Answerer = Callable[[Connection, Any], Awaitable[Result]]
 # By the type of the request. A handler receives descriptors, may send some, and handles idempotency
@@ -55,10 +56,8 @@ class Router:
     def add(self, answers: Answers, handlers: Handlers | None = None) -> None:
         """Add to the tables. Raises ValueError if a type already has an answerer or a handler
         there."""
-        for table, more in ((self._answers, answers), (self._handlers, handlers or {})):
-            if twice := table.keys() & more.keys():
-                raise ValueError(f"two handlers of {', '.join(kind.__name__ for kind in twice)}")
-            table.update(more)  # type: ignore[arg-type]
+        _join(self._answers, answers)
+        _join(self._handlers, handlers or {})
 
     @property
     def served(self) -> set[type]:
@@ -105,3 +104,9 @@ class Router:
         if answerer is None:
             raise Refusal("unknown-operation", "the service does not serve this operation")
         return await answerer(connection, request)
+
+
+def _join(table: dict[type, T], more: Mapping[type, T]) -> None:
+    if twice := table.keys() & more.keys():
+        raise ValueError(f"two handlers of {', '.join(kind.__name__ for kind in twice)}")
+    table.update(more)

@@ -92,10 +92,7 @@ def scratch(name: str, mkfs: Sequence[str] = ()) -> Iterator[Path]:
 @pytest.fixture(scope="module", params=["xfs", "ext4", "xfs-dax", "ext4-dax"])
 def root(request: pytest.FixtureRequest, loaded: BpfEnforcer) -> Iterator[Path]:
     with scratch(request.param) as point:
-        # Before the first test counts its descriptors: what is attached stays.
-        write(point / "first")
-        with opened(point, "first") as target:
-            loaded.arm(target.filesystem, target.fd)
+        arm(loaded, point)
         yield point
 
 
@@ -152,6 +149,13 @@ def opened(root: Path, name: str = "sealed") -> Iterator[Target]:
         yield target
     finally:
         os.close(target.fd)
+
+
+def arm(loaded: BpfEnforcer, root: Path) -> None:
+    """Before the first test counts its descriptors: what is attached stays."""
+    write(root / "first")
+    with opened(root, "first") as target:
+        loaded.arm(target.filesystem, target.fd)
 
 
 def guard(token: int = 7, **more: object) -> Guard:

@@ -26,6 +26,7 @@ from tests.lab.test_bpf import (
     KEEP,
     OUTSIDE,
     PUNCH,
+    arm,
     bpf,
     guard,
     host,
@@ -68,10 +69,7 @@ ACTS: dict[str, Callable[[int, int], object]] = {
 @pytest.fixture(scope="module")
 def root(loaded: BpfEnforcer) -> Iterator[Path]:
     with scratch("xfs") as point:
-        # Before the first test counts its descriptors: what is attached stays.
-        write(point / "first")
-        with opened(point, "first") as target:
-            loaded.arm(target.filesystem, target.fd)
+        arm(loaded, point)
         yield point
 
 
