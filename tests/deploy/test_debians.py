@@ -94,7 +94,7 @@ def test_a_newcomer_has_seals_within_two_minutes(package: Path, tmp_path: Path) 
     walk("bookworm", package, given)
 
 
-@pytest.mark.exhaustive
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("suite", PYTHONS)
 def test_from_a_clone_to_its_removal(suite: str, tmp_path: Path) -> None:

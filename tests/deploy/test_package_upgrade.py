@@ -48,7 +48,7 @@ def later(package: Path, directory: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.exhaustive
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_up_and_down_over_live_seals(package: Path, tmp_path: Path) -> None:
     given = tmp_path / "given"

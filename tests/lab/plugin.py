@@ -4,10 +4,12 @@
     @pytest.mark.lab(kernel="6.12", cpus=2, memory=2048, pmem=512)      sizes in MiB
     @pytest.mark.lab(kernel=["6.18", "6.1"], pmem=(512, 512))           once on each kernel
     @pytest.mark.lab(nvme=("ms=8,pi=1",))                               NVMe namespaces
+    @pytest.mark.lab(alone=True)              a guest for this file: it changes what others rely on
 
-Guests cost seconds, so the selected tests of one file that want the same guest share it: pytest
-runs there with exactly their names, and writes down each report, which is replayed here as if the
-test had run here. A test at which the guest dies fails; those behind it get another guest.
+A boot and the start of pytest cost half a minute, so the selected tests of all files that want the
+same guest share it: pytest runs there with exactly their names, and writes down each report, which
+is replayed here as if the test had run here. A test at which the guest dies fails; those behind it
+get another guest. Under pytest-xdist (--dist loadgroup) the tests of one guest go to one worker.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,15 +35,20 @@ INSIDE = "SEALSVC_LAB" in os.environ
 _REPORTS = "SEALSVC_LAB_REPORTS"
 _OURS = "SEALSVC_"  # how much the tests are to do: for them, wherever they run
 _TEST_SECONDS = 300  # for a test that does not say: the guest's processor is some ten times slower
-_GUEST_SECONDS = 1800.0
+_GUEST_SECONDS = 1800.0  # and for each of its tests
+_EACH_SECONDS = 60.0
+# The guest's files are in its memory: those of a test that passed go with it.
+_SETTINGS = ("-o", f"timeout={_TEST_SECONDS}", "-o", "tmp_path_retention_policy=failed")
+_MOST = 60  # tests in one guest: the reports of more come late, and its memory fills
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-lab", action="store_true", help="skip the tests that boot the lab")
     parser.addoption(
+        "--long",
         "--exhaustive",
         action="store_true",
-        help="run what repeats, for minutes, on one more machine what was shown on another",
+        help="run the tests marked `long` as well: they repeat, for minutes, what others show",
     )
     parser.addoption(
         "--lab-minutes",
@@ -69,18 +78,43 @@ def why_not(config: pytest.Config, kernel: str = DEFAULT) -> str | None:
     return "--no-lab" if config.getoption("--no-lab") else unavailable(kernel)
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Older kernels last: if there is not time for everything, the newest matters most. Where files
-    are shared out to workers (pytest-xdist), those that take longest come first."""
-    if not INSIDE:
-        items.sort(key=_is_of_older_kernel)
-    if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: item.get_closest_marker("lab") is None)
+    """Older kernels last: if there is not time for everything, the newest matters most. Where
+    groups are shared out to workers (pytest-xdist), those that take longest come first: guests,
+    the fullest of them before the others; then the other tests, file by file."""
+    if INSIDE:
+        return
+    groups = _groups([item for item in items if item.get_closest_marker("lab")])
+    items.sort(key=lambda item: item in groups and _Wanted.by(item).kernel != DEFAULT)
+    for item, group in groups.items():
+        item.stash[_GROUP] = group
+    if not hasattr(config, "workerinput"):
+        return
+    sizes = Counter(groups.values())
+    items.sort(key=lambda item: -sizes[groups[item]] if item in groups else 1)
+    for item in items:
+        file = item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(groups.get(item, file)))
 
 
-def _is_of_older_kernel(item: pytest.Item) -> bool:
-    return item.get_closest_marker("lab") is not None and _Wanted.by(item).kernel != DEFAULT
+def _groups(items: list[pytest.Item]) -> dict[pytest.Item, str]:
+    """Who shares a guest: names of groups by test."""
+    seen: Counter[_Wanted] = Counter()
+    groups = {}
+    for item in items:
+        wanted = _Wanted.by(item)
+        groups[item] = f"{wanted.name}-{seen[wanted] // _MOST}"
+        seen[wanted] += not why_left_out(item)
+    return groups
+
+
+def _name(item: pytest.Item) -> str:
+    """What pytest calls the test elsewhere. pytest-xdist adds the group to it."""
+    name = item.nodeid
+    for marker in item.iter_markers("xdist_group"):
+        name = name.removesuffix(f"@{marker.args[0]}")
+    return name
 
 
 # On the host: reports from guests stand in for the runs of marked tests.
@@ -114,19 +148,25 @@ def _torn_down(item: pytest.Item, nextitem: pytest.Item | None) -> list[pytest.T
 
 
 def why_left_out(item: pytest.Item) -> str:
-    """Why an `exhaustive` test is not run in this run; "" where it is."""
-    if INSIDE or not item.get_closest_marker("exhaustive"):
+    """Why a test marked `long` is not run in this run; "" where it is."""
+    if INSIDE or not item.get_closest_marker("long"):
         return ""
-    return "" if item.config.getoption("--exhaustive") else "takes minutes: --exhaustive"
+    return "" if item.config.getoption("--long") else "takes minutes: --long"
 
 
 @dataclass(frozen=True)
 class _Wanted:
-    """The guest that a test asks for."""
+    """The guest that a test asks for; `alone`: the file that shares it with no other."""
 
-    path: Path
     kernel: str
     machine: Machine
+    alone: Path | None
+
+    @property
+    def name(self) -> str:
+        alone = self.alone.stem if self.alone else ""
+        machine = zlib.crc32(repr(self.machine).encode())
+        return f"lab-{self.kernel}-{machine:08x}-{alone}"
 
     @classmethod
     def by(cls, item: pytest.Item) -> _Wanted:
@@ -141,9 +181,10 @@ class _Wanted:
         pmem = asked.pop("pmem", [size // MiB for size in MACHINE.pmem])
         sizes = [pmem] if isinstance(pmem, int) else pmem
         nvme = tuple(asked.pop("nvme", ()))
+        alone = item.path if asked.pop("alone", False) else None
         assert not asked, f"{item.nodeid}: the marker lab knows no {', '.join(asked)}"
         machine = Machine(cpus, memory, tuple(size * MiB for size in sizes if size), nvme)
-        return cls(item.path, kernel, machine)
+        return cls(kernel, machine, alone)
 
 
 class _Results:
@@ -162,7 +203,7 @@ class _Results:
             ):
                 where = (str(item.path), (item.location[1] or 0) + 1, f"Skipped: {reason}")
                 return [_report(item, "skipped", where)]
-            self._boot(self._companions(wanted), wanted)
+            self._boot(self._companions(item.stash[_GROUP]), wanted)
         return self._reports[item.nodeid]
 
     def _time_is_up(self) -> str:
@@ -172,15 +213,13 @@ class _Results:
             return f"the lab has had its {minutes:g} minutes (--lab-minutes)"
         return ""
 
-    def _companions(self, wanted: _Wanted) -> list[pytest.Item]:
+    def _companions(self, group: str) -> list[pytest.Item]:
         return [
             item
             for item in self._session.items
-            if item.path == wanted.path
-            and item.get_closest_marker("lab")
+            if item.stash.get(_GROUP, "") == group
             and item.nodeid not in self._reports
             and not why_left_out(item)
-            and _Wanted.by(item) == wanted
         ]
 
     def _boot(self, group: list[pytest.Item], wanted: _Wanted) -> None:
@@ -190,8 +229,10 @@ class _Results:
             died, story = _run_inside(group, wanted, share)
             done = _read(self._session.config, share / "reports")
         for item in group:
-            if item.nodeid in done:
-                self._reports[item.nodeid] = done[item.nodeid]
+            if reports := done.get(_name(item)):
+                for report in reports:
+                    report.nodeid = item.nodeid
+                self._reports[item.nodeid] = reports
                 continue
             self._reports[item.nodeid] = [_report(item, "failed", story)]
             if died:  # at this one; those behind it get another guest
@@ -200,7 +241,7 @@ class _Results:
 
 def _run_inside(group: list[pytest.Item], wanted: _Wanted, share: Path) -> tuple[bool, str]:
     """Whether the guest died, and what to say of a test that has no report."""
-    names = [item.nodeid for item in group]
+    names = [_name(item) for item in group]
     # Importing what no test in there uses takes a minute on an emulated processor.
     command = [
         sys.executable,
@@ -214,9 +255,9 @@ def _run_inside(group: list[pytest.Item], wanted: _Wanted, share: Path) -> tuple
     ]
     try:
         done = run(
-            [*command, "-o", f"timeout={_TEST_SECONDS}", *names],
+            [*command, *_SETTINGS, *names],
             wanted.kernel,
-            timeout=_GUEST_SECONDS,
+            timeout=_GUEST_SECONDS + _EACH_SECONDS * len(names),
             machine=wanted.machine,
             share=share,
             environment={
@@ -260,6 +301,7 @@ def _report(
 
 
 _RESULTS = pytest.StashKey[_Results]()
+_GROUP = pytest.StashKey[str]()
 
 
 # Inside the guest: every report is written down as it is made.

@@ -17,9 +17,9 @@ pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(600)]
 # Without DAX, tests/service/test_coverage.py shows what fanotify covers.
 FILESYSTEMS = [
     pytest.param("xfs", "dax=always", id="xfs-dax"),
-    pytest.param("xfs", "dax=never", id="xfs", marks=pytest.mark.exhaustive),
-    pytest.param("ext4", "dax=always", id="ext4-dax", marks=pytest.mark.exhaustive),
-    pytest.param("ext4", "dax=never", id="ext4", marks=pytest.mark.exhaustive),
+    pytest.param("xfs", "dax=never", id="xfs", marks=pytest.mark.long),
+    pytest.param("ext4", "dax=always", id="ext4-dax", marks=pytest.mark.long),
+    pytest.param("ext4", "dax=never", id="ext4", marks=pytest.mark.long),
 ]
 
 
@@ -55,7 +55,7 @@ def test_nothing_is_uncovered(fstype: str, options: str) -> None:
     assert {"bpf", "fanotify+bpf"} <= combinations
 
 
-@pytest.mark.exhaustive
+@pytest.mark.long
 @pytest.mark.parametrize("lab_kernel", ["6.12", "6.1"])
 @pytest.mark.parametrize(("fstype", "options"), FILESYSTEMS[::2])
 def test_older_kernels_refuse_with_bpf(fstype: str, options: str, lab_kernel: str) -> None:

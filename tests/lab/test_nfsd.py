@@ -88,7 +88,7 @@ def mounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Pa
 
 @pytest.fixture(
     scope="module",
-    params=["bpf", "fanotify", pytest.param("fanotify,bpf", marks=pytest.mark.exhaustive)],
+    params=["bpf", "fanotify", pytest.param("fanotify,bpf", marks=pytest.mark.long)],
 )
 def export(
     request: pytest.FixtureRequest,

@@ -158,7 +158,7 @@ def test_a_change_waits_is_found_and_goes_on(running: Running, file: Path, name:
 @pytest.mark.parametrize("other_first", [True, False])
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=[pytest.mark.exhaustive] if n in REPEATED else []) for n in SHARED],
+    [pytest.param(n, marks=[pytest.mark.long] if n in REPEATED else []) for n in SHARED],
 )
 def test_sharing_a_pinned_file_has_it_recalled(
     running: Running, root: Path, file: Path, name: str, other_first: bool
