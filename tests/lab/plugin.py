@@ -9,7 +9,7 @@
 A boot and the start of pytest cost half a minute, so the selected tests of all files that want the
 same guest share it: pytest runs there with exactly their names, and writes down each report, which
 is replayed here as if the test had run here. A test at which the guest dies fails; those behind it
-get another guest. Under pytest-xdist (--dist loadgroup) the tests of one guest go to one worker.
+get another guest. Under pytest-xdist (--dist loadfile) the tests of one guest go to one worker.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ import time
 import zlib
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,6 +35,7 @@ from tests.lab.qemu import MACHINE, Machine, MiB
 
 INSIDE = "SEALSVC_LAB" in os.environ
 _REPORTS = "SEALSVC_LAB_REPORTS"
+_GROUPS = "sealsvc_groups"  # who shares a guest, by test: a file
 _OURS = "SEALSVC_"  # how much the tests are to do: for them, wherever they run
 _TEST_SECONDS = 300  # for a test that does not say: the guest's processor is some ten times slower
 _GUEST_SECONDS = 1800.0  # and for each of its tests
@@ -89,13 +92,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: item in groups and _Wanted.by(item).kernel != DEFAULT)
     for item, group in groups.items():
         item.stash[_GROUP] = group
-    if not hasattr(config, "workerinput"):
-        return
-    sizes = Counter(groups.values())
-    items.sort(key=lambda item: -sizes[groups[item]] if item in groups else 1)
-    for item in items:
-        file = item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(groups.get(item, file)))
+    if worker := getattr(config, "workerinput", None):
+        sizes = Counter(groups.values())
+        items.sort(key=lambda item: -sizes[groups[item]] if item in groups else 1)
+        _write(Path(worker[_GROUPS]), {item.nodeid: group for item, group in groups.items()})
 
 
 def _groups(items: list[pytest.Item]) -> dict[pytest.Item, str]:
@@ -109,12 +109,47 @@ def _groups(items: list[pytest.Item]) -> dict[pytest.Item, str]:
     return groups
 
 
-def _name(item: pytest.Item) -> str:
-    """What pytest calls the test elsewhere. pytest-xdist adds the group to it."""
-    name = item.nodeid
-    for marker in item.iter_markers("xdist_group"):
-        name = name.removesuffix(f"@{marker.args[0]}")
-    return name
+# Under pytest-xdist: the workers know the groups, the controller shares the tests out.
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    node.workerinput[_GROUPS] = str(_place(node.config))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Guests(LoadFileScheduling):
+        """The tests of one guest are one piece of work, as those of one file are."""
+
+        @cached_property
+        def groups(self) -> dict[str, str]:
+            found: dict[str, str] = json.loads(_place(config).read_text())
+            return found
+
+        def _split_scope(self, nodeid: str) -> str:
+            return self.groups.get(nodeid) or str(super()._split_scope(nodeid))
+
+    return Guests(config, log)
+
+
+def _place(config: pytest.Config) -> Path:
+    """Where the workers of this run write the groups."""
+    if _PLACE not in config.stash:
+        directory = tempfile.TemporaryDirectory(prefix="sealsvc-run-")
+        config.add_cleanup(directory.cleanup)
+        config.stash[_PLACE] = Path(directory.name, "groups")
+    return config.stash[_PLACE]
+
+
+def _write(path: Path, groups: dict[str, str]) -> None:
+    new = path.with_name(f"groups.{os.getpid()}")
+    new.write_text(json.dumps(groups))
+    new.rename(path)
 
 
 # On the host: reports from guests stand in for the runs of marked tests.
@@ -229,10 +264,8 @@ class _Results:
             died, story = _run_inside(group, wanted, share)
             done = _read(self._session.config, share / "reports")
         for item in group:
-            if reports := done.get(_name(item)):
-                for report in reports:
-                    report.nodeid = item.nodeid
-                self._reports[item.nodeid] = reports
+            if item.nodeid in done:
+                self._reports[item.nodeid] = done[item.nodeid]
                 continue
             self._reports[item.nodeid] = [_report(item, "failed", story)]
             if died:  # at this one; those behind it get another guest
@@ -241,7 +274,7 @@ class _Results:
 
 def _run_inside(group: list[pytest.Item], wanted: _Wanted, share: Path) -> tuple[bool, str]:
     """Whether the guest died, and what to say of a test that has no report."""
-    names = [_name(item) for item in group]
+    names = [item.nodeid for item in group]
     # Importing what no test in there uses takes a minute on an emulated processor.
     command = [
         sys.executable,
@@ -302,6 +335,7 @@ def _report(
 
 _RESULTS = pytest.StashKey[_Results]()
 _GROUP = pytest.StashKey[str]()
+_PLACE = pytest.StashKey[Path]()
 
 
 # Inside the guest: every report is written down as it is made.
