@@ -22,7 +22,7 @@ from sealsvc_api.settings import Settings, SettingsError, check_bind, is_loopbac
 from tests.api.conftest import TOKEN, Api, write_principals
 from tests.api.fake_daemon import FakeDaemon
 from tests.api.test_api_serve import serving
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 BODY = {"path": "/srv/a", "holder": {"pid": 1}}
 
@@ -333,13 +333,13 @@ def test_header_fields_and_connections_are_bounded(daemon: FakeDaemon, tmp_path:
     with serving(*arguments) as program:
         base = program.base
         port = int(base.rpartition(":")[2])
-        with socket.create_connection(("127.0.0.1", port), timeout=10) as raw:
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as raw:
             raw.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Long: " + b"x" * 40_000)
             assert raw.recv(100).startswith(b"HTTP/1.1 400")
-        held = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(4)]
+        held = [socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) for _ in range(4)]
         time.sleep(0.1)
         try:
-            with socket.create_connection(("127.0.0.1", port), timeout=10) as fifth:
+            with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as fifth:
                 # It takes the place of the one that has been silent longest.
                 fifth.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
                 assert fifth.recv(100).startswith(b"HTTP/1.1 200")

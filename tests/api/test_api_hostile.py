@@ -30,7 +30,7 @@ GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 def opened(port: int) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", port), timeout=10)
+    return socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
 
 
 def closed_within(sock: socket.socket, seconds: float) -> bool:
@@ -151,7 +151,7 @@ def test_silent_sockets_shut_nobody_out(daemon: FakeDaemon, principals: Path) ->
             stack.enter_context(opened(port))
         bearer = {"Authorization": f"Bearer {TOKEN}"}
         for _ in range(5):
-            with httpx.Client(base_url=program.base, headers=bearer, timeout=5) as http:
+            with httpx.Client(base_url=program.base, headers=bearer, timeout=PATIENCE) as http:
                 began = time.monotonic()
                 until(lambda: http.get("/readyz").status_code == 200)
                 assert http.get("/v1/status").status_code == 200
@@ -303,7 +303,7 @@ def test_a_connection_outlives_its_stream(api: Api, principals: Path) -> None:
 
 
 def test_a_stream_ends_when_its_session_does(api: Api) -> None:
-    with httpx.Client(base_url=api.base, timeout=10) as http:
+    with httpx.Client(base_url=api.base, timeout=PATIENCE) as http:
         session = http.post("/v1/session", json={"token": TOKEN})
         csrf = session.json()["csrf"]
         with http.stream("GET", "/v1/events") as answer:

@@ -32,7 +32,7 @@ from tests.api.conftest import Api, write_principals
 from tests.api.fake_daemon import FakeDaemon
 from tests.api.running import ROOT, front, service
 from tests.api.test_api_serve import serving
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 OUTER = "0af7651916cd43dd8448eb211c80319c"
 PARENT = f"00-{OUTER}-b7ad6b7169203331-01"
@@ -359,7 +359,7 @@ def test_what_is_not_sent_yet_is_at_the_end(
             httpx.get(f"{program.base}/healthz").raise_for_status()
             assert not collector.received
             program.process.terminate()
-            program.process.wait(20)
+            program.process.wait(PATIENCE)
     assert ["GET /healthz"] in collector.spans().values()
     assert collector.services() == {"front"}
 
@@ -373,7 +373,7 @@ def test_a_collector_that_is_away_hurts_nobody(
             httpx.get(f"{program.base}/healthz").raise_for_status()
         begun = time.monotonic()
         program.process.terminate()
-        program.process.wait(20)
+        program.process.wait(PATIENCE)
         assert time.monotonic() - begun < 10
         assert "Traceback" not in program.said
 

@@ -18,6 +18,7 @@ from sealsvc.protocol.system import Audit, Simulate
 from tests.api.conftest import write_principals
 from tests.api.running import Front, front, service, wait_for
 from tests.browser.conftest import TOKEN, MiB, enter, picture
+from tests.support.waiting import PATIENCE
 
 PAGES = ["", "#/seals", "#/files", "#/holders", "#/filesystems", "#/events"]
 
@@ -38,7 +39,7 @@ def intruder(there: Front, path: str) -> Iterator[None]:
         with there.http() as http, there.client() as control:
             for seal in http.get("/v1/seals", params={"path": path}).json()["seals"]:
                 control.call(Return, seal=seal["id"])
-        thread.join(20)
+        thread.join(PATIENCE)
 
 
 def test_a_wrong_token_is_told(page: Page) -> None:
@@ -341,7 +342,7 @@ def test_it_recovers_after_the_service_was_restarted(browser: Browser, tmp_path:
         page = context.new_page()
         enter(page)
         first.terminate()
-        first.wait(20)
+        first.wait(PATIENCE)
         expect(page.get_by_role("alert").filter(has_text="does not answer")).to_be_visible()
         picture(page, "unavailable")
         with service(tmp_path, "--sim"):

@@ -20,6 +20,7 @@ from sealsvc.client import Client
 from sealsvc.protocol.seals import Grant, Return, SealInfo
 from sealsvc.protocol.system import Simulate, Status
 from tests.api.running import ROOT, service, wait_for
+from tests.support.waiting import PATIENCE
 
 PATH = "/sim/volumes/production/database/of-a-very-long-name-{:04}.img"
 
@@ -35,7 +36,7 @@ def socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def client(socket: str) -> Iterator[Client]:
-    with Client(socket, timeout=20) as made:
+    with Client(socket, timeout=PATIENCE) as made:
         yield made
 
 
@@ -66,7 +67,7 @@ def on_terminal(socket: str, *arguments: str, columns: int = 80) -> tuple[int, l
     except OSError:  # EIO: the last of the other end is closed
         pass
     os.close(ours)
-    return process.wait(20), said.decode().replace("\r\n", "\n").splitlines()
+    return process.wait(PATIENCE), said.decode().replace("\r\n", "\n").splitlines()
 
 
 def piped(socket: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -176,7 +177,7 @@ def test_who_waits_on_whom_is_told_everywhere(socket: str, client: Client) -> No
         assert f"sealctl why {by}" in log
     finally:
         client.call(Return, seal=seal.id)
-        thread.join(20)
+        thread.join(PATIENCE)
 
 
 def test_a_silent_holder_is_not_an_absent_service(socket: str, client: Client) -> None:

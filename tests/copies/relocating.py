@@ -15,6 +15,7 @@ from sealsvc.core.errors import Refusal
 from sealsvc.protocol.admin import JobInfo, JobState, ShowJob
 from sealsvc.protocol.relocation import Goal, Quiesce, Relocate
 from sealsvc.protocol.seals import Extents, Recall, Return
+from tests.support.waiting import PATIENCE
 
 PIECE = 65536
 
@@ -60,12 +61,12 @@ class Holder(threading.Thread):
 
     def __enter__(self) -> Holder:
         self.start()
-        assert self._ready.wait(30)
+        assert self._ready.wait(PATIENCE)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._end.set()
-        self.join(30)
+        self.join(PATIENCE)
         assert not self.is_alive()
 
     def run(self) -> None:

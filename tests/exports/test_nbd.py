@@ -20,7 +20,7 @@ from sealsvc.service.release import release
 from tests.exports.conftest import MiB
 from tests.exports.exporting import Exports, relocating
 from tests.support.service import Running
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = [
     pytest.mark.kernel,
@@ -265,7 +265,7 @@ def test_a_paused_export_can_be_stopped(exports: Exports, image: Path) -> None:
         began = time.monotonic()
         exports.call("stop", "disk")
         assert time.monotonic() - began < 8, "it had to be killed"
-        assert reader.communicate(timeout=20)[0].strip() != "done"
+        assert reader.communicate(timeout=PATIENCE)[0].strip() != "done"
 
 
 def test_a_discard_is_a_pause_where_it_is_allowed(exports: Exports, image: Path) -> None:

@@ -18,7 +18,7 @@ from tests.service.conftest import root as root
 from tests.service.mapping_holder import Holder, holder
 from tests.service.test_conflicts import intruding
 from tests.support.service import RISKS, Running
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 PUNCH = "fallocate(3, 65536, 65536)"
 RANGE = {"offset": 65536, "length": 196608}
@@ -92,10 +92,10 @@ def holding(file: Path, running: Running, **fields: object) -> Iterator[Holder]:
 def nothing_is_left(running: Running, file: Path, intrude: Intrude) -> None:
     """No guard, no lease, no seal: an operation that would meet one goes through at once, the
     strongest seal can be had, and the keeper finds no reason to stay."""
-    assert intrude(PUNCH).wait(10) == 0
+    assert intrude(PUNCH).wait(PATIENCE) == 0
     with Client(str(running.socket)) as client:
         reply = client.grant(path=str(file), prepare=["allocate", "convert"])
         os.close(reply.fds[0])
         client.call(Return, seal=reply.seal.id)
     running.stop()
-    until(lambda: not (running.directory / "keeper.sock").exists(), 5)
+    until(lambda: not (running.directory / "keeper.sock").exists())

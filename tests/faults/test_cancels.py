@@ -17,7 +17,7 @@ from tests.faults.conftest import Intrude, granted, nothing_is_left, serve
 from tests.faults.test_errors import PREPARED, injecting
 from tests.soak.leaks import differences, footprint
 from tests.support.service import Running
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = [
     pytest.mark.kernel,
@@ -35,7 +35,7 @@ def client(running: Running) -> Iterator[Client]:
         config.write("[enforcers]\nlinger = 0.1\n")
     serve(running)
     running.ready()
-    with Client(str(running.socket), timeout=10) as made:
+    with Client(str(running.socket), timeout=PATIENCE) as made:
         yield made
 
 
@@ -64,5 +64,5 @@ def test_a_grant_is_given_up(
     until(lambda: client.call(Status).result.connections == 1)
     assert client.call(List).result.seals == []
     pid = running.process.pid
-    until(lambda: not differences(before, footprint(pid), 16, 1 << 20), 30)
+    until(lambda: not differences(before, footprint(pid), 16, 1 << 20))
     nothing_is_left(running, file, intrude)

@@ -20,7 +20,7 @@ from sealsvc.protocol.system import Status
 from tests.hostile import fuse
 from tests.hostile.users import answer, connected, process, sent
 from tests.support.service import RISKS, Running
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.kernel
 
@@ -58,7 +58,7 @@ def test_descriptors_go_with_their_sender(running: Running, file: Path) -> None:
     with process(flood) as pid:
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     until(lambda: descriptors(running) <= before + 2, PROMPT, "the descriptors' end")
-    with Client(str(running.socket), timeout=20) as client:
+    with Client(str(running.socket), timeout=PATIENCE) as client:
         reply = client.grant(path=str(file), kind="exclusive")
         os.close(reply.fds[0])
 
@@ -113,7 +113,7 @@ def test_the_service_ends_and_the_next_begins_beside_a_stuck_thread(
     running.start()
     try:
         running.ready()
-        with Client(str(running.socket), timeout=20) as client:
+        with Client(str(running.socket), timeout=PATIENCE) as client:
             reply = client.grant(path=str(file), kind="shared")
         theirs = os.open(silent.file, os.O_RDWR)
         with connected(str(running.socket)) as sock:
@@ -123,12 +123,12 @@ def test_the_service_ends_and_the_next_begins_beside_a_stuck_thread(
         before = running.process
         assert before is not None
         before.terminate()
-        until(lambda: not running.socket.exists(), 20, "the orderly end")
+        until(lambda: not running.socket.exists(), what="the orderly end")
         running.start()
         running.ready()
         assert status_takes(running) < PROMPT
         silent.end()  # the kernel can let go of the thread now
-        assert before.wait(20) == 0
+        assert before.wait(PATIENCE) == 0
         os.close(reply.fds[0])
     finally:
         silent.end()
@@ -159,7 +159,7 @@ def test_fdinfo_that_blocks_stops_nobody(running: Running, tmp_path: Path, file:
             assert status_takes(running) < PROMPT
             codes = {answer(sock)["code"] for _ in range(3)}
             assert codes <= {"try-later", "bad-request"}
-    waiter.join(20)
+    waiter.join(PATIENCE)
     assert not waiter.is_alive()
     os.close(ours)
     os.close(theirs)

@@ -16,7 +16,7 @@ from sealsvc.protocol.system import Status
 from sealsvc.runtime.config import ServiceSection
 from sealsvc.service.release import release
 from tests.support.service import RISKS, ROOT, Running
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.kernel
 
@@ -40,22 +40,22 @@ def test_a_full_pipe_at_stderr(root: Path, place: Path, file: Path) -> None:
     os.close(theirs)
     try:
         running.ready()
-        with Client(str(running.socket), timeout=20) as client:
+        with Client(str(running.socket), timeout=PATIENCE) as client:
             began = time.monotonic()
             for _ in range(50):  # each alarm is a line of the log
                 client.call(Status)
             reply = client.grant(path=str(file), kind="shared", grace=1.0)
             intruder = subprocess.Popen(["truncate", "-s", "0", file], stderr=subprocess.DEVNULL)
-            until(lambda: intruder.poll() is not None, 15, "the deadline")
+            until(lambda: intruder.poll() is not None, what="the deadline")
             assert time.monotonic() - began < 20
             os.close(reply.fds[0])
             client.call(Return, seal=reply.seal.id)
         process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait(PATIENCE) == 0
     finally:
         os.close(ours)
         if process.poll() is None:
             process.kill()
             process.wait()
         release(ServiceSection(socket=str(running.socket)))
-        until(lambda: not (place / "keeper.sock").exists(), 20)
+        until(lambda: not (place / "keeper.sock").exists())

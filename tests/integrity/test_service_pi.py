@@ -31,7 +31,7 @@ from sealsvc.protocol.integrity import (
 from sealsvc.protocol.seals import IssueClaim, Return
 from tests.integrity.conftest import BLOCK, MiB, attach, give_back, sealed, verify
 from tests.support.refusals import refusal
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.kernel
 
@@ -92,7 +92,7 @@ def test_what_is_corrupted_between_seals_is_found_and_told_in_every_way(ground, 
         waiter.start()
         ground.corrupt(place + 17, b"\xff\x00\xff\x00")
         report = verify(client, attachment)
-        waiter.join(30)
+        waiter.join(PATIENCE)
         assert report.verdict == "corrupt"
         assert report.read == "direct"
         (error,) = report.errors
@@ -249,7 +249,7 @@ def test_a_scrub_is_slow_stops_and_goes_on(ground, client):
         found = client.call(PiAttachments, path=attachment.path).result.attachments[0].scrub
         return not found.running and found.done == 8 * MiB
 
-    until(done, 30)
+    until(done)
     assert time.monotonic() - began > 1.0
     (error,) = errors_after(client, before)
     assert (error.at, error.offset, error.kind) == ("scrub", 7 * MiB, "corrupt")

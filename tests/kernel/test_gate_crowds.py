@@ -22,7 +22,7 @@ import pytest
 
 from sealsvc.enforce import keeper as keepers
 from sealsvc.enforce.keeper import Keeper
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = [
     pytest.mark.kernel,
@@ -110,7 +110,9 @@ def waiting(keeper: Keeper) -> int:
 
 def reads_at_once(path: Path) -> float:
     began = time.monotonic()
-    subprocess.run(["head", "-c", "1", path], check=True, stdout=subprocess.DEVNULL, timeout=30)
+    subprocess.run(
+        ["head", "-c", "1", path], check=True, stdout=subprocess.DEVNULL, timeout=PATIENCE
+    )
     return time.monotonic() - began
 
 
@@ -237,7 +239,7 @@ def test_a_task_that_cannot_be_looked_at_stops_nobody(fs: Path, tmp_path: Path) 
         stack.callback(hostile.wait)
         stack.callback(fuse.close)
         stack.callback(hostile.send_signal, signal.SIGKILL)
-        assert fuse.flushed.wait(20)
+        assert fuse.flushed.wait(PATIENCE)
         before = keeper.counters()["lost_looks"]
         until(lambda: keeper.passages(*file.key) > 0 and lost(keeper) > before, what="a lost look")
         began = time.monotonic()

@@ -19,6 +19,7 @@ from other_process import other
 from sealsvc.core.model import ByteRange
 from sealsvc.linux import native
 from sealsvc.linux.native import Validation
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.kernel
 
@@ -368,7 +369,7 @@ def test_without_privilege_places_are_hidden(path: Path) -> None:
     prelude = "import ctypes, os, sys\nlibc = ctypes.CDLL(None, use_errno=True)\n"
     done = subprocess.run(
         [sys.executable, "-c", prelude + code, path, str(SIZE)],
-        capture_output=True, text=True, check=False, timeout=30,
+        capture_output=True, text=True, check=False, timeout=PATIENCE,
     )  # fmt: skip
     assert done.stdout == "ok\n", done.stderr
 

@@ -15,6 +15,8 @@ import pytest
 from having import PAGE, inode
 from other_process import other
 
+from tests.support.waiting import PATIENCE
+
 pytestmark = [
     pytest.mark.kernel,
     pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler"),
@@ -86,7 +88,7 @@ def walks(path: Path, library: Path, **environment: str) -> list[tuple[float, li
         capture_output=True,
         text=True,
         check=True,
-        timeout=30,
+        timeout=PATIENCE,
     ).stdout
     return [json.loads(line) for line in said.splitlines()]
 

@@ -127,8 +127,8 @@ def test_nothing_is_granted_while_it_does_not_refuse(running: Running, root: Pat
             with pytest.raises(Refusal) as refused:
                 grant(client, root / "two")  # at once: each grant tries
             assert refused.value.code == "enforcer-unavailable"
-            until(lambda: reason(client) != "", 20, "the canary")
-        until(lambda: reason(client) == "", 20, "the recovery")
+            until(lambda: reason(client) != "", what="the canary")
+        until(lambda: reason(client) == "", what="the recovery")
         assert "bpf does not enforce any more" in running.log.read_text()
         assert "bpf enforces again" in running.log.read_text()
         client.call(Return, seal=seal)
@@ -152,12 +152,12 @@ def test_a_lapse_while_no_service_lives_is_told_to_the_next(
                 assert not refused(path)
         else:
             subprocess.run(["rm", "-r", *links], check=True)
-            until(lambda: not refused(path), 20, "the programs' end")
+            until(lambda: not refused(path), what="the programs' end")
             time.sleep(3.0)
     finally:
         running.start()
         running.ready()
-    until(lambda: "bpf may have let" in running.log.read_text(), 30, "the alarm")
+    until(lambda: "bpf may have let" in running.log.read_text(), what="the alarm")
     assert refused(path)
     with connected(running) as client:
         assert [info.id for info in client.call(List).result.seals] == [seal]

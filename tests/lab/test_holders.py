@@ -85,7 +85,7 @@ def the_seal(client: Client) -> SealInfo:
 
 
 def becomes(client: Client, state: str) -> None:
-    until(lambda: the_seal(client).state == state, 60)
+    until(lambda: the_seal(client).state == state)
 
 
 @pytest.mark.usefixtures("rdma")

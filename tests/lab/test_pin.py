@@ -23,6 +23,7 @@ from tests.lab.dax_files import make
 from tests.lab.kernels import SERIES
 from tests.lab.pmem import mounted_dax
 from tests.support.service import Running, served
+from tests.support.waiting import PATIENCE
 
 MiB = 1 << 20
 CONFIG = 'accept_risks = ["all"]\n[enforcers]\nuse = ["pin"]\n'
@@ -145,14 +146,14 @@ def test_a_change_waits_is_found_and_goes_on(running: Running, file: Path, name:
     with Client(str(running.socket), timeout=60) as client:
         seal = granted(client, file)
         with intruding(file, HELD[name]) as intruder:
-            recall = next(push for push in client.pushes(30) if isinstance(push, Recall))
+            recall = next(push for push in client.pushes(PATIENCE) if isinstance(push, Recall))
             assert recall.seal == seal
             assert recall.operation is not None
             assert recall.operation.pid == intruder.pid
             time.sleep(0.3)
             assert intruder.poll() is None
             client.call(Return, seal=seal)
-            assert intruder.wait(30) == 0
+            assert intruder.wait(PATIENCE) == 0
 
 
 @pytest.mark.parametrize("other_first", [True, False])
@@ -171,10 +172,10 @@ def test_sharing_a_pinned_file_has_it_recalled(
     with Client(str(running.socket), timeout=60) as client:
         seal = granted(client, path)
         with intruding(path, SHARED[name], str(other)) as intruder:
-            assert next(p for p in client.pushes(30) if isinstance(p, Recall)).seal == seal
+            assert next(p for p in client.pushes(PATIENCE) if isinstance(p, Recall)).seal == seal
             assert intruder.poll() is None
             client.call(Return, seal=seal)
-            assert intruder.wait(30) == 0
+            assert intruder.wait(PATIENCE) == 0
 
 
 def test_a_truncation_through_an_overlay_waits(running: Running, root: Path, file: Path) -> None:
@@ -185,11 +186,11 @@ def test_a_truncation_through_an_overlay_waits(running: Running, root: Path, fil
             overlaid(root) as merged,
             intruding(file, "os.truncate(over, 4096)", str(merged / "file")) as intruder,
         ):
-            assert next(p for p in client.pushes(30) if isinstance(p, Recall)).seal == seal
+            assert next(p for p in client.pushes(PATIENCE) if isinstance(p, Recall)).seal == seal
             time.sleep(2)
             assert intruder.poll() is None
             client.call(Return, seal=seal)
-            assert intruder.wait(30) == 0
+            assert intruder.wait(PATIENCE) == 0
 
 
 @pytest.mark.parametrize("name", FREE)
@@ -197,7 +198,7 @@ def test_what_keeps_the_map_goes_on(running: Running, file: Path, name: str) -> 
     with Client(str(running.socket), timeout=60) as client:
         seal = granted(client, file)
         with intruding(file, FREE[name]) as bystander:
-            assert bystander.wait(30) == 0
+            assert bystander.wait(PATIENCE) == 0
         client.call(Return, seal=seal)
 
 
@@ -223,11 +224,11 @@ def test_pins_outlive_the_service(running: Running, file: Path) -> None:
             assert intruder.poll() is None
             running.start()
             running.ready()
-            client.reconnect(20)
+            client.reconnect(PATIENCE)
             client.call(Reclaim, seal=seal)
-            assert next(p for p in client.pushes(30) if isinstance(p, Recall)).seal == seal
+            assert next(p for p in client.pushes(PATIENCE) if isinstance(p, Recall)).seal == seal
             client.call(Return, seal=seal)
-            assert intruder.wait(30) == 0
+            assert intruder.wait(PATIENCE) == 0
 
 
 def test_one_seal_a_file(running: Running, file: Path) -> None:
@@ -243,12 +244,12 @@ def test_a_pinned_map_is_looked_at_unless_somebody_waits(running: Running, file:
         report = client.call(Audit).result
         assert (report.checked, report.drifted, report.unreadable) == (1, [], [])
         with intruding(file, HELD["punch"]) as intruder:
-            assert next(p for p in client.pushes(30) if isinstance(p, Recall)).seal == seal
+            assert next(p for p in client.pushes(PATIENCE) if isinstance(p, Recall)).seal == seal
             report = client.call(Audit).result
             assert report.checked == 0
             assert "its lock is held" in report.unreadable[0]
             client.call(Return, seal=seal)
-            assert intruder.wait(30) == 0
+            assert intruder.wait(PATIENCE) == 0
 
 
 @pytest.mark.lab(kernel=SERIES)
@@ -267,7 +268,7 @@ def test_they_are_taken_only_where_they_hold(file: Path) -> None:
             held = False
         os.close(ends[0])
         os.close(ends[1])
-        assert truncation.wait(30) == 0
+        assert truncation.wait(PATIENCE) == 0
     assert held == (why_not == ""), why_not
 
 
@@ -319,5 +320,5 @@ def test_what_waits_for_no_pin_is_found_by_the_audit(running: Running, root: Pat
     with Client(str(running.socket), timeout=60) as client:
         seal = granted(client, file)
         with intruding(file, SWAPS_BOOT) as intruder:
-            assert intruder.wait(30) == 0
+            assert intruder.wait(PATIENCE) == 0
         assert [drift.seal for drift in client.call(Audit).result.drifted] == [seal]

@@ -238,7 +238,7 @@ def test_the_seal_is_lost_at_once_with_the_evidence(
     seal = sealed(client, path)
     pid = intrude(running, "punch", path)
     until(lambda: state(client, seal) == "lost", 5, "the trip")
-    until(lambda: "its stack" in running.log.read_text(), 20, "the alarm")
+    until(lambda: "its stack" in running.log.read_text(), what="the alarm")
     said = next(line for line in running.log.read_text().splitlines() if "its stack" in line)
     assert f"process {pid} (python" in said
     assert "bytes 65536 to 131072" in said

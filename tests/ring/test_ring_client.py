@@ -15,7 +15,7 @@ from sealsvc.client.ring import AsyncRingClient, News, RingClient
 from sealsvc.core.model import Preparation, State
 from tests.ring.conftest import BLOCK, SIZE, truncating
 from tests.support.service import Running
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = [pytest.mark.kernel]
 
@@ -84,7 +84,7 @@ def test_in_an_event_loop(running: Running, fd: int, file: Path) -> None:
             seal = client.grant(client.register(fd), 0, SIZE)
             truncation = await asyncio.create_subprocess_exec("truncate", "-s", "0", file)
             found = []
-            async with asyncio.timeout(20), aclosing(client.pushes()) as pushes:
+            async with asyncio.timeout(PATIENCE), aclosing(client.pushes()) as pushes:
                 async for news in pushes:
                     found.append(news)
                     if news.kind == "recall":
@@ -124,7 +124,7 @@ def test_another_thread_is_refused_while_one_is_at_it(client: RingClient, fd: in
 
     other = threading.Thread(target=lambda: told.append(client.alone(wait)))
     other.start()
-    assert begun.wait(10)
+    assert begun.wait(PATIENCE)
     with pytest.raises(RuntimeError, match="another thread"):
         client.grant(registered, 0, BLOCK)
     other.join()

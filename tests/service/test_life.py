@@ -22,9 +22,9 @@ from sealsvc.doctor import syscalls
 from sealsvc.protocol.events import Event, Watch
 from sealsvc.protocol.seals import Extents, List, Recall, RecallSeals, Return, Show
 from sealsvc.protocol.system import Audit, AuditReport
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.kernel
-PATIENCE = 10.0
 
 # Takes a seal on argv[2] over the socket argv[1], maps it, and then does what argv[3] says.
 HOLDER = """

@@ -21,13 +21,14 @@ from sealsvc.core.errors import Refusal
 from sealsvc.protocol.base import MAX_MESSAGE
 from sealsvc.protocol.seals import Grant, Return
 from sealsvc.protocol.system import ServiceStatus, Status
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.kernel
 
 
 def exchange(socket: str, data: bytes, fds: tuple[int, ...] = ()) -> dict[str, Any]:
     with sockets.socket(sockets.AF_UNIX, sockets.SOCK_SEQPACKET) as sock:
-        sock.settimeout(10)
+        sock.settimeout(PATIENCE)
         sock.connect(socket)
         rights = [(sockets.SOL_SOCKET, sockets.SCM_RIGHTS, array.array("i", fds))] if fds else []
         sock.sendmsg([data], rights)

@@ -134,8 +134,8 @@ def test_grants_go_on_as_before(
             if mend is not None:
                 mend()
         if mend is not None:
-            until(lambda: client.call(Status).result.registry.lag == 0, 30)
-            until(lambda: client.call(Status).result.registry.troubles == [], 30)
+            until(lambda: client.call(Status).result.registry.lag == 0)
+            until(lambda: client.call(Status).result.registry.troubles == [])
             count = len(client.call(History).result.seals)
             assert count > 40, "a page of them"
             assert client.call(VerifyTrail).result.intact
@@ -157,9 +157,9 @@ def test_the_next_service_takes_over_while_the_disk_hangs(
             running.kill()
             running.start()
             running.ready()
-            client.reconnect(10.0)
+            client.reconnect(PATIENCE)
             client.call(Return, seal=granted.seal.id)
         finally:
             thaw()
-        until(lambda: client.call(Status).result.registry.lag == 0, 30)
+        until(lambda: client.call(Status).result.registry.lag == 0)
         assert client.call(VerifyTrail).result.intact

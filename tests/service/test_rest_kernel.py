@@ -25,7 +25,7 @@ from tests.api.conftest import TOKEN, write_principals
 from tests.api.running import Front, front
 from tests.api.secrecy import told_apart
 from tests.support.service import MiB
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.kernel
 
@@ -73,7 +73,7 @@ def opened(file: Path) -> Iterator[tuple[int, int]]:
         yield process.pid, int(process.stdout.readline())
     finally:
         process.stdin.close()
-        process.wait(20)
+        process.wait(PATIENCE)
         process.stdout.close()
 
 
@@ -92,7 +92,7 @@ def test_a_seal_by_pid_and_descriptor(there: Front, root: Path, file: Path) -> N
         assert (waiting["operation"]["pid"], waiting["path"]) == (intruder.pid, str(file))
         assert http.get(f"/v1/seals/{seal['id']}/extents", params={"now": "true"}).json()["extents"]
         http.delete(f"/v1/seals/{seal['id']}").raise_for_status()
-        assert intruder.wait(20) == 0
+        assert intruder.wait(PATIENCE) == 0
     assert file.stat().st_size == 4096
 
 
@@ -264,7 +264,7 @@ def elsewhere(maze: Maze) -> Iterator[list[Path]]:
         ]
     finally:
         process.stdin.close()
-        process.wait(20)
+        process.wait(PATIENCE)
         process.stdout.close()
         hollow.rmdir()
         blank.unlink()
@@ -314,7 +314,7 @@ def test_a_descriptor_of_another_namespace_is_no_way_out(there: Front, maze: Maz
             body = {"holder": {"pid": process.pid, "fd": fd}, "kind": "shared"}
             answer = http.post("/v1/seals", json=body)
             process.stdin.close()
-            process.wait(20)
+            process.wait(PATIENCE)
             process.stdout.close()
             assert (answer.status_code, answer.json()["code"]) == (404, "no-such-file"), name
             assert "hollow" not in answer.text

@@ -26,7 +26,7 @@ from sealsvc.protocol.seals import Downgrade, Forgotten, Mapped, RecallSeals, Re
 from sealsvc.protocol.system import Audit
 from tests.service.scripted import Holder, scripted
 from tests.support.service import RISKS, serving
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.kernel
 
@@ -56,7 +56,7 @@ class Scene:
 
     def __init__(self, socket: str, path: Path, stack: ExitStack) -> None:
         self.socket, self.path, self.stack = socket, path, stack
-        self.operator = stack.enter_context(Client(socket, timeout=20))
+        self.operator = stack.enter_context(Client(socket, timeout=PATIENCE))
         self._watcher = stack.enter_context(Client(socket))
         self._watcher.call(Watch)
         self.holder: Holder | None = None
@@ -81,7 +81,7 @@ class Scene:
         return str(self.operator.call(Show, seal=self.seal).seal.state)
 
     def becomes(self, state: State) -> None:
-        until(lambda: self.state() == state, 20)
+        until(lambda: self.state() == state)
 
     def punch(self) -> None:
         process = subprocess.Popen(
@@ -272,13 +272,13 @@ def test_the_transition_happens(
             if step is not Step.GRANT:
                 DO[step](scene, state)
                 to = TRANSITIONS[state, step].to
-                until(lambda: scene.saw(state, step, to), 20)
+                until(lambda: scene.saw(state, step, to))
             else:
                 DO[step](scene, state)
                 assert scene.state() == "granted"
             seal = scene.seal
         with Client(socket) as client:
-            until(lambda: _over(client, seal), 20)
+            until(lambda: _over(client, seal))
     finally:
         path.unlink()
 

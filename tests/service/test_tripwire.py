@@ -16,7 +16,7 @@ from sealsvc.client import Client
 from sealsvc.protocol.events import Event, Watch
 from sealsvc.protocol.seals import Return
 from tests.support.service import RISKS, Running, served
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.kernel
 
@@ -37,13 +37,13 @@ def running(root: Path, tmp_path: Path) -> Iterator[Running]:
 
 @pytest.fixture
 def client(running: Running) -> Iterator[Client]:
-    with Client(str(running.socket), timeout=20) as made:
+    with Client(str(running.socket), timeout=PATIENCE) as made:
         yield made
 
 
 def bystander(code: str, path: Path) -> int:
     process = subprocess.Popen([sys.executable, "-c", code, str(path)])
-    assert process.wait(20) == 0
+    assert process.wait(PATIENCE) == 0
     return process.pid
 
 

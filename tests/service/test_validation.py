@@ -17,10 +17,9 @@ from sealsvc.protocol.seals import List, RecallSeals, Return, Show
 from tests.service.mapping_holder import Holder, holder
 from tests.support.refusals import refusal
 from tests.support.service import RISKS, Running
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.kernel
-PATIENCE = 20.0
 PAGE = 4096
 MiB = 1 << 20
 

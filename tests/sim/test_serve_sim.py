@@ -15,6 +15,7 @@ import pytest
 from sealsvc.client import Client
 from sealsvc.protocol.seals import Recall, Return
 from sealsvc.protocol.system import ServiceStatus, Simulate, Simulated, Status
+from tests.support.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,11 +34,11 @@ def socket(tmp_path: Path) -> Iterator[str]:
         yield str(path)
     finally:
         process.terminate()
-        assert process.wait(20) == 0
+        assert process.wait(PATIENCE) == 0
 
 
 def test_a_simulated_conflict_waits_for_the_return(socket: str) -> None:
-    with Client(socket, timeout=20) as client, Client(socket, timeout=20) as script:
+    with Client(socket, timeout=PATIENCE) as client, Client(socket, timeout=PATIENCE) as script:
         status = client.call(Status).result
         assert isinstance(status, ServiceStatus)
         assert status.simulated
@@ -53,10 +54,10 @@ def test_a_simulated_conflict_waits_for_the_return(socket: str) -> None:
 
         intruder = threading.Thread(target=intrude)
         intruder.start()
-        recall = next(push for push in client.pushes(10) if isinstance(push, Recall))
+        recall = next(push for push in client.pushes(PATIENCE) if isinstance(push, Recall))
         assert recall.seal == reply.seal.id
         assert not results
         os.close(reply.fds[0])
         client.call(Return, seal=reply.seal.id)
-        intruder.join(20)
+        intruder.join(PATIENCE)
         assert results[0]["result"] == "passed"

@@ -27,6 +27,7 @@ from sealsvc.runtime.config import Config, FenceSection, PolicySection, ServiceS
 from sealsvc.service.daemon import Daemon
 from sealsvc.sim.enforcer import SimEnforcer, simulate
 from sealsvc.sim.host import DEVICE, SimHost
+from tests.support.waiting import PATIENCE
 
 PATH = "/sim/a"
 STRANGER, HEIR = 2**22 + 1, 2**22 + 2  # above any pid
@@ -83,8 +84,8 @@ def play(
                 if serving.done():
                     serving.result()
                 await asyncio.sleep(0.01)
-            with Client(str(socket), timeout=10) as client:
-                await asyncio.wait_for(act(Scene(host, enforcer, client)), 20)
+            with Client(str(socket), timeout=PATIENCE) as client:
+                await asyncio.wait_for(act(Scene(host, enforcer, client)), PATIENCE)
         finally:
             serving.cancel()
             with suppress(asyncio.CancelledError):
@@ -107,7 +108,7 @@ def test_a_conflict_waits_until_the_recalled_seal_is_returned(play):
         reply = await scene.grant()
         assert reply.seal.extents == 4
         punch = asyncio.create_task(scene.do("conflict", length=4096, pid=STRANGER))
-        push = await asyncio.to_thread(lambda: next(scene.client.pushes(5)))
+        push = await asyncio.to_thread(lambda: next(scene.client.pushes(PATIENCE)))
         assert isinstance(push, Recall)
         assert push.seal == reply.seal.id
         assert not punch.done()

@@ -30,6 +30,7 @@ from sealsvc.runtime.limits import RateLimit
 from sealsvc.runtime.log_queue import QueueHandler
 from sealsvc.runtime.loop_watch import LoopWatch
 from sealsvc.runtime.users import Received, Users
+from tests.support.waiting import PATIENCE
 
 # Logs
 
@@ -51,7 +52,7 @@ def test_a_journal_that_is_not_read_delays_nobody(tmp_path: Path) -> None:
         assert 0 < handler.dropped < 2000
         logging.getLogger("sealsvc.runtime.log_queue").addHandler(handler)
         try:  # it is read again: nothing is lost silently
-            stuck.settimeout(5)
+            stuck.settimeout(PATIENCE)
             while b"log records were dropped" not in stuck.recv(1 << 16):
                 pass
         finally:
@@ -177,12 +178,12 @@ def test_descriptors_count_until_they_are_closed() -> None:
 
         def stuck() -> None:
             blocked.set()
-            goes_on.wait(10)
+            goes_on.wait(PATIENCE)
 
         # Both threads of the user are stuck: what it sends stays open.
         for _ in range(2):
             closing.call_later(("user", 1000), stuck)
-        blocked.wait(10)
+        blocked.wait(PATIENCE)
         received = Received([os.open("/dev/null", os.O_RDONLY) for _ in range(3)], user, users)
         received.close()
         assert user.descriptors == 3

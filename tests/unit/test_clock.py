@@ -8,6 +8,7 @@ import time
 import pytest
 
 from sealsvc.runtime import clock
+from tests.support.waiting import PATIENCE
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +29,7 @@ def test_whoever_waits_is_woken_when_time_has_jumped() -> None:
         await asyncio.sleep(0.01)
         assert not waiting.done()
         clock.advance(1801)
-        assert await asyncio.wait_for(waiting, 5) is False
+        assert await asyncio.wait_for(waiting, PATIENCE) is False
         return time.monotonic() - began
 
     assert asyncio.run(act()) < 5

@@ -21,6 +21,7 @@ from sealsvc.protocol.history import SealFilter
 from sealsvc.registry import Registry, link
 from sealsvc.registry.queries import Queries
 from sealsvc.runtime.config import RegistrySection
+from tests.support.waiting import PATIENCE
 
 
 async def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
@@ -190,4 +191,4 @@ def test_the_end_is_bounded(tmp_path: Path) -> None:
     asyncio.run(act())
     # It reads what it was sent, and ends, when it can.
     left[0].send_signal(signal.SIGCONT)
-    assert left[0].wait(20) == 0
+    assert left[0].wait(PATIENCE) == 0
