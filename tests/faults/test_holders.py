@@ -22,6 +22,7 @@ from tests.faults.conftest import (
     PUNCH,
     Intrude,
     blocks,
+    fencing,
     granted,
     holding,
     nothing_is_left,
@@ -37,6 +38,12 @@ pytestmark = pytest.mark.kernel
 
 @pytest.fixture
 def client(running: Running) -> Iterator[Client]:
+    with serving(running) as made:
+        yield made
+
+
+@contextmanager
+def serving(running: Running) -> Iterator[Client]:
     serve(running)
     running.ready()
     with Client(str(running.socket), timeout=PATIENCE) as made:
@@ -95,18 +102,19 @@ def test_a_stopped_holder_keeps_its_seal_where_nobody_may_kill_it(
 
 @pytest.mark.parametrize("fence", ["kill", "signal"])
 def test_a_hung_holder_is_fenced(
-    running: Running, client: Client, file: Path, intrude: Intrude, fence: str
+    running: Running, file: Path, intrude: Intrude, fence: str
 ) -> None:
-    with holding(file, running, fence=fence, grace=0.3) as holder:
-        if fence == "kill":
-            holder.do("__import__('signal').signal(15, 1) and None")  # SIGTERM does not help
-        intruder = intrude(PUNCH)
-        assert intruder.wait(PATIENCE) == 0
-        assert holder.process.wait(PATIENCE) == -(
-            signal.SIGKILL if fence == "kill" else signal.SIGTERM
-        )
-    assert the_state(client) == "over"
-    nothing_is_left(running, file, intrude)
+    deadly = signal.SIGKILL if fence == "kill" else signal.SIGTERM
+    if deadly is signal.SIGTERM:
+        fencing(running, signal_grace=PATIENCE)
+    with serving(running) as client:
+        with holding(file, running, fence=fence, grace=0.3) as holder:
+            if deadly is signal.SIGKILL:
+                holder.do("__import__('signal').signal(15, 1) and None")  # SIGTERM does not help
+            assert intrude(PUNCH).wait(PATIENCE) == 0
+            assert holder.process.wait(PATIENCE) == -deadly
+        assert the_state(client) == "over"
+        nothing_is_left(running, file, intrude)
 
 
 def test_a_holder_that_is_deaf_to_sigterm_keeps_its_seal(
@@ -187,6 +195,7 @@ def _returned(client: Client, seal: str) -> bool:
 
 # Flooding: it asks and asks, and reads no answer.
 
+ROUNDS = 50
 FLOOD = """
 import socket, sys
 sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -237,22 +246,17 @@ def test_a_flood_drowns_nobody_else(
     other.write_bytes(bytes(1 << 20))
     try:
         with flooding(running, other, 3) as floods:
-            slowest, rounds = 0.0, 0
-            deadline = time.monotonic() + 4
-            while time.monotonic() < deadline:
-                began = time.monotonic()
+            # They never stop: behind their requests these would wait for ever.
+            for _ in range(ROUNDS):
                 client.call(Return, seal=granted(client, file))
-                slowest = max(slowest, time.monotonic() - began)
-                rounds += 1
+                assert [flood.poll() for flood in floods] == [None] * len(floods)
             told = []
             for flood in floods:
                 flood.send_signal(signal.SIGKILL)
                 told.append(flood.communicate()[0].split("\n"))
-        print(f"{rounds} rounds, the slowest {slowest * 1000:.0f} ms; floods: {told}")
-        assert slowest < 2.0
-        assert rounds > 10
+        print(f"floods: {told}")
         until(lambda: client.call(List).result.seals == [])
-        assert client.call(Status).result.connections == 1
+        until(lambda: client.call(Status).result.connections == 1)
         nothing_is_left(running, file, intrude)
     finally:
         other.unlink()

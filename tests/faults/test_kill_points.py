@@ -26,6 +26,7 @@ from tests.faults.conftest import (
     PUNCH,
     Intrude,
     blocks,
+    fencing,
     granted,
     holding,
     nothing_is_left,
@@ -191,6 +192,7 @@ def killed_in_a_fence(scene: Scene) -> None:
 def killed_as_a_fence_fails(scene: Scene) -> None:
     """A child has the holder's mapping: the fence cannot prove anything while it lives."""
     before = blocks(scene.file)
+    fencing(scene.running, proof_timeout=0.5)
     scene.serve()
     with holding(scene.file, scene.running, fence="kill", grace=0.3) as holder:
         child = holder.do("os.fork() or os.kill(os.getpid(), 19)")

@@ -91,7 +91,7 @@ def next_recall(client: Client) -> Recall:
 @pytest.mark.parametrize("name", CONFLICTS)
 def test_a_conflict_waits_until_the_seal_is_returned(client: Client, file: Path, name: str) -> None:
     before = extents_of(file)
-    seal = shared(client, file, grace=30)
+    seal = shared(client, file, grace=200)
     with intruding(file, CONFLICTS[name]) as intruder:
         recall = next_recall(client)
         assert recall.seal == seal
@@ -173,7 +173,7 @@ def test_without_a_fence_the_operation_fails_with_ebusy(client: Client, file: Pa
 
 
 def test_a_killed_waiter_leaves_nothing(client: Client, file: Path) -> None:
-    seal = shared(client, file, grace=30)
+    seal = shared(client, file, grace=200)
     with intruding(file, CONFLICTS["truncate"]) as intruder:
         next_recall(client)
         intruder.send_signal(signal.SIGKILL)
@@ -187,8 +187,8 @@ def test_an_operation_that_meets_two_seals_waits_for_both(
     socket: str, client: Client, file: Path
 ) -> None:
     with Client(socket) as other:
-        first = shared(client, file, grace=30)
-        second = shared(other, file, grace=30)
+        first = shared(client, file, grace=200)
+        second = shared(other, file, grace=200)
         with intruding(file, CONFLICTS["punch"]) as intruder:
             assert next_recall(client).seal == first
             assert next_recall(other).seal == second

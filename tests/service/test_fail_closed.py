@@ -34,7 +34,7 @@ def running(root: Path, tmp_path: Path) -> Iterator[Running]:
 
 
 def granted(client: Client, file: Path, **fields: object) -> str:
-    reply = client.grant(path=str(file), **({"kind": "shared", **RANGE} | fields))
+    reply = client.grant(path=str(file), **({"kind": "shared", "grace": 200, **RANGE} | fields))
     for fd in reply.fds:
         os.close(fd)
     return reply.seal.id
@@ -49,7 +49,7 @@ def restarted(running: Running, client: Client) -> None:
 def test_what_waits_goes_on_waiting_and_the_recall_is_resumed(running: Running, file: Path) -> None:
     before = extents_of(file)
     with Client(str(running.socket)) as client, intruding_later(file) as intrude:
-        seal = granted(client, file, grace=60)
+        seal = granted(client, file)
         intruder = intrude(PUNCH)
         recall = next_recall(client)
         running.kill()
@@ -60,7 +60,7 @@ def test_what_waits_goes_on_waiting_and_the_recall_is_resumed(running: Running, 
         info = client.call(Reclaim, seal=seal).seal
         assert (info.state, info.seqid) == ("recalled", recall.seqid)
         assert info.deadline_in is not None
-        assert 0 < info.deadline_in < 60
+        assert 0 < info.deadline_in < 200
         assert next_recall(client).seal == seal
         assert intruder.poll() is None
         client.call(Return, seal=seal)
@@ -73,7 +73,7 @@ def test_a_conflict_that_comes_while_it_is_dead_waits_for_the_next_one(
 ) -> None:
     before = extents_of(file)
     with Client(str(running.socket)) as client, intruding_later(file) as intrude:
-        seal = granted(client, file, grace=60)
+        seal = granted(client, file)
         running.kill()
         intruder = intrude(PUNCH)
         reader = intrude("os.pread(os.open(path, os.O_RDONLY), 65536, 65536)")
@@ -175,7 +175,7 @@ def test_a_fence_is_carried_out_by_the_next_service(running: Running, file: Path
     code = (
         "import sys\nfrom sealsvc.client import Client\n"
         "client = Client(sys.argv[1])\n"
-        "client.grant(path=sys.argv[2], kind='shared', fence='kill', grace=0.5)\n"
+        "client.grant(path=sys.argv[2], kind='shared', fence='kill', grace=5)\n"
         "print(flush=True)\nsys.stdin.read()\n"
     )
     holder = subprocess.Popen(
@@ -214,7 +214,7 @@ def test_only_one_service_owns_a_keeper(running: Running, tmp_path: Path) -> Non
 def test_release_lets_everything_go(running: Running, file: Path) -> None:
     command = [sys.executable, "-m", "sealsvc.cli.service", "release", "--all", "--config"]
     with Client(str(running.socket)) as client, intruding_later(file) as intrude:
-        granted(client, file, grace=60)
+        granted(client, file)
         alive = subprocess.run(
             [*command, running.config],
             capture_output=True,
@@ -237,8 +237,9 @@ def test_watchers_hear_of_the_restart(running: Running, file: Path) -> None:
         running.kill()
         restarted(running, client)
         client.call(Watch, since=0)
-        event = next(p for p in client.pushes(PATIENCE) if isinstance(p, Event))
-        assert (event.name, event.data["seals"]) == ("reclaimed", 1)
+        events = (push for push in client.pushes(PATIENCE) if isinstance(push, Event))
+        event = next(event for event in events if event.name == "reclaimed")
+        assert event.data["seals"] == 1
 
 
 def test_reclaim_is_refused_while_somebody_listens(running: Running, file: Path) -> None:
@@ -267,10 +268,9 @@ def test_without_its_keeper_the_service_says_so_and_ends(running: Running, file:
             if str(running.directory / "keeper.sock") in (process.info["cmdline"] or [])
         )
         keeper.kill()
-        alarm = next(
-            p for p in client.pushes(PATIENCE) if isinstance(p, Event) and p.name == "alarm"
-        )
-        assert "no seal is enforced any more" in alarm.data["reason"]
+        events = (push for push in client.pushes(PATIENCE) if isinstance(push, Event))
+        alarms = (event.data["reason"] for event in events if event.name == "alarm")
+        assert any("no seal is enforced any more" in reason for reason in alarms)
         assert running.process is not None
         assert running.process.wait(PATIENCE) == 1
     assert "the keeper" in running.log.read_text()

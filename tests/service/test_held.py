@@ -43,6 +43,7 @@ def test_a_recall_is_told_in_a_thread(client: Client, file: Path) -> None:
     with client.hold(
         file,
         kind="shared",
+        grace=200,
         on_recall=lambda recall: told.append((recall, threading.current_thread().name)),
     ) as held:
         held.mmap()

@@ -118,7 +118,7 @@ class Holders:
         conflict = chance.choice(["wait", "refuse"])
         try:
             reply = client.grant(
-                path=str(path), kind="shared", conflict=conflict, grace=60, offset=at,
+                path=str(path), kind="shared", conflict=conflict, grace=200, offset=at,
                 length=chance.randrange(1, 4) * UNIT, prepare=["allocate", "convert"],
             )  # fmt: skip
         except Refusal as refusal:

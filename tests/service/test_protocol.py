@@ -133,7 +133,7 @@ def test_unsuitable_extents_are_named(client: Client, root: Path, file: Path) ->
 
 
 def test_a_thousand_holders_at_once(socket: str, file: Path) -> None:
-    clients = [Client(socket, timeout=60) for _ in range(1000)]
+    clients = [Client(socket, timeout=PATIENCE) for _ in range(1000)]
     seals = []
     try:
         for one in clients:
@@ -151,7 +151,7 @@ def test_a_thousand_holders_at_once(socket: str, file: Path) -> None:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(60)
+            thread.join(PATIENCE)
     finally:
         for one in clients:
             one.close()

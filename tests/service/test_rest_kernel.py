@@ -79,7 +79,7 @@ def opened(file: Path) -> Iterator[tuple[int, int]]:
 
 def test_a_seal_by_pid_and_descriptor(there: Front, root: Path, file: Path) -> None:
     with opened(file) as (pid, fd), there.http() as http:
-        body = {"holder": {"pid": pid, "fd": fd}, "kind": "shared", "grace": 20.0}
+        body = {"holder": {"pid": pid, "fd": fd}, "kind": "shared", "grace": 200.0}
         answer = http.post("/v1/seals", json=body)
         assert answer.status_code == 201, answer.text
         seal = answer.json()
