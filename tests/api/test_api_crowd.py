@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 import httpx
 
 from tests.api.running import Front, simulated
-from tests.support.waiting import PATIENCE
 
 SILENT, SLOW, GREEDY = 512, 64, 256
 SHARE = 64  # listeners of one principal
@@ -23,7 +22,7 @@ SLOWLY = (HEAD.format("POST", "/v1/recalls") + "Content-Length: 40000\r\n\r\n{")
 
 
 def opened(there: Front, said: bytes = b"") -> socket.socket:
-    made = socket.create_connection(("127.0.0.1", urlsplit(there.base).port or 0), timeout=PATIENCE)
+    made = socket.create_connection(("127.0.0.1", urlsplit(there.base).port or 0), timeout=20)
     if said:
         made.sendall(said)
     return made
@@ -41,7 +40,7 @@ def serves(there: Front) -> float:
     """Seconds for a new connection and a request of an operator."""
     began = time.monotonic()
     bearer = {"Authorization": "Bearer operator"}
-    with httpx.Client(base_url=there.base, headers=bearer, timeout=PATIENCE) as http:
+    with httpx.Client(base_url=there.base, headers=bearer, timeout=20) as http:
         assert http.get("/v1/status").status_code == 200
         answer = http.get("/v1/seals")
         assert answer.status_code == 200, answer.text
@@ -64,7 +63,7 @@ def test_an_operator_is_served_beside_a_crowd(tmp_path: Path) -> None:
         assert statistics.median(took) < 1.0, took
         bearer = {"Authorization": "Bearer operator"}
         with (
-            httpx.Client(base_url=there.base, headers=bearer, timeout=PATIENCE) as http,
+            httpx.Client(base_url=there.base, headers=bearer, timeout=20) as http,
             http.stream("GET", "/v1/events") as answer,
         ):
             assert answer.status_code == 200, "listeners are kept for operators"

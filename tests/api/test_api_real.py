@@ -479,13 +479,13 @@ def test_who_waits_for_much_keeps_nobody_else_waiting(there: Front, file: str) -
     """All principals are served on one connection with the service; one has many requests there
     that take long."""
     port = int(there.base.rpartition(":")[2])
-    body = json.dumps({"path": file, "wait": True, "grace": 60.0}).encode()
+    body = json.dumps({"path": file, "wait": True, "grace": 300.0}).encode()
     head = (
         "POST /v1/recalls HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer operator\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     with there.http() as http, ExitStack() as stack:
-        seal = granted(http, file, kind="shared", grace=60.0)["id"]
+        seal = granted(http, file, kind="shared", grace=300.0)["id"]
         waiting = []
         for _ in range(100):
             waiting.append(stack.enter_context(socket.create_connection(("127.0.0.1", port))))

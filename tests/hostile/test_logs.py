@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -41,13 +40,11 @@ def test_a_full_pipe_at_stderr(root: Path, place: Path, file: Path) -> None:
     try:
         running.ready()
         with Client(str(running.socket), timeout=PATIENCE) as client:
-            began = time.monotonic()
             for _ in range(50):  # each alarm is a line of the log
                 client.call(Status)
             reply = client.grant(path=str(file), kind="shared", grace=1.0)
             intruder = subprocess.Popen(["truncate", "-s", "0", file], stderr=subprocess.DEVNULL)
             until(lambda: intruder.poll() is not None, what="the deadline")
-            assert time.monotonic() - began < 20
             os.close(reply.fds[0])
             client.call(Return, seal=reply.seal.id)
         process.terminate()
