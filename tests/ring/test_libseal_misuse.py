@@ -26,10 +26,10 @@ locale.setlocale(locale.LC_ALL, "de_DE.UTF-8")
 assert locale.localeconv()["decimal_point"] == ","
 from sealsvc.client.ring import RingClient
 fd = os.open(sys.argv[2], os.O_RDWR)
-client = RingClient(sys.argv[1], timeout=20)
+client = RingClient(sys.argv[1], timeout=120)
 client.register(fd, grace=2.5)
 print("registered", flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-import time
 from contextlib import aclosing
 from pathlib import Path
 
@@ -115,11 +114,11 @@ def test_seals_are_independent_of_the_clients_threads(client: RingClient, fd: in
 
 def test_another_thread_is_refused_while_one_is_at_it(client: RingClient, fd: int) -> None:
     registered = client.register(fd)
-    begun, told = threading.Event(), []
+    begun, ends, told = threading.Event(), threading.Event(), []
 
     def wait(*_: object) -> int:
         begun.set()
-        time.sleep(0.5)
+        ends.wait(PATIENCE)
         return 0
 
     other = threading.Thread(target=lambda: told.append(client.alone(wait)))
@@ -127,6 +126,7 @@ def test_another_thread_is_refused_while_one_is_at_it(client: RingClient, fd: in
     assert begun.wait(PATIENCE)
     with pytest.raises(RuntimeError, match="another thread"):
         client.grant(registered, 0, BLOCK)
+    ends.set()
     other.join()
     assert told == [0]
     with client.grant(registered, 0, BLOCK) as seal:

@@ -37,7 +37,7 @@ def restart(running: Running) -> None:
 def test_a_dead_service_is_not_missed(
     running: Running, client: RingClient, fd: int, file: Path
 ) -> None:
-    registered = client.register(fd)
+    registered = client.register(fd, grace=200)
     seal = client.grant(registered, 0, BLOCK)
     running.kill()
     other = client.grant(registered, BLOCK, BLOCK)
@@ -58,7 +58,7 @@ def test_a_dead_service_is_not_missed(
 def test_a_conflict_while_the_service_is_dead(
     running: Running, client: RingClient, fd: int, file: Path
 ) -> None:
-    seal = client.grant(client.register(fd), 0, BLOCK)
+    seal = client.grant(client.register(fd, grace=200), 0, BLOCK)
     running.kill()
     with truncating(file, 0) as process:
         assert hears(client, lambda n: n.kind == "recall").slot == seal.slot
@@ -167,7 +167,7 @@ def test_a_ring_whose_keeper_has_ended(running: Running, client: RingClient, fd:
 LOAD = """
 import random
 from sealsvc.client.ring import RingClient
-client = RingClient(sys.argv[1], timeout=25)
+client = RingClient(sys.argv[1], timeout=120)
 fd = os.open(sys.argv[2], os.O_RDWR)
 chance = random.Random(int(sys.argv[3]))
 while True:

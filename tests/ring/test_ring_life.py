@@ -188,11 +188,10 @@ def test_a_returned_seal_that_is_not_mapped_holds_nobody_up(
 ) -> None:
     registered = client.register(fd)
     client.grant(registered, 0, BLOCK).give_back()
-    begun = time.monotonic()
     with truncating(file, 0):
         pass
-    assert time.monotonic() - begun < 5
-    assert client.dispatch() == []
+    assert os.fstat(fd).st_size == 0
+    assert client.dispatch() == [], "it was not asked for"
 
 
 def test_a_recalled_seal_is_not_taken_back_while_it_is_mapped(
@@ -408,7 +407,7 @@ def test_a_conflict_is_told_before_what_its_holder_did_about_it(
                 seal.refresh()
                 seal.give_back()
             told: list[Event] = []
-            for push in watcher.pushes(20):
+            for push in watcher.pushes(PATIENCE):
                 if isinstance(push, Event) and push.name in ("conflict", "recall", "state"):
                     told.append(push)
                     if push.data.get("to") == "returned":

@@ -36,7 +36,7 @@ try:
         [os.close(fd) for fd in reply.fds]
 except Refusal as refusal:
     print(len(made) - 1, refusal.code, refusal.details.get("limit"), flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 

@@ -50,7 +50,7 @@ def watched(watcher: Client, since: int | None) -> Watching:
 
 def read(watcher: Client, last: int) -> list[Event]:
     events = []
-    for push in watcher.pushes(20):
+    for push in watcher.pushes(PATIENCE):
         assert isinstance(push, Event)
         events.append(push)
         if push.seq >= last and push.name != "gap":

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import pytest
 from sealsvc.client import Client
 from sealsvc.protocol.seals import Recall, Return
 from sealsvc.protocol.system import ServiceStatus, Simulate, Simulated, Status
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PATIENCE, until
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,11 +25,8 @@ def socket(tmp_path: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "sealsvc.cli.service", "serve", "--sim", "--socket", str(path)]
     process = subprocess.Popen(command, cwd=ROOT)
     try:
-        deadline = time.monotonic() + 20
-        while not path.exists():
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        until(lambda: path.exists() or process.poll() is not None)
+        assert process.poll() is None
         yield str(path)
     finally:
         process.terminate()
