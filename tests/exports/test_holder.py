@@ -111,7 +111,7 @@ def test_the_seal_of_a_killed_holder_stands_until_the_guard_has_held_the_device(
         until(lambda: _state(running) == "recalled")
         holder.process.kill()
         holder.process.wait()
-        assert truncating.wait(60) == 0
+        assert truncating.wait(PATIENCE) == 0
         # What the guard saw of the file when it held the device: it was whole.
         assert holder.notes()[1:] == [f"hold {16 * MiB}"]
         assert image.stat().st_size == 4096

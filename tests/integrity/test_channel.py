@@ -235,7 +235,7 @@ def test_what_is_no_request_ends_the_channel(size: int, file: Path) -> None:
 def test_answers_that_nobody_reads_end_the_channel(file: Path) -> None:
     with channel(layout("t10-512"), file) as served:
         served.raw.setblocking(False)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while served.thread.is_alive():
             assert time.monotonic() < deadline
             try:

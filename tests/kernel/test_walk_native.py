@@ -41,16 +41,16 @@ static void unanswered(void)
 }
 static int opened(const char *path, int flags, const char *function)
 {
-	static int text_only;
 	char slow[64];
 	int fd;
 	snprintf(slow, sizeof(slow), "/proc/%s/maps", getenv("SLOW"));
-	if (strcmp(path, slow))
-		return ((int (*)(const char *, int, ...))dlsym(RTLD_NEXT, function))(path, flags, 0600);
-	if (getenv("SLOW_TEXT"))
+	if (!strcmp(path, slow) && getenv("SLOW_TEXT"))
 		unanswered();
 	fd = ((int (*)(const char *, int, ...))dlsym(RTLD_NEXT, function))(path, flags, 0600);
-	slow_fd = fd;
+	if (!strcmp(path, slow))
+		slow_fd = fd;
+	else if (fd == slow_fd)
+		slow_fd = -1; /* it was closed: the number is another's */
 	return fd;
 }
 int open(const char *path, int flags, ...) { return opened(path, flags, "open"); }
@@ -75,6 +75,7 @@ device, inode = map(int, sys.argv[1:])
 for _ in range(2):
     found = native.mappings(0, device, inode, ByteRange(0, 8192))
     print(json.dumps([(m.pid, m.length, m.error) for m in found]))
+    print("walked", file=sys.stderr, flush=True)
 """
 MAP = """
 fd = os.open(sys.argv[1], os.O_RDONLY)
@@ -85,8 +86,8 @@ ready()
 """
 
 
-def walks(path: Path, library: Path, **environment: str) -> tuple[list[list[list[int]]], int]:
-    """What two walks found, and how often the slow process was asked in vain."""
+def walks(path: Path, library: Path, **environment: str) -> tuple[list[list[list[int]]], list[int]]:
+    """What two walks found, and how often each asked the slow process in vain."""
     done = subprocess.run(
         [sys.executable, "-c", ASK, *map(str, inode(path))],
         env={**os.environ, "LD_PRELOAD": str(library), **environment},
@@ -95,7 +96,8 @@ def walks(path: Path, library: Path, **environment: str) -> tuple[list[list[list
         check=True,
         timeout=PATIENCE,  # far less than the slow one takes
     )
-    return [json.loads(line) for line in done.stdout.splitlines()], done.stderr.count("asked")
+    asked = [said.count("asked") for said in done.stderr.split("walked")]
+    return [json.loads(line) for line in done.stdout.splitlines()], asked[:2]
 
 
 @pytest.fixture
@@ -112,7 +114,8 @@ def test_a_process_that_does_not_answer_a_query_is_read_as_text(path: Path, libr
     for found in both:
         assert [slow, PAGE, 0] in found
         assert [behind, PAGE, 0] in found
-    assert asked == 1, "nobody asks it again while one waits for its answer"
+    assert asked[0] > 0
+    assert asked[1] == 0, "nobody asks it again while one waits for its answer"
 
 
 def test_a_process_that_cannot_be_read_at_all_is_named(path: Path, library: Path) -> None:
@@ -121,4 +124,5 @@ def test_a_process_that_cannot_be_read_at_all_is_named(path: Path, library: Path
     for found in both:
         assert [slow, 0, errno.ETIMEDOUT] in found, "it may map the file"
         assert [behind, PAGE, 0] in found
-    assert asked == 1
+    assert asked[0] > 0
+    assert asked[1] == 0

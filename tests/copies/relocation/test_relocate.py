@@ -145,7 +145,7 @@ def test_a_holder_that_returns_asks_anew(client: Client, socket: str, file: Path
         next(push for push in holder.pushes(PATIENCE) if isinstance(push, Recall))
         os.close(reply.fds[0])
         assert holder.call(Return, seal=reply.seal.id).seal.state == "returned"
-        thread.join(60)
+        thread.join(PATIENCE)
         again = granted(holder, file)
         os.close(again.fds[0])
         holder.call(Return, seal=again.seal.id)
@@ -158,7 +158,7 @@ def test_called_off_when_a_holder_does_not_answer(client: Client, socket: str, f
     before = places(file)
     with Client(socket) as deaf, Holder(socket, file, within=0) as quick:
         reply = granted(deaf, file)
-        job = relocated(client, file, Goal(to=str(file.parent)), grace=0.5)
+        job = relocated(client, file, Goal(to=str(file.parent)), grace=3.0)
         assert job.state is JobState.FAILED
         assert f"process {os.getpid()}" in job.error
         for seal in (reply.seal.id, quick.seal):
@@ -176,7 +176,8 @@ def test_quiesce_needs_an_unmapped_range(client: Client, socket: str, file: Path
         unasked = refusal(lambda: holder.call(Quiesce, seal=reply.seal.id))
         assert unasked.code == "bad-request"
         area = mmap.mmap(reply.fds[0], 0)
-        job = client.call(Relocate, path=str(file), goal=Goal(to=str(file.parent)), grace=20).result
+        goal = Goal(to=str(file.parent))
+        job = client.call(Relocate, path=str(file), goal=goal, grace=200).result
         next(push for push in holder.pushes(PATIENCE) if isinstance(push, Recall))
         assert refusal(lambda: holder.call(Quiesce, seal=reply.seal.id)).code == "still-mapped"
         client.call(CancelJob, job=job.id)
@@ -193,7 +194,8 @@ def test_a_truncation_in_the_pause_waits_for_the_seal(
     data = fragmented(file, 32)
     with Client(socket) as holder:
         reply = granted(holder, file)
-        job = client.call(Relocate, path=str(file), goal=Goal(to=str(file.parent)), grace=30).result
+        goal = Goal(to=str(file.parent))
+        job = client.call(Relocate, path=str(file), goal=goal, grace=200).result
         next(push for push in holder.pushes(PATIENCE) if isinstance(push, Recall))
         code = f"import os; os.truncate({str(file)!r}, {PIECE})"
         with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) as intruder:
@@ -202,7 +204,7 @@ def test_a_truncation_in_the_pause_waits_for_the_seal(
             assert file.stat().st_size == len(data)
             os.close(reply.fds[0])
             holder.call(Quiesce, seal=reply.seal.id)
-            pushes = (push for push in holder.pushes(30) if isinstance(push, Recall))
+            pushes = (push for push in holder.pushes(PATIENCE) if isinstance(push, Recall))
             assert next(pushes).state == "granted"
             assert next(pushes).operation is not None
             assert intruder.poll() is None
