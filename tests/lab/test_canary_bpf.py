@@ -25,7 +25,7 @@ from sealsvc.runtime.config import ServiceSection
 from tests.lab.test_bpf import KEEP, PUNCH
 from tests.support.scratch import mounted
 from tests.support.service import RISKS, Running, served
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = [pytest.mark.lab, pytest.mark.kernel, pytest.mark.slow]
 
@@ -112,7 +112,7 @@ def grant(client: Client, path: Path) -> str:
 
 
 def connected(running: Running) -> Client:
-    return Client(str(running.socket), timeout=60)
+    return Client(str(running.socket), timeout=PATIENCE)
 
 
 def reason(client: Client) -> str:
@@ -148,12 +148,12 @@ def test_a_lapse_while_no_service_lives_is_told_to_the_next(
         assert refused(path)
         if how == "switch":
             with untraced():
-                time.sleep(3.0)
+                time.sleep(10.0)  # of which each second is tried
                 assert not refused(path)
         else:
             subprocess.run(["rm", "-r", *links], check=True)
             until(lambda: not refused(path), what="the programs' end")
-            time.sleep(3.0)
+            time.sleep(10.0)  # of which each second is tried
     finally:
         running.start()
         running.ready()

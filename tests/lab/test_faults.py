@@ -83,7 +83,7 @@ def test_a_device_that_fails(fstype: str, fails: str, tmp_path: Path) -> None:
                 becomes(WORKS)
         try:
             with mounted(fstype, where, point):
-                with Client(str(running.socket), timeout=60) as client:
+                with Client(str(running.socket), timeout=PATIENCE) as client:
                     wanted = ["allocate", "convert"]
                     reply = client.grant(path=str(file), kind="shared", prepare=wanted)
                     os.close(reply.fds[0])
@@ -95,7 +95,7 @@ def test_a_device_that_fails(fstype: str, fails: str, tmp_path: Path) -> None:
 
 
 def fails_and_says_so(running: Running, file: Path, table: str) -> None:
-    with Client(str(running.socket), timeout=60) as client:
+    with Client(str(running.socket), timeout=PATIENCE) as client:
         with file.open("r+b") as opened:
             opened.write(os.urandom(MiB // 2))  # which is not on the device yet
         becomes(table)

@@ -52,9 +52,9 @@ def test_a_truncation_waits_for_the_holder(running: Running, root: Path, lab_ker
     assert INSIDE
     path = root / "file"
     path.write_bytes(os.urandom(MiB))
-    with Client(str(running.socket), timeout=60) as client:
+    with Client(str(running.socket), timeout=PATIENCE) as client:
         available = [e.name for e in client.call(Status).result.enforcers if e.available]
-        reply = client.grant(path=str(path), grace=120, fence="signal", prepare=["allocate"])
+        reply = client.grant(path=str(path), grace=250, fence="signal", prepare=["allocate"])
         first = reply.seal.enforcers[0]
         assert first == ("fanotify" if has_gate() else "lease")
         assert first in available
@@ -93,7 +93,7 @@ def test_refusals_in_the_kernel_outlive_the_service(
 ) -> None:
     path = root / "file"
     path.write_bytes(os.urandom(MiB))
-    with Client(str(running.socket), timeout=60) as client:
+    with Client(str(running.socket), timeout=PATIENCE) as client:
         reply = client.grant(path=str(path), kind="shared", conflict="refuse")
         os.close(reply.fds[0])
         assert "bpf" in reply.seal.enforcers

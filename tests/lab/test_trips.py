@@ -42,7 +42,7 @@ from tests.lab.test_bpf import (
 )
 from tests.service.test_life import state
 from tests.support.service import RISKS, Running, served
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = [pytest.mark.lab, pytest.mark.kernel, pytest.mark.slow]
 on_each_kernel = pytest.mark.lab(kernel=SERIES)
@@ -212,7 +212,7 @@ def running(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ru
 
 @pytest.fixture
 def client(running: Running) -> Iterator[Client]:
-    with Client(str(running.socket), timeout=60) as made:
+    with Client(str(running.socket), timeout=PATIENCE) as made:
         yield made
 
 
@@ -220,7 +220,7 @@ def intrude(running: Running, act: str, *files: Path) -> int:
     """By another process, which the service's programs let pass: its pid."""
     pins = ServiceSection(socket=str(running.socket)).bpf_path
     process = subprocess.Popen([sys.executable, "-m", "tests.lab.unjudged", pins, act, *files])
-    assert process.wait(60) == 0
+    assert process.wait(PATIENCE) == 0
     return process.pid
 
 
