@@ -72,7 +72,10 @@ def front(directory: Path, principals: Path, *more: str) -> Iterator[Front]:
 
     control = str(directory / "control.sock")
     arguments = ("--socket", control, "--principals", str(principals), *more)
-    with serving(*arguments) as program, httpx.Client(base_url=program.base) as http:
+    with (
+        serving(*arguments) as program,
+        httpx.Client(base_url=program.base, timeout=PATIENCE) as http,
+    ):
         wait_for(lambda: http.get("/readyz").status_code == 200, program.process)
         yield Front(program.base, control, program.process)
 

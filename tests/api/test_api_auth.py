@@ -22,7 +22,7 @@ from sealsvc_api.settings import Settings, SettingsError, check_bind, is_loopbac
 from tests.api.conftest import TOKEN, Api, write_principals
 from tests.api.fake_daemon import FakeDaemon
 from tests.api.test_api_serve import serving
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 BODY = {"path": "/srv/a", "holder": {"pid": 1}}
 
@@ -165,7 +165,8 @@ def test_a_session_needs_a_token_that_is_known(browser: httpx.Client) -> None:
         assert http.get("/v1/seals").status_code == 401
 
 
-def test_logins_have_a_rate(browser: httpx.Client) -> None:
+def test_logins_have_a_rate(browser: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sealsvc_api.session.LOGINS_PER_SECOND", 0.1)  # slower than any machine
     with browser as http:
         codes = [http.post("/v1/session", json={"token": "x"}).status_code for _ in range(20)]
         assert set(codes) == {401, 429}
@@ -207,11 +208,13 @@ def test_a_peer_on_the_unix_socket(daemon: FakeDaemon, tmp_path: Path) -> None:
         base = program.base
         transport = httpx.HTTPTransport(uds=str(path))
         until(path.exists)
-        with httpx.Client(transport=transport, base_url="http://localhost") as http:
+        with httpx.Client(
+            transport=transport, base_url="http://localhost", timeout=PATIENCE
+        ) as http:
             until(lambda: http.get("/readyz").status_code == 200)
             told = http.get("/v1/session").json()
             assert (told["name"], told["how"]) == ("local", "peer")
-        with httpx.Client(base_url=base) as http:
+        with httpx.Client(base_url=base, timeout=PATIENCE) as http:
             assert http.get("/v1/session").status_code == 401, "the network has no uid"
 
 
@@ -247,7 +250,7 @@ def test_client_certificates(daemon: FakeDaemon, tmp_path: Path) -> None:
             context = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
             if name:
                 context.load_cert_chain(tmp_path / f"{name}.pem", tmp_path / f"{name}.key")
-            return httpx.Client(base_url=base, verify=context)
+            return httpx.Client(base_url=base, verify=context, timeout=PATIENCE)
 
         with client("alice") as http:
             until(lambda: http.get("/readyz").status_code == 200)
@@ -333,13 +336,13 @@ def test_header_fields_and_connections_are_bounded(daemon: FakeDaemon, tmp_path:
     with serving(*arguments) as program:
         base = program.base
         port = int(base.rpartition(":")[2])
-        with socket.create_connection(("127.0.0.1", port), timeout=10) as raw:
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as raw:
             raw.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Long: " + b"x" * 40_000)
             assert raw.recv(100).startswith(b"HTTP/1.1 400")
-        held = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(4)]
+        held = [socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) for _ in range(4)]
         time.sleep(0.1)
         try:
-            with socket.create_connection(("127.0.0.1", port), timeout=10) as fifth:
+            with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as fifth:
                 # It takes the place of the one that has been silent longest.
                 fifth.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
                 assert fifth.recv(100).startswith(b"HTTP/1.1 200")

@@ -17,7 +17,7 @@ from sealsvc.protocol.system import Status
 from sealsvc_api.connection import Backoff, Connection, expect
 from tests.api.conftest import Api
 from tests.api.fake_daemon import FakeDaemon
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 
 def test_it_reconnects_after_a_restart(api: Api, daemon: FakeDaemon) -> None:
@@ -81,7 +81,7 @@ def test_a_defect_in_a_session_does_not_end_the_connection(daemon: FakeDaemon) -
 
     async def run() -> None:
         connection = Connection(str(daemon.path), session, Backoff(0.001, 0.002))
-        async with connection.kept(), asyncio.timeout(5):
+        async with connection.kept(), asyncio.timeout(PATIENCE):
             await enough.wait()
         assert not connection.connected
         assert not any(client.connected for client in sessions)
@@ -101,7 +101,7 @@ def test_a_service_that_does_not_answer_in_time(
 
     async def run() -> Refusal:
         connection = Connection(str(daemon.path), session, Backoff(0.001, 0.002))
-        async with connection.kept(), asyncio.timeout(5):
+        async with connection.kept(), asyncio.timeout(PATIENCE):
             await up.wait()
             with pytest.raises(Refusal) as caught:
                 await connection.call(Status, 0.01)

@@ -30,7 +30,7 @@ GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 def opened(port: int) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", port), timeout=10)
+    return socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
 
 
 def closed_within(sock: socket.socket, seconds: float) -> bool:
@@ -97,17 +97,13 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_who_lets_the_server_wait_is_closed(api: Api, said: bytes) -> None:
     with opened(api.port) as sock:
         sock.sendall(said)
-        began = time.monotonic()
-        assert closed_within(sock, 5)
-        assert time.monotonic() - began < 3
+        assert closed_within(sock, PATIENCE)
 
 
 @pytest.mark.usefixtures("hurried")
 def test_a_trickle_of_bytes_buys_no_time(api: Api) -> None:
     with opened(api.port) as sock:
-        began = time.monotonic()
         assert cut_off(sock, [bytes([byte]) for byte in GET[:-1] * 10])
-        assert time.monotonic() - began < 5
 
 
 @pytest.mark.usefixtures("hurried")
@@ -138,8 +134,8 @@ def test_a_served_request_is_not_hurried(
     """The server's own time is no client's fault: an answer may take longer than any time-out."""
     import h11
 
-    monkeypatch.setattr(http_protocol, "_TIMEOUTS", {h11.IDLE: 0.2, h11.SEND_BODY: 0.2})
-    with api.client() as http, daemon.slow(0.6):
+    monkeypatch.setattr(http_protocol, "_TIMEOUTS", {h11.IDLE: 2.0, h11.SEND_BODY: 2.0})
+    with api.client() as http, daemon.slow(3.0):
         assert http.get("/v1/status").status_code == 200
 
 
@@ -151,11 +147,9 @@ def test_silent_sockets_shut_nobody_out(daemon: FakeDaemon, principals: Path) ->
             stack.enter_context(opened(port))
         bearer = {"Authorization": f"Bearer {TOKEN}"}
         for _ in range(5):
-            with httpx.Client(base_url=program.base, headers=bearer, timeout=5) as http:
-                began = time.monotonic()
+            with httpx.Client(base_url=program.base, headers=bearer, timeout=PATIENCE) as http:
                 until(lambda: http.get("/readyz").status_code == 200)
                 assert http.get("/v1/status").status_code == 200
-                assert time.monotonic() - began < 5
             stack.enter_context(opened(port))
 
 
@@ -163,7 +157,8 @@ def test_probes_have_a_listener_of_their_own(daemon: FakeDaemon) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     arguments = ("--socket", str(daemon.path), "--probes", f"127.0.0.1:{port}")
-    with serving(*arguments), httpx.Client(base_url=f"http://127.0.0.1:{port}") as http:
+    base = f"http://127.0.0.1:{port}"
+    with serving(*arguments), httpx.Client(base_url=base, timeout=PATIENCE) as http:
         until(lambda: http.get("/readyz").status_code == 200)
         assert http.get("/healthz").status_code == 200
         for other in ("/v1/status", "/metrics", "/dashboard/", "/v1/openapi.json"):
@@ -273,9 +268,11 @@ Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==
     ids=["sse", "websocket"],
 )
 def test_a_stream_that_is_not_read_is_cut_off(
-    api: Api, daemon: FakeDaemon, principals: Path, path: str, headers: str, harmless: bytes
-) -> None:
+    api: Api, daemon: FakeDaemon, principals: Path, path: str, headers: str, harmless: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     """What its connection still had in store for whoever is revoked goes with it."""
+    monkeypatch.setattr(http_protocol, "SEND_TIMEOUT", 10 * PATIENCE)  # which would cut it as well
     daemon.page = 8
     for _ in range(2048):
         daemon.emit(text="x" * 6000)
@@ -287,7 +284,7 @@ def test_a_stream_that_is_not_read_is_cut_off(
         assert sock.recv(12).startswith(b"HTTP/1.1 ")
         assert not is_reset(sock, 0.3, harmless)
         changed(principals, token="new")
-        assert is_reset(sock, http_protocol.SEND_TIMEOUT / 2, harmless), "it is open still"
+        assert is_reset(sock, PATIENCE, harmless), "it is open still"
     until(lambda: len(api.app.state.feed) == 0)
 
 
@@ -303,13 +300,14 @@ def test_a_connection_outlives_its_stream(api: Api, principals: Path) -> None:
 
 
 def test_a_stream_ends_when_its_session_does(api: Api) -> None:
-    with httpx.Client(base_url=api.base, timeout=10) as http:
+    with httpx.Client(base_url=api.base, timeout=PATIENCE) as http:
         session = http.post("/v1/session", json={"token": TOKEN})
         csrf = session.json()["csrf"]
         with http.stream("GET", "/v1/events") as answer:
             lines = answer.iter_lines()
             next(lines)
-            with httpx.Client(base_url=api.base, cookies=dict(http.cookies)) as other:
+            cookies = dict(http.cookies)
+            with httpx.Client(base_url=api.base, cookies=cookies, timeout=PATIENCE) as other:
                 gone = other.delete("/v1/session", headers={"X-CSRF-Token": csrf})
                 assert gone.status_code == 200
             assert any("ended" in line for line in lines)

@@ -14,7 +14,7 @@ from sealsvc_api.app import build_app
 from sealsvc_api.settings import Settings
 from tests.api.conftest import TOKEN, Api
 from tests.api.fake_daemon import FakeDaemon
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 DOCUMENT = build_app(Settings()).openapi()
 GETS = sorted(path for path, methods in DOCUMENT["paths"].items() if "get" in methods)
@@ -102,7 +102,7 @@ def test_head_opens_nothing_that_get_does_not(api: Api) -> None:
 def said(api: Api, method: str, path: str) -> bytes:
     """All that comes until the other side hangs up."""
     request = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n"
-    with socket.create_connection(("127.0.0.1", api.port), timeout=10) as raw:
+    with socket.create_connection(("127.0.0.1", api.port), timeout=PATIENCE) as raw:
         raw.sendall(f"{request}Connection: close\r\n\r\n".encode())
         return b"".join(iter(lambda: raw.recv(65536), b""))
 

@@ -167,7 +167,7 @@ def test_a_conflict_is_seen_while_it_waits(
     (recalled,) = http.get("/v1/recalls", params={"path": file}).json()["seals"]
     assert recalled["state"] == "recalled"
     http.delete(f"/v1/seals/{seal['id']}").raise_for_status()
-    intruder.join(10)
+    intruder.join(PATIENCE)
     assert not _waiting(http, file)
     text = http.get("/metrics").text
     assert 'sealsvc_conflicts_total{verdict="held"}' in text
@@ -248,7 +248,7 @@ def test_a_claim_is_for_the_users_it_names(there: Front, control: Client) -> Non
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=PATIENCE,
     )
     assert "denied" in told.stderr or "PermissionError" in told.stderr, told.stderr
     command = [sys.executable, "-m", "sealsvc.cli.sealctl", "redeem", "-"]
@@ -259,7 +259,7 @@ def test_a_claim_is_for_the_users_it_names(there: Front, control: Client) -> Non
         input=claim["claim"] + "\n",
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     assert f"st_size={MiB}" in done.stdout
@@ -417,7 +417,7 @@ def sealctl(*arguments: str, url: str = "", socket: str = "") -> tuple[int, str,
         env={**environment, **place},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE,
     )
     return done.returncode, done.stdout, done.stderr
 
@@ -479,13 +479,13 @@ def test_who_waits_for_much_keeps_nobody_else_waiting(there: Front, file: str) -
     """All principals are served on one connection with the service; one has many requests there
     that take long."""
     port = int(there.base.rpartition(":")[2])
-    body = json.dumps({"path": file, "wait": True, "grace": 60.0}).encode()
+    body = json.dumps({"path": file, "wait": True, "grace": 300.0}).encode()
     head = (
         "POST /v1/recalls HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer operator\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     with there.http() as http, ExitStack() as stack:
-        seal = granted(http, file, kind="shared", grace=60.0)["id"]
+        seal = granted(http, file, kind="shared", grace=300.0)["id"]
         waiting = []
         for _ in range(100):
             waiting.append(stack.enter_context(socket.create_connection(("127.0.0.1", port))))

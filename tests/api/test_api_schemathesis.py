@@ -25,6 +25,7 @@ from sealsvc_api.app import build_app
 from sealsvc_api.settings import Settings
 from tests.api.conftest import TOKEN
 from tests.api.running import Front, simulated
+from tests.support.waiting import PATIENCE
 
 CHECKS = (
     content_type_conformance,
@@ -71,7 +72,7 @@ def test_the_service_keeps_to_its_description(
         if isinstance(case.body, dict) and label == "POST /v1/recalls":
             case.body.pop("wait", None)
         response = case.call(
-            base_url=there.base, headers={"Authorization": f"Bearer {token}"}, timeout=20
+            base_url=there.base, headers={"Authorization": f"Bearer {token}"}, timeout=PATIENCE
         )
         assert response.status_code < 500 or response.status_code == 503, response.text
         # Too large is refused, too; the check does not know it.

@@ -63,7 +63,10 @@ def serving(*arguments: str) -> Iterator[Program]:
 
 def test_the_whole_program(daemon: FakeDaemon, principals: Path) -> None:
     arguments = ("--socket", str(daemon.path), "--principals", str(principals))
-    with serving(*arguments) as program, httpx.Client(base_url=program.base) as http:
+    with (
+        serving(*arguments) as program,
+        httpx.Client(base_url=program.base, timeout=PATIENCE) as http,
+    ):
         process = program.process
         until(lambda: _ready(http))
         body = {"path": "/srv/a", "holder": {"pid": 1}}
@@ -85,7 +88,7 @@ def test_as_many_follow_the_events_as_the_operator_says(
     bearer = {"Authorization": f"Bearer {TOKEN}"}
     with (
         serving(*arguments, "--max-listeners", "2") as program,
-        httpx.Client(base_url=program.base, headers=bearer) as http,
+        httpx.Client(base_url=program.base, headers=bearer, timeout=PATIENCE) as http,
     ):
         until(lambda: _ready(http))
         socket = program.base.replace("http", "ws") + "/v1/events/ws"

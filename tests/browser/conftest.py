@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from sealsvc.protocol.system import Simulate
 from tests.api.conftest import TOKEN
 from tests.api.running import Front, front, service, simulated
+from tests.support.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 AXE = "axe-core@4.10.3"
@@ -37,6 +38,7 @@ def chromium() -> str:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Its event loop counts as running in this thread for as long as it is there."""
+    expect.set_options(timeout=PATIENCE * 1000)
     with sync_playwright() as playwright:
         made = playwright.chromium.launch(executable_path=chromium(), args=ARGUMENTS)
         yield made
@@ -70,6 +72,8 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
                 path = f"/sim/{name}"
                 control.call(Simulate, action="create", path=path, size=64 * MiB)
                 body = {"path": path, "holder": {"pid": os.getpid()}, "kind": "shared", "tag": name}
+                if name == "volume-2":  # a conflict with it waits for as long as a page takes
+                    body["grace"] = 300.0
                 http.post("/v1/seals", json=body).raise_for_status()
         yield found
 
@@ -87,7 +91,7 @@ def page(browser: Browser, there: Front) -> Iterator[Page]:
     )
     foreign: list[str] = []
     shown.on("request", lambda r: None if r.url.startswith(there.base) else foreign.append(r.url))
-    shown.set_default_timeout(10_000)
+    shown.set_default_timeout(PATIENCE * 1000)
     yield shown
     context.close()
     assert not wrong, wrong

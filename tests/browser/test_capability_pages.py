@@ -26,6 +26,7 @@ from tests.exports.exporting import Exports
 from tests.integrity.conftest import BLOCK, Ground, attach, give_back, sealed
 from tests.support.scratch import mounted
 from tests.support.service import RISKS, Running
+from tests.support.waiting import PATIENCE
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(400)]
 needs_nbd = pytest.mark.skipif(bool(Nbd.missing()), reason=f"no NBD exports: {Nbd.missing()}")
@@ -84,7 +85,7 @@ def opened(browser: Browser, house: House, **terms: Any) -> Iterator[Page]:
     shown = context.new_page()
     wrong: list[str] = []
     shown.on("pageerror", lambda error: wrong.append(str(error)))
-    shown.set_default_timeout(15_000)
+    shown.set_default_timeout(PATIENCE * 1000)
     yield shown
     context.close()
     assert not wrong, wrong
@@ -184,7 +185,7 @@ def test_an_export_is_shown_with_what_it_did_and_stopped(page: Page, house: Hous
         assert house.exports.show("disk")["state"] == "serving"
         page.get_by_role("button", name="Stop export disk").click()
         page.get_by_role("dialog").get_by_role("button", name="Stop it").click()
-        expect(page.get_by_text("No file is exported.")).to_be_visible(timeout=30_000)
+        expect(page.get_by_text("No file is exported.")).to_be_visible()
         assert list(house.exports.directory.iterdir()) == []
         with house.client() as client:
             assert client.call(List).result.seals == []  # type: ignore[union-attr]
@@ -237,7 +238,7 @@ def test_corruption_is_shown_with_its_evidence(page: Page, house: House) -> None
         expect(shown).to_contain_text("256 clean")
         expect(shown).to_contain_text("never")
         shown.get_by_role("button", name="Scrub").click()
-        expect(shown.get_by_text("all of it, 1 errors")).to_be_visible(timeout=30_000)
+        expect(shown.get_by_text("all of it, 1 errors")).to_be_visible()
         with house.there.http() as http:
             errors = http.get("/v1/integrity/errors").json()["errors"]
         (error,) = [error for error in errors if error["attachment"] == attachment]
@@ -252,7 +253,7 @@ def test_corruption_is_shown_with_its_evidence(page: Page, house: House) -> None
         page.get_by_role("button", name="Verify").click()
         # What was found corrupt is suspect from then on.
         report = "suspect 255 good, 1 suspect"
-        expect(page.locator("#report")).to_contain_text(report, timeout=30_000)
+        expect(page.locator("#report")).to_contain_text(report)
         expect(page.get_by_text(f"sealctl pi bless {attachment}")).to_be_visible()
         drawn = page.get_by_role("img", name="Blocks of the attachment: something was found")
         expect(drawn.locator(".wrong")).to_have_count(2)
@@ -275,21 +276,21 @@ def test_who_may_not_scrub_has_no_button(page: Page, house: House) -> None:
 
 def test_a_copy_is_followed_and_cancelled(page: Page, house: House) -> None:
     source, target = house.file("slow", 64 * MiB), house.file("slow-copy")
-    terms = {"throttle": 4 * MiB, "strategies": ["plain"], "seals": False}
+    terms = {"throttle": MiB // 4, "strategies": ["plain"], "seals": False}
     job = begin(house, "copies", source=str(source), destination=str(target), **terms)
     enter(page, "operator", "#/copies")
     shown = row(page, "Copies", job[-6:])
     expect(shown.locator("[data-name=from]")).to_have_text(str(source))
     expect(shown.locator("[data-name=to]")).to_have_text(str(target))
     expect(shown.get_by_role("progressbar")).to_be_visible()
-    expect(shown.locator("[data-name=progress]")).to_contain_text("of 64 MiB", timeout=15_000)
+    expect(shown.locator("[data-name=progress]")).to_contain_text("of 64 MiB")
     expect(shown.locator("[data-name=rate]")).to_contain_text("/s")
     picture(page, "copies")
     shown.get_by_role("button", name="Cancel").click()
     asked = page.get_by_role("dialog")
     expect(asked).to_contain_text(f"The copy to {target} is ended where it is")
     asked.get_by_role("button", name="Cancel it").click()
-    expect(shown.locator(".state")).to_have_text("cancelled", timeout=30_000)
+    expect(shown.locator(".state")).to_have_text("cancelled")
     shown.get_by_role("link").click()
     expect(page.get_by_text("not whole")).to_be_visible()
     expect(page.get_by_text("sealctl copy --resume")).to_be_visible()

@@ -17,9 +17,9 @@ from sealsvc.core.model import ByteRange, Conflict, Fence, FileId, IoMode, Kind,
 from sealsvc.protocol.base import MAX_FDS, MAX_MESSAGE
 from sealsvc.protocol.messages import Answer, Failure, decode_request, encode
 from sealsvc.protocol.seals import Grant, Holder, Requirements, Return, SealInfo
+from tests.support.waiting import PATIENCE
 
 T = TypeVar("T")
-PATIENCE = 20.0
 
 
 def seal(**changes: Any) -> SealInfo:

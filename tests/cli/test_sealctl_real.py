@@ -20,6 +20,7 @@ from sealsvc.client import Client
 from sealsvc.protocol.seals import Grant, Return, SealInfo
 from sealsvc.protocol.system import Simulate, Status
 from tests.api.running import ROOT, service, wait_for
+from tests.support.waiting import PATIENCE
 
 PATH = "/sim/volumes/production/database/of-a-very-long-name-{:04}.img"
 
@@ -35,7 +36,7 @@ def socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def client(socket: str) -> Iterator[Client]:
-    with Client(socket, timeout=20) as made:
+    with Client(socket, timeout=PATIENCE) as made:
         yield made
 
 
@@ -66,7 +67,7 @@ def on_terminal(socket: str, *arguments: str, columns: int = 80) -> tuple[int, l
     except OSError:  # EIO: the last of the other end is closed
         pass
     os.close(ours)
-    return process.wait(20), said.decode().replace("\r\n", "\n").splitlines()
+    return process.wait(PATIENCE), said.decode().replace("\r\n", "\n").splitlines()
 
 
 def piped(socket: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -141,10 +142,15 @@ def test_events_read_as_sentences(socket: str, client: Client) -> None:
     first = client.call(Simulate, action="clock", seconds=0) and client.call
     seal = sealed(client, 91)
     first(Return, seal=seal.id)
-    told = piped(socket, "watch", "--since", "0", "--timeout", "1").stdout
-    assert "None" not in told
-    assert "{" not in told
-    assert re.search(rf"granted +{seal.id} {seal.path} 0:64K shared to process \d+ \(", told)
+    sentence = rf"granted +{seal.id} {seal.path} 0:64K shared to process \d+ \("
+
+    def told() -> bool:
+        said = piped(socket, "watch", "--since", "0", "--timeout", "1").stdout
+        assert "None" not in said
+        assert "{" not in said
+        return bool(re.search(sentence, said))
+
+    wait_for(told)  # on a slow machine not all is heard in a second
 
 
 def test_who_waits_on_whom_is_told_everywhere(socket: str, client: Client) -> None:
@@ -176,12 +182,12 @@ def test_who_waits_on_whom_is_told_everywhere(socket: str, client: Client) -> No
         assert f"sealctl why {by}" in log
     finally:
         client.call(Return, seal=seal.id)
-        thread.join(20)
+        thread.join(PATIENCE)
 
 
 def test_a_silent_holder_is_not_an_absent_service(socket: str, client: Client) -> None:
     seal = sealed(client, 92, grace=60.0)
-    done = piped(socket, "recall", seal.id[-8:], "--wait", "--timeout", "0.5")
+    done = piped(socket, "recall", seal.id[-8:], "--wait", "--timeout", "5")
     assert done.returncode == 6
     assert f"{seal.id} of process {os.getpid()}" in done.stderr
     assert "Start it" not in done.stderr

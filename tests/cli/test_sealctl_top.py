@@ -16,6 +16,7 @@ import pytest
 from sealsvc.client import Client
 from sealsvc.protocol.system import Simulate
 from tests.api.running import ROOT, service
+from tests.support.waiting import PATIENCE
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +52,13 @@ def on_a_terminal(arguments: list[str], cwd: Path = ROOT) -> str:
                 break
             said += data
         os.close(ours)
-        assert process.wait(20) == 0, said.decode(errors="replace")
+        assert process.wait(PATIENCE) == 0, said.decode(errors="replace")
     return said.decode(errors="replace")
 
 
 def test_into_a_pipe_it_is_one_picture(control: str) -> None:
     done = subprocess.run(
-        command(control, "top"), cwd=ROOT, capture_output=True, text=True, timeout=20
+        command(control, "top"), cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE
     )
     assert done.returncode == 0, done.stderr
     assert "1 granted" in done.stdout
@@ -68,7 +69,7 @@ def test_into_a_pipe_it_is_one_picture(control: str) -> None:
 
 def test_as_json(control: str) -> None:
     arguments = command(control, "top", "-o", "json", "--count", "2", "--interval", "10ms")
-    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=20)
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     pictures = [msgspec.json.decode(line) for line in done.stdout.splitlines()]
     assert [p["status"]["seals"]["granted"] for p in pictures] == [1, 1]
 
@@ -83,7 +84,7 @@ def test_on_a_terminal_it_is_drawn_anew(control: str) -> None:
 def test_whoever_waits_is_shown_so(control: str) -> None:
     assert "comparing every sealed map" in on_a_terminal(command(control, "audit"))
     done = subprocess.run(
-        command(control, "audit"), cwd=ROOT, capture_output=True, text=True, timeout=20
+        command(control, "audit"), cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE
     )
     assert done.stderr == ""
 

@@ -15,6 +15,7 @@ from sealsvc.core.errors import Refusal
 from sealsvc.protocol.admin import JobInfo, JobState, ShowJob
 from sealsvc.protocol.relocation import Goal, Quiesce, Relocate
 from sealsvc.protocol.seals import Extents, Recall, Return
+from tests.support.waiting import PATIENCE
 
 PIECE = 65536
 
@@ -34,10 +35,10 @@ def fragmented(path: Path, pieces: int) -> bytes:
 
 def granted(client: Client, path: Path) -> Reply:
     """A shared seal that waits."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while True:
         try:
-            return client.grant(path=str(path), kind="shared", conflict="wait", grace=60)
+            return client.grant(path=str(path), kind="shared", conflict="wait", grace=200)
         except Refusal as refusal:
             if refusal.code != "try-later" or time.monotonic() > deadline:
                 raise
@@ -60,12 +61,12 @@ class Holder(threading.Thread):
 
     def __enter__(self) -> Holder:
         self.start()
-        assert self._ready.wait(30)
+        assert self._ready.wait(PATIENCE)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._end.set()
-        self.join(30)
+        self.join(PATIENCE)
         assert not self.is_alive()
 
     def run(self) -> None:
@@ -92,7 +93,7 @@ class Holder(threading.Thread):
     def _pause(self, client: Client) -> None:
         began = time.monotonic()
         client.call(Quiesce, seal=self.seal)
-        for push in client.pushes(60):
+        for push in client.pushes(PATIENCE):
             if isinstance(push, Recall) and push.state == "granted":
                 self.pauses.append(time.monotonic() - began)
                 self.maps.append(client.call(Extents, seal=self.seal).result)
@@ -107,7 +108,7 @@ def relocated(client: Client, path: Path, goal: Goal, **fields: Any) -> JobInfo:
 
 
 def ended(client: Client, job: str) -> JobInfo:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         found = client.call(ShowJob, job=job).result
         assert isinstance(found, JobInfo)

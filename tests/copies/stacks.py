@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tests.support.scratch import PREFIX, _run, _unmount, mounted
+from tests.support.waiting import PATIENCE
 
 MiB = 1 << 20
 LOWER = {"xfs": ["-m", "reflink=1"], "btrfs": []}
@@ -96,7 +97,7 @@ class Layers:
         while self._mounted:
             point, loop = self._mounted.pop()
             # A loop device lets go of its file some time after it was detached.
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + PATIENCE
             while subprocess.run(["umount", point], capture_output=True, check=False).returncode:
                 assert time.monotonic() < deadline, f"{point} stays busy"
                 time.sleep(0.05)

@@ -111,8 +111,8 @@ def test_a_copier_that_is_killed(socket: str, reference: Path, strategy: str) ->
     seals = strategy == "lower"
     with Client(socket) as client:
         with descriptors(a, b) as fds:
-            job = start(client, fds, strategies=[strategy], throttle=SIZE // 8, seals=seals)
-        until(lambda: client.call(ShowJob, job=job.id).result.done >= SIZE // 8)
+            job = start(client, fds, strategies=[strategy], throttle=SIZE // 16, seals=seals)
+        until(lambda: client.call(ShowJob, job=job.id).result.done >= SIZE // 16)
         for process in psutil.Process().children(recursive=True):
             if "sealsvc.copies" in process.cmdline():
                 process.send_signal(signal.SIGKILL)

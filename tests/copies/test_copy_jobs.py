@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +22,7 @@ from sealsvc.protocol.copies import CopyTrust, CopyTrustReport, StartCopy
 from sealsvc.protocol.seals import Return
 from tests.copies.conftest import MiB, pattern
 from tests.copies.stacks import filled, same_bytes
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.kernel
 
@@ -144,7 +143,7 @@ def test_a_partial_copy_has_another_exit_status_and_a_token(socket: str, place: 
 def test_a_cancelled_job_tells_how_far_it_came(client: Client, place: Path) -> None:
     a, b = filled(place / "slow-a", pattern(8 * MiB)), place / "slow-b"
     with descriptors(a, b) as fds:
-        job = start(client, fds, throttle=2 * MiB)
+        job = start(client, fds, throttle=MiB // 4)
         until(lambda: client.call(ShowJob, job=job.id).result.done > 0)
         cancelled = client.call(CancelJob, job=job.id).result
     assert cancelled.state is JobState.CANCELLED
@@ -160,15 +159,13 @@ def test_a_recalled_copy_lets_go_and_ends_without_seals(
     a = filled(place / "recall-a", pattern(32 * MiB))
     b = filled(place / "recall-b", pattern(32 * MiB, seed=2))
     with descriptors(a, b) as fds:
-        job = start(client, fds, throttle=16 * MiB)
+        job = start(client, fds, throttle=4 * MiB)
     until(lambda: client.call(ShowJob, job=job.id).result.step == "lower")
-    began = time.monotonic()
     with a.open("rb") as other:  # an exclusive seal: opening is the conflict
         other.read(1)
-    waited = time.monotonic() - began
+    assert client.call(ShowJob, job=job.id).result.state is JobState.RUNNING
     done = ended(client, job)
     assert done.state is JobState.DONE, done.error
-    assert waited < 1.5
     assert done.result["whole"]
     assert done.result["unsealed_why"] == "a seal was recalled during the copy"
     assert {"lower"} < set(done.result["bytes_by_strategy"])
@@ -234,10 +231,10 @@ def test_recall_takes_the_seals_away_first(client: Client, socket: str, xfs: Pat
     a = filled(xfs / "wanted-a", pattern(MiB))
     b = filled(xfs / "wanted-b", pattern(MiB, seed=2))
     with Client(socket) as holder:
-        reply = holder.grant(path=str(a), kind="shared", conflict="wait", grace=30)
+        reply = holder.grant(path=str(a), kind="shared", conflict="wait", grace=200)
         with descriptors(a, b) as fds:
             job = start(client, fds, recall=True)
-            push = next(holder.pushes(timeout=30))
+            push = next(holder.pushes(PATIENCE))
             assert push.seal == reply.seal.id
             assert client.call(ShowJob, job=job.id).result.state is JobState.RUNNING
             os.close(reply.fds[0])

@@ -13,6 +13,7 @@ import pytest
 
 from sealsvc.client import Client
 from sealsvc.protocol.system import ServiceStatus, Status
+from tests.support.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,7 +50,7 @@ def activated(path: Path, *passed: sockets.socket) -> subprocess.Popen[str]:
 
 
 def answers(path: Path) -> ServiceStatus:
-    with Client(str(path), timeout=30) as client:
+    with Client(str(path), timeout=PATIENCE) as client:
         status = client.call(Status).result
         assert isinstance(status, ServiceStatus)
         return status
@@ -63,20 +64,20 @@ def test_who_connects_before_the_service_is_there_is_served(tmp_path: Path) -> N
         early = threading.Thread(target=lambda: found.append(answers(path)))
         early.start()
         process = activated(path, sock)
-        early.join(30)
+        early.join(PATIENCE)
         assert found[0].simulated
         process.terminate()
-        _, said = process.communicate(timeout=20)
+        _, said = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, said
         # The socket is whose it was, and the next service goes on with it.
         assert path.stat().st_ino == before
         late = threading.Thread(target=lambda: found.append(answers(path)))
         late.start()
         process = activated(path, sock)
-        late.join(30)
+        late.join(PATIENCE)
         assert len(found) == 2
         process.terminate()
-        process.communicate(timeout=20)
+        process.communicate(timeout=PATIENCE)
         assert process.returncode == 0
 
 
@@ -96,7 +97,7 @@ def test_what_is_passed_must_be_the_control_socket(tmp_path: Path) -> None:
             ([elsewhere, elsewhere], "2 sockets"),
         ]:
             process = activated(path, *passed)  # type: ignore[arg-type]
-            _, said = process.communicate(timeout=30)
+            _, said = process.communicate(timeout=PATIENCE)
             assert process.returncode == 1
             assert why in said
             assert "Traceback" not in said
@@ -117,5 +118,5 @@ def test_a_socket_for_another_process_is_left_alone(
         assert answers(path).simulated
     finally:
         process.terminate()
-        assert process.wait(20) == 0
+        assert process.wait(PATIENCE) == 0
     assert not path.exists()

@@ -25,7 +25,7 @@ from sealsvc.runtime.config import ServiceSection
 from sealsvc.service.release import release
 from tests.lab.pmem import mounted_dax
 from tests.service import conftest
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "deploy" / "systemd" / "sealsvc.service"
@@ -33,7 +33,6 @@ NOBODY = 65534
 MiB = 1 << 20
 # For what a service does that is up, and what one without a capability leaves undone. It starts and
 # ends in conftest's: in the lab, on processors that others use, a start takes half a minute.
-PATIENCE = 20.0
 
 
 def bounding_set() -> list[str]:

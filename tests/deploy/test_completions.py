@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.waiting import PATIENCE
+
 BIN = Path(sys.executable).parent
 WANTED = {"recall", "redeem", "relocate", "renew", "return"}
 
@@ -36,7 +38,8 @@ def test_the_shell_completes_a_command(shell: str, tmp_path: Path) -> None:
     env = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "HOME": str(tmp_path)}
     script = tmp_path / "script"
     with script.open("w") as out:
-        subprocess.run([BIN / "sealctl", "completion", shell], stdout=out, check=True, timeout=30)
+        command = [BIN / "sealctl", "completion", shell]
+        subprocess.run(command, stdout=out, check=True, timeout=PATIENCE)
     name = [] if shell == "fish" else ["ask"]
     done = subprocess.run(
         [shell, "-c", ASK[shell], *name, script],

@@ -24,12 +24,12 @@ from pathlib import Path
 import pytest
 
 from tests.lab.pmem import mounted_dax
+from tests.support.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 UNITS = ROOT / "deploy" / "systemd"
 DOCS = (ROOT / "docs" / "deploy.md").read_text()
 BIN = Path(sys.executable).parent
-PATIENCE = 60.0
 WATCHDOG = 3  # seconds; the unit's own are too many to wait for
 JOURNAL = Path("/run/log/journal")
 

@@ -73,7 +73,7 @@ def played(
     command: str,
     directory: Path,
     names: Iterable[tuple[str, str]] = (),
-    seconds: float = 20,
+    seconds: float = 110,
     **variables: str,
 ) -> subprocess.CompletedProcess[str]:
     """Run in `directory`, with `names` of the document replaced by those that are here."""

@@ -20,7 +20,7 @@ from sealsvc.runtime.config import ServiceSection
 from sealsvc.service.release import release
 from tests.docs.commands import ROOT, blocks, commands, played, programs
 from tests.support.service import MiB
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 ELSEWHERE = {
     "docs/copies.md": "tests/copies/test_copy_jobs.py runs such",
@@ -177,7 +177,7 @@ class Stage:
             yield log
         finally:
             process.terminate()
-            process.wait(60)
+            process.wait(PATIENCE)
 
     def answers(self) -> bool:
         return self.play("sealctl status").returncode == 0
@@ -185,7 +185,7 @@ class Stage:
     @contextmanager
     def held(self) -> Iterator[str]:
         """The id of a seal whose holder ends when it is recalled."""
-        command = HOLD.replace("my-rdma-server", "sleep 100")
+        command = HOLD.replace("my-rdma-server", "sleep 1000")
         with self.started(command, lambda: bool(self.seals())):
             [seal] = self.seals()
             yield seal

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from sealsvc.doctor import service
 from sealsvc.doctor.operations import CATALOGUE
 from sealsvc.doctor.report import Row, measure
 from sealsvc.doctor.verdict import Result
+from tests.support.waiting import until
 
 
 @pytest.fixture
@@ -25,9 +25,7 @@ def leases(tmp_path: Path) -> Iterator[str]:
     process = subprocess.Popen(
         [sys.executable, str(Path(__file__).parent / "lease_service.py"), path]
     )
-    deadline = time.monotonic() + 10
-    while not os.path.exists(path) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    until(lambda: os.path.exists(path))
     yield path
     process.kill()
     process.wait()

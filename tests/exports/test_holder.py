@@ -21,7 +21,7 @@ from sealsvc.protocol.seals import List
 from tests.exports.conftest import MiB
 from tests.exports.exporting import relocating
 from tests.support.service import ROOT, Running
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.kernel
 
@@ -95,7 +95,7 @@ def test_a_recall_is_in_order_and_the_next_map_is_the_new_one(
         places = {note.split()[1] for note in notes if " " in note}
         assert len(places) > 1, "the file was not moved: the test shows nothing"
         holder.process.terminate()
-        assert holder.process.wait(30) == 0
+        assert holder.process.wait(PATIENCE) == 0
         assert holder.notes()[-1] == "delete"
         assert holder.seals() == []
 
@@ -111,7 +111,7 @@ def test_the_seal_of_a_killed_holder_stands_until_the_guard_has_held_the_device(
         until(lambda: _state(running) == "recalled")
         holder.process.kill()
         holder.process.wait()
-        assert truncating.wait(60) == 0
+        assert truncating.wait(PATIENCE) == 0
         # What the guard saw of the file when it held the device: it was whole.
         assert holder.notes()[1:] == [f"hold {16 * MiB}"]
         assert image.stat().st_size == 4096
@@ -129,7 +129,7 @@ def test_requests_wait_for_a_recovery_and_fail_without_one(
         assert [note.split()[0] for note in holder.notes()[1:]] == ["hold", "remember", "create"]
         holder.process.kill()
         holder.process.wait()
-        until(lambda: holder.notes()[-1] == "fence", 30)
+        until(lambda: holder.notes()[-1] == "fence")
 
 
 def test_it_lives_on_without_the_service_and_obeys_the_next(

@@ -134,7 +134,7 @@ def test_a_loop_device_on_a_mounted_one_has_its_bytes_and_goes(xfs: Path) -> Non
         assert backing.exists()
     finally:
         loop_device.detach(loop, device)
-    until(lambda: not backing.exists(), 10)
+    until(lambda: not backing.exists())
     loop_device.detach(loop, device)  # once more is no error
 
 

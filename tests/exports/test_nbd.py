@@ -20,7 +20,7 @@ from sealsvc.service.release import release
 from tests.exports.conftest import MiB
 from tests.exports.exporting import Exports, relocating
 from tests.support.service import Running
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = [
     pytest.mark.kernel,
@@ -153,7 +153,7 @@ def verified(uri: str, seconds: int) -> subprocess.Popen[str]:
 
 
 def ended_well(load: subprocess.Popen[str]) -> None:
-    said, _ = load.communicate(timeout=100)
+    said, _ = load.communicate(timeout=PATIENCE)
     assert load.returncode == 0, said
 
 
@@ -262,10 +262,9 @@ def test_a_paused_export_can_be_stopped(exports: Exports, image: Path) -> None:
         until(lambda: exports.show("disk")["counters"] is not None)
         time.sleep(0.3)
         assert reader.poll() is None, "it should wait"
-        began = time.monotonic()
-        exports.call("stop", "disk")
-        assert time.monotonic() - began < 8, "it had to be killed"
-        assert reader.communicate(timeout=20)[0].strip() != "done"
+        # It ends by itself: it is killed only after ten minutes.
+        exports.call("stop", "disk", "--timeout", "600s")
+        assert reader.communicate(timeout=PATIENCE)[0].strip() != "done"
 
 
 def test_a_discard_is_a_pause_where_it_is_allowed(exports: Exports, image: Path) -> None:

@@ -119,7 +119,7 @@ def test_the_trail_tells_who_stopped_which_export(
         told[:] = [entry.data for entry in entries if "stop-export" in str(entry.data)]
         return len(told) >= 2
 
-    until(recorded, 20)
+    until(recorded)
     told.sort(key=lambda data: str(data["outcome"]))
     assert [(data["outcome"], data["principal"], data["name"]) for data in told] == [
         ("done", "operator", "disk"),

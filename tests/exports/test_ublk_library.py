@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.ring.test_ring_native import NATIVE, compiler, run
+from tests.support.waiting import PATIENCE
 
 UBLK = NATIVE / "exports" / "ublk"
 LIBRARY = [UBLK / name for name in ("control.c", "queue.c", "uring.c")]
@@ -58,7 +59,7 @@ def test_without_the_driver_it_says_so(tmp_path: Path) -> None:
         pytest.skip("this kernel has ublk")
     program = tmp_path / "null"
     run(compiler("gcc"), *STRICT, "-o", program, UBLK / "examples" / "null.c", *LIBRARY)
-    done = subprocess.run([program], capture_output=True, text=True, check=False, timeout=20)
+    done = subprocess.run([program], capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert done.returncode == 1
     assert "/dev/ublk-control" in done.stderr
 

@@ -22,6 +22,7 @@ from tests.faults.conftest import (
     PUNCH,
     Intrude,
     blocks,
+    fencing,
     granted,
     holding,
     nothing_is_left,
@@ -30,16 +31,22 @@ from tests.faults.conftest import (
 from tests.service.mapping_holder import Holder
 from tests.support.refusals import refusal
 from tests.support.service import Running
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.kernel
 
 
 @pytest.fixture
 def client(running: Running) -> Iterator[Client]:
+    with serving(running) as made:
+        yield made
+
+
+@contextmanager
+def serving(running: Running) -> Iterator[Client]:
     serve(running)
     running.ready()
-    with Client(str(running.socket), timeout=10) as made:
+    with Client(str(running.socket), timeout=PATIENCE) as made:
         yield made
 
 
@@ -61,9 +68,9 @@ def test_a_stopped_holder_is_killed_by_its_fence(
         intruder = intrude(PUNCH)
         while intruder.poll() is None and holder.process.poll() is None:
             assert blocks(file) == before or holder.process.poll() is not None
-        assert holder.process.wait(10) == -signal.SIGKILL
+        assert holder.process.wait(PATIENCE) == -signal.SIGKILL
         assert time.monotonic() - began >= 0.5
-        assert intruder.wait(10) == 0
+        assert intruder.wait(PATIENCE) == 0
     assert the_state(client) == "over"
     nothing_is_left(running, file, intrude)
 
@@ -76,14 +83,14 @@ def test_a_stopped_holder_keeps_its_seal_where_nobody_may_kill_it(
     before = blocks(file)
     with holding(file, running, fence=fence, grace=0.3) as holder:
         holder.process.send_signal(signal.SIGSTOP)
-        assert intrude(PUNCH).wait(10) == errno.EBUSY
+        assert intrude(PUNCH).wait(PATIENCE) == errno.EBUSY
         until(lambda: the_state(client) == ("fence-failed" if fence == "signal" else "recalled"))
-        assert intrude(PUNCH).wait(10) == errno.EBUSY
+        assert intrude(PUNCH).wait(PATIENCE) == errno.EBUSY
         assert blocks(file) == before
         assert holder.process.poll() is None
         holder.process.send_signal(signal.SIGCONT)
         if fence == "signal":
-            assert holder.process.wait(10) == -signal.SIGTERM
+            assert holder.process.wait(PATIENCE) == -signal.SIGTERM
         else:
             holder.process.kill()
     until(lambda: the_state(client) == "over")
@@ -95,16 +102,19 @@ def test_a_stopped_holder_keeps_its_seal_where_nobody_may_kill_it(
 
 @pytest.mark.parametrize("fence", ["kill", "signal"])
 def test_a_hung_holder_is_fenced(
-    running: Running, client: Client, file: Path, intrude: Intrude, fence: str
+    running: Running, file: Path, intrude: Intrude, fence: str
 ) -> None:
-    with holding(file, running, fence=fence, grace=0.3) as holder:
-        if fence == "kill":
-            holder.do("__import__('signal').signal(15, 1) and None")  # SIGTERM does not help
-        intruder = intrude(PUNCH)
-        assert intruder.wait(10) == 0
-        assert holder.process.wait(10) == -(signal.SIGKILL if fence == "kill" else signal.SIGTERM)
-    assert the_state(client) == "over"
-    nothing_is_left(running, file, intrude)
+    deadly = signal.SIGKILL if fence == "kill" else signal.SIGTERM
+    if deadly is signal.SIGTERM:
+        fencing(running, signal_grace=PATIENCE)
+    with serving(running) as client:
+        with holding(file, running, fence=fence, grace=0.3) as holder:
+            if deadly is signal.SIGKILL:
+                holder.do("__import__('signal').signal(15, 1) and None")  # SIGTERM does not help
+            assert intrude(PUNCH).wait(PATIENCE) == 0
+            assert holder.process.wait(PATIENCE) == -deadly
+        assert the_state(client) == "over"
+        nothing_is_left(running, file, intrude)
 
 
 def test_a_holder_that_is_deaf_to_sigterm_keeps_its_seal(
@@ -113,7 +123,7 @@ def test_a_holder_that_is_deaf_to_sigterm_keeps_its_seal(
     before = blocks(file)
     with holding(file, running, fence="signal", grace=0.2) as holder:
         holder.do("__import__('signal').signal(15, __import__('signal').SIG_IGN) and None")
-        assert intrude(PUNCH).wait(10) == errno.EBUSY
+        assert intrude(PUNCH).wait(PATIENCE) == errno.EBUSY
         assert the_state(client) == "fence-failed"
         assert blocks(file) == before
         holder.do("libc.munmap(address, size)")
@@ -149,7 +159,7 @@ def test_a_holder_that_returns_what_it_still_maps(
         assert blocks(file) == before
         holder.do("libc.munmap(address, size)")
         client.call(Return, seal=seal)
-        assert intruder.wait(10) == 0
+        assert intruder.wait(PATIENCE) == 0
     nothing_is_left(running, file, intrude)
 
 
@@ -171,7 +181,7 @@ def test_a_lie_by_proxy(running: Running, client: Client, file: Path, intrude: I
         finally:
             os.kill(child, signal.SIGKILL)
         until(lambda: intruder.poll() is not None or _returned(client, seal))
-        assert intruder.wait(10) == 0
+        assert intruder.wait(PATIENCE) == 0
     nothing_is_left(running, file, intrude)
 
 
@@ -185,6 +195,7 @@ def _returned(client: Client, seal: str) -> bool:
 
 # Flooding: it asks and asks, and reads no answer.
 
+ROUNDS = 50
 FLOOD = """
 import socket, sys
 sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -235,22 +246,17 @@ def test_a_flood_drowns_nobody_else(
     other.write_bytes(bytes(1 << 20))
     try:
         with flooding(running, other, 3) as floods:
-            slowest, rounds = 0.0, 0
-            deadline = time.monotonic() + 4
-            while time.monotonic() < deadline:
-                began = time.monotonic()
+            # They never stop: behind their requests these would wait for ever.
+            for _ in range(ROUNDS):
                 client.call(Return, seal=granted(client, file))
-                slowest = max(slowest, time.monotonic() - began)
-                rounds += 1
+                assert [flood.poll() for flood in floods] == [None] * len(floods)
             told = []
             for flood in floods:
                 flood.send_signal(signal.SIGKILL)
                 told.append(flood.communicate()[0].split("\n"))
-        print(f"{rounds} rounds, the slowest {slowest * 1000:.0f} ms; floods: {told}")
-        assert slowest < 2.0
-        assert rounds > 10
+        print(f"floods: {told}")
         until(lambda: client.call(List).result.seals == [])
-        assert client.call(Status).result.connections == 1
+        until(lambda: client.call(Status).result.connections == 1)
         nothing_is_left(running, file, intrude)
     finally:
         other.unlink()
@@ -328,7 +334,7 @@ def test_a_fence_never_touches_a_pids_next_owner(
                 intruder = intrude(PUNCH)
                 serve(running)
                 running.ready()
-                client.reconnect(10.0)
+                client.reconnect(PATIENCE)
                 until(lambda: the_state(client) in ("fence-failed", "orphaned"))
                 time.sleep(1.0)  # longer than grace, and each patience of the fence
                 assert next_owner.poll() is None, "an innocent was fenced"
@@ -336,7 +342,7 @@ def test_a_fence_never_touches_a_pids_next_owner(
                 os.kill(child, signal.SIGKILL)
                 until(lambda: the_state(client) == "over")
                 assert next_owner.poll() is None
-                assert intruder.wait(10) in (0, errno.EBUSY)
+                assert intruder.wait(PATIENCE) in (0, errno.EBUSY)
         finally:
             if the_state(client) != "over":
                 os.kill(child, signal.SIGKILL)
@@ -363,5 +369,5 @@ def test_a_pids_next_owner_is_not_the_holder(
         finally:
             os.kill(child, signal.SIGKILL)
         until(lambda: the_state(client) == "over")
-        assert intruder.wait(10) == 0
+        assert intruder.wait(PATIENCE) == 0
     nothing_is_left(running, file, intrude)

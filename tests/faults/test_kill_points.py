@@ -26,6 +26,7 @@ from tests.faults.conftest import (
     PUNCH,
     Intrude,
     blocks,
+    fencing,
     granted,
     holding,
     nothing_is_left,
@@ -52,7 +53,7 @@ class Scene:
     def serve_until_killed(self, provoke: Callable[[Client], object]) -> None:
         """`provoke` with the fault in force; it may fail, as the service dies in it."""
         self.serve()
-        with suppress(Refusal), Client(str(self.running.socket), timeout=10) as client:
+        with suppress(Refusal), Client(str(self.running.socket), timeout=PATIENCE) as client:
             provoke(client)
         self.died()
 
@@ -90,7 +91,7 @@ class Scene:
             assert intruder.poll() is None
             assert blocks(self.file) == before
             client.call(Return, seal=seal)
-        assert intruder.wait(10) == 0
+        assert intruder.wait(PATIENCE) == 0
         assert blocks(self.file) != before
         assert self.seals() == {}
 
@@ -99,7 +100,7 @@ class Scene:
         intruder = self.intrude(PUNCH)
         self.restart()
         assert self.seals() == {}
-        assert intruder.wait(10) == 0
+        assert intruder.wait(PATIENCE) == 0
 
 
 def killed_in_a_grant(scene: Scene) -> None:
@@ -156,7 +157,7 @@ def killed_in_a_return(scene: Scene) -> None:
         return
     scene.restart()
     assert scene.seals() == {}
-    assert waiting[0].wait(10) == 0
+    assert waiting[0].wait(PATIENCE) == 0
 
 
 def killed_in_a_partial_return(scene: Scene) -> None:
@@ -183,14 +184,15 @@ def killed_in_a_fence(scene: Scene) -> None:
         assert intruder.poll() is None
         assert blocks(scene.file) == before
         scene.restart()
-        assert holder.process.wait(10) == -signal.SIGKILL
-        assert intruder.wait(10) == 0
+        assert holder.process.wait(PATIENCE) == -signal.SIGKILL
+        assert intruder.wait(PATIENCE) == 0
     until(lambda: scene.seals() == {})
 
 
 def killed_as_a_fence_fails(scene: Scene) -> None:
     """A child has the holder's mapping: the fence cannot prove anything while it lives."""
     before = blocks(scene.file)
+    fencing(scene.running, proof_timeout=0.5)
     scene.serve()
     with holding(scene.file, scene.running, fence="kill", grace=0.3) as holder:
         child = holder.do("os.fork() or os.kill(os.getpid(), 19)")
@@ -200,7 +202,7 @@ def killed_as_a_fence_fails(scene: Scene) -> None:
             assert blocks(scene.file) == before
             scene.restart()
             assert set(scene.seals().values()) == {"fence-failed"}
-            until(lambda: scene.intrude(PUNCH).wait(10) == 16)  # EBUSY
+            until(lambda: scene.intrude(PUNCH).wait(PATIENCE) == 16)  # EBUSY
             assert blocks(scene.file) == before
         finally:
             os.kill(child, signal.SIGKILL)
@@ -223,7 +225,7 @@ def killed_as_a_holder_exits(scene: Scene) -> None:
         finally:
             os.kill(child, signal.SIGKILL)
     until(lambda: scene.seals() == {})
-    assert intruder.wait(10) == 0
+    assert intruder.wait(PATIENCE) == 0
 
 
 def killed_in_a_start(scene: Scene) -> None:
@@ -251,7 +253,7 @@ def killed_in_a_relocation(scene: Scene) -> None:
     """The next service goes on with the seal, on the map that the file has, and begins anew."""
     data, path = scene.file.read_bytes(), str(scene.file)
     scene.serve()
-    with Client(str(scene.running.socket), timeout=10) as client:
+    with Client(str(scene.running.socket), timeout=PATIENCE) as client:
         seal = granted(client, scene.file)
         with suppress(Refusal):
             client.call(Relocate, path=path, goal=Goal(to=str(scene.file.parent)), grace=30)

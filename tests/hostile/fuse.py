@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tests.support.waiting import PATIENCE
+
 READ, RELEASE, FLUSH = 15, 18, 25
 ENOENT, ENOSYS = 2, 38
 SIZE = 4096
@@ -55,7 +57,7 @@ class Server:
         """Whoever waits for an answer gets ECONNABORTED or ENOTCONN."""
         for flags in (1, 2):  # MNT_FORCE aborts the connection (fuse_umount_begin), then MNT_DETACH
             _libc.umount2(os.fsencode(self._point), flags)
-        self._thread.join(5)
+        self._thread.join(PATIENCE)
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

@@ -17,7 +17,7 @@ from sealsvc.client import AsyncClient, Client
 from sealsvc.core.errors import Refusal
 from sealsvc.protocol.seals import Grant, List
 from tests.support.service import ROOT, Running
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.kernel
 
@@ -50,13 +50,13 @@ def use_up() -> list[int]:
 
 
 def nothing_sealed(running: Running) -> bool:
-    with Client(str(running.socket), timeout=20) as client:
+    with Client(str(running.socket), timeout=PATIENCE) as client:
         return client.call(List).result.seals == []  # type: ignore[union-attr]
 
 
 def test_the_client(running: Running, file: Path) -> None:
     def work() -> list[Any]:
-        client = Client(str(running.socket), timeout=20)
+        client = Client(str(running.socket), timeout=PATIENCE)
         use_up()
         try:
             client.grant(path=str(file), kind="exclusive")
@@ -99,7 +99,7 @@ def test_the_client_of_an_event_loop(running: Running, file: Path) -> None:
         return asyncio.run(ask())
 
     assert alone(work) == "out-of-descriptors"
-    until(lambda: nothing_sealed(running), 10)
+    until(lambda: nothing_sealed(running))
 
 
 @pytest.mark.parametrize("limit", [6, 7, 8, 9])
@@ -117,4 +117,4 @@ def test_sealctl(running: Running, file: Path, limit: int) -> None:
     assert "Traceback" not in said
     if done.returncode:
         assert "open files" in said
-    until(lambda: nothing_sealed(running), 10)
+    until(lambda: nothing_sealed(running))

@@ -15,6 +15,7 @@ from sealsvc.protocol.seals import List, Return, Show
 from tests.hostile.requests import kinds, requests
 from tests.hostile.users import answer, connected
 from tests.support.service import RISKS, MiB, Running
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.kernel
 
@@ -47,7 +48,7 @@ def test_no_request_is_answered_by_internal(running: Running, file: Path) -> Non
 
 def _end_jobs(running: Running) -> None:
     """Some requests have started a doctor, which is a service of its own."""
-    with Client(str(running.socket), timeout=20) as client:
+    with Client(str(running.socket), timeout=PATIENCE) as client:
         jobs = client.call(Jobs).result.jobs
         live = [job.id for job in jobs if job.state is JobState.RUNNING]
         for job in live:
@@ -70,7 +71,7 @@ def test_any_name_is_sealed_and_told(running: Running, root: Path, name: bytes) 
         made.write(os.urandom(MiB))
         os.fsync(made.fileno())
     try:
-        with Client(str(running.socket), timeout=20) as client:
+        with Client(str(running.socket), timeout=PATIENCE) as client:
             fd = os.open(path, os.O_RDWR)
             by_descriptor = client.grant(fds=[fd], kind="shared", key=f"descriptor {name!r}").seal
             os.close(fd)
@@ -105,7 +106,7 @@ def _outlives(running: Running, root: Path) -> None:
     with open(path, "wb") as made:
         made.write(os.urandom(MiB))
         os.fsync(made.fileno())
-    with Client(str(running.socket), timeout=20) as client:
+    with Client(str(running.socket), timeout=PATIENCE) as client:
         reply = client.grant(path=os.fsdecode(path), kind="shared")
         running.kill()
         running.start()

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from tests.support.waiting import PATIENCE
+
 NOBODY = 65534
 
 
@@ -51,7 +53,7 @@ def as_user(work: Callable[[], Any], uid: int = NOBODY) -> Any:
 
 def connected(path: str) -> sockets.socket:
     made = sockets.socket(sockets.AF_UNIX, sockets.SOCK_SEQPACKET)
-    made.settimeout(20)
+    made.settimeout(PATIENCE)
     made.connect(path)
     return made
 

@@ -31,6 +31,7 @@ from sealsvc.protocol.integrity import PiError
 from sealsvc.protocol.pi_device import PiChannelInfo, PiPathInfo
 from tests.lab.pi_tuples import place_of, tuples
 from tests.support.refusals import refusal
+from tests.support.waiting import PATIENCE
 
 KiB = 1 << 10
 MEMORY = 256 * KiB
@@ -64,7 +65,7 @@ class Served:
 
     def stop(self) -> None:
         lib.seal_channel_stop(self.native)
-        self.thread.join(10)
+        self.thread.join(PATIENCE)
         assert not self.thread.is_alive()
 
 
@@ -227,14 +228,14 @@ def test_a_holder_that_lies_is_refused(fields: dict[str, int], file: Path) -> No
 def test_what_is_no_request_ends_the_channel(size: int, file: Path) -> None:
     with channel(layout("t10-512"), file) as served:
         served.raw.send(bytes(size))
-        served.thread.join(10)
+        served.thread.join(PATIENCE)
         assert not served.thread.is_alive()
 
 
 def test_answers_that_nobody_reads_end_the_channel(file: Path) -> None:
     with channel(layout("t10-512"), file) as served:
         served.raw.setblocking(False)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while served.thread.is_alive():
             assert time.monotonic() < deadline
             try:
@@ -267,7 +268,7 @@ def test_a_stop_under_load_leaves_no_request_without_an_answer(file: Path) -> No
             while len(codes) < 3:
                 time.sleep(0.0005)
             served.stop()
-            asker.join(10)
+            asker.join(PATIENCE)
             assert not asker.is_alive()
             assert set(codes[:-1]) == {errno.EINVAL}
 
@@ -302,7 +303,7 @@ def test_guards_are_let_go_when_nothing_is_in_flight(
         holds.change("busy")  # type: ignore[arg-type]
         holds.resize(ByteRange(0, 4096))
         holds.release()
-        served.thread.join(10)
+        served.thread.join(PATIENCE)
         assert not served.thread.is_alive()  # releasing has stopped it
         assert guard.done == ["busy"]
         mine.has_drained()

@@ -31,7 +31,7 @@ from sealsvc.protocol.integrity import (
 from sealsvc.protocol.seals import IssueClaim, Return
 from tests.integrity.conftest import BLOCK, MiB, attach, give_back, sealed, verify
 from tests.support.refusals import refusal
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.kernel
 
@@ -87,21 +87,29 @@ def test_what_is_corrupted_between_seals_is_found_and_told_in_every_way(ground, 
         watcher.call(Watch)
         waiting: list[object] = []
         waiter = threading.Thread(
-            target=lambda: waiting.extend(errors_after(watcher, before, wait=20))
+            target=lambda: waiting.extend(errors_after(watcher, before, wait=100))
         )
         waiter.start()
         ground.corrupt(place + 17, b"\xff\x00\xff\x00")
         report = verify(client, attachment)
-        waiter.join(30)
+        waiter.join(PATIENCE)
         assert report.verdict == "corrupt"
         assert report.read == "direct"
         (error,) = report.errors
         assert (error.block, error.field, error.seal) == (5, "checksum", None)
         assert [e.seq for e in waiting] == [error.seq]  # it waited until there was one
-        events = [p for p in watcher.pushes(1.0) if isinstance(p, Event)]
-        assert [e.data["error"]["block"] for e in events if e.name == "integrity"] == [5]
-        alarms = [e.data["reason"] for e in events if e.name == "alarm"]
-        assert any("1 corrupt" in alarm and "between" in alarm for alarm in alarms)
+        events: list[Event] = []
+
+        def alarmed():
+            events.extend(p for p in watcher.pushes(0.1) if isinstance(p, Event))
+            alarms = [e.data["reason"] for e in events if e.name == "alarm"]
+            return any("1 corrupt" in alarm and "between" in alarm for alarm in alarms)
+
+        def blocks():
+            return [e.data["error"]["block"] for e in events if e.name == "integrity"]
+
+        until(lambda: alarmed() and blocks())
+        assert blocks() == [5]
 
     def trail():
         with suppress(Refusal):  # the registry is being started
@@ -237,8 +245,12 @@ def test_a_scrub_is_slow_stops_and_goes_on(ground, client):
         return client.call(PiScrub, attachment=attachment.id, **more).result.scrub
 
     began = time.monotonic()
-    assert scrub(rate=4 * MiB, restart=True).running
-    time.sleep(0.6)
+
+    def progress():
+        return client.call(PiAttachments, path=attachment.path).result.attachments[0].scrub
+
+    assert scrub(rate=MiB, restart=True).running
+    until(lambda: progress().done >= MiB)
     stopped = scrub(stop=True)
     assert not stopped.running
     assert MiB <= stopped.done < 8 * MiB
@@ -246,10 +258,10 @@ def test_a_scrub_is_slow_stops_and_goes_on(ground, client):
     scrub(rate=8 * MiB)
 
     def done():
-        found = client.call(PiAttachments, path=attachment.path).result.attachments[0].scrub
+        found = progress()
         return not found.running and found.done == 8 * MiB
 
-    until(done, 30)
+    until(done)
     assert time.monotonic() - began > 1.0
     (error,) = errors_after(client, before)
     assert (error.at, error.offset, error.kind) == ("scrub", 7 * MiB, "corrupt")

@@ -247,7 +247,7 @@ def test_a_cancelled_copy_leaves_what_it_did_not_write_clean(ground, client):
     path, there = ground.point / "slow", ground.point / "slow-b"
     tagged(ground, client, "slow")
     old = tagged(ground, client, "slow-b")
-    job = begun(client, path, there, in_place=True, throttle=128 << 10, strategies=["plain"])
+    job = begun(client, path, there, in_place=True, throttle=32 << 10, strategies=["plain"])
     until(lambda: client.call(ShowJob, job=job).result.done >= 8 * BLOCK)
     marked = attachment_of(client, there).blocks
     assert marked["suspect"] == BLOCKS  # while it may be written
@@ -376,7 +376,7 @@ def test_the_copying_process_is_killed(ground, client):
     path, there = ground.point / "killed", ground.point / "killed-b"
     tagged(ground, client, "killed")
     old = tagged(ground, client, "killed-b")
-    job = begun(client, path, there, in_place=True, throttle=128 << 10, strategies=["plain"])
+    job = begun(client, path, there, in_place=True, throttle=32 << 10, strategies=["plain"])
     until(lambda: client.call(ShowJob, job=job).result.done >= 8 * BLOCK)
     service = ground.running.process.pid
     for child in Path(f"/proc/{service}/task/{service}/children").read_text().split():

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from tests.support.waiting import PATIENCE
+
 _PRELUDE = """\
 import ctypes, mmap, os, sys, threading
 libc = ctypes.CDLL(None, use_errno=True)
@@ -36,7 +38,7 @@ def other(script: str, *args: object, pass_fds: Sequence[int] = ()) -> Iterator[
         process.stdin.close()
         process.stdout.close()
         try:
-            process.wait(10)
+            process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

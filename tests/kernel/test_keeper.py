@@ -366,13 +366,13 @@ def test_one_that_is_stopped_is_noticed(
     watch.refuse()
     os.kill(pid, signal.SIGSTOP)
     try:
-        until(lambda: bool(told), 10)
+        until(lambda: bool(told))
         assert f"process {pid}" in told[0]
         with pytest.raises(Refusal, match="try-later"):
             watch.refuse()
     finally:
         os.kill(pid, signal.SIGCONT)
-    until(lambda: told[1:] == [""], 10)
+    until(lambda: told[1:] == [""])
     watch.refuse()
     watch.stop()
     assert keeper.greet() is not None

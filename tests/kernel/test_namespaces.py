@@ -18,8 +18,6 @@ from tests.support.waiting import until
 
 pytestmark = pytest.mark.kernel
 
-PATIENCE = 60.0
-
 
 @pytest.fixture
 def namespaces() -> Iterator[MountNamespaces]:

@@ -19,6 +19,7 @@ from other_process import other
 from sealsvc.core.model import ByteRange
 from sealsvc.linux import native
 from sealsvc.linux.native import Validation
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.kernel
 
@@ -253,10 +254,7 @@ import platform
 ctypes.CDLL(None).syscall(93 if platform.machine() == "aarch64" else 60, 0)
 """
     with other(MAP + body, path, SIZE) as pid:
-        deadline = time.monotonic() + 10
-        while ") Z " not in Path(f"/proc/{pid}/stat").read_text():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        until(lambda: ") Z " in Path(f"/proc/{pid}/stat").read_text())
         found = ask(pid, path, present=True, **by)
         assert (found.failed, found.present) == (None, 64)
         failed = ask(pid, path, sync=True, **by).failed
@@ -368,7 +366,7 @@ def test_without_privilege_places_are_hidden(path: Path) -> None:
     prelude = "import ctypes, os, sys\nlibc = ctypes.CDLL(None, use_errno=True)\n"
     done = subprocess.run(
         [sys.executable, "-c", prelude + code, path, str(SIZE)],
-        capture_output=True, text=True, check=False, timeout=30,
+        capture_output=True, text=True, check=False, timeout=PATIENCE,
     )  # fmt: skip
     assert done.stdout == "ok\n", done.stderr
 

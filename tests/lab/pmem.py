@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sealsvc.linux import native
+from tests.support.waiting import until
 
 STATX_ATTR_DAX = 0x00200000  # include/uapi/linux/stat.h
 
@@ -44,11 +46,26 @@ def mounted_dax(
 
 def _unmount(point: Path) -> None:
     """Whoever is being reaped may keep it busy a little longer."""
-    for _ in range(50):
+    for _ in range(600):
         if subprocess.run(["umount", point], capture_output=True, check=False).returncode == 0:
             return
         time.sleep(0.1)
     _run("umount", str(point))
+
+
+def is_held(process: subprocess.Popen[bytes]) -> bool:
+    """Whether the process waits for pages that are in use, once it has come so far. Where it spins
+    without sleeping, half a minute tells."""
+
+    def settled() -> bool:
+        if process.poll() is not None:
+            return True
+        asleep = Path(f"/proc/{process.pid}/wchan").read_text()
+        return re.search("wait_dax_page|break.*_layout", asleep) is not None
+
+    with suppress(AssertionError):
+        until(settled, 30)
+    return process.poll() is None
 
 
 def _assert_dax(point: Path) -> None:

@@ -29,7 +29,7 @@ from sealsvc.protocol.system import Gap
 from tests.lab.kernels import SERIES
 from tests.lab.pmem import mounted_dax
 from tests.support.scratch import mounted
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 KiB, MiB = 1 << 10, 1 << 20
 SIZE = 4 * MiB
@@ -461,9 +461,9 @@ def test_a_truncation_that_has_passed_its_hook_is_waited_for(
             sealing = pool.submit(seal, target)
             waited = not wait([sealing], 1).done
             ends.close()
-            assert truncation.wait(30) == 0
+            assert truncation.wait(PATIENCE) == 0
             assert waited
-            assert sealing.result(30) == 0
+            assert sealing.result(PATIENCE) == 0
 
 
 def test_many_seals_on_one_file(xfs_root: Path, enforcer: BpfEnforcer) -> None:

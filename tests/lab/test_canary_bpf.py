@@ -25,7 +25,7 @@ from sealsvc.runtime.config import ServiceSection
 from tests.lab.test_bpf import KEEP, PUNCH
 from tests.support.scratch import mounted
 from tests.support.service import RISKS, Running, served
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = [pytest.mark.lab, pytest.mark.kernel, pytest.mark.slow]
 
@@ -112,7 +112,7 @@ def grant(client: Client, path: Path) -> str:
 
 
 def connected(running: Running) -> Client:
-    return Client(str(running.socket), timeout=60)
+    return Client(str(running.socket), timeout=PATIENCE)
 
 
 def reason(client: Client) -> str:
@@ -127,8 +127,8 @@ def test_nothing_is_granted_while_it_does_not_refuse(running: Running, root: Pat
             with pytest.raises(Refusal) as refused:
                 grant(client, root / "two")  # at once: each grant tries
             assert refused.value.code == "enforcer-unavailable"
-            until(lambda: reason(client) != "", 20, "the canary")
-        until(lambda: reason(client) == "", 20, "the recovery")
+            until(lambda: reason(client) != "", what="the canary")
+        until(lambda: reason(client) == "", what="the recovery")
         assert "bpf does not enforce any more" in running.log.read_text()
         assert "bpf enforces again" in running.log.read_text()
         client.call(Return, seal=seal)
@@ -148,16 +148,16 @@ def test_a_lapse_while_no_service_lives_is_told_to_the_next(
         assert refused(path)
         if how == "switch":
             with untraced():
-                time.sleep(3.0)
+                time.sleep(10.0)  # of which each second is tried
                 assert not refused(path)
         else:
             subprocess.run(["rm", "-r", *links], check=True)
-            until(lambda: not refused(path), 20, "the programs' end")
-            time.sleep(3.0)
+            until(lambda: not refused(path), what="the programs' end")
+            time.sleep(10.0)  # of which each second is tried
     finally:
         running.start()
         running.ready()
-    until(lambda: "bpf may have let" in running.log.read_text(), 30, "the alarm")
+    until(lambda: "bpf may have let" in running.log.read_text(), what="the alarm")
     assert refused(path)
     with connected(running) as client:
         assert [info.id for info in client.call(List).result.seals] == [seal]

@@ -77,7 +77,7 @@ def copied(a: Path, b: Path, strategy: str, **where: Any) -> Result:
 def nvme_device() -> Path:
     sh("modprobe", "nvme")
     device = Path("/dev/nvme0n1")
-    until(device.exists, 30, "the namespace")
+    until(device.exists, what="the namespace")
     return device
 
 
@@ -103,9 +103,9 @@ def scsi_disk() -> Iterator[Path]:
     lun.mkdir()
     (lun / "storage").symlink_to(core)
     try:
-        until(lambda: bool(list(Path("/sys/block").glob("sd*"))), 30, "the disk")
+        until(lambda: bool(list(Path("/sys/block").glob("sd*"))), what="the disk")
         name = next(Path("/sys/block").glob("sd*")).name
-        until(Path(f"/dev/{name}").exists, 30, "its node")
+        until(Path(f"/dev/{name}").exists, what="its node")
         yield Path(f"/dev/{name}")
     finally:
         (lun / "storage").unlink()

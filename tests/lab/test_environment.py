@@ -28,12 +28,11 @@ from tests.service.test_environment import (
 from tests.service.test_life import holding, punch, state
 from tests.support.refusals import refusal
 from tests.support.service import RISKS, Running
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
 MiB = 1 << 20
 SECTOR = 512
-PATIENCE = 60.0
 DEVICE_SECTORS = 512 * MiB // SECTOR
 
 

@@ -17,7 +17,7 @@ from sealsvc.protocol.seals import List
 from tests.exports.exporting import Exports, relocating
 from tests.lab.pmem import mounted_dax
 from tests.support.service import RISKS, Running, served
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(400)]
 MiB = 1 << 20
@@ -131,7 +131,7 @@ def test_no_request_fails_while_the_file_is_moved_about(exports: Exports, image:
         load = verified(info["device"], 12)
         with relocating(image, 8, 2 * MiB, exports):
             pass
-        said, _ = load.communicate(timeout=200)
+        said, _ = load.communicate(timeout=2 * PATIENCE)
         assert load.returncode == 0, said
         shown = exports.show("disk")
         assert shown["pauses"]["count"] >= 8
@@ -144,16 +144,18 @@ def test_no_request_fails_while_the_file_is_moved_about(exports: Exports, image:
 def test_a_killed_exporter_is_taken_up_again_without_a_failed_request(
     exports: Exports, image: Path, running: Running
 ) -> None:
-    with exports.serving("dm", "disk", image) as info, Client(str(running.socket)) as client:
+    with (
+        exports.serving("dm", "disk", image, "--initiator-timeout", "300s") as info,
+        Client(str(running.socket)) as client,
+    ):
         load = verified(info["device"], 10)
         for _ in range(3):
             time.sleep(1)
             os.kill(exports.show("disk")["pid"], signal.SIGKILL)
-            # Not by `sealctl export show`: it takes seconds here, and requests fail after 20.
             until(lambda: client.call(List).result.seals == [], what="the seal's end")
             assert is_suspended("disk"), "the seal ended before the device was suspended"
             exports.call("recover", "disk")
-        said, _ = load.communicate(timeout=200)
+        said, _ = load.communicate(timeout=2 * PATIENCE)
         assert load.returncode == 0, said
 
 
@@ -170,7 +172,7 @@ def test_the_service_may_be_killed_meanwhile(
         running.ready()
         with relocating(image, 2, MiB, exports):
             pass
-        said, _ = load.communicate(timeout=200)
+        said, _ = load.communicate(timeout=2 * PATIENCE)
         assert load.returncode == 0, said
         assert exports.show("disk")["pauses"]["count"] >= 2
 

@@ -20,7 +20,7 @@ from tests.exports.exporting import Exports, relocating
 from tests.exports.loading import loaded
 from tests.lab.pmem import mounted_dax
 from tests.support.service import RISKS, Running, served
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = [pytest.mark.lab(cpus=2), pytest.mark.timeout(400)]
 MiB = 1 << 20
@@ -51,7 +51,7 @@ def runner(subtype: str, notes: Path) -> Iterator[subprocess.Popen[str]]:
         try:
             yield process
             process.terminate()
-            assert process.wait(60) == 0
+            assert process.wait(PATIENCE) == 0
         finally:
             process.kill()
 
@@ -251,7 +251,7 @@ def test_a_killed_handler_loses_no_command(tmp_path: Path) -> None:
                 process = subprocess.Popen(command)
     finally:
         process.terminate()
-        assert process.wait(60) == 0
+        assert process.wait(PATIENCE) == 0
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from tests.exports.exporting import Exports, relocating
 from tests.exports.loading import loaded
 from tests.lab.pmem import mounted_dax
 from tests.support.service import RISKS, ROOT, Running, served
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = [pytest.mark.lab(cpus=2), pytest.mark.timeout(400)]
 MiB = 1 << 20
@@ -56,7 +56,7 @@ def running_example(
     try:
         yield process, nodes
         process.terminate()
-        assert process.wait(60) == 0
+        assert process.wait(PATIENCE) == 0
         assert [node for node in nodes if Path(node).exists()] == []
     finally:
         process.kill()
@@ -126,7 +126,7 @@ def test_a_killed_server_loses_no_write(tmp_path: Path) -> None:
             process, [again] = started([example("file"), file, number])
             assert again == node
     process.terminate()
-    assert process.wait(60) == 0
+    assert process.wait(PATIENCE) == 0
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from sealsvc.client import Client
 from sealsvc.protocol.seals import List, Return
 from tests.support.refusals import refusal
 from tests.support.service import RISKS, Running
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
 
@@ -83,7 +83,7 @@ def test_a_device_that_fails(fstype: str, fails: str, tmp_path: Path) -> None:
                 becomes(WORKS)
         try:
             with mounted(fstype, where, point):
-                with Client(str(running.socket), timeout=60) as client:
+                with Client(str(running.socket), timeout=PATIENCE) as client:
                     wanted = ["allocate", "convert"]
                     reply = client.grant(path=str(file), kind="shared", prepare=wanted)
                     os.close(reply.fds[0])
@@ -95,7 +95,7 @@ def test_a_device_that_fails(fstype: str, fails: str, tmp_path: Path) -> None:
 
 
 def fails_and_says_so(running: Running, file: Path, table: str) -> None:
-    with Client(str(running.socket), timeout=60) as client:
+    with Client(str(running.socket), timeout=PATIENCE) as client:
         with file.open("r+b") as opened:
             opened.write(os.urandom(MiB // 2))  # which is not on the device yet
         becomes(table)
@@ -106,4 +106,4 @@ def fails_and_says_so(running: Running, file: Path, table: str) -> None:
         assert client.call(List).result.seals == []
         # Nothing holds an intruder: it fails at the device, or goes through, but does not wait.
         punch = ["fallocate", "--punch-hole", "--offset", "0", "--length", "65536", file]
-        subprocess.run(punch, check=False, capture_output=True, timeout=20)
+        subprocess.run(punch, check=False, capture_output=True, timeout=PATIENCE)

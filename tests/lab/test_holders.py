@@ -19,7 +19,7 @@ from sealsvc.protocol.seals import List, SealInfo
 from tests.lab.pmem import mounted_dax
 from tests.service.test_hypervisor import guest_gives_back
 from tests.support.service import Running, served
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MiB = 1 << 20
@@ -65,7 +65,7 @@ def rdma() -> None:
 
 @contextmanager
 def holding(running: Running, file: Path, *command: str | Path) -> Iterator[subprocess.Popen[str]]:
-    hold = ["hold", "--socket", running.socket, "--grace", "100s", file, *command]
+    hold = ["hold", "--socket", running.socket, "--grace", "250s", file, *command]
     process = subprocess.Popen(
         [sys.executable, "-m", "sealsvc.cli.sealctl", *hold],
         stdout=subprocess.PIPE,
@@ -85,7 +85,7 @@ def the_seal(client: Client) -> SealInfo:
 
 
 def becomes(client: Client, state: str) -> None:
-    until(lambda: the_seal(client).state == state, 60)
+    until(lambda: the_seal(client).state == state)
 
 
 @pytest.mark.usefixtures("rdma")
@@ -97,7 +97,7 @@ def test_an_rdma_region_is_deregistered_before_the_file_is_truncated(
     file.write_bytes(bytes(MiB))
     options = ("--require", "map_sync,populate", "--prepare", "convert", "--")
     with (
-        Client(str(running.socket), timeout=60) as client,
+        Client(str(running.socket), timeout=PATIENCE) as client,
         holding(running, file, *options, tmp_path / "target", where) as target,
     ):
         said = [_line(target) for _ in range(3)]
@@ -129,8 +129,8 @@ def test_an_rdma_region_is_deregistered_before_the_file_is_truncated(
             os.kill(seal.holder.pid, signal.SIGCONT)
             assert _line(target) == "recalled"
             assert _line(target) == "deregistered, unmapped and closed"
-            assert target.wait(60) == 0
-            assert intruder.wait(60) == 0
+            assert target.wait(PATIENCE) == 0
+            assert intruder.wait(PATIENCE) == 0
         finally:
             intruder.kill()
             intruder.wait()
@@ -144,7 +144,7 @@ def test_an_rdma_region_is_deregistered_before_the_file_is_truncated(
 def test_a_guest_on_persistent_memory_ends_when_it_is_recalled(
     running: Running, root: Path
 ) -> None:
-    guest_gives_back(running, root, 90.0)
+    guest_gives_back(running, root)
 
 
 def _line(process: subprocess.Popen[str]) -> str:

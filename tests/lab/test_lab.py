@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from tests.lab import SERIES, LabError, Machine, kernels, run
 from tests.lab.guest import BOOT_TIMEOUT, ROOT
 from tests.lab.pmem import mounted_dax
 from tests.lab.ports import Stream
+from tests.support.waiting import until
 
 MAP_SHARED_VALIDATE, MAP_SYNC = 0x03, 0x80000
 BARE = Machine(pmem=())
@@ -93,10 +93,7 @@ def test_the_guest_ends_with_the_command_line(
         (directory,) = tmp_path.iterdir()
         process.send_signal(number)
     assert process.returncode == (-9 if number == signal.SIGKILL else 128 + number)
-    deadline = time.monotonic() + 10
-    while _mentioned(str(directory)):
-        assert time.monotonic() < deadline, "QEMU goes on"
-        time.sleep(0.05)
+    until(lambda: not _mentioned(str(directory)), what="the end of QEMU")
     assert directory.exists() == (number == signal.SIGKILL)
     shutil.rmtree(directory, ignore_errors=True)
 

@@ -18,6 +18,7 @@ from sealsvc.protocol.system import Status
 from tests.lab.plugin import INSIDE
 from tests.lab.pmem import mounted_dax
 from tests.support.service import RISKS, Running, served
+from tests.support.waiting import PATIENCE
 
 MiB = 1 << 20
 GATE = (6, 14)  # pre-content events
@@ -51,9 +52,9 @@ def test_a_truncation_waits_for_the_holder(running: Running, root: Path, lab_ker
     assert INSIDE
     path = root / "file"
     path.write_bytes(os.urandom(MiB))
-    with Client(str(running.socket), timeout=60) as client:
+    with Client(str(running.socket), timeout=PATIENCE) as client:
         available = [e.name for e in client.call(Status).result.enforcers if e.available]
-        reply = client.grant(path=str(path), grace=120, fence="signal", prepare=["allocate"])
+        reply = client.grant(path=str(path), grace=250, fence="signal", prepare=["allocate"])
         first = reply.seal.enforcers[0]
         assert first == ("fanotify" if has_gate() else "lease")
         assert first in available
@@ -61,7 +62,7 @@ def test_a_truncation_waits_for_the_holder(running: Running, root: Path, lab_ker
         os.close(reply.fds[0])
         intruder = subprocess.Popen([sys.executable, "-c", TRUNCATE, path])
         try:
-            recall = next(push for push in client.pushes(30) if isinstance(push, Recall))
+            recall = next(push for push in client.pushes(PATIENCE) if isinstance(push, Recall))
             assert recall.seal == reply.seal.id
             running.kill()
             time.sleep(0.3)
@@ -69,12 +70,12 @@ def test_a_truncation_waits_for_the_holder(running: Running, root: Path, lab_ker
             mapping[:4] = b"mine"  # the mapping is as good as ever
             running.start()
             running.ready()
-            client.reconnect(10)
+            client.reconnect(PATIENCE)
             assert client.call(Reclaim, seal=reply.seal.id).seal.state == "recalled"
             assert intruder.poll() is None
             mapping.close()
             client.call(Return, seal=reply.seal.id)
-            assert intruder.wait(30) == 0
+            assert intruder.wait(PATIENCE) == 0
         finally:
             intruder.kill()
             intruder.wait()
@@ -92,7 +93,7 @@ def test_refusals_in_the_kernel_outlive_the_service(
 ) -> None:
     path = root / "file"
     path.write_bytes(os.urandom(MiB))
-    with Client(str(running.socket), timeout=60) as client:
+    with Client(str(running.socket), timeout=PATIENCE) as client:
         reply = client.grant(path=str(path), kind="shared", conflict="refuse")
         os.close(reply.fds[0])
         assert "bpf" in reply.seal.enforcers
@@ -101,7 +102,7 @@ def test_refusals_in_the_kernel_outlive_the_service(
         assert truncated(path) != 0
         running.start()
         running.ready()
-        client.reconnect(20)
+        client.reconnect(PATIENCE)
         assert client.call(Reclaim, seal=reply.seal.id).seal.state == "granted"
         assert truncated(path) != 0
         assert path.stat().st_size == MiB

@@ -24,9 +24,9 @@ from tests.bench.lab import nfs
 from tests.lab.dax_files import make
 from tests.lab.pmem import mounted_dax
 from tests.support.service import RISKS, Running, served
+from tests.support.waiting import PATIENCE
 
 MiB = 1 << 20
-PATIENCE = 60.0
 THREADS = 4  # of nfsd (tests/bench/lab/nfs.py)
 
 PROGRAM = """

@@ -21,8 +21,9 @@ from sealsvc.protocol.seals import List, Recall, Reclaim, Return
 from sealsvc.protocol.system import Audit
 from tests.lab.dax_files import make
 from tests.lab.kernels import SERIES
-from tests.lab.pmem import mounted_dax
+from tests.lab.pmem import is_held, mounted_dax
 from tests.support.service import Running, served
+from tests.support.waiting import PATIENCE
 
 MiB = 1 << 20
 CONFIG = 'accept_risks = ["all"]\n[enforcers]\nuse = ["pin"]\n'
@@ -123,7 +124,7 @@ def overlaid(root: Path) -> Iterator[Path]:
 
 
 def granted(client: Client, file: Path) -> str:
-    reply = client.grant(path=str(file), kind="shared", fence="signal", grace=100)
+    reply = client.grant(path=str(file), kind="shared", fence="signal", grace=200)
     os.close(reply.fds[0])
     assert reply.seal.enforcers == ["pin"]
     return reply.seal.id
@@ -142,17 +143,17 @@ def refusal(call: Callable[[], object]) -> Refusal:
 
 @pytest.mark.parametrize("name", HELD)
 def test_a_change_waits_is_found_and_goes_on(running: Running, file: Path, name: str) -> None:
-    with Client(str(running.socket), timeout=60) as client:
+    with Client(str(running.socket), timeout=PATIENCE) as client:
         seal = granted(client, file)
         with intruding(file, HELD[name]) as intruder:
-            recall = next(push for push in client.pushes(30) if isinstance(push, Recall))
+            recall = next(push for push in client.pushes(PATIENCE) if isinstance(push, Recall))
             assert recall.seal == seal
             assert recall.operation is not None
             assert recall.operation.pid == intruder.pid
             time.sleep(0.3)
             assert intruder.poll() is None
             client.call(Return, seal=seal)
-            assert intruder.wait(30) == 0
+            assert intruder.wait(PATIENCE) == 0
 
 
 @pytest.mark.parametrize("other_first", [True, False])
@@ -168,44 +169,44 @@ def test_sharing_a_pinned_file_has_it_recalled(
         pytest.skip("ext4 shares no blocks")
     made = [make(root / f"{name}-{number}", MiB) for number in range(2)]
     other, path = sorted(made, key=lambda path: path.stat().st_ino, reverse=not other_first)
-    with Client(str(running.socket), timeout=60) as client:
+    with Client(str(running.socket), timeout=PATIENCE) as client:
         seal = granted(client, path)
         with intruding(path, SHARED[name], str(other)) as intruder:
-            assert next(p for p in client.pushes(30) if isinstance(p, Recall)).seal == seal
+            assert next(p for p in client.pushes(PATIENCE) if isinstance(p, Recall)).seal == seal
             assert intruder.poll() is None
             client.call(Return, seal=seal)
-            assert intruder.wait(30) == 0
+            assert intruder.wait(PATIENCE) == 0
 
 
 def test_a_truncation_through_an_overlay_waits(running: Running, root: Path, file: Path) -> None:
     """No other enforcer but bpf is met by it. The mount alone has the seal recalled."""
-    with Client(str(running.socket), timeout=60) as client:
+    with Client(str(running.socket), timeout=PATIENCE) as client:
         seal = granted(client, file)
         with (
             overlaid(root) as merged,
             intruding(file, "os.truncate(over, 4096)", str(merged / "file")) as intruder,
         ):
-            assert next(p for p in client.pushes(30) if isinstance(p, Recall)).seal == seal
+            assert next(p for p in client.pushes(PATIENCE) if isinstance(p, Recall)).seal == seal
             time.sleep(2)
             assert intruder.poll() is None
             client.call(Return, seal=seal)
-            assert intruder.wait(30) == 0
+            assert intruder.wait(PATIENCE) == 0
 
 
 @pytest.mark.parametrize("name", FREE)
 def test_what_keeps_the_map_goes_on(running: Running, file: Path, name: str) -> None:
-    with Client(str(running.socket), timeout=60) as client:
+    with Client(str(running.socket), timeout=PATIENCE) as client:
         seal = granted(client, file)
         with intruding(file, FREE[name]) as bystander:
-            assert bystander.wait(30) == 0
+            assert bystander.wait(PATIENCE) == 0
         client.call(Return, seal=seal)
 
 
 def test_a_pinned_file_can_be_unlinked_and_its_holder_can_map(running: Running, root: Path) -> None:
     path = root / "doomed"
     path.write_bytes(bytes(MiB))
-    with Client(str(running.socket), timeout=60) as client:
-        reply = client.grant(path=str(path), kind="shared", fence="signal", grace=100)
+    with Client(str(running.socket), timeout=PATIENCE) as client:
+        reply = client.grant(path=str(path), kind="shared", fence="signal", grace=200)
         with mmap.mmap(reply.fds[0], MiB) as mapping:
             os.close(reply.fds[0])
             path.unlink()
@@ -215,7 +216,7 @@ def test_a_pinned_file_can_be_unlinked_and_its_holder_can_map(running: Running, 
 
 
 def test_pins_outlive_the_service(running: Running, file: Path) -> None:
-    with Client(str(running.socket), timeout=60) as client:
+    with Client(str(running.socket), timeout=PATIENCE) as client:
         seal = granted(client, file)
         running.kill()
         with intruding(file, HELD["truncate"]) as intruder:
@@ -223,32 +224,32 @@ def test_pins_outlive_the_service(running: Running, file: Path) -> None:
             assert intruder.poll() is None
             running.start()
             running.ready()
-            client.reconnect(20)
+            client.reconnect(PATIENCE)
             client.call(Reclaim, seal=seal)
-            assert next(p for p in client.pushes(30) if isinstance(p, Recall)).seal == seal
+            assert next(p for p in client.pushes(PATIENCE) if isinstance(p, Recall)).seal == seal
             client.call(Return, seal=seal)
-            assert intruder.wait(30) == 0
+            assert intruder.wait(PATIENCE) == 0
 
 
 def test_one_seal_a_file(running: Running, file: Path) -> None:
-    with Client(str(running.socket), timeout=60) as client:
+    with Client(str(running.socket), timeout=PATIENCE) as client:
         seal = granted(client, file)
         assert refusal(lambda: granted(client, file)).code == "seal-conflict"
         client.call(Return, seal=seal)
 
 
 def test_a_pinned_map_is_looked_at_unless_somebody_waits(running: Running, file: Path) -> None:
-    with Client(str(running.socket), timeout=60) as client:
+    with Client(str(running.socket), timeout=PATIENCE) as client:
         seal = granted(client, file)
         report = client.call(Audit).result
         assert (report.checked, report.drifted, report.unreadable) == (1, [], [])
         with intruding(file, HELD["punch"]) as intruder:
-            assert next(p for p in client.pushes(30) if isinstance(p, Recall)).seal == seal
+            assert next(p for p in client.pushes(PATIENCE) if isinstance(p, Recall)).seal == seal
             report = client.call(Audit).result
             assert report.checked == 0
             assert "its lock is held" in report.unreadable[0]
             client.call(Return, seal=seal)
-            assert intruder.wait(30) == 0
+            assert intruder.wait(PATIENCE) == 0
 
 
 @pytest.mark.lab(kernel=SERIES)
@@ -259,21 +260,16 @@ def test_they_are_taken_only_where_they_hold(file: Path) -> None:
     with file.open("rb") as opened:
         assert native.lib.seal_pin(opened.fileno(), 0, ends) == 0
         truncation = subprocess.Popen(["truncate", "-s", "4K", file])
-        try:
-            truncation.wait(3)
-        except subprocess.TimeoutExpired:
-            held = True
-        else:
-            held = False
+        held = is_held(truncation)
         os.close(ends[0])
         os.close(ends[1])
-        assert truncation.wait(30) == 0
+        assert truncation.wait(PATIENCE) == 0
     assert held == (why_not == ""), why_not
 
 
 def test_who_writes_all_the_time_recalls_nothing(running: Running, file: Path) -> None:
     """Writers hold the lock that is looked at, but not on end."""
-    with Client(str(running.socket), timeout=60) as client:
+    with Client(str(running.socket), timeout=PATIENCE) as client:
         seal = granted(client, file)
         with intruding(file, WRITES), intruding(file, WRITES):
             assert not [push for push in client.pushes(6) if isinstance(push, Recall)]
@@ -281,7 +277,7 @@ def test_who_writes_all_the_time_recalls_nothing(running: Running, file: Path) -
 
 
 def test_what_pins_cannot_do_is_refused(running: Running, file: Path) -> None:
-    with Client(str(running.socket), timeout=60) as client:
+    with Client(str(running.socket), timeout=PATIENCE) as client:
         for fields in ({"kind": "exclusive"}, {"kind": "shared", "conflict": "refuse"}):
             found = refusal(lambda fields=fields: client.grant(path=str(file), **fields))
             assert found.code == "enforcer-unavailable"
@@ -290,7 +286,7 @@ def test_what_pins_cannot_do_is_refused(running: Running, file: Path) -> None:
 
 def test_a_fence_of_none_is_refused(running: Running, file: Path) -> None:
     """Whoever waits on a pin cannot be told EBUSY when the deadline has passed."""
-    with Client(str(running.socket), timeout=60) as client:
+    with Client(str(running.socket), timeout=PATIENCE) as client:
         found = refusal(lambda: client.grant(path=str(file), kind="shared", fence="none"))
         assert (found.code, found.details["fence"]) == ("denied", "none")
         granted(client, file)  # nothing was left behind
@@ -305,7 +301,7 @@ UNHELD = {
 def test_what_waits_for_no_pin_is_a_risk_by_name(root: Path, file: Path, tmp_path: Path) -> None:
     with (
         served(Running(tmp_path, [root], '[enforcers]\nuse = ["pin"]\n')) as careful,
-        Client(str(careful.socket), timeout=60) as client,
+        Client(str(careful.socket), timeout=PATIENCE) as client,
     ):
         found = refusal(lambda: granted(client, file))
     assert found.code == "risk-not-accepted"
@@ -316,8 +312,8 @@ def test_what_waits_for_no_pin_is_found_by_the_audit(running: Running, root: Pat
     if is_xfs(root):
         pytest.skip("EXT4_IOC_SWAP_BOOT")
     file = make(root / "swapped", MiB)
-    with Client(str(running.socket), timeout=60) as client:
+    with Client(str(running.socket), timeout=PATIENCE) as client:
         seal = granted(client, file)
         with intruding(file, SWAPS_BOOT) as intruder:
-            assert intruder.wait(30) == 0
+            assert intruder.wait(PATIENCE) == 0
         assert [drift.seal for drift in client.call(Audit).result.drifted] == [seal]

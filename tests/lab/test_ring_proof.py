@@ -14,6 +14,7 @@ from tests.lab.dax_files import make
 from tests.lab.pmem import mounted_dax
 from tests.ring.conftest import truncating
 from tests.support.service import RISKS, Running
+from tests.support.waiting import PATIENCE
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
 MiB = 1 << 20
@@ -29,8 +30,8 @@ def test_the_service_need_not_live(tmp_path: Path) -> None:
         try:
             running.ready()
             fd = os.open(path, os.O_RDWR)
-            with RingClient(str(running.socket), timeout=60) as client:
-                registered = client.register(fd)
+            with RingClient(str(running.socket), timeout=PATIENCE) as client:
+                registered = client.register(fd, grace=200)
                 client.grant(registered, 0, MiB).give_back()
                 mapping = mmap.mmap(fd, MiB)
                 running.kill()
@@ -43,7 +44,7 @@ def test_the_service_need_not_live(tmp_path: Path) -> None:
                 client.grant(registered, 0, BLOCK).give_back()
                 running.kill()
                 with truncating(path, 0) as process:
-                    assert process.wait(60) == 0
+                    assert process.wait(PATIENCE) == 0
                 running.start()
                 running.ready()
             os.close(fd)

@@ -42,7 +42,7 @@ from tests.lab.test_bpf import (
 )
 from tests.service.test_life import state
 from tests.support.service import RISKS, Running, served
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = [pytest.mark.lab, pytest.mark.kernel, pytest.mark.slow]
 on_each_kernel = pytest.mark.lab(kernel=SERIES)
@@ -203,7 +203,8 @@ def test_no_program_is_missing_but_what_the_kernel_cannot_have(
 @pytest.fixture(scope="module")
 def running(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     more = RISKS + '[enforcers]\nuse = ["bpf"]\n'
-    made = Running(tmp_path_factory.mktemp("tripped"), [root], more)
+    # No audit comes that would find it as well.
+    made = Running(tmp_path_factory.mktemp("tripped"), [root], more, "audit_interval = 0\n")
     made.may_trip = True
     with served(made):
         yield made
@@ -211,7 +212,7 @@ def running(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ru
 
 @pytest.fixture
 def client(running: Running) -> Iterator[Client]:
-    with Client(str(running.socket), timeout=60) as made:
+    with Client(str(running.socket), timeout=PATIENCE) as made:
         yield made
 
 
@@ -219,7 +220,7 @@ def intrude(running: Running, act: str, *files: Path) -> int:
     """By another process, which the service's programs let pass: its pid."""
     pins = ServiceSection(socket=str(running.socket)).bpf_path
     process = subprocess.Popen([sys.executable, "-m", "tests.lab.unjudged", pins, act, *files])
-    assert process.wait(60) == 0
+    assert process.wait(PATIENCE) == 0
     return process.pid
 
 
@@ -237,8 +238,8 @@ def test_the_seal_is_lost_at_once_with_the_evidence(
     path = root / "tripped"
     seal = sealed(client, path)
     pid = intrude(running, "punch", path)
-    until(lambda: state(client, seal) == "lost", 5, "the trip")
-    until(lambda: "its stack" in running.log.read_text(), 20, "the alarm")
+    until(lambda: state(client, seal) == "lost", what="the trip")
+    until(lambda: "its stack" in running.log.read_text(), what="the alarm")
     said = next(line for line in running.log.read_text().splitlines() if "its stack" in line)
     assert f"process {pid} (python" in said
     assert "bytes 65536 to 131072" in said
@@ -258,7 +259,7 @@ def test_a_map_that_is_the_same_again_was_changed_nonetheless(
     other.write_bytes(os.urandom(SIZE))
     seal = sealed(client, path)
     intrude(running, "exchange" if "xfs" in str(root) else "move", path, other)
-    until(lambda: state(client, seal) == "lost", 5, "the trip")
+    until(lambda: state(client, seal) == "lost", what="the trip")
     client.call(Return, seal=seal)
 
 

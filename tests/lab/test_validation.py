@@ -18,6 +18,7 @@ from tests.lab.pmem import mounted_dax
 from tests.service.mapping_holder import Holder, holder
 from tests.support.refusals import refusal
 from tests.support.service import RISKS, serving
+from tests.support.waiting import PATIENCE
 
 REQUIRE = {"map_sync": True, "populate": True, "pmd": True}
 UNALIGNED = "(libc.mmap(None, size + 2**22, 0, 0x22, -1, 0) & -2**21) + 2**21 + PAGE"
@@ -45,7 +46,7 @@ def scene(
 ) -> Iterator[tuple[Client, Path, Callable[..., tuple[Holder, str]]]]:
     point, socket = dax
     path = make(point / "file")
-    with Client(socket, timeout=60) as client, ExitStack() as stack:
+    with Client(socket, timeout=PATIENCE) as client, ExitStack() as stack:
 
         def grant(**fields: Any) -> tuple[Holder, str]:
             process = stack.enter_context(holder(path))

@@ -24,11 +24,10 @@ from sealsvc.linux.native import ffi, lib
 from tests.lab.dax_files import make
 from tests.lab.pmem import mounted_dax
 from tests.support.service import RISKS, Running
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
 MiB = 1 << 20
-PATIENCE = 60.0
 PUNCHES = """
 import os, sys
 from sealsvc.doctor import syscalls

@@ -27,8 +27,8 @@ from tests.model.operations import BLOCK, FILES, Operation
 from tests.model.world import Seal
 from tests.support.scratch import MiB, mounted
 from tests.support.service import RISKS, ROOT, Running
+from tests.support.waiting import PATIENCE
 
-PATIENCE = 60.0  # seconds until what must happen counts as a difference
 PAUSE = 0.003  # seconds for which an operation that must wait is seen to wait
 
 

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+from tests.support.waiting import PATIENCE
+
 FILES, WORKERS, EPOCH_OPS, FILE_BYTES = 10, 4, 65536, 1 << 20
 BLOCK = 4096
 _MAGIC = 0x5EA15EA15EA15EA1
@@ -143,10 +145,10 @@ class Attack:
         self._control.stop = 1
         assert self._process
         try:
-            self._process.wait(20)
+            self._process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait(20)
+            self._process.wait(PATIENCE)
         self.control = None
         self._memory.close()
         self.directory.cleanup()

@@ -13,7 +13,7 @@ import pytest
 
 from sealsvc.client.ring import News, RingClient
 from tests.support.service import RISKS, Running, served
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 ROOT = Path(__file__).parents[2]
 BLOCK = 4096
@@ -56,7 +56,7 @@ def fd(file: Path) -> Iterator[int]:
 
 @pytest.fixture
 def client(running: Running) -> Iterator[RingClient]:
-    with RingClient(str(running.socket), timeout=20) as made:
+    with RingClient(str(running.socket), timeout=PATIENCE) as made:
         yield made
 
 
@@ -71,7 +71,7 @@ def intruder(code: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
     )
     try:
         yield process
-        process.wait(30)
+        process.wait(PATIENCE)
     finally:
         process.kill()
         process.communicate()
@@ -86,5 +86,5 @@ def truncating(path: Path, size: int) -> Iterator[subprocess.Popen[str]]:
 def hears(client: RingClient, wanted: Callable[[News], bool]) -> News:
     """The first of the news that is wanted; the others are passed over."""
     found: list[News] = []
-    until(lambda: bool(found.extend(n for n in client.dispatch() if wanted(n)) or found), 20)
+    until(lambda: bool(found.extend(n for n in client.dispatch() if wanted(n)) or found))
     return found[0]

@@ -16,6 +16,7 @@ from sealsvc.client.ring import RingClient
 from sealsvc.linux.native import ffi, lib
 from sealsvc.protocol.seals import List
 from tests.support.service import Running
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.kernel
 
@@ -25,10 +26,10 @@ locale.setlocale(locale.LC_ALL, "de_DE.UTF-8")
 assert locale.localeconv()["decimal_point"] == ","
 from sealsvc.client.ring import RingClient
 fd = os.open(sys.argv[2], os.O_RDWR)
-client = RingClient(sys.argv[1], timeout=20)
+client = RingClient(sys.argv[1], timeout=120)
 client.register(fd, grace=2.5)
 print("registered", flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 
@@ -65,7 +66,7 @@ def test_a_decimal_comma(running: Running, file: Path, tmp_path: Path) -> None:
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "registered\n"
-        with Client(str(running.socket), timeout=20) as client:
+        with Client(str(running.socket), timeout=PATIENCE) as client:
             [seal] = client.call(List).result.seals  # type: ignore[union-attr]
         assert seal.grace == 2.5
     finally:
@@ -80,7 +81,7 @@ def test_no_number_left_for_a_descriptor(running: Running) -> None:
         taken = [os.open("/dev/null", os.O_RDONLY) for _ in range(4)]
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(taken) + 1 + room, hard))
         try:
-            RingClient(str(running.socket), timeout=20).close()
+            RingClient(str(running.socket), timeout=PATIENCE).close()
             break
         except OSError as error:
             said = str(error)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-import time
 from contextlib import aclosing
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from sealsvc.client.ring import AsyncRingClient, News, RingClient
 from sealsvc.core.model import Preparation, State
 from tests.ring.conftest import BLOCK, SIZE, truncating
 from tests.support.service import Running
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = [pytest.mark.kernel]
 
@@ -84,7 +83,7 @@ def test_in_an_event_loop(running: Running, fd: int, file: Path) -> None:
             seal = client.grant(client.register(fd), 0, SIZE)
             truncation = await asyncio.create_subprocess_exec("truncate", "-s", "0", file)
             found = []
-            async with asyncio.timeout(20), aclosing(client.pushes()) as pushes:
+            async with asyncio.timeout(PATIENCE), aclosing(client.pushes()) as pushes:
                 async for news in pushes:
                     found.append(news)
                     if news.kind == "recall":
@@ -115,18 +114,19 @@ def test_seals_are_independent_of_the_clients_threads(client: RingClient, fd: in
 
 def test_another_thread_is_refused_while_one_is_at_it(client: RingClient, fd: int) -> None:
     registered = client.register(fd)
-    begun, told = threading.Event(), []
+    begun, ends, told = threading.Event(), threading.Event(), []
 
     def wait(*_: object) -> int:
         begun.set()
-        time.sleep(0.5)
+        ends.wait(PATIENCE)
         return 0
 
     other = threading.Thread(target=lambda: told.append(client.alone(wait)))
     other.start()
-    assert begun.wait(10)
+    assert begun.wait(PATIENCE)
     with pytest.raises(RuntimeError, match="another thread"):
         client.grant(registered, 0, BLOCK)
+    ends.set()
     other.join()
     assert told == [0]
     with client.grant(registered, 0, BLOCK) as seal:

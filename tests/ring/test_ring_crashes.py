@@ -24,7 +24,7 @@ from sealsvc.runtime.config import ServiceSection
 from sealsvc.service.release import release
 from tests.ring.conftest import BLOCK, ROUNDS, hears, intruder, truncating
 from tests.support.service import Running
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = [pytest.mark.kernel]
 
@@ -37,7 +37,7 @@ def restart(running: Running) -> None:
 def test_a_dead_service_is_not_missed(
     running: Running, client: RingClient, fd: int, file: Path
 ) -> None:
-    registered = client.register(fd)
+    registered = client.register(fd, grace=200)
     seal = client.grant(registered, 0, BLOCK)
     running.kill()
     other = client.grant(registered, BLOCK, BLOCK)
@@ -50,7 +50,7 @@ def test_a_dead_service_is_not_missed(
         time.sleep(0.2)
         assert process.poll() is None, "nobody has looked whether what was given back is mapped"
         restart(running)
-        process.wait(20)
+        process.wait(PATIENCE)
     assert os.fstat(fd).st_size == BLOCK
     assert seal.valid
 
@@ -58,7 +58,7 @@ def test_a_dead_service_is_not_missed(
 def test_a_conflict_while_the_service_is_dead(
     running: Running, client: RingClient, fd: int, file: Path
 ) -> None:
-    seal = client.grant(client.register(fd), 0, BLOCK)
+    seal = client.grant(client.register(fd, grace=200), 0, BLOCK)
     running.kill()
     with truncating(file, 0) as process:
         assert hears(client, lambda n: n.kind == "recall").slot == seal.slot
@@ -70,7 +70,7 @@ def test_a_conflict_while_the_service_is_dead(
             until(lambda: _states(operator).count(State.RECALLED) == 1)
         seal.refresh()
         seal.give_back()
-        process.wait(20)
+        process.wait(PATIENCE)
 
 
 def test_a_recalled_seal_that_nobody_returns_is_dealt_with_after_the_restart(
@@ -83,7 +83,7 @@ def test_a_recalled_seal_that_nobody_returns_is_dealt_with_after_the_restart(
     with intruder(code, file) as process:
         hears(client, lambda n: n.kind == "recall")
         restart(running)
-        assert process.wait(20) == errno.EBUSY
+        assert process.wait(PATIENCE) == errno.EBUSY
     assert seal.state is State.RECALLED
 
 
@@ -167,7 +167,7 @@ def test_a_ring_whose_keeper_has_ended(running: Running, client: RingClient, fd:
 LOAD = """
 import random
 from sealsvc.client.ring import RingClient
-client = RingClient(sys.argv[1], timeout=25)
+client = RingClient(sys.argv[1], timeout=120)
 fd = os.open(sys.argv[2], os.O_RDWR)
 chance = random.Random(int(sys.argv[3]))
 while True:
@@ -260,9 +260,9 @@ def test_random_kills_of_clients_and_services(running: Running, file: Path) -> N
                 process.send_signal(signal.SIGKILL)
             process.communicate()
     assert killed == ROUNDS
-    with Client(str(running.socket), timeout=20) as operator:
+    with Client(str(running.socket), timeout=PATIENCE) as operator:
         with suppress(AssertionError):
-            until(lambda: not operator.call(List).result.seals, 20)
+            until(lambda: not operator.call(List).result.seals)
         left = [(s.state, s.reason, s.ring, s.seqid) for s in operator.call(List).result.seals]
         assert not left, left
 

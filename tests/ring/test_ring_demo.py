@@ -11,6 +11,7 @@ import pytest
 from tests.ring.conftest import truncating
 from tests.ring.test_ring_native import LIBSEAL, ROOT, library, run
 from tests.support.service import Running
+from tests.support.waiting import PATIENCE
 
 pytestmark = [pytest.mark.kernel]
 
@@ -28,7 +29,7 @@ def runs_the_demo(program: Path, file: Path, running: Running, **more: str) -> N
         with truncating(file, 0):
             assert demo.stdout.readline() == "recalled: giving 4096 bytes back\n"
         assert demo.stdout.readline() == "returned\n"
-        assert demo.wait(20) == 0
+        assert demo.wait(PATIENCE) == 0
 
 
 def test_the_demo(running: Running, file: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from sealsvc.protocol.rings import Attach, Attached, Register
 from sealsvc.protocol.seals import List, RecallSeals, Return
 from tests.ring.conftest import BLOCK, SIZE, hears, intruder, truncating
 from tests.support.service import Running
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = [pytest.mark.kernel]
 
@@ -117,7 +117,7 @@ def test_a_conflict_is_seen_in_the_table_and_heard_of_and_waits(
         assert np.array_equal(before, native.read_extents(fd, ByteRange(0, SIZE)))
         seal.refresh()
         seal.give_back()
-        process.wait(20)
+        process.wait(PATIENCE)
     assert os.fstat(fd).st_size == BLOCK
 
 
@@ -144,7 +144,7 @@ def test_writing_in_place_does_not_disturb(client: RingClient, fd: int, file: Pa
 def test_seals_of_two_clients_are_recalled_together(
     running: Running, client: RingClient, fd: int, file: Path
 ) -> None:
-    with RingClient(str(running.socket), timeout=20) as other:
+    with RingClient(str(running.socket), timeout=PATIENCE) as other:
         seals = [(c, c.grant(c.register(fd), 0, SIZE)) for c in (client, other)]
         with truncating(file, 0) as process:
             for number, (who, seal) in enumerate(seals):
@@ -160,7 +160,7 @@ def test_a_seal_that_refuses(client: RingClient, fd: int, file: Path) -> None:
     with intruder(
         "try: os.truncate(sys.argv[1], 0)\nexcept OSError as e: sys.exit(e.errno)", file
     ) as process:
-        assert process.wait(20) == errno.ETXTBSY
+        assert process.wait(PATIENCE) == errno.ETXTBSY
     assert seal.valid
 
 
@@ -178,9 +178,9 @@ def test_a_returned_seal_that_is_still_mapped_is_asked_for(
         assert process.poll() is None
         failing(errno.EAGAIN, client.grant, registered, 0, BLOCK)
         area.close()
-        process.wait(20)
+        process.wait(PATIENCE)
     # The registration is used again; what was truncated cannot be sealed.
-    until(lambda: error_of(client, registered) == errno.EOPNOTSUPP, 5)
+    until(lambda: error_of(client, registered) == errno.EOPNOTSUPP)
 
 
 def test_a_returned_seal_that_is_not_mapped_holds_nobody_up(
@@ -188,11 +188,10 @@ def test_a_returned_seal_that_is_not_mapped_holds_nobody_up(
 ) -> None:
     registered = client.register(fd)
     client.grant(registered, 0, BLOCK).give_back()
-    begun = time.monotonic()
     with truncating(file, 0):
         pass
-    assert time.monotonic() - begun < 5
-    assert client.dispatch() == []
+    assert os.fstat(fd).st_size == 0
+    assert client.dispatch() == [], "it was not asked for"
 
 
 def test_a_recalled_seal_is_not_taken_back_while_it_is_mapped(
@@ -298,7 +297,7 @@ os.kill(os.getpid(), 9)
             assert process.poll() is None
             holder.stdin.write("die\n")
             holder.stdin.flush()
-            process.wait(20)
+            process.wait(PATIENCE)
     with Client(str(running.socket)) as operator:
         until(lambda: operator.call(List).result.seals == [])
 
@@ -399,7 +398,7 @@ def test_a_conflict_is_told_before_what_its_holder_did_about_it(
 ) -> None:
     """The holder hears of it first, and may be through before the service hears anything."""
     registered = client.register(fd)
-    with Client(str(running.socket), timeout=20) as watcher:
+    with Client(str(running.socket), timeout=PATIENCE) as watcher:
         watcher.call(Watch)
         for size in range(SIZE - BLOCK, SIZE // 2, -16 * BLOCK):
             seal = client.grant(registered, size - BLOCK, 2 * BLOCK)
@@ -408,7 +407,7 @@ def test_a_conflict_is_told_before_what_its_holder_did_about_it(
                 seal.refresh()
                 seal.give_back()
             told: list[Event] = []
-            for push in watcher.pushes(20):
+            for push in watcher.pushes(PATIENCE):
                 if isinstance(push, Event) and push.name in ("conflict", "recall", "state"):
                     told.append(push)
                     if push.data.get("to") == "returned":
@@ -426,7 +425,7 @@ def test_what_the_registry_heard_of_it_hears_the_end_of(
 ) -> None:
     seal = client.grant(client.register(fd), 0, 4 * BLOCK)
     seal.give_back_part(0, BLOCK)
-    with Client(str(running.socket), timeout=20) as desk:
+    with Client(str(running.socket), timeout=PATIENCE) as desk:
 
         def recorded() -> list[SealRecord]:
             try:
@@ -446,7 +445,7 @@ def test_what_the_registry_heard_of_it_hears_the_end_of(
 
 
 def test_what_rings_do_is_counted(running: Running, client: RingClient, fd: int) -> None:
-    with Client(str(running.socket), timeout=20) as desk:
+    with Client(str(running.socket), timeout=PATIENCE) as desk:
 
         def measures() -> MeasuresReport:
             found = desk.call(Measures).result

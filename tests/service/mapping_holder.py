@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-PATIENCE = 20.0
+from tests.support.waiting import PATIENCE
 
 # `mapped()` maps the file argv[1] (of argv[2] bytes) with nothing on either side, and aligned for
 # pages of 2 MiB; each line of Python that comes is run, and what it evaluates to is told.

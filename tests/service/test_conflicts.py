@@ -17,6 +17,7 @@ import pytest
 from sealsvc.client import Client
 from sealsvc.linux.native import read_extents
 from sealsvc.protocol.seals import Recall, Return, Show
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.kernel
 
@@ -82,7 +83,7 @@ def shared(client: Client, file: Path, **fields: object) -> str:
 
 
 def next_recall(client: Client) -> Recall:
-    found = next(push for push in client.pushes(10.0) if isinstance(push, Recall))
+    found = next(push for push in client.pushes(PATIENCE) if isinstance(push, Recall))
     assert isinstance(found, Recall)
     return found
 
@@ -90,7 +91,7 @@ def next_recall(client: Client) -> Recall:
 @pytest.mark.parametrize("name", CONFLICTS)
 def test_a_conflict_waits_until_the_seal_is_returned(client: Client, file: Path, name: str) -> None:
     before = extents_of(file)
-    seal = shared(client, file, grace=30)
+    seal = shared(client, file, grace=200)
     with intruding(file, CONFLICTS[name]) as intruder:
         recall = next_recall(client)
         assert recall.seal == seal
@@ -100,7 +101,7 @@ def test_a_conflict_waits_until_the_seal_is_returned(client: Client, file: Path,
         assert intruder.poll() is None, "the intruder did not wait"
         assert extents_of(file) == before
         client.call(Return, seal=seal)
-        assert intruder.wait(10) == 0
+        assert intruder.wait(PATIENCE) == 0
 
 
 @pytest.mark.parametrize("name", CONFLICTS)
@@ -108,7 +109,7 @@ def test_a_conflict_is_refused(client: Client, file: Path, name: str) -> None:
     before = extents_of(file)
     seal = shared(client, file, conflict="refuse")
     with intruding(file, CONFLICTS[name]) as intruder:
-        assert intruder.wait(10) == errno.ETXTBSY
+        assert intruder.wait(PATIENCE) == errno.ETXTBSY
     assert extents_of(file) == before
     client.call(Return, seal=seal)
 
@@ -117,7 +118,7 @@ def test_a_conflict_is_refused(client: Client, file: Path, name: str) -> None:
 def test_what_does_not_conflict_goes_on_at_once(client: Client, file: Path, name: str) -> None:
     seal = shared(client, file, conflict="refuse")
     with intruding(file, HARMLESS[name]) as intruder:
-        assert intruder.wait(10) == 0
+        assert intruder.wait(PATIENCE) == 0
     assert client.call(Show, seal=seal).seal.state == "granted"
     client.call(Return, seal=seal)
 
@@ -125,11 +126,11 @@ def test_what_does_not_conflict_goes_on_at_once(client: Client, file: Path, name
 def test_an_exclusive_seal_shuts_out_every_open(client: Client, file: Path) -> None:
     reply = client.grant(path=str(file), conflict="refuse")
     with intruding(file, "os.open(path, os.O_RDONLY)") as intruder:
-        assert intruder.wait(10) == errno.ETXTBSY
+        assert intruder.wait(PATIENCE) == errno.ETXTBSY
     os.close(reply.fds[0])
     client.call(Return, seal=reply.seal.id)
     with intruding(file, "os.open(path, os.O_RDONLY)") as intruder:
-        assert intruder.wait(10) == 0
+        assert intruder.wait(PATIENCE) == 0
 
 
 def test_a_descriptor_opened_before_the_grant_is_seen(client: Client, file: Path) -> None:
@@ -144,7 +145,7 @@ def test_a_descriptor_opened_before_the_grant_is_seen(client: Client, file: Path
     assert process.stdout is not None
     process.stdout.readline()
     seal = shared(client, file, conflict="refuse")
-    process.communicate(b"x", timeout=10)
+    process.communicate(b"x", timeout=PATIENCE)
     assert process.returncode == errno.ETXTBSY
     client.call(Return, seal=seal)
 
@@ -156,7 +157,7 @@ def test_reflink_of_a_sealed_file_conflicts(client: Client, file: Path, root: Pa
     code = "import fcntl; a = os.open(path, os.O_RDONLY);"
     code += " b = os.open(path + '.copy', os.O_RDWR | os.O_CREAT); fcntl.ioctl(b, 0x40049409, a)"
     with intruding(file, code) as intruder:
-        assert intruder.wait(10) == errno.ETXTBSY
+        assert intruder.wait(PATIENCE) == errno.ETXTBSY
     client.call(Return, seal=seal)
     Path(f"{file}.copy").unlink()
 
@@ -165,18 +166,18 @@ def test_without_a_fence_the_operation_fails_with_ebusy(client: Client, file: Pa
     before = extents_of(file)
     seal = shared(client, file, grace=0.2)
     with intruding(file, CONFLICTS["punch"]) as intruder:
-        assert intruder.wait(10) == errno.EBUSY
+        assert intruder.wait(PATIENCE) == errno.EBUSY
     assert extents_of(file) == before
     assert client.call(Show, seal=seal).seal.state == "recalled"
     client.call(Return, seal=seal)
 
 
 def test_a_killed_waiter_leaves_nothing(client: Client, file: Path) -> None:
-    seal = shared(client, file, grace=30)
+    seal = shared(client, file, grace=200)
     with intruding(file, CONFLICTS["truncate"]) as intruder:
         next_recall(client)
         intruder.send_signal(signal.SIGKILL)
-        assert intruder.wait(10) == -signal.SIGKILL
+        assert intruder.wait(PATIENCE) == -signal.SIGKILL
     client.call(Return, seal=seal)
     assert len(extents_of(file)) > 0
     assert file.stat().st_size == 1 << 20
@@ -186,8 +187,8 @@ def test_an_operation_that_meets_two_seals_waits_for_both(
     socket: str, client: Client, file: Path
 ) -> None:
     with Client(socket) as other:
-        first = shared(client, file, grace=30)
-        second = shared(other, file, grace=30)
+        first = shared(client, file, grace=200)
+        second = shared(other, file, grace=200)
         with intruding(file, CONFLICTS["punch"]) as intruder:
             assert next_recall(client).seal == first
             assert next_recall(other).seal == second
@@ -195,7 +196,7 @@ def test_an_operation_that_meets_two_seals_waits_for_both(
             time.sleep(0.1)
             assert intruder.poll() is None
             other.call(Return, seal=second)
-            assert intruder.wait(10) == 0
+            assert intruder.wait(PATIENCE) == 0
 
 
 def test_the_service_cannot_deadlock_on_its_own_marks(client: Client, file: Path) -> None:

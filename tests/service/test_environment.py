@@ -41,7 +41,7 @@ def give_back(client: Client, seal: str) -> None:
 
 def sealed(client: Client, file: Path, **fields: object) -> SealInfo:
     """A shared seal whose descriptor is closed, so that only the service has the file open."""
-    reply: Reply = client.grant(path=str(file), **({"kind": "shared"} | fields))
+    reply: Reply = client.grant(path=str(file), **({"kind": "shared", "grace": 200} | fields))
     for fd in reply.fds:
         os.close(fd)
     return reply.seal
@@ -105,9 +105,7 @@ def mount_line(point: Path) -> str:
 @contextmanager
 def scenery(fstype: str, directory: Path, *more: Path, size: int = 512 * MiB) -> Iterator[Scene]:
     with mounted(fstype, size, MKFS[fstype]) as point:
-        running = Running(directory, [point, *more], RISKS)
-        config = running.config.read_text()
-        running.config.write_text(config.replace("[service]\n", f"[service]\n{AUDIT_INTERVAL}"))
+        running = Running(directory, [point, *more], RISKS, AUDIT_INTERVAL)
         running.start()
         try:
             running.ready()

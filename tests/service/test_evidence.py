@@ -14,6 +14,7 @@ from test_conflicts import RANGE, extents_of, shared
 
 from sealsvc.client import Client
 from sealsvc.protocol.seals import Return
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.kernel
 
@@ -88,7 +89,7 @@ PASSES = {
 
 def run(path: Path, code: str) -> int:
     intruder = [sys.executable, "-c", PROLOGUE, str(path), code]
-    return subprocess.run(intruder, cwd=ROOT, timeout=20, check=False).returncode
+    return subprocess.run(intruder, cwd=ROOT, timeout=PATIENCE, check=False).returncode
 
 
 @pytest.fixture
@@ -185,7 +186,7 @@ def ia32(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_32_bit_system_calls(sealed: Path, ia32: Path, what: str, status: int) -> None:
     before = extents_of(sealed)
-    assert subprocess.run([ia32, sealed, what], timeout=20, check=False).returncode == status
+    assert subprocess.run([ia32, sealed, what], timeout=PATIENCE, check=False).returncode == status
     assert extents_of(sealed) == before
 
 

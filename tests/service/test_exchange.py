@@ -14,6 +14,7 @@ import pytest
 from sealsvc.client import Client
 from sealsvc.protocol.seals import Return
 from tests.support.service import RISKS, MiB, serving
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.kernel
 
@@ -30,7 +31,10 @@ except OSError as error:
 
 @pytest.fixture
 def client(xfs_noreflink: Path, tmp_path: Path) -> Iterator[Client]:
-    with serving(tmp_path, [xfs_noreflink], RISKS) as socket, Client(socket, timeout=20) as made:
+    with (
+        serving(tmp_path, [xfs_noreflink], RISKS) as socket,
+        Client(socket, timeout=PATIENCE) as made,
+    ):
         yield made
 
 
@@ -46,7 +50,7 @@ def test_an_exchange_behind_the_range_does_not_cut_the_file(
     reply = client.grant(path=str(sealed), kind="shared", conflict="refuse")
     os.close(reply.fds[0])
     command = [sys.executable, "-c", EXCHANGE, str(sealed), str(other)]
-    assert subprocess.run(command, timeout=20, check=False).returncode == errno.ETXTBSY
+    assert subprocess.run(command, timeout=PATIENCE, check=False).returncode == errno.ETXTBSY
     assert sealed.stat().st_size == MiB
     client.call(Return, seal=reply.seal.id)
     sealed.unlink()

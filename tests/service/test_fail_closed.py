@@ -20,7 +20,7 @@ from sealsvc.protocol.seals import List, RecallSeals, Reclaim, Return, Show
 from tests.service.test_conflicts import extents_of, intruding, next_recall
 from tests.support.refusals import refusal
 from tests.support.service import RISKS, Running, served
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.kernel
 PUNCH = "fallocate(3, 65536, 65536)"
@@ -34,7 +34,7 @@ def running(root: Path, tmp_path: Path) -> Iterator[Running]:
 
 
 def granted(client: Client, file: Path, **fields: object) -> str:
-    reply = client.grant(path=str(file), **({"kind": "shared", **RANGE} | fields))
+    reply = client.grant(path=str(file), **({"kind": "shared", "grace": 200, **RANGE} | fields))
     for fd in reply.fds:
         os.close(fd)
     return reply.seal.id
@@ -43,13 +43,13 @@ def granted(client: Client, file: Path, **fields: object) -> str:
 def restarted(running: Running, client: Client) -> None:
     running.start()
     running.ready()
-    client.reconnect(10.0)
+    client.reconnect(PATIENCE)
 
 
 def test_what_waits_goes_on_waiting_and_the_recall_is_resumed(running: Running, file: Path) -> None:
     before = extents_of(file)
     with Client(str(running.socket)) as client, intruding_later(file) as intrude:
-        seal = granted(client, file, grace=60)
+        seal = granted(client, file)
         intruder = intrude(PUNCH)
         recall = next_recall(client)
         running.kill()
@@ -60,11 +60,11 @@ def test_what_waits_goes_on_waiting_and_the_recall_is_resumed(running: Running, 
         info = client.call(Reclaim, seal=seal).seal
         assert (info.state, info.seqid) == ("recalled", recall.seqid)
         assert info.deadline_in is not None
-        assert 0 < info.deadline_in < 60
+        assert 0 < info.deadline_in < 200
         assert next_recall(client).seal == seal
         assert intruder.poll() is None
         client.call(Return, seal=seal)
-        assert intruder.wait(10) == 0
+        assert intruder.wait(PATIENCE) == 0
     assert extents_of(file) != before
 
 
@@ -73,11 +73,11 @@ def test_a_conflict_that_comes_while_it_is_dead_waits_for_the_next_one(
 ) -> None:
     before = extents_of(file)
     with Client(str(running.socket)) as client, intruding_later(file) as intrude:
-        seal = granted(client, file, grace=60)
+        seal = granted(client, file)
         running.kill()
         intruder = intrude(PUNCH)
         reader = intrude("os.pread(os.open(path, os.O_RDONLY), 65536, 65536)")
-        assert reader.wait(10) == 0, "what does not conflict needs no service"
+        assert reader.wait(PATIENCE) == 0, "what does not conflict needs no service"
         time.sleep(0.2)
         assert intruder.poll() is None
         assert extents_of(file) == before
@@ -86,14 +86,14 @@ def test_a_conflict_that_comes_while_it_is_dead_waits_for_the_next_one(
         recall = next_recall(client)
         assert recall.operation is None or recall.operation.pid == intruder.pid
         client.call(Return, seal=seal)
-        assert intruder.wait(10) == 0
+        assert intruder.wait(PATIENCE) == 0
 
 
 def test_refusals_go_on(running: Running, file: Path) -> None:
     with Client(str(running.socket)) as client, intruding_later(file) as intrude:
         granted(client, file, conflict="refuse")
         running.kill()
-        assert intrude(PUNCH).wait(10) == 26  # ETXTBSY
+        assert intrude(PUNCH).wait(PATIENCE) == 26  # ETXTBSY
 
 
 def test_a_lease_is_kept(root: Path, tmp_path: Path, file: Path) -> None:
@@ -114,7 +114,7 @@ def test_a_lease_is_kept(root: Path, tmp_path: Path, file: Path) -> None:
             assert next_recall(client).seal == seal
             assert intruder.poll() is None
             client.call(Return, seal=seal)
-            assert intruder.wait(10) == 0
+            assert intruder.wait(PATIENCE) == 0
     finally:
         running.end()
 
@@ -123,7 +123,7 @@ def test_an_orderly_stop_keeps_the_seals_as_well(running: Running, file: Path) -
     with Client(str(running.socket)) as client, intruding_later(file) as intrude:
         seal = granted(client, file, conflict="refuse")
         running.stop()
-        assert intrude(PUNCH).wait(10) == 26
+        assert intrude(PUNCH).wait(PATIENCE) == 26
         restarted(running, client)
         assert client.call(Show, seal=seal).seal.state == "granted"
 
@@ -167,7 +167,7 @@ def test_the_deadline_goes_on_counting(running: Running, file: Path) -> None:
         running.kill()
         time.sleep(0.6)
         restarted(running, client)
-        until(lambda: intrude(PUNCH).wait(10) == 16)  # EBUSY
+        until(lambda: intrude(PUNCH).wait(PATIENCE) == 16)  # EBUSY
         assert client.call(Show, seal=seal).seal.state == "recalled"
 
 
@@ -175,7 +175,7 @@ def test_a_fence_is_carried_out_by_the_next_service(running: Running, file: Path
     code = (
         "import sys\nfrom sealsvc.client import Client\n"
         "client = Client(sys.argv[1])\n"
-        "client.grant(path=sys.argv[2], kind='shared', fence='kill', grace=0.5)\n"
+        "client.grant(path=sys.argv[2], kind='shared', fence='kill', grace=5)\n"
         "print(flush=True)\nsys.stdin.read()\n"
     )
     holder = subprocess.Popen(
@@ -190,8 +190,8 @@ def test_a_fence_is_carried_out_by_the_next_service(running: Running, file: Path
         until(lambda: client.call(List, state="recalled").result.seals != [])
         running.kill()
         restarted(running, client)
-        assert holder.wait(10) == -signal.SIGTERM
-        assert intruder.wait(10) == 0
+        assert holder.wait(PATIENCE) == -signal.SIGTERM
+        assert intruder.wait(PATIENCE) == 0
     holder.communicate()
 
 
@@ -205,7 +205,7 @@ def test_only_one_service_owns_a_keeper(running: Running, tmp_path: Path) -> Non
         capture_output=True,
         text=True,
         check=False,
-        timeout=20,
+        timeout=PATIENCE,
     )
     assert done.returncode == 1
     assert "another service owns the keeper" in done.stderr
@@ -214,17 +214,21 @@ def test_only_one_service_owns_a_keeper(running: Running, tmp_path: Path) -> Non
 def test_release_lets_everything_go(running: Running, file: Path) -> None:
     command = [sys.executable, "-m", "sealsvc.cli.service", "release", "--all", "--config"]
     with Client(str(running.socket)) as client, intruding_later(file) as intrude:
-        granted(client, file, grace=60)
+        granted(client, file)
         alive = subprocess.run(
-            [*command, running.config], capture_output=True, text=True, check=False, timeout=20
+            [*command, running.config],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=PATIENCE,
         )
         assert (alive.returncode, "sealctl recall" in alive.stderr) == (1, True)
         intruder = intrude(PUNCH)
         next_recall(client)
         running.kill()
         assert intruder.poll() is None
-        subprocess.run([*command, running.config], check=True, timeout=20)
-        assert intruder.wait(10) == 0
+        subprocess.run([*command, running.config], check=True, timeout=PATIENCE)
+        assert intruder.wait(PATIENCE) == 0
 
 
 def test_watchers_hear_of_the_restart(running: Running, file: Path) -> None:
@@ -233,8 +237,9 @@ def test_watchers_hear_of_the_restart(running: Running, file: Path) -> None:
         running.kill()
         restarted(running, client)
         client.call(Watch, since=0)
-        event = next(p for p in client.pushes(10.0) if isinstance(p, Event))
-        assert (event.name, event.data["seals"]) == ("reclaimed", 1)
+        events = (push for push in client.pushes(PATIENCE) if isinstance(push, Event))
+        event = next(event for event in events if event.name == "reclaimed")
+        assert event.data["seals"] == 1
 
 
 def test_reclaim_is_refused_while_somebody_listens(running: Running, file: Path) -> None:
@@ -263,10 +268,11 @@ def test_without_its_keeper_the_service_says_so_and_ends(running: Running, file:
             if str(running.directory / "keeper.sock") in (process.info["cmdline"] or [])
         )
         keeper.kill()
-        alarm = next(p for p in client.pushes(10.0) if isinstance(p, Event) and p.name == "alarm")
-        assert "no seal is enforced any more" in alarm.data["reason"]
+        events = (push for push in client.pushes(PATIENCE) if isinstance(push, Event))
+        alarms = (event.data["reason"] for event in events if event.name == "alarm")
+        assert any("no seal is enforced any more" in reason for reason in alarms)
         assert running.process is not None
-        assert running.process.wait(10) == 1
+        assert running.process.wait(PATIENCE) == 1
     assert "the keeper" in running.log.read_text()
     running.start()
     running.ready()
@@ -285,10 +291,10 @@ def test_seals_of_an_enforcer_that_is_not_used_any_more_stop_the_start(
         running.config.write_text(config + '[enforcers]\nuse = ["lease"]\n')
         running.start()
         assert running.process is not None
-        assert running.process.wait(10) == 1
+        assert running.process.wait(PATIENCE) == 1
         log = running.log.read_text()
         assert "seals are kept by enforcers that cannot be used (fanotify:" in log
-        assert intrude(PUNCH).wait(10) == 26  # and nothing was let go
+        assert intrude(PUNCH).wait(PATIENCE) == 26  # and nothing was let go
         running.config.write_text(config)
         restarted(running, client)
         assert len(client.call(List).result.seals) == 1

@@ -15,7 +15,7 @@ from sealsvc.client import AsyncClient, Client
 from sealsvc.protocol.seals import Recall
 from tests.support.refusals import refusal
 from tests.support.service import MiB, Running
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.kernel
 
@@ -43,6 +43,7 @@ def test_a_recall_is_told_in_a_thread(client: Client, file: Path) -> None:
     with client.hold(
         file,
         kind="shared",
+        grace=200,
         on_recall=lambda recall: told.append((recall, threading.current_thread().name)),
     ) as held:
         held.mmap()
@@ -111,7 +112,7 @@ def test_in_an_event_loop(socket: str, file: Path) -> None:
             async with await client.hold(file, on_recall, kind="shared") as held:
                 held.mmap()
                 await client.recall(seal=held.id, reason="test")
-                await asyncio.wait_for(held.recalled.wait(), 30)
+                await asyncio.wait_for(held.recalled.wait(), PATIENCE)
             assert (await client.show(held.id)).state == "returned"
 
     asyncio.run(main())
@@ -141,7 +142,7 @@ def test_recalls_come_again_after_a_restart(xfs: Path, tmp_path: Path) -> None:
             running.ready()
             with Client(str(running.socket)) as client:
                 client.recall(seal=held.id)  # told to nobody, or to the listener that is back
-                until(held.recalled.is_set, 30)
+                until(held.recalled.is_set)
             assert held.last_recall is not None
         with Client(str(running.socket)) as client:
             assert client.show(held.id).state == "returned"

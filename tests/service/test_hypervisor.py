@@ -13,7 +13,7 @@ import pytest
 from sealsvc.client import Client
 from sealsvc.protocol.seals import List
 from tests.support.service import Running
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 EXAMPLE = Path(__file__).parents[2] / "examples/hypervisor/run-guest"
 MiB = 1 << 20
@@ -45,14 +45,14 @@ def _peek(pid: int, file: Path, offset: int, length: int) -> bytes:
     return b""
 
 
-def guest_gives_back(running: Running, root: Path, patience: float = 20.0) -> None:
+def guest_gives_back(running: Running, root: Path, patience: float = PATIENCE) -> None:
     memory = root / "guest-memory"
     memory.write_bytes(bytes(64 * MiB))
     hold = ["hold", "--socket", running.socket, "--grace", "100s", memory, "--fd", "9", "--"]
     guest = subprocess.Popen([sys.executable, "-m", "sealsvc.cli.sealctl", *hold, EXAMPLE])
     intruder = None
     try:
-        with Client(str(running.socket), timeout=60) as client:
+        with Client(str(running.socket), timeout=PATIENCE) as client:
             until(lambda: bool(client.call(List).result.seals), patience)
             seal = client.call(List).result.seals[0]
             # The firmware runs from the sealed file: it leaves its findings there.

@@ -56,13 +56,13 @@ def workers(root: Path) -> list[int]:
 
 
 def slow_copy(running: Running, root: Path) -> str:
-    """A copy that takes a minute: its job."""
+    """A copy that takes minutes: its job."""
     paths = [root / "job-source", root / "job-copy"]
     for path in paths:
         path.write_bytes(os.urandom(4 * MiB))
     fds = [os.open(path, os.O_RDWR | os.O_CLOEXEC) for path in paths]
     with Client(str(running.socket)) as client:
-        asked = {"strategies": ["plain"], "throttle": MiB // 16, "seals": False}
+        asked = {"strategies": ["plain"], "throttle": MiB // 64, "seals": False}
         job = client.call(StartCopy, fds, **asked).result
     for fd in fds:
         os.close(fd)

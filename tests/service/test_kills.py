@@ -29,14 +29,13 @@ from sealsvc.linux.native import read_extents
 from sealsvc.protocol.seals import List, Recall, Reclaim, Return
 from tests.service.test_races import HAMMER
 from tests.support.service import RISKS, Running
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.slow, pytest.mark.timeout(900)]
 
 KILLS = int(os.environ.get("SEALSVC_KILLS", "200"))
 FILES = 6
 UNIT = 65536
-PATIENCE = 60.0
 LIVE = {"granted", "active", "recalled"}
 
 
@@ -82,7 +81,7 @@ class Holders:
             client.close()
 
     def _connect(self) -> Client:
-        client = Client(self.socket, timeout=10)
+        client = Client(self.socket, timeout=PATIENCE)
         try:
             self._reclaim(client)
         except BaseException:
@@ -119,7 +118,7 @@ class Holders:
         conflict = chance.choice(["wait", "refuse"])
         try:
             reply = client.grant(
-                path=str(path), kind="shared", conflict=conflict, grace=60, offset=at,
+                path=str(path), kind="shared", conflict=conflict, grace=200, offset=at,
                 length=chance.randrange(1, 4) * UNIT, prepare=["allocate", "convert"],
             )  # fmt: skip
         except Refusal as refusal:
@@ -213,16 +212,16 @@ def killed_under_load(
                     running.start()
                 running.ready()
                 checked += len(before)
-                with Client(str(running.socket), timeout=20) as client:
+                with Client(str(running.socket), timeout=PATIENCE) as client:
                     there = _all(client)
                 left = holders.certain()
                 lost = [s for s in before if s in left and there.get(s) not in LIVE]
                 assert not lost, f"lost: {[(s, there.get(s)) for s in lost]}"
             holders.stop.set()
-            thread.join(30)
+            thread.join(PATIENCE)
     finally:
         holders.stop.set()
-        thread.join(30)
+        thread.join(PATIENCE)
         running.end()
         for path in files:
             with suppress(FileNotFoundError):

@@ -16,6 +16,7 @@ from sealsvc.client import Client
 from sealsvc.core.errors import Refusal
 from sealsvc.protocol.seals import Recall, Return
 from tests.support.service import RISKS, serving
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.kernel
 
@@ -31,7 +32,7 @@ def leased(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
 
 @pytest.fixture
 def lessee(leased: str) -> Iterator[Client]:
-    with Client(leased, timeout=20) as made:
+    with Client(leased, timeout=PATIENCE) as made:
         yield made
 
 
@@ -39,13 +40,13 @@ def test_an_opener_waits_until_the_seal_is_returned(lessee: Client, file: Path) 
     reply = lessee.grant(path=str(file), fence="kill", grace=20)
     assert reply.seal.enforcers == ["lease"]
     opener = subprocess.Popen([sys.executable, *OPENER, str(file)])
-    recall = next(push for push in lessee.pushes(10) if isinstance(push, Recall))
+    recall = next(push for push in lessee.pushes(PATIENCE) if isinstance(push, Recall))
     assert recall.seal == reply.seal.id
     time.sleep(0.1)
     assert opener.poll() is None, "the opener did not wait"
     os.close(reply.fds[0])
     lessee.call(Return, seal=reply.seal.id)
-    assert opener.wait(10) == 0
+    assert opener.wait(PATIENCE) == 0
 
 
 def test_a_deaf_holder_is_killed_and_the_opener_goes_on(leased: str, file: Path) -> None:
@@ -62,8 +63,8 @@ def test_a_deaf_holder_is_killed_and_the_opener_goes_on(leased: str, file: Path)
     assert holder.stdout is not None
     holder.stdout.readline()
     opener = subprocess.Popen([sys.executable, *OPENER, str(file)])
-    assert opener.wait(10) == 0
-    assert holder.wait(10) == -signal.SIGKILL
+    assert opener.wait(PATIENCE) == 0
+    assert holder.wait(PATIENCE) == -signal.SIGKILL
     holder.stdout.close()
 
 

@@ -22,9 +22,10 @@ from sealsvc.doctor import syscalls
 from sealsvc.protocol.events import Event, Watch
 from sealsvc.protocol.seals import Extents, List, Recall, RecallSeals, Return, Show
 from sealsvc.protocol.system import Audit, AuditReport
+from tests.support.service import RISKS, serving
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.kernel
-PATIENCE = 10.0
 
 # Takes a seal on argv[2] over the socket argv[1], maps it, and then does what argv[3] says.
 HOLDER = """
@@ -50,7 +51,9 @@ def holding(
     socket: str, file: Path, code: str, options: str = "{}"
 ) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, socket, str(file), code, options], stdout=subprocess.PIPE
+        [sys.executable, "-c", HOLDER, socket, str(file), code, options],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
     try:
         assert process.stdout is not None
@@ -107,13 +110,15 @@ def test_a_holder_that_ends_releases_by_itself(
 def test_the_promise_outlives_the_holder_in_a_forked_child(
     socket: str, client: Client, file: Path
 ) -> None:
-    code = "pid = os.fork()\nif pid == 0: time.sleep(1.0); os._exit(0)\nos._exit(0)"
-    with holding(socket, file, code) as (process, seal):
+    code = "pid = os.fork()\nif pid == 0: sys.stdin.read()\nos._exit(0)"
+    with holding(socket, file, code, '{"grace": 200}') as (process, seal):
         process.wait(PATIENCE)
         becomes(client, seal, "orphaned")
         intruder = punch(file)
         time.sleep(0.2)
         assert intruder.poll() is None, "a map was changed under a child's mapping"
+        assert process.stdin is not None
+        process.stdin.close()  # the child ends
         assert intruder.wait(PATIENCE) == 0
         becomes(client, seal, "over")
 
@@ -165,11 +170,17 @@ def test_a_bystanders_mapping_does_not_hold_up_a_return(client: Client, file: Pa
 
 
 @pytest.mark.parametrize("fence", ["kill", "signal"])
-def test_a_deaf_holder_is_fenced(socket: str, client: Client, file: Path, fence: str) -> None:
+def test_a_deaf_holder_is_fenced(tmp_path: Path, root: Path, file: Path, fence: str) -> None:
     """The ladder: SIGTERM first; SIGKILL only for whoever does not mind."""
     options = f'{{"grace": 0.2, "fence": "{fence}"}}'
     deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN); " if fence == "kill" else ""
-    with holding(socket, file, deaf + "time.sleep(60)", options) as (process, seal):
+    # Short where it is in vain: a slow machine must not need the next step.
+    patience = f"signal_grace = {0.5 if deaf else PATIENCE}\nproof_timeout = {PATIENCE}\n"
+    with (
+        serving(tmp_path, [root], f"{RISKS}[fence]\n{patience}") as socket,
+        Client(socket) as client,
+        holding(socket, file, deaf + "time.sleep(600)", options) as (process, seal),
+    ):
         intruder = punch(file)
         assert intruder.wait(PATIENCE) == 0
         wanted = signal.SIGKILL if fence == "kill" else signal.SIGTERM
@@ -191,7 +202,7 @@ def test_a_seal_whose_ttl_has_passed_is_kept_until_somebody_conflicts(
 
 
 def test_an_operator_recalls_and_grants_are_put_off_meanwhile(client: Client, file: Path) -> None:
-    reply = client.grant(path=str(file), kind="shared", grace=30)
+    reply = client.grant(path=str(file), kind="shared", grace=200)
     os.close(reply.fds[0])
     client.call(RecallSeals, path=str(file), reason="maintenance")
     recall = next(iter(client.pushes(PATIENCE)))

@@ -19,6 +19,7 @@ from sealsvc.protocol.seals import Return
 from tests.service.test_environment import shut_down
 from tests.support.refusals import refusal
 from tests.support.scratch import MiB, mounted
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.kernel
 
@@ -102,7 +103,7 @@ def dead(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
 
     def ask(name: str, asked: loops._Asked) -> None:
         asked.thread_id = threading.get_native_id()
-        answer.wait(30)
+        answer.wait(PATIENCE)
         asked.done.set()
 
     monkeypatch.setattr(loops, "_ask", ask)

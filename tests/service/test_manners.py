@@ -30,12 +30,11 @@ from sealsvc.protocol.seals import (
 from tests.service.scripted import scripted
 from tests.support.refusals import refusal
 from tests.support.service import RISKS, Running
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.kernel
 
 UNIT = 65536
-PATIENCE = 20.0
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,7 +51,7 @@ def test_an_overlays_upper_file_is_refused(client: Client, root: Path, upper_fil
 def test_an_overlay_that_comes_later_recalls_the_seal(
     client: Client, root: Path, upper_file: Path
 ) -> None:
-    reply = client.grant(path=str(upper_file), grace=30)
+    reply = client.grant(path=str(upper_file), grace=200)
     os.close(reply.fds[0])
     with overlay(root):
         recall = next(push for push in client.pushes(PATIENCE) if isinstance(push, Recall))
@@ -101,8 +100,8 @@ def test_refused_wherever_it_is_mounted(
     client: Client, root: Path, upper_file: Path, how: str
 ) -> None:
     with overlay_elsewhere(root, how):
-        time.sleep(0.5)  # namespaces are looked for several times a second
-        assert refusal(lambda: client.grant(path=str(upper_file))).code == "overlay-upper"
+        # Namespaces are looked for several times a second.
+        until(lambda: outcome(client, upper_file) == "overlay-upper")
     until(lambda: granted(client, upper_file))
 
 
@@ -111,7 +110,7 @@ def test_refused_wherever_it_is_mounted(
 def test_recalled_wherever_it_is_mounted(
     client: Client, root: Path, upper_file: Path, how: str, kind: str
 ) -> None:
-    reply = client.grant(path=str(upper_file), grace=30, kind=kind)
+    reply = client.grant(path=str(upper_file), grace=200, kind=kind)
     os.close(reply.fds[0])
     with overlay_elsewhere(root, how):
         recall = next(push for push in client.pushes(PATIENCE) if isinstance(push, Recall))
@@ -124,7 +123,7 @@ def test_what_is_truncated_through_it_is_noticed_at_once(
     client: Client, root: Path, upper_file: Path, kind: str
 ) -> None:
     """Under the accepted risk, and long before the next audit of all seals."""
-    reply = client.grant(path=str(upper_file), grace=30, kind=kind)
+    reply = client.grant(path=str(upper_file), grace=200, kind=kind)
     os.close(reply.fds[0])
     call = f"import os; os.truncate('{root}/merged/file', 4096)"  # truncate(1) opens the file
     with overlay_elsewhere(root, "user", f'python3 -I -c "{call}"'):
@@ -141,9 +140,7 @@ def test_an_upper_directory_that_was_renamed(
     renamed = root / "renamed"
     with overlay_elsewhere(root, how, f"mv {root}/upper {renamed}; mkdir {root}/upper"):
         try:
-            time.sleep(0.5)
-            path = str(renamed / upper_file.name)
-            assert refusal(lambda: client.grant(path=path)).code == "overlay-upper"
+            until(lambda: outcome(client, renamed / upper_file.name) == "overlay-upper")
         finally:
             os.rmdir(root / "upper")
             renamed.rename(root / "upper")
@@ -177,11 +174,16 @@ def test_an_overlay_elsewhere_is_in_nobodys_way(
     assert upper_file.exists()
 
 
-def granted(client: Client, file: Path, **terms: object) -> bool:
+def outcome(client: Client, file: Path, **terms: object) -> str:
+    """Of a grant, which is returned at once: `granted`, or the code of its refusal."""
     try:
         reply = client.grant(path=str(file), **terms)
-    except Refusal:
-        return False
+    except Refusal as refusal:
+        return refusal.code
     os.close(reply.fds[0])
     client.call(Return, seal=reply.seal.id)
-    return True
+    return "granted"
+
+
+def granted(client: Client, file: Path, **terms: object) -> bool:
+    return outcome(client, file, **terms) == "granted"

@@ -21,13 +21,14 @@ from sealsvc.core.errors import Refusal
 from sealsvc.protocol.base import MAX_MESSAGE
 from sealsvc.protocol.seals import Grant, Return
 from sealsvc.protocol.system import ServiceStatus, Status
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.kernel
 
 
 def exchange(socket: str, data: bytes, fds: tuple[int, ...] = ()) -> dict[str, Any]:
     with sockets.socket(sockets.AF_UNIX, sockets.SOCK_SEQPACKET) as sock:
-        sock.settimeout(10)
+        sock.settimeout(PATIENCE)
         sock.connect(socket)
         rights = [(sockets.SOL_SOCKET, sockets.SCM_RIGHTS, array.array("i", fds))] if fds else []
         sock.sendmsg([data], rights)
@@ -132,7 +133,7 @@ def test_unsuitable_extents_are_named(client: Client, root: Path, file: Path) ->
 
 
 def test_a_thousand_holders_at_once(socket: str, file: Path) -> None:
-    clients = [Client(socket, timeout=60) for _ in range(1000)]
+    clients = [Client(socket, timeout=PATIENCE) for _ in range(1000)]
     seals = []
     try:
         for one in clients:
@@ -150,7 +151,7 @@ def test_a_thousand_holders_at_once(socket: str, file: Path) -> None:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(60)
+            thread.join(PATIENCE)
     finally:
         for one in clients:
             one.close()

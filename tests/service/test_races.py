@@ -49,6 +49,9 @@ while True:
 """
 
 
+ENOUGH = 20  # grants
+
+
 @pytest.mark.parametrize("manner", ["held", "opening"])
 def test_an_intruder_never_moves_a_sealed_block(client: Client, file: Path, manner: str) -> None:
     intruder = subprocess.Popen(
@@ -61,7 +64,8 @@ def test_an_intruder_never_moves_a_sealed_block(client: Client, file: Path, mann
     fd = os.open(file, os.O_RDONLY)
     deadline = time.monotonic() + 8
     try:
-        while time.monotonic() < deadline:
+        # On a slow machine, for as long as it takes.
+        while granted <= ENOUGH or time.monotonic() < deadline:
             try:
                 reply = client.grant(
                     path=str(file), kind="shared", offset=0, length=65536, grace=30
@@ -82,5 +86,4 @@ def test_an_intruder_never_moves_a_sealed_block(client: Client, file: Path, mann
         intruder.stdout.close()
         os.close(fd)
     print(f"{manner}: {granted} grants, {refusals}")
-    assert granted > 20, refusals
     assert set(refusals) <= {"extent-unsuitable", "try-later", "beyond-eof", "file-in-use"}

@@ -16,7 +16,7 @@ from sealsvc.protocol.admin import Redeem
 from sealsvc.protocol.seals import HolderSpec, IssueClaim, Recall, Return, Show
 from tests.support.refusals import refusal
 from tests.support.service import RISKS, MiB, Running, served
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.kernel
 
@@ -51,7 +51,7 @@ def test_a_grant_for_another_users_process_is_repeated_after_a_restart(
             running.kill()
             running.start()
             running.ready()
-            client.reconnect(10.0)
+            client.reconnect(PATIENCE)
             assert client.grant(**terms).seal.id == seal
             other = terms | {"tag": "other"}
             assert refusal(lambda: client.grant(**other)).code == "bad-request"
@@ -87,7 +87,7 @@ def test_a_claim_that_was_refused_for_now_can_be_shown_again(
         there = client.grant(path=str(files[1]), kind="exclusive", holder=spec).seal
         assert refusal(lambda: other.call(Redeem, claim=claim)).code == "seal-conflict"
         holder.communicate(b"\n")
-        until(lambda: client.call(Show, seal=there.id).seal.state not in LIVE, 10)
+        until(lambda: client.call(Show, seal=there.id).seal.state not in LIVE)
         redeemed = other.call(Redeem, claim=claim)
         os.close(redeemed.fds[0])
         assert refusal(lambda: other.call(Redeem, claim=claim)).code == "denied"
@@ -97,5 +97,5 @@ def test_a_holder_is_told_that_its_seal_has_expired(running: Running, files: lis
     with Client(str(running.socket)) as client:
         granted = client.grant(path=str(files[0]), kind="shared", ttl=0.2)
         os.close(granted.fds[0])
-        told = next(push for push in client.pushes(10) if isinstance(push, Recall))
+        told = next(push for push in client.pushes(PATIENCE) if isinstance(push, Recall))
         assert (told.seal, told.state) == (granted.seal.id, "expired")

@@ -16,6 +16,7 @@ from sealsvc.core.errors import Refusal
 from sealsvc.protocol.seals import List, Return
 from tests.support.scratch import MiB, mounted
 from tests.support.service import RISKS, Running
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.kernel
 
@@ -80,7 +81,7 @@ def test_grants_and_a_restart(tmp_path: Path, kind: str) -> None:
         running.start()
         try:
             running.ready()
-            with Client(str(running.socket), timeout=10) as client:
+            with Client(str(running.socket), timeout=PATIENCE) as client:
                 fd = os.open(file, os.O_RDWR)
                 # The scanner may have it open a little longer than its opener waited.
                 while (found := refused(client, fd, kind)) is not None:
@@ -88,7 +89,7 @@ def test_grants_and_a_restart(tmp_path: Path, kind: str) -> None:
                 running.kill()
             running.start()
             running.ready()
-            with Client(str(running.socket), timeout=10) as client:
+            with Client(str(running.socket), timeout=PATIENCE) as client:
                 [seal] = client.call(List).result.seals
                 os.close(fd)
                 assert client.call(Return, seal=seal.id).seal.state == "returned"

@@ -15,6 +15,7 @@ from sealsvc.client import Client
 from sealsvc.core.errors import Refusal
 from sealsvc.protocol.seals import Return
 from tests.support.service import RISKS, MiB, Running
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.kernel
 
@@ -51,10 +52,10 @@ def test_they_grant_on_one_file_at_once(both: list[Running], file: Path) -> None
     said: list[str] = []
 
     def act(running: Running) -> None:
-        with Client(str(running.socket), timeout=15) as client:
+        with Client(str(running.socket), timeout=PATIENCE) as client:
             for _ in range(ROUNDS):
                 try:
-                    together.wait(30)
+                    together.wait(PATIENCE)
                     granted = client.grant(path=str(file), kind="exclusive")
                     os.close(granted.fds[0])
                     client.call(Return, seal=granted.seal.id)
@@ -77,9 +78,9 @@ def test_they_grant_on_one_file_at_once(both: list[Running], file: Path) -> None
     assert not said
     # Each may see the other's descriptor every time, and refuse. One after the other they grant.
     for running in both:
-        with Client(str(running.socket), timeout=15) as client:
+        with Client(str(running.socket), timeout=PATIENCE) as client:
             granted = client.grant(path=str(file), kind="exclusive")
             os.close(granted.fds[0])
             client.call(Return, seal=granted.seal.id)
     # Nothing of either is left in force.
-    subprocess.run(["head", "-c1", file], stdout=subprocess.DEVNULL, check=True, timeout=10)
+    subprocess.run(["head", "-c1", file], stdout=subprocess.DEVNULL, check=True, timeout=PATIENCE)

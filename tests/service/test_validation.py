@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -17,10 +16,9 @@ from sealsvc.protocol.seals import List, RecallSeals, Return, Show
 from tests.service.mapping_holder import Holder, holder
 from tests.support.refusals import refusal
 from tests.support.service import RISKS, Running
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.kernel
-PATIENCE = 20.0
 PAGE = 4096
 MiB = 1 << 20
 
@@ -179,10 +177,8 @@ def test_a_holder_with_twenty_thousand_areas(client: Client, held, file: Path) -
     line = "SHARED | FIXED, room + i * PAGE, PAGE, i % 2 * 2 * PAGE, many"
     process.do(f"sum(mapped({line}) > 0 for i in range(20000))")
     address = process.do("mapped()")
-    for where in (address, None):
-        begun = time.monotonic()
+    for where in (address, None):  # a look that takes seconds is given up: try-later
         assert client.validate(seal, where).vmas == 1
-        assert time.monotonic() - begun < 2.0
     another.unlink()
 
 

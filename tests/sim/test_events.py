@@ -14,6 +14,7 @@ from sealsvc.client import AsyncClient, Client
 from sealsvc.protocol.events import Event, EventPage, PastEvents, Watch, Watching
 from sealsvc.protocol.seals import Grant, Recall, RecallSeals, Renew, Return
 from tests.api.running import service
+from tests.support.waiting import PATIENCE
 
 KEPT = 300
 
@@ -28,7 +29,7 @@ def control(tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture
 def client(control: str) -> Iterator[Client]:
-    with Client(control, timeout=30) as made:
+    with Client(control, timeout=PATIENCE) as made:
         yield made
 
 
@@ -49,7 +50,7 @@ def watched(watcher: Client, since: int | None) -> Watching:
 
 def read(watcher: Client, last: int) -> list[Event]:
     events = []
-    for push in watcher.pushes(20):
+    for push in watcher.pushes(PATIENCE):
         assert isinstance(push, Event)
         events.append(push)
         if push.seq >= last and push.name != "gap":
@@ -59,7 +60,7 @@ def read(watcher: Client, last: int) -> list[Event]:
 
 def test_all_that_is_kept_is_replayed(control: str, client: Client) -> None:
     happen(client, KEPT - 50)
-    with Client(control, timeout=30) as watcher:
+    with Client(control, timeout=PATIENCE) as watcher:
         told = watched(watcher, 0)
         assert not told.gap
         assert [event.seq for event in read(watcher, told.seq)] == list(range(1, told.seq + 1))
@@ -67,7 +68,7 @@ def test_all_that_is_kept_is_replayed(control: str, client: Client) -> None:
 
 def test_a_replay_of_what_is_gone_says_so(control: str, client: Client) -> None:
     happen(client, KEPT + 100)
-    with Client(control, timeout=30) as watcher:
+    with Client(control, timeout=PATIENCE) as watcher:
         told = watched(watcher, 0)
         assert told.gap
         events = read(watcher, told.seq)
@@ -77,7 +78,7 @@ def test_a_replay_of_what_is_gone_says_so(control: str, client: Client) -> None:
 
 
 def test_a_slow_reader_hears_at_once_what_it_lost(control: str, client: Client) -> None:
-    with Client(control, timeout=30) as watcher:
+    with Client(control, timeout=PATIENCE) as watcher:
         watched(watcher, None)
         happen(client, KEPT * 8)
         time.sleep(0.2)
@@ -114,7 +115,7 @@ def test_a_recall_before_the_first_iteration_is_heard(control: str, client: Clie
             seal = reply.seal.id
             await asyncio.to_thread(client.call, RecallSeals, seal=seal)
             await asyncio.sleep(0.2)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE):
                 async for push in holder.pushes():
                     assert isinstance(push, Recall)
                     await holder.call(Return, seal=seal)

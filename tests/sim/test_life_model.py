@@ -43,6 +43,7 @@ from sealsvc.runtime import clock
 from sealsvc.runtime.config import Config, FenceSection, PolicySection, ServiceSection
 from sealsvc.service.systems import sim_daemon
 from tests.sim import model as reference
+from tests.support.waiting import PATIENCE
 
 # Others every time; a number of them in the environment has it look for longer.
 EXAMPLES = int(os.environ.get("SEALSVC_MODEL_EXAMPLES", "100"))
@@ -52,7 +53,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(max(600, EXAMPLES))]
 UNIT = 65536
 FILES = ("/sim/a", "/sim/b")
 STRANGER, HEIR = 2**22 + 1, 2**22 + 2
-PATIENCE = 20.0
 
 spans = st.tuples(st.integers(0, 7), st.integers(1, 8)).map(lambda s: (s[0], min(8, s[0] + s[1])))
 numbers = st.integers(0, 1 << 16)

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pytest
 from sealsvc.client import Client
 from sealsvc.protocol.seals import Recall, Return
 from sealsvc.protocol.system import ServiceStatus, Simulate, Simulated, Status
+from tests.support.waiting import PATIENCE, until
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,19 +25,16 @@ def socket(tmp_path: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "sealsvc.cli.service", "serve", "--sim", "--socket", str(path)]
     process = subprocess.Popen(command, cwd=ROOT)
     try:
-        deadline = time.monotonic() + 20
-        while not path.exists():
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        until(lambda: path.exists() or process.poll() is not None)
+        assert process.poll() is None
         yield str(path)
     finally:
         process.terminate()
-        assert process.wait(20) == 0
+        assert process.wait(PATIENCE) == 0
 
 
 def test_a_simulated_conflict_waits_for_the_return(socket: str) -> None:
-    with Client(socket, timeout=20) as client, Client(socket, timeout=20) as script:
+    with Client(socket, timeout=PATIENCE) as client, Client(socket, timeout=PATIENCE) as script:
         status = client.call(Status).result
         assert isinstance(status, ServiceStatus)
         assert status.simulated
@@ -53,10 +50,10 @@ def test_a_simulated_conflict_waits_for_the_return(socket: str) -> None:
 
         intruder = threading.Thread(target=intrude)
         intruder.start()
-        recall = next(push for push in client.pushes(10) if isinstance(push, Recall))
+        recall = next(push for push in client.pushes(PATIENCE) if isinstance(push, Recall))
         assert recall.seal == reply.seal.id
         assert not results
         os.close(reply.fds[0])
         client.call(Return, seal=reply.seal.id)
-        intruder.join(20)
+        intruder.join(PATIENCE)
         assert results[0]["result"] == "passed"

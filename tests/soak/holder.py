@@ -17,6 +17,7 @@ from sealsvc.protocol.seals import Recall, Reclaim, Return, SealInfo
 from tests.soak.intruder import UNIT, UNITS
 from tests.soak.observer import Told
 from tests.soak.stats import Stats
+from tests.support.waiting import PATIENCE
 
 FINISH = 15.0  # seconds
 MOST = 12  # seals at a time
@@ -71,7 +72,7 @@ class Holder:
         self.client = None
 
     def connect(self) -> None:
-        self.client = Client(self.socket, timeout=20)
+        self.client = Client(self.socket, timeout=PATIENCE)
         self.counts["connections"] += 1
         for held in tuple(self.held.values()):
             for _ in range(100):

@@ -26,6 +26,7 @@ from tests.soak.leaks import Footprint, differences, files, footprint, locks
 from tests.soak.stats import total
 from tests.support.scratch import mounted
 from tests.support.service import RISKS, Running
+from tests.support.waiting import PATIENCE
 
 HOLDERS, INTRUDERS, FILES = 4, 3, 4  # files and intruders of each file system
 WORKERS = 8
@@ -110,7 +111,7 @@ class Soak:
             observer.stdout.readline()
             yield
             observer.terminate()
-            if observer.wait(20):
+            if observer.wait(PATIENCE):
                 self.result.trouble.append("the observer failed")
         finally:
             observer.kill()
@@ -203,7 +204,7 @@ class Soak:
 
     def operate(self, act: Callable[[Client], None]) -> None:
         try:
-            with Client(str(self.running.socket), timeout=20) as client:
+            with Client(str(self.running.socket), timeout=PATIENCE) as client:
                 act(client)
         except Refusal as refusal:
             if refusal.code not in ("no-such-file", "no-such-seal"):
@@ -246,7 +247,7 @@ class Soak:
 
     def warm_up(self) -> None:
         """Every worker has worked, every file system is armed, what is cached is cached."""
-        with Client(str(self.running.socket), timeout=20) as client:
+        with Client(str(self.running.socket), timeout=PATIENCE) as client:
             for file in self.files * 4:
                 reply = client.grant(path=str(file), kind="shared")
                 os.close(reply.fds[0])
@@ -299,7 +300,7 @@ class Soak:
         self.result.leaks = left
 
     def left(self, before: tuple[Footprint, Footprint]) -> list[str]:
-        with Client(str(self.running.socket), timeout=20) as client:
+        with Client(str(self.running.socket), timeout=PATIENCE) as client:
             seals = client.call(List).result.seals
             status = client.call(Status).result
         found = [f"seal {s.id} of {s.holder.pid}: {s.state}, {s.reason}" for s in seals]

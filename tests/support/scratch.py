@@ -18,7 +18,7 @@ EXCHRANGE = 1 << 6  # XFS_SB_FEAT_INCOMPAT_EXCHRANGE (xfs_format.h, v6.10)
 # Of this process: other runs on the machine are not our concern.
 PREFIX = f"sealsvc-test-{os.getpid()}-"
 
-_UNMOUNT_TRIES = 20  # a tenth of a second apart
+_UNMOUNT_TRIES = 300  # a tenth of a second apart
 
 
 def leftovers() -> list[str]:

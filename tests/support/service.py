@@ -22,11 +22,14 @@ RISKS = 'accept_risks = ["all"]\n'
 class Running:
     """The daemon as a process of its own, that can be killed and started again."""
 
-    def __init__(self, directory: Path, roots: list[Path], more: str = "") -> None:
+    def __init__(
+        self, directory: Path, roots: list[Path], more: str = "", service: str = ""
+    ) -> None:
+        """`more` of the configuration goes on in its section policy, `service` into service."""
         self.directory, self.socket = directory, directory / "control.sock"
         self.config, self.log = directory / "sealsvc.toml", directory / "log"
         self.config.write_text(
-            f'[service]\nsocket = "{self.socket}"\n'
+            f'[service]\nsocket = "{self.socket}"\n{service}'
             f"[policy]\nroots = [{', '.join(chr(34) + str(r) + chr(34) for r in roots)}]\n" + more
         )
         self.process: subprocess.Popen[bytes] | None = None

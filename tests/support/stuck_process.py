@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.support.waiting import PATIENCE
+
 # A FUSE server that never answers a read: argv[1] is where it mounts. The child maps its file, with
 # argv[2] mapped beside it, and touches the page. Two reads fail, and the fault is tried again: then
 # it sleeps with the mmap_lock held, for reading (mm/filemap.c). Another thread waits for it to
@@ -96,4 +98,4 @@ def stuck(beside: Path | str = "") -> Iterator[int]:
             time.sleep(0.5)  # until the writer is there
             yield pid
         finally:
-            server.communicate("", timeout=20)
+            server.communicate("", timeout=PATIENCE)

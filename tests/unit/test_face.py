@@ -27,6 +27,7 @@ from sealsvc.runtime.journald import Journal, LineFormatter, encoded
 from sealsvc.service.metrics import BOUNDS, Metrics
 from sealsvc.service.reload import PolicyFile
 from sealsvc.service.tickets import MOST, Claims
+from tests.support.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 OPERATOR = Peer(pid=1, uid=0, gid=0)
@@ -237,9 +238,9 @@ def test_a_socket_that_systemd_passed_is_served_and_left(tmp_path: Path) -> None
     listener.listen()
     notified = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     notified.bind(str(tmp_path / "notify"))
-    notified.settimeout(20)
+    notified.settimeout(PATIENCE)
     # Connected before there is a service: it waits in the queue.
-    with listener, notified, Client(str(path), timeout=20) as early:
+    with listener, notified, Client(str(path), timeout=PATIENCE) as early:
         script = (
             "import os, sys; os.dup2(int(sys.argv[1]), 3); os.environ['LISTEN_PID'] ="
             " str(os.getpid()); os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
@@ -262,5 +263,5 @@ def test_a_socket_that_systemd_passed_is_served_and_left(tmp_path: Path) -> None
             assert told == {b"READY=1", b"WATCHDOG=1"}
         finally:
             process.terminate()
-            assert process.wait(20) == 0
+            assert process.wait(PATIENCE) == 0
         assert path.exists(), "it is systemd's"

@@ -32,7 +32,7 @@ from tests.copies.relocating import PIECE, Holder, as_stored, fragmented, grante
 from tests.support.refusals import refusal
 from tests.support.scratch import MiB, mounted
 from tests.support.service import RISKS, ROOT, serving
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.kernel
 
@@ -142,10 +142,10 @@ def test_a_holder_that_returns_asks_anew(client: Client, socket: str, file: Path
             target=lambda: job.append(relocated(client, file, Goal(to=str(file.parent))))
         )
         thread.start()
-        next(push for push in holder.pushes(30) if isinstance(push, Recall))
+        next(push for push in holder.pushes(PATIENCE) if isinstance(push, Recall))
         os.close(reply.fds[0])
         assert holder.call(Return, seal=reply.seal.id).seal.state == "returned"
-        thread.join(60)
+        thread.join(PATIENCE)
         again = granted(holder, file)
         os.close(again.fds[0])
         holder.call(Return, seal=again.seal.id)
@@ -158,12 +158,12 @@ def test_called_off_when_a_holder_does_not_answer(client: Client, socket: str, f
     before = places(file)
     with Client(socket) as deaf, Holder(socket, file, within=0) as quick:
         reply = granted(deaf, file)
-        job = relocated(client, file, Goal(to=str(file.parent)), grace=0.5)
+        job = relocated(client, file, Goal(to=str(file.parent)), grace=3.0)
         assert job.state is JobState.FAILED
         assert f"process {os.getpid()}" in job.error
         for seal in (reply.seal.id, quick.seal):
             assert client.call(Show, seal=seal).seal.state == "granted"
-        until(lambda: len(quick.pauses) == 1, 10)
+        until(lambda: len(quick.pauses) == 1)
         os.close(reply.fds[0])
         deaf.call(Return, seal=reply.seal.id)
     assert places(file) == before
@@ -176,8 +176,9 @@ def test_quiesce_needs_an_unmapped_range(client: Client, socket: str, file: Path
         unasked = refusal(lambda: holder.call(Quiesce, seal=reply.seal.id))
         assert unasked.code == "bad-request"
         area = mmap.mmap(reply.fds[0], 0)
-        job = client.call(Relocate, path=str(file), goal=Goal(to=str(file.parent)), grace=20).result
-        next(push for push in holder.pushes(30) if isinstance(push, Recall))
+        goal = Goal(to=str(file.parent))
+        job = client.call(Relocate, path=str(file), goal=goal, grace=200).result
+        next(push for push in holder.pushes(PATIENCE) if isinstance(push, Recall))
         assert refusal(lambda: holder.call(Quiesce, seal=reply.seal.id)).code == "still-mapped"
         client.call(CancelJob, job=job.id)
         area.close()
@@ -193,8 +194,9 @@ def test_a_truncation_in_the_pause_waits_for_the_seal(
     data = fragmented(file, 32)
     with Client(socket) as holder:
         reply = granted(holder, file)
-        job = client.call(Relocate, path=str(file), goal=Goal(to=str(file.parent)), grace=30).result
-        next(push for push in holder.pushes(30) if isinstance(push, Recall))
+        goal = Goal(to=str(file.parent))
+        job = client.call(Relocate, path=str(file), goal=goal, grace=200).result
+        next(push for push in holder.pushes(PATIENCE) if isinstance(push, Recall))
         code = f"import os; os.truncate({str(file)!r}, {PIECE})"
         with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) as intruder:
             time.sleep(0.3)
@@ -202,13 +204,13 @@ def test_a_truncation_in_the_pause_waits_for_the_seal(
             assert file.stat().st_size == len(data)
             os.close(reply.fds[0])
             holder.call(Quiesce, seal=reply.seal.id)
-            pushes = (push for push in holder.pushes(30) if isinstance(push, Recall))
+            pushes = (push for push in holder.pushes(PATIENCE) if isinstance(push, Recall))
             assert next(pushes).state == "granted"
             assert next(pushes).operation is not None
             assert intruder.poll() is None
             holder.call(Return, seal=reply.seal.id)
-            assert intruder.wait(30) == 0
-        until(lambda: client.call(CancelJob, job=job.id).result.state != "running", 30)
+            assert intruder.wait(PATIENCE) == 0
+        until(lambda: client.call(CancelJob, job=job.id).result.state != "running")
     assert file.read_bytes() == data[:PIECE]
 
 

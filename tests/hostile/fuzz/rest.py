@@ -17,6 +17,7 @@ from sealsvc.core.errors import TABLE
 from tests.hostile.fuzz.drawn import Draw
 from tests.hostile.fuzz.tally import Tally
 from tests.hostile.requests import NUMBERS, OTHERS
+from tests.support.waiting import PATIENCE
 
 # A stream that does not end, and what would log the caller out.
 _SKIPPED = {("get", "/v1/events"), ("delete", "/v1/session"), ("post", "/v1/session")}
@@ -42,7 +43,9 @@ class Rest:
         self._connection = self._opened()
 
     def _opened(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection(self._where.hostname or "", self._where.port, timeout=20)
+        return http.client.HTTPConnection(
+            self._where.hostname or "", self._where.port, timeout=PATIENCE
+        )
 
     def run(self, inputs: int, until: float) -> None:
         for _ in range(inputs):
