@@ -273,7 +273,7 @@ class _Results:
 
 
 def _run_inside(group: list[pytest.Item], wanted: _Wanted, share: Path) -> tuple[bool, str]:
-    """Whether the guest died, and what to say of a test that has no report."""
+    """Whether the guest or its pytest died, and what to say of a test that has no report."""
     names = [item.nodeid for item in group]
     # Importing what no test in there uses takes a minute on an emulated processor.
     command = [
@@ -302,7 +302,8 @@ def _run_inside(group: list[pytest.Item], wanted: _Wanted, share: Path) -> tuple
     except (LabError, OSError, subprocess.SubprocessError) as error:
         return True, str(error)
     said = f"{done.stdout}\n{done.stderr}"
-    return False, f"no report; pytest in the guest ended with status {done.status}\n{said}"
+    killed = done.status > 128  # as a test may do to the process that it runs in
+    return killed, f"no report; pytest in the guest ended with status {done.status}\n{said}"
 
 
 def _read(config: pytest.Config, path: Path) -> dict[str, list[pytest.TestReport]]:
