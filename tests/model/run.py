@@ -124,7 +124,7 @@ class Run:
             "path": str(self.system.path(file)), "offset": offset, "length": length,
             "kind": "exclusive" if exclusive else "shared",
             "conflict": "wait" if wait else "refuse", "prepare": _ALL if prepared else [],
-            "grace": 60.0,
+            "grace": 200.0,
         }  # fmt: skip
         try:
             id, fd = self.system.grant(**terms)

@@ -212,7 +212,7 @@ class System:
         wanted = Goal(align=1 << 16) if goal == "align" else Goal(defrag=True)
         with Client(str(self.running.socket), timeout=PATIENCE) as operator:
             path = str(self.path(file))
-            job = operator.call(Relocate, path=path, goal=wanted, grace=30.0).result
+            job = operator.call(Relocate, path=path, goal=wanted, grace=200.0).result
             job = self._ended(operator, job, quiesces=True)
         for held in self.held.values():
             if held.seal.file == file:

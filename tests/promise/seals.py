@@ -24,7 +24,7 @@ from tests.promise.attack import BLOCK
 from tests.promise.layout import Plan
 from tests.soak import fiemap
 
-GRACE = 60.0
+GRACE = 200.0
 _LOOKS, _PAUSE = 4, 0.05  # at bytes that somebody else wrote in place, meanwhile
 _UNKNOWN = 0x1 | 0x2 | 0x4 | 0x8 | 0x200 | 0x800 | 0x2000  # FIEMAP_EXTENT_* without a place
 

@@ -11,7 +11,7 @@ from types import FrameType
 
 from tests.soak.run import Result, soak
 
-ROOM = 120  # seconds beside the run itself: file systems, warming up, winding down
+ROOM = 600  # seconds beside the run itself: file systems, warming up, winding down
 
 
 def report(result: Result, took: float) -> None:

@@ -32,7 +32,7 @@ HOLDERS, INTRUDERS, FILES = 4, 3, 4  # files and intruders of each file system
 WORKERS = 8
 SPARE_THREADS = 4  # beside the workers: the event loop, the watch of mounts, and libraries'
 DAEMON_GROWTH, KEEPER_GROWTH = 24 * 1024, 4 * 1024  # KiB
-SETTLED = 20.0  # seconds, in which what is over has to be let go
+SETTLED = 120.0  # seconds, in which what is over has to be let go
 LAST_LIFE = 0.3  # of the time: the last service lives that long, to have time to leak
 
 
@@ -271,14 +271,14 @@ class Soak:
         for child in self.intruders:
             child.process.terminate()
         for child in self.intruders:
-            if not self.ends(child, 10):
+            if not self.ends(child, PATIENCE):
                 self.result.trouble.append(f"{child.name} is stuck in its operation")
         for child in self.holders:
             assert child.process.stdin
             child.process.stdin.close()
             child.process.stdin = None
         for child in self.holders:
-            if self.ends(child, 30):
+            if self.ends(child, PATIENCE):
                 self.reap(child)
             else:
                 self.result.trouble.append(f"{child.name} does not end")

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SECONDS = float(os.environ.get("SEALSVC_SOAK", "20"))
 
-pytestmark = [pytest.mark.kernel, pytest.mark.slow, pytest.mark.timeout(SECONDS + 150)]
+pytestmark = [pytest.mark.kernel, pytest.mark.slow, pytest.mark.timeout(SECONDS + 650)]
 
 
 def test_nothing_moves_and_nothing_leaks() -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PATIENCE, until
 
 # A FUSE server that never answers a read: argv[1] is where it mounts. The child maps its file, with
 # argv[2] mapped beside it, and touches the page. Two reads fail, and the fault is tried again: then
@@ -79,6 +78,12 @@ libc.umount2(point.encode(), 2)
 """
 
 
+def _waits_to_map(pid: int) -> bool:
+    """Whether a thread sleeps in mmap(2) or in what maps a stack for a new one."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/wchan")
+    return any("mmap" in task.read_text() for task in tasks)
+
+
 @contextmanager
 def stuck(beside: Path | str = "") -> Iterator[int]:
     """The pid of such a process; it maps the first page of `beside`."""
@@ -95,7 +100,7 @@ def stuck(beside: Path | str = "") -> Iterator[int]:
             said = {server.stdout.readline().strip(), server.stdout.readline().strip()}
             pid = int((said - {"stuck"}).pop())
             assert "stuck" in said
-            time.sleep(0.5)  # until the writer is there
+            until(lambda: _waits_to_map(pid), what="the writer")
             yield pid
         finally:
             server.communicate("", timeout=PATIENCE)
