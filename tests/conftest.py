@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests.support.overlay_turns import OverlayTurns
 from tests.support.scratch import leftovers, mounted
+from tests.support.service import preload, unload
 
 pytest_plugins = ["tests.lab.plugin"]
 
@@ -43,6 +44,7 @@ def ext4() -> Iterator[Path]:
 def nothing_left_behind() -> Iterator[None]:
     """The whole run's mounts, loop devices and processes are gone at its end."""
     yield
+    unload()
     assert not psutil.Process().children(recursive=True), "processes are left"
     assert not leftovers()
 
@@ -67,6 +69,8 @@ def no_overlays_of_others(
 def no_descriptor_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     """Each test gives back the descriptors and children it took, but for session fixtures."""
     wanted = request.node.get_closest_marker("kernel") is not None
+    if wanted or request.node.get_closest_marker("lab"):
+        preload()
     process = psutil.Process()
     before = set(os.listdir("/proc/self/fd")) if wanted else set()
     children = _children(process) if wanted else set()

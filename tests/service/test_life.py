@@ -60,7 +60,10 @@ def holding(
         yield process, process.stdout.readline().decode().strip()
     finally:
         process.kill()
-        process.communicate()
+        for pipe in (process.stdin, process.stdout):
+            assert pipe is not None
+            pipe.close()
+        process.wait()
 
 
 def state(client: Client, seal: str) -> str:

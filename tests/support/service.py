@@ -12,11 +12,26 @@ from pathlib import Path
 
 from sealsvc.runtime.config import ServiceSection
 from sealsvc.service.release import release
+from tests.support.preloaded import Preloaded, Started
 from tests.support.waiting import PATIENCE, until
 
 ROOT = Path(__file__).parents[2]
 MiB = 1 << 20
 RISKS = 'accept_risks = ["all"]\n'
+
+
+_preloaded: list[Preloaded] = []
+
+
+def preload() -> None:
+    """From now on, services are forked from a process that has imported their code."""
+    if not _preloaded:
+        _preloaded.append(Preloaded())
+
+
+def unload() -> None:
+    while _preloaded:
+        _preloaded.pop().close()
 
 
 class Running:
@@ -32,19 +47,22 @@ class Running:
             f'[service]\nsocket = "{self.socket}"\n{service}'
             f"[policy]\nroots = [{', '.join(chr(34) + str(r) + chr(34) for r in roots)}]\n" + more
         )
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | Started | None = None
         self.may_trip = False  # is a wrong judgement part of the test?
         self.tree = ROOT  # whose service it is (versions.py)
 
     def start(self) -> None:
         self.socket.unlink(missing_ok=True)
+        arguments = ["serve", "--config", str(self.config)]
+        environment = {k: v for k, v in os.environ.items() if k != "SEALSVC_SOCKET"}
+        # Fault points are armed when the code is imported.
+        anew = not _preloaded or self.tree != ROOT or "SEALSVC_FAULTS" in environment
         with self.log.open("a") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "sealsvc.cli.service", "serve", "--config", self.config],
-                cwd=self.tree,
-                stderr=log,
-                env={k: v for k, v in os.environ.items() if k != "SEALSVC_SOCKET"},
-            )
+            if anew:
+                command = [sys.executable, "-m", "sealsvc.cli.service", *arguments]
+                self.process = subprocess.Popen(command, cwd=self.tree, stderr=log, env=environment)
+            else:
+                self.process = _preloaded[0].start(arguments, environment, log)
 
     def ready(self) -> None:
         process = self.process
