@@ -18,7 +18,7 @@ from tests.ring.conftest import ROOT, intruder
 from tests.support.service import Running
 from tests.support.waiting import PATIENCE, until
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(600)]  # it compiles
 
 CLIENTS, REGION = 8, 256 << 10
 PUNCH = """
