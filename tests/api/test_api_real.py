@@ -225,7 +225,7 @@ def test_a_claim_is_redeemed_once_for_the_descriptor(
         with pytest.raises(Refusal, match="denied"):
             control.call(Redeem, claim=claim)
         http.post("/v1/recalls", json={"seal": reply.seal.id})
-        assert any(isinstance(push, Recall) for push in control.pushes(5))
+        assert any(isinstance(push, Recall) for push in control.pushes(PATIENCE))
     finally:
         os.close(reply.fds[0])
     control.call(Return, seal=reply.seal.id)

@@ -35,7 +35,7 @@ def package() -> Path:
 
 def make() -> str:
     done = subprocess.run(
-        [ROOT / "dev", "deb"], capture_output=True, text=True, timeout=300, check=False
+        [ROOT / "dev", "deb"], capture_output=True, text=True, timeout=580, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()[-1]

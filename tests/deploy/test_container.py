@@ -13,7 +13,7 @@ NOT_RUN = 77
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(1500),
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
     pytest.mark.skipif(
         not (shutil.which("podman") and shutil.which("mmdebstrap")),
@@ -32,7 +32,7 @@ def test_the_image_lives_by_the_documented_commands(package: Path, tmp_path: Pat
         stderr=subprocess.STDOUT,
         env={k: v for k, v in os.environ.items() if not k.startswith("SEALSVC_")},
         text=True,
-        timeout=280,
+        timeout=1400,
         check=False,
     )
     print(done.stdout)

@@ -105,9 +105,9 @@ def test_the_example_works(socket: str, tmp_path: Path, name: str, line: str) ->
             # Nobody listens here, and nobody waits.
             names.append(("--wait", ""))
         command = line.split("  #")[0].split(" #")[0]
-        limit = 3 if name in ENDLESS else 20
+        limit = 3 if name in ENDLESS else 110
         variables = {"SEALSVC_SOCKET": socket, "SEALSVC_SEAL": held.seal.id}
-        for _ in range(20):
+        for _ in range(100):
             done = played(command, tmp_path, names, limit, **variables)
             # The registry writes when there is time for it.
             if (name, done.returncode) not in {("history", 4), ("changes", 4)}:

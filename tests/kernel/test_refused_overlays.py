@@ -14,7 +14,7 @@ from sealsvc.enforce import keeper as keepers
 from sealsvc.enforce.keeper import Keeper
 from tests.support.overlay_layers import OWN_NAMESPACE, UNPRIVILEGED, layers, options
 from tests.support.scratch import MiB, mounted
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = [
     pytest.mark.kernel,
@@ -85,5 +85,5 @@ def test_directories_are_opened_as_ever(keeper: Keeper, top: Path) -> None:
     refuse(keeper, top)
     command = [*UNPRIVILEGED, "nice", "-n", "19", "python3", "-I", "-c", OPENS, str(top)]
     running = [subprocess.Popen(command) for _ in range(6)]
-    assert [each.wait(60) for each in running] == [0] * 6
+    assert [each.wait(PATIENCE) for each in running] == [0] * 6
     assert keeper.overlays_refused() == 0

@@ -33,7 +33,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not os.access(ROOT / ".venv" / "bin" / "meson", os.X_OK):
         pytest.skip("./dev build makes the environment with meson")
     prefix = tmp_path_factory.mktemp("libseal")
-    subprocess.run([ROOT / "dev", "libseal", "--prefix", prefix], check=True, timeout=110)
+    subprocess.run([ROOT / "dev", "libseal", "--prefix", prefix], check=True, timeout=550)
     return prefix
 
 

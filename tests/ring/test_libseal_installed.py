@@ -15,6 +15,7 @@ from tests.ring.test_ring_native import ROOT, run
 from tests.support.service import Running
 
 pytestmark = [
+    pytest.mark.timeout(600),  # it compiles
     pytest.mark.kernel,
     pytest.mark.skipif(shutil.which("pkg-config") is None, reason="there is no pkg-config"),
 ]

@@ -16,9 +16,9 @@ from sealsvc.protocol.seals import RecallSeals
 from sealsvc.protocol.system import Audit
 from tests.ring.conftest import ROOT, intruder
 from tests.support.service import Running
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(600)]  # it compiles
 
 CLIENTS, REGION = 8, 256 << 10
 PUNCH = """
@@ -52,7 +52,7 @@ class Clients:
         for process in self.processes:
             assert process.stdin is not None
             process.stdin.close()
-        assert [process.wait(60) for process in self.processes] == [0] * CLIENTS
+        assert [process.wait(PATIENCE) for process in self.processes] == [0] * CLIENTS
 
 
 @pytest.fixture

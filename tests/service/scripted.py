@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sealsvc.core.model import ByteRange
+from tests.support.waiting import PATIENCE
 
 _SCRIPT = """
 import json, mmap, os, signal, sys, time
@@ -66,7 +67,7 @@ class Holder:
         which = "" if part is None else f", range=ByteRange({part.offset}, {part.length})"
         return self.do(f"client.call(Return, seal=seal{which}).seal.state")
 
-    def recalls(self, seconds: float = 5.0) -> list[dict[str, Any]]:
+    def recalls(self, seconds: float = PATIENCE) -> list[dict[str, Any]]:
         """Those that have come; waits for the first."""
         line = (
             f"[json.loads(encode(next(client.pushes({seconds}))))] +"
@@ -78,7 +79,7 @@ class Holder:
     def leave_a_child(self) -> int:
         """The pid of a child that keeps the mapping and the descriptor, until it is killed."""
         self.map()
-        self.do("child = os.fork() or (time.sleep(60), os._exit(0))")
+        self.do("child = os.fork() or (time.sleep(600), os._exit(0))")
         return int(self.do("child"))
 
     def kill(self) -> None:

@@ -49,10 +49,10 @@ def test_a_recall_is_told_in_a_thread(client: Client, file: Path) -> None:
         held.mmap()
         # By another process: the holder's own conflicts are refused.
         intruder = subprocess.Popen(["truncate", "-s", str(MiB // 2), file])
-        assert held.recalled.wait(60)
+        assert held.recalled.wait(PATIENCE)
         assert intruder.poll() is None
         held.progress()
-    assert intruder.wait(60) == 0
+    assert intruder.wait(PATIENCE) == 0
     ((recall, thread),) = told
     assert recall.operation is not None
     assert (recall.operation.name, thread) == ("truncate", f"seal {held.id}")

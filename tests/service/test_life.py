@@ -122,6 +122,7 @@ def test_the_promise_outlives_the_holder_in_a_forked_child(
         assert intruder.poll() is None, "a map was changed under a child's mapping"
         assert process.stdin is not None
         process.stdin.close()  # the child ends
+        process.stdin = None
         assert intruder.wait(PATIENCE) == 0
         becomes(client, seal, "over")
 

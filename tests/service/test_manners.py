@@ -51,7 +51,7 @@ def punching(file: Path, offset: int, length: int = 4096) -> Iterator[subprocess
 
 def held(client: Client, file: Path, **fields: object) -> str:
     """A seal of our own whose descriptor is closed: nothing stands against its return."""
-    reply = client.grant(path=str(file), **{"kind": "shared", "grace": 60, **fields})
+    reply = client.grant(path=str(file), **{"kind": "shared", "grace": 200, **fields})
     os.close(reply.fds[0])
     return reply.seal.id
 
@@ -79,7 +79,7 @@ def test_a_recall_says_who_wants_which_part(socket: str, client: Client, file: P
 def test_a_part_is_returned_and_the_rest_stays_sealed(
     socket: str, client: Client, file: Path
 ) -> None:
-    with scripted(socket, file, offset=0, length=8 * UNIT, grace=60) as holder:
+    with scripted(socket, file, offset=0, length=8 * UNIT, grace=200) as holder:
         holder.map()
         with punching(file, 6 * UNIT, UNIT) as intruder:
             until(lambda: client.call(Show, seal=holder.seal).seal.state == "recalled")
@@ -157,7 +157,7 @@ def test_several_recalls_are_one(client: Client, file: Path) -> None:
 def test_a_forgetful_holder_counts_as_returned_once_nothing_is_mapped(
     socket: str, client: Client, file: Path
 ) -> None:
-    with scripted(socket, file, offset=0, length=UNIT, grace=60) as holder:
+    with scripted(socket, file, offset=0, length=UNIT, grace=200) as holder:
         holder.map()
         client.call(RecallSeals, seal=holder.seal)
         assert client.call(Forgotten, seal=holder.seal).seal.state == "recalled"
@@ -170,7 +170,7 @@ def test_a_holder_of_many_chooses_which_to_give_back(
 ) -> None:
     seals = [held(client, file, offset=n * UNIT, length=UNIT) for n in range(5)]
     with Client(socket) as operator:
-        operator.call(RecallSeals, pid=os.getpid(), any=2, grace=0.5, reason="pressure")
+        operator.call(RecallSeals, pid=os.getpid(), any=2, grace=5.0, reason="pressure")
         push = next(iter(client.pushes(PATIENCE)))
         assert isinstance(push, RecallAny)
         assert (push.pid, push.count, push.reason) == (os.getpid(), 2, "pressure")
@@ -268,7 +268,14 @@ def test_a_refused_request_may_be_tried_again_with_its_key(client: Client, file:
 
 
 def test_a_key_that_is_in_flight_is_put_off(client: Client, file: Path) -> None:
-    fields = {"path": str(file), "kind": "shared", "key": "k3"}
+    # The first may be through before the second comes: then it is tried again.
+    assert any(_are_put_off(client, file, f"k3 {attempt}") for attempt in range(50))
+    assert client.call(List).result.seals == []
+
+
+def _are_put_off(client: Client, file: Path, key: str) -> bool:
+    """Of eight requests with one key; those that are not are answered with one seal."""
+    fields = {"path": str(file), "kind": "shared", "key": key}
     ids = {client.send(Grant, **fields) for _ in range(8)}
     seals, later = set(), 0
     for _ in ids:
@@ -280,9 +287,8 @@ def test_a_key_that_is_in_flight_is_put_off(client: Client, file: Path) -> None:
         else:
             seals.add(message.result.id)  # type: ignore[union-attr]
     assert len(seals) == 1
-    assert later >= 1
     client.call(Return, seal=seals.pop())
-    assert client.call(List).result.seals == []
+    return later > 0
 
 
 def test_keys_of_grants_outlive_the_service(xfs: Path, tmp_path: Path) -> None:
@@ -308,7 +314,8 @@ def test_keys_of_grants_outlive_the_service(xfs: Path, tmp_path: Path) -> None:
 
 def test_recalls_go_by_deadline_not_by_the_last_word(client: Client, file: Path) -> None:
     """A deadline that has passed with fence none refuses; progress has it wait again."""
-    seal = held(client, file, grace=0.2)
+    seal = held(client, file)
+    client.call(RecallSeals, seal=seal, grace=0.2)
     with punching(file, 0) as intruder:
         assert intruder.wait(PATIENCE) != 0
     assert [s.step for s in client.call(Show, seal=seal).seal.ladder] == ["notify", "overdue"]

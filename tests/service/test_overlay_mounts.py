@@ -22,7 +22,7 @@ from tests.service.test_environment import alarms
 from tests.support.overlay_layers import NOBODY, OWN_NAMESPACE, layers, options
 from tests.support.refusals import refusal
 from tests.support.service import RISKS, Running, serving
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.overlays, pytest.mark.timeout(240)]
 
@@ -82,8 +82,8 @@ def test_it_is_refused_while_no_service_runs(root: Path, upper: Path, tmp_path: 
 
 
 def test_a_keeper_that_is_stopped_stops_nobody_who_asks(root: Path, tmp_path: Path) -> None:
-    """Though it is asked now and then how many it refused."""
-    with serving(tmp_path, [root], REST) as socket, Client(socket, timeout=3) as client:
+    """Though it is asked now and then how many it refused; it answers nothing before the end."""
+    with serving(tmp_path, [root], REST) as socket, Client(socket, timeout=PATIENCE) as client:
         (keeper,) = keepers_of(str(tmp_path / "keeper.sock"))
         os.kill(keeper, signal.SIGSTOP)
         try:

@@ -79,6 +79,7 @@ def play(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[Callable[[Scene], Awaitable[None]]], None]:
     monkeypatch.setattr(clock, "_ahead", 0.0)  # what passes in a test is over with it
+    clock.look_for_jumps()
 
     async def stage(act: Callable[[Scene], Awaitable[None]]) -> None:
         socket = tmp_path / "s"
@@ -342,7 +343,7 @@ def test_a_lapse_of_an_enforcer_alarms_and_has_every_map_looked_at(play: Any) ->
 
         def heard() -> list[str]:
             names = []
-            for push in scene.client.pushes(10):
+            for push in scene.client.pushes(PATIENCE):
                 names.append(push.name if isinstance(push, Event) else "recall")
                 if "drift" in names:
                     break

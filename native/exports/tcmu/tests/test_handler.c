@@ -157,7 +157,7 @@ static void kernel(unsigned until)
 			if (!places[number].id && model->posted < OPS)
 				(void)post(number);
 		(void)send(kernel_end, word, 4, MSG_DONTWAIT);
-		CHECK(poll(&told, 1, 10000) == 1); /* it is answered */
+		CHECK(poll(&told, 1, 100000) == 1); /* it is answered */
 		while (recv(kernel_end, word, 4, MSG_DONTWAIT) == 4)
 			;
 		model_collect(model);
