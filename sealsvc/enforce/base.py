@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from sealsvc.core.errors import Refusal
 from sealsvc.core.model import ByteRange, FileId, Kind, Operation
+from sealsvc.enforce.trips import Trip
 from sealsvc.linux.filesystem import Filesystem
 from sealsvc.linux.host import Target
 from sealsvc.protocol.seals import Grant
@@ -78,7 +79,7 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class RecoveredGuard:
     """The guard that the previous service had in force for one seal. `first` names the enforcer in
     front."""
 
@@ -86,6 +87,25 @@ class Claim:
     filesystem: Filesystem
     first: str
     guard: Guard
+
+
+def _unexpected(report: object) -> None:
+    raise RuntimeError(f"nobody was named who takes this report: {report}")
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """Who takes what an enforcer reports, on the event loop. `conflict` takes conflicts, `tripped`
+    what the tripwire programs report (trips.py). The others take what the keeper reports besides:
+    `ring` a struct seal_ring_report; `unverified` a struct seal_report of an operation that waits
+    for a proof; `touched` one of an operation that was let through. Each struct is valid during the
+    call only."""
+
+    conflict: Callable[[Report], None] = _unexpected
+    tripped: Callable[[Trip], None] = _unexpected
+    ring: Callable[[Any], None] = _unexpected
+    unverified: Callable[[Any], None] = _unexpected
+    touched: Callable[[Any], None] = _unexpected
 
 
 class Hold(Protocol):
@@ -134,8 +154,8 @@ class Enforcer(Protocol):
         """The risks that a combination does not have when this enforcer stands behind another."""
         ...
 
-    def start(self, deliver: Callable[[Report], None]) -> int:
-        """Start reporting. `drain` calls `deliver`. Returns the descriptor to poll for reading."""
+    def start(self, listener: Listener) -> int:
+        """Start reporting. `drain` calls `listener`. Returns the descriptor to poll for reading."""
         ...
 
     def drain(self) -> None:
@@ -153,7 +173,7 @@ class Enforcer(Protocol):
         raises Refusal (file-in-use, try-later) and leaves no guard in force."""
         ...
 
-    def reclaim(self, claims: list[Claim], kept: dict[str, int]) -> dict[int, Hold]:
+    def reclaim(self, claims: list[RecoveredGuard], kept: dict[str, int]) -> dict[int, Hold]:
         """Take over what the previous service left: returns, by token, the hold of each claim that
         is still in force, and releases every guard that belongs to no claim. `kept` are descriptors
         by name, which the caller closes: duplicate those that are needed."""
@@ -168,7 +188,7 @@ class Enforcer(Protocol):
         Called about every second, in a thread."""
         ...
 
-    def lapses(self) -> int:
+    def missed(self) -> int:
         """How often it may have let an operation through unjudged. Should stay 0."""
         ...
 
@@ -195,13 +215,13 @@ class Watchable(Protocol):
         `try-later`."""
         ...
 
-    def adopt(self, guard: Guard) -> None:
+    def track(self, guard: Guard) -> None:
         """Name the guard of a tracked seal in reports from now on; the registration keeps it in
         force."""
         ...
 
-    def disown(self, token: int) -> None:
-        """Undo adopt()."""
+    def untrack(self, token: int) -> None:
+        """Undo track()."""
         ...
 
 

@@ -20,14 +20,14 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from sealsvc.copies.tags import SEAL_TAG, Way
+from sealsvc.copies.tags import SEAL_TAG, CopiedRange
 from sealsvc.core.errors import Refusal
 from sealsvc.core.model import ByteRange, FileId
 from sealsvc.integrity import carry
 from sealsvc.integrity.attachment import Attachment, Tally
+from sealsvc.integrity.attachments import Attachments
 from sealsvc.integrity.carry import Carried, Given, Route
 from sealsvc.integrity.check import Finding, Layout
-from sealsvc.integrity.service import Integrity
 from sealsvc.integrity.source import Source
 from sealsvc.integrity.store import STREAM_BLOCKS, About, BlockState, Bytes
 from sealsvc.runtime import faults
@@ -36,7 +36,7 @@ _PART = 16 << 20  # bytes of the destination that are read in one piece
 
 
 @dataclass(slots=True)
-class Leg:
+class AttachmentCopy:
     """One attachment of the source, and the attachment in the destination (None: to be made) that
     its tags go to. `was` are the states of the destination's blocks before, from `first` on."""
 
@@ -48,7 +48,7 @@ class Leg:
 
 
 @dataclass(slots=True)
-class Journey:
+class TagCopy:
     """Of one copy: `asked` are bytes of the source, `file` is the destination."""
 
     asked: ByteRange
@@ -56,31 +56,31 @@ class Journey:
     file: FileId
     path: str
     uid: int
-    legs: list[Leg]
+    legs: list[AttachmentCopy]
 
 
 class Travel:
-    def __init__(self, integrity: Integrity) -> None:
-        self._integrity = integrity
+    def __init__(self, attachments: Attachments) -> None:
+        self._attachments = attachments
 
     # A copy
 
-    async def begin(self, way: Way, path: str, uid: int) -> Journey | None:
+    async def begin(self, way: CopiedRange, path: str, uid: int) -> TagCopy | None:
         """Before anything is written. None: the source has no tags there. `path` is the
         destination's, `uid` will own what is made."""
         source, there, asked, shift = way.source, way.there, way.asked, way.shift
         legs = []
-        for attachment in self._integrity.of_file(source, asked):
+        for attachment in self._attachments.of_file(source, asked):
             span = _whole(attachment.layout, asked, shift)
             if span is None:
                 continue
-            met = self._integrity.of_file(there, span)
-            legs += [Leg(attachment, other, span) for other in met]
+            met = self._attachments.of_file(there, span)
+            legs += [AttachmentCopy(attachment, other, span) for other in met]
             if not met:
-                legs.append(Leg(attachment, None, span))
+                legs.append(AttachmentCopy(attachment, None, span))
         if not legs:
             return None
-        journey = Journey(asked, shift, there, path, uid, legs)
+        journey = TagCopy(asked, shift, there, path, uid, legs)
         for leg in legs:
             if leg.there is not None and not _unlike(leg.source, leg.there):
                 leg.there.accounted[SEAL_TAG] += 1
@@ -89,7 +89,7 @@ class Travel:
         return journey
 
     async def finish(
-        self, journey: Journey, done: Sequence[ByteRange], *, whole: bool
+        self, journey: TagCopy, done: Sequence[ByteRange], *, whole: bool
     ) -> list[dict[str, Any]]:
         """After the copy, of which the ranges `done` (bytes of the source) are there; `whole`: all
         that was asked for. What became of the tags, for the result."""
@@ -113,7 +113,7 @@ class Travel:
         return told
 
     async def _leg(
-        self, journey: Journey, leg: Leg, done: Sequence[ByteRange], *, whole: bool
+        self, journey: TagCopy, leg: AttachmentCopy, done: Sequence[ByteRange], *, whole: bool
     ) -> dict[str, Any]:
         new = leg.there is None
         if leg.there is None:
@@ -128,7 +128,7 @@ class Travel:
             await self._carry(leg.source, there, route, carried)
         if not whole:
             carried.suspect = await _restored(leg, there)
-        await self._integrity.open_for_writers(there)
+        await self._attachments.open_for_writers(there)
         route = Route(leg.source.layout, there.layout, journey.shift, leg.span)
         return {
             "attachment": there.id,
@@ -158,9 +158,9 @@ class Travel:
             work = functools.partial(_carried, route, given, at, count)
             await _add(carried, await there.with_source(work), source, there, route)
 
-    async def _made(self, journey: Journey, leg: Leg) -> Attachment:
+    async def _made(self, journey: TagCopy, leg: AttachmentCopy) -> Attachment:
         """An attachment of the destination, all suspect, and known to the service."""
-        self._integrity.refuse_more(journey.uid)
+        self._attachments.refuse_more(journey.uid)
         like, profile = leg.source.store.about, leg.source.layout.profile
         size = math.lcm(max(1, profile.granularity), max(1, profile.alignment))
         start = -(-leg.span.offset // size) * size
@@ -182,7 +182,7 @@ class Travel:
             owner=journey.uid,
             made=time.time(),
         )
-        return await self._integrity.adopt(about, _suspect(about, profile.width))
+        return await self._attachments.adopt(about, _suspect(about, profile.width))
 
     # A relocation
 
@@ -190,7 +190,7 @@ class Travel:
         """Each attachment of a file whose blocks are, or were, moved: compared, part by part. Tags
         belong to places of the file, which do not change; a block that was wrong stays wrong."""
         told = []
-        for attachment in self._integrity.of_file(FileId(device, inode), None):
+        for attachment in self._attachments.of_file(FileId(device, inode), None):
             try:
                 tally: Tally = await attachment.verify("relocate", quiet=False)
                 told.append({"attachment": attachment.id, "blocks": dict(+tally.blocks)})
@@ -217,7 +217,7 @@ def _whole(layout: Layout, asked: ByteRange, shift: int) -> ByteRange | None:
     return ByteRange(start + shift, end - start) if start < end else None
 
 
-def _inside(leg: Leg, done: Sequence[ByteRange], shift: int) -> Iterator[ByteRange]:
+def _inside(leg: AttachmentCopy, done: Sequence[ByteRange], shift: int) -> Iterator[ByteRange]:
     for part in done:
         span = _whole(leg.source.layout, part, shift)
         met = span.clipped(leg.span) if span is not None else None
@@ -225,7 +225,7 @@ def _inside(leg: Leg, done: Sequence[ByteRange], shift: int) -> Iterator[ByteRan
             yield met
 
 
-async def _mark(leg: Leg, there: Attachment, shift: int) -> None:
+async def _mark(leg: AttachmentCopy, there: Attachment, shift: int) -> None:
     """What is going to be written is suspect until it was verified."""
     route = Route(leg.source.layout, there.layout, shift, leg.span)
     leg.first, end = route.blocks()
@@ -238,7 +238,7 @@ async def _mark(leg: Leg, there: Attachment, shift: int) -> None:
     leg.was = await there.in_turn(work)
 
 
-async def _restored(leg: Leg, there: Attachment) -> int:
+async def _restored(leg: AttachmentCopy, there: Attachment) -> int:
     """A copy that is not whole: what it left as it was is clean again. How many are suspect."""
     step = max(1, _PART // there.layout.profile.granularity)
     clean: npt.NDArray[np.bool_] = leg.was == BlockState.CLEAN

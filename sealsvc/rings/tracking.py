@@ -26,7 +26,7 @@ from sealsvc.lifecycle import validation
 from sealsvc.lifecycle.grants import check_still
 from sealsvc.lifecycle.recall import Recaller, wanted_of
 from sealsvc.lifecycle.returns import Returns
-from sealsvc.lifecycle.seals import Seal
+from sealsvc.lifecycle.seals import Seal, SealObserver
 from sealsvc.lifecycle.state_machine import may
 from sealsvc.linux.host import ExtentMap, Target
 from sealsvc.linux.native import lib
@@ -72,13 +72,14 @@ class Command:
     ttl: int
 
 
-class SlotHold:
+class SlotHold(SealObserver):
     """The hold of a tracked seal in a registration. Its slot is its guard; its anchor is that of
-    the registration."""
+    the registration. As the seal's observer it keeps the slot like the seal."""
 
     def __init__(self, rings: Rings, parent: Seal) -> None:
         self._rings, self._parent = rings, parent
-        self.seal: Seal | None = None
+        self._seal: Seal | None = None
+        self._front = watchable(parent.hold)
         self.policy = int(lib.SEAL_POLICY_WAIT)
 
     @property
@@ -91,21 +92,35 @@ class SlotHold:
 
     def change(self, verdict: Verdict) -> None:
         self.policy = guards.POLICIES[verdict]
-        self.publish()
+        if self._seal is not None:
+            self.changed(self._seal)
 
     def resize(self, range: ByteRange) -> None:
-        """Nothing to do: publish() updates the slot."""
+        """Nothing to do: changed() updates the slot."""
 
     def release(self) -> None:
-        """Nothing to do: publish() has freed the slot when the seal ended."""
+        """Nothing to do: changed() has freed the slot when the seal ended."""
 
-    def publish(self) -> None:
-        """Update the slot from the seal; frees it when the seal has ended."""
-        if self.seal is not None:
-            self._rings.keeper.set_slot(self.seal, self.policy)
+    def track(self, seal: Seal) -> None:
+        """Observe the seal, and have reports name it."""
+        self._seal = seal
+        seal.observe(self)
+        if self._front is not None:
+            exclusive = seal.request.kind is Kind.EXCLUSIVE
+            pid = seal.process.holder.pid
+            self._front.track(Guard(seal.token, seal.effective, pid, exclusive, Verdict.WAIT))
+
+    def changed(self, seal: Seal) -> None:
+        """See SealObserver. Updates the slot from the seal; frees it when the seal has ended."""
+        self._rings.keeper.set_slot(seal, self.policy)
+
+    def ended(self, seal: Seal) -> None:
+        self._seal = None
+        if self._front is not None:
+            self._front.untrack(seal.token)
 
 
-class Adoption:
+class Tracking:
     """Tracks seals by the keeper's reports, and carries out forwarded commands."""
 
     def __init__(self, rings: Rings, recaller: Recaller, returns: Returns, tasks: Tasks) -> None:
@@ -113,7 +128,6 @@ class Adoption:
         self.grants, self.life, self.table = rings.grants, rings.life, rings.table
         self._commands: Counter[int] = Counter()  # under way, by the seal's token
         self._rereading: dict[int, asyncio.Task[None]] = {}  # by the registration's token
-        rings.on_end = self._end_with
 
     # Reports of the keeper. They come on the event loop, in the order in which things happened.
 
@@ -128,9 +142,9 @@ class Adoption:
             if parent is not None and command.op == lib.SEAL_CMD_GRANT:
                 self.tasks.spawn("registration", self._grant(parent, command))
                 return
-            seal = self._adopt(parent, command.ring, command.slot, slot) if parent else None
+            seal = self._track(parent, command.ring, command.slot, slot) if parent else None
             self.tasks.spawn("ring command", self._serve(seal, slot, command))
-        elif parent is not None and (seal := self._adopt(parent, raw.ring, raw.slot, slot)):
+        elif parent is not None and (seal := self._track(parent, raw.ring, raw.slot, slot)):
             self._recalled(parent, seal)
 
     def _ended(self, ring: int, slot: Slot, word: int) -> None:
@@ -159,7 +173,7 @@ class Adoption:
         if seal.live and may(seal, Step.RECALL):
             self.recaller.recall(seal, "conflict")
 
-    def unproven(self, raw: Any) -> None:
+    def unverified(self, raw: Any) -> None:
         """Handle a struct seal_report: an operation waits for the proof that nothing of a range is
         mapped which was returned natively without a check. `raw` is valid only during the call."""
         parent = self.table.of_token(raw.unproven)
@@ -169,7 +183,7 @@ class Adoption:
 
     # Tracking
 
-    def _adopt(self, parent: Seal, ring: int, number: int, slot: Slot) -> Seal | None:
+    def _track(self, parent: Seal, ring: int, number: int, slot: Slot) -> Seal | None:
         """Track the seal in a slot of the registration `parent`. None when it has ended."""
         found = self.table.of_token(slot.id)
         state, seqid = state_of(slot.word)
@@ -184,7 +198,7 @@ class Adoption:
         holder = seal.process.holder
         asker = Peer(pid=holder.pid, uid=holder.uid, gid=-1)
         self.grants.registry.granted(seal.info(), seal.map, asker)
-        self._hook(parent, seal)
+        self._observe(seal)
         if state not in _QUIET:
             # It was recalled while no service was running.
             seal.recalled_at, seal.reason = clock.now(), "conflict"
@@ -223,29 +237,16 @@ class Adoption:
             place=place,
         )
 
-    def _hook(self, parent: Seal, seal: Seal) -> None:
+    def _observe(self, seal: Seal) -> None:
         hold = seal.hold
         assert isinstance(hold, SlotHold)
-        hold.seal, seal.publish = seal, hold.publish
         if seal.process.pidfd >= 0:
             self.rings.watch_holder(seal)
         else:
             seal.exited.set()
             if may(seal, Step.HOLDER_EXIT):
                 asyncio.get_running_loop().call_soon(self.recaller.fencing.holder_exited, seal)
-        before, front = seal.at_end, watchable(parent.hold)
-        if front is not None:
-            exclusive = seal.request.kind is Kind.EXCLUSIVE
-            pid = seal.process.holder.pid
-            front.adopt(Guard(seal.token, seal.effective, pid, exclusive, Verdict.WAIT))
-
-        def over() -> None:
-            before()
-            hold.seal = None
-            if front is not None:
-                front.disown(seal.token)
-
-        seal.at_end = over
+        hold.track(seal)
 
     def resume(self, seals: list[Seal]) -> None:
         """Take over the tracked seals of the previous service."""
@@ -253,24 +254,14 @@ class Adoption:
             parent = self.table.of_token(seal.place.parent) if seal.place else None
             if parent is not None:
                 seal.hold = SlotHold(self.rings, parent)
-                self._hook(parent, seal)
+                self._observe(seal)
 
-    def _quieten(self, seal: Seal) -> None:
+    def _untrack(self, seal: Seal) -> None:
         """Untrack a seal: the journal and the table forget it, and native code serves it."""
         self.life.journal.forget(seal)
         self.table.remove(seal)
-        seal.at_end()
-        self.rings.keeper.quieten(seal)
-
-    def _end_with(self, parent: Seal) -> None:
-        """End the tracked seals in a registration that has ended. That nothing of its whole range
-        is mapped was proven for it, so no further proof is needed."""
-        for seal in self.table.of_file(parent.file):
-            if seal.place is None or seal.place.parent != parent.token:
-                continue
-            for step in (Step.RETURN, Step.PROVEN):
-                if seal.live and may(seal, step):
-                    self.life.step(seal, step, parent.reason)
+        seal.tell_ended()
+        self.rings.keeper.untrack(seal)
 
     # Forwarded commands
 
@@ -290,7 +281,7 @@ class Adoption:
                 if not self._commands[seal.token]:
                     del self._commands[seal.token]
             if seal.live and seal.state in _QUIET and seal.token not in self._commands:
-                self._quieten(seal)
+                self._untrack(seal)
         self.rings.keeper.complete(command.ring, command.handle, status)
 
     async def _carry_out(self, seal: Seal, command: Command) -> None:
@@ -340,7 +331,7 @@ class Adoption:
 
     async def _reread(self, parent: Seal) -> None:
         async with self.grants.lock(parent.file):
-            if parent.state not in _QUIET or not parent.may_change():
+            if parent.state not in _QUIET or not parent.may_change:
                 self._refuse_unless_used(parent)
                 return
             try:
@@ -349,7 +340,7 @@ class Adoption:
                 self._refuse_unless_used(parent)
                 parent.map = found
                 self.life.journal.granted(parent)
-                self.rings.keeper.freshen(parent)
+                self.rings.keeper.revalidate(parent)
             finally:
                 if parent.state in _QUIET:
                     parent.hold.change(parent.verdict)
@@ -393,7 +384,7 @@ class Adoption:
             except (Refusal, OSError) as error:
                 left = [str(error)]
             if not left:
-                self.rings.keeper.keeper.absolve(waiter, parent.token)
+                self.rings.keeper.keeper.clear_unverified(waiter, parent.token)
                 if recalled and may(parent, Step.SATISFY):
                     self.life.step(parent, Step.SATISFY, "nothing of the range is mapped any more")
                 return

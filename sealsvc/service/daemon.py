@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import itertools
 import logging
-import os
 import signal
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
@@ -20,12 +18,11 @@ from sealsvc.copies.jobs import CopyJobs
 from sealsvc.copies.relocation.job import Relocations
 from sealsvc.core.errors import Refusal
 from sealsvc.core.model import ByteRange
-from sealsvc.enforce.base import Enforcer
+from sealsvc.enforce.base import Enforcer, Listener
 from sealsvc.enforce.keeper import Keeper
 from sealsvc.enforce.keeper_watch import KeeperWatch
-from sealsvc.enforce.overlay_mounts import RISK, OverlayMounts
+from sealsvc.enforce.overlay_mounts import OverlayMounts
 from sealsvc.enforce.selection import EnforcerSet
-from sealsvc.enforce.trips import Tripping
 from sealsvc.integrity.channels import PiChannels
 from sealsvc.integrity.service import Integrity
 from sealsvc.integrity.travel import Travel
@@ -40,11 +37,10 @@ from sealsvc.lifecycle.recall import Recaller
 from sealsvc.lifecycle.recovery import JOURNAL, Reclaimed, reclaim
 from sealsvc.lifecycle.returns import Returns
 from sealsvc.lifecycle.seals import Seal, SealTable
-from sealsvc.lifecycle.state_machine import Life
+from sealsvc.lifecycle.state_machine import StateMachine
 from sealsvc.linux.host import Host
 from sealsvc.linux.host.kernel import KernelHost, kernel_release
 from sealsvc.linux.namespaces import MountNamespaces
-from sealsvc.monitor.badblocks import BadBlocks
 from sealsvc.monitor.canary import Canary
 from sealsvc.monitor.drift import audit
 from sealsvc.monitor.holders import Holders
@@ -53,8 +49,8 @@ from sealsvc.monitor.tripwire import Tripwire
 from sealsvc.registry import Registry
 from sealsvc.rings.keeper import RingKeeper
 from sealsvc.rings.registrations import Rings
-from sealsvc.rings.tracking import Adoption
-from sealsvc.runtime import clock, faults
+from sealsvc.rings.tracking import Tracking
+from sealsvc.runtime import faults
 from sealsvc.runtime.config import Config, PolicySection
 from sealsvc.runtime.events import EventLog
 from sealsvc.runtime.limits import RateLimit
@@ -65,6 +61,7 @@ from sealsvc.runtime.users import Users
 from sealsvc.runtime.workers import Workers
 from sealsvc.service.admin import Admin
 from sealsvc.service.alarms import AlarmList
+from sealsvc.service.arming import arm_roots
 from sealsvc.service.capabilities import (
     channel_handlers,
     copy_answers,
@@ -76,10 +73,11 @@ from sealsvc.service.foreign import ForeignNames
 from sealsvc.service.granting import Granting
 from sealsvc.service.history import Historian
 from sealsvc.service.holding import Holding
-from sealsvc.service.idempotency import Once
+from sealsvc.service.idempotency import ReplyCache
 from sealsvc.service.looking import Looking
 from sealsvc.service.metrics import Metrics
 from sealsvc.service.metrics_report import MetricsReporter
+from sealsvc.service.periodic import Periodic
 from sealsvc.service.recalling import Recalling, push
 from sealsvc.service.reload import PolicyFile
 from sealsvc.service.router import Router
@@ -88,15 +86,14 @@ from sealsvc.service.visible import Visible
 
 log = logging.getLogger(__name__)
 
-_BAD_BLOCKS_PAUSE = 5.0  # seconds
-_REFUSED_PAUSE = 5.0  # seconds between two queries of how many overlays were refused
 _TAGS_WITHIN = 30.0  # seconds in which all attachments must have been opened at the start
 
 
 class Daemon:
     """The service. `keeper` is None on a simulated system, whose simulated kernel ends with the
-    service. The constructor takes over the seals of the previous service, and raises what
-    recovery.reclaim() raises."""
+    service. `source` is the configuration file (None: there is none), `overrides` adds what the
+    command line set when it is read again. The constructor takes over the seals of the previous
+    service, and raises what recovery.reclaim() raises."""
 
     def __init__(
         self,
@@ -105,11 +102,13 @@ class Daemon:
         enforcers: list[Enforcer],
         keeper: Keeper | None,
         overlays: OverlayMounts | None = None,
+        source: Path | None = None,
+        overrides: Callable[[Config], Config] = lambda found: found,
     ) -> None:
         self.config, self.host, self.keeper = config, host, keeper
-        self.events = EventLog(config.service.event_history)
-        self.tasks = Tasks(lambda reason: self.events.publish("alarm", reason=reason))
         self.table = SealTable()
+        self.events = EventLog(config.service.event_history, self.table.path_of)
+        self.tasks = Tasks(lambda reason: self.events.publish("alarm", reason=reason))
         self.workers = Workers(config.service.workers)
         self.enforcers = EnforcerSet(enforcers, overlays)
         policy = Policy(config.policy)
@@ -120,9 +119,10 @@ class Daemon:
         )
         faults.point("start:journalled")
         section = msgspec.structs.replace(config.registry, directory=str(config.registry_path))
-        self.registry = Registry(section, self._registry_fails, self._registry_recovers)
-        self.life = Life(self.table, self.events, self.journal, push)
-        self.registry.owner_of = self.life.owner_of
+        self.registry = Registry(
+            section, self._registry_fails, self._registry_recovers, self.table.owner_of
+        )
+        self.life = StateMachine(self.table, self.events, self.journal, push)
         self.grants = Grants(host, self.enforcers, policy, self.life, self.workers, self.registry)
         self.integrity: Integrity | None = None
         if not host.simulated:
@@ -136,28 +136,25 @@ class Daemon:
             self.life, host, self.workers, self.pi_channels.before(self._settle), self._unsettle
         )
         self.fencing = Fencing(self.life, returns, self.tasks, config.fence)
-        self.recaller = Recaller(self.life, self.fencing, config.policy, push)
-        self.once = Once(config.service.idempotency, lambda seal: self.table.get(seal) is not None)
+        self.recaller = Recaller(self.life, self.fencing, policy, push)
+        self.replies = ReplyCache(
+            config.service.idempotency, lambda seal: self.table.get(seal) is not None
+        )
         self.users = Users(
             config.limits,
             lambda uid: uid in policy.section.operators,
             lambda reason: self.events.publish("alarm", reason=reason),
         )
-        self.badblocks = BadBlocks(self.recaller, self.events, self.workers)
         self.tripwire = Tripwire(self.grants, self.recaller, self.tasks)
-        for enforcer in enforcers:
-            if isinstance(enforcer, Tripping):
-                enforcer.on_trip = self.tripwire.tripped
         paths = Paths(host, self.workers, policy)
         self.holders = Holders(self.fencing.holder_exited)
         self.rings = (
             Rings(RingKeeper(keeper), self.grants, policy, self.holders.watch) if keeper else None
         )
-        if self.rings and keeper:
+        self.tracking: Tracking | None = None
+        if self.rings:
             self.rings.keeper.spin(config.service.ring_spin)
-            adoption = self.adoption = Adoption(self.rings, self.recaller, returns, self.tasks)
-            keeper.on_ring, keeper.on_unproven = adoption.reported, adoption.unproven
-            keeper.on_touched = self.tripwire.touched
+            self.tracking = Tracking(self.rings, self.recaller, returns, self.tasks)
         self.keeper_watch = KeeperWatch(keeper.path, self._keeper_silent) if keeper else None
         self.metrics = Metrics()
         self.visible = Visible(self.table, policy, paths)
@@ -166,7 +163,7 @@ class Daemon:
             self.grants,
             paths,
             self.foreign,
-            self.once,
+            self.replies,
             self.users,
             self.holders,
             self.rings,
@@ -175,7 +172,7 @@ class Daemon:
         )
         self.router = Router(
             policy,
-            self.once,
+            self.replies,
             self.registry,
             self.keeper_watch.refuse if self.keeper_watch else lambda: None,
         )
@@ -188,10 +185,9 @@ class Daemon:
             policy.is_operator,
             self.users,
         )
-        self.events.path_of = self.life.path_of
         self.events.watch(self.metrics.hear)
         self.policy = policy
-        self.policy_file = PolicyFile(config, self._take_policy)
+        self.policy_file = PolicyFile(config, self._take_policy, source, overrides)
         socket = Path(config.service.socket)
         store = JobStore(socket.with_name("jobs.json"), self.workers.of("jobs", 1).run)
         jobs = self.jobs = JobRunner(
@@ -200,7 +196,7 @@ class Daemon:
         self.alarms = AlarmList(socket.with_name("alarms.json"), self.workers.of("alarms", 1).run)
         self.alarms.load()
         self.events.watch(self.alarms.hear)
-        tags = Travel(self.integrity) if self.integrity else None
+        tags = Travel(self.integrity.attachments) if self.integrity else None
         kept = config.registry_path / "copies.json"
         copies = CopyJobs(jobs, self.grants, self.users, paths, config.service.socket, kept, tags)
         kept = config.registry_path / "relocations"
@@ -210,13 +206,12 @@ class Daemon:
             self.metrics.latencies["loop_lag"].add,
             lambda reason: self.events.publish("alarm", reason=reason),
         )
-        # Called when the orderly shutdown begins; runtime/ending.py bounds the time that it takes.
-        self.ending: Callable[[], None] = lambda: None
-        self.wall_clock = clock.WallClock()
-        self.canary = Canary(self.enforcers, self.events, self.workers, self._audit_all)
+        self.periodic = Periodic(
+            self.grants, self.recaller, self.enforcers, keeper, self.rings, self.alarms, self.tasks
+        )
+        self.canary = Canary(self.enforcers, self.events, self.workers, self.periodic.audit_all)
         self._stop = asyncio.Event()
         self._failure: Refusal | None = None
-        self._lapses: dict[str, int] = {}
 
     def _route(self, returns: Returns, copies: CopyJobs) -> None:
         """Fill the router. The handlers of tags are added later, once their store is open."""
@@ -254,18 +249,19 @@ class Daemon:
 
     async def _granted(self, seal: Seal) -> None:
         if self.integrity and self.tags_served:
-            await self.integrity.granted(seal)
+            await self.integrity.seals.granted(seal)
 
     async def _settle(self, seal: Seal, part: ByteRange | None) -> bool:
-        return self.integrity is not None and await self.integrity.returning(seal, part)
+        return self.integrity is not None and await self.integrity.seals.returning(seal, part)
 
     def _unsettle(self, seal: Seal) -> None:
         if self.integrity is not None:
-            self.integrity.returned_not(seal)
+            self.integrity.seals.returned_not(seal)
 
-    async def run(self) -> None:
-        """Serve until SIGTERM or SIGINT. Raises Refusal when the service cannot start, or when the
-        keeper is lost."""
+    async def run(self, ending: Callable[[], None] = lambda: None) -> None:
+        """Serve until SIGTERM or SIGINT. `ending` is called when the orderly shutdown begins
+        (runtime/ending.py bounds the time that it takes). Raises Refusal when the service cannot
+        start, or when the keeper is lost."""
         loop = self._loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
@@ -288,23 +284,19 @@ class Daemon:
             faults.point("start:resumed")
             if self.integrity is not None:
                 await self._start_integrity(self.integrity)
-            await self.workers.run(functools.partial(self._arm, at_start=True))
+            await self.workers.run(self._arm, True)
             if isinstance(self.host, KernelHost):
                 await self._watch_mounts(self.host.namespaces, stack)
             self.server.start()
             stack.callback(self.server.stop)
             self.tasks.spawn("loop watch", self._loop_watch.run())
-            self.tasks.spawn("housekeeping", self._housekeeping())
-            self.tasks.spawn("refused overlays", self._look_for_refused_overlays())
             self.tasks.spawn("canary", self.canary.run())
-            self.tasks.spawn("bad blocks", self._look_for_bad_blocks())
-            if self.config.service.audit_interval:
-                self.tasks.spawn("audit", self._audit())
+            self.periodic.start(self.config.service.audit_interval)
             log.info("serving on %s", self.config.service.socket)
             self.tasks.spawn("readiness", deliver("READY=1"))
             self.tasks.spawn("watchdog", pet_watchdog())
             await self._stop.wait()
-            self.ending()
+            ending()
             notify("STOPPING=1")
         if self._failure:
             raise self._failure
@@ -314,10 +306,18 @@ class Daemon:
             log.info("enforcer %s is not available: %s", enforcer.name, reason)
             return
         stack.callback(enforcer.stop)
-        fd = enforcer.start(functools.partial(self.recaller.conflict, enforcer.name))
+        fd = enforcer.start(self._listener(enforcer))
         loop = asyncio.get_running_loop()
         loop.add_reader(fd, self._drain, enforcer, fd)
         stack.callback(loop.remove_reader, fd)
+
+    def _listener(self, enforcer: Enforcer) -> Listener:
+        conflict = functools.partial(self.recaller.conflict, enforcer.name)
+        tripped, touched = self.tripwire.tripped, self.tripwire.touched
+        if self.tracking is None:
+            return Listener(conflict, tripped, touched=touched)
+        tracked = self.tracking
+        return Listener(conflict, tripped, tracked.reported, tracked.unverified, touched)
 
     def _drain(self, enforcer: Enforcer, fd: int) -> None:
         try:
@@ -362,12 +362,12 @@ class Daemon:
         for seal in self.reclaimed.seals:
             if not seal.exited.is_set():
                 self.holders.watch(seal)
-        if self.rings:
-            self.adoption.resume(self.rings.resume(self.reclaimed.seals))
+        if self.rings and self.tracking:
+            self.tracking.resume(self.rings.resume(self.reclaimed.seals))
         for seal in self.reclaimed.seals:
             if seal.digest:
                 asker = self.policy.asker(seal.asker_uid, seal.request.principal)
-                self.once.remember(asker, seal.request.key, seal.digest, seal.info())
+                self.replies.remember(asker, seal.request.key, seal.digest, seal.info())
             self.fencing.resume(seal)
         self.relocations.resume()
         for seal in self.reclaimed.torn:
@@ -404,26 +404,8 @@ class Daemon:
             with suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(tell)
 
-    def _arm(self, *, at_start: bool = False) -> None:
-        """Arm the mounted file systems below the roots, so that descriptors which are opened from
-        now on are seen by every later seal. A failure is logged: that file system is then armed at
-        its first grant. Runs in a worker thread."""
-        if self.host.simulated:
-            return  # a simulated file system has no mount to open
-        for filesystem in self.host.filesystems(self.policy.roots):
-            if filesystem.unsupported:
-                continue
-            try:
-                fd = os.open(filesystem.mount, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                try:
-                    for enforcer in self.enforcers.available:
-                        enforcer.arm(filesystem, fd)
-                    if not self.policy.accepts(RISK):
-                        self.enforcers.refuse_overlays(filesystem, fd, at_start=at_start)
-                finally:
-                    os.close(fd)
-            except (Refusal, OSError) as error:
-                log.warning("%s is armed at its first grant: %s", filesystem.mount, error)
+    def _arm(self, at_start: bool) -> None:
+        arm_roots(self.host, self.enforcers, self.policy, at_start=at_start)
 
     def _reload(self) -> None:
         """Handle SIGHUP, which `systemctl reload` sends."""
@@ -433,11 +415,11 @@ class Daemon:
             log.error("the policy stays as it is: %s", refusal)
 
     def _take_policy(self, section: PolicySection, changed: list[str]) -> None:
-        self.policy.section = self.recaller.policy = section
+        self.policy.section = section
         self.granting.rate = RateLimit(section.grants_per_second, section.grants_burst)
         self.events.publish("policy", changed=changed)
         if "roots" in changed:
-            self.tasks.spawn("arm new roots", self.workers.run(self._arm))
+            self.tasks.spawn("arm new roots", self.workers.run(self._arm, False))
 
     async def _watch_mounts(self, namespaces: MountNamespaces, stack: AsyncExitStack) -> None:
         watch = MountWatch(
@@ -445,75 +427,3 @@ class Daemon:
         )
         stack.push_async_callback(asyncio.to_thread, watch.stop)
         await watch.start()
-
-    def _look_for_lapses(self) -> None:
-        """Audit every map if an enforcer may have let an operation through unjudged."""
-        for enforcer in self.enforcers.available:
-            lapses, before = enforcer.lapses(), self._lapses.get(enforcer.name, 0)
-            self._lapses[enforcer.name] = lapses
-            if lapses > before and len(self.table):
-                reason = f"{enforcer.name} may have let {lapses - before} operations through"
-                self.events.publish("alarm", reason=reason)
-                self.tasks.spawn(
-                    "audit after a lapse", audit(self.grants, self.recaller, self.table)
-                )
-
-    async def _look_for_refused_overlays(self) -> None:
-        """Raise an alarm when overlays were refused. Their number is asked of the keeper, in a
-        thread and apart from the housekeeping, because a keeper that is stopped does not
-        answer."""
-        overlays, before = self.enforcers.overlays, 0
-        while overlays is not None and self.keeper is not None:
-            await asyncio.sleep(_REFUSED_PAUSE)
-            if self.keeper.silent:
-                continue
-            refused = await self.workers.of("overlays", 1).run(overlays.refused)
-            if refused > before:
-                reason = (
-                    f"{refused - before} overlays of unprivileged users were refused: truncation"
-                    f" through them is not seen, and {RISK} is no accepted risk"
-                )
-                self.events.publish("alarm", reason=reason)
-            before = refused
-
-    async def _housekeeping(self) -> None:
-        for tick in itertools.count():
-            await asyncio.sleep(0.5)
-            if tick % 10 == 0:
-                self._look_for_lapses()
-                await self.alarms.save()
-            self.tick()
-
-    def tick(self) -> None:
-        """Periodic work: clock jumps, expiry, pressure, the journal's size, rings. Called about
-        every 0.5 s, and on request of the simulated system."""
-        clock.look_for_jumps()
-        self.recaller.publish_repeated()
-        if jump := self.wall_clock.jump():
-            way = "ahead" if jump > 0 else "back"
-            reason = (
-                f"the wall clock was set {way} by {abs(jump):.0f} s: times recorded are affected"
-            )
-            self.events.publish("alarm", reason=reason)
-        if self.keeper and self.keeper.silent:
-            return
-        self.recaller.expire()
-        self.recaller.relieve()
-        self.journal.rewrite_if_large(self.table)
-        if self.rings:
-            self.rings.tick()
-        for enforcer in self.enforcers.available:
-            enforcer.forget()
-
-    async def _look_for_bad_blocks(self) -> None:
-        while not self.host.simulated:
-            await asyncio.sleep(_BAD_BLOCKS_PAUSE)
-            await self.badblocks.look(self.table)
-
-    async def _audit(self) -> None:
-        while True:
-            await asyncio.sleep(self.config.service.audit_interval)
-            await self._audit_all()
-
-    async def _audit_all(self) -> None:
-        await audit(self.grants, self.recaller, self.table)

@@ -19,8 +19,9 @@ import psutil
 import pytest
 
 from sealsvc.core.errors import Refusal
-from sealsvc.enforce import keeper as keepers
-from sealsvc.enforce.keeper import Keeper, KeeperError
+from sealsvc.enforce import keeper_start as keepers
+from sealsvc.enforce.keeper import Keeper
+from sealsvc.enforce.keeper_messages import KeeperError
 from sealsvc.enforce.keeper_watch import KeeperWatch
 from sealsvc.linux.native import ffi, lib
 from sealsvc.rings.keeper import RingKeeper
@@ -124,7 +125,7 @@ def test_garbage_ends_the_connection_and_nothing_else(path: str, keeper: Keeper)
 
 
 def test_unknown_operations_are_answered(keeper: Keeper) -> None:
-    refused(lambda: keeper._call(4711), errno.EOPNOTSUPP)
+    refused(lambda: keeper.call(4711), errno.EOPNOTSUPP)
     assert keeper.kept() == {}
 
 
@@ -239,7 +240,7 @@ def test_it_is_found_again_although_its_socket_was_unlinked(path: str, keeper: K
         assert not kept
         assert keepers_of(path) == before
         done = subprocess.run(
-            [keepers._program(), path, keepers._name(path)], capture_output=True, check=False
+            [keepers._program(), path, keepers.name_of(path)], capture_output=True, check=False
         )
         assert done.returncode == 1
         assert b"in use" in done.stderr
@@ -259,7 +260,7 @@ input()
 
 
 def test_a_user_that_takes_its_name_keeps_it_from_nothing(path: str) -> None:
-    name = keepers._name(path)
+    name = keepers.name_of(path)
     squatter = subprocess.Popen(
         [sys.executable, "-c", SQUAT, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )

@@ -81,13 +81,16 @@ def why_not(config: pytest.Config, kernel: str = DEFAULT) -> str | None:
     return "--no-lab" if config.getoption("--no-lab") else unavailable(kernel)
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Older kernels last: if there is not time for everything, the newest matters most. Where
     groups are shared out to workers (pytest-xdist), those that take longest come first: guests,
     the fullest of them before the others; then the other tests, file by file."""
     if INSIDE:
         return
+    # File by file, whatever order the parameters led to: a module's fixtures are set up once.
+    first = {path: n for n, path in enumerate(dict.fromkeys(item.path for item in items))}
+    items.sort(key=lambda item: first[item.path])
     groups = _groups([item for item in items if item.get_closest_marker("lab")])
     items.sort(key=lambda item: item in groups and _Wanted.by(item).kernel != DEFAULT)
     for item, group in groups.items():

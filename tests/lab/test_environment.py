@@ -257,6 +257,9 @@ def poisoned(
 ) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     code = f"from sealsvc.protocol.seals import Return\n{code}"
     with holding(str(running.socket), file, code) as (process, seal):
+        assert process.stdin is not None
+        process.stdin.write(b"\n")
+        process.stdin.flush()
         yield process, seal
 
 

@@ -33,11 +33,6 @@ PATH = "/sim/a"
 STRANGER, HEIR = 2**22 + 1, 2**22 + 2  # above any pid
 
 
-class SimDaemon(Daemon):
-    def _arm(self, *, at_start: bool = False) -> None:
-        """There is no mount to open."""
-
-
 # No proof takes so long: what waits for it waits for the clock, which a test moves.
 FENCE = FenceSection(signal_grace=600.0, proof_timeout=600.0)
 
@@ -90,7 +85,7 @@ def play(
         )
         host = SimHost()
         enforcer = SimEnforcer(host)
-        serving = asyncio.create_task(SimDaemon(config, host, [enforcer], None).run())
+        serving = asyncio.create_task(Daemon(config, host, [enforcer], None).run())
         try:
             while not socket.exists():
                 if serving.done():
@@ -338,7 +333,7 @@ def test_a_lapse_of_an_enforcer_alarms_and_has_every_map_looked_at(play: Any) ->
         await scene.do("create", size=1 << 20)
         await scene.grant()
         await scene.call(Watch)
-        scene.enforcer.lapses = lambda: 3  # type: ignore[method-assign]
+        scene.enforcer.missed = lambda: 3  # type: ignore[method-assign]
         await scene.do("drift")
 
         def heard() -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sealsvc.enforce import bpf
+from sealsvc.enforce.bpf_programs import Program, Programs
 from sealsvc.enforce.lease import LeaseEnforcer
 from sealsvc.enforce.selection import EnforcerSet
 from sealsvc.linux.native import lib
@@ -40,7 +41,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("quick")
 def test_it_is_unavailable_until_it_works_again_and_all_is_audited() -> None:
     enforcer = Fragile(SimHost())
-    enforcers, events, audits = EnforcerSet([enforcer]), EventLog(100), [0]
+    enforcers, events, audits = EnforcerSet([enforcer]), EventLog(100, lambda _: None), [0]
 
     async def audit() -> None:
         audits[0] += 1
@@ -88,9 +89,9 @@ def test_bpf_is_off_with_the_kernels_switch_and_without_its_pins(
     monkeypatch.setattr(bpf, "SWITCH", switch)
     enforcer = bpf.BpfEnforcer(None, tmp_path)  # type: ignore[arg-type]
     assert enforcer.verify() == "", "nothing is loaded"
-    enforcer._bpf = object()
-    on = bpf._Program("fallocate", lib.SEAL_BPF_ON, spared=True, misses=0, why="")
-    monkeypatch.setattr(enforcer, "_programs", lambda: [on])
+    enforcer._programs = Programs(None)
+    on = Program("fallocate", lib.SEAL_BPF_ON, spared=True, misses=0, why="")
+    monkeypatch.setattr(enforcer._programs, "states", lambda: [on])
     assert enforcer.verify() == ""
     switch.write_text("0\n")
     assert "ftrace_enabled" in enforcer.verify()
