@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-
 _LONGEST = 3600.0  # seconds that a test waits for those of others
 
 
