@@ -152,7 +152,7 @@ def test_the_next_page_is_linked(http: httpx.Client, control: Client, file: str)
 def test_a_conflict_is_seen_while_it_waits(
     there: Front, http: httpx.Client, control: Client, file: str
 ) -> None:
-    seal = granted(http, file, kind="shared")
+    seal = granted(http, file, kind="shared", grace=300.0)
 
     def intrude() -> None:
         with there.client() as script:

@@ -42,18 +42,18 @@ import os, select, subprocess, sys
 sys.path.insert(0, "ROOT")
 from sealsvc.client.ring import RingClient
 fd = os.open(sys.argv[1], os.O_RDWR)
-with RingClient(timeout=30) as client:
+with RingClient(timeout=120) as client:
     seal = client.grant(client.register(fd), 0, 4096)
     assert seal.valid
     intruder = subprocess.Popen(["truncate", "--size", "0", sys.argv[1]])
     while not (news := client.dispatch()):
-        assert select.select([client], [], [], 30)[0]
+        assert select.select([client], [], [], 120)[0]
     assert news[0].kind == "recall"
     assert not seal.valid
     print("recalled")
     seal.refresh()
     seal.give_back()
-    assert intruder.wait(30) == 0
+    assert intruder.wait(120) == 0
     print("returned")
 """.replace("ROOT", str(ROOT))
 

@@ -70,7 +70,7 @@ def blocks(path: Path) -> list[list[int]]:
 
 
 def granted(client: Client, file: Path, **fields: object) -> str:
-    reply = client.grant(path=str(file), **({"kind": "shared", "grace": 60, **RANGE} | fields))
+    reply = client.grant(path=str(file), **({"kind": "shared", "grace": 200, **RANGE} | fields))
     for fd in reply.fds:
         os.close(fd)
     return reply.seal.id

@@ -143,7 +143,7 @@ def test_a_holder_that_returns_what_it_still_maps(
     running: Running, client: Client, file: Path, intrude: Intrude
 ) -> None:
     before = blocks(file)
-    with holding(file, running, grace=60) as holder:
+    with holding(file, running, grace=200) as holder:
         intruder = intrude(PUNCH)
         until(lambda: the_state(client) == "recalled")
         seal = client.call(List).result.seals[0].id
@@ -166,7 +166,7 @@ def test_a_holder_that_returns_what_it_still_maps(
 def test_a_lie_by_proxy(running: Running, client: Client, file: Path, intrude: Intrude) -> None:
     """It unmaps, but a child of it has inherited the mapping."""
     before = blocks(file)
-    with holding(file, running, grace=60) as holder:
+    with holding(file, running, grace=200) as holder:
         child = holder.do("os.fork() or os.kill(os.getpid(), 19)")
         try:
             holder.do("libc.munmap(address, size)")
@@ -329,6 +329,7 @@ def test_a_fence_never_touches_a_pids_next_owner(
             assert seal.holder.pid == holder.pid
             client.call(RecallSeals, seal=seal.id, grace=0.4)
             running.kill()
+            fencing(running, proof_timeout=0.5)  # what the child has is never let go
             killed(holder)
             with successor(holder.pid) as next_owner:
                 intruder = intrude(PUNCH)
@@ -355,7 +356,7 @@ def test_a_pids_next_owner_is_not_the_holder(
     """While the service is there: the seal ends with the holder, whoever has its pid now. Nor does
     the next owner pass its guard, as a holder may."""
     before = blocks(file)
-    with holding(file, running, fence="kill", grace=60) as holder:
+    with holding(file, running, fence="kill", grace=200) as holder:
         child = holder.do("os.fork() or os.kill(os.getpid(), 19)")
         try:
             killed(holder)

@@ -212,7 +212,7 @@ def killed_as_a_fence_fails(scene: Scene) -> None:
 def killed_as_a_holder_exits(scene: Scene) -> None:
     before = blocks(scene.file)
     scene.serve()
-    with holding(scene.file, scene.running) as holder:
+    with holding(scene.file, scene.running, grace=200) as holder:
         child = holder.do("os.fork() or os.kill(os.getpid(), 19)")
         try:
             holder.process.kill()
@@ -256,7 +256,7 @@ def killed_in_a_relocation(scene: Scene) -> None:
     with Client(str(scene.running.socket), timeout=PATIENCE) as client:
         seal = granted(client, scene.file)
         with suppress(Refusal):
-            client.call(Relocate, path=path, goal=Goal(to=str(scene.file.parent)), grace=30)
+            client.call(Relocate, path=path, goal=Goal(to=str(scene.file.parent)), grace=200)
             _quiesce(client, seal)
     scene.died()
     assert scene.file.read_bytes() == data

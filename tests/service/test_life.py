@@ -79,10 +79,20 @@ def becomes(client: Client, seal: str, wanted: str) -> None:
 
 
 def swap_blocks(file: Path, on_xfs: bool) -> None:
+    swap_with(donor_for(file), file, on_xfs)
+
+
+def donor_for(file: Path) -> Path:
     donor = file.with_suffix(".donor")
-    donor.write_bytes(bytes(file.stat().st_size))
+    with donor.open("wb") as opened:
+        opened.write(bytes(file.stat().st_size))
+        opened.flush()
+        os.fsync(opened.fileno())
+    return donor
+
+
+def swap_with(donor: Path, file: Path, on_xfs: bool) -> None:
     with file.open("r+b") as a, donor.open("r+b") as b:
-        os.fsync(b.fileno())
         if on_xfs:
             syscalls.swap_extents(a.fileno(), b.fileno())
         else:

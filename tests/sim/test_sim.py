@@ -45,7 +45,8 @@ class Scene:
         return await asyncio.to_thread(self.client.call, kind, **fields)
 
     async def grant(self, **fields: Any) -> Reply:
-        return await asyncio.to_thread(lambda: self.client.grant(path=PATH, **fields))
+        terms = {"grace": 100.0} | fields
+        return await asyncio.to_thread(lambda: self.client.grant(path=PATH, **terms))
 
     async def ladder(self, seal: str) -> list[str]:
         return [step.step for step in (await self.call(Show, seal=seal)).seal.ladder]

@@ -8,10 +8,28 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_LONGEST = 3600.0  # seconds that a test waits for those of others
+
+
+@contextmanager
+def _untimed() -> Iterator[None]:
+    """What a test waits for others is none of its own time: the clock of pytest-timeout, which is
+    the alarm of setitimer(2), stands still."""
+    left, _ = signal.getitimer(signal.ITIMER_REAL)
+    if not left:
+        yield
+        return
+    signal.setitimer(signal.ITIMER_REAL, _LONGEST)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, left)
 
 
 class OverlayTurns:
@@ -27,11 +45,12 @@ class OverlayTurns:
 
     @contextmanager
     def turn(self, *, alone: bool) -> Iterator[None]:
-        fcntl.flock(self._queue, fcntl.LOCK_EX)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
-        finally:
-            fcntl.flock(self._queue, fcntl.LOCK_UN)
+        with _untimed():
+            fcntl.flock(self._queue, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+            finally:
+                fcntl.flock(self._queue, fcntl.LOCK_UN)
         try:
             yield
         finally:
