@@ -118,22 +118,7 @@ void gate_strike_off(struct seal_gate *gate, struct waiter *waiter)
 	}
 }
 
-/* A batch of them; the epoll set tells of it again while there are others. */
-int gate_process_died(struct seal_gate *gate, uint64_t number)
+int gate_is_of_process(const struct waiter *waiter, uint64_t number)
 {
-	unsigned count = 0;
-
-	for (size_t i = 0; i < BUCKETS; i++)
-		for (struct waiter *at = gate->by_id[i], *next; at; at = next) {
-			struct file *file;
-
-			next = at->next_by_id;
-			if (!at->process || at->process->number != number)
-				continue;
-			if (count++ == BATCH)
-				return 1;
-			if (gate_find_waiter(gate, at->id, &file) && gate_take_waiter(gate, at->id))
-				gate_finish(gate, at, EINTR);
-		}
-	return 0;
+	return waiter->process && waiter->process->number == number;
 }

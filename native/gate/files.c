@@ -36,18 +36,15 @@ struct file *gate_add_file(struct seal_gate *gate, const struct stat *st)
 	return file;
 }
 
-void gate_remove_file(struct seal_gate *gate, struct file *file)
+void gate_free_file(struct seal_gate *gate, struct file *file)
 {
 	struct file **at = bucket(gate, file->device, file->inode);
 
 	while (*at != file)
 		at = &(*at)->next;
 	*at = file->next;
-	gate_release_waiters(gate, file);
-	gate_forget_pruned(gate, file);
 	if (file->path_fd >= 0)
 		close(file->path_fd);
-	gate_untouch(gate, file);
 	free(file->guards);
 	free(file->passages);
 	free(file);

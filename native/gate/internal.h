@@ -114,6 +114,8 @@ struct seal_gate {
 	int32_t tgid, exempt;
 	int stopping;
 	pthread_t minder;
+	void *(*seat_main[2])(
+		void *seat); /* the threads, by enum seat_kind: they use what gives them a seat */
 	struct seal_gate_outlet outlet;
 	seal_gate_watch_judge *judge;
 	void *judge_context;
@@ -178,12 +180,17 @@ int gate_look(struct seal_task_looker *looker, const struct seal_event *event, s
 /* Of a task that could not be looked at: it is judged by the event alone. */
 void gate_unseen(const struct seal_event *event, struct look *out);
 
+/* tasks.c */
+uint64_t gate_now_us(void); /* CLOCK_MONOTONIC */
+int gate_in_process(int32_t tgid, int32_t tid);
+/* Fills in the process, the user and the name of what->operation.tid; a task that is gone leaves all as it was. */
+void gate_identify(struct seal_report *what);
+
 /* seats.c. With the lock. */
 /* 0 or -errno. */
 int gate_take_seat(struct seal_gate *gate, enum seat_kind kind, int shard);
 /* Have the minder look after the threads for a while. */
 void gate_start_ticks(struct seal_gate *gate);
-void gate_tick(struct seal_gate *gate);
 /* Around a look, the first without the lock. 0: the place was lost; the caller lets go of the lock, and
  * ends by gate_leave_seat. */
 void gate_look_begins(struct seat *seat, uint64_t waiter);
@@ -193,11 +200,19 @@ void gate_leave_seat(struct seat *seat);
 /* files.c */
 struct file *gate_find_file(struct seal_gate *gate, uint64_t device, uint64_t inode);
 struct file *gate_add_file(struct seal_gate *gate, const struct stat *st);
-void gate_remove_file(struct seal_gate *gate, struct file *file);
+/* It is in no list any more but the table. */
+void gate_free_file(struct seal_gate *gate, struct file *file);
 struct seal_guard *gate_find_guard(struct file *file, uint64_t id);
 
-/* gate.c: 0 or -errno. */
+/* groups.c */
+/* 0 or -errno. */
 int gate_open_group(struct seal_gate *gate, int shard);
+/* What is held goes on. */
+void gate_close_groups(struct seal_gate *gate);
+/* `action` is FAN_MARK_ADD or FAN_MARK_REMOVE. 0 or -errno. */
+int gate_mark_file(struct seal_gate *gate, int shard, unsigned int action, const struct file *file);
+/* With the lock: have another group watch a file with a crowd. */
+void gate_move_crowd(struct seal_gate *gate, struct file *file);
 
 /* trip.c */
 /* `operation` is let through on `file`. */
@@ -206,9 +221,6 @@ void gate_touch(struct seal_gate *gate, struct file *file, const struct seal_ope
 void gate_untouch(struct seal_gate *gate, struct file *file);
 /* The minder's part. The lock is let go of in between. */
 void gate_report_touched(struct seal_gate *gate);
-
-/* watch.c. With the lock: have another group watch a file with a crowd. */
-void gate_move_crowd(struct seal_gate *gate, struct file *file);
 
 /* passages.c */
 /* 0, or -EAGAIN: there are too many to remember one more. */
@@ -227,12 +239,10 @@ int gate_has_room(const struct seal_gate *gate, const struct file *file, int eve
 /* The waiter's report tells who it is. 0, -EAGAIN: too many wait for this user, or -ESRCH. */
 int gate_enrol(struct seal_gate *gate, struct waiter *waiter);
 void gate_strike_off(struct seal_gate *gate, struct waiter *waiter);
-/* A process whose end the epoll set told of: its waiters end. 0: all have. */
-int gate_process_died(struct seal_gate *gate, uint64_t number);
+/* `number` is what the epoll set calls the process. */
+int gate_is_of_process(const struct waiter *waiter, uint64_t number);
 
 /* judge.c */
-uint64_t gate_now_us(void);
-int gate_in_process(int32_t tgid, int32_t tid);
 /* The strictest policy among the guards that an operation conflicts with (-1: it is free), the errno it
  * gets at once (0: it is to wait), and the registration whose proof is all that is missing (0: none). */
 struct verdict {
@@ -247,7 +257,6 @@ struct verdict gate_judge(const struct seal_gate *gate, const struct file *file,
  * between that and their waking up: what is to be told waits for a flush. */
 struct verdict gate_judge_first(struct seal_gate *gate, const struct file *file,
 				const struct seal_operation *operation);
-void gate_identify(struct seal_report *what);
 
 /* answers.c. Without the lock, but where noted. */
 void gate_respond(struct seal_gate *gate, int shard, int event_fd, int error);
@@ -285,6 +294,9 @@ void gate_announce_again(struct seal_gate *gate, struct file *file, const struct
 struct waiter *gate_find_waiter(struct seal_gate *gate, uint64_t id, struct file **file);
 /* Take the waiter out of its file's list; NULL when there is none. The caller finishes it. */
 struct waiter *gate_take_waiter(struct seal_gate *gate, uint64_t id);
+
+/* ticks.c. The minder's part, each time the timer of gate_start_ticks runs out. */
+void gate_tick(struct seal_gate *gate);
 
 /* reader.c, looker.c and minder.c: the threads */
 void *gate_reader_main(void *seat);

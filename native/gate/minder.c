@@ -33,6 +33,25 @@ static void trip_ticks(struct seal_gate *gate)
 	gate_report_touched(gate);
 }
 
+/* A process has ended: so do its waiters. A batch of them; the epoll set tells of it again while there are others. */
+static void end_waiters_of(struct seal_gate *gate, uint64_t number)
+{
+	unsigned count = 0;
+
+	for (size_t i = 0; i < BUCKETS; i++)
+		for (struct waiter *at = gate->by_id[i], *next; at; at = next) {
+			struct file *file;
+
+			next = at->next_by_id;
+			if (!gate_is_of_process(at, number))
+				continue;
+			if (count++ == BATCH)
+				return;
+			if (gate_find_waiter(gate, at->id, &file) && gate_take_waiter(gate, at->id))
+				gate_finish(gate, at, EINTR);
+		}
+}
+
 static void heed(struct seal_gate *gate, uint64_t event)
 {
 	eventfd_t count;
@@ -46,7 +65,7 @@ static void heed(struct seal_gate *gate, uint64_t event)
 	else if (event == EVENT_TRIP)
 		trip_ticks(gate);
 	else
-		gate_process_died(gate, event);
+		end_waiters_of(gate, event);
 }
 
 void *gate_minder_main(void *argument)

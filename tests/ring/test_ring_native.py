@@ -55,10 +55,11 @@ def compiler(name: str, *flags: str) -> str:
 
 
 @pytest.mark.parametrize("sanitizer", SANITIZERS)
-def test_the_keepers_side(sanitizer: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["rings", "doorbells"])
+def test_the_keepers_side(name: str, sanitizer: str, tmp_path: Path) -> None:
     flags = SANITIZERS[sanitizer]
-    gcc, program = compiler("gcc", *flags), tmp_path / "test_rings"
-    source = NATIVE / "tests" / "test_rings.c"
+    gcc, program = compiler("gcc", *flags), tmp_path / f"test_{name}"
+    source = NATIVE / "tests" / f"test_{name}.c"
     run(gcc, *FLAGS, *flags, *INCLUDES, "-o", program, source, *RINGS, "-lpthread")
     run(program)
 
