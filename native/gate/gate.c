@@ -44,11 +44,11 @@ static void destroy(struct seal_gate *gate)
 			struct waiter *waiter = gate->by_id[i];
 
 			close_if_open(waiter->event_fd);
+			gate_unlist_waiter(waiter);
 			gate_forget_waiter(gate, waiter);
 			free(waiter);
 		}
 		while (gate->files[i]) {
-			gate->files[i]->waiters = NULL;
 			gate_free_file(gate, gate->files[i]);
 		}
 	}
@@ -145,6 +145,10 @@ int seal_gate_open(struct seal_gate **out, const struct seal_gate_outlet *outlet
 	gate->outlet = *outlet;
 	pthread_mutex_init(&gate->lock, NULL);
 	pthread_cond_init(&gate->work, NULL);
+	list_init(&gate->unseen);
+	list_init(&gate->released);
+	list_init(&gate->answers);
+	list_init(&gate->fresh);
 	gate->seat_main[SEAT_READER] = gate_reader_main;
 	gate->seat_main[SEAT_LOOKER] = gate_looker_main;
 	gate->descriptors = highest_descriptor();

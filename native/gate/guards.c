@@ -1,90 +1,109 @@
-/* Guards of files: each change judges what is held there anew. */
+#include "guards.h"
+
 #include <errno.h>
 #include <stdlib.h>
 
-#include "internal.h"
+#include "base/list.h"
 
-int seal_gate_guard(struct seal_gate *gate, uint64_t device, uint64_t inode,
-		    const struct seal_guard *guard)
+#define BY_RANGE(node) CONTAINER_OF(node, struct guard, by_range)
+#define BY_ID(node) CONTAINER_OF(node, struct guard, by_id)
+
+static struct guard *find(const struct guards *guards, uint64_t id)
 {
-	struct seal_guard *there, *grown;
-	struct file *file;
-	int error = 0, was_arming = 0;
+	struct interval *node = interval_at(guards->by_id, id);
 
-	pthread_mutex_lock(&gate->lock);
-	file = gate_find_file(gate, device, inode);
-	if (!file) {
-		error = -ENOENT;
-	} else if ((there = gate_find_guard(file, guard->id))) {
-		was_arming = there->policy == SEAL_POLICY_ARMING;
-		*there = *guard;
-	} else if ((grown = realloc(file->guards, (file->guard_count + 1) * sizeof(*grown)))) {
-		file->guards = grown;
-		file->guards[file->guard_count++] = *guard;
-	} else {
-		error = -ENOMEM;
+	return node ? BY_ID(node) : NULL;
+}
+
+static void link_range(struct guards *guards, struct guard *guard)
+{
+	guard->by_range.start = guard->is.start;
+	guard->by_range.end = guard->is.end;
+	interval_insert(&guards->by_range, &guard->by_range);
+	guards->exclusive += guard->is.exclusive != 0;
+}
+
+static void unlink_range(struct guards *guards, struct guard *guard)
+{
+	interval_remove(&guards->by_range, &guard->by_range);
+	guards->exclusive -= guard->is.exclusive != 0;
+}
+
+int guards_put(struct guards *guards, const struct seal_guard *guard, struct seal_guard *replaced)
+{
+	struct guard *there = find(guards, guard->id);
+
+	if (there) {
+		*replaced = there->is;
+		unlink_range(guards, there);
+		there->is = *guard;
+		link_range(guards, there);
+		return 1;
 	}
-	if (!error)
-		gate_settle_all(gate, file);
-	if (was_arming && guard->policy == SEAL_POLICY_WAIT)
-		gate_announce_again(gate, file, guard);
-	gate_unlock(gate);
-	return error;
+	there = calloc(1, sizeof(*there));
+	if (!there)
+		return -ENOMEM;
+	there->is = *guard;
+	there->by_id.start = there->by_id.end = guard->id;
+	interval_insert(&guards->by_id, &there->by_id);
+	link_range(guards, there);
+	guards->count++;
+	return 0;
 }
 
-int seal_gate_unguard(struct seal_gate *gate, uint64_t device, uint64_t inode, uint64_t id)
+int guards_take(struct guards *guards, uint64_t id)
 {
-	struct seal_guard *guard = NULL;
-	struct file *file;
+	struct guard *guard = find(guards, id);
 
-	pthread_mutex_lock(&gate->lock);
-	file = gate_find_file(gate, device, inode);
-	if (file)
-		guard = gate_find_guard(file, id);
-	if (guard) {
-		*guard = file->guards[--file->guard_count];
-		gate_settle_all(gate, file);
-	}
-	gate_unlock(gate);
-	return guard ? 0 : -ENOENT;
+	if (!guard)
+		return -ENOENT;
+	unlink_range(guards, guard);
+	interval_remove(&guards->by_id, &guard->by_id);
+	guards->count--;
+	free(guard);
+	return 0;
 }
 
-int64_t seal_gate_passages(struct seal_gate *gate, uint64_t device, uint64_t inode)
+void guards_clear(struct guards *guards)
 {
-	int64_t left = -ENOENT;
-	struct file *file;
-
-	pthread_mutex_lock(&gate->lock);
-	file = gate_find_file(gate, device, inode);
-	if (file) {
-		left = (int64_t)file->passage_count;
-		gate_prune_passages(gate, file);
-	}
-	pthread_mutex_unlock(&gate->lock);
-	return left;
+	while (guards->by_id)
+		guards_take(guards, BY_ID(guards->by_id)->is.id);
 }
 
-int64_t seal_gate_own_events(struct seal_gate *gate, uint64_t device, uint64_t inode)
+/* An exclusive guard refuses opens wherever it lies; all else is met by ranges. */
+static const struct guard *step(const struct guards *guards, const struct guard *behind,
+				const struct seal_operation *operation,
+				const struct seal_traits *traits)
 {
-	int64_t count = -ENOENT;
-	struct file *file;
+	const struct interval *at = behind ? &behind->by_range : NULL;
+	struct interval *node = NULL;
+	uint64_t from, last;
 
-	pthread_mutex_lock(&gate->lock);
-	file = gate_find_file(gate, device, inode);
-	if (file)
-		count = (int64_t)file->own_events;
-	pthread_mutex_unlock(&gate->lock);
-	return count;
+	if (guards->exclusive && seal_opens((uint32_t)operation->op))
+		node = interval_after(guards->by_range, at);
+	else if (seal_operation_span(operation, traits, &from, &last))
+		node = at ? interval_next(guards->by_range, at, from, last)
+			  : interval_first(guards->by_range, from, last);
+	return node ? BY_RANGE(node) : NULL;
 }
 
-int seal_gate_settle(struct seal_gate *gate, uint64_t device, uint64_t inode)
+const struct guard *guards_first(const struct guards *guards,
+				 const struct seal_operation *operation,
+				 const struct seal_traits *traits)
 {
-	struct file *file;
+	return step(guards, NULL, operation, traits);
+}
 
-	pthread_mutex_lock(&gate->lock);
-	file = gate_find_file(gate, device, inode);
-	if (file)
-		gate_settle_all(gate, file);
-	gate_unlock(gate);
-	return file ? 0 : -ENOENT;
+const struct guard *guards_next(const struct guards *guards, const struct guard *guard,
+				const struct seal_operation *operation,
+				const struct seal_traits *traits)
+{
+	return step(guards, guard, operation, traits);
+}
+
+const struct guard *guards_list(const struct guards *guards, const struct guard *behind)
+{
+	struct interval *node = interval_after(guards->by_id, behind ? &behind->by_id : NULL);
+
+	return node ? BY_ID(node) : NULL;
 }

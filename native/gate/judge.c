@@ -51,8 +51,9 @@ struct verdict gate_judge(const struct seal_gate *gate, const struct file *file,
 	int32_t tgid = waiter ? waiter->report.tgid : 0;
 	struct verdict verdict = {.policy = -1, .is_told = 1};
 
-	for (size_t i = 0; i < file->guard_count; i++) {
-		const struct seal_guard *guard = &file->guards[i];
+	for (const struct guard *at = guards_first(&file->guards, operation, &file->traits); at;
+	     at = guards_next(&file->guards, at, operation, &file->traits)) {
+		const struct seal_guard *guard = &at->is;
 		int own, error = 0;
 
 		if (!seal_conflicts(operation, guard, &file->traits, 1) &&

@@ -6,9 +6,9 @@ void seal_gate_replay(struct seal_gate *gate)
 	pthread_mutex_lock(&gate->lock);
 	for (size_t i = 0; i < BUCKETS; i++)
 		for (struct file *file = gate->files[i]; file; file = file->next)
-			for (struct waiter *waiter = file->waiters; waiter; waiter = waiter->next)
-				if (waiter->reported || waiter->asked)
-					gate_tell_again(gate, waiter, waiter->report.kind);
+			LIST_EACH(waiter, &file->waiters, struct waiter, place)
+	if (waiter->reported || waiter->asked)
+		gate_tell_again(gate, waiter, waiter->report.kind);
 	pthread_mutex_unlock(&gate->lock);
 }
 
@@ -25,7 +25,7 @@ size_t seal_gate_files(struct seal_gate *gate, struct seal_gate_file *out, size_
 					.inode = file->inode,
 					.traits = file->traits,
 					.fd = file->path_fd,
-					.guards = (uint32_t)file->guard_count,
+					.guards = (uint32_t)file->guards.count,
 				};
 	pthread_mutex_unlock(&gate->lock);
 	return count;
@@ -38,10 +38,11 @@ size_t seal_gate_guards(struct seal_gate *gate, struct seal_gate_guard *out, siz
 	pthread_mutex_lock(&gate->lock);
 	for (size_t i = 0; i < BUCKETS; i++)
 		for (struct file *file = gate->files[i]; file; file = file->next)
-			for (size_t g = 0; g < file->guard_count; g++, count++)
+			for (const struct guard *at = NULL; (at = guards_list(&file->guards, at));
+			     count++)
 				if (count < max)
-					out[count] = (struct seal_gate_guard){
-						file->device, file->inode, file->guards[g]};
+					out[count] = (struct seal_gate_guard){file->device,
+									      file->inode, at->is};
 	pthread_mutex_unlock(&gate->lock);
 	return count;
 }

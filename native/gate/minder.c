@@ -34,22 +34,12 @@ static void trip_ticks(struct seal_gate *gate)
 }
 
 /* A process has ended: so do its waiters. A batch of them; the epoll set tells of it again while there are others. */
-static void end_waiters_of(struct seal_gate *gate, uint64_t number)
+static void end_waiters_of(struct seal_gate *gate, uint64_t process)
 {
-	unsigned count = 0;
+	struct waiter *waiter;
 
-	for (size_t i = 0; i < BUCKETS; i++)
-		for (struct waiter *at = gate->by_id[i], *next; at; at = next) {
-			struct file *file;
-
-			next = at->next_by_id;
-			if (!gate_is_of_process(at, number))
-				continue;
-			if (count++ == BATCH)
-				return;
-			if (gate_find_waiter(gate, at->id, &file) && gate_take_waiter(gate, at->id))
-				gate_finish(gate, at, EINTR);
-		}
+	for (unsigned i = 0; i < BATCH && (waiter = gate_waiter_of_process(gate, process)); i++)
+		gate_finish(gate, waiter, EINTR);
 }
 
 static void heed(struct seal_gate *gate, uint64_t event)

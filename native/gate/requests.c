@@ -26,7 +26,7 @@ int seal_gate_answer(struct seal_gate *gate, uint64_t id, int error)
 	if (!is_deniable(error))
 		return -EINVAL;
 	pthread_mutex_lock(&gate->lock);
-	waiter = gate_take_waiter(gate, id);
+	waiter = gate_find_waiter(gate, id, WAITER_HELD);
 	if (waiter)
 		gate_finish(gate, waiter, error);
 	gate_unlock(gate);
@@ -36,19 +36,17 @@ int seal_gate_answer(struct seal_gate *gate, uint64_t id, int error)
 int seal_gate_absolve(struct seal_gate *gate, uint64_t id, uint64_t guard)
 {
 	struct waiter *waiter;
-	struct file *file;
 	int error = -ENOENT;
 
 	pthread_mutex_lock(&gate->lock);
-	waiter = gate_find_waiter(gate, id, &file);
+	waiter = gate_find_waiter(gate, id, WAITER_HELD);
 	if (waiter && waiter->absolved_count == ABSOLVED_MAX) {
-		gate_take_waiter(gate, id);
 		gate_finish(gate, waiter, EBUSY);
 		error = -ENOSPC;
 	} else if (waiter) {
 		waiter->absolved[waiter->absolved_count++] = guard;
 		waiter->asked = 0;
-		gate_settle_all(gate, file);
+		gate_settle_all(gate, waiter->file);
 		error = 0;
 	}
 	gate_unlock(gate);

@@ -32,7 +32,8 @@ void gate_tick(struct seal_gate *gate)
 	for (int i = 0; i < SHARDS && gate->groups[i] >= 0; i++)
 		quiet &= check(gate, &gate->readers[i], SEAT_READER, i);
 	gate_give_up_looks(gate);
-	quiet = quiet && !gate->unseen && !gate->pruned && gate->seen_tick == gate->counters.events;
+	quiet = quiet && list_is_empty(&gate->unseen) && !gate->pruned &&
+		gate->seen_tick == gate->counters.events;
 	gate->seen_tick = gate->counters.events;
 	if (!quiet)
 		gate_start_ticks(gate);

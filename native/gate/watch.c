@@ -111,7 +111,7 @@ int seal_gate_unwatch(struct seal_gate *gate, uint64_t device, uint64_t inode)
 	file = gate_find_file(gate, device, inode);
 	if (!file)
 		error = -ENOENT;
-	else if (file->guard_count)
+	else if (file->guards.count)
 		error = -EBUSY;
 	else
 		error = gate_mark_file(gate, file->shard, FAN_MARK_REMOVE, file);

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.timeout(600)  # it compiles
 ROOT = Path(__file__).parents[2]
 NATIVE = ROOT / "native"
 LIBSEAL = NATIVE / "libseal"
-INCLUDES = [f"-I{NATIVE / 'include'}", f"-I{LIBSEAL}"]
+INCLUDES = [f"-I{NATIVE}", f"-I{NATIVE / 'include'}", f"-I{LIBSEAL}"]
 RINGS = [*map(str, sorted((NATIVE / "ring").glob("*.c"))), str(NATIVE / "kernel" / "verdict.c")]
 FLAGS = ["-std=gnu11", "-D_GNU_SOURCE", "-g", "-O1", "-w"]
 FUZZ_SECONDS = int(os.environ.get("SEALSVC_FUZZ_SECONDS", "5"))

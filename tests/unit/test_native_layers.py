@@ -1,7 +1,7 @@
 """Which C file uses which: no file uses one that uses it in turn, and no folder one above it.
 
-A file uses another when it names a function or a variable that the other defines, or includes a
-header beside it. The sources are read as text (clang-format keeps a definition at the beginning of
+A file uses another when it names a function or a variable that the other defines, or includes its
+header. The sources are read as text (clang-format keeps a definition at the beginning of
 its line), so that nothing needs to be built."""
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ NATIVE = Path(__file__).parents[2] / "native"
 
 # A folder, and those it may use besides itself and the headers of include/.
 MAY_USE: dict[str, set[str]] = {
-    "kernel": set(),
-    "copy": set(),
+    "base": set(),
+    "kernel": {"base"},
+    "copy": {"base"},
     "libseal": set(),
-    "ring": {"kernel"},
-    "gate": {"kernel"},
-    "keeper": {"gate", "ring", "kernel"},
+    "ring": {"kernel", "base"},
+    "gate": {"kernel", "base"},
+    "keeper": {"gate", "ring", "kernel", "base"},
     "integrity": set(),
     "integrity/device": {"integrity", "libseal"},
     "exports/core": {"libseal"},
@@ -31,14 +32,12 @@ MAY_USE: dict[str, set[str]] = {
     "exports/tcmu/tests": {"exports/tcmu", "tests"},
     "exports/tcmu/fuzz": {"exports/tcmu"},
     "fuzz": {"ring", "libseal"},
-    "tests": {"ring", "gate", "exports/core", "libseal"},
+    "tests": {"base", "kernel", "ring", "gate", "exports/core", "libseal"},
 }
 # Programs of BPF are compiled for the kernel and linked with nothing.
 SEPARATE = {"bpf"}
 
-NO_CODE = re.compile(
-    r"""/\*.*?\*/|//[^\n]*|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'""", re.DOTALL
-)
+NO_CODE = re.compile(r"""/\*.*?\*/|//[^\n]*|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'""", re.DOTALL)
 FUNCTION = re.compile(
     r"^(?!static\b|typedef\b)[a-z_][\w *\n]*?\b([a-z_]\w*)\((?:[^;{}()]|\([^()]*\))*\)\s*\n\{",
     re.MULTILINE,
@@ -86,8 +85,9 @@ def uses_by_name() -> dict[Path, set[Path]]:
 def uses_by_include(pattern: str) -> dict[Path, set[Path]]:
     found = {}
     for path in sources(pattern):
-        beside = (path.parent / name for name in INCLUDE.findall(path.read_text()))
-        found[path] = {other.resolve() for other in beside if other.exists()}
+        names = INCLUDE.findall(path.read_text())
+        there = (base / name for name in names for base in (path.parent, NATIVE))
+        found[path] = {other.resolve() for other in there if other.exists()}
     return found
 
 
