@@ -47,7 +47,7 @@ void gate_free_file(struct seal_gate *gate, struct file *file)
 	if (file->path_fd >= 0)
 		close(file->path_fd);
 	guards_clear(&file->guards);
-	free(file->passages);
+	free(file->passages.at);
 	free(file);
 	gate->counters.files--;
 }

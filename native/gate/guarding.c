@@ -45,7 +45,7 @@ int64_t seal_gate_passages(struct seal_gate *gate, uint64_t device, uint64_t ino
 	pthread_mutex_lock(&gate->lock);
 	file = gate_find_file(gate, device, inode);
 	if (file) {
-		left = (int64_t)file->passage_count;
+		left = (int64_t)file->passages.count;
 		gate_prune_passages(gate, file);
 	}
 	pthread_mutex_unlock(&gate->lock);

@@ -115,9 +115,12 @@ struct file {
 	struct guards guards;
 	struct list
 		waiters; /* those that are still to be judged by the guards as they are now come first */
-	struct passage *passages;
+	struct {
+		struct passage *at;
+		size_t count, room;
+	} passages;
 	struct touch touch;
-	size_t passage_count, passage_room, waiter_count, prune_at;
+	size_t waiter_count, prune_at;
 };
 
 struct seal_gate {

@@ -86,8 +86,8 @@ static int64_t list_kept(struct keeper *keeper, uint64_t first, struct keeper_re
 	const struct store *store = &keeper->store;
 
 	for (uint64_t i = first; i < store->count && reply->count < KEEPER_BATCH; i++) {
-		memcpy(names->name[reply->count], store->kept[i].name, KEEPER_NAME);
-		fds[reply->count++] = store->kept[i].fd;
+		memcpy(names->name[reply->count], store->at[i].name, KEEPER_NAME);
+		fds[reply->count++] = store->at[i].fd;
 	}
 	return (int64_t)store->count;
 }
@@ -150,7 +150,7 @@ static int64_t leave(struct keeper *keeper, const char *name)
 	    seal_rings_files(keeper->rings, NULL, 0))
 		return 0;
 	for (size_t i = 0; i < keeper->store.count; i++)
-		if (strncmp(keeper->store.kept[i].name, name, KEEPER_NAME) != 0)
+		if (strncmp(keeper->store.at[i].name, name, KEEPER_NAME) != 0)
 			return 0;
 	keeper->leaving = 1;
 	return 1;

@@ -1,5 +1,6 @@
 #include "walk.h"
 
+#include "base/vector.h"
 #include "processes.h"
 
 #include <errno.h>
@@ -10,15 +11,11 @@
 
 void *seal_walk_add(struct walk_rows *rows)
 {
-	if (rows->count == rows->room) {
-		size_t room = rows->room ? 2 * rows->room : 16;
-		char *at = realloc(rows->at, room * rows->size);
+	char *at = vector_grown(rows->at, rows->count, &rows->room, 16, rows->size);
 
-		if (!at)
-			return NULL;
-		rows->at = at;
-		rows->room = room;
-	}
+	if (!at)
+		return NULL;
+	rows->at = at;
 	return memset(rows->at + rows->size * rows->count++, 0, rows->size);
 }
 
