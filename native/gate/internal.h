@@ -141,7 +141,9 @@ struct seal_gate {
 	int prover; /* -1: none */
 
 	/* Never held across a call that can touch a watched file, a look at a task, or an answer, which
-	 * takes milliseconds where thousands wait. */
+	 * takes milliseconds where thousands wait. Lock order: the canary's lock, this one (which is that of
+	 * the rings too), the outbox's lock. What is called with it held, the outlet and the judge of watches,
+	 * takes none of those before it. */
 	pthread_mutex_t lock;
 	pthread_cond_t work; /* for the looker */
 	struct seat *readers[SHARDS], *looker;

@@ -25,8 +25,8 @@ void store_clear(struct store *store);
 /* outbox.c: reports on their way to the owner. Beyond a limit of unread ones, refusals and what the
  * tripwire tells are dropped, and counted; of a held operation that ended before its report was sent, nothing is told. */
 struct outbox {
-	pthread_mutex_t lock;
-	int socket; /* -1: nobody listens, and nothing is kept */
+	pthread_mutex_t lock; /* the last: with it held no other is taken */
+	int socket;	      /* -1: nobody listens, and nothing is kept */
 	int postponed;
 	struct message {
 		size_t size;
@@ -52,7 +52,7 @@ void outbox_flush(void *outbox);
 
 /* canary.c */
 struct canary {
-	pthread_mutex_t lock;
+	pthread_mutex_t lock; /* the first: the rings' lock is taken with it held */
 	pthread_cond_t stop;
 	struct seal_rings *rings; /* suspended while it fails */
 	int fd;			  /* -1: none */

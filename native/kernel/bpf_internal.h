@@ -20,7 +20,7 @@ struct seal_bpf {
 	int files, underway;		  /* maps, owned by object */
 	uint32_t sealed[SEAL_BPF_BITS];	  /* files behind each bit of control->sealed */
 	uint64_t traceable;		  /* enum seal_bpf_traced, as this kernel has it */
-	pthread_mutex_t lock;		  /* changes of entries */
+	pthread_mutex_t lock;		  /* changes of entries; no other is taken with it held */
 	uint64_t version;		  /* the last one given */
 	uint64_t untracked;		  /* as the last barrier saw it */
 	struct seal_bpf_event *events;	  /* where the ring's callback puts them */
