@@ -3,6 +3,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "base/cleanup.h"
 #include "base/vector.h"
 #include "internal.h"
 
@@ -18,12 +19,11 @@ void outbox_init(struct outbox *outbox)
 
 void outbox_open(struct outbox *outbox, int socket)
 {
-	pthread_mutex_lock(&outbox->lock);
+	SCOPED_LOCK(&outbox->lock);
 	if (outbox->socket >= 0)
 		close(outbox->socket);
 	outbox->socket = socket;
 	outbox->count = outbox->empty = 0;
-	pthread_mutex_unlock(&outbox->lock);
 }
 
 static int sent(const struct outbox *outbox, const struct message *message)
@@ -105,7 +105,7 @@ static int forget(struct outbox *outbox, uint64_t waiter)
 /* `optional`: it may be dropped when the owner does not read. */
 static void deliver(struct outbox *outbox, const struct message *message, int optional)
 {
-	pthread_mutex_lock(&outbox->lock);
+	SCOPED_LOCK(&outbox->lock);
 	if (outbox->socket >= 0) {
 		if (!outbox->postponed)
 			send_all(outbox);
@@ -114,18 +114,16 @@ static void deliver(struct outbox *outbox, const struct message *message, int op
 		else if ((optional && outbox->count >= UNREAD_LIMIT) || !queue(outbox, message))
 			outbox->dropped++;
 	}
-	pthread_mutex_unlock(&outbox->lock);
 }
 
 static int unheard_of(struct outbox *outbox, uint64_t waiter)
 {
 	int forgotten;
 
-	pthread_mutex_lock(&outbox->lock);
+	SCOPED_LOCK(&outbox->lock);
 	if (!outbox->postponed)
 		send_all(outbox);
 	forgotten = outbox->count >= UNREAD_FEW && forget(outbox, waiter);
-	pthread_mutex_unlock(&outbox->lock);
 	return forgotten;
 }
 
@@ -150,16 +148,14 @@ void outbox_postpone(void *context, int postpone)
 {
 	struct outbox *outbox = context;
 
-	pthread_mutex_lock(&outbox->lock);
+	SCOPED_LOCK(&outbox->lock);
 	outbox->postponed = postpone;
-	pthread_mutex_unlock(&outbox->lock);
 }
 
 void outbox_flush(void *context)
 {
 	struct outbox *outbox = context;
 
-	pthread_mutex_lock(&outbox->lock);
+	SCOPED_LOCK(&outbox->lock);
 	send_all(outbox);
-	pthread_mutex_unlock(&outbox->lock);
 }

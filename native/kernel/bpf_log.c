@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/cleanup.h"
+
 /* libbpf has one print function for a process. What it says last is the reason, and the only place
  * where it names the program that did not load. */
 static pthread_mutex_t log_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -49,26 +51,23 @@ static int keep_warning(enum libbpf_print_level level, const char *format, va_li
 
 void bpf_explain(char *why, size_t size, const char *what, int error)
 {
-	pthread_mutex_lock(&log_lock);
+	SCOPED_LOCK(&log_lock);
 	snprintf(why, size, "%s: %s%s%s", what, strerror(-error), last_warning[0] ? ": " : "",
 		 last_warning);
-	pthread_mutex_unlock(&log_lock);
 }
 
 void bpf_log_begin(void)
 {
 	libbpf_set_print(keep_warning);
-	pthread_mutex_lock(&log_lock);
+	SCOPED_LOCK(&log_lock);
 	last_program[0] = last_warning[0] = '\0';
-	pthread_mutex_unlock(&log_lock);
 }
 
 int bpf_log_is_about(const char *program)
 {
 	int is_about;
 
-	pthread_mutex_lock(&log_lock);
+	SCOPED_LOCK(&log_lock);
 	is_about = !strcmp(program, last_program);
-	pthread_mutex_unlock(&log_lock);
 	return is_about;
 }
