@@ -37,47 +37,49 @@ void gate_pass(struct seal_gate *gate, int shard, int event_fd)
 	answer(gate, shard, event_fd, 0);
 }
 
-static struct waiter *take_some(struct seal_gate *gate, unsigned most)
+/* Moves as many to `some`. */
+static void take_some(struct seal_gate *gate, unsigned most, struct list *some)
 {
-	struct waiter *taken = gate->answers, **at = &gate->answers;
+	list_init(some);
+	while (most-- && !list_is_empty(&gate->answers)) {
+		struct list *first = gate->answers.next;
 
-	while (*at && most--)
-		at = &(*at)->next;
-	gate->answers = *at;
-	*at = NULL;
-	return taken;
+		list_remove(first);
+		list_append(some, first);
+	}
 }
 
-static void tell(struct seal_gate *gate, struct waiter *waiter)
+static void tell(struct seal_gate *gate, struct list *some)
 {
-	while (waiter) {
-		struct waiter *next = waiter->next;
+	struct waiter *waiter;
 
+	while ((waiter = LIST_FIRST(some, struct waiter, place))) {
+		list_remove(&waiter->place);
 		gate_respond(gate, waiter->shard, waiter->event_fd, waiter->answer);
 		free(waiter);
-		waiter = next;
 	}
 }
 
 void gate_unlock(struct seal_gate *gate)
 {
-	struct waiter *some = gate->answers ? take_some(gate, ANSWERS_AT_ONCE) : NULL;
+	struct list some;
 
-	if (gate->answers)
+	take_some(gate, ANSWERS_AT_ONCE, &some);
+	if (!list_is_empty(&gate->answers))
 		eventfd_write(gate->wake, 1);
 	pthread_mutex_unlock(&gate->lock);
-	tell(gate, some);
+	tell(gate, &some);
 }
 
 int gate_answer_some(struct seal_gate *gate)
 {
-	struct waiter *some;
+	struct list some;
 
-	if (!gate->answers)
+	if (list_is_empty(&gate->answers))
 		return 0;
-	some = take_some(gate, BATCH);
+	take_some(gate, BATCH, &some);
 	pthread_mutex_unlock(&gate->lock);
-	tell(gate, some);
+	tell(gate, &some);
 	pthread_mutex_lock(&gate->lock);
-	return gate->answers != NULL;
+	return !list_is_empty(&gate->answers);
 }

@@ -16,10 +16,11 @@ struct user {
 /* A process with waiters. One pidfd for all of them: descriptors are what many waiters use up. */
 struct process {
 	struct process *next;
-	uint64_t number; /* in the epoll set */
+	uint64_t
+		number; /* in the epoll set: the process id, and a count that tells users of it apart */
+	struct list waiters; /* by place_of_process */
 	int32_t tgid;
 	int pidfd;
-	unsigned waiters;
 };
 
 int gate_has_room(const struct seal_gate *gate, const struct file *file, int event_fd)
@@ -79,18 +80,19 @@ static int follow(struct seal_gate *gate, struct waiter *waiter)
 		if (pidfd < 0)
 			return errno == ESRCH ? -ESRCH : 0;
 		process = calloc(1, sizeof(*process));
-		event.data.u64 = gate->next_process + 1;
+		event.data.u64 = (uint64_t)waiter->report.tgid << 32 | ++gate->next_process;
 		if (!process || epoll_ctl(gate->epoll, EPOLL_CTL_ADD, pidfd, &event) < 0) {
 			close(pidfd);
 			free(process);
 			return 0;
 		}
-		process->number = ++gate->next_process;
+		process->number = event.data.u64;
+		list_init(&process->waiters);
 		process->tgid = waiter->report.tgid;
 		process->pidfd = pidfd;
 		*at = process;
 	}
-	process->waiters++;
+	list_append(&process->waiters, &waiter->place_of_process);
 	waiter->process = process;
 	return 0;
 }
@@ -111,29 +113,22 @@ void gate_strike_off(struct seal_gate *gate, struct waiter *waiter)
 		*user_of(gate, user->uid) = user->next;
 		free(user);
 	}
-	if (process && !--process->waiters) {
+	list_remove(&waiter->place_of_process);
+	if (process && list_is_empty(&process->waiters)) {
 		*process_of(gate, process->tgid) = process->next;
 		close(process->pidfd); /* leaves the epoll set with it */
 		free(process);
 	}
 }
 
-/* A batch of them; the epoll set tells of it again while there are others. */
-int gate_process_died(struct seal_gate *gate, uint64_t number)
+struct waiter *gate_waiter_of_process(struct seal_gate *gate, uint64_t number)
 {
-	unsigned count = 0;
+	struct process *process = *process_of(gate, (int32_t)(number >> 32));
 
-	for (size_t i = 0; i < BUCKETS; i++)
-		for (struct waiter *at = gate->by_id[i], *next; at; at = next) {
-			struct file *file;
-
-			next = at->next_by_id;
-			if (!at->process || at->process->number != number)
-				continue;
-			if (count++ == BATCH)
-				return 1;
-			if (gate_find_waiter(gate, at->id, &file) && gate_take_waiter(gate, at->id))
-				gate_finish(gate, at, EINTR);
-		}
-	return 0;
+	if (!process || process->number != number)
+		return NULL;
+	LIST_EACH(waiter, &process->waiters, struct waiter, place_of_process)
+	if (waiter->state == WAITER_HELD)
+		return waiter;
+	return NULL;
 }

@@ -28,6 +28,7 @@ struct file *gate_add_file(struct seal_gate *gate, const struct stat *st)
 	if (!file)
 		return NULL;
 	file->path_fd = -1;
+	list_init(&file->waiters);
 	file->device = st->st_dev;
 	file->inode = st->st_ino;
 	file->next = *at;
@@ -36,28 +37,17 @@ struct file *gate_add_file(struct seal_gate *gate, const struct stat *st)
 	return file;
 }
 
-void gate_remove_file(struct seal_gate *gate, struct file *file)
+void gate_free_file(struct seal_gate *gate, struct file *file)
 {
 	struct file **at = bucket(gate, file->device, file->inode);
 
 	while (*at != file)
 		at = &(*at)->next;
 	*at = file->next;
-	gate_release_waiters(gate, file);
-	gate_forget_pruned(gate, file);
 	if (file->path_fd >= 0)
 		close(file->path_fd);
-	gate_untouch(gate, file);
-	free(file->guards);
-	free(file->passages);
+	guards_clear(&file->guards);
+	free(file->passages.at);
 	free(file);
 	gate->counters.files--;
-}
-
-struct seal_guard *gate_find_guard(struct file *file, uint64_t id)
-{
-	for (size_t i = 0; i < file->guard_count; i++)
-		if (file->guards[i].id == id)
-			return &file->guards[i];
-	return NULL;
 }

@@ -9,6 +9,8 @@
 #include <sys/stat.h>
 #include <sys/types.h>
 
+#include "base/list.h"
+#include "guards.h"
 #include "sealsvc/gate.h"
 #include "sealsvc/operation.h"
 
@@ -19,7 +21,7 @@
 #define WATCH_MASK (FAN_PRE_ACCESS | FAN_OPEN_PERM)
 
 #define BUCKETS 4096
-/* What the epoll set of the minder says; processes count from 1. */
+/* What the epoll set of the minder says; the numbers of processes have a process id in their upper half. */
 #define EVENT_WAKE 0
 #define EVENT_LATER UINT64_MAX
 #define EVENT_TICK (UINT64_MAX - 1)
@@ -54,9 +56,21 @@ struct user;
 struct process;
 struct seat;
 
+enum waiter_state {
+	WAITER_NEW,	 /* in no list */
+	WAITER_UNSEEN,	 /* in the gate's list: the looker is to find out what it does */
+	WAITER_HELD,	 /* in its file's list */
+	WAITER_RELEASED, /* in the gate's list: its file is watched no more, and it goes on */
+	WAITER_ANSWERED, /* in the gate's list: it has ended, and is still to be told so */
+};
+
 /* An operation that waits for our answer. */
 struct waiter {
-	struct waiter *next, *next_fresh, *next_by_id;
+	struct list place; /* in the list that `state` names */
+	struct list place_fresh, place_of_process;
+	struct waiter *next_by_id;
+	struct file *file; /* of one that is HELD */
+	enum waiter_state state;
 	uint64_t id, since_us, judged; /* the file's `changes` when it was judged last */
 	int event_fd;
 	struct process *process; /* whose end is watched for; NULL: unknown */
@@ -65,6 +79,7 @@ struct waiter {
 	int reported;		 /* a HELD report was made, so that its end is to be reported too */
 	int looked_at;		 /* a thread looks at it, without the lock */
 	int shard, answer;	 /* who asked; what it is to be told */
+	uint64_t round;		 /* of the looker, in which it was looked at last */
 	uint64_t asked;		 /* the registration of the last UNPROVEN report */
 	uint64_t absolved[ABSOLVED_MAX];
 	unsigned absolved_count;
@@ -97,11 +112,15 @@ struct file {
 	int path_fd, shard;
 	int unsettled, pruned; /* is in the gate's list of these */
 	struct seal_traits traits;
-	struct seal_guard *guards;
-	struct waiter *waiters;
-	struct passage *passages;
+	struct guards guards;
+	struct list
+		waiters; /* those that are still to be judged by the guards as they are now come first */
+	struct {
+		struct passage *at;
+		size_t count, room;
+	} passages;
 	struct touch touch;
-	size_t guard_count, passage_count, passage_room, waiter_count, prune_at;
+	size_t waiter_count, prune_at;
 };
 
 struct seal_gate {
@@ -114,13 +133,17 @@ struct seal_gate {
 	int32_t tgid, exempt;
 	int stopping;
 	pthread_t minder;
+	void *(*seat_main[2])(
+		void *seat); /* the threads, by enum seat_kind: they use what gives them a seat */
 	struct seal_gate_outlet outlet;
 	seal_gate_watch_judge *judge;
 	void *judge_context;
 	int prover; /* -1: none */
 
 	/* Never held across a call that can touch a watched file, a look at a task, or an answer, which
-	 * takes milliseconds where thousands wait. */
+	 * takes milliseconds where thousands wait. Lock order: the canary's lock, this one (which is that of
+	 * the rings too), the outbox's lock. What is called with it held, the outlet and the judge of watches,
+	 * takes none of those before it. */
 	pthread_mutex_t lock;
 	pthread_cond_t work; /* for the looker */
 	struct seat *readers[SHARDS], *looker;
@@ -132,17 +155,16 @@ struct seal_gate {
 		*unsettled;  /* not all of their waiters were judged since their guards changed */
 	struct file *pruned; /* somebody asks what is under way there */
 	struct waiter *by_id[BUCKETS];
-	struct waiter *unseen;	 /* tasks that are still to be looked at, by the looker */
-	struct waiter *fresh;	 /* those of the files' waiters that are, in the order they came */
-	struct waiter *released; /* of files that are not watched any more: they go on */
-	struct waiter *answers;	 /* they have ended, and are still to be told so */
+	struct list unseen, released, answers; /* by enum waiter_state */
+	struct list fresh; /* those of the files' waiters that are, in the order they came */
 	struct process *processes[PROCESSES];
 	struct user *users[PROCESSES];
 	int greets_later;		     /* the timer runs */
 	struct file *touched, *last_touched; /* a queue, by `touch.next` */
 	size_t touched_count;
 	int trip_runs; /* the timer */
-	uint64_t next_waiter, next_process, crowd_told_us;
+	uint64_t next_waiter, look_round, crowd_told_us;
+	uint32_t next_process;
 	struct seal_gate_counters counters;
 };
 
@@ -178,12 +200,17 @@ int gate_look(struct seal_task_looker *looker, const struct seal_event *event, s
 /* Of a task that could not be looked at: it is judged by the event alone. */
 void gate_unseen(const struct seal_event *event, struct look *out);
 
+/* tasks.c */
+uint64_t gate_now_us(void); /* CLOCK_MONOTONIC */
+int gate_in_process(int32_t tgid, int32_t tid);
+/* Fills in the process, the user and the name of what->operation.tid; a task that is gone leaves all as it was. */
+void gate_identify(struct seal_report *what);
+
 /* seats.c. With the lock. */
 /* 0 or -errno. */
 int gate_take_seat(struct seal_gate *gate, enum seat_kind kind, int shard);
 /* Have the minder look after the threads for a while. */
 void gate_start_ticks(struct seal_gate *gate);
-void gate_tick(struct seal_gate *gate);
 /* Around a look, the first without the lock. 0: the place was lost; the caller lets go of the lock, and
  * ends by gate_leave_seat. */
 void gate_look_begins(struct seat *seat, uint64_t waiter);
@@ -193,11 +220,17 @@ void gate_leave_seat(struct seat *seat);
 /* files.c */
 struct file *gate_find_file(struct seal_gate *gate, uint64_t device, uint64_t inode);
 struct file *gate_add_file(struct seal_gate *gate, const struct stat *st);
-void gate_remove_file(struct seal_gate *gate, struct file *file);
-struct seal_guard *gate_find_guard(struct file *file, uint64_t id);
-
-/* gate.c: 0 or -errno. */
+/* It is in no list any more but the table. */
+void gate_free_file(struct seal_gate *gate, struct file *file);
+/* groups.c */
+/* 0 or -errno. */
 int gate_open_group(struct seal_gate *gate, int shard);
+/* What is held goes on. */
+void gate_close_groups(struct seal_gate *gate);
+/* `action` is FAN_MARK_ADD or FAN_MARK_REMOVE. 0 or -errno. */
+int gate_mark_file(struct seal_gate *gate, int shard, unsigned int action, const struct file *file);
+/* With the lock: have another group watch a file with a crowd. */
+void gate_move_crowd(struct seal_gate *gate, struct file *file);
 
 /* trip.c */
 /* `operation` is let through on `file`. */
@@ -206,9 +239,6 @@ void gate_touch(struct seal_gate *gate, struct file *file, const struct seal_ope
 void gate_untouch(struct seal_gate *gate, struct file *file);
 /* The minder's part. The lock is let go of in between. */
 void gate_report_touched(struct seal_gate *gate);
-
-/* watch.c. With the lock: have another group watch a file with a crowd. */
-void gate_move_crowd(struct seal_gate *gate, struct file *file);
 
 /* passages.c */
 /* 0, or -EAGAIN: there are too many to remember one more. */
@@ -227,12 +257,10 @@ int gate_has_room(const struct seal_gate *gate, const struct file *file, int eve
 /* The waiter's report tells who it is. 0, -EAGAIN: too many wait for this user, or -ESRCH. */
 int gate_enrol(struct seal_gate *gate, struct waiter *waiter);
 void gate_strike_off(struct seal_gate *gate, struct waiter *waiter);
-/* A process whose end the epoll set told of: its waiters end. 0: all have. */
-int gate_process_died(struct seal_gate *gate, uint64_t number);
+/* One that is held, of the process that the epoll set calls by this number; NULL: there is none. */
+struct waiter *gate_waiter_of_process(struct seal_gate *gate, uint64_t number);
 
 /* judge.c */
-uint64_t gate_now_us(void);
-int gate_in_process(int32_t tgid, int32_t tid);
 /* The strictest policy among the guards that an operation conflicts with (-1: it is free), the errno it
  * gets at once (0: it is to wait), and the registration whose proof is all that is missing (0: none). */
 struct verdict {
@@ -247,7 +275,6 @@ struct verdict gate_judge(const struct seal_gate *gate, const struct file *file,
  * between that and their waking up: what is to be told waits for a flush. */
 struct verdict gate_judge_first(struct seal_gate *gate, const struct file *file,
 				const struct seal_operation *operation);
-void gate_identify(struct seal_report *what);
 
 /* answers.c. Without the lock, but where noted. */
 void gate_respond(struct seal_gate *gate, int shard, int event_fd, int error);
@@ -258,9 +285,42 @@ void gate_unlock(struct seal_gate *gate);
 int gate_answer_some(struct seal_gate *gate);
 
 /* waiters.c */
-/* `shard` is the group that asks: the file may have gone to another one since. */
+/* `shard` is the group that asks: the file may have gone to another one since. NULL: no memory. */
 struct waiter *gate_new_waiter(struct seal_gate *gate, const struct file *file, int shard,
 			       const struct seal_event *event, int event_fd);
+/* Put it behind the last of this list, which is that of `state`, and out of where it was. */
+void gate_list_waiter(struct waiter *waiter, enum waiter_state state, struct list *list);
+void gate_unlist_waiter(struct waiter *waiter);
+/* It is in no table any more, and counts for nobody. */
+void gate_forget_waiter(struct seal_gate *gate, struct waiter *waiter);
+/* The one with this id, if it is in this state; or NULL. */
+struct waiter *gate_find_waiter(struct seal_gate *gate, uint64_t id, enum waiter_state state);
+
+/* reports.c */
+/* A thread of the kernel's NFS server. */
+int gate_is_server(const struct seal_report *who);
+/* It is held: told once. */
+void gate_announce(struct seal_gate *gate, struct waiter *waiter);
+/* Report what may have been reported before: the outbox knows it by `waited_us`. */
+void gate_tell_again(struct seal_gate *gate, struct waiter *waiter, int kind);
+/* A guard that was being armed belongs to a seal now: whoever waits for another one already, and was
+ * reported before this one could be recalled, is reported once more. */
+void gate_announce_again(struct seal_gate *gate, struct file *file, const struct seal_guard *guard);
+void gate_ask_for_proof(struct seal_gate *gate, struct waiter *waiter, uint64_t unproven);
+/* End a waiter: report its end when its beginning was, and have it answered. */
+void gate_finish(struct seal_gate *gate, struct waiter *waiter, int error);
+
+/* settle.c */
+/* Judge one anew. 1: it has ended. */
+int gate_settle(struct seal_gate *gate, struct file *file, struct waiter *waiter);
+/* The guards of the file have changed: judge its waiters anew, a batch now, the rest by the minder. */
+void gate_settle_all(struct seal_gate *gate, struct file *file);
+/* The minder's part: one batch. 0: nothing is left to do. */
+int gate_settle_some(struct seal_gate *gate);
+/* Nothing is guarded there any more. */
+void gate_release_waiters(struct seal_gate *gate, struct file *file);
+
+/* hold.c */
 void gate_hold(struct seal_gate *gate, struct file *file, struct waiter *waiter,
 	       const struct look *look);
 /* The same of one that waits for nobody who is not told. Who it is, and what the service is to hear of
@@ -269,22 +329,9 @@ void gate_hold_fresh(struct seal_gate *gate, struct file *file, struct waiter *w
 		     const struct look *look);
 /* The minder's part of it, for one of them. 0 when there was none. The lock is let go of in between. */
 int gate_greet(struct seal_gate *gate);
-void gate_finish(struct seal_gate *gate, struct waiter *waiter, int error);
-/* The guards of the file have changed: judge its waiters anew, a batch now, the rest by the minder. */
-void gate_settle_all(struct seal_gate *gate, struct file *file);
-/* The minder's part: one batch. 0: nothing is left to do. */
-int gate_settle_some(struct seal_gate *gate);
-void gate_release_waiters(struct seal_gate *gate, struct file *file);
-/* It is in no table any more, and counts for nobody. */
-void gate_forget_waiter(struct seal_gate *gate, struct waiter *waiter);
-/* Report what may have been reported before: the outbox knows it by `waited_us`. */
-void gate_tell_again(struct seal_gate *gate, struct waiter *waiter, int kind);
-/* A guard that was being armed belongs to a seal now: whoever waits for another one already, and was
- * reported before this one could be recalled, is reported once more. */
-void gate_announce_again(struct seal_gate *gate, struct file *file, const struct seal_guard *guard);
-struct waiter *gate_find_waiter(struct seal_gate *gate, uint64_t id, struct file **file);
-/* Take the waiter out of its file's list; NULL when there is none. The caller finishes it. */
-struct waiter *gate_take_waiter(struct seal_gate *gate, uint64_t id);
+
+/* ticks.c. The minder's part, each time the timer of gate_start_ticks runs out. */
+void gate_tick(struct seal_gate *gate);
 
 /* reader.c, looker.c and minder.c: the threads */
 void *gate_reader_main(void *seat);
@@ -294,8 +341,6 @@ void gate_reader_lost(struct seal_gate *gate, struct seat *seat);
 void *gate_looker_main(void *seat);
 /* What is known of the waiter now is all there will ever be: judge it. */
 void gate_judge_late(struct seal_gate *gate, struct waiter *waiter, const struct look *look);
-/* The waiter in the list of those that are to be looked at, taken out of it; NULL: it has gone. */
-struct waiter *gate_take_unseen(struct seal_gate *gate, uint64_t id);
 /* Those that were looked at for too long are judged unseen. */
 void gate_give_up_looks(struct seal_gate *gate);
 void *gate_minder_main(void *gate);

@@ -1,26 +1,6 @@
 /* What an operation meets among the guards of its file. */
-#include <signal.h>
-#include <string.h>
-#include <sys/syscall.h>
-#include <time.h>
-#include <unistd.h>
-
 #include "internal.h"
-#include "sealsvc/procfs.h"
 #include "sealsvc/proof.h"
-
-uint64_t gate_now_us(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
-}
-
-int gate_in_process(int32_t tgid, int32_t tid)
-{
-	return tgid > 0 && syscall(SYS_tgkill, tgid, tid, 0) == 0;
-}
 
 static void meet(struct verdict *verdict, int policy, int error)
 {
@@ -71,8 +51,9 @@ struct verdict gate_judge(const struct seal_gate *gate, const struct file *file,
 	int32_t tgid = waiter ? waiter->report.tgid : 0;
 	struct verdict verdict = {.policy = -1, .is_told = 1};
 
-	for (size_t i = 0; i < file->guard_count; i++) {
-		const struct seal_guard *guard = &file->guards[i];
+	for (const struct guard *at = guards_first(&file->guards, operation, &file->traits); at;
+	     at = guards_next(&file->guards, at, operation, &file->traits)) {
+		const struct seal_guard *guard = &at->is;
 		int own, error = 0;
 
 		if (!seal_conflicts(operation, guard, &file->traits, 1) &&
@@ -101,16 +82,4 @@ struct verdict gate_judge_first(struct seal_gate *gate, const struct file *file,
 	verdict = gate_judge(gate, file, operation, NULL);
 	gate->outlet.postpone(gate->outlet.context, 0);
 	return verdict;
-}
-
-/* Takes no lock that a task could hold for long (fs/proc/array.c). */
-void gate_identify(struct seal_report *what)
-{
-	struct seal_task task;
-
-	if (seal_task_read(what->operation.tid, &task) == 0) {
-		what->tgid = task.tgid;
-		what->uid = task.uid;
-		memcpy(what->comm, task.comm, sizeof(what->comm));
-	}
 }

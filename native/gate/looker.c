@@ -6,18 +6,6 @@
 
 #define LOOKS_LATER_NS 200000 /* between looks at tasks that are on their way to sleep */
 
-struct waiter *gate_take_unseen(struct seal_gate *gate, uint64_t id)
-{
-	struct waiter **at = &gate->unseen, *waiter;
-
-	while (*at && (*at)->id != id)
-		at = &(*at)->next;
-	waiter = *at;
-	if (waiter)
-		*at = waiter->next;
-	return waiter;
-}
-
 void gate_judge_late(struct seal_gate *gate, struct waiter *waiter, const struct look *look)
 {
 	struct file *file = gate_find_file(gate, waiter->report.device, waiter->report.inode);
@@ -34,9 +22,8 @@ void gate_judge_late(struct seal_gate *gate, struct waiter *waiter, const struct
 		gate_hold_fresh(gate, file, waiter, look);
 }
 
-static void give_up(struct seal_gate *gate, uint64_t id)
+static void give_up(struct seal_gate *gate, struct waiter *waiter)
 {
-	struct waiter *waiter = gate_take_unseen(gate, id);
 	struct look look;
 
 	gate_unseen(&waiter->event, &look);
@@ -46,14 +33,13 @@ static void give_up(struct seal_gate *gate, uint64_t id)
 void gate_give_up_looks(struct seal_gate *gate)
 {
 	uint64_t now = gate_now_us();
-	struct waiter *waiter = gate->unseen;
 
-	while (waiter) {
-		struct waiter *next = waiter->next;
+	for (struct list *at = gate->unseen.next, *next; at != &gate->unseen; at = next) {
+		struct waiter *waiter = CONTAINER_OF(at, struct waiter, place);
 
+		next = at->next;
 		if (now - waiter->since_us >= LOOK_LIMIT_US)
-			give_up(gate, waiter->id);
-		waiter = next;
+			give_up(gate, waiter);
 	}
 }
 
@@ -72,42 +58,38 @@ static int look_at(struct seat *seat, struct waiter *waiter)
 	seen = gate_look(&seat->looker, &event, &look);
 	pthread_mutex_lock(&gate->lock);
 	stays = gate_look_ended(seat);
-	for (waiter = gate->unseen; waiter && waiter->id != id;)
-		waiter = waiter->next;
+	waiter = gate_find_waiter(gate, id, WAITER_UNSEEN);
 	if (!waiter)
 		return stays; /* it was given up */
 	waiter->looked_at = 0;
 	if (seen)
-		gate_judge_late(gate, gate_take_unseen(gate, id), &look);
+		gate_judge_late(gate, waiter, &look);
 	return stays;
 }
 
-/* Each that is waiting to be looked at, once. 0: the place was lost. */
+/* Each that is waiting to be looked at, once: it goes behind the others. 0: the place was lost. */
 static int look_at_all(struct seat *seat)
 {
 	struct seal_gate *gate = seat->gate;
-	uint64_t before = gate->next_waiter + 1;
+	uint64_t round = ++gate->look_round;
+	struct waiter *waiter;
 
-	for (;;) {
-		struct waiter *waiter = NULL;
-
-		/* Newer ones come first in the list; each look goes on from where the last one was. */
-		for (struct waiter *at = gate->unseen; at && !waiter; at = at->next)
-			if (at->id < before && !at->looked_at)
-				waiter = at;
-		if (!waiter)
-			return 1;
-		before = waiter->id;
-		if (!look_at(seat, waiter))
+	while ((waiter = LIST_FIRST(&gate->unseen, struct waiter, place)) &&
+	       waiter->round != round) {
+		waiter->round = round;
+		list_remove(&waiter->place);
+		list_append(&gate->unseen, &waiter->place);
+		if (!waiter->looked_at && !look_at(seat, waiter))
 			return 0;
 	}
+	return 1;
 }
 
 static int wants_looks(const struct seal_gate *gate)
 {
-	for (const struct waiter *at = gate->unseen; at; at = at->next)
-		if (!at->looked_at)
-			return 1;
+	LIST_EACH(waiter, &gate->unseen, struct waiter, place)
+	if (!waiter->looked_at)
+		return 1;
 	return gate->pruned != NULL;
 }
 
@@ -129,7 +111,7 @@ void *gate_looker_main(void *argument)
 		stays = look_at_all(seat);
 		if (stays && gate->pruned)
 			stays = gate_prune_one(seat);
-		if (stays && (gate->unseen || gate->answers)) {
+		if (stays && (!list_is_empty(&gate->unseen) || !list_is_empty(&gate->answers))) {
 			gate_unlock(gate);
 			gate->outlet.flush(gate->outlet.context);
 			nanosleep(&nap, NULL);

@@ -33,6 +33,15 @@ static void trip_ticks(struct seal_gate *gate)
 	gate_report_touched(gate);
 }
 
+/* A process has ended: so do its waiters. A batch of them; the epoll set tells of it again while there are others. */
+static void end_waiters_of(struct seal_gate *gate, uint64_t process)
+{
+	struct waiter *waiter;
+
+	for (unsigned i = 0; i < BATCH && (waiter = gate_waiter_of_process(gate, process)); i++)
+		gate_finish(gate, waiter, EINTR);
+}
+
 static void heed(struct seal_gate *gate, uint64_t event)
 {
 	eventfd_t count;
@@ -46,7 +55,7 @@ static void heed(struct seal_gate *gate, uint64_t event)
 	else if (event == EVENT_TRIP)
 		trip_ticks(gate);
 	else
-		gate_process_died(gate, event);
+		end_waiters_of(gate, event);
 }
 
 void *gate_minder_main(void *argument)

@@ -3,42 +3,38 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/vector.h"
 #include "internal.h"
 #include "sealsvc/inflight.h"
 
 int gate_passage_begins(struct seal_gate *gate, struct file *file, int32_t tid,
 			const struct seal_syscall *call)
 {
-	if (file->passage_count == file->passage_room) {
-		size_t room = file->passage_room ? file->passage_room * 2 : 8;
-		struct passage *grown = NULL;
+	struct passage *next = NULL;
 
-		if (room <= PASSAGES_OF_FILE)
-			grown = realloc(file->passages, room * sizeof(*grown));
-		if (!grown) {
-			gate_prune_passages(gate, file);
-			return -EAGAIN;
-		}
-		file->passages = grown;
-		file->passage_room = room;
+	if (file->passages.count < PASSAGES_OF_FILE)
+		next = VECTOR_ADD(&file->passages, 8);
+	if (!next) {
+		gate_prune_passages(gate, file);
+		return -EAGAIN;
 	}
-	file->passages[file->passage_count++] = (struct passage){.call = *call, .tid = tid};
+	*next = (struct passage){.call = *call, .tid = tid};
 	return 0;
 }
 
 /* A task that asks again has finished what it asked for before. */
 void gate_passages_end(struct file *file, int32_t tid)
 {
-	for (size_t i = 0; i < file->passage_count;)
-		if (file->passages[i].tid == tid)
-			file->passages[i] = file->passages[--file->passage_count];
+	for (size_t i = 0; i < file->passages.count;)
+		if (file->passages.at[i].tid == tid)
+			file->passages.at[i] = file->passages.at[--file->passages.count];
 		else
 			i++;
 }
 
 void gate_prune_passages(struct seal_gate *gate, struct file *file)
 {
-	if (file->pruned || !file->passage_count)
+	if (file->pruned || !file->passages.count)
 		return;
 	file->prune_at = 0;
 	file->pruned = 1;
@@ -60,9 +56,9 @@ void gate_forget_pruned(struct seal_gate *gate, struct file *file)
 
 static struct passage *find(struct file *file, int32_t tid)
 {
-	for (size_t i = 0; file && i < file->passage_count; i++)
-		if (file->passages[i].tid == tid)
-			return &file->passages[i];
+	for (size_t i = 0; file && i < file->passages.count; i++)
+		if (file->passages.at[i].tid == tid)
+			return &file->passages.at[i];
 	return NULL;
 }
 
@@ -74,13 +70,13 @@ int gate_prune_one(struct seat *seat)
 	struct seal_syscall now;
 	int ended;
 
-	while (file->prune_at < file->passage_count && file->passages[file->prune_at].stuck)
+	while (file->prune_at < file->passages.count && file->passages.at[file->prune_at].stuck)
 		file->prune_at++;
-	if (file->prune_at >= file->passage_count) {
+	if (file->prune_at >= file->passages.count) {
 		gate_forget_pruned(gate, file);
 		return 1;
 	}
-	passage = &file->passages[file->prune_at++];
+	passage = &file->passages.at[file->prune_at++];
 	was = *passage;
 	passage->stuck = 1; /* until we come back */
 	seat->device = file->device;
@@ -96,7 +92,7 @@ int gate_prune_one(struct seat *seat)
 	if (passage && memcmp(&passage->call, &was.call, sizeof(was.call)) == 0) {
 		passage->stuck = 0;
 		if (ended) {
-			*passage = file->passages[--file->passage_count];
+			*passage = file->passages.at[--file->passages.count];
 			if (file->prune_at)
 				file->prune_at--;
 		}

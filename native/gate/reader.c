@@ -57,8 +57,7 @@ static struct waiter *hold_unseen(struct seat *seat, struct file *file,
 		waiter = gate_new_waiter(gate, file, seat->shard, event, event_fd);
 	if (!waiter)
 		return NULL;
-	waiter->next = gate->unseen;
-	gate->unseen = waiter;
+	gate_list_waiter(waiter, WAITER_UNSEEN, &gate->unseen);
 	pthread_cond_signal(&gate->work);
 	gate_start_ticks(gate);
 	return waiter;
@@ -167,7 +166,7 @@ static int look_at(struct seat *seat, const struct seal_event *event, struct loo
 static void come_back(struct seat *seat, int seen, const struct look *look)
 {
 	struct seal_gate *gate = seat->gate;
-	struct waiter *waiter = seat->waiter ? gate_take_unseen(gate, seat->waiter) : NULL;
+	struct waiter *waiter = gate_find_waiter(gate, seat->waiter, WAITER_UNSEEN);
 
 	if (!waiter)
 		return;
@@ -176,8 +175,6 @@ static void come_back(struct seat *seat, int seen, const struct look *look)
 		return;
 	}
 	waiter->looked_at = 0;
-	waiter->next = gate->unseen;
-	gate->unseen = waiter;
 	pthread_cond_signal(&gate->work);
 }
 

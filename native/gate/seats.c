@@ -24,8 +24,7 @@ int gate_take_seat(struct seal_gate *gate, enum seat_kind kind, int shard)
 	/* Signals are the main thread's business. */
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &before);
-	error = pthread_create(&seat->thread, NULL,
-			       kind == SEAT_READER ? gate_reader_main : gate_looker_main, seat);
+	error = pthread_create(&seat->thread, NULL, gate->seat_main[kind], seat);
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 	if (error) {
 		free(seat);
@@ -65,39 +64,4 @@ void gate_leave_seat(struct seat *seat)
 	pthread_mutex_unlock(&gate->lock);
 	seal_task_looker_close(&seat->looker);
 	free(seat);
-}
-
-/* 1: nothing is to be looked after. A place without a thread (no memory, or no pids, at that time) is tried to be filled again. */
-static int check(struct seal_gate *gate, struct seat **place, enum seat_kind kind, int shard)
-{
-	struct seat *seat = *place;
-
-	if (seat && seat->look_since_us && gate_now_us() - seat->look_since_us > LOOK_STUCK_US &&
-	    gate->lost[kind] < LOST_MAX) {
-		seat->lost = 1;
-		gate->lost[kind]++;
-		gate->counters.lost_looks++;
-		pthread_detach(seat->thread);
-		*place = NULL;
-		if (kind == SEAT_READER)
-			gate_reader_lost(gate, seat);
-	}
-	if (!*place)
-		gate_take_seat(gate, kind, shard);
-	return *place && !(*place)->look_since_us;
-}
-
-/* Goes on while there is anything that could be stuck. */
-void gate_tick(struct seal_gate *gate)
-{
-	int quiet = check(gate, &gate->looker, SEAT_LOOKER, 0);
-
-	gate->ticking = 0;
-	for (int i = 0; i < SHARDS && gate->groups[i] >= 0; i++)
-		quiet &= check(gate, &gate->readers[i], SEAT_READER, i);
-	gate_give_up_looks(gate);
-	quiet = quiet && !gate->unseen && !gate->pruned && gate->seen_tick == gate->counters.events;
-	gate->seen_tick = gate->counters.events;
-	if (!quiet)
-		gate_start_ticks(gate);
 }

@@ -57,7 +57,7 @@ static int is_better(const struct file *file, const struct seal_operation *opera
 
 void gate_touch(struct seal_gate *gate, struct file *file, const struct seal_operation *operation)
 {
-	if (!file->guard_count || (READS >> operation->op & 1))
+	if (!file->guards.count || (READS >> operation->op & 1))
 		return;
 	if (is_better(file, operation))
 		file->touch.operation = *operation;
@@ -97,7 +97,7 @@ static int take_first(struct seal_gate *gate, uint64_t now, struct seal_report *
 		out->operation = touch->operation;
 		touch->looks++;
 	}
-	if (touch->looks < TRIP_LOOKS && file->guard_count)
+	if (touch->looks < TRIP_LOOKS && file->guards.count)
 		append(gate, file);
 	return due;
 }

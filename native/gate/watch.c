@@ -32,15 +32,6 @@ int seal_gate_arm(struct seal_gate *gate, int fd)
 	return 0;
 }
 
-static int remark(struct seal_gate *gate, int shard, unsigned int action, const struct file *file)
-{
-	char path[40];
-
-	snprintf(path, sizeof(path), "/proc/self/fd/%d", file->path_fd);
-	return fanotify_mark(gate->groups[shard], action, WATCH_MASK, AT_FDCWD, path) < 0 ? -errno
-											  : 0;
-}
-
 static int open_path(int fd)
 {
 	char path[40];
@@ -68,6 +59,15 @@ static int is_uncounted(int fd)
 	return flags >= 0 && !(flags & O_PATH) && (flags & O_ACCMODE) == O_ACCMODE;
 }
 
+/* What waits there goes on, and nothing is guarded there any more. */
+static void remove_file(struct seal_gate *gate, struct file *file)
+{
+	gate_release_waiters(gate, file);
+	gate_forget_pruned(gate, file);
+	gate_untouch(gate, file);
+	gate_free_file(gate, file);
+}
+
 int seal_gate_watch(struct seal_gate *gate, int fd, const struct seal_traits *traits)
 {
 	int error = 0, added = 0, atomic = may_write_atomically(fd);
@@ -93,10 +93,10 @@ int seal_gate_watch(struct seal_gate *gate, int fd, const struct seal_traits *tr
 		return 0;
 	/* The file is in the table before the first event of it can come. */
 	file->path_fd = is_uncounted(fd) ? fcntl(fd, F_DUPFD_CLOEXEC, 0) : open_path(fd);
-	error = file->path_fd < 0 ? -errno : remark(gate, file->shard, FAN_MARK_ADD, file);
+	error = file->path_fd < 0 ? -errno : gate_mark_file(gate, file->shard, FAN_MARK_ADD, file);
 	if (error) {
 		pthread_mutex_lock(&gate->lock);
-		gate_remove_file(gate, file);
+		remove_file(gate, file);
 		pthread_mutex_unlock(&gate->lock);
 	}
 	return error;
@@ -111,49 +111,16 @@ int seal_gate_unwatch(struct seal_gate *gate, uint64_t device, uint64_t inode)
 	file = gate_find_file(gate, device, inode);
 	if (!file)
 		error = -ENOENT;
-	else if (file->guard_count)
+	else if (file->guards.count)
 		error = -EBUSY;
 	else
-		error = remark(gate, file->shard, FAN_MARK_REMOVE, file);
+		error = gate_mark_file(gate, file->shard, FAN_MARK_REMOVE, file);
 	/* The mark may have gone with the inode. */
 	if (!error || error == -ENOENT) {
 		error = file ? 0 : -ENOENT;
 		if (file)
-			gate_remove_file(gate, file);
+			remove_file(gate, file);
 	}
 	pthread_mutex_unlock(&gate->lock);
 	return error;
-}
-
-/* Another group than the first: that with the fewest waiters, or a new one; 0: there is none that has
- * far fewer than `old`. */
-static int pick_shard(struct seal_gate *gate, int old)
-{
-	int best = 0;
-
-	for (int i = 1; i < SHARDS && gate->groups[i] >= 0; i++)
-		if (!best || gate->waiting[i] < gate->waiting[best])
-			best = i;
-	if (!best || gate->waiting[best] >= SHARD_FULL)
-		for (int i = 1; i < SHARDS; i++)
-			if (gate->groups[i] < 0) {
-				if (!gate_open_group(gate, i))
-					best = i;
-				break;
-			}
-	/* Without a thread now the group gets one at the next tick. */
-	if (best && !gate->readers[best] && gate_take_seat(gate, SEAT_READER, best))
-		gate_start_ticks(gate);
-	return best && (!old || gate->waiting[best] < gate->waiting[old] / 2) ? best : 0;
-}
-
-/* Both groups ask in between, which does no harm. Who waits already is answered by the first. */
-void gate_move_crowd(struct seal_gate *gate, struct file *file)
-{
-	int old = file->shard, shard = pick_shard(gate, old);
-
-	if (!shard || shard == old || remark(gate, shard, FAN_MARK_ADD, file))
-		return;
-	remark(gate, old, FAN_MARK_REMOVE, file);
-	file->shard = shard;
 }

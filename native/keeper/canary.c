@@ -13,6 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/cleanup.h"
 #include "internal.h"
 
 #define FILE_SIZE (KEEPER_CANARY_BLOCK * 2)
@@ -96,7 +97,7 @@ int64_t canary_set(struct canary *canary, int fd, uint32_t trials)
 	int64_t result;
 	int error = 0;
 
-	pthread_mutex_lock(&canary->lock);
+	SCOPED_LOCK(&canary->lock);
 	try_all(canary); /* the one before, once more */
 	result = canary->lapses;
 	if (canary->fd >= 0)
@@ -110,7 +111,6 @@ int64_t canary_set(struct canary *canary, int fd, uint32_t trials)
 		error = pthread_create(&canary->thread, NULL, run, canary);
 		canary->started = !error;
 	}
-	pthread_mutex_unlock(&canary->lock);
 	return error ? -error : result;
 }
 
@@ -118,10 +118,9 @@ int64_t canary_ask(struct canary *canary)
 {
 	int64_t result;
 
-	pthread_mutex_lock(&canary->lock);
+	SCOPED_LOCK(&canary->lock);
 	try_all(canary);
 	result = (int64_t)canary->lapses << 32 | canary->failing;
-	pthread_mutex_unlock(&canary->lock);
 	return result;
 }
 

@@ -14,7 +14,7 @@ struct store {
 	struct kept {
 		char name[KEEPER_NAME];
 		int fd;
-	} * kept;
+	} * at;
 	size_t count, room;
 };
 /* Takes fd over. 0, -EINVAL (no name) or -ENOMEM. */
@@ -25,8 +25,8 @@ void store_clear(struct store *store);
 /* outbox.c: reports on their way to the owner. Beyond a limit of unread ones, refusals and what the
  * tripwire tells are dropped, and counted; of a held operation that ended before its report was sent, nothing is told. */
 struct outbox {
-	pthread_mutex_t lock;
-	int socket; /* -1: nobody listens, and nothing is kept */
+	pthread_mutex_t lock; /* the last: with it held no other is taken */
+	int socket;	      /* -1: nobody listens, and nothing is kept */
 	int postponed;
 	struct message {
 		size_t size;
@@ -34,7 +34,7 @@ struct outbox {
 			struct seal_report report;
 			struct seal_ring_report ring;
 		};
-	} * messages;
+	} * at;
 	size_t count, room;
 	size_t empty; /* messages of size 0, which are not sent */
 	uint64_t dropped;
@@ -52,7 +52,7 @@ void outbox_flush(void *outbox);
 
 /* canary.c */
 struct canary {
-	pthread_mutex_t lock;
+	pthread_mutex_t lock; /* the first: the rings' lock is taken with it held */
 	pthread_cond_t stop;
 	struct seal_rings *rings; /* suspended while it fails */
 	int fd;			  /* -1: none */
@@ -83,12 +83,12 @@ struct keeper {
 /* Serve connections of the listening sockets (-1: none) until told to end. 0 or -errno. */
 int keeper_serve(struct keeper *keeper, const int listener[2]);
 
-/* requests.c: reply->count descriptors are stored in fds and stay the keeper's, but for that of
- * KEEPER_SNAPSHOT and KEEPER_RING. Takes fd (-1: none) over. `names` is filled by KEEPER_KEPT alone. */
-/* rings.c: what KEEPER_RING asks. */
+/* rings.c: what KEEPER_RING asks. Takes fd (-1: none) over. */
 int64_t keeper_ask_rings(struct keeper *keeper, const struct keeper_request *request, int fd,
 			 struct keeper_reply *reply, int *fds);
 
+/* requests.c: reply->count descriptors are stored in fds and stay the keeper's, but for that of
+ * KEEPER_SNAPSHOT and KEEPER_RING. Takes fd (-1: none) over. `names` is filled by KEEPER_KEPT alone. */
 void keeper_greet(struct keeper *keeper, int connection, const struct keeper_hello *hello,
 		  struct keeper_greeting *greeting);
 void keeper_answer(struct keeper *keeper, int connection, const struct keeper_request *request,

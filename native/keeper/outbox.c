@@ -3,6 +3,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "base/cleanup.h"
+#include "base/vector.h"
 #include "internal.h"
 
 #define UNREAD_FEW 64
@@ -17,12 +19,11 @@ void outbox_init(struct outbox *outbox)
 
 void outbox_open(struct outbox *outbox, int socket)
 {
-	pthread_mutex_lock(&outbox->lock);
+	SCOPED_LOCK(&outbox->lock);
 	if (outbox->socket >= 0)
 		close(outbox->socket);
 	outbox->socket = socket;
 	outbox->count = outbox->empty = 0;
-	pthread_mutex_unlock(&outbox->lock);
 }
 
 static int sent(const struct outbox *outbox, const struct message *message)
@@ -33,17 +34,11 @@ static int sent(const struct outbox *outbox, const struct message *message)
 
 static int queue(struct outbox *outbox, const struct message *message)
 {
-	if (outbox->count == outbox->room) {
-		size_t room = outbox->room ? outbox->room * 2 : UNREAD_FEW;
-		struct message *grown = realloc(outbox->messages, room * sizeof(*grown));
+	struct message *next = VECTOR_ADD(outbox, UNREAD_FEW);
 
-		if (!grown)
-			return 0;
-		outbox->messages = grown;
-		outbox->room = room;
-	}
-	outbox->messages[outbox->count++] = *message;
-	return 1;
+	if (next)
+		*next = *message;
+	return next != NULL;
 }
 
 /* Room for very many is given back. */
@@ -54,9 +49,9 @@ static void shrink(struct outbox *outbox)
 
 	if (outbox->room <= room * 2)
 		return;
-	smaller = realloc(outbox->messages, room * sizeof(*smaller));
+	smaller = realloc(outbox->at, room * sizeof(*smaller));
 	if (smaller) {
-		outbox->messages = smaller;
+		outbox->at = smaller;
 		outbox->room = room;
 	}
 }
@@ -65,14 +60,12 @@ static void send_all(struct outbox *outbox)
 {
 	size_t done = 0;
 
-	while (done < outbox->count &&
-	       (!outbox->messages[done].size || sent(outbox, &outbox->messages[done])))
-		outbox->empty -= !outbox->messages[done++].size;
+	while (done < outbox->count && (!outbox->at[done].size || sent(outbox, &outbox->at[done])))
+		outbox->empty -= !outbox->at[done++].size;
 	if (!done)
 		return;
 	outbox->count -= done;
-	memmove(outbox->messages, outbox->messages + done,
-		outbox->count * sizeof(*outbox->messages));
+	memmove(outbox->at, outbox->at + done, outbox->count * sizeof(*outbox->at));
 	shrink(outbox);
 }
 
@@ -81,8 +74,8 @@ static void drop_empty(struct outbox *outbox)
 	size_t kept = 0;
 
 	for (size_t i = 0; i < outbox->count; i++)
-		if (outbox->messages[i].size)
-			outbox->messages[kept++] = outbox->messages[i];
+		if (outbox->at[i].size)
+			outbox->at[kept++] = outbox->at[i];
 	outbox->count = kept;
 	outbox->empty = 0;
 	shrink(outbox);
@@ -95,7 +88,7 @@ static int forget(struct outbox *outbox, uint64_t waiter)
 	int held = 0;
 
 	for (size_t i = 0; i < outbox->count; i++) {
-		struct message *message = &outbox->messages[i];
+		struct message *message = &outbox->at[i];
 
 		if (message->size != sizeof(struct seal_report) || message->report.waiter != waiter)
 			continue;
@@ -112,7 +105,7 @@ static int forget(struct outbox *outbox, uint64_t waiter)
 /* `optional`: it may be dropped when the owner does not read. */
 static void deliver(struct outbox *outbox, const struct message *message, int optional)
 {
-	pthread_mutex_lock(&outbox->lock);
+	SCOPED_LOCK(&outbox->lock);
 	if (outbox->socket >= 0) {
 		if (!outbox->postponed)
 			send_all(outbox);
@@ -121,18 +114,16 @@ static void deliver(struct outbox *outbox, const struct message *message, int op
 		else if ((optional && outbox->count >= UNREAD_LIMIT) || !queue(outbox, message))
 			outbox->dropped++;
 	}
-	pthread_mutex_unlock(&outbox->lock);
 }
 
 static int unheard_of(struct outbox *outbox, uint64_t waiter)
 {
 	int forgotten;
 
-	pthread_mutex_lock(&outbox->lock);
+	SCOPED_LOCK(&outbox->lock);
 	if (!outbox->postponed)
 		send_all(outbox);
 	forgotten = outbox->count >= UNREAD_FEW && forget(outbox, waiter);
-	pthread_mutex_unlock(&outbox->lock);
 	return forgotten;
 }
 
@@ -157,16 +148,14 @@ void outbox_postpone(void *context, int postpone)
 {
 	struct outbox *outbox = context;
 
-	pthread_mutex_lock(&outbox->lock);
+	SCOPED_LOCK(&outbox->lock);
 	outbox->postponed = postpone;
-	pthread_mutex_unlock(&outbox->lock);
 }
 
 void outbox_flush(void *context)
 {
 	struct outbox *outbox = context;
 
-	pthread_mutex_lock(&outbox->lock);
+	SCOPED_LOCK(&outbox->lock);
 	send_all(outbox);
-	pthread_mutex_unlock(&outbox->lock);
 }

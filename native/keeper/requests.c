@@ -7,6 +7,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "base/cleanup.h"
 #include "internal.h"
 
 static int64_t own(struct keeper *keeper, int connection, uint32_t version, int fd)
@@ -86,8 +87,8 @@ static int64_t list_kept(struct keeper *keeper, uint64_t first, struct keeper_re
 	const struct store *store = &keeper->store;
 
 	for (uint64_t i = first; i < store->count && reply->count < KEEPER_BATCH; i++) {
-		memcpy(names->name[reply->count], store->kept[i].name, KEEPER_NAME);
-		fds[reply->count++] = store->kept[i].fd;
+		memcpy(names->name[reply->count], store->at[i].name, KEEPER_NAME);
+		fds[reply->count++] = store->at[i].fd;
 	}
 	return (int64_t)store->count;
 }
@@ -96,8 +97,8 @@ static int64_t snapshot(struct keeper *keeper, struct keeper_reply *reply, int *
 {
 	struct keeper_snapshot head = {0, 0};
 	size_t size, files_size, guards_size;
+	AUTO_CLOSE int fd = memfd_create("sealsvc-snapshot", MFD_CLOEXEC);
 	char *at;
-	int fd;
 
 	if (keeper->gate) {
 		head.files = seal_gate_files(keeper->gate, NULL, 0);
@@ -106,12 +107,11 @@ static int64_t snapshot(struct keeper *keeper, struct keeper_reply *reply, int *
 	files_size = head.files * sizeof(struct seal_gate_file);
 	guards_size = head.guards * sizeof(struct seal_gate_guard);
 	size = sizeof(head) + files_size + guards_size;
-	fd = memfd_create("sealsvc-snapshot", MFD_CLOEXEC);
 	if (fd < 0 || ftruncate(fd, (off_t)size) < 0)
-		goto failed;
+		return -errno;
 	at = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (at == MAP_FAILED)
-		goto failed;
+		return -errno;
 	memcpy(at, &head, sizeof(head));
 	if (keeper->gate) {
 		seal_gate_files(keeper->gate, (void *)(at + sizeof(head)), head.files);
@@ -119,27 +119,21 @@ static int64_t snapshot(struct keeper *keeper, struct keeper_reply *reply, int *
 				 head.guards);
 	}
 	munmap(at, size);
-	fds[reply->count++] = fd;
+	fds[reply->count++] = keep_fd(&fd);
 	return 0;
-failed:
-	size = (size_t)errno;
-	if (fd >= 0)
-		close(fd);
-	return -(int64_t)size;
 }
 
 static int64_t list_files(struct keeper *keeper, uint64_t first, struct keeper_reply *reply,
 			  int *fds)
 {
 	size_t count, total = keeper->gate ? seal_gate_files(keeper->gate, NULL, 0) : 0;
-	struct seal_gate_file *files = calloc(total + 1, sizeof(*files));
+	AUTO_FREE struct seal_gate_file *files = calloc(total + 1, sizeof(*files));
 
 	if (!files)
 		return -ENOMEM;
 	count = total ? seal_gate_files(keeper->gate, files, total) : 0;
 	for (uint64_t i = first; i < count && reply->count < KEEPER_BATCH; i++)
 		fds[reply->count++] = files[i].fd;
-	free(files);
 	return (int64_t)count;
 }
 
@@ -150,7 +144,7 @@ static int64_t leave(struct keeper *keeper, const char *name)
 	    seal_rings_files(keeper->rings, NULL, 0))
 		return 0;
 	for (size_t i = 0; i < keeper->store.count; i++)
-		if (strncmp(keeper->store.kept[i].name, name, KEEPER_NAME) != 0)
+		if (strncmp(keeper->store.at[i].name, name, KEEPER_NAME) != 0)
 			return 0;
 	keeper->leaving = 1;
 	return 1;

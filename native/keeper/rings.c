@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "base/cleanup.h"
 #include "internal.h"
 
 /* The head, rows of rings, rows of registrations. The memfd, or -errno. */
@@ -14,24 +15,21 @@ static int list(struct seal_rings *rings)
 				     .files = seal_rings_files(rings, NULL, 0)};
 	size_t head = sizeof(there), rows = there.rings * sizeof(struct seal_ring_row);
 	size_t size = head + rows + there.files * sizeof(struct seal_file_row);
-	int fd = memfd_create("sealsvc-rings", MFD_CLOEXEC), error = 0;
-	char *at = malloc(size);
+	AUTO_CLOSE int fd = memfd_create("sealsvc-rings", MFD_CLOEXEC);
+	AUTO_FREE char *at = malloc(size);
 
-	if (fd < 0 || !at)
-		error = fd < 0 ? -errno : -ENOMEM;
-	if (!error) {
-		/* Only we create rings, or register files: the counts stay. */
-		seal_rings_count(rings, &there.counters);
-		memcpy(at, &there, head);
-		seal_rings_list(rings, (void *)(at + head), there.rings);
-		seal_rings_files(rings, (void *)(at + head + rows), there.files);
-		if (write(fd, at, size) != (ssize_t)size)
-			error = -EIO;
-	}
-	free(at);
-	if (error && fd >= 0)
-		close(fd);
-	return error ? error : fd;
+	if (fd < 0)
+		return -errno;
+	if (!at)
+		return -ENOMEM;
+	/* Only we create rings, or register files: the counts stay. */
+	seal_rings_count(rings, &there.counters);
+	memcpy(at, &there, head);
+	seal_rings_list(rings, (void *)(at + head), there.rings);
+	seal_rings_files(rings, (void *)(at + head + rows), there.files);
+	if (write(fd, at, size) != (ssize_t)size)
+		return -EIO;
+	return keep_fd(&fd);
 }
 
 /* What came to wait for it meanwhile has nobody to recall it any more: it is judged anew. */

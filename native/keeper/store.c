@@ -4,13 +4,14 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/vector.h"
 #include "internal.h"
 
 static struct kept *find(struct store *store, const char *name)
 {
 	for (size_t i = 0; i < store->count; i++)
-		if (strncmp(store->kept[i].name, name, KEEPER_NAME) == 0)
-			return &store->kept[i];
+		if (strncmp(store->at[i].name, name, KEEPER_NAME) == 0)
+			return &store->at[i];
 	return NULL;
 }
 
@@ -28,18 +29,11 @@ int store_keep(struct store *store, const char *name, int fd)
 		there->fd = fd;
 		return 0;
 	}
-	if (store->count == store->room) {
-		size_t room = store->room ? store->room * 2 : 64;
-		struct kept *grown = realloc(store->kept, room * sizeof(*grown));
-
-		if (!grown) {
-			close(fd);
-			return -ENOMEM;
-		}
-		store->kept = grown;
-		store->room = room;
+	there = VECTOR_ADD(store, 64);
+	if (!there) {
+		close(fd);
+		return -ENOMEM;
 	}
-	there = &store->kept[store->count++];
 	memset(there->name, 0, sizeof(there->name));
 	strcpy(there->name, name);
 	there->fd = fd;
@@ -53,7 +47,7 @@ int store_drop(struct store *store, const char *name)
 	if (!there)
 		return -ENOENT;
 	close(there->fd);
-	*there = store->kept[--store->count];
+	*there = store->at[--store->count];
 	return 0;
 }
 
@@ -63,9 +57,9 @@ static void clear_pipes(struct store *store)
 	struct stat st;
 
 	for (size_t i = 0; i < store->count;)
-		if (fstat(store->kept[i].fd, &st) == 0 && S_ISFIFO(st.st_mode)) {
-			close(store->kept[i].fd);
-			store->kept[i] = store->kept[--store->count];
+		if (fstat(store->at[i].fd, &st) == 0 && S_ISFIFO(st.st_mode)) {
+			close(store->at[i].fd);
+			store->at[i] = store->at[--store->count];
 		} else {
 			i++;
 		}
@@ -75,7 +69,7 @@ void store_clear(struct store *store)
 {
 	clear_pipes(store);
 	while (store->count)
-		close(store->kept[--store->count].fd);
-	free(store->kept);
+		close(store->at[--store->count].fd);
+	free(store->at);
 	memset(store, 0, sizeof(*store));
 }

@@ -14,6 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/cleanup.h"
 #include "sealsvc/verdict.h"
 
 int seal_bpf_identify(int fd, struct seal_bpf_file *out)
@@ -117,7 +118,7 @@ int seal_bpf_put(struct seal_bpf *bpf, const struct seal_bpf_file *file, uint32_
 	int found, result = -ENOSPC;
 	uint32_t at;
 
-	pthread_mutex_lock(&bpf->lock);
+	SCOPED_LOCK(&bpf->lock);
 	found = read_entry(bpf, file, &entry);
 	if (generation && entry.generation && entry.generation != generation)
 		entry.count = 0;
@@ -130,7 +131,6 @@ int seal_bpf_put(struct seal_bpf *bpf, const struct seal_bpf_file *file, uint32_
 			entry.count++;
 		result = replace(bpf, file, &entry, !found);
 	}
-	pthread_mutex_unlock(&bpf->lock);
 	return result;
 }
 
@@ -140,7 +140,7 @@ int seal_bpf_take(struct seal_bpf *bpf, const struct seal_bpf_file *file, uint64
 	int result = -ENOENT;
 	uint32_t at;
 
-	pthread_mutex_lock(&bpf->lock);
+	SCOPED_LOCK(&bpf->lock);
 	if (read_entry(bpf, file, &entry)) {
 		at = position(&entry, token);
 		if (at < entry.count) {
@@ -148,7 +148,6 @@ int seal_bpf_take(struct seal_bpf *bpf, const struct seal_bpf_file *file, uint64
 			result = replace(bpf, file, &entry, 0);
 		}
 	}
-	pthread_mutex_unlock(&bpf->lock);
 	return result;
 }
 
@@ -161,13 +160,12 @@ static void each_entry(struct seal_bpf *bpf,
 	struct seal_bpf_file file, *last = NULL;
 	struct seal_bpf_entry entry;
 
-	pthread_mutex_lock(&bpf->lock);
+	SCOPED_LOCK(&bpf->lock);
 	while (!bpf_map_get_next_key(bpf->files, last, &file)) {
 		if (read_entry(bpf, &file, &entry))
 			visit(context, &file, &entry);
 		last = &file;
 	}
-	pthread_mutex_unlock(&bpf->lock);
 }
 
 struct listing {

@@ -20,7 +20,7 @@ struct seal_bpf {
 	int files, underway;		  /* maps, owned by object */
 	uint32_t sealed[SEAL_BPF_BITS];	  /* files behind each bit of control->sealed */
 	uint64_t traceable;		  /* enum seal_bpf_traced, as this kernel has it */
-	pthread_mutex_t lock;		  /* changes of entries */
+	pthread_mutex_t lock;		  /* changes of entries; no other is taken with it held */
 	uint64_t version;		  /* the last one given */
 	uint64_t untracked;		  /* as the last barrier saw it */
 	struct seal_bpf_event *events;	  /* where the ring's callback puts them */
@@ -41,13 +41,21 @@ static inline uint64_t bpf_now(void)
 	return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
 }
 
+/* bpf_load.c */
 int bpf_load(struct seal_bpf *bpf, const char *object, const char *directory, const char *without,
 	     char *why, size_t size);
 int bpf_attach(struct seal_bpf *bpf);
 int bpf_pin(struct seal_bpf *bpf, const char *directory);
 
-/* What bpf_trip.c uses of bpf_load.c. `error` is negative; libbpf's last warning is added. */
+/* bpf_log.c */
+/* Keep what libbpf says from now on; what it said before is forgotten. */
+void bpf_log_begin(void);
+/* 1 when the last program that libbpf named is this one. */
+int bpf_log_is_about(const char *program);
+/* `error` is negative; libbpf's last warning is added. */
 void bpf_explain(char *why, size_t size, const char *what, int error);
+
+/* bpf_pins.c: 0 or -errno */
 int bpf_pin_maps_below(struct bpf_object *object, const char *directory);
 /* In place of a link that is pinned by this name: that one goes when this is in force. */
 int bpf_pin_link(struct bpf_link *link, const char *directory, const char *name);

@@ -1,4 +1,4 @@
-/* Loading, attaching and pinning, with whatever of the programs this kernel takes. */
+/* Loading and attaching, with whatever of the programs this kernel takes. */
 #include "bpf_internal.h"
 
 #include <bpf/bpf.h>
@@ -6,7 +6,6 @@
 #include <dirent.h>
 #include <errno.h>
 #include <limits.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,55 +14,6 @@
 #include <unistd.h>
 
 #define BPFFS_MAGIC 0xcafe4a11
-
-/* libbpf has one print function for a process. What it says last is the reason, and the only place
- * where it names the program that did not load. */
-static pthread_mutex_t log_lock = PTHREAD_MUTEX_INITIALIZER;
-static char last_warning[128], last_program[32];
-
-static void keep_line(const char *line)
-{
-	snprintf(last_warning, sizeof(last_warning), "%.*s", (int)strcspn(line, "\n"), line);
-}
-
-/* The verifier's log comes as one text. What it objects to stands in the line before its figures. */
-static void keep_objection(char *log)
-{
-	char *figures = strstr(log, "\nprocessed "), *line;
-
-	if (!figures)
-		return;
-	*figures = '\0';
-	line = strrchr(log, '\n');
-	if (line)
-		keep_line(line + 1);
-}
-
-static int keep_warning(enum libbpf_print_level level, const char *format, va_list arguments)
-{
-	char *text, *line;
-
-	if (level != LIBBPF_WARN || vasprintf(&text, format, arguments) < 0)
-		return 0;
-	line = strncmp(text, "libbpf: ", 8) ? text : text + 8;
-	pthread_mutex_lock(&log_lock);
-	sscanf(line, "prog '%31[^']'", last_program);
-	if (strstr(line, "BEGIN PROG LOAD LOG"))
-		keep_objection(line);
-	else if (!strstr(line, "failed to load"))
-		keep_line(line);
-	pthread_mutex_unlock(&log_lock);
-	free(text);
-	return 0;
-}
-
-void bpf_explain(char *why, size_t size, const char *what, int error)
-{
-	pthread_mutex_lock(&log_lock);
-	snprintf(why, size, "%s: %s%s%s", what, strerror(-error), last_warning[0] ? ": " : "",
-		 last_warning);
-	pthread_mutex_unlock(&log_lock);
-}
 
 /* Which programs this kernel has a place for */
 
@@ -130,22 +80,6 @@ static void leave_out(struct seal_bpf *bpf, const char *without)
 
 /* Loading */
 
-int bpf_pin_maps_below(struct bpf_object *object, const char *directory)
-{
-	struct bpf_map *map;
-	char path[PATH_MAX];
-
-	bpf_object__for_each_map(map, object)
-	{
-		if (bpf_map__is_internal(map))
-			continue;
-		snprintf(path, sizeof(path), "%s/maps/%s", directory, bpf_map__name(map));
-		if (bpf_map__set_pin_path(map, path))
-			return -errno;
-	}
-	return 0;
-}
-
 /* The programs' only constants: libbpf keeps them in a map of its own. */
 static int tell_set(struct bpf_object *object, const struct seal_bpf_set *set)
 {
@@ -199,7 +133,7 @@ static int turn_off(struct seal_bpf *bpf, int error)
 	for (size_t i = 0; i < BPF_PROGRAMS; i++) {
 		struct seal_bpf_program *program = &bpf->programs[i];
 
-		if (program->state == SEAL_BPF_ON && !strcmp(program->name, last_program)) {
+		if (program->state == SEAL_BPF_ON && bpf_log_is_about(program->name)) {
 			program->state = SEAL_BPF_OFF;
 			bpf_explain(program->why, sizeof(program->why), "does not load", error);
 			return 1;
@@ -266,8 +200,7 @@ int bpf_load(struct seal_bpf *bpf, const char *path, const char *directory, cons
 	struct btf *btf;
 	int result;
 
-	libbpf_set_print(keep_warning);
-	last_warning[0] = '\0';
+	bpf_log_begin();
 	btf = btf__load_vmlinux_btf();
 	if (!btf) {
 		snprintf(why, size, "the kernel has no BTF (CONFIG_DEBUG_INFO_BTF): %s",
@@ -284,7 +217,7 @@ int bpf_load(struct seal_bpf *bpf, const char *path, const char *directory, cons
 		return result;
 	/* Without privilege no program loads: there is none to do without. */
 	do {
-		last_program[0] = last_warning[0] = '\0';
+		bpf_log_begin();
 		result = load_once(bpf, path, directory);
 	} while (result && result != -EPERM && turn_off(bpf, result));
 	if (result)
@@ -344,18 +277,6 @@ static void sweep(const char *directory)
 		closedir(listing);
 }
 
-/* The rename drops the old link, after the new one is in force. */
-int bpf_pin_link(struct bpf_link *link, const char *directory, const char *name)
-{
-	char fresh[PATH_MAX], path[PATH_MAX];
-
-	/* bpffs allows no dots in names. */
-	snprintf(path, sizeof(path), "%s/links/%s", directory, name);
-	snprintf(fresh, sizeof(fresh), "%s/links/%s_new", directory, name);
-	unlink(fresh);
-	return bpf_link__pin(link, fresh) || rename(fresh, path) ? -errno : 0;
-}
-
 /* A program that does not load now leaves the old one where it is. */
 int bpf_pin(struct seal_bpf *bpf, const char *directory)
 {
@@ -370,66 +291,4 @@ int bpf_pin(struct seal_bpf *bpf, const char *directory)
 	}
 	sweep(directory);
 	return 0;
-}
-
-static int unlink_all(const char *directory)
-{
-	char path[PATH_MAX + NAME_MAX + 2];
-	struct dirent *entry;
-	DIR *listing = opendir(directory);
-
-	if (!listing)
-		return -errno;
-	while ((entry = readdir(listing))) {
-		if (entry->d_name[0] == '.')
-			continue;
-		snprintf(path, sizeof(path), "%s/%s", directory, entry->d_name);
-		unlink(path);
-	}
-	closedir(listing);
-	return rmdir(directory) ? -errno : 0;
-}
-
-static int empty_directory(const char *directory, const char *name)
-{
-	char path[PATH_MAX];
-	int result;
-
-	snprintf(path, sizeof(path), "%s/%s", directory, name);
-	/* A listing may pass over entries while others go. */
-	for (int i = 0; i < 4; i++) {
-		result = unlink_all(path);
-		if (result != -ENOTEMPTY)
-			break;
-	}
-	return result == -ENOENT ? 0 : result;
-}
-
-/* The kernel frees programs some time after their last pin is gone: until then they would go on
- * refusing. Without an entry they refuse nothing. */
-static void forget_files(const char *directory)
-{
-	struct seal_bpf_file file;
-	char path[PATH_MAX];
-	int map;
-
-	snprintf(path, sizeof(path), "%s/maps/seal_files", directory);
-	map = bpf_obj_get(path);
-	if (map < 0)
-		return;
-	while (!bpf_map_get_next_key(map, NULL, &file) && !bpf_map_delete_elem(map, &file))
-		;
-	close(map);
-}
-
-int seal_bpf_unpin(const char *directory)
-{
-	int links, maps;
-
-	forget_files(directory);
-	links = empty_directory(directory, "links");
-	maps = empty_directory(directory, "maps");
-	if (links || maps)
-		return links ? links : maps;
-	return rmdir(directory) && errno != ENOENT ? -errno : 0;
 }

@@ -1,6 +1,7 @@
 /* Who maps a file, and by which description, as a BPF program sees it in the processes' memory. */
 #include "proof.h"
 
+#include "base/vector.h"
 #include "processes.h"
 #include "walk.h"
 
@@ -29,19 +30,15 @@ struct search {
 /* 1 when it is new, 0 when not, -errno. */
 static int add_address(struct addresses *known, uint64_t address)
 {
+	uint64_t *next;
+
 	for (size_t i = 0; i < known->count; i++)
 		if (known->at[i] == address)
 			return 0;
-	if (known->count == known->room) {
-		size_t room = known->room ? 2 * known->room : 64;
-		uint64_t *at = realloc(known->at, room * sizeof(*at));
-
-		if (!at)
-			return -ENOMEM;
-		known->at = at;
-		known->room = room;
-	}
-	known->at[known->count++] = address;
+	next = VECTOR_ADD(known, 64);
+	if (!next)
+		return -ENOMEM;
+	*next = address;
 	return 1;
 }
 

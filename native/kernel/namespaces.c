@@ -13,6 +13,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/vector.h"
+
 struct found {
 	struct seal_mount_namespace *at;
 	size_t count, room, last;
@@ -34,19 +36,13 @@ static struct seal_mount_namespace *known(struct found *found, uint64_t id)
 
 static struct seal_mount_namespace *add(struct found *found)
 {
-	if (found->count == found->room) {
-		size_t room = found->room ? 2 * found->room : 64;
-		struct seal_mount_namespace *at = realloc(found->at, room * sizeof(*at));
+	struct seal_mount_namespace *next = VECTOR_ADD(found, 64);
 
-		if (!at) {
-			found->error = -ENOMEM;
-			return NULL;
-		}
-		found->at = at;
-		found->room = room;
-	}
-	found->last = found->count;
-	return &found->at[found->count++];
+	if (next)
+		found->last = found->count - 1;
+	else
+		found->error = -ENOMEM;
+	return next;
 }
 
 /* Of a task with the namespace's own root, the link reads "/" wherever it is read. Its mountinfo has

@@ -4,6 +4,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "base/vector.h"
+
 int seal_next_number(DIR *dir)
 {
 	struct dirent *entry;
@@ -70,16 +72,11 @@ static int by_number(const void *a, const void *b)
 
 static int add_pid(struct seal_pids *pids, int pid)
 {
-	if (pids->count == pids->room) {
-		size_t room = pids->room ? 2 * pids->room : 512;
-		int *at = realloc(pids->at, room * sizeof(*at));
+	int *next = VECTOR_ADD(pids, 512);
 
-		if (!at)
-			return -ENOMEM;
-		pids->at = at;
-		pids->room = room;
-	}
-	pids->at[pids->count++] = pid;
+	if (!next)
+		return -ENOMEM;
+	*next = pid;
 	return 0;
 }
 

@@ -1,6 +1,7 @@
 #include "pages.h"
 #include "smaps.h"
 
+#include "base/vector.h"
 #include "sealsvc/procfs.h"
 
 #include <errno.h>
@@ -21,7 +22,7 @@
 struct areas {
 	const struct seal_mapping_question *question;
 	char task[TASK_ROOM];
-	struct vma *list;
+	struct vma *at;
 	size_t count, room;
 	uint64_t bytes;
 	int error;
@@ -44,17 +45,11 @@ static int overlaps(const struct seal_mapping_question *q, const struct vma *vma
 
 static int keep(struct areas *areas, const struct vma *vma)
 {
-	if (areas->count == areas->room) {
-		size_t room = areas->room ? 2 * areas->room : 64;
-		struct vma *list;
+	struct vma *next = VECTOR_ADD(areas, 64);
 
-		list = realloc(areas->list, room * sizeof(*list));
-		if (!list)
-			return -ENOMEM;
-		areas->list = list;
-		areas->room = room;
-	}
-	areas->list[areas->count++] = *vma;
+	if (!next)
+		return -ENOMEM;
+	*next = *vma;
 	areas->bytes += vma->end - vma->start;
 	return areas->count > MOST_AREAS || areas->bytes > MOST_BYTES ? -E2BIG : 0;
 }
@@ -122,7 +117,7 @@ static int cover_from_address(const struct areas *areas, struct seal_mapping_ans
 	uint64_t at = q->address, end = at + q->length;
 
 	for (size_t i = 0; i < areas->count; i++) {
-		const struct vma *vma = &areas->list[i];
+		const struct vma *vma = &areas->at[i];
 		uint64_t offset = q->start + (at - q->address), found;
 
 		if (vma->start > at)
@@ -156,7 +151,7 @@ static int fail_coverage(const struct areas *areas, uint64_t offset,
 			 struct seal_mapping_answer *out)
 {
 	for (size_t i = 0; i < areas->count; i++) {
-		const struct vma *vma = &areas->list[i];
+		const struct vma *vma = &areas->at[i];
 
 		if (vma->offset <= offset && end_offset(vma) > offset)
 			return seal_failed(out, SEAL_CHECK_SHARED,
@@ -175,7 +170,7 @@ static int cover_anywhere(const struct areas *areas, struct seal_mapping_answer 
 	if (!sorted)
 		return -ENOMEM;
 	if (areas->count)
-		memcpy(sorted, areas->list, areas->count * sizeof(*sorted));
+		memcpy(sorted, areas->at, areas->count * sizeof(*sorted));
 	qsort(sorted, areas->count, sizeof(*sorted), by_offset);
 	for (size_t i = 0; i < areas->count && sorted[i].offset <= at; i++)
 		if (sorted[i].shared && end_offset(&sorted[i]) > at)
@@ -187,13 +182,13 @@ static int cover_anywhere(const struct areas *areas, struct seal_mapping_answer 
 static int judge_sync(const struct areas *areas, struct seal_mapping_answer *out)
 {
 	const struct seal_mapping_question *q = areas->question;
-	int64_t first = seal_smaps_unsynced(areas->task, areas->list, areas->count);
+	int64_t first = seal_smaps_unsynced(areas->task, areas->at, areas->count);
 	const struct vma *vma;
 	uint64_t offset;
 
 	if (first < 0 || (size_t)first == areas->count)
 		return first < 0 ? (int)first : 0;
-	vma = &areas->list[first];
+	vma = &areas->at[first];
 	offset = vma->offset < q->start ? q->start : vma->offset;
 	return seal_failed(out, SEAL_CHECK_SYNC, vma->start + (offset - vma->offset), offset, 0, 0);
 }
@@ -205,7 +200,7 @@ static int judge_pages(const struct areas *areas, struct page_walk *walk)
 	int error = 0;
 
 	for (size_t i = 0; i < areas->count && !error && !walk->answer->check; i++) {
-		const struct vma *vma = &areas->list[i];
+		const struct vma *vma = &areas->at[i];
 		uint64_t from = vma->offset < q->start ? q->start : vma->offset;
 		uint64_t to = end_offset(vma) > end ? end : end_offset(vma);
 
@@ -247,7 +242,7 @@ static int judge(const struct areas *areas, struct seal_mapping_answer *out)
 static int are_equal(const struct areas *a, const struct areas *b)
 {
 	return a->count == b->count &&
-	       (!a->count || memcmp(a->list, b->list, a->count * sizeof(*a->list)) == 0);
+	       (!a->count || memcmp(a->at, b->at, a->count * sizeof(*a->at)) == 0);
 }
 
 /* The areas are walked through again at the end: what was judged must still be there. */
@@ -263,8 +258,8 @@ static int attempt(const struct seal_mapping_question *question, struct seal_map
 		error = collect(&after);
 	if (!error && !are_equal(&before, &after))
 		error = -EAGAIN;
-	free(before.list);
-	free(after.list);
+	free(before.at);
+	free(after.at);
 	return is_gone(error) ? -EAGAIN : error;
 }
 

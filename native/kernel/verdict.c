@@ -22,6 +22,12 @@ int seal_conflicts(const struct seal_operation *o, const struct seal_guard *g,
 	return seal_meets((uint32_t)o->op, o->offset, o->length, g->start, g->end, traits);
 }
 
+int seal_operation_span(const struct seal_operation *o, const struct seal_traits *t, uint64_t *from,
+			uint64_t *last)
+{
+	return seal_span((uint32_t)o->op, o->offset, o->length, of_file(t), from, last);
+}
+
 int seal_changes_maps(int op, const struct seal_traits *traits)
 {
 	return seal_changes((uint32_t)op, of_file(traits));

@@ -1,5 +1,6 @@
 #include "walk.h"
 
+#include "base/vector.h"
 #include "processes.h"
 
 #include <errno.h>
@@ -8,17 +9,15 @@
 #include <string.h>
 #include <time.h>
 
+#include "base/cleanup.h"
+
 void *seal_walk_add(struct walk_rows *rows)
 {
-	if (rows->count == rows->room) {
-		size_t room = rows->room ? 2 * rows->room : 16;
-		char *at = realloc(rows->at, room * rows->size);
+	char *at = vector_grown(rows->at, rows->count, &rows->room, 16, rows->size);
 
-		if (!at)
-			return NULL;
-		rows->at = at;
-		rows->room = room;
-	}
+	if (!at)
+		return NULL;
+	rows->at = at;
 	return memset(rows->at + rows->size * rows->count++, 0, rows->size);
 }
 
@@ -34,10 +33,9 @@ static int is_stuck(int pid, int by_text)
 {
 	int found = 0;
 
-	pthread_mutex_lock(&stuck_lock);
+	SCOPED_LOCK(&stuck_lock);
 	for (size_t i = 0; i < stuck_count && !found; i++)
 		found = stuck[i].pid == pid && stuck[i].by_text == by_text;
-	pthread_mutex_unlock(&stuck_lock);
 	return found;
 }
 
@@ -46,33 +44,30 @@ static int note_stuck(int pid, int by_text)
 {
 	int error = 0;
 
-	pthread_mutex_lock(&stuck_lock);
+	SCOPED_LOCK(&stuck_lock);
 	if (stuck_count < SEAL_WALK_LOST)
 		stuck[stuck_count++] = (struct stuck){pid, by_text};
 	else
 		error = -EAGAIN;
-	pthread_mutex_unlock(&stuck_lock);
 	return error;
 }
 
 static void forget_stuck(int pid, int by_text)
 {
-	pthread_mutex_lock(&stuck_lock);
+	SCOPED_LOCK(&stuck_lock);
 	for (size_t i = 0; i < stuck_count; i++)
 		if (stuck[i].pid == pid && stuck[i].by_text == by_text) {
 			stuck[i] = stuck[--stuck_count];
 			break;
 		}
-	pthread_mutex_unlock(&stuck_lock);
 }
 
 static int has_room(void)
 {
 	int room;
 
-	pthread_mutex_lock(&stuck_lock);
+	SCOPED_LOCK(&stuck_lock);
 	room = stuck_count < SEAL_WALK_LOST;
-	pthread_mutex_unlock(&stuck_lock);
 	return room;
 }
 

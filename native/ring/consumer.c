@@ -9,6 +9,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "base/cleanup.h"
 #include "internal.h"
 
 #define BUDGET 64 /* commands of one ring before the others have their turn */
@@ -88,11 +89,10 @@ unsigned seal_ring_poll(struct seal_rings *rings, uint32_t number, unsigned budg
 	struct ring *ring;
 	unsigned count = 0;
 
-	pthread_mutex_lock(rings->lock);
+	SCOPED_LOCK(rings->lock);
 	ring = ring_find(rings, number);
 	if (ring)
 		count = ring_consume(rings, ring, budget);
-	pthread_mutex_unlock(rings->lock);
 	return count;
 }
 
@@ -112,11 +112,10 @@ static int look(struct seal_rings *rings, unsigned place)
 	struct ring *ring;
 	unsigned count = 0;
 
-	pthread_mutex_lock(rings->lock);
+	SCOPED_LOCK(rings->lock);
 	ring = rings->ring[place];
 	if (ring)
 		count = ring_consume(rings, ring, BUDGET);
-	pthread_mutex_unlock(rings->lock);
 	return count != 0;
 }
 
@@ -164,7 +163,7 @@ static int serve(struct seal_rings *rings, unsigned place)
 	struct ring *ring;
 	int more = 0;
 
-	pthread_mutex_lock(rings->lock);
+	SCOPED_LOCK(rings->lock);
 	ring = rings->ring[place];
 	if (ring) {
 		unsigned count;
@@ -174,7 +173,6 @@ static int serve(struct seal_rings *rings, unsigned place)
 		more = count >= BUDGET ||
 		       (!stays_awake(rings, place, count) && !falls_asleep(ring));
 	}
-	pthread_mutex_unlock(rings->lock);
 	return more;
 }
 

@@ -1,6 +1,7 @@
 /* The second ring: what the client is told without having asked. */
 #include <errno.h>
 
+#include "base/cleanup.h"
 #include "internal.h"
 
 void ring_push(struct ring *ring, const struct seal_ring_event *event)
@@ -43,7 +44,7 @@ int seal_ring_tell(struct seal_rings *rings, uint32_t number, const struct seal_
 {
 	struct ring *ring;
 
-	pthread_mutex_lock(rings->lock);
+	SCOPED_LOCK(rings->lock);
 	ring = ring_find(rings, number);
 	if (ring) {
 		struct seal_ring_event copy = *event;
@@ -53,6 +54,5 @@ int seal_ring_tell(struct seal_rings *rings, uint32_t number, const struct seal_
 			copy.word = ring->slots[copy.slot].word;
 		ring_push(ring, &copy);
 	}
-	pthread_mutex_unlock(rings->lock);
 	return ring ? 0 : -ENOENT;
 }

@@ -1,6 +1,7 @@
 /* Commands for the service. They wait in their ring, also while no service runs. */
 #include <errno.h>
 
+#include "base/cleanup.h"
 #include "internal.h"
 
 static void report(struct seal_rings *rings, struct ring *ring, const struct pending *pending)
@@ -90,7 +91,7 @@ int seal_ring_complete(struct seal_rings *rings, uint32_t number, uint64_t handl
 	struct pending *pending = NULL;
 	struct ring *ring;
 
-	pthread_mutex_lock(rings->lock);
+	SCOPED_LOCK(rings->lock);
 	ring = ring_find(rings, number);
 	if (ring)
 		pending = find(ring, handle);
@@ -110,7 +111,6 @@ int seal_ring_complete(struct seal_rings *rings, uint32_t number, uint64_t handl
 	}
 	if (pending)
 		ring_bell(ring);
-	pthread_mutex_unlock(rings->lock);
 	return pending ? 0 : -ENOENT;
 }
 
@@ -138,9 +138,8 @@ static void replay(struct seal_rings *rings, struct ring *ring)
 
 void seal_rings_replay(struct seal_rings *rings)
 {
-	pthread_mutex_lock(rings->lock);
+	SCOPED_LOCK(rings->lock);
 	for (int i = 0; i < SEAL_RINGS_MAX; i++)
 		if (rings->ring[i])
 			replay(rings, rings->ring[i]);
-	pthread_mutex_unlock(rings->lock);
 }

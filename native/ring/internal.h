@@ -49,7 +49,8 @@ struct ring {
 };
 
 struct seal_rings {
-	pthread_mutex_t *lock;
+	pthread_mutex_t
+		*lock; /* the gate's, where there is one: see struct seal_gate for the order */
 	seal_rings_deliver *deliver;
 	void *context;
 	struct ring *ring[SEAL_RINGS_MAX]; /* by the low bits of its number */

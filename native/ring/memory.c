@@ -9,6 +9,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/cleanup.h"
 #include "internal.h"
 
 #ifndef F_SEAL_FUTURE_WRITE /* since v5.1 */
@@ -279,7 +280,7 @@ int seal_ring_drop(struct seal_rings *rings, uint32_t number)
 	struct ring *ring;
 	int error = -ENOENT;
 
-	pthread_mutex_lock(rings->lock);
+	SCOPED_LOCK(rings->lock);
 	ring = ring_find(rings, number);
 	if (ring) {
 		error = 0;
@@ -295,6 +296,5 @@ int seal_ring_drop(struct seal_rings *rings, uint32_t number)
 		ring_bell(ring);
 		ring_free(ring);
 	}
-	pthread_mutex_unlock(rings->lock);
 	return error;
 }

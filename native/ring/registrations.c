@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/cleanup.h"
 #include "internal.h"
 
 uint64_t seal_ring_key(uint32_t ring, uint32_t file)
@@ -13,37 +14,34 @@ uint64_t seal_ring_key(uint32_t ring, uint32_t file)
 	return (uint64_t)ring << 32 | file;
 }
 
-/* Takes map over. */
+/* Takes the descriptor over. */
 static int read_map(int map, struct seal_map_extent **out, size_t *count)
 {
-	struct stat st;
+	AUTO_FREE struct seal_map_extent *rows = NULL;
+	AUTO_CLOSE int fd = map;
 	size_t size, done = 0;
-	int error = 0;
+	struct stat st;
 
 	*out = NULL;
 	*count = 0;
-	if (map < 0)
+	if (fd < 0)
 		return 0;
-	if (fstat(map, &st) < 0)
-		error = -errno;
-	size = error ? 0 : (size_t)st.st_size / sizeof(**out) * sizeof(**out);
-	if (size && !(*out = malloc(size)))
-		error = -ENOMEM;
-	while (!error && done < size) {
-		ssize_t n = pread(map, (char *)*out + done, size - done, (off_t)done);
+	if (fstat(fd, &st) < 0)
+		return -errno;
+	size = (size_t)st.st_size / sizeof(*rows) * sizeof(*rows);
+	rows = malloc(size);
+	if (size && !rows)
+		return -ENOMEM;
+	while (done < size) {
+		ssize_t n = pread(fd, (char *)rows + done, size - done, (off_t)done);
 
 		if (n <= 0)
-			error = n < 0 ? -errno : -EIO;
-		else
-			done += (size_t)n;
+			return n < 0 ? -errno : -EIO;
+		done += (size_t)n;
 	}
-	close(map);
-	if (error) {
-		free(*out);
-		*out = NULL;
-	}
-	*count = size / sizeof(**out);
-	return error;
+	*count = size / sizeof(*rows);
+	*out = KEEP_POINTER(rows);
+	return 0;
 }
 
 static int64_t add(struct ring *ring, const struct seal_registration *registration)
@@ -61,7 +59,7 @@ int64_t seal_ring_register(struct seal_rings *rings, uint32_t number,
 			   const struct seal_registration *registration, int map)
 {
 	uint32_t block = registration->block_size;
-	struct seal_map_extent *rows;
+	AUTO_FREE struct seal_map_extent *rows = NULL;
 	struct ring *ring;
 	int64_t file = -ENOENT;
 	size_t count;
@@ -71,21 +69,16 @@ int64_t seal_ring_register(struct seal_rings *rings, uint32_t number,
 		return error;
 	if (!registration->id || !block || (block & (block - 1)) ||
 	    registration->start >= registration->end ||
-	    ((registration->start | registration->end) & (block - 1))) {
-		free(rows);
+	    ((registration->start | registration->end) & (block - 1)))
 		return -EINVAL;
-	}
-	pthread_mutex_lock(rings->lock);
+	SCOPED_LOCK(rings->lock);
 	ring = ring_find(rings, number);
 	if (ring)
 		file = add(ring, registration);
 	if (file >= 0) {
-		ring->files[file].map = rows;
+		ring->files[file].map = KEEP_POINTER(rows);
 		ring->files[file].map_count = count;
 	}
-	pthread_mutex_unlock(rings->lock);
-	if (file < 0)
-		free(rows);
 	return file;
 }
 
@@ -110,7 +103,7 @@ int seal_ring_unregister(struct seal_rings *rings, uint32_t number, uint32_t fil
 	struct registration *there = NULL;
 	struct ring *ring;
 
-	pthread_mutex_lock(rings->lock);
+	SCOPED_LOCK(rings->lock);
 	ring = ring_find(rings, number);
 	if (ring)
 		there = ring_file(ring, file);
@@ -119,36 +112,32 @@ int seal_ring_unregister(struct seal_rings *rings, uint32_t number, uint32_t fil
 		free(there->map);
 		memset(there, 0, sizeof(*there));
 	}
-	pthread_mutex_unlock(rings->lock);
 	return there ? 0 : -ENOENT;
 }
 
 int seal_ring_freshen(struct seal_rings *rings, uint32_t number, uint32_t file, int map)
 {
 	struct registration *there = NULL;
-	struct seal_map_extent *rows;
+	AUTO_FREE struct seal_map_extent *rows = NULL;
 	struct ring *ring;
 	size_t count;
 	int error = read_map(map, &rows, &count);
 
 	if (error)
 		return error;
-	pthread_mutex_lock(rings->lock);
+	SCOPED_LOCK(rings->lock);
 	ring = ring_find(rings, number);
 	if (ring)
 		there = ring_file(ring, file);
 	if (there) {
 		if (map >= 0) {
 			free(there->map);
-			there->map = rows;
+			there->map = KEEP_POINTER(rows);
 			there->map_count = count;
 			there->stale = 0;
 		}
 		there->open = 1;
-	} else {
-		free(rows);
 	}
-	pthread_mutex_unlock(rings->lock);
 	return there ? 0 : -ENOENT;
 }
 
@@ -158,7 +147,7 @@ int seal_ring_close(struct seal_rings *rings, uint32_t number, uint32_t file, in
 	struct registration *there = NULL;
 	struct ring *ring;
 
-	pthread_mutex_lock(rings->lock);
+	SCOPED_LOCK(rings->lock);
 	ring = ring_find(rings, number);
 	if (ring)
 		there = ring_file(ring, file);
@@ -171,7 +160,6 @@ int seal_ring_close(struct seal_rings *rings, uint32_t number, uint32_t file, in
 		    slot->offset + slot->length > start)
 			ring_recall(rings, ring, i);
 	}
-	pthread_mutex_unlock(rings->lock);
 	return there ? 0 : -ENOENT;
 }
 
@@ -181,21 +169,19 @@ int seal_ring_is_stale(struct seal_rings *rings, uint32_t number, uint32_t file)
 	struct ring *ring;
 	int stale = -ENOENT;
 
-	pthread_mutex_lock(rings->lock);
+	SCOPED_LOCK(rings->lock);
 	ring = ring_find(rings, number);
 	if (ring)
 		there = ring_file(ring, file);
 	if (there)
 		stale = there->stale;
-	pthread_mutex_unlock(rings->lock);
 	return stale;
 }
 
 void seal_rings_suspend(struct seal_rings *rings, int suspended)
 {
-	pthread_mutex_lock(rings->lock);
+	SCOPED_LOCK(rings->lock);
 	rings->suspended = suspended;
-	pthread_mutex_unlock(rings->lock);
 }
 
 void ring_owe(struct registration *file, const struct seal_slot *slot)

@@ -1,6 +1,7 @@
 /* The service's hand on single seals, and its view of all. */
 #include <errno.h>
 
+#include "base/cleanup.h"
 #include "internal.h"
 
 static void set_terms(struct seal_slot *slot, const struct seal_terms *terms)
@@ -19,7 +20,7 @@ int64_t seal_slot_take(struct seal_rings *rings, uint32_t number, const struct s
 	struct ring *ring;
 	int64_t slot = -ENOENT;
 
-	pthread_mutex_lock(rings->lock);
+	SCOPED_LOCK(rings->lock);
 	ring = ring_find(rings, number);
 	if (ring)
 		slot = table_take(ring);
@@ -30,7 +31,6 @@ int64_t seal_slot_take(struct seal_rings *rings, uint32_t number, const struct s
 		ring->slots[slot].adopted = 1;
 		set_terms(&ring->slots[slot], terms);
 	}
-	pthread_mutex_unlock(rings->lock);
 	return slot;
 }
 
@@ -52,7 +52,7 @@ int seal_slot_set(struct seal_rings *rings, uint32_t number, uint32_t slot,
 	struct seal_slot *there;
 	struct ring *ring;
 
-	pthread_mutex_lock(rings->lock);
+	SCOPED_LOCK(rings->lock);
 	there = find(rings, number, slot, terms->id, &ring);
 	if (there) {
 		set_terms(there, terms);
@@ -61,7 +61,6 @@ int seal_slot_set(struct seal_rings *rings, uint32_t number, uint32_t slot,
 			table_release(ring, slot);
 		}
 	}
-	pthread_mutex_unlock(rings->lock);
 	return there ? 0 : -ENOENT;
 }
 
@@ -70,7 +69,7 @@ int seal_slot_quiet(struct seal_rings *rings, uint32_t number, uint32_t slot, ui
 	struct seal_slot *there;
 	struct ring *ring;
 
-	pthread_mutex_lock(rings->lock);
+	SCOPED_LOCK(rings->lock);
 	there = find(rings, number, slot, id, &ring);
 	if (there) {
 		there->adopted = 0;
@@ -78,7 +77,6 @@ int seal_slot_quiet(struct seal_rings *rings, uint32_t number, uint32_t slot, ui
 		if (there->expires && there->expires < ring->next_expiry)
 			ring->next_expiry = there->expires;
 	}
-	pthread_mutex_unlock(rings->lock);
 	return there ? 0 : -ENOENT;
 }
 
@@ -87,28 +85,26 @@ int seal_slot_read(struct seal_rings *rings, uint32_t number, uint32_t slot, str
 	struct seal_slot *there = NULL;
 	struct ring *ring;
 
-	pthread_mutex_lock(rings->lock);
+	SCOPED_LOCK(rings->lock);
 	ring = ring_find(rings, number);
 	if (ring)
 		there = table_live(ring, slot);
 	if (there)
 		*out = *there;
-	pthread_mutex_unlock(rings->lock);
 	return there ? 0 : -ENOENT;
 }
 
 void seal_rings_count(struct seal_rings *rings, struct seal_ring_counters *out)
 {
-	pthread_mutex_lock(rings->lock);
+	SCOPED_LOCK(rings->lock);
 	*out = rings->counters;
-	pthread_mutex_unlock(rings->lock);
 }
 
 size_t seal_rings_list(struct seal_rings *rings, struct seal_ring_row *out, size_t max)
 {
 	size_t count = 0;
 
-	pthread_mutex_lock(rings->lock);
+	SCOPED_LOCK(rings->lock);
 	for (int i = 0; i < SEAL_RINGS_MAX; i++) {
 		const struct ring *ring = rings->ring[i];
 
@@ -130,7 +126,6 @@ size_t seal_rings_list(struct seal_rings *rings, struct seal_ring_row *out, size
 			};
 		count++;
 	}
-	pthread_mutex_unlock(rings->lock);
 	return count;
 }
 
@@ -138,7 +133,7 @@ size_t seal_rings_files(struct seal_rings *rings, struct seal_file_row *out, siz
 {
 	size_t count = 0;
 
-	pthread_mutex_lock(rings->lock);
+	SCOPED_LOCK(rings->lock);
 	for (int i = 0; i < SEAL_RINGS_MAX; i++)
 		for (uint32_t f = 0; rings->ring[i] && f < SEAL_RING_FILES; f++) {
 			const struct registration *file = &rings->ring[i]->files[f];
@@ -155,6 +150,5 @@ size_t seal_rings_files(struct seal_rings *rings, struct seal_file_row *out, siz
 				};
 			count++;
 		}
-	pthread_mutex_unlock(rings->lock);
 	return count;
 }

@@ -25,6 +25,7 @@ from tests.bench.exporting import nbd
 from tests.bench.faces import faces
 from tests.bench.fanout import fan_out
 from tests.bench.figures import Bench, Figure, alternate
+from tests.bench.guarding import guards
 from tests.bench.integrity import INTEGRITY_BENCHMARKS
 from tests.bench.lists import lists
 from tests.bench.recording import registry
@@ -153,6 +154,7 @@ BENCHMARKS: dict[str, Callable[[Bench, int], Figure | list[Figure]]] = {
     "conflict-to-recall": recall,
     "bystander-pwrite": bystander,
     "fiemap": fiemap,
+    "guards": guards,
     "fan-out": fan_out,
     "audit": audit,
     "registry": registry,

@@ -18,9 +18,9 @@ pytestmark = pytest.mark.timeout(600)  # it compiles
 
 TCMU = NATIVE / "exports" / "tcmu"
 FUZZ_SECONDS = int(os.environ.get("SEALSVC_FUZZ_SECONDS", "5"))
-SCSI = ["scsi.c", "inquiry.c", "naa.c", "parameters.c", "blocks.c", "provisioning.c"]
-SCSI += ["xcopy.c", "copy_results.c"]
-SOURCES = {"ring": ["ring.c", "layout.c"], "scsi": SCSI, "names": ["discover.c"]}
+SCSI = ["scsi.c", "task.c", "inquiry.c", "naa.c", "opcodes.c", "parameters.c", "blocks.c"]
+SCSI += ["provisioning.c", "xcopy.c", "copy_results.c"]
+SOURCES = {"ring": ["ring.c", "layout.c"], "scsi": SCSI, "scsi_copy": SCSI, "names": ["discover.c"]}
 
 
 @pytest.mark.parametrize("sanitizer", ["plain", "address-undefined"])

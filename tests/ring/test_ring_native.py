@@ -19,7 +19,7 @@ pytestmark = pytest.mark.timeout(600)  # it compiles
 ROOT = Path(__file__).parents[2]
 NATIVE = ROOT / "native"
 LIBSEAL = NATIVE / "libseal"
-INCLUDES = [f"-I{NATIVE / 'include'}", f"-I{LIBSEAL}"]
+INCLUDES = [f"-I{NATIVE}", f"-I{NATIVE / 'include'}", f"-I{LIBSEAL}"]
 RINGS = [*map(str, sorted((NATIVE / "ring").glob("*.c"))), str(NATIVE / "kernel" / "verdict.c")]
 FLAGS = ["-std=gnu11", "-D_GNU_SOURCE", "-g", "-O1", "-w"]
 FUZZ_SECONDS = int(os.environ.get("SEALSVC_FUZZ_SECONDS", "5"))
@@ -55,10 +55,11 @@ def compiler(name: str, *flags: str) -> str:
 
 
 @pytest.mark.parametrize("sanitizer", SANITIZERS)
-def test_the_keepers_side(sanitizer: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["rings", "doorbells"])
+def test_the_keepers_side(name: str, sanitizer: str, tmp_path: Path) -> None:
     flags = SANITIZERS[sanitizer]
-    gcc, program = compiler("gcc", *flags), tmp_path / "test_rings"
-    source = NATIVE / "tests" / "test_rings.c"
+    gcc, program = compiler("gcc", *flags), tmp_path / f"test_{name}"
+    source = NATIVE / "tests" / f"test_{name}.c"
     run(gcc, *FLAGS, *flags, *INCLUDES, "-o", program, source, *RINGS, "-lpthread")
     run(program)
 

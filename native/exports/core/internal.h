@@ -22,10 +22,12 @@ struct export_target {
 	int dax, mapped_io;
 	char *mapping; /* NULL: direct I/O, or returned */
 	struct seal seal;
-	/* Writes take it shared, what reads and then writes takes it exclusively. */
+	/* Writes take it shared, what reads and then writes takes it exclusively. By requests that have entered
+	 * the gate, with no other lock held. */
 	pthread_rwlock_t order;
 
-	/* The seal: whoever has `turn`. */
+	/* The seal: whoever has `turn`. The gate's lock is taken with it held; it is never taken by a request that
+	 * has entered the gate, since it may be held until all have left. */
 	pthread_mutex_t turn;
 	struct seal_client *client;
 	int file; /* registered file; -1: none */

@@ -94,6 +94,8 @@ struct scsi_lun {
 	struct scsi_copied copies[SCSI_COPIES_KEPT];
 };
 
+struct scsi_row;
+
 struct scsi_task {
 	struct scsi_lun *lun;
 	const uint8_t *cdb; /* 16 bytes */
@@ -102,6 +104,8 @@ struct scsi_task {
 	uint64_t bytes; /* of iov */
 	uint32_t id;	/* tells commands apart that are outstanding */
 	/* Set by scsi_run. */
+	const struct scsi_row *rows; /* the table of commands */
+	unsigned row_count;
 	uint8_t status;
 	uint8_t sense[SCSI_SENSE_BYTES];
 	uint64_t moved; /* bytes of data for the initiator */
@@ -140,9 +144,7 @@ struct scsi_row {
 	uint8_t usage[16]; /* bits that mean anything: REPORT SUPPORTED OPERATION CODES */
 };
 
-extern const struct scsi_row scsi_table[];
-extern const unsigned scsi_rows;
-
+/* task.c */
 uint64_t scsi_get(const uint8_t *at, unsigned bytes); /* big-endian */
 void scsi_put(uint8_t *at, unsigned bytes, uint64_t value);
 uint64_t scsi_lba(const struct scsi_task *task, const struct scsi_row *row);
@@ -160,7 +162,7 @@ void scsi_answer(struct scsi_task *task, const struct scsi_row *row, const uint8
 size_t scsi_copy_in(const struct scsi_task *task, uint64_t at, void *to, size_t length);
 size_t scsi_copy_out(const struct scsi_task *task, uint64_t at, const void *from, size_t length);
 
-/* inquiry.c, parameters.c, blocks.c, provisioning.c, xcopy.c, copy_results.c */
+/* inquiry.c, parameters.c, opcodes.c, blocks.c, provisioning.c, xcopy.c, copy_results.c */
 void scsi_inquiry(struct scsi_task *task, const struct scsi_row *row);
 void scsi_nothing(struct scsi_task *task, const struct scsi_row *row);
 void scsi_request_sense(struct scsi_task *task, const struct scsi_row *row);

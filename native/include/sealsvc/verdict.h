@@ -60,14 +60,18 @@ SEAL_INLINE uint32_t seal_reach(uint32_t op, uint32_t traits)
 	return SEAL_REACH_NONE;
 }
 
+/* 1 when the operation opens the file. */
+SEAL_INLINE int seal_opens(uint32_t op)
+{
+	return op < SEAL_OP_COUNT && (SEAL_OPS_OPENS >> (op & 63)) & 1;
+}
+
 /* 1 when an operation on `length` bytes at `offset` would change what a guard of [start, end)
  * promises. `traits`: SEAL_TRAIT_*. */
 SEAL_INLINE int seal_meets(uint32_t op, uint64_t offset, uint64_t length, uint64_t start,
 			   uint64_t end, uint32_t traits)
 {
-	uint32_t opens = op < SEAL_OP_COUNT && (SEAL_OPS_OPENS >> (op & 63)) & 1;
-
-	if (opens && (traits & SEAL_TRAIT_EXCLUSIVE) && !(traits & SEAL_TRAIT_HOLDER))
+	if (seal_opens(op) && (traits & SEAL_TRAIT_EXCLUSIVE) && !(traits & SEAL_TRAIT_HOLDER))
 		return 1;
 	switch (seal_reach(op, traits)) {
 	case SEAL_REACH_NONE:
@@ -80,6 +84,20 @@ SEAL_INLINE int seal_meets(uint32_t op, uint64_t offset, uint64_t length, uint64
 	if (length == 0 || offset + length < offset)
 		return offset < end;
 	return offset < end && start < offset + length;
+}
+
+/* Every guard that seal_meets() by its range begins at or before `last` and ends behind `from`; so do some that it
+ * does not. 0: there is none. */
+SEAL_INLINE int seal_span(uint32_t op, uint64_t offset, uint64_t length, uint32_t traits,
+			  uint64_t *from, uint64_t *last)
+{
+	uint32_t reach = seal_reach(op, traits & ~(uint32_t)SEAL_TRAIT_BACKED);
+
+	*from = reach == SEAL_REACH_WHOLE ? 0 : offset;
+	*last = UINT64_MAX;
+	if (reach == SEAL_REACH_RANGE && length && offset + length >= offset)
+		*last = offset + length - 1;
+	return reach != SEAL_REACH_NONE;
 }
 
 /* The errno that a conflict gets at once from a mechanism that can hold callers; 0: it waits. */
@@ -113,6 +131,8 @@ SEAL_INLINE int seal_changes(uint32_t op, uint32_t traits)
 /* The same of the structures above. `by_holder`: the caller is the guard's holder. */
 int seal_conflicts(const struct seal_operation *operation, const struct seal_guard *guard,
 		   const struct seal_traits *traits, int by_holder);
+int seal_operation_span(const struct seal_operation *operation, const struct seal_traits *traits,
+			uint64_t *from, uint64_t *last);
 int seal_changes_maps(int op, const struct seal_traits *traits);
 
 /* For the tests, which compare them with rules.py. */

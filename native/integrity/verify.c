@@ -1,0 +1,159 @@
+/* Tags are computed and compared. */
+#include "engine.h"
+
+#include <string.h>
+
+struct findings {
+	struct seal_pi_error *errors;
+	size_t room;
+	int64_t count;
+};
+
+static struct seal_pi_error *new_error(struct findings *findings, uint64_t block, unsigned meaning)
+{
+	static __thread struct seal_pi_error overflow; /* counted, but not kept */
+	size_t at = (size_t)findings->count++;
+	struct seal_pi_error *error = at < findings->room ? &findings->errors[at] : &overflow;
+
+	*error = (struct seal_pi_error){.block = block, .meaning = meaning};
+	return error;
+}
+
+static uint32_t spell(uint8_t *out, const struct seal_pi_field *field, uint64_t value)
+{
+	unsigned bytes = (field->width + 7u) / 8;
+
+	for (unsigned i = bytes; i--; value >>= 8)
+		out[i] = (uint8_t)value;
+	return bytes;
+}
+
+static void differ(struct findings *findings, uint64_t block, const struct seal_pi_field *field,
+		   uint64_t expected, uint64_t found)
+{
+	struct seal_pi_error *error;
+
+	if (expected == found)
+		return;
+	error = new_error(findings, block, field->meaning);
+	error->expected_length = spell(error->expected, field, expected);
+	error->found_length = spell(error->found, field, found);
+}
+
+static int all_ones(const struct engine *engine, const uint8_t *tag, unsigned meaning)
+{
+	const struct seal_pi_field *field = engine->all[meaning];
+
+	return !field || get_field(tag, field) == ones(field);
+}
+
+static int escapes(const struct engine *engine, const uint8_t *tag)
+{
+	switch (engine->profile->escape) {
+	case SEAL_PI_ESCAPE_TAG:
+		return all_ones(engine, tag, SEAL_PI_TAG);
+	case SEAL_PI_ESCAPE_TAG_REFTAG:
+		return all_ones(engine, tag, SEAL_PI_TAG) && all_ones(engine, tag, SEAL_PI_REFTAG);
+	default:
+		return 0;
+	}
+}
+
+static int check_bytes(struct engine *engine, const uint8_t *tag, uint64_t block,
+		       struct findings *findings)
+{
+	const struct seal_pi_field *field = engine->field[SEAL_PI_CHECKSUM];
+	const uint8_t *found = tag + field->offset / 8;
+	uint32_t bytes = field->width / 8u;
+	uint8_t whole[SEAL_PI_MAX_VALUE];
+	struct seal_pi_error *error;
+	int result = add_pieces(engine), is_signature = engine->sum.key != NULL;
+
+	if (result)
+		return result;
+	result = is_signature ? seal_sum_signed(&engine->sum, found)
+			      : seal_sum_bytes(&engine->sum, whole);
+	if (result < 0)
+		return result;
+	if (is_signature ? result : !memcmp(whole, found, bytes))
+		return 0;
+	error = new_error(findings, block, SEAL_PI_CHECKSUM);
+	error->found_length = bytes;
+	memcpy(error->found, found, bytes);
+	if (!is_signature) {
+		error->expected_length = bytes;
+		memcpy(error->expected, whole, bytes);
+	}
+	return 0;
+}
+
+static int check_checksum(struct engine *engine, const uint8_t *tag, uint64_t block,
+			  struct findings *findings)
+{
+	const struct seal_pi_field *field = engine->field[SEAL_PI_CHECKSUM];
+	uint64_t expected = 0;
+	int result;
+
+	if (!engine->is_number)
+		return check_bytes(engine, tag, block, findings);
+	result = next_number(engine, &expected);
+	if (!result)
+		differ(findings, block, field, expected, get_field(tag, field));
+	return result;
+}
+
+static int check_block(struct engine *engine, const uint8_t *tag, uint64_t block,
+		       struct findings *findings)
+{
+	if (escapes(engine, tag)) {
+		skip_block(engine);
+		return 0;
+	}
+	for (unsigned i = 0; i < SEAL_PI_MAX_FIELDS; i++)
+		if (engine->field[i] && i != SEAL_PI_CHECKSUM)
+			differ(findings, block, engine->field[i], value_of(engine, i, block),
+			       get_field(tag, engine->field[i]));
+	return engine->field[SEAL_PI_CHECKSUM] ? check_checksum(engine, tag, block, findings) : 0;
+}
+
+/* How many blocks, of `count`, are as they should be up to the first that is not. */
+static uint64_t good_run(struct engine *engine, const uint8_t *data, const uint8_t *tag,
+			 uint64_t block, uint64_t count)
+{
+	const struct tuple tuple = engine->tuple;
+	size_t size = engine->block_bytes;
+	uint64_t i;
+
+	for (i = 0; i < count; i++, tag += tuple.bytes) {
+		uint64_t checksum = seal_sum_whole(&engine->sum, data + i * size, size);
+
+		if (tuple_word(&tuple, checksum, block + i) != tuple_read(&tuple, tag))
+			break;
+	}
+	engine->walk.offset += i * size;
+	return i;
+}
+
+int64_t seal_pi_verify(const struct seal_pi_request *request, const struct iovec *data, int count,
+		       const void *tags, size_t length, struct seal_pi_error *errors, size_t room)
+{
+	struct findings findings = {errors, room, 0};
+	struct engine *engine;
+	int result = engine_prepare(&engine, request, data, count, length, 1);
+	uint64_t block = 0, run;
+
+	while (!result && block < engine->blocks) {
+		const uint8_t *tag = (const uint8_t *)tags + block * engine->profile->width;
+		const uint8_t *piece = run_of(engine, &run);
+
+		run = run ? good_run(engine, piece, tag, block, run) : 0;
+		if (run)
+			block += run;
+		else {
+			result = check_block(engine, tag, block, &findings);
+			block++;
+		}
+	}
+	engine_finish(engine);
+	return result ? result : findings.count;
+}
