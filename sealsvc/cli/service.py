@@ -137,18 +137,15 @@ def _serve(
     file: Path | None,
     override: Callable[[config.Config], config.Config],
 ) -> None:
-    from sealsvc.service.systems import kernel_daemon, sim_daemon, simulated
+    from sealsvc.service.systems import kernel_daemon, sim_daemon
 
     if os.geteuid() != 0 and not sim:
         raise Refusal("denied", "sealing files of the real system needs root: or try --sim")
-    overrides = (lambda found: simulated(override(found))) if sim else override
     # Inherited by every thread: the gates of other services know us by it (native/gate/waiters.c).
     Path("/proc/self/comm").write_text("sealsvc")
     try:
-        daemon = (sim_daemon if sim else kernel_daemon)(chosen)
-        daemon.policy_file.source, daemon.policy_file.overrides = file, overrides
-        daemon.ending = functools.partial(end_within, _END)
-        asyncio.run(daemon.run())
+        daemon = (sim_daemon if sim else kernel_daemon)(chosen, file, override)
+        asyncio.run(daemon.run(functools.partial(end_within, _END)))
     except OSError as error:
         raise Refusal("io-error", f"the service cannot go on: {error}") from error
 

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from sealsvc.core.errors import Refusal
 from sealsvc.core.model import ByteRange, FileId, Kind, Operation
+from sealsvc.enforce.trips import Trip
 from sealsvc.linux.filesystem import Filesystem
 from sealsvc.linux.host import Target
 from sealsvc.protocol.seals import Grant
@@ -88,6 +89,25 @@ class Claim:
     guard: Guard
 
 
+def _unexpected(report: object) -> None:
+    raise RuntimeError(f"nobody was named who takes this report: {report}")
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """Who takes what an enforcer reports, on the event loop. `conflict` takes conflicts, `tripped`
+    what the tripwire programs report (trips.py). The others take what the keeper reports besides:
+    `ring` a struct seal_ring_report; `unverified` a struct seal_report of an operation that waits
+    for a proof; `touched` one of an operation that was let through. Each struct is valid during the
+    call only."""
+
+    conflict: Callable[[Report], None] = _unexpected
+    tripped: Callable[[Trip], None] = _unexpected
+    ring: Callable[[Any], None] = _unexpected
+    unverified: Callable[[Any], None] = _unexpected
+    touched: Callable[[Any], None] = _unexpected
+
+
 class Hold(Protocol):
     """A guard in force on one file. `anchor` is a descriptor of the file that the enforcer owns, or
     -1. If `apart` is true, it has an open file description of its own, else it shares the
@@ -134,8 +154,8 @@ class Enforcer(Protocol):
         """The risks that a combination does not have when this enforcer stands behind another."""
         ...
 
-    def start(self, deliver: Callable[[Report], None]) -> int:
-        """Start reporting. `drain` calls `deliver`. Returns the descriptor to poll for reading."""
+    def start(self, listener: Listener) -> int:
+        """Start reporting. `drain` calls `listener`. Returns the descriptor to poll for reading."""
         ...
 
     def drain(self) -> None:

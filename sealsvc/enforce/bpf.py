@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -20,9 +20,9 @@ from typing import Any
 from sealsvc.core.errors import Refusal
 from sealsvc.core.model import ByteRange, Conflict, FileId, Kind, Operation
 from sealsvc.enforce import guards, openers
-from sealsvc.enforce.base import Claim, Guard, Hold, Outcome, Report, Verdict
+from sealsvc.enforce.base import Claim, Guard, Hold, Listener, Outcome, Report, Verdict
 from sealsvc.enforce.keeper import Keeper, KeeperError, KeeperGone
-from sealsvc.enforce.trips import Trip, Trips
+from sealsvc.enforce.trips import Trips
 from sealsvc.linux.filesystem import Filesystem
 from sealsvc.linux.host import Target
 from sealsvc.linux.native import ffi, lib
@@ -232,10 +232,9 @@ class BpfEnforcer:
         self._canary: tuple[int, int] | None = None  # device and inode
         # How often the canary began to pass: before this service started, and since.
         self._passed_before = self._passed = 0
-        self.on_trip: Callable[[Trip], None] = _untold
         self._missing: dict[str, str] = {}
         self._exclusive: dict[tuple[int, int], set[int]] = {}  # tokens, by device and inode
-        self._deliver: Callable[[Report], None] = _nobody
+        self._listener = Listener()
         self._events = ffi.new("struct seal_bpf_event[]", _BATCH)
 
     def probe(self) -> str:
@@ -371,8 +370,8 @@ class BpfEnforcer:
             closed.add("holder-operations")
         return frozenset(closed)
 
-    def start(self, deliver: Callable[[Report], None]) -> int:
-        self._deliver = deliver
+    def start(self, listener: Listener) -> int:
+        self._listener = listener
         return int(lib.seal_bpf_fd(self._bpf))
 
     def stop(self) -> None:
@@ -541,9 +540,9 @@ class BpfEnforcer:
         if self._bpf is not None:  # one batch in a turn of the loop takes less than DRAIN_TIME
             count: int = lib.seal_bpf_events(self._bpf, self._events, _BATCH)
             for i in range(count):
-                self._deliver(_report(self._events[i]))
+                self._listener.conflict(_report(self._events[i]))
             for trip in self._trips.read() if self._trips is not None else ():
-                self.on_trip(trip)
+                self._listener.tripped(trip)
 
     def counters(self) -> dict[str, int]:
         """Events that were lost because the BPF ring was full, and lapses()."""
@@ -571,14 +570,6 @@ def _front(guard: Guard) -> int:
 def _policy(guard: Guard) -> int:
     watched = guard.verdict is Verdict.WATCH
     return int(guards.POLICIES[Verdict.WAIT if watched else guard.verdict])
-
-
-def _nobody(report: Report) -> None:
-    """Used between probe and start: events that a previous service left are dropped."""
-
-
-def _untold(trip: Trip) -> None:
-    """Used before the service has set `on_trip`: trips are dropped."""
 
 
 def _text(raw: Any) -> str:

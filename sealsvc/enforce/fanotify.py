@@ -12,7 +12,7 @@ import fcntl
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,8 +24,17 @@ from sealsvc.core import rules
 from sealsvc.core.errors import Refusal
 from sealsvc.core.model import ByteRange, FileId, Kind, Operation
 from sealsvc.enforce import anchors, guards, openers
-from sealsvc.enforce.base import DRAIN_TIME, Claim, Guard, Hold, Outcome, Report, Verdict
-from sealsvc.enforce.keeper import Keeper, KeeperError
+from sealsvc.enforce.base import (
+    DRAIN_TIME,
+    Claim,
+    Guard,
+    Hold,
+    Listener,
+    Outcome,
+    Report,
+    Verdict,
+)
+from sealsvc.enforce.keeper import Keeper, KeeperError, Subject
 from sealsvc.enforce.overlay_mounts import OverlayMounts
 from sealsvc.linux import native
 from sealsvc.linux.filesystem import Filesystem
@@ -162,7 +171,7 @@ class FanotifyEnforcer:
         self._overlays = overlays
         self._watched: dict[tuple[int, int], _Watched] = {}
         self._armed: set[int] = set()
-        self._deliver: Callable[[Report], None] = _nobody
+        self._listener = Listener()
 
     def probe(self) -> str:
         if error := self.keeper.gate_error():
@@ -198,8 +207,8 @@ class FanotifyEnforcer:
         """None: this enforcer stands in front, never behind another."""
         return frozenset()
 
-    def start(self, deliver: Callable[[Report], None]) -> int:
-        self._deliver = deliver
+    def start(self, listener: Listener) -> int:
+        self._listener = listener
         assert self.keeper.reports is not None
         return self.keeper.reports.fileno()
 
@@ -390,8 +399,17 @@ class FanotifyEnforcer:
     # Reports
 
     def drain(self) -> None:
-        for raw in self.keeper.read_reports(DRAIN_TIME):
-            self._deliver(self._report(raw))
+        listener = self._listener
+        for subject, raw in self.keeper.read_reports(DRAIN_TIME):
+            match subject:
+                case Subject.CONFLICT:
+                    listener.conflict(self._report(raw))
+                case Subject.RING:
+                    listener.ring(raw)
+                case Subject.UNVERIFIED:
+                    listener.unverified(raw)
+                case Subject.TOUCHED:
+                    listener.touched(raw)
 
     def _report(self, raw: Any) -> Report:
         watched = self._watched.get((raw.device, raw.inode))
@@ -467,10 +485,6 @@ class FanotifyEnforcer:
             due = filesystem == watched.filesystem or now - watched.idle_since >= self.linger
             if not watched.guards and due and watched.idle_since < math.inf:
                 self._unwatch(watched)
-
-
-def _nobody(report: Report) -> None:
-    raise RuntimeError(f"a report before start: {report}")
 
 
 @contextmanager

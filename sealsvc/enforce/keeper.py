@@ -20,9 +20,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,21 @@ _REPORT = ffi.sizeof("struct seal_report")
 _RING_REPORT = ffi.sizeof("struct seal_ring_report")
 assert _REPORT != _RING_REPORT, "their sizes tell them apart"
 _CONTROL = socket.CMSG_SPACE(lib.KEEPER_BATCH * 4)
+
+
+class Subject(Enum):
+    """What a report of the keeper is about."""
+
+    CONFLICT = auto()  # an operation is held, was refused, or has ended its wait
+    RING = auto()  # a seal or a command in a ring
+    UNVERIFIED = auto()  # an operation waits for the proof that a returned range is not mapped
+    TOUCHED = auto()  # an operation on a guarded file was let through
+
+
+_SUBJECTS = {
+    lib.SEAL_REPORT_UNPROVEN: Subject.UNVERIFIED,
+    lib.SEAL_REPORT_TOUCHED: Subject.TOUCHED,
+}
 
 
 class KeeperError(OSError):
@@ -119,9 +135,6 @@ class Keeper:
         self._sock = _connected(path)
         self.silent = False  # true while the keeper does not answer (keeper_watch.py)
         self.reports: socket.socket | None = None
-        self.on_ring: Callable[[Any], None] = _nobody  # struct seal_ring_report
-        self.on_unproven: Callable[[Any], None] = _nobody  # struct seal_report
-        self.on_touched: Callable[[Any], None] = _nobody  # struct seal_report
 
     @property
     def pid(self) -> int:
@@ -231,10 +244,10 @@ class Keeper:
         """Have the operations that are held reported again."""
         self._call(lib.KEEPER_REPLAY)
 
-    def read_reports(self, seconds: float) -> Iterator[Any]:
-        """Yield pending reports (struct seal_report) for up to `seconds`. Each is valid until the
-        next is taken. Reports about rings go to `on_ring` and `on_unproven` instead, those of the
-        tripwire to `on_touched`, in order. Raises KeeperGone."""
+    def read_reports(self, seconds: float) -> Iterator[tuple[Subject, Any]]:
+        """Yield pending reports in order, each with its subject, for up to `seconds`. A report
+        about a ring is a struct seal_ring_report, another a struct seal_report; it is valid until
+        the next is taken. Raises KeeperGone."""
         assert self.reports is not None
         room = ffi.new("char[]", max(_REPORT, _RING_REPORT))
         report = ffi.cast("struct seal_report *", room)
@@ -248,13 +261,9 @@ class Keeper:
             if not size:
                 raise KeeperGone(self.path)
             if size == _RING_REPORT:
-                self.on_ring(ring_report)
-            elif report.kind == lib.SEAL_REPORT_UNPROVEN:
-                self.on_unproven(report)
-            elif report.kind == lib.SEAL_REPORT_TOUCHED:
-                self.on_touched(report)
+                yield Subject.RING, ring_report
             else:
-                yield report
+                yield _SUBJECTS.get(report.kind, Subject.CONFLICT), report
 
     def snapshot(self) -> tuple[list[WatchedFile], list[KeptGuard]]:
         """All watched files and all guards. The caller closes the descriptors."""
@@ -418,10 +427,6 @@ class Keeper:
             for at in range(_REPLY, _REPLY + len(fds) * width, width):
                 names.append(data[at : at + width].split(b"\0", 1)[0])
         return reply
-
-
-def _nobody(report: Any) -> None:
-    raise RuntimeError(f"a report before start: {report}")
 
 
 def _parse_snapshot(

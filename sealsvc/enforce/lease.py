@@ -13,14 +13,13 @@ from __future__ import annotations
 import fcntl
 import itertools
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from sealsvc.core.errors import Refusal
 from sealsvc.core.model import ByteRange, Conflict, Fence, FileId, Kind, Operation
 from sealsvc.enforce import openers
-from sealsvc.enforce.base import Claim, Guard, Hold, Outcome, Report, Verdict
+from sealsvc.enforce.base import Claim, Guard, Hold, Listener, Outcome, Report, Verdict
 from sealsvc.enforce.keeper import Keeper
 from sealsvc.enforce.overlay_mounts import OverlayMounts
 from sealsvc.linux.filesystem import Filesystem
@@ -75,7 +74,7 @@ class LeaseEnforcer:
         self._leases: Any = None
         self._held: dict[int, _Lease] = {}
         self._waiters = itertools.count(1)
-        self._deliver: Callable[[Report], None] = _nobody
+        self._listener = Listener()
 
     def probe(self) -> str:
         if self._leases is None:
@@ -117,8 +116,8 @@ class LeaseEnforcer:
         """None: this enforcer stands in front, never behind another."""
         return frozenset()
 
-    def start(self, deliver: Callable[[Report], None]) -> int:
-        self._deliver = deliver
+    def start(self, listener: Listener) -> int:
+        self._listener = listener
         return int(lib.seal_leases_fd(self._leases))
 
     def stop(self) -> None:
@@ -201,7 +200,7 @@ class LeaseEnforcer:
         os.close(lease.anchor)
         lease.anchor = -1
         if lease.waiter:
-            self._deliver(self._report(Outcome.ENDED, lease))
+            self._listener.conflict(self._report(Outcome.ENDED, lease))
 
     def drain(self) -> None:
         out = ffi.new("int[]", _BATCH)
@@ -216,7 +215,7 @@ class LeaseEnforcer:
         """Report a wait, once, if the lease is being broken."""
         if not lease.waiter and lib.seal_lease_whole(lease.anchor) != 1:
             lease.waiter = next(self._waiters)
-            self._deliver(self._report(Outcome.HELD, lease))
+            self._listener.conflict(self._report(Outcome.HELD, lease))
 
     def _report(self, outcome: Outcome, lease: _Lease) -> Report:
         file = FileId(lease.file.device, lease.file.inode, lease.file.generation)
@@ -224,7 +223,3 @@ class LeaseEnforcer:
             name="open", offset=0, length=0, pid=0, detail="leases do not tell who waits"
         )
         return Report(outcome, lease.waiter, file, operation, (lease.token,))
-
-
-def _nobody(report: Report) -> None:
-    raise RuntimeError(f"a report before start: {report}")

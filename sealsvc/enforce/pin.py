@@ -19,7 +19,6 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +26,7 @@ from typing import Any
 
 from sealsvc.core.errors import Refusal
 from sealsvc.core.model import ByteRange, Conflict, FileId, Kind, Operation
-from sealsvc.enforce.base import Claim, Guard, Hold, Outcome, Report, Verdict
+from sealsvc.enforce.base import Claim, Guard, Hold, Listener, Outcome, Report, Verdict
 from sealsvc.enforce.keeper import Keeper
 from sealsvc.enforce.overlay_mounts import RISK as OVERLAY_RISK
 from sealsvc.linux.filesystem import Filesystem
@@ -125,7 +124,7 @@ class PinEnforcer:
         self._contended: dict[int, float] = {}  # since when (CLOCK_MONOTONIC), by token
         self._numbers = itertools.count(1)
         self._reports: list[Report] = []
-        self._deliver: Callable[[Report], None] = _nobody
+        self._listener = Listener()
         self._ready = -1
         self._wake = threading.Event()
         self._watcher: threading.Thread | None = None
@@ -224,8 +223,8 @@ class PinEnforcer:
 
     # Waiters
 
-    def start(self, deliver: Callable[[Report], None]) -> int:
-        self._deliver = deliver
+    def start(self, listener: Listener) -> int:
+        self._listener = listener
         self._ready = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._watcher = threading.Thread(target=self._watch, name="seal-pins", daemon=True)
         self._watcher.start()
@@ -253,7 +252,7 @@ class PinEnforcer:
         with self._lock:
             reports, self._reports = self._reports, []
         for report in reports:
-            self._deliver(report)
+            self._listener.conflict(report)
 
     def _watch(self) -> None:
         while not self._stopping:
@@ -319,10 +318,6 @@ class PinEnforcer:
             (waiter.pin.token,),
             waited=waited,
         )
-
-
-def _nobody(report: Report) -> None:
-    raise RuntimeError(f"a report before start: {report}")
 
 
 def is_contended(fd: int, offset: int) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -63,8 +62,6 @@ class Trip:
 @runtime_checkable
 class Tripping(Protocol):
     """An enforcer that has tripwire programs."""
-
-    on_trip: Callable[[Trip], None]  # called on the event loop
 
     def untripped(self) -> list[str]:
         """The functions to which no program could be attached, with the reason, as text."""

@@ -19,12 +19,11 @@ from sealsvc.core.model import ByteRange, Conflict, Kind, Operation, State
 from sealsvc.core.states import Step, after
 from sealsvc.enforce.base import Outcome, Report
 from sealsvc.lifecycle.fence import Fencing
-from sealsvc.lifecycle.policy import longest_recall
+from sealsvc.lifecycle.policy import Policy, longest_recall
 from sealsvc.lifecycle.seals import Seal, SealTable
 from sealsvc.lifecycle.state_machine import Life, may
 from sealsvc.protocol.seals import RecallAny
 from sealsvc.runtime import clock, faults
-from sealsvc.runtime.config import PolicySection
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +77,7 @@ class Recaller:
         self,
         life: Life,
         fencing: Fencing,
-        policy: PolicySection,
+        policy: Policy,
         push_any: Callable[[Seal, RecallAny], bool],
     ) -> None:
         self.life, self.fencing, self.policy, self.push_any = life, fencing, policy, push_any
@@ -237,7 +236,7 @@ class Recaller:
         overdue. Raises Refusal `bad-request` when no recall is under way."""
         if seal.state is not State.RECALLED or seal.recalled_at is None:
             raise Refusal("bad-request", f"seal {seal.id} is {seal.state}: nothing is under way")
-        now, cap = clock.now(), seal.recalled_at + longest_recall(self.policy, seal)
+        now, cap = clock.now(), seal.recalled_at + longest_recall(self.policy.section, seal)
         later = min(cap, now + seal.request.grace)
         if later <= max(now, seal.deadline or 0.0):
             return
@@ -245,7 +244,7 @@ class Recaller:
         seal.deadline = later
         seal.climb("progress")
         self.life.journal.progressed(seal)
-        seal.publish()
+        seal.tell_changed()
         if not overdue:
             return
         seal.hold.change(seal.verdict)
@@ -284,7 +283,8 @@ class Recaller:
     def relieve(self) -> None:
         """Ask the holder of the most seals to return some when the table has more than
         `policy.max_seals * policy.pressure`. At most once in _PRESSURE_PAUSE seconds."""
-        limit = int(self.policy.max_seals * self.policy.pressure)
+        section = self.policy.section
+        limit = int(section.max_seals * section.pressure)
         surplus = len(self.table) - limit
         if surplus <= 0 or clock.now() < self._relieved_at + _PRESSURE_PAUSE:
             return
@@ -320,8 +320,9 @@ class Recaller:
         for seal in self.table:
             if seal.expires is None or now < seal.expires:
                 continue
-            if self.policy.courtesy and may(seal, Step.LAPSE):
-                seal.expires = now + self.policy.courtesy
+            courtesy = self.policy.section.courtesy
+            if courtesy and may(seal, Step.LAPSE):
+                seal.expires = now + courtesy
                 self.life.step(seal, Step.LAPSE, "its ttl has passed; nobody conflicts")
             elif may(seal, Step.EXPIRE):
                 self.life.step(seal, Step.EXPIRE, "its ttl has passed")

@@ -6,8 +6,8 @@ import asyncio
 import itertools
 import secrets
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -40,6 +40,8 @@ _FENCE_CLASSES = {
     Fence.KILL: FenceClass.KILL,
 }
 
+_REMEMBERED = 4096  # how many ended seals are remembered
+
 _INSTANCE = secrets.token_hex(4)
 _TOKENS = itertools.count(secrets.randbelow(1 << 40) + 1)
 
@@ -70,6 +72,21 @@ class Standing(NamedTuple):
     since: float
 
 
+class SealObserver:
+    """Who is told of changes of a seal, on the event loop. A method that is not overridden does
+    nothing."""
+
+    def changed(self, seal: Seal) -> None:
+        """The seal's state, range or terms have changed, and the change is journalled."""
+
+    def ended(self, seal: Seal) -> None:
+        """The seal was released, or is no longer tracked. Called once."""
+
+    def map_may_change(self, seal: Seal) -> bool:  # noqa: ARG002 (the interface)
+        """Whether nobody relies on the seal's map now."""
+        return False
+
+
 @dataclass(slots=True, eq=False)
 class Seal:
     """A seal. It is changed on the event loop only. Once it is granted, state_machine.py alone
@@ -82,11 +99,10 @@ class Seal:
     `range` is what was asked for, `effective` the whole blocks around it, which are guarded.
     `map` is the (n, 4) array of their extents (core/extents.py). `mark` identifies the holder's
     open file description. `wanted` is the part that a recall is for. `round` counts the tasks that
-    wait for a deadline: one that finds another number ends. `place` is where a ring has the seal,
-    `publish` updates it there. `may_change` is true while nobody relies on the map, `relocating`
-    while its recall may be answered with Quiesce. `at_end` is called after the seal's release.
-    `asker_uid` is the user that asked for it (-1: not known), `digest` that of its request
-    (service/idempotency.py)."""
+    wait for a deadline: one that finds another number ends. `place` is where a ring has the seal.
+    `relocating` is true while its recall may be answered with Quiesce, `quiesced` while its holder
+    does not use the map, which may change. `asker_uid` is the user that asked for it (-1: not
+    known), `digest` that of its request (service/idempotency.py)."""
 
     token: int
     request: Grant
@@ -117,10 +133,9 @@ class Seal:
     drifted: bool = False
     released: asyncio.Event = field(default_factory=asyncio.Event)
     exited: asyncio.Event = field(default_factory=asyncio.Event)
-    at_end: Callable[[], None] = lambda: None
-    publish: Callable[[], None] = lambda: None
-    may_change: Callable[[], bool] = lambda: False
+    observers: list[SealObserver] = field(default_factory=list)
     relocating: bool = False
+    quiesced: bool = False
     map_since: int = field(default_factory=time.monotonic_ns)
     place: RingPlace | None = None
     id: str = ""
@@ -175,6 +190,27 @@ class Seal:
         self.seqid = self.seqid % 0xFFFFFFFF + 1
         self.reason = reason
         return transition
+
+    def observe(self, observer: SealObserver) -> None:
+        """Have an observer told, after those before it. Once, however often it is named."""
+        if observer not in self.observers:
+            self.observers.append(observer)
+
+    def tell_changed(self) -> None:
+        """Tell the observers of a change."""
+        for observer in self.observers:
+            observer.changed(self)
+
+    def tell_ended(self) -> None:
+        """Tell the observers of the end, and let go of them."""
+        told, self.observers = self.observers, []
+        for observer in told:
+            observer.ended(self)
+
+    @property
+    def may_change(self) -> bool:
+        """Whether nobody relies on the map now."""
+        return self.quiesced or any(one.map_may_change(self) for one in self.observers)
 
     def change_terms(self, **changes: Any) -> None:
         """Replace fields of the grant request."""
@@ -277,13 +313,14 @@ class Counts:
 
 
 class SealTable:
-    """Live seals, by id, by token and by file."""
+    """Live seals, by id, by token and by file; and how the last _REMEMBERED that ended did."""
 
     def __init__(self) -> None:
         self.counts = Counts()
         self._by_id: dict[str, Seal] = {}
         self._by_token: dict[int, Seal] = {}
         self._by_file: dict[tuple[int, int], dict[str, Seal]] = {}
+        self._ended: OrderedDict[str, SealInfo] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -303,6 +340,29 @@ class SealTable:
         del self._by_file[key][seal.id]
         if not self._by_file[key]:
             del self._by_file[key]
+
+    def end(self, seal: Seal) -> None:
+        """Remove a seal that has ended, and remember it as it is now."""
+        self._ended[seal.id] = seal.info()
+        if len(self._ended) > _REMEMBERED:
+            self._ended.popitem(last=False)
+        self.remove(seal)
+
+    def ended(self, seal_id: str) -> SealInfo | None:
+        """A seal that has ended, as it was then; None when it is not remembered."""
+        return self._ended.get(seal_id)
+
+    def path_of(self, seal_id: str) -> str | None:
+        """The path of the file of a live or remembered seal; None when it is neither."""
+        seal = self._by_id.get(seal_id) or self._ended.get(seal_id)
+        return seal.path if seal else None
+
+    def owner_of(self, seal_id: str) -> int | None:
+        """The uid of the holder of a live or remembered seal; None when it is neither."""
+        if seal := self._by_id.get(seal_id):
+            return seal.process.holder.uid
+        over = self._ended.get(seal_id)
+        return over.holder.uid if over else None
 
     def resize(self, seal: Seal, left: ByteRange) -> None:
         """Reduce a seal of the table to the range `left`."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -30,8 +29,6 @@ log = logging.getLogger(__name__)
 # End states that the holder did not ask for, and is told of.
 _UNASKED = (State.EXPIRED, State.REVOKED)
 
-_REMEMBERED = 4096  # how many ended seals are remembered
-
 Push = Callable[[Seal, Recall], bool]
 
 
@@ -45,7 +42,6 @@ class Life:
     def __init__(self, table: SealTable, events: EventLog, journal: Journal, push: Push) -> None:
         self.table, self.events, self.journal, self.push = table, events, journal, push
         self.on: dict[Action, Callable[[Seal], None]] = {}
-        self._ended: OrderedDict[str, SealInfo] = OrderedDict()
         self._does: dict[Action, Callable[[Seal], None]] = {
             Action.TELL: self.tell,
             Action.TELL_CHANGED: self.tell,
@@ -68,7 +64,7 @@ class Life:
     def begin(self, seal: Seal) -> SealInfo:
         """Enter a recorded seal in the table, publish it, and set the verdict of its guards.
         Returns the seal as it was published."""
-        seal.publish()
+        seal.tell_changed()
         self.table.add(seal)
         info = seal.info()
         self.events.publish("granted", seal.id, seal=info)
@@ -88,7 +84,7 @@ class Life:
             seal.standing = was
             raise
         faults.point(f"{step}:journalled")
-        seal.publish()
+        seal.tell_changed()
         self.events.publish(
             "state",
             seal.id,
@@ -98,22 +94,6 @@ class Life:
         )
         for action in transition.actions:
             (self._does.get(action) or self.on[action])(seal)
-
-    def recorded(self, seal_id: str) -> SealInfo | None:
-        """A seal that has ended, as it was then; None when it is not among the last _REMEMBERED."""
-        return self._ended.get(seal_id)
-
-    def path_of(self, seal_id: str) -> str | None:
-        """The path of the file of a live or remembered seal; None when it is neither."""
-        seal = self.table.get(seal_id) or self._ended.get(seal_id)
-        return seal.path if seal else None
-
-    def owner_of(self, seal_id: str) -> int | None:
-        """The uid of the holder of a live or remembered seal; None when it is neither."""
-        if seal := self.table.get(seal_id):
-            return seal.process.holder.uid
-        over = self._ended.get(seal_id)
-        return over.holder.uid if over else None
 
     # Changes of terms
 
@@ -127,7 +107,7 @@ class Life:
         faults.point("shrink:resized")
         self.journal.granted(seal)
         seal.hold.resize(seal.effective)
-        seal.publish()
+        seal.tell_changed()
 
     def change_terms(self, seal: Seal, **changes: Any) -> None:
         """Change fields of the grant that its holder may change: iomode, ttl (seconds). Raises
@@ -137,7 +117,7 @@ class Life:
             ttl = seal.request.ttl
             seal.expires = clock.now() + ttl if ttl else None
         self.journal.granted(seal)
-        seal.publish()
+        seal.tell_changed()
 
     def remap(self, seal: Seal, found: ExtentMap, reason: str) -> None:
         """End the recall that a relocation started: `found`, an (n, 4) array, is the map that the
@@ -186,7 +166,7 @@ class Life:
         seal.deadline = seal.recalled_at = seal.wanted = seal.intruder = None
         seal.ladder.clear()
         self.journal.progressed(seal)
-        seal.publish()
+        seal.tell_changed()
         seal.hold.change(seal.verdict)
 
     def _alarm(self, seal: Seal) -> None:
@@ -197,10 +177,7 @@ class Life:
         )
 
     def _release(self, seal: Seal) -> None:
-        self._ended[seal.id] = seal.info()
-        if len(self._ended) > _REMEMBERED:
-            self._ended.popitem(last=False)
-        self.table.remove(seal)
+        self.table.end(seal)
         faults.point("end:removed")
         seal.hold.release()
         faults.point("end:released")
@@ -208,7 +185,7 @@ class Life:
         # The holder of a seal in a ring sees the end in the seal's slot.
         if seal.state in _UNASKED and seal.place is None and not seal.exited.is_set():
             self.push(seal, self._notice(seal))
-        seal.at_end()
+        seal.tell_ended()
 
 
 def may(seal: Seal, step: Step) -> bool:

@@ -17,10 +17,11 @@ import select
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from sealsvc.core.errors import Refusal
 from sealsvc.linux import mountinfo, native
@@ -61,14 +62,24 @@ class _Space:
             os.close(self.pidfd)
 
 
+class MountListener(Protocol):
+    """Who is told of mounts, from a thread."""
+
+    def mounts_changed(self) -> None:
+        """Mounts have come or gone."""
+        ...
+
+    def overlay_found(self, overlay: Overlay) -> None:
+        """There is a new overlay."""
+        ...
+
+
 class MountNamespaces:
-    """`changed()` is called, from a thread, after mounts have come or gone; `overlay(found)` with
-    each new overlay."""
+    """The mounts of all mount namespaces, as they come and go."""
 
     def __init__(self) -> None:
-        self.changed: Callable[[], None] = lambda: None
-        self.overlay: Callable[[Overlay], None] = lambda _: None
-        self.overlays = Overlays(self.root_of, lambda found: self.overlay(found))
+        self._listener: MountListener | None = None
+        self.overlays = Overlays(self.root_of, self._tell_overlay)
         # Namespaces that are not, or not wholly, seen, by whose users.
         self.blind: dict[tuple[range, ...] | None, str] = {}
         self._lock = threading.Lock()
@@ -85,7 +96,9 @@ class MountNamespaces:
             self._add(self._own, Viewer(""), os.open("/proc/self/mountinfo", _READ))
             self._tell_overlays()
 
-    def start(self) -> None:
+    def start(self, listener: MountListener) -> None:
+        """Watch from a thread, and tell `listener`."""
+        self._listener = listener
         self.scan()
         self._thread = threading.Thread(target=self._run, name="seal-mounts", daemon=True)
         self._thread.start()
@@ -182,6 +195,14 @@ class MountNamespaces:
         self._scanned = time.monotonic()
         self._scan_due = self._scanned + max(_SCAN, _SHARE * (time.thread_time() - began))
 
+    def _tell_changed(self) -> None:
+        if self._listener is not None:
+            self._listener.mounts_changed()
+
+    def _tell_overlay(self, overlay: Overlay) -> None:
+        if self._listener is not None:
+            self._listener.overlay_found(overlay)
+
     def _run(self) -> None:
         verified, verify_due = True, 0.0
         while not self._stopped:
@@ -192,7 +213,7 @@ class MountNamespaces:
                 self.scan()
             if self._dirty:  # a grant may have taken the change in
                 self._dirty, verified = False, False
-                self.changed()
+                self._tell_changed()
                 time.sleep(_QUIET)
             if not verified and time.monotonic() >= verify_due:
                 self.overlays.verify()

@@ -124,7 +124,7 @@ def _batch(chosen: list[Seal], start: int) -> list[Seal]:
 def _promised(seal: Seal, found: _Found) -> bool:
     """Whether the seal still promises the map that was compared. It does not when the map was
     replaced meanwhile, or may change now (a registration in which nothing is sealed)."""
-    return seal.map is found.recorded and not seal.may_change()
+    return seal.map is found.recorded and not seal.may_change
 
 
 def _drift(grants: Grants, recaller: Recaller, seal: Seal, found: _Found, passed: str) -> Drift:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from functools import partial
 
-from sealsvc.lifecycle.seals import Seal
+from sealsvc.lifecycle.seals import Seal, SealObserver
 
 
-class Holders:
+class Holders(SealObserver):
     """`exited(seal)` is called for each seal of a process that has ended."""
 
     def __init__(self, exited: Callable[[Seal], None]) -> None:
@@ -22,24 +21,20 @@ class Holders:
         pidfd = seal.process.pidfd
         if pidfd not in self._seals:
             self._seals[pidfd] = {}
-            asyncio.get_running_loop().add_reader(pidfd, self._ended, pidfd)
+            asyncio.get_running_loop().add_reader(pidfd, self._exit, pidfd)
         self._seals[pidfd][seal.token] = seal
-        seal.at_end = partial(self._over, seal)
+        seal.observe(self)
 
-    def _ended(self, pidfd: int) -> None:
+    def _exit(self, pidfd: int) -> None:
         asyncio.get_running_loop().remove_reader(pidfd)
         for seal in self._seals.pop(pidfd).values():
             self._exited(seal)
 
-    def _over(self, seal: Seal) -> None:
-        seal.at_end = _nothing  # breaks the reference cycle, which would need the collector
+    def ended(self, seal: Seal) -> None:
+        """See SealObserver. Stops watching, and closes the seal's process."""
         pidfd = seal.process.pidfd
         own = self._seals.get(pidfd, {})
         if own.pop(seal.token, None) and not own:
             del self._seals[pidfd]
             asyncio.get_running_loop().remove_reader(pidfd)
         seal.process.close()
-
-
-def _nothing() -> None:
-    pass

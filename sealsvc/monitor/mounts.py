@@ -57,16 +57,20 @@ class MountWatch:
         """Start watching, and check the present mounts."""
         loop = asyncio.get_running_loop()
         self._loop = loop
-        self._namespaces.overlay = lambda o: self._soon(self._overlay_found, o)
-        self._namespaces.changed = lambda: self._soon(
-            self._changed, self._namespaces.devices(), self._namespaces.warnings()
-        )
-        await self._workers.of("mounts").run(self._namespaces.start)
+        await self._workers.of("mounts").run(self._namespaces.start, self)
         self._changed(self._namespaces.devices(), self._namespaces.warnings())
 
     def stop(self) -> None:
         """Stop watching. May block."""
         self._namespaces.stop()
+
+    def mounts_changed(self) -> None:
+        """See MountListener."""
+        self._soon(self._changed, self._namespaces.devices(), self._namespaces.warnings())
+
+    def overlay_found(self, overlay: Overlay) -> None:
+        """See MountListener."""
+        self._soon(self._collect, overlay)
 
     def _soon(self, call: Callable[..., None], *arguments: object) -> None:
         """Call on the event loop, from any thread."""
@@ -80,7 +84,7 @@ class MountWatch:
                 self._events.publish("alarm", reason=warning)
         self._told = set(warnings)
 
-    def _overlay_found(self, overlay: Overlay) -> None:
+    def _collect(self, overlay: Overlay) -> None:
         if not self._found:
             self._loop.call_later(_COLLECT, self._look_at_found)
         self._found.append(overlay)

@@ -149,5 +149,5 @@ def _is_certain(trip: Trip, seal: Seal) -> bool:
         and trip.time >= seal.map_since
         and trip.overlaps(seal.effective)
         and not registration
-        and not seal.may_change()
+        and not seal.may_change
     )

@@ -31,15 +31,17 @@ _PART = 200  # seals told in one turn of the event loop
 class Registry(Recorder):
     """For the event loop alone; nothing blocks or does I/O. `alarm(reason)` is called once when the
     registry can no longer be written, `recovered(lost)` when it can again, with the number of
-    events lost meanwhile. Whoever hears `recovered` is asked to call `present` again."""
+    events lost meanwhile. Whoever hears `recovered` is asked to call `present` again.
+    `owner_of(seal)` is the uid of the holder of a live or ended seal, by its id."""
 
     def __init__(
         self,
         section: RegistrySection,
         alarm: Callable[[str], None],
         recovered: Callable[[int], None],
+        owner_of: Callable[[str], int | None],
     ) -> None:
-        super().__init__()
+        super().__init__(owner_of)
         self.enabled = section.enabled
         self._backlog = Backlog()
         self._link = Link(section, self._backlog, alarm, recovered, run=secrets.token_hex(8))

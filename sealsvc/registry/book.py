@@ -38,7 +38,7 @@ class Book(Recorder):
         queue: int = _QUEUE,
         retry: float = _RETRY,
     ) -> None:
-        super().__init__()
+        super().__init__(lambda _: None)  # entries come with their user
         directory = Path(section.directory)
         archive = Archive(directory / "maps")
         retention = Retention(directory, archive, section.retention_days, section.max_bytes, alarm)

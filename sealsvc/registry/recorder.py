@@ -30,9 +30,9 @@ _VITAL = frozenset({"state", "alarm", "policy", "integrity"})
 class Recorder(abc.ABC):
     """`owner_of(seal)` is the user that holds, or held, the seal of that id."""
 
-    def __init__(self) -> None:
+    def __init__(self, owner_of: Callable[[str], int | None]) -> None:
         self.boot = _boot_id()
-        self.owner_of: Callable[[str], int | None] = lambda _: None
+        self._owner_of = owner_of
 
     @abc.abstractmethod
     def put(self, entry: Entry, user: int | None, *, vital: bool) -> None:
@@ -46,7 +46,7 @@ class Recorder(abc.ABC):
         if event.name in ("conflict", "conflict-ended") and operation is not None:
             user = operation.uid
         else:
-            user = self.owner_of(event.seal) if event.seal else None
+            user = self._owner_of(event.seal) if event.seal else None
         entry = Entry(event.time, event.name, event.seal, event.data)
         self.put(entry, user, vital=event.name in _VITAL)
 

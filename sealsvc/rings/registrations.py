@@ -22,12 +22,14 @@ from sealsvc.control.connection import Connection, Reply
 from sealsvc.core.errors import Refusal
 from sealsvc.core.model import Kind, RingPlace, State
 from sealsvc.core.native_headers import STATES
+from sealsvc.core.states import Step
 from sealsvc.enforce.base import Verdict, Watchable, watchable
 from sealsvc.enforce.keeper import KeeperError
 from sealsvc.enforce.overlay_mounts import RISK as OVERLAY_RISK
 from sealsvc.lifecycle.grants import Asker, Grants, Passed
 from sealsvc.lifecycle.policy import Policy, RingShare
-from sealsvc.lifecycle.seals import Seal
+from sealsvc.lifecycle.seals import Seal, SealObserver
+from sealsvc.lifecycle.state_machine import may
 from sealsvc.linux.native import lib
 from sealsvc.linux.processes import Process
 from sealsvc.protocol.rings import Attach, Attached, Register
@@ -105,6 +107,39 @@ class RingClient:
         )
 
 
+class _Registration(SealObserver):
+    """Keeps the keeper's registration like the seal that it is."""
+
+    def __init__(self, rings: Rings, client: RingClient) -> None:
+        self._rings, self._client = rings, client
+
+    def changed(self, seal: Seal) -> None:
+        self._rings.publish(seal)
+
+    def ended(self, seal: Seal) -> None:
+        assert seal.place is not None
+        self._client.files.pop(seal.place.file, None)
+        self._client.idle_since = time.monotonic()
+
+    def map_may_change(self, seal: Seal) -> bool:
+        assert seal.place is not None
+        return self._rings.keeper.is_stale(seal.place.ring, seal.place.file)
+
+
+class _Mirrored(SealObserver):
+    """Keeps a slot like the seal, which was granted over the control socket."""
+
+    def __init__(self, keeper: RingKeeper, client: RingClient) -> None:
+        self._keeper, self._client = keeper, client
+        client.mirrored += 1
+
+    def changed(self, seal: Seal) -> None:
+        self._keeper.set_slot(seal, lib.SEAL_POLICY_WAIT)
+        if not seal.live:
+            self._client.mirrored -= 1
+            self._client.idle_since = time.monotonic()
+
+
 class Rings:
     """All rings. `watch_holder(seal)` starts watching for the end of the seal's holder."""
 
@@ -118,8 +153,6 @@ class Rings:
         self.keeper, self.grants, self.policy = keeper, grants, policy
         self.life, self.table, self.watch_holder = grants.life, grants.life.table, watch_holder
         self.clients: dict[int, RingClient] = {}
-        # Set by tracking.py: called when a registration ends, to end the tracked seals in it.
-        self.on_end: Callable[[Seal], None] = lambda _: None
 
     # Attaching
 
@@ -194,8 +227,8 @@ class Rings:
 
         seal, fd = await self.grants.grant(Grant(**fields), asker, passed, before)
         self.watch_holder(seal)
-        self._hook(client, seal)
-        self._publish(seal)
+        self._observe(client, seal)
+        self.publish(seal)
         return seal, fd
 
     def _place(self, client: RingClient, seal: Seal, undo: ExitStack) -> None:
@@ -226,31 +259,32 @@ class Rings:
             seal.accepted_risks = sorted({*seal.accepted_risks, OVERLAY_RISK})
         return watchable(seal.hold)
 
-    def _hook(self, client: RingClient, seal: Seal) -> None:
-        place, before = seal.place, seal.at_end
-        assert place is not None
+    def _observe(self, client: RingClient, seal: Seal) -> None:
+        seal.client = client
+        seal.observe(_Registration(self, client))
 
-        def over() -> None:
-            before()
-            client.files.pop(place.file, None)
-            client.idle_since = time.monotonic()
-
-        seal.client, seal.at_end = client, over
-        seal.publish = lambda: self._publish(seal)
-        seal.may_change = lambda: self.keeper.is_stale(place.ring, place.file)
-
-    def _publish(self, seal: Seal) -> None:
+    def publish(self, seal: Seal) -> None:
         """Apply the registration's state to the seals in it."""
         place = seal.place
         assert place is not None
         if not seal.live:
             # The seals must end first: the registration's own guard is released after this.
-            self.on_end(seal)
+            self._end_tracked(seal)
             self.keeper.unregister(place.ring, place.file, seal.state)
         elif seal.state in _USED:
             self.keeper.open(place.ring, place.file)
         else:
             self.keeper.close(place.ring, place.file, seal.wanted or seal.effective)
+
+    def _end_tracked(self, parent: Seal) -> None:
+        """End the tracked seals in a registration that has ended. That nothing of its whole range
+        is mapped was proven for it, so no further proof is needed."""
+        for seal in self.table.of_file(parent.file):
+            if seal.place is None or seal.place.parent != parent.token:
+                continue
+            for step in (Step.RETURN, Step.PROVEN):
+                if seal.live and may(seal, step):
+                    self.life.step(seal, step, parent.reason)
 
     def registration(self, ring: int, file: int) -> Seal | None:
         """The registration with this index in the ring."""
@@ -269,25 +303,14 @@ class Rings:
                 with suppress(KeeperError):  # the table is full
                     slot = self.keeper.take_slot(client.number, seal)
                     seal.place = RingPlace(client.number, slot=slot)
-                    self._publish_mirror(client, seal)
+                    seal.observe(_Mirrored(self.keeper, client))
                     undo.callback(self._withdraw, seal)
 
         return before
 
-    def _publish_mirror(self, client: RingClient, seal: Seal) -> None:
-        client.mirrored += 1
-
-        def publish() -> None:
-            self.keeper.set_slot(seal, lib.SEAL_POLICY_WAIT)
-            if not seal.live:
-                client.mirrored -= 1
-                client.idle_since = time.monotonic()
-
-        seal.publish = publish
-
     def _withdraw(self, seal: Seal) -> None:
         seal.state = State.REFUSED
-        seal.publish()
+        seal.tell_changed()
 
     # Recovery and periodic work
 
@@ -311,11 +334,11 @@ class Rings:
                 left.append(seal)
             elif seal.place.is_registration:
                 client.files[seal.place.file] = seal
-                self._hook(client, seal)
+                self._observe(client, seal)
                 # The previous service may have ended while it read the map behind an arming guard.
                 seal.hold.change(seal.verdict if seal.state in _USED else Verdict.WAIT)
             else:
-                self._publish_mirror(client, seal)
+                seal.observe(_Mirrored(self.keeper, client))
         return left
 
     def tick(self) -> None:

@@ -26,7 +26,7 @@ from sealsvc.lifecycle import validation
 from sealsvc.lifecycle.grants import check_still
 from sealsvc.lifecycle.recall import Recaller, wanted_of
 from sealsvc.lifecycle.returns import Returns
-from sealsvc.lifecycle.seals import Seal
+from sealsvc.lifecycle.seals import Seal, SealObserver
 from sealsvc.lifecycle.state_machine import may
 from sealsvc.linux.host import ExtentMap, Target
 from sealsvc.linux.native import lib
@@ -72,13 +72,14 @@ class Command:
     ttl: int
 
 
-class SlotHold:
+class SlotHold(SealObserver):
     """The hold of a tracked seal in a registration. Its slot is its guard; its anchor is that of
-    the registration."""
+    the registration. As the seal's observer it keeps the slot like the seal."""
 
     def __init__(self, rings: Rings, parent: Seal) -> None:
         self._rings, self._parent = rings, parent
-        self.seal: Seal | None = None
+        self._seal: Seal | None = None
+        self._front = watchable(parent.hold)
         self.policy = int(lib.SEAL_POLICY_WAIT)
 
     @property
@@ -91,18 +92,32 @@ class SlotHold:
 
     def change(self, verdict: Verdict) -> None:
         self.policy = guards.POLICIES[verdict]
-        self.publish()
+        if self._seal is not None:
+            self.changed(self._seal)
 
     def resize(self, range: ByteRange) -> None:
-        """Nothing to do: publish() updates the slot."""
+        """Nothing to do: changed() updates the slot."""
 
     def release(self) -> None:
-        """Nothing to do: publish() has freed the slot when the seal ended."""
+        """Nothing to do: changed() has freed the slot when the seal ended."""
 
-    def publish(self) -> None:
-        """Update the slot from the seal; frees it when the seal has ended."""
-        if self.seal is not None:
-            self._rings.keeper.set_slot(self.seal, self.policy)
+    def track(self, seal: Seal) -> None:
+        """Observe the seal, and have reports name it."""
+        self._seal = seal
+        seal.observe(self)
+        if self._front is not None:
+            exclusive = seal.request.kind is Kind.EXCLUSIVE
+            pid = seal.process.holder.pid
+            self._front.adopt(Guard(seal.token, seal.effective, pid, exclusive, Verdict.WAIT))
+
+    def changed(self, seal: Seal) -> None:
+        """See SealObserver. Updates the slot from the seal; frees it when the seal has ended."""
+        self._rings.keeper.set_slot(seal, self.policy)
+
+    def ended(self, seal: Seal) -> None:
+        self._seal = None
+        if self._front is not None:
+            self._front.disown(seal.token)
 
 
 class Adoption:
@@ -113,7 +128,6 @@ class Adoption:
         self.grants, self.life, self.table = rings.grants, rings.life, rings.table
         self._commands: Counter[int] = Counter()  # under way, by the seal's token
         self._rereading: dict[int, asyncio.Task[None]] = {}  # by the registration's token
-        rings.on_end = self._end_with
 
     # Reports of the keeper. They come on the event loop, in the order in which things happened.
 
@@ -184,7 +198,7 @@ class Adoption:
         holder = seal.process.holder
         asker = Peer(pid=holder.pid, uid=holder.uid, gid=-1)
         self.grants.registry.granted(seal.info(), seal.map, asker)
-        self._hook(parent, seal)
+        self._track(seal)
         if state not in _QUIET:
             # It was recalled while no service was running.
             seal.recalled_at, seal.reason = clock.now(), "conflict"
@@ -223,29 +237,16 @@ class Adoption:
             place=place,
         )
 
-    def _hook(self, parent: Seal, seal: Seal) -> None:
+    def _track(self, seal: Seal) -> None:
         hold = seal.hold
         assert isinstance(hold, SlotHold)
-        hold.seal, seal.publish = seal, hold.publish
         if seal.process.pidfd >= 0:
             self.rings.watch_holder(seal)
         else:
             seal.exited.set()
             if may(seal, Step.HOLDER_EXIT):
                 asyncio.get_running_loop().call_soon(self.recaller.fencing.holder_exited, seal)
-        before, front = seal.at_end, watchable(parent.hold)
-        if front is not None:
-            exclusive = seal.request.kind is Kind.EXCLUSIVE
-            pid = seal.process.holder.pid
-            front.adopt(Guard(seal.token, seal.effective, pid, exclusive, Verdict.WAIT))
-
-        def over() -> None:
-            before()
-            hold.seal = None
-            if front is not None:
-                front.disown(seal.token)
-
-        seal.at_end = over
+        hold.track(seal)
 
     def resume(self, seals: list[Seal]) -> None:
         """Take over the tracked seals of the previous service."""
@@ -253,24 +254,14 @@ class Adoption:
             parent = self.table.of_token(seal.place.parent) if seal.place else None
             if parent is not None:
                 seal.hold = SlotHold(self.rings, parent)
-                self._hook(parent, seal)
+                self._track(seal)
 
     def _quieten(self, seal: Seal) -> None:
         """Untrack a seal: the journal and the table forget it, and native code serves it."""
         self.life.journal.forget(seal)
         self.table.remove(seal)
-        seal.at_end()
+        seal.tell_ended()
         self.rings.keeper.quieten(seal)
-
-    def _end_with(self, parent: Seal) -> None:
-        """End the tracked seals in a registration that has ended. That nothing of its whole range
-        is mapped was proven for it, so no further proof is needed."""
-        for seal in self.table.of_file(parent.file):
-            if seal.place is None or seal.place.parent != parent.token:
-                continue
-            for step in (Step.RETURN, Step.PROVEN):
-                if seal.live and may(seal, step):
-                    self.life.step(seal, step, parent.reason)
 
     # Forwarded commands
 
@@ -340,7 +331,7 @@ class Adoption:
 
     async def _reread(self, parent: Seal) -> None:
         async with self.grants.lock(parent.file):
-            if parent.state not in _QUIET or not parent.may_change():
+            if parent.state not in _QUIET or not parent.may_change:
                 self._refuse_unless_used(parent)
                 return
             try:

@@ -19,15 +19,16 @@ log = logging.getLogger(__name__)
 
 class EventLog:
     """Numbers events, keeps the newest `history` of them, and calls the watchers with each. A
-    watcher must not block and must not raise."""
+    watcher must not block and must not raise. `path_of(seal)` is the path of the file of a seal, by
+    its id; None when the seal is not known."""
 
-    def __init__(self, history: int) -> None:
+    def __init__(self, history: int, path_of: Callable[[str], str | None]) -> None:
         self._kept: deque[Event] = deque(maxlen=history)
         self._watchers: set[Callable[[Event], None]] = set()
         self.seq = 0
         # Names this run of the service: the numbers of events are valid in one run only.
         self.run = secrets.token_hex(4)
-        self.path_of: Callable[[str], str | None] = lambda seal: None  # noqa: ARG005
+        self._path_of = path_of
 
     def publish(self, name: str, seal: str | None = None, /, **data: Any) -> None:
         """Append an event and call the watchers; an alarm or drift is also logged. Raises
@@ -35,7 +36,7 @@ class EventLog:
         if name not in EVENTS:
             raise ValueError(f"event {name!r} is not in sealsvc.protocol.events.EVENTS")
         self.seq += 1
-        path = self.path_of(seal) if seal else None
+        path = self._path_of(seal) if seal else None
         event = Event(seq=self.seq, time=time.time(), name=name, seal=seal, path=path, data=data)
         self._kept.append(event)
         if name in ("alarm", "drift"):

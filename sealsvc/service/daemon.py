@@ -20,12 +20,11 @@ from sealsvc.copies.jobs import CopyJobs
 from sealsvc.copies.relocation.job import Relocations
 from sealsvc.core.errors import Refusal
 from sealsvc.core.model import ByteRange
-from sealsvc.enforce.base import Enforcer
+from sealsvc.enforce.base import Enforcer, Listener
 from sealsvc.enforce.keeper import Keeper
 from sealsvc.enforce.keeper_watch import KeeperWatch
 from sealsvc.enforce.overlay_mounts import RISK, OverlayMounts
 from sealsvc.enforce.selection import EnforcerSet
-from sealsvc.enforce.trips import Tripping
 from sealsvc.integrity.channels import PiChannels
 from sealsvc.integrity.service import Integrity
 from sealsvc.integrity.travel import Travel
@@ -95,8 +94,9 @@ _TAGS_WITHIN = 30.0  # seconds in which all attachments must have been opened at
 
 class Daemon:
     """The service. `keeper` is None on a simulated system, whose simulated kernel ends with the
-    service. The constructor takes over the seals of the previous service, and raises what
-    recovery.reclaim() raises."""
+    service. `source` is the configuration file (None: there is none), `overrides` adds what the
+    command line set when it is read again. The constructor takes over the seals of the previous
+    service, and raises what recovery.reclaim() raises."""
 
     def __init__(
         self,
@@ -105,11 +105,13 @@ class Daemon:
         enforcers: list[Enforcer],
         keeper: Keeper | None,
         overlays: OverlayMounts | None = None,
+        source: Path | None = None,
+        overrides: Callable[[Config], Config] = lambda found: found,
     ) -> None:
         self.config, self.host, self.keeper = config, host, keeper
-        self.events = EventLog(config.service.event_history)
-        self.tasks = Tasks(lambda reason: self.events.publish("alarm", reason=reason))
         self.table = SealTable()
+        self.events = EventLog(config.service.event_history, self.table.path_of)
+        self.tasks = Tasks(lambda reason: self.events.publish("alarm", reason=reason))
         self.workers = Workers(config.service.workers)
         self.enforcers = EnforcerSet(enforcers, overlays)
         policy = Policy(config.policy)
@@ -120,9 +122,10 @@ class Daemon:
         )
         faults.point("start:journalled")
         section = msgspec.structs.replace(config.registry, directory=str(config.registry_path))
-        self.registry = Registry(section, self._registry_fails, self._registry_recovers)
+        self.registry = Registry(
+            section, self._registry_fails, self._registry_recovers, self.table.owner_of
+        )
         self.life = Life(self.table, self.events, self.journal, push)
-        self.registry.owner_of = self.life.owner_of
         self.grants = Grants(host, self.enforcers, policy, self.life, self.workers, self.registry)
         self.integrity: Integrity | None = None
         if not host.simulated:
@@ -136,7 +139,7 @@ class Daemon:
             self.life, host, self.workers, self.pi_channels.before(self._settle), self._unsettle
         )
         self.fencing = Fencing(self.life, returns, self.tasks, config.fence)
-        self.recaller = Recaller(self.life, self.fencing, config.policy, push)
+        self.recaller = Recaller(self.life, self.fencing, policy, push)
         self.once = Once(config.service.idempotency, lambda seal: self.table.get(seal) is not None)
         self.users = Users(
             config.limits,
@@ -145,19 +148,15 @@ class Daemon:
         )
         self.badblocks = BadBlocks(self.recaller, self.events, self.workers)
         self.tripwire = Tripwire(self.grants, self.recaller, self.tasks)
-        for enforcer in enforcers:
-            if isinstance(enforcer, Tripping):
-                enforcer.on_trip = self.tripwire.tripped
         paths = Paths(host, self.workers, policy)
         self.holders = Holders(self.fencing.holder_exited)
         self.rings = (
             Rings(RingKeeper(keeper), self.grants, policy, self.holders.watch) if keeper else None
         )
-        if self.rings and keeper:
+        self.adoption: Adoption | None = None
+        if self.rings:
             self.rings.keeper.spin(config.service.ring_spin)
-            adoption = self.adoption = Adoption(self.rings, self.recaller, returns, self.tasks)
-            keeper.on_ring, keeper.on_unproven = adoption.reported, adoption.unproven
-            keeper.on_touched = self.tripwire.touched
+            self.adoption = Adoption(self.rings, self.recaller, returns, self.tasks)
         self.keeper_watch = KeeperWatch(keeper.path, self._keeper_silent) if keeper else None
         self.metrics = Metrics()
         self.visible = Visible(self.table, policy, paths)
@@ -188,10 +187,9 @@ class Daemon:
             policy.is_operator,
             self.users,
         )
-        self.events.path_of = self.life.path_of
         self.events.watch(self.metrics.hear)
         self.policy = policy
-        self.policy_file = PolicyFile(config, self._take_policy)
+        self.policy_file = PolicyFile(config, self._take_policy, source, overrides)
         socket = Path(config.service.socket)
         store = JobStore(socket.with_name("jobs.json"), self.workers.of("jobs", 1).run)
         jobs = self.jobs = JobRunner(
@@ -210,8 +208,6 @@ class Daemon:
             self.metrics.latencies["loop_lag"].add,
             lambda reason: self.events.publish("alarm", reason=reason),
         )
-        # Called when the orderly shutdown begins; runtime/ending.py bounds the time that it takes.
-        self.ending: Callable[[], None] = lambda: None
         self.wall_clock = clock.WallClock()
         self.canary = Canary(self.enforcers, self.events, self.workers, self._audit_all)
         self._stop = asyncio.Event()
@@ -263,9 +259,10 @@ class Daemon:
         if self.integrity is not None:
             self.integrity.returned_not(seal)
 
-    async def run(self) -> None:
-        """Serve until SIGTERM or SIGINT. Raises Refusal when the service cannot start, or when the
-        keeper is lost."""
+    async def run(self, ending: Callable[[], None] = lambda: None) -> None:
+        """Serve until SIGTERM or SIGINT. `ending` is called when the orderly shutdown begins
+        (runtime/ending.py bounds the time that it takes). Raises Refusal when the service cannot
+        start, or when the keeper is lost."""
         loop = self._loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
@@ -304,7 +301,7 @@ class Daemon:
             self.tasks.spawn("readiness", deliver("READY=1"))
             self.tasks.spawn("watchdog", pet_watchdog())
             await self._stop.wait()
-            self.ending()
+            ending()
             notify("STOPPING=1")
         if self._failure:
             raise self._failure
@@ -314,10 +311,18 @@ class Daemon:
             log.info("enforcer %s is not available: %s", enforcer.name, reason)
             return
         stack.callback(enforcer.stop)
-        fd = enforcer.start(functools.partial(self.recaller.conflict, enforcer.name))
+        fd = enforcer.start(self._listener(enforcer))
         loop = asyncio.get_running_loop()
         loop.add_reader(fd, self._drain, enforcer, fd)
         stack.callback(loop.remove_reader, fd)
+
+    def _listener(self, enforcer: Enforcer) -> Listener:
+        conflict = functools.partial(self.recaller.conflict, enforcer.name)
+        tripped, touched = self.tripwire.tripped, self.tripwire.touched
+        if self.adoption is None:
+            return Listener(conflict, tripped, touched=touched)
+        tracked = self.adoption
+        return Listener(conflict, tripped, tracked.reported, tracked.unproven, touched)
 
     def _drain(self, enforcer: Enforcer, fd: int) -> None:
         try:
@@ -362,7 +367,7 @@ class Daemon:
         for seal in self.reclaimed.seals:
             if not seal.exited.is_set():
                 self.holders.watch(seal)
-        if self.rings:
+        if self.rings and self.adoption:
             self.adoption.resume(self.rings.resume(self.reclaimed.seals))
         for seal in self.reclaimed.seals:
             if seal.digest:
@@ -433,7 +438,7 @@ class Daemon:
             log.error("the policy stays as it is: %s", refusal)
 
     def _take_policy(self, section: PolicySection, changed: list[str]) -> None:
-        self.policy.section = self.recaller.policy = section
+        self.policy.section = section
         self.granting.rate = RateLimit(section.grants_per_second, section.grants_burst)
         self.events.publish("policy", changed=changed)
         if "roots" in changed:

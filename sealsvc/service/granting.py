@@ -114,7 +114,7 @@ class Granting:
         assert isinstance(result, SealInfo)
         seal = self.table.get(result.id)
         if seal is None:
-            return Reply(self.life.recorded(result.id) or result)
+            return Reply(self.life.table.ended(result.id) or result)
         if request.path is None or request.holder.pid is not None or request.holder.pidfd:
             return Reply(seal.info())
         fd = await self.grants.hand_over_again(seal)

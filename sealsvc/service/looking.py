@@ -77,7 +77,7 @@ class Looking:
     async def _show(self, connection: Connection, request: Show) -> SealInfo:
         """A live seal, or one that has ended and is remembered."""
         peer = connection.peer
-        found = self.life.recorded(request.seal)
+        found = self.life.table.ended(request.seal)
         if found and (self.policy.is_operator(peer) or found.holder.uid == peer.uid):
             return found
         return self.visible.seal(peer, request.seal).info()

@@ -22,11 +22,15 @@ class PolicyFile:
     All methods return a report that compares the file (or text) with the running configuration.
     They raise Refusal `bad-request` when it cannot be parsed."""
 
-    source: Path | None = None
-    overrides: Callable[[Config], Config] = staticmethod(lambda found: found)
-
-    def __init__(self, running: Config, take: Callable[[PolicySection, list[str]], None]) -> None:
+    def __init__(
+        self,
+        running: Config,
+        take: Callable[[PolicySection, list[str]], None],
+        source: Path | None = None,
+        overrides: Callable[[Config], Config] = lambda found: found,
+    ) -> None:
         self.running, self._take = running, take
+        self.source, self.overrides = source, overrides
 
     def show(self) -> PolicyReport:
         """The running policy."""

@@ -29,9 +29,12 @@ from sealsvc.service.daemon import Daemon
 from sealsvc.sim.enforcer import SimEnforcer, simulate
 from sealsvc.sim.host import SimHost
 
+Overrides = Callable[[Config], Config]
 
-def kernel_daemon(config: Config) -> Daemon:
-    """The daemon on the real system. Raises Refusal and OSError."""
+
+def kernel_daemon(config: Config, source: Path | None, overrides: Overrides) -> Daemon:
+    """The daemon on the real system. `source` and `overrides`: see Daemon. Raises Refusal and
+    OSError."""
     # Each held operation, sealed file and holder takes a descriptor.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -52,14 +55,25 @@ def kernel_daemon(config: Config) -> Daemon:
     prover = Prover.load()
     if prover.mapped >= 0:
         keeper.prover(prover.mapped)
-    return Daemon(config, KernelHost(prover), enforcers, keeper, overlays)
+    host = KernelHost(prover)
+    return Daemon(config, host, enforcers, keeper, overlays, source, overrides)
 
 
-def sim_daemon(config: Config) -> Daemon:
-    """The daemon on a simulated system, for development and tests. It needs no privilege."""
+def sim_daemon(
+    config: Config, source: Path | None = None, overrides: Overrides = lambda found: found
+) -> Daemon:
+    """The daemon on a simulated system, for development and tests. It needs no privilege. `source`
+    and `overrides`: see Daemon."""
     host = SimHost()
     enforcer = SimEnforcer(host)
-    daemon = Daemon(simulated(config), host, [enforcer], None)
+    daemon = Daemon(
+        simulated(config),
+        host,
+        [enforcer],
+        None,
+        source=source,
+        overrides=lambda found: simulated(overrides(found)),
+    )
     act = functools.partial(simulate, host, enforcer, daemon.tick)
     daemon.router.add(simulation_answers(daemon.policy, act))
     return daemon

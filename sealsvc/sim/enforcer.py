@@ -22,7 +22,7 @@ from sealsvc.core import rules
 from sealsvc.core.errors import Refusal
 from sealsvc.core.model import ByteRange, FileId, Kind, Operation
 from sealsvc.enforce import guards
-from sealsvc.enforce.base import Claim, Guard, Hold, Outcome, Report, Verdict
+from sealsvc.enforce.base import Claim, Guard, Hold, Listener, Outcome, Report, Verdict
 from sealsvc.linux.filesystem import Filesystem
 from sealsvc.linux.host import Target
 from sealsvc.protocol.seals import Grant
@@ -82,7 +82,7 @@ class SimEnforcer:
         self._waiters: list[Waiter] = []
         self._ids = itertools.count(1)
         self._reports: deque[Report] = deque()
-        self._deliver: Callable[[Report], None] = _nobody
+        self._listener = Listener()
         self._notify = -1
 
     def probe(self) -> str:
@@ -98,9 +98,9 @@ class SimEnforcer:
         """Stands in front, never behind."""
         return frozenset()
 
-    def start(self, deliver: Callable[[Report], None]) -> int:
+    def start(self, listener: Listener) -> int:
         with self._lock:
-            self._deliver = deliver
+            self._listener = listener
             self._notify = os.eventfd(len(self._reports), os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             return self._notify
 
@@ -163,7 +163,7 @@ class SimEnforcer:
                     os.eventfd_read(self._notify)
             reports, self._reports = self._reports, deque()
         for report in reports:
-            self._deliver(report)
+            self._listener.conflict(report)
 
     # Operations
 
@@ -288,7 +288,3 @@ async def _conflict(enforcer: SimEnforcer, path: str, request: Simulate) -> dict
         "errno": errno.errorcode[error] if error else None,
         "waited": waiter.waited,
     }
-
-
-def _nobody(report: Report) -> None:
-    raise RuntimeError(f"a report before start: {report}")

@@ -26,6 +26,20 @@ def namespaces() -> Iterator[MountNamespaces]:
     made.stop()
 
 
+class Heard:
+    """When mounts changed (seconds of CLOCK_MONOTONIC), and the overlays that were found."""
+
+    def __init__(self) -> None:
+        self.changes: list[float] = []
+        self.overlays: list[Overlay] = []
+
+    def mounts_changed(self) -> None:
+        self.changes.append(time.monotonic())
+
+    def overlay_found(self, overlay: Overlay) -> None:
+        self.overlays.append(overlay)
+
+
 @contextmanager
 def process(*command: str) -> Iterator[subprocess.Popen[str]]:
     """One that says when it is ready, and waits."""
@@ -91,7 +105,7 @@ def test_a_task_in_a_chroot_does_not_see_all(tmp_path: Path) -> None:
 
 def test_one_that_comes_and_goes(namespaces: MountNamespaces, tmp_path: Path) -> None:
     """When nobody is in it any more, it is not kept: what it mounts must not stay busy."""
-    namespaces.start()
+    namespaces.start(Heard())
     mount = ["unshare", "--mount", "sh", "-ec", f'mount -t tmpfs none {tmp_path}; exec "$@"', "sh"]
     with process(*mount) as child:
         device = os.stat(f"/proc/{child.pid}/root{tmp_path}").st_dev
@@ -101,11 +115,9 @@ def test_one_that_comes_and_goes(namespaces: MountNamespaces, tmp_path: Path) ->
 
 
 def test_many_changes_are_told_together(namespaces: MountNamespaces, tmp_path: Path) -> None:
-    told: list[float] = []
-    overlays: list[Overlay] = []
-    namespaces.changed = lambda: told.append(time.monotonic())
-    namespaces.overlay = overlays.append
-    namespaces.start()
+    heard = Heard()
+    told, overlays = heard.changes, heard.overlays
+    namespaces.start(heard)
     time.sleep(0.2)
     told.clear()
     overlays.clear()
@@ -121,9 +133,9 @@ def test_many_changes_are_told_together(namespaces: MountNamespaces, tmp_path: P
 def test_an_overlay_in_a_namespace_of_its_own(namespaces: MountNamespaces, tmp_path: Path) -> None:
     for name in ("lower", "upper", "work", "merged"):
         (tmp_path / name).mkdir()
-    overlays: list[Overlay] = []
-    namespaces.overlay = overlays.append
-    namespaces.start()
+    heard = Heard()
+    overlays = heard.overlays
+    namespaces.start(heard)
     options = f"lowerdir={tmp_path}/lower,upperdir=upper,workdir=work"
     mount = f'cd {tmp_path}; mount -t overlay o -o {options} merged; exec "$@"'
     with process("unshare", "--mount", "sh", "-ec", mount, "sh"):

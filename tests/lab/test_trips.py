@@ -13,6 +13,7 @@ import pytest
 
 from sealsvc.client import Client
 from sealsvc.doctor import syscalls
+from sealsvc.enforce.base import Listener
 from sealsvc.enforce.bpf import BpfEnforcer
 from sealsvc.enforce.trips import Trip
 from sealsvc.linux.host import Target
@@ -79,9 +80,9 @@ def armed(root: Path, loaded: BpfEnforcer) -> BpfEnforcer:
 @pytest.fixture
 def trips(armed: BpfEnforcer) -> Iterator[list[Trip]]:
     told: list[Trip] = []
-    armed.start(lambda report: None)
+    armed.start(Listener(conflict=lambda report: None, tripped=told.append))
     armed.drain()
-    armed.on_trip = told.append
+    told.clear()
     yield told
     armed.keep_only(set())
 

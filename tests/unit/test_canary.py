@@ -40,7 +40,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("quick")
 def test_it_is_unavailable_until_it_works_again_and_all_is_audited() -> None:
     enforcer = Fragile(SimHost())
-    enforcers, events, audits = EnforcerSet([enforcer]), EventLog(100), [0]
+    enforcers, events, audits = EnforcerSet([enforcer]), EventLog(100, lambda _: None), [0]
 
     async def audit() -> None:
         audits[0] += 1

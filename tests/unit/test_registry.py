@@ -301,7 +301,7 @@ def test_what_cannot_be_recorded_does_not_stop_the_rest(tmp_path: Path, told: To
 
 def test_a_registry_that_is_off(tmp_path: Path, told: Told) -> None:
     section = RegistrySection(directory=str(tmp_path / "r"), enabled=False)
-    off = Registry(section, told.alarms.append, told.recoveries.append)
+    off = Registry(section, told.alarms.append, told.recoveries.append, lambda _: None)
 
     async def act() -> bool:
         off.start()

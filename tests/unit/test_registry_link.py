@@ -36,7 +36,7 @@ def running(
 ) -> None:
     async def run() -> None:
         section = RegistrySection(directory=str(directory))
-        made = Registry(section, told.alarms.append, told.recoveries.append)
+        made = Registry(section, told.alarms.append, told.recoveries.append, lambda _: None)
         made._link._health._quiet = 0.2
         made.start()
         try:
@@ -177,7 +177,7 @@ def test_the_end_is_bounded(tmp_path: Path) -> None:
     async def act() -> None:
         told = Told()
         section = RegistrySection(directory=str(tmp_path))
-        registry = Registry(section, told.alarms.append, told.recoveries.append)
+        registry = Registry(section, told.alarms.append, told.recoveries.append, lambda _: None)
         registry.start()
         await until(lambda: registry._link._process is not None)
         process = registry._link._process

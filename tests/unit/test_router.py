@@ -28,7 +28,9 @@ TAGS = set(get_args(integrity.AnyRequest))
 
 @pytest.fixture
 def router() -> Router:
-    registry = Registry(RegistrySection(enabled=False), lambda _: None, lambda _: None)
+    registry = Registry(
+        RegistrySection(enabled=False), lambda _: None, lambda _: None, lambda _: None
+    )
     return Router(Policy(PolicySection()), Once(60.0), registry, lambda: None)
 
 

@@ -153,7 +153,7 @@ class Relocations:
         for record in records:
             if record.phase is Phase.SWAP:
                 for seal in self._seals_of(record):
-                    seal.may_change = lambda: True
+                    seal.quiesced = True
             self._recaller.fencing.tasks.spawn(
                 f"resume relocation {record.id}", self._resume(record)
             )
@@ -298,7 +298,7 @@ class Relocations:
             faults.point("relocate:swapping")
             swapping = True
             for seal in asked:
-                seal.may_change = lambda: True
+                seal.quiesced = True
             yield
         finally:
             quiet = {id for id, event in self._quiet.items() if event.is_set()}
@@ -336,7 +336,7 @@ class Relocations:
         for seal, found in zip(seals, maps, strict=True):
             if seal.state is not State.RECALLED:
                 continue
-            seal.may_change = lambda: False
+            seal.quiesced = False
             if found is None or extents.unsuitable(found, seal.effective):
                 self._recaller.lose(seal, f"{reason}, and it has no map that can be sealed")
                 continue
