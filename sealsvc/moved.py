@@ -32,7 +32,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "host.releases": ("linux.host.releases",),
     "integrity.device_messages": ("protocol.pi_device",),
     "integrity.messages": ("protocol.integrity",),
-    "keeper": ("enforce.keeper",),
+    "keeper": ("enforce.keeper", "enforce.keeper_messages", "enforce.keeper_start"),
     "messages": (
         "protocol.base",
         "protocol.seals",

@@ -21,7 +21,8 @@ from sealsvc.core.errors import Refusal
 from sealsvc.core.model import ByteRange, Conflict, FileId, Kind, Operation
 from sealsvc.enforce import guards, openers
 from sealsvc.enforce.base import Claim, Guard, Hold, Listener, Outcome, Report, Verdict
-from sealsvc.enforce.keeper import Keeper, KeeperError, KeeperGone
+from sealsvc.enforce.keeper import Keeper
+from sealsvc.enforce.keeper_messages import KeeperError, KeeperGone
 from sealsvc.enforce.trips import Trips
 from sealsvc.linux.filesystem import Filesystem
 from sealsvc.linux.host import Target

@@ -34,7 +34,8 @@ from sealsvc.enforce.base import (
     Report,
     Verdict,
 )
-from sealsvc.enforce.keeper import Keeper, KeeperError, Subject
+from sealsvc.enforce.keeper import Keeper, Subject
+from sealsvc.enforce.keeper_messages import KeeperError
 from sealsvc.enforce.overlay_mounts import OverlayMounts
 from sealsvc.linux import native
 from sealsvc.linux.filesystem import Filesystem

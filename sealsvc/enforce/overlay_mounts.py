@@ -16,7 +16,8 @@ import logging
 from pathlib import Path
 
 from sealsvc.core.model import Kind
-from sealsvc.enforce.keeper import Keeper, KeeperError
+from sealsvc.enforce.keeper import Keeper
+from sealsvc.enforce.keeper_messages import KeeperError
 from sealsvc.linux.filesystem import Filesystem
 from sealsvc.protocol.system import Gap
 

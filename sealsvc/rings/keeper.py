@@ -16,7 +16,8 @@ from sealsvc.core import extents
 from sealsvc.core.extents import ExtentMap
 from sealsvc.core.model import ByteRange, IoMode, State
 from sealsvc.core.native_headers import STATES
-from sealsvc.enforce.keeper import Keeper, KeeperError
+from sealsvc.enforce.keeper import Keeper
+from sealsvc.enforce.keeper_messages import KeeperError
 from sealsvc.lifecycle.seals import Seal
 from sealsvc.linux.native import ffi, lib
 from sealsvc.protocol.rings import Attach

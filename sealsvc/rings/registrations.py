@@ -24,7 +24,7 @@ from sealsvc.core.model import Kind, RingPlace, State
 from sealsvc.core.native_headers import STATES
 from sealsvc.core.states import Step
 from sealsvc.enforce.base import Verdict, Watchable, watchable
-from sealsvc.enforce.keeper import KeeperError
+from sealsvc.enforce.keeper_messages import KeeperError
 from sealsvc.enforce.overlay_mounts import RISK as OVERLAY_RISK
 from sealsvc.lifecycle.grants import Asker, Grants, Passed
 from sealsvc.lifecycle.policy import Policy, RingShare

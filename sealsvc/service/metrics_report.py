@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 
-from sealsvc.enforce.keeper import KeeperError
+from sealsvc.enforce.keeper_messages import KeeperError
 from sealsvc.enforce.selection import EnforcerSet
 from sealsvc.lifecycle.recall import Recaller
 from sealsvc.protocol.admin import MeasuresReport

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sealsvc.enforce import bpf
-from sealsvc.enforce.keeper import release_all
+from sealsvc.enforce.keeper_start import release_all
 from sealsvc.runtime.config import ServiceSection
 
 

@@ -15,7 +15,7 @@ import msgspec
 from sealsvc.enforce.base import Enforcer
 from sealsvc.enforce.bpf import BpfEnforcer
 from sealsvc.enforce.fanotify import FanotifyEnforcer
-from sealsvc.enforce.keeper import own
+from sealsvc.enforce.keeper_start import own
 from sealsvc.enforce.lease import LeaseEnforcer
 from sealsvc.enforce.overlay_mounts import OverlayMounts
 from sealsvc.enforce.pin import PinEnforcer

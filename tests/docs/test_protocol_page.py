@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import msgspec
 
-from sealsvc.enforce.keeper import GREETS
+from sealsvc.enforce.keeper_messages import GREETS
 from sealsvc.linux.native import lib
 from sealsvc.protocol.base import (
     DEFAULT_SOCKET,

@@ -20,7 +20,8 @@ import pytest
 
 from sealsvc.core.errors import Refusal
 from sealsvc.enforce import keeper as keepers
-from sealsvc.enforce.keeper import Keeper, KeeperError
+from sealsvc.enforce.keeper import Keeper
+from sealsvc.enforce.keeper_messages import KeeperError
 from sealsvc.enforce.keeper_watch import KeeperWatch
 from sealsvc.linux.native import ffi, lib
 from sealsvc.rings.keeper import RingKeeper

@@ -45,7 +45,7 @@ def of_another_journal(directory: Path) -> Path:
 def of_another_keeper(directory: Path) -> Path:
     """A service that speaks version 99 with its keeper."""
     made = _copy(directory)
-    path = made / "sealsvc" / "enforce" / "keeper.py"
+    path = made / "sealsvc" / "enforce" / "keeper_messages.py"
     _replace(path, "lib.KEEPER_VERSION", "99")
     return made
 
