@@ -8,22 +8,23 @@ they continue to refuse when the service is killed, until it starts again.
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
-from importlib.util import find_spec
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sealsvc.core.errors import Refusal
 from sealsvc.core.model import ByteRange, Conflict, FileId, Kind, Operation
-from sealsvc.enforce import guards, openers
+from sealsvc.enforce import bpf_programs, bpf_risks, openers
 from sealsvc.enforce.base import Claim, Guard, Hold, Listener, Outcome, Report, Verdict
+from sealsvc.enforce.bpf_canary import BpfCanary
+from sealsvc.enforce.bpf_programs import NotLoaded, Programs, check, text
 from sealsvc.enforce.keeper import Keeper
 from sealsvc.enforce.keeper_messages import KeeperError, KeeperGone
 from sealsvc.enforce.trips import Trips
+from sealsvc.linux import proc_stat
 from sealsvc.linux.filesystem import Filesystem
 from sealsvc.linux.host import Target
 from sealsvc.linux.native import ffi, lib
@@ -32,130 +33,11 @@ from sealsvc.protocol.system import Gap
 
 DIRECTORY = Path("/sys/fs/bpf/sealsvc")
 
-_FRONTS = {
-    "": lib.SEAL_BPF_ALONE,
-    "fanotify": lib.SEAL_BPF_BEHIND_FANOTIFY,
-    "lease": lib.SEAL_BPF_BEHIND_LEASE,
-}
 _BATCH = 64
-_MAX_PROGRAMS = 64
 _PIDNS = 0xEFFFFFFC  # PROC_PID_INIT_INO, the inode of the initial pid namespace
-
-# Two programs for one hook, whose parameters changed between kernels; they count as one.
-_SETATTRS = frozenset({"setattr_by_idmap", "setattr_by_dentry"})
 _ALWAYS = frozenset({"file_permission", "setattr"})
 _RUN = frozenset({"mapped"})  # programs that are run by a system call instead of being attached
-# The trials of the canary (native/keeper/canary.c), with the programs that each one needs.
-_TRIALS: tuple[tuple[int, str, frozenset[str]], ...] = (
-    (lib.KEEPER_CANARY_TRUNCATE, "truncate", frozenset()),
-    (lib.KEEPER_CANARY_FALLOCATE, "fallocate", frozenset({"fallocate"})),
-    (lib.KEEPER_CANARY_COPY, "copy_file_range", frozenset({"copy"})),
-    (lib.KEEPER_CANARY_IOCTL, "ioctl", frozenset({"file_ioctl"})),
-    (lib.KEEPER_CANARY_ATOMIC, "an atomic write", frozenset({"writev"})),
-)
-_CANARY_TOKEN = (1 << 64) - 2  # not a token that a seal can have
 SWITCH = Path("/proc/sys/kernel/ftrace_enabled")
-
-
-@dataclass(frozen=True, slots=True)
-class _Program:
-    """A program. `misses` is how often the kernel skipped it; `spared`: another program makes up
-    for that."""
-
-    name: str
-    state: int
-    spared: bool
-    misses: int
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Cover:
-    """A risk, and the programs that close it: it is open when one of them is missing. It exists on
-    file systems of these `types` (with `reflink`: only those that share blocks), for seals of these
-    `kinds`."""
-
-    risk: str
-    programs: frozenset[str]
-    why: str
-    types: tuple[str, ...] = ("xfs", "ext4")
-    reflink: bool = False
-    kinds: tuple[Kind, ...] = (Kind.SHARED, Kind.EXCLUSIVE)
-
-    def concerns(self, filesystem: Filesystem, kind: Kind) -> bool:
-        return (
-            filesystem.type in self.types
-            and (filesystem.reflink or not self.reflink)
-            and kind in self.kinds
-        )
-
-
-def _cover(risk: str, programs: str, why: str, **more: Any) -> _Cover:
-    return _Cover(risk, frozenset(programs.split()), why, **more)
-
-
-# The risks that the programs close.
-_COVERS = (
-    _cover("bpf-truncate", "setattr", "truncate(2) is not refused"),
-    _cover("bpf-fallocate", "file_permission fallocate", "fallocate(2) is not refused"),
-    _cover("bpf-copy", "file_permission copy", "copy_file_range(2) is not refused", reflink=True),
-    _cover(
-        "bpf-clone", "file_permission clone clone_inner", "FICLONE is not refused", reflink=True
-    ),
-    _cover(
-        "bpf-remap",
-        "file_permission remap dedupe",
-        "FIDEDUPERANGE and XFS_IOC_EXCHANGE_RANGE are not refused",
-        types=("xfs",),
-    ),
-    _cover(
-        "bpf-atomic-write",
-        "file_permission writev aio uring",
-        "writes with RWF_ATOMIC, which XFS does out of place, are not refused",
-        types=("xfs",),
-    ),
-    _cover(
-        "bpf-under-way",
-        "fallocate_end copy_end clone_end dedupe_end writev_end aio_end uring_end ioctl_end"
-        " ioctl_compat_end",
-        "operations that were under way at the grant cannot be waited for",
-    ),
-    _cover(
-        "bpf-open",
-        "file_open",
-        "opens by others are not refused",
-        kinds=(Kind.EXCLUSIVE,),
-    ),
-    _cover(
-        "ext4-move-ext",
-        "file_ioctl file_ioctl_compat",
-        "EXT4_IOC_MOVE_EXT is not refused",
-        types=("ext4",),
-    ),
-    _cover(
-        "xfs-swapext",
-        "file_ioctl file_ioctl_compat",
-        "XFS_IOC_SWAPEXT is not refused",
-        types=("xfs",),
-    ),
-    _cover("loop-device", "file_ioctl file_ioctl_compat", "loop devices can be set up on the file"),
-)
-# Risks of other enforcers that this one closes, unless one of these own risks is open.
-_CLOSES = {
-    "ext4-move-ext": ("ext4-move-ext",),
-    "xfs-swapext": ("xfs-swapext",),
-    "loop-device": ("loop-device",),
-    "overlay-truncate": ("bpf-truncate",),
-}
-# Own risks that must be closed for the risk that a holder changes the map of its exclusive seal.
-_HOLDER_OPERATIONS = frozenset(cover.risk for cover in _COVERS) - {"bpf-open"}
-
-
-def _objects() -> Path:
-    """The directory of the programs: beside the extension module that loads them."""
-    spec = find_spec("_sealsvc_native")
-    beside = Path(spec.origin).parent if spec and spec.origin else Path()
-    return beside / "sealsvc" / "bpf"
 
 
 class _Hold:
@@ -228,11 +110,9 @@ class BpfEnforcer:
         way on its file."""
         self.keeper = keeper
         self.directory, self.without, self.drain_timeout = directory, without, drain_timeout
-        self._bpf: Any = None
+        self._programs: Programs | None = None
         self._trips: Trips | None = None
-        self._canary: tuple[int, int] | None = None  # device and inode
-        # How often the canary began to pass: before this service started, and since.
-        self._passed_before = self._passed = 0
+        self._canary: BpfCanary | None = None
         self._missing: dict[str, str] = {}
         self._exclusive: dict[tuple[int, int], set[int]] = {}  # tokens, by device and inode
         self._listener = Listener()
@@ -241,83 +121,28 @@ class BpfEnforcer:
     def probe(self) -> str:
         """See Enforcer. Loads, attaches and pins the programs, or takes over those that are pinned:
         which ones load decides what the enforcer can do."""
-        if self._bpf is not None:
+        if self._programs is not None:
             return ""
-        programs = _objects() / "seal.bpf.o"
-        if not programs.exists():
-            return "built without clang or without libbpf: there are no BPF programs"
         if os.stat("/proc/self/ns/pid").st_ino != _PIDNS:
             return "the service runs in a pid namespace, and the kernel's numbers are not its own"
-        out, why = ffi.new("struct seal_bpf **"), ffi.new("char[]", 512)
-        result: int = lib.seal_bpf_open(
-            os.fsencode(programs),
-            os.fsencode(self.directory),
-            ",".join(self.without).encode(),
-            out,
-            why,
-            len(why),
-        )
-        if result < 0:
-            return ffi.string(why).decode(errors="replace") or os.strerror(-result)
-        self._bpf = out[0]
-        self._missing = self._find_missing()
+        try:
+            programs = self._programs = Programs.load(self.directory, self.without)
+        except NotLoaded as error:
+            return str(error)
+        self._missing = programs.missing()
         if missing := self._missing.keys() & _ALWAYS:
             reason = f"without {', '.join(sorted(missing))} there is nothing to refuse with"
             self.stop()
             return reason
-        lib.seal_bpf_exempt(self._bpf, os.getpid(), _start_time())
-        self._trips = Trips(self._bpf, programs.parent, self.directory)
-        self._set_canary()
+        lib.seal_bpf_exempt(programs.raw, os.getpid(), proc_stat.read(os.getpid()).start_time)
+        self._trips = Trips(programs.raw, bpf_programs.objects(), self.directory)
+        self._canary = BpfCanary(self.keeper, programs)
         return ""
 
-    def _set_canary(self) -> None:
-        """Give the keeper a memfd for its trials. It is guarded with the verdict ARMING, so that
-        refusals on it are not reported."""
-        on = {p.name for p in self._programs() if p.state == lib.SEAL_BPF_ON}
-        trials = sum(trial for trial, _, programs in _TRIALS if programs <= on)
-        size = 2 * lib.KEEPER_CANARY_BLOCK
-        fd = os.memfd_create("sealsvc-canary")
-        try:
-            os.ftruncate(fd, size)
-            key = ffi.new("struct seal_bpf_file *")
-            _check(lib.seal_bpf_identify(fd, key), "fstat")
-            self._canary = (key.device, key.inode)
-            guard = Guard(_CANARY_TOKEN, ByteRange(0, size), 0, False, Verdict.ARMING)
-            self.put(key, 0, True, guard)
-            with suppress(KeeperError):  # an older keeper has no canary
-                self._passed_before += self.keeper.canary(fd, trials)[0]
-        finally:
-            os.close(fd)
-
-    def _try_canary(self) -> str:
-        """Which operations pass that must be refused, as text; empty when none does."""
-        if self._canary is None:
-            return ""
-        try:
-            self._passed, failing = self.keeper.try_canary()
-        except KeeperError:
-            return ""
-        passed = [name for trial, name, _ in _TRIALS if failing & trial]
-        return f"on a file of our own these are not refused: {', '.join(passed)}" if passed else ""
-
-    def _find_missing(self) -> dict[str, str]:
-        """The reasons why programs are off, by name. The two for setattr count as one."""
-        programs = self._programs()
-        names = {p.name: p.why for p in programs if p.state == lib.SEAL_BPF_OFF}
-        on = {p.name for p in programs if p.state == lib.SEAL_BPF_ON}
-        for name in _SETATTRS:
-            why = names.pop(name, "")
-            if why and not on & _SETATTRS:
-                names["setattr"] = why
-        return names
-
-    def _programs(self) -> list[_Program]:
-        out = ffi.new("struct seal_bpf_program[]", _MAX_PROGRAMS)
-        count = lib.seal_bpf_programs(self._bpf, out, _MAX_PROGRAMS)
-        return [
-            _Program(_text(p.name), int(p.state), bool(p.spared), int(p.misses), _text(p.why))
-            for p in (out[i] for i in range(count))
-        ]
+    @property
+    def _loaded(self) -> Programs:
+        assert self._programs is not None
+        return self._programs
 
     @property
     def missing(self) -> dict[str, str]:
@@ -327,15 +152,15 @@ class BpfEnforcer:
     def skips(self) -> int:
         """How often the kernel skipped a program because another task was preempted in it on the
         same processor."""
-        return sum(p.misses for p in self._programs()) if self._bpf is not None else 0
+        return sum(p.misses for p in self._programs.states()) if self._programs else 0
 
     def lapses(self) -> int:
         """The number of skips() that nothing makes up for, plus how often the canary began to pass.
         The keeper tries the canary whether or not a service is running."""
-        if self._bpf is None:
+        if self._programs is None:
             return 0
-        skipped = sum(p.misses for p in self._programs() if not p.spared)
-        return skipped + self._passed_before + self._passed
+        skipped = sum(p.misses for p in self._programs.states() if not p.spared)
+        return skipped + (self._canary.lapses if self._canary else 0)
 
     def unable(self, filesystem: Filesystem, request: Grant) -> str:
         if filesystem.unsupported:
@@ -344,53 +169,34 @@ class BpfEnforcer:
             return "BPF programs cannot make conflicts wait; they refuse them"
         return ""
 
-    def _open_risks(self, filesystem: Filesystem, kind: Kind) -> list[_Cover]:
-        return [
-            cover
-            for cover in _COVERS
-            if cover.programs & self._missing.keys() and cover.concerns(filesystem, kind)
-        ]
-
     def gaps(self, filesystem: Filesystem, kind: Kind) -> tuple[Gap, ...]:
-        return tuple(
-            Gap(
-                risk=cover.risk,
-                kinds=list(cover.kinds),
-                why=f"{cover.why}: this kernel does not take the BPF program"
-                f" {', '.join(sorted(cover.programs & self._missing.keys()))}",
-            )
-            for cover in self._open_risks(filesystem, kind)
-        )
+        return bpf_risks.gaps(self._missing.keys(), filesystem, kind)
 
     def closes(self, filesystem: Filesystem, kind: Kind) -> frozenset[str]:
-        if self._bpf is None:
+        if self._programs is None:
             return frozenset()
-        left = {cover.risk for cover in self._open_risks(filesystem, kind)}
-        closed = {risk for risk, needs in _CLOSES.items() if not left.intersection(needs)}
-        if not left & _HOLDER_OPERATIONS:
-            closed.add("holder-operations")
-        return frozenset(closed)
+        return bpf_risks.closed(self._missing.keys(), filesystem, kind)
 
     def start(self, listener: Listener) -> int:
         self._listener = listener
-        return int(lib.seal_bpf_fd(self._bpf))
+        return int(lib.seal_bpf_fd(self._loaded.raw))
 
     def stop(self) -> None:
         """Unload the programs if no seal is in force. Otherwise all stays pinned and enforced."""
-        if self._bpf is None:
+        if self._programs is None:
             return
         empty = not self._tokens()
         if empty:
             with suppress(KeeperError, KeeperGone):
                 self.keeper.canary(-1, 0)
-        bpf, self._bpf, self._trips = self._bpf, None, None
-        lib.seal_bpf_close(bpf)
+        self._programs.close()
+        self._programs = self._trips = self._canary = None
         if empty:
             self.unpin()
 
     def unpin(self) -> None:
         """Remove the pins. Raises OSError."""
-        unpin(self.directory)
+        bpf_programs.unpin(self.directory)
 
     def arm(self, filesystem: Filesystem, fd: int) -> None:  # noqa: ARG002
         """Attach the tripwire, whose functions exist only once such a file system is mounted. The
@@ -409,15 +215,15 @@ class BpfEnforcer:
         programs too, through ftrace, and stops without notice when kernel.ftrace_enabled is 0; that
         the pins exist, without which every refusal would end with the service; and, for any other
         cause, that operations which the keeper tries are refused."""
-        if self._bpf is None:
+        if self._programs is None:
             return ""
         if SWITCH.exists() and SWITCH.read_text().strip() != "1":
             return "the sysctl kernel.ftrace_enabled is off: the kernel runs no BPF programs"
-        attached = {p.name for p in self._programs() if p.state == lib.SEAL_BPF_ON} - _RUN
+        attached = self._programs.on() - _RUN
         attached |= self._trips.attached if self._trips is not None else set()
         if gone := sorted(n for n in attached if not (self.directory / "links" / n).exists()):
             return f"pins below {self.directory}/links are gone: {', '.join(gone)}"
-        return self._try_canary()
+        return self._canary.look() if self._canary else ""
 
     # Seals
 
@@ -425,7 +231,7 @@ class BpfEnforcer:
         if reason := self.verify():
             raise Refusal("enforcer-unavailable", f"bpf: {reason}")
         key = ffi.new("struct seal_bpf_file *")
-        _check(lib.seal_bpf_identify(target.fd, key), "fstat")
+        check(lib.seal_bpf_identify(target.fd, key), "fstat")
         hold = _Hold(self, key, target.file, target.filesystem, guard)
         self.arm(target.filesystem, target.fd)
         with ExitStack() as undo:
@@ -452,7 +258,7 @@ class BpfEnforcer:
         """Wait for operations that passed the hooks before the map entry existed. Raises Refusal
         `try-later` when they do not end within `drain_timeout`."""
         limit = int(self.drain_timeout * 1e6)
-        if not _check(lib.seal_bpf_barrier(self._bpf, key, limit), "barrier"):
+        if not check(lib.seal_bpf_barrier(self._loaded.raw, key, limit), "barrier"):
             raise Refusal(
                 "try-later",
                 f"an operation that may change the extent map of {target.path} is under way",
@@ -465,25 +271,8 @@ class BpfEnforcer:
             _wait_for_truncation(target)
 
     def put(self, key: Any, generation: int, reflink: bool, guard: Guard) -> None:
-        """Enter or change a guard in the BPF map. `key` is a struct seal_bpf_file. Raises Refusal
-        `limit-reached` or `io-error`."""
-        struct = ffi.new(
-            "struct seal_bpf_range *",
-            {
-                "start": guard.range.offset,
-                "end": guard.range.end,
-                "token": guard.token,
-                "holder": guard.holder,
-                "exclusive": int(guard.exclusive),
-                "policy": _policy(guard),
-                "front": _front(guard),
-            },
-        )
-        result: int = lib.seal_bpf_put(self._bpf, key, generation, int(reflink), struct)
-        if result in (-errno.ENOSPC, -errno.E2BIG):
-            limit = lib.SEAL_BPF_RANGES if result == -errno.ENOSPC else "no more"
-            raise Refusal("limit-reached", f"the bpf enforcer keeps {limit} seals on one file")
-        _check(result, "bpf_map_update_elem")
+        """See Programs.put()."""
+        self._loaded.put(key, generation, reflink, guard)
 
     def take(self, key: Any, token: int) -> None:
         """Remove a guard from the BPF map."""
@@ -492,20 +281,13 @@ class BpfEnforcer:
             here.discard(token)
             if not here:
                 del self._exclusive[file]
-        if self._bpf is not None:
-            lib.seal_bpf_take(self._bpf, key, token)
+        if self._programs is not None:
+            self._programs.take(key, token)
 
     def _list(self) -> list[tuple[int, int, int]]:
-        """(device, inode, token) of every seal in the maps, without the canary's. The devices are
-        in the kernel's own encoding (MKDEV)."""
-        room = 1024
-        while True:
-            out = ffi.new("struct seal_bpf_seal[]", room)
-            count = _check(lib.seal_bpf_list(self._bpf, out, room), "bpf_map_get_next_key")
-            if count <= room:
-                rows = [(out[i].file.device, out[i].file.inode, out[i].token) for i in range(count)]
-                return [row for row in rows if row[:2] != self._canary]
-            room = count + 64
+        """Programs.guards() without that of the canary."""
+        canary = self._canary.file if self._canary else None
+        return [row for row in self._loaded.guards() if row[:2] != canary]
 
     def _tokens(self) -> set[int]:
         return {token for _, _, token in self._list()}
@@ -538,8 +320,8 @@ class BpfEnforcer:
     # Reports
 
     def drain(self) -> None:
-        if self._bpf is not None:  # one batch in a turn of the loop takes less than DRAIN_TIME
-            count: int = lib.seal_bpf_events(self._bpf, self._events, _BATCH)
+        if self._programs is not None:  # one batch in a turn of the loop takes less than DRAIN_TIME
+            count: int = lib.seal_bpf_events(self._programs.raw, self._events, _BATCH)
             for i in range(count):
                 self._listener.conflict(_report(self._events[i]))
             for trip in self._trips.read() if self._trips is not None else ():
@@ -547,34 +329,12 @@ class BpfEnforcer:
 
     def counters(self) -> dict[str, int]:
         """Events that were lost because the BPF ring was full, and lapses()."""
-        if self._bpf is None:
+        if self._programs is None:
             return {}
-        return {"lost_events": int(lib.seal_bpf_lost_events(self._bpf)), "lapses": self.lapses()}
-
-
-def unpin(directory: Path) -> bool:
-    """Remove the pins below `directory`, also those of a service that has ended, so that nothing is
-    refused any more. False when there were none. Raises OSError."""
-    if not directory.exists():
-        return False
-    result: int = lib.seal_bpf_unpin(os.fsencode(directory))
-    if result < 0:
-        raise OSError(-result, os.strerror(-result), str(directory))
-    return True
-
-
-def _front(guard: Guard) -> int:
-    watched = guard.verdict is Verdict.WATCH
-    return int(lib.SEAL_BPF_BEHIND_WATCH if watched else _FRONTS[guard.behind])
-
-
-def _policy(guard: Guard) -> int:
-    watched = guard.verdict is Verdict.WATCH
-    return int(guards.POLICIES[Verdict.WAIT if watched else guard.verdict])
-
-
-def _text(raw: Any) -> str:
-    return bytes(ffi.string(raw)).decode(errors="replace")
+        return {
+            "lost_events": int(lib.seal_bpf_lost_events(self._programs.raw)),
+            "lapses": self.lapses(),
+        }
 
 
 def _wait_for_truncation(target: Target) -> None:
@@ -590,30 +350,13 @@ def _wait_for_truncation(target: Target) -> None:
         os.close(fd)
 
 
-def _check(result: int, call: str) -> int:
-    if result < 0:
-        raise Refusal(
-            "io-error", f"{call}: {os.strerror(-result)}", {"call": call, "errno": -result}
-        )
-    return result
-
-
-def _start_time() -> int:
-    """The start time of this process in clock ticks since boot: field 22 of proc_pid_stat(5)."""
-    return int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-
-
 def _prove_sole(target: Target) -> None:
     """Raises Refusal `file-in-use` if somebody else has the file open. Called once the map entry
     exists, after which nobody else can open it."""
     if openers.is_sole(target):
         return
-    raise Refusal(
-        "file-in-use",
-        f"{target.path} is open elsewhere: an exclusive seal has no other opener",
-        {"path": target.path, "pids": openers.pids(target)},
-        retry_after=1.0,
-    )
+    pids = openers.pids(target)
+    raise openers.in_use(target, pids, "an exclusive seal has no other opener")
 
 
 def _report(raw: Any) -> Report:
@@ -623,12 +366,12 @@ def _report(raw: Any) -> Report:
         waiter=0,
         file=FileId(os.makedev(raw.device >> 20, raw.device & 0xFFFFF), raw.inode),
         operation=Operation(
-            name=_text(lib.seal_op_name(raw.op)),
+            name=text(lib.seal_op_name(raw.op)),
             offset=raw.offset,
             length=raw.length,
             pid=raw.tgid,
             tid=raw.tid,
-            comm=_text(raw.comm),
+            comm=text(raw.comm),
             uid=raw.uid,
         ),
         tokens=tuple(raw.tokens[i] for i in range(count)),

@@ -7,6 +7,9 @@ import fcntl
 import os
 import time
 
+import psutil
+
+from sealsvc.core.errors import Refusal
 from sealsvc.linux import native
 from sealsvc.linux.host import Target
 
@@ -36,3 +39,22 @@ def pids(target: Target) -> list[int]:
             raise
         return []
     return sorted({opener.pid for opener in found})
+
+
+def in_use(target: Target, pids: list[int], why: str) -> Refusal:
+    """The refusal `file-in-use` that names the processes `pids`, and says `why` that matters."""
+    names = []
+    for pid in pids:
+        try:
+            names.append(f"{pid} ({psutil.Process(pid).name()})")
+        except psutil.Error:
+            names.append(str(pid))
+    who = (
+        ", ".join(names) or "somebody who is in no process table (a socket's queue, or the kernel)"
+    )
+    return Refusal(
+        "file-in-use",
+        f"{target.path} is open in {who}: {why}",
+        {"path": target.path, "pids": pids},
+        retry_after=1.0,
+    )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from sealsvc.core.errors import Refusal
+from sealsvc.linux import proc_stat
 
 if TYPE_CHECKING:
     from sealsvc.exports.base import Spec
@@ -47,10 +48,10 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 def start_time(pid: int) -> int:
     """0: there is no such process, or it has ended and was not waited for."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        stat = proc_stat.read(pid)
     except OSError:
         return 0
-    return 0 if fields[0] in (b"Z", b"X") else int(fields[19])
+    return 0 if stat.state in "ZX" else stat.start_time
 
 
 class Runtime:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sealsvc.core.errors import Refusal
-from sealsvc.linux import native
+from sealsvc.linux import native, proc_stat
 from sealsvc.protocol.seals import Holder
 
 SO_PEERPIDFD = 77  # since v6.5 (asm-generic/socket.h); Python 3.11 has no name for it
@@ -39,12 +39,7 @@ class Process:
 
     @property
     def lives(self) -> bool:
-        """A pidfd can be read from once its process has ended."""
-        if self.pidfd < 0:
-            return False
-        poller = select.poll()
-        poller.register(self.pidfd, select.POLLIN)
-        return not poller.poll(0)
+        return not self.ended
 
     def share(self) -> Process:
         self.users += 1
@@ -88,14 +83,11 @@ def peer_of(sock: socket.socket) -> Peer:
 
 def _describe(pid: int) -> Holder:
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+        stat = proc_stat.read(pid)
         uid = Path(f"/proc/{pid}").stat().st_uid
     except OSError:
         raise Refusal("no-such-holder", f"process {pid} does not exist", {"pid": pid}) from None
-    comm = stat[stat.index("(") + 1 : stat.rindex(")")]
-    return Holder(
-        pid=pid, start_time=int(stat[stat.rindex(")") + 2 :].split()[19]), uid=uid, comm=comm
-    )
+    return Holder(pid=pid, start_time=stat.start_time, uid=uid, comm=stat.comm)
 
 
 def by_pid(pid: int) -> Process:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from sealsvc.enforce import keeper as keepers
+from sealsvc.enforce import keeper_start as keepers
 from sealsvc.enforce.keeper import Keeper
 from tests.support.waiting import PATIENCE, until
 

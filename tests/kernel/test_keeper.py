@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from sealsvc.core.errors import Refusal
-from sealsvc.enforce import keeper as keepers
+from sealsvc.enforce import keeper_start as keepers
 from sealsvc.enforce.keeper import Keeper
 from sealsvc.enforce.keeper_messages import KeeperError
 from sealsvc.enforce.keeper_watch import KeeperWatch
@@ -240,7 +240,7 @@ def test_it_is_found_again_although_its_socket_was_unlinked(path: str, keeper: K
         assert not kept
         assert keepers_of(path) == before
         done = subprocess.run(
-            [keepers._program(), path, keepers._name(path)], capture_output=True, check=False
+            [keepers._program(), path, keepers.name_of(path)], capture_output=True, check=False
         )
         assert done.returncode == 1
         assert b"in use" in done.stderr
@@ -260,7 +260,7 @@ input()
 
 
 def test_a_user_that_takes_its_name_keeps_it_from_nothing(path: str) -> None:
-    name = keepers._name(path)
+    name = keepers.name_of(path)
     squatter = subprocess.Popen(
         [sys.executable, "-c", SQUAT, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )

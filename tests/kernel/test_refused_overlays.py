@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sealsvc.enforce import keeper as keepers
+from sealsvc.enforce import keeper_start as keepers
 from sealsvc.enforce.keeper import Keeper
 from tests.support.overlay_layers import OWN_NAMESPACE, UNPRIVILEGED, layers, options
 from tests.support.scratch import MiB, mounted

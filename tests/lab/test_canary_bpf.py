@@ -15,8 +15,9 @@ import pytest
 from sealsvc.client import Client
 from sealsvc.core.errors import Refusal
 from sealsvc.doctor import syscalls
-from sealsvc.enforce import keeper as keepers
+from sealsvc.enforce import keeper_start as keepers
 from sealsvc.enforce.bpf import DIRECTORY, SWITCH, BpfEnforcer
+from sealsvc.enforce.bpf_canary import BpfCanary
 from sealsvc.enforce.keeper import Keeper
 from sealsvc.linux.native import ffi, lib
 from sealsvc.protocol.seals import List, Return
@@ -81,15 +82,16 @@ def test_each_kind_of_program_is_tried(enforcer: BpfEnforcer, keeper: Keeper) ->
     assert enforcer.lapses() == 1
 
 
-def test_what_no_switch_and_no_pin_shows_is_found(enforcer: BpfEnforcer) -> None:
+def test_what_no_switch_and_no_pin_shows_is_found(enforcer: BpfEnforcer, keeper: Keeper) -> None:
     """Its entry has gone from the map, as any seal's could."""
     out = ffi.new("struct seal_bpf_seal[]", 16)
-    assert lib.seal_bpf_list(enforcer._bpf, out, 16) == 1
-    assert lib.seal_bpf_take(enforcer._bpf, ffi.addressof(out[0].file), out[0].token) == 0
+    programs = enforcer._loaded
+    assert lib.seal_bpf_list(programs.raw, out, 16) == 1
+    assert lib.seal_bpf_take(programs.raw, ffi.addressof(out[0].file), out[0].token) == 0
     said = enforcer.verify()
     for name in ("truncate", "fallocate", "copy_file_range", "ioctl", "an atomic write"):
         assert name in said
-    enforcer._set_canary()
+    enforcer._canary = BpfCanary(keeper, programs)
     assert enforcer.verify() == ""
 
 

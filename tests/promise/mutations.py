@@ -34,7 +34,7 @@ class Mutation:
 
 
 _OPERATION, _CALLS = "native/kernel/operation.c", "native/kernel/system_calls.c"
-_RULES, _FANOTIFY = "sealsvc/core/rules.py", "sealsvc/enforce/fanotify.py"
+_RULES, _FANOTIFY = "sealsvc/core/rules.py", "sealsvc/enforce/fanotify_gaps.py"
 
 MUTATIONS = (
     Mutation(

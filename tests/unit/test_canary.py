@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sealsvc.enforce import bpf
+from sealsvc.enforce.bpf_programs import Program, Programs
 from sealsvc.enforce.lease import LeaseEnforcer
 from sealsvc.enforce.selection import EnforcerSet
 from sealsvc.linux.native import lib
@@ -88,9 +89,9 @@ def test_bpf_is_off_with_the_kernels_switch_and_without_its_pins(
     monkeypatch.setattr(bpf, "SWITCH", switch)
     enforcer = bpf.BpfEnforcer(None, tmp_path)  # type: ignore[arg-type]
     assert enforcer.verify() == "", "nothing is loaded"
-    enforcer._bpf = object()
-    on = bpf._Program("fallocate", lib.SEAL_BPF_ON, spared=True, misses=0, why="")
-    monkeypatch.setattr(enforcer, "_programs", lambda: [on])
+    enforcer._programs = Programs(None)
+    on = Program("fallocate", lib.SEAL_BPF_ON, spared=True, misses=0, why="")
+    monkeypatch.setattr(enforcer._programs, "states", lambda: [on])
     assert enforcer.verify() == ""
     switch.write_text("0\n")
     assert "ftrace_enabled" in enforcer.verify()
