@@ -25,9 +25,9 @@ from sealsvc.core.errors import Refusal
 from sealsvc.core.model import ByteRange, FileId
 from sealsvc.integrity import carry
 from sealsvc.integrity.attachment import Attachment, Tally
+from sealsvc.integrity.attachments import Attachments
 from sealsvc.integrity.carry import Carried, Given, Route
 from sealsvc.integrity.check import Finding, Layout
-from sealsvc.integrity.service import Integrity
 from sealsvc.integrity.source import Source
 from sealsvc.integrity.store import STREAM_BLOCKS, About, BlockState, Bytes
 from sealsvc.runtime import faults
@@ -60,8 +60,8 @@ class Journey:
 
 
 class Travel:
-    def __init__(self, integrity: Integrity) -> None:
-        self._integrity = integrity
+    def __init__(self, attachments: Attachments) -> None:
+        self._attachments = attachments
 
     # A copy
 
@@ -70,11 +70,11 @@ class Travel:
         destination's, `uid` will own what is made."""
         source, there, asked, shift = way.source, way.there, way.asked, way.shift
         legs = []
-        for attachment in self._integrity.of_file(source, asked):
+        for attachment in self._attachments.of_file(source, asked):
             span = _whole(attachment.layout, asked, shift)
             if span is None:
                 continue
-            met = self._integrity.of_file(there, span)
+            met = self._attachments.of_file(there, span)
             legs += [Leg(attachment, other, span) for other in met]
             if not met:
                 legs.append(Leg(attachment, None, span))
@@ -128,7 +128,7 @@ class Travel:
             await self._carry(leg.source, there, route, carried)
         if not whole:
             carried.suspect = await _restored(leg, there)
-        await self._integrity.open_for_writers(there)
+        await self._attachments.open_for_writers(there)
         route = Route(leg.source.layout, there.layout, journey.shift, leg.span)
         return {
             "attachment": there.id,
@@ -160,7 +160,7 @@ class Travel:
 
     async def _made(self, journey: Journey, leg: Leg) -> Attachment:
         """An attachment of the destination, all suspect, and known to the service."""
-        self._integrity.refuse_more(journey.uid)
+        self._attachments.refuse_more(journey.uid)
         like, profile = leg.source.store.about, leg.source.layout.profile
         size = math.lcm(max(1, profile.granularity), max(1, profile.alignment))
         start = -(-leg.span.offset // size) * size
@@ -182,7 +182,7 @@ class Travel:
             owner=journey.uid,
             made=time.time(),
         )
-        return await self._integrity.adopt(about, _suspect(about, profile.width))
+        return await self._attachments.adopt(about, _suspect(about, profile.width))
 
     # A relocation
 
@@ -190,7 +190,7 @@ class Travel:
         """Each attachment of a file whose blocks are, or were, moved: compared, part by part. Tags
         belong to places of the file, which do not change; a block that was wrong stays wrong."""
         told = []
-        for attachment in self._integrity.of_file(FileId(device, inode), None):
+        for attachment in self._attachments.of_file(FileId(device, inode), None):
             try:
                 tally: Tally = await attachment.verify("relocate", quiet=False)
                 told.append({"attachment": attachment.id, "blocks": dict(+tally.blocks)})

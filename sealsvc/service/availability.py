@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from sealsvc.control import connection, server
 from sealsvc.copies import jobs as copies
 from sealsvc.copies.relocation import job as relocation
+from sealsvc.integrity import attachments as integrity
 from sealsvc.integrity import channels
-from sealsvc.integrity import service as integrity
 from sealsvc.jobs import store
 from sealsvc.protocol.base import MAX_FDS, MAX_MESSAGE
 from sealsvc.runtime import log_queue, users

@@ -34,10 +34,10 @@ def integrity_answers(integrity: Integrity) -> tuple[Answers, Handlers]:
     """Requests about tags; PiQuery may come with a descriptor."""
 
     async def answer(connection: Connection, request: Any) -> Result:
-        return await integrity.answer(connection.peer, request)
+        return await integrity.requests.answer(connection.peer, request)
 
     async def query(connection: Connection, request: pi.PiQuery, fds: Received) -> Reply:
-        return Reply(await integrity.answer(connection.peer, request, fds))
+        return Reply(await integrity.requests.answer(connection.peer, request, fds))
 
     return dict.fromkeys(_TAGS, answer), {pi.PiQuery: query}
 

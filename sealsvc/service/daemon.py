@@ -198,7 +198,7 @@ class Daemon:
         self.alarms = AlarmList(socket.with_name("alarms.json"), self.workers.of("alarms", 1).run)
         self.alarms.load()
         self.events.watch(self.alarms.hear)
-        tags = Travel(self.integrity) if self.integrity else None
+        tags = Travel(self.integrity.attachments) if self.integrity else None
         kept = config.registry_path / "copies.json"
         copies = CopyJobs(jobs, self.grants, self.users, paths, config.service.socket, kept, tags)
         kept = config.registry_path / "relocations"
@@ -250,14 +250,14 @@ class Daemon:
 
     async def _granted(self, seal: Seal) -> None:
         if self.integrity and self.tags_served:
-            await self.integrity.granted(seal)
+            await self.integrity.seals.granted(seal)
 
     async def _settle(self, seal: Seal, part: ByteRange | None) -> bool:
-        return self.integrity is not None and await self.integrity.returning(seal, part)
+        return self.integrity is not None and await self.integrity.seals.returning(seal, part)
 
     def _unsettle(self, seal: Seal) -> None:
         if self.integrity is not None:
-            self.integrity.returned_not(seal)
+            self.integrity.seals.returned_not(seal)
 
     async def run(self, ending: Callable[[], None] = lambda: None) -> None:
         """Serve until SIGTERM or SIGINT. `ending` is called when the orderly shutdown begins
