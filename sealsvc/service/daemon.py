@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import itertools
 import logging
-import os
 import signal
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
@@ -23,7 +21,7 @@ from sealsvc.core.model import ByteRange
 from sealsvc.enforce.base import Enforcer, Listener
 from sealsvc.enforce.keeper import Keeper
 from sealsvc.enforce.keeper_watch import KeeperWatch
-from sealsvc.enforce.overlay_mounts import RISK, OverlayMounts
+from sealsvc.enforce.overlay_mounts import OverlayMounts
 from sealsvc.enforce.selection import EnforcerSet
 from sealsvc.integrity.channels import PiChannels
 from sealsvc.integrity.service import Integrity
@@ -43,7 +41,6 @@ from sealsvc.lifecycle.state_machine import Life
 from sealsvc.linux.host import Host
 from sealsvc.linux.host.kernel import KernelHost, kernel_release
 from sealsvc.linux.namespaces import MountNamespaces
-from sealsvc.monitor.badblocks import BadBlocks
 from sealsvc.monitor.canary import Canary
 from sealsvc.monitor.drift import audit
 from sealsvc.monitor.holders import Holders
@@ -53,7 +50,7 @@ from sealsvc.registry import Registry
 from sealsvc.rings.keeper import RingKeeper
 from sealsvc.rings.registrations import Rings
 from sealsvc.rings.tracking import Adoption
-from sealsvc.runtime import clock, faults
+from sealsvc.runtime import faults
 from sealsvc.runtime.config import Config, PolicySection
 from sealsvc.runtime.events import EventLog
 from sealsvc.runtime.limits import RateLimit
@@ -64,6 +61,7 @@ from sealsvc.runtime.users import Users
 from sealsvc.runtime.workers import Workers
 from sealsvc.service.admin import Admin
 from sealsvc.service.alarms import AlarmList
+from sealsvc.service.arming import arm_roots
 from sealsvc.service.capabilities import (
     channel_handlers,
     copy_answers,
@@ -79,6 +77,7 @@ from sealsvc.service.idempotency import Once
 from sealsvc.service.looking import Looking
 from sealsvc.service.metrics import Metrics
 from sealsvc.service.metrics_report import MetricsReporter
+from sealsvc.service.periodic import Periodic
 from sealsvc.service.recalling import Recalling, push
 from sealsvc.service.reload import PolicyFile
 from sealsvc.service.router import Router
@@ -87,8 +86,6 @@ from sealsvc.service.visible import Visible
 
 log = logging.getLogger(__name__)
 
-_BAD_BLOCKS_PAUSE = 5.0  # seconds
-_REFUSED_PAUSE = 5.0  # seconds between two queries of how many overlays were refused
 _TAGS_WITHIN = 30.0  # seconds in which all attachments must have been opened at the start
 
 
@@ -146,7 +143,6 @@ class Daemon:
             lambda uid: uid in policy.section.operators,
             lambda reason: self.events.publish("alarm", reason=reason),
         )
-        self.badblocks = BadBlocks(self.recaller, self.events, self.workers)
         self.tripwire = Tripwire(self.grants, self.recaller, self.tasks)
         paths = Paths(host, self.workers, policy)
         self.holders = Holders(self.fencing.holder_exited)
@@ -208,11 +204,12 @@ class Daemon:
             self.metrics.latencies["loop_lag"].add,
             lambda reason: self.events.publish("alarm", reason=reason),
         )
-        self.wall_clock = clock.WallClock()
-        self.canary = Canary(self.enforcers, self.events, self.workers, self._audit_all)
+        self.periodic = Periodic(
+            self.grants, self.recaller, self.enforcers, keeper, self.rings, self.alarms, self.tasks
+        )
+        self.canary = Canary(self.enforcers, self.events, self.workers, self.periodic.audit_all)
         self._stop = asyncio.Event()
         self._failure: Refusal | None = None
-        self._lapses: dict[str, int] = {}
 
     def _route(self, returns: Returns, copies: CopyJobs) -> None:
         """Fill the router. The handlers of tags are added later, once their store is open."""
@@ -285,18 +282,14 @@ class Daemon:
             faults.point("start:resumed")
             if self.integrity is not None:
                 await self._start_integrity(self.integrity)
-            await self.workers.run(functools.partial(self._arm, at_start=True))
+            await self.workers.run(self._arm, True)
             if isinstance(self.host, KernelHost):
                 await self._watch_mounts(self.host.namespaces, stack)
             self.server.start()
             stack.callback(self.server.stop)
             self.tasks.spawn("loop watch", self._loop_watch.run())
-            self.tasks.spawn("housekeeping", self._housekeeping())
-            self.tasks.spawn("refused overlays", self._look_for_refused_overlays())
             self.tasks.spawn("canary", self.canary.run())
-            self.tasks.spawn("bad blocks", self._look_for_bad_blocks())
-            if self.config.service.audit_interval:
-                self.tasks.spawn("audit", self._audit())
+            self.periodic.start(self.config.service.audit_interval)
             log.info("serving on %s", self.config.service.socket)
             self.tasks.spawn("readiness", deliver("READY=1"))
             self.tasks.spawn("watchdog", pet_watchdog())
@@ -409,26 +402,8 @@ class Daemon:
             with suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(tell)
 
-    def _arm(self, *, at_start: bool = False) -> None:
-        """Arm the mounted file systems below the roots, so that descriptors which are opened from
-        now on are seen by every later seal. A failure is logged: that file system is then armed at
-        its first grant. Runs in a worker thread."""
-        if self.host.simulated:
-            return  # a simulated file system has no mount to open
-        for filesystem in self.host.filesystems(self.policy.roots):
-            if filesystem.unsupported:
-                continue
-            try:
-                fd = os.open(filesystem.mount, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                try:
-                    for enforcer in self.enforcers.available:
-                        enforcer.arm(filesystem, fd)
-                    if not self.policy.accepts(RISK):
-                        self.enforcers.refuse_overlays(filesystem, fd, at_start=at_start)
-                finally:
-                    os.close(fd)
-            except (Refusal, OSError) as error:
-                log.warning("%s is armed at its first grant: %s", filesystem.mount, error)
+    def _arm(self, at_start: bool) -> None:
+        arm_roots(self.host, self.enforcers, self.policy, at_start=at_start)
 
     def _reload(self) -> None:
         """Handle SIGHUP, which `systemctl reload` sends."""
@@ -442,7 +417,7 @@ class Daemon:
         self.granting.rate = RateLimit(section.grants_per_second, section.grants_burst)
         self.events.publish("policy", changed=changed)
         if "roots" in changed:
-            self.tasks.spawn("arm new roots", self.workers.run(self._arm))
+            self.tasks.spawn("arm new roots", self.workers.run(self._arm, False))
 
     async def _watch_mounts(self, namespaces: MountNamespaces, stack: AsyncExitStack) -> None:
         watch = MountWatch(
@@ -450,75 +425,3 @@ class Daemon:
         )
         stack.push_async_callback(asyncio.to_thread, watch.stop)
         await watch.start()
-
-    def _look_for_lapses(self) -> None:
-        """Audit every map if an enforcer may have let an operation through unjudged."""
-        for enforcer in self.enforcers.available:
-            lapses, before = enforcer.lapses(), self._lapses.get(enforcer.name, 0)
-            self._lapses[enforcer.name] = lapses
-            if lapses > before and len(self.table):
-                reason = f"{enforcer.name} may have let {lapses - before} operations through"
-                self.events.publish("alarm", reason=reason)
-                self.tasks.spawn(
-                    "audit after a lapse", audit(self.grants, self.recaller, self.table)
-                )
-
-    async def _look_for_refused_overlays(self) -> None:
-        """Raise an alarm when overlays were refused. Their number is asked of the keeper, in a
-        thread and apart from the housekeeping, because a keeper that is stopped does not
-        answer."""
-        overlays, before = self.enforcers.overlays, 0
-        while overlays is not None and self.keeper is not None:
-            await asyncio.sleep(_REFUSED_PAUSE)
-            if self.keeper.silent:
-                continue
-            refused = await self.workers.of("overlays", 1).run(overlays.refused)
-            if refused > before:
-                reason = (
-                    f"{refused - before} overlays of unprivileged users were refused: truncation"
-                    f" through them is not seen, and {RISK} is no accepted risk"
-                )
-                self.events.publish("alarm", reason=reason)
-            before = refused
-
-    async def _housekeeping(self) -> None:
-        for tick in itertools.count():
-            await asyncio.sleep(0.5)
-            if tick % 10 == 0:
-                self._look_for_lapses()
-                await self.alarms.save()
-            self.tick()
-
-    def tick(self) -> None:
-        """Periodic work: clock jumps, expiry, pressure, the journal's size, rings. Called about
-        every 0.5 s, and on request of the simulated system."""
-        clock.look_for_jumps()
-        self.recaller.publish_repeated()
-        if jump := self.wall_clock.jump():
-            way = "ahead" if jump > 0 else "back"
-            reason = (
-                f"the wall clock was set {way} by {abs(jump):.0f} s: times recorded are affected"
-            )
-            self.events.publish("alarm", reason=reason)
-        if self.keeper and self.keeper.silent:
-            return
-        self.recaller.expire()
-        self.recaller.relieve()
-        self.journal.rewrite_if_large(self.table)
-        if self.rings:
-            self.rings.tick()
-        for enforcer in self.enforcers.available:
-            enforcer.forget()
-
-    async def _look_for_bad_blocks(self) -> None:
-        while not self.host.simulated:
-            await asyncio.sleep(_BAD_BLOCKS_PAUSE)
-            await self.badblocks.look(self.table)
-
-    async def _audit(self) -> None:
-        while True:
-            await asyncio.sleep(self.config.service.audit_interval)
-            await self._audit_all()
-
-    async def _audit_all(self) -> None:
-        await audit(self.grants, self.recaller, self.table)

@@ -74,7 +74,7 @@ def sim_daemon(
         source=source,
         overrides=lambda found: simulated(overrides(found)),
     )
-    act = functools.partial(simulate, host, enforcer, daemon.tick)
+    act = functools.partial(simulate, host, enforcer, daemon.periodic.tick)
     daemon.router.add(simulation_answers(daemon.policy, act))
     return daemon
 

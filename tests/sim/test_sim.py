@@ -33,15 +33,6 @@ PATH = "/sim/a"
 STRANGER, HEIR = 2**22 + 1, 2**22 + 2  # above any pid
 
 
-class SimDaemon(Daemon):
-    def _arm(self, *, at_start: bool = False) -> None:
-        """There is no mount to open."""
-
-
-# No proof takes so long: what waits for it waits for the clock, which a test moves.
-FENCE = FenceSection(signal_grace=600.0, proof_timeout=600.0)
-
-
 class Scene:
     def __init__(self, host: SimHost, enforcer: SimEnforcer, client: Client) -> None:
         self.host, self.enforcer, self.client = host, enforcer, client
@@ -90,7 +81,7 @@ def play(
         )
         host = SimHost()
         enforcer = SimEnforcer(host)
-        serving = asyncio.create_task(SimDaemon(config, host, [enforcer], None).run())
+        serving = asyncio.create_task(Daemon(config, host, [enforcer], None).run())
         try:
             while not socket.exists():
                 if serving.done():
