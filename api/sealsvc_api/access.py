@@ -6,9 +6,11 @@ is this table, rendered and checked against the running service by a test.
 
 from __future__ import annotations
 
-import posixpath
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+
+from sealsvc.core.paths import is_plain, lies_below
 
 
 class Role(StrEnum):
@@ -131,7 +133,7 @@ class Caller:
         return action in ALLOWED[self.role]
 
     def sees(self, path: str | None) -> bool:
-        return self.below is None or (path is not None and lies_below(path, self.below))
+        return self.below is None or (path is not None and is_within(path, self.below))
 
     @property
     def directories(self) -> list[str] | None:
@@ -146,9 +148,7 @@ class Caller:
         return ["/"] if self.below is None else list(self.below)
 
 
-def lies_below(path: str, directories: tuple[str, ...]) -> bool:
-    """Whether the path, which must be absolute and without detours, is one of the directories or
-    in one of them. That none of its parts is a symbolic link, the service sees to."""
-    if not path.startswith("/") or posixpath.normpath(path) != path:
-        return False
-    return any(path == d or path.startswith(d.rstrip("/") + "/") for d in directories)
+def is_within(path: str, directories: Iterable[str]) -> bool:
+    """Whether the path, which must be plain (core/paths.py), is one of the directories or in one of
+    them. That none of its parts is a symbolic link is checked by the service."""
+    return is_plain(path) and lies_below(path, directories)

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Response
 from sealsvc.protocol.admin import Coverage
 from sealsvc.protocol.system import FilesystemInfo, FilesystemList, Filesystems
 from sealsvc_api import examples, inputs
-from sealsvc_api.access import Action, Caller, lies_below
+from sealsvc_api.access import Action, Caller, is_within
 from sealsvc_api.answers import answer
 from sealsvc_api.auth import Asking
 from sealsvc_api.connection import Daemon, expect
@@ -25,7 +25,7 @@ def _concerns(filesystem: FilesystemInfo, caller: Caller) -> bool:
     """A scope is on the file system, or contains it."""
     if caller.below is None or caller.sees(filesystem.mount):
         return True
-    return any(lies_below(scope, (filesystem.mount,)) for scope in caller.below)
+    return any(is_within(scope, (filesystem.mount,)) for scope in caller.below)
 
 
 @router.get(
@@ -58,7 +58,7 @@ async def coverage(
     asked = fields(query)
     path: str = asked["path"]
     below = caller.confined
-    if any(lies_below(scope, (path,)) for scope in below):
+    if any(is_within(scope, (path,)) for scope in below):
         below = ["/"]  # a directory above a scope: it is on the same file system, or holds it
     elif not caller.sees(path):
         raise no_such_file(path)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from sealsvc.core.errors import Refusal
+from sealsvc.core.token_buckets import Empty, TokenBuckets
 
 _BURST = 2.0  # seconds' worth of requests at once
 _MOST = 10_000
@@ -31,25 +31,18 @@ class Rate:
 
 
 class Rates:
-    """A token bucket for each principal."""
+    """Limits the requests of each principal. `clock` tells seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        # Requests left, and when they were counted: who asked last comes last.
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self._buckets: TokenBuckets[str] = TokenBuckets(clock, _MOST)
 
     def take(self, name: str, rate: float) -> Rate:
-        """Raises limit-reached, with the seconds until the next may come."""
-        now = self._clock()
+        """Count a request of a principal that may send `rate` per second. Raises Refusal
+        `limit-reached`, with the seconds until the next may come."""
         quota = max(1.0, rate * _BURST)
-        left, since = self._buckets.get(name, (quota, now))
-        left = min(quota, left + (now - since) * rate)
-        if left < 1:
+        try:
+            left = self._buckets.take(name, rate, quota)
+        except Empty as empty:
             message = f"{name} asks more than {rate:g} times a second"
-            raise Refusal("limit-reached", message, {"rate": rate}, retry_after=(1 - left) / rate)
-        left -= 1
-        self._buckets[name] = (left, now)
-        self._buckets.move_to_end(name)
-        if len(self._buckets) > _MOST:  # the one that has refilled the longest
-            self._buckets.popitem(last=False)
+            raise Refusal("limit-reached", message, {"rate": rate}, empty.wait) from None
         return Rate(int(quota), int(left), int((quota - left) / rate) + 1)

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterable
+
+
+def is_plain(path: str) -> bool:
+    """Whether the path is absolute and written without detours: no "..", ".", double or trailing
+    slash."""
+    return path.startswith("/") and posixpath.normpath(path) == path
 
 
 def lies_below(path: str, directories: Iterable[str]) -> bool:

@@ -15,6 +15,8 @@ import platform
 import struct
 from collections.abc import Mapping, Sequence
 
+from sealsvc.linux import libc
+
 KEEP_SIZE, PUNCH_HOLE, COLLAPSE_RANGE = 0x01, 0x02, 0x08  # linux/falloc.h
 ZERO_RANGE, INSERT_RANGE, UNSHARE_RANGE, WRITE_ZEROES = 0x10, 0x20, 0x40, 0x80
 RWF_ATOMIC = 0x40  # since v6.11
@@ -43,22 +45,6 @@ _IO_SUBMIT = {"x86_64": 209, "aarch64": 2}
 _IO_GETEVENTS = {"x86_64": 208, "aarch64": 4}
 _MADVISE = {"x86_64": 28, "aarch64": 233}
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.syscall.restype = ctypes.c_long
-_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
-
-
-def _checked(result: int) -> int:
-    if result < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return result
-
-
-def syscall(number: int, *arguments: int | bytes | ctypes.Array[ctypes.c_char]) -> int:
-    words = [ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]
-    return _checked(_libc.syscall(ctypes.c_long(number), *words))
-
 
 def _machine(table: Mapping[str, int]) -> int:
     try:
@@ -83,39 +69,38 @@ def aligned(data: bytes) -> mmap.mmap:
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
-    _checked(_libc.fallocate(fd, mode, offset, length))
+    libc.call("fallocate", fd, mode, offset, length)
 
 
 def madvise_remove(mapping: mmap.mmap, offset: int, length: int, high: int = 0) -> None:
     """`high` are bits above those of the int that the kernel takes for the advice."""
     advice = high << 32 | MADV_REMOVE
-    syscall(_machine(_MADVISE), address(mapping) + offset, length, advice)
+    libc.syscall("madvise", _machine(_MADVISE), address(mapping) + offset, length, advice)
 
 
 def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = "") -> None:
-    _checked(
-        _libc.mount(
-            os.fsencode(source),
-            os.fsencode(target),
-            kind.encode() or None,
-            ctypes.c_ulong(flags),
-            os.fsencode(data) or None,
-        )
+    libc.call(
+        "mount",
+        os.fsencode(source),
+        os.fsencode(target),
+        kind.encode() or None,
+        ctypes.c_ulong(flags),
+        os.fsencode(data) or None,
     )
 
 
 def umount(target: str, flags: int = 0) -> None:
-    _checked(_libc.umount2(os.fsencode(target), flags))
+    libc.call("umount2", os.fsencode(target), flags)
 
 
 def unshare_mounts() -> None:
     """A mount namespace of our own whose mounts nobody else sees."""
-    _checked(_libc.unshare(CLONE_NEWNS))
+    libc.call("unshare", CLONE_NEWNS)
     mount("none", "/", "", MS_REC | MS_PRIVATE)
 
 
 def prctl(option: int, value: int) -> None:
-    _checked(_libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0))
+    libc.call("prctl", option, ctypes.c_ulong(value), 0, 0, 0)
 
 
 def open_by_handle(directory: int, path: str, flags: int) -> int:
@@ -123,10 +108,8 @@ def open_by_handle(directory: int, path: str, flags: int) -> int:
     handle = ctypes.create_string_buffer(struct.pack("<Ii", 128, 0), 8 + 128)
     mount_id = ctypes.c_int()
     at_fdcwd = -100
-    _checked(
-        _libc.name_to_handle_at(at_fdcwd, os.fsencode(path), handle, ctypes.byref(mount_id), 0)
-    )
-    return _checked(_libc.open_by_handle_at(directory, handle, flags | os.O_CLOEXEC))
+    libc.call("name_to_handle_at", at_fdcwd, os.fsencode(path), handle, ctypes.byref(mount_id), 0)
+    return libc.call("open_by_handle_at", directory, handle, flags | os.O_CLOEXEC)
 
 
 def _ioctl(fd: int, command: int, layout: str, *values: int) -> bytes:
@@ -278,7 +261,8 @@ def file_setattr(path: str, xflags: int) -> None:
     """struct file_attr: xflags, extsize, nextents, projid, cowextsize."""
     attributes = struct.pack("<QIIII", xflags, 0, 0, 0, 0)
     at_fdcwd = -100
-    syscall(_FILE_SETATTR, at_fdcwd, os.fsencode(path) + b"\0", attributes, len(attributes), 0)
+    name = os.fsencode(path) + b"\0"
+    libc.syscall("file_setattr", _FILE_SETATTR, at_fdcwd, name, attributes, len(attributes), 0)
 
 
 def attach_loop(fd: int) -> int:

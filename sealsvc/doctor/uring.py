@@ -15,6 +15,7 @@ import struct
 from contextlib import ExitStack
 
 from sealsvc.doctor import syscalls
+from sealsvc.linux import libc
 
 NOP, FALLOCATE, OPENAT, READ, WRITE, MADVISE = 0, 17, 18, 22, 23, 25  # enum io_uring_op
 OPENAT2, FTRUNCATE = 28, 55
@@ -86,7 +87,7 @@ def submit_all(wanted: list[Entry], setup: int = 0) -> int:
         parameters = bytearray(120)
         struct.pack_into("<IIII", parameters, 0, count, 0, setup, 0)
         held = (ctypes.c_char * 120).from_buffer(parameters)
-        ring = syscalls.syscall(_SETUP, count, held)
+        ring = libc.syscall("io_uring_setup", _SETUP, count, held)
         stack.callback(os.close, ring)
         sq = struct.unpack_from("<9I", parameters, 40)
         cq = struct.unpack_from("<9I", parameters, 80)
@@ -98,7 +99,7 @@ def submit_all(wanted: list[Entry], setup: int = 0) -> int:
             sqes[64 * index : 64 * index + 64] = entry.packed
             struct.pack_into("<I", rings, sq[6] + 4 * index, index)
         struct.pack_into("<I", rings, sq[1], count)
-        syscalls.syscall(_ENTER, ring, count, count, _GETEVENTS | _SQ_WAKEUP, 0, 0)
+        libc.syscall("io_uring_enter", _ENTER, ring, count, count, _GETEVENTS | _SQ_WAKEUP, 0, 0)
         result: int = struct.unpack_from("<Qi", rings, cq[5] + 16 * (count - 1))[1]
     return _raised(result)
 
@@ -114,15 +115,15 @@ def aio_write(fd: int, buffer: mmap.mmap, offset: int, flags: int) -> int:
     setup, submit_number, getevents = syscalls.aio_numbers()
     c_char, c_ulong = ctypes.c_char, ctypes.c_ulong
     context = c_ulong(0)
-    syscalls.syscall(setup, 1, ctypes.addressof(context))
+    libc.syscall("io_setup", setup, 1, ctypes.addressof(context))
     iocb = struct.pack(
         "<QIiHhIQQqQII",
         *(0, 0, flags, _AIO_PWRITE, 0, fd, syscalls.address(buffer), len(buffer), offset, 0, 0, 0),
     )
     control = (c_char * 64).from_buffer_copy(iocb)
     pointer = c_ulong(ctypes.addressof(control))
-    syscalls.syscall(submit_number, context.value, 1, ctypes.addressof(pointer))
+    libc.syscall("io_submit", submit_number, context.value, 1, ctypes.addressof(pointer))
     event = (c_char * 32)()
-    syscalls.syscall(getevents, context.value, 1, 1, event, 0)
+    libc.syscall("io_getevents", getevents, context.value, 1, 1, event, 0)
     result: int = struct.unpack_from("<q", event, 16)[0]
     return _raised(result)

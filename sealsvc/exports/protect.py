@@ -8,6 +8,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from sealsvc.linux import libc
+
 log = logging.getLogger(__name__)
 
 _PR_SET_IO_FLUSHER = 57  # include/uapi/linux/prctl.h, since v5.6; kept across exec and fork
@@ -20,11 +22,15 @@ def protect(*, lock_memory: bool) -> None:
     (PR_SET_IO_FLUSHER), and it is the last that is ended when memory is short. With `lock_memory`
     nothing of it is paged out; that is lost at exec, where the program has to do it itself. What
     cannot be had (it takes CAP_SYS_RESOURCE) is logged."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_IO_FLUSHER, 1, 0, 0, 0):
-        log.warning("PR_SET_IO_FLUSHER: %s", os.strerror(ctypes.get_errno()))
-    if lock_memory and libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT):
-        log.warning("mlockall: %s", os.strerror(ctypes.get_errno()))
+    try:
+        libc.call("prctl", _PR_SET_IO_FLUSHER, ctypes.c_ulong(1), 0, 0, 0)
+    except OSError as error:
+        log.warning("PR_SET_IO_FLUSHER: %s", error.strerror)
+    if lock_memory:
+        try:
+            libc.call("mlockall", _MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT)
+        except OSError as error:
+            log.warning("mlockall: %s", error.strerror)
     with suppress(PermissionError):
         Path("/proc/self/oom_score_adj").write_text(_NEVER)
 

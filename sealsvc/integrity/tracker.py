@@ -21,6 +21,7 @@ from types import TracebackType
 
 from sealsvc.core.errors import Refusal
 from sealsvc.core.model import ByteRange
+from sealsvc.linux import libc
 
 _USERFAULTFD = 323  # x86-64
 _USER_MODE_ONLY = 1
@@ -32,9 +33,6 @@ _SCAN = struct.Struct("<12Q")  # struct pm_scan_arg of linux/fs.h
 _WP_MATCHING, _CHECK_WPASYNC = 1, 2
 _WRITTEN = 1 << 1  # PAGE_IS_WRITTEN
 _REGIONS = 4096
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.syscall.restype = ctypes.c_long
 
 
 class Tracker:
@@ -50,10 +48,7 @@ class Tracker:
         self._bytes = len(view)
         self._regions = ctypes.create_string_buffer(_REGIONS * 24)
         flags = os.O_CLOEXEC | os.O_NONBLOCK | _USER_MODE_ONLY
-        self._fault = _libc.syscall(_USERFAULTFD, flags)
-        if self._fault < 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), "userfaultfd")
+        self._fault = libc.syscall("userfaultfd", _USERFAULTFD, flags)
         self._pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
         try:
             self._arm()

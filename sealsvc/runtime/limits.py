@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from sealsvc.core.errors import Refusal
+from sealsvc.core.token_buckets import Empty, TokenBuckets
 from sealsvc.runtime import clock
 
 _MOST = 65536  # users whose buckets are kept
@@ -21,31 +22,27 @@ def leaves_as_many(mine: int, taken: int, most: int) -> bool:
 
 
 class RateLimit:
-    """A token bucket for each user: `rate` per second on average (0: no limit), `burst` at once."""
+    """Limits what each user asks for to `rate` per second on average (0: no limit), and `burst` at
+    once."""
 
     def __init__(self, rate: float, burst: int) -> None:
         self.rate, self.burst = rate, burst
-        # By user: tokens, and when they were counted. The user that took one last is at the end.
-        self._buckets: OrderedDict[int, tuple[float, float]] = OrderedDict()
+        self._buckets: TokenBuckets[int] = TokenBuckets(clock.now, _MOST)
 
     def take(self, user: int) -> None:
-        """Take a token. Raises Refusal `limit-reached`, with the seconds until there is one."""
+        """Count a request. Raises Refusal `limit-reached`, with the seconds until the next may
+        come."""
         if not self.rate:
             return
-        now = clock.now()
-        tokens, since = self._buckets.get(user, (float(self.burst), now))
-        tokens = min(self.burst, tokens + (now - since) * self.rate)
-        if tokens < 1:
+        try:
+            self._buckets.take(user, self.rate, self.burst)
+        except Empty as empty:
             raise Refusal(
                 "limit-reached",
                 f"user {user} asks for more than policy.grants_per_second, {self.rate:g}",
                 {"rate": self.rate, "burst": self.burst},
-                retry_after=(1 - tokens) / self.rate,
-            )
-        self._buckets[user] = (tokens - 1, now)
-        self._buckets.move_to_end(user)
-        if len(self._buckets) > _MOST:  # drop the one that has had most time to refill
-            self._buckets.popitem(last=False)
+                retry_after=empty.wait,
+            ) from None
 
 
 class FairQueue:

@@ -5,10 +5,11 @@ Numbers and layouts: fs/xfs/libxfs/xfs_fs.h (v6.12) and fs/ext4/ext4.h.
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
 import struct
+
+from sealsvc.linux import libc
 
 _START_COMMIT, _COMMIT_RANGE = 0x80585882, 0x40585883  # since v6.12
 _SWAPEXT, _MOVE_EXT = 0xC0C0586D, 0xC028660F
@@ -17,15 +18,6 @@ _FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432  # since v5.2, the same numbers eve
 _FSCONFIG_CMD_CREATE, _CLOEXEC = 6, 1
 
 _RANGE = "<iIQQQQ"  # struct xfs_commit_range, without the sample at its end
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.syscall.restype = ctypes.c_long
-
-
-def _checked(result: int, call: str) -> int:
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), call)
-    return result
 
 
 def start_commit(fd: int) -> bytearray:
@@ -67,15 +59,14 @@ def move_extents(fd: int, donor: int, offset: int, length: int, block: int) -> i
 
 def collapse(fd: int, length: int) -> None:
     """Take the first `length` bytes out of a file."""
-    offset, size = ctypes.c_int64(0), ctypes.c_int64(length)
-    _checked(_libc.fallocate(fd, _COLLAPSE_RANGE, offset, size), "fallocate")
+    libc.call("fallocate", fd, _COLLAPSE_RANGE, 0, length)
 
 
 def tracefs() -> int:
     """A descriptor of the root of tracefs, which is mounted nowhere."""
-    context = _checked(_libc.syscall(_FSOPEN, b"tracefs", _CLOEXEC), "fsopen")
+    context = libc.syscall("fsopen", _FSOPEN, b"tracefs", _CLOEXEC)
     try:
-        _checked(_libc.syscall(_FSCONFIG, context, _FSCONFIG_CMD_CREATE, 0, 0, 0), "fsconfig")
-        return _checked(_libc.syscall(_FSMOUNT, context, _CLOEXEC, 0), "fsmount")
+        libc.syscall("fsconfig", _FSCONFIG, context, _FSCONFIG_CMD_CREATE, 0, 0, 0)
+        return libc.syscall("fsmount", _FSMOUNT, context, _CLOEXEC, 0)
     finally:
         os.close(context)
