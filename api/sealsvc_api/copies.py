@@ -15,8 +15,9 @@ from sealsvc_api import examples, inputs
 from sealsvc_api.access import Action, Caller
 from sealsvc_api.answers import answer
 from sealsvc_api.auth import Asking
+from sealsvc_api.beginning import begin, beginning
 from sealsvc_api.connection import Daemon, expect
-from sealsvc_api.operations import CHANGING, GUARDED, KEY, header, operation
+from sealsvc_api.operations import CHANGING, GUARDED, operation
 from sealsvc_api.schemas import CopyBody, JobPath, NoQuery, fields
 from sealsvc_api.scope import GivenKey, asked_by
 
@@ -30,14 +31,12 @@ trust_router = APIRouter(
 @router.post(
     "",
     summary="Begin a copy; it is a job, whose result says what was copied and how",
-    **operation(
+    **beginning(
         Action.COPY,
         examples.COPY,
-        status=202,
-        body=examples.COPY_BODY,
-        codes=(*CHANGING, "no-such-file", "not-a-regular-file", "filesystem-unsupported"),
-        accepts=(KEY,),
-        headers={"Location": header("Where the copy is")},
+        examples.COPY_BODY,
+        ("no-such-file", "not-a-regular-file", "filesystem-unsupported"),
+        where="the copy",
     ),
 )
 async def start(
@@ -47,8 +46,7 @@ async def start(
     body: Annotated[msgspec.Struct, Depends(inputs.body(CopyBody))],
 ) -> Response:
     asked = {**fields(body), "below": caller.confined, **asked_by(caller, key)}
-    job = expect(await daemon.call(StartCopy, **asked), JobInfo)
-    return answer(job, 202, {"Location": f"/v1/copies/{job.id}"})
+    return await begin(daemon, StartCopy, asked, "copies")
 
 
 @router.get(

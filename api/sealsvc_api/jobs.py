@@ -7,13 +7,14 @@ from typing import Annotated
 import msgspec
 from fastapi import APIRouter, Depends, Response
 
-from sealsvc.protocol.admin import CancelJob, JobInfo, Jobs, ShowJob, StartJob
+from sealsvc.protocol.admin import CancelJob, Jobs, ShowJob, StartJob
 from sealsvc_api import examples, inputs
 from sealsvc_api.access import Action
 from sealsvc_api.answers import answer
 from sealsvc_api.auth import Asking
-from sealsvc_api.connection import Daemon, expect
-from sealsvc_api.operations import CHANGING, GUARDED, KEY, header, operation
+from sealsvc_api.beginning import begin, beginning
+from sealsvc_api.connection import Daemon
+from sealsvc_api.operations import CHANGING, GUARDED, operation
 from sealsvc_api.schemas import JobBody, JobPath, NoQuery, fields
 from sealsvc_api.scope import GivenKey, asked_by
 
@@ -23,14 +24,11 @@ router = APIRouter(prefix="/jobs", tags=["jobs"], dependencies=[Depends(inputs.q
 @router.post(
     "",
     summary="Begin a job; its progress is told by `job` events",
-    **operation(
+    **beginning(
         Action.JOBS_RUN,
         examples.JOB,
-        status=202,
-        body=examples.JOB_BODY,
-        codes=(*CHANGING, "filesystem-unsupported", "no-such-file"),
-        accepts=(KEY,),
-        headers={"Location": header("Where the job is")},
+        examples.JOB_BODY,
+        ("filesystem-unsupported", "no-such-file"),
     ),
 )
 async def start(
@@ -39,9 +37,7 @@ async def start(
     key: GivenKey,
     body: Annotated[msgspec.Struct, Depends(inputs.body(JobBody))],
 ) -> Response:
-    reply = await daemon.call(StartJob, **fields(body), **asked_by(caller, key))
-    job = expect(reply, JobInfo)
-    return answer(job, 202, {"Location": f"/v1/jobs/{job.id}"})
+    return await begin(daemon, StartJob, {**fields(body), **asked_by(caller, key)}, "jobs")
 
 
 @router.get("", summary="Jobs, the newest first", **operation(Action.JOBS_READ, examples.JOBS))

@@ -7,14 +7,12 @@ from typing import Annotated
 import msgspec
 from fastapi import APIRouter, Depends, Response
 
-from sealsvc.protocol.admin import JobInfo
 from sealsvc.protocol.relocation import Relocate
 from sealsvc_api import examples, inputs
 from sealsvc_api.access import Action
-from sealsvc_api.answers import answer
 from sealsvc_api.auth import Asking
-from sealsvc_api.connection import Daemon, expect
-from sealsvc_api.operations import CHANGING, KEY, header, operation
+from sealsvc_api.beginning import begin, beginning
+from sealsvc_api.connection import Daemon
 from sealsvc_api.schemas import NoQuery, RelocationBody, fields
 from sealsvc_api.scope import GivenKey, asked_by
 
@@ -26,14 +24,11 @@ router = APIRouter(
 @router.post(
     "",
     summary="Begin to relocate a file; it is a job, to be seen and cancelled at /v1/jobs",
-    **operation(
+    **beginning(
         Action.JOBS_RUN,
         examples.RELOCATION,
-        status=202,
-        body=examples.RELOCATION_BODY,
-        codes=(*CHANGING, "no-such-file", "not-a-regular-file", "filesystem-unsupported"),
-        accepts=(KEY,),
-        headers={"Location": header("Where the job is")},
+        examples.RELOCATION_BODY,
+        ("no-such-file", "not-a-regular-file", "filesystem-unsupported"),
     ),
 )
 async def start(
@@ -43,5 +38,4 @@ async def start(
     body: Annotated[msgspec.Struct, Depends(inputs.body(RelocationBody))],
 ) -> Response:
     asked = {**fields(body), "below": caller.confined, **asked_by(caller, key)}
-    job = expect(await daemon.call(Relocate, **asked), JobInfo)
-    return answer(job, 202, {"Location": f"/v1/jobs/{job.id}"})
+    return await begin(daemon, Relocate, asked, "jobs")
