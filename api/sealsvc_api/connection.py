@@ -7,7 +7,7 @@ import logging
 import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, TypeVar, cast
@@ -17,6 +17,7 @@ from fastapi import Depends, Request
 from sealsvc.client import AsyncClient, Reply
 from sealsvc.core.errors import Refusal
 from sealsvc.protocol.messages import AnyRequest
+from sealsvc_api.background import running
 
 log = logging.getLogger("sealsvc.api")
 
@@ -86,13 +87,8 @@ class Connection:
     @asynccontextmanager
     async def kept(self) -> AsyncIterator[None]:
         """Inside this context the connection is kept up."""
-        task = asyncio.create_task(self._keep(), name="control connection")
-        try:
+        async with running(self._keep(), "control connection"):
             yield
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
 
     async def _keep(self) -> None:
         attempt = 0

@@ -12,7 +12,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from weakref import WeakSet, finalize
 
@@ -22,6 +22,7 @@ from sealsvc.protocol.events import Event, EventPage, PastEvents, Watch, Watchin
 from sealsvc.protocol.messages import Push, encode
 from sealsvc.protocol.system import ServiceStatus, Status
 from sealsvc_api.access import Caller
+from sealsvc_api.background import running
 from sealsvc_api.connection import PROMPT, Connection, expect
 from sealsvc_api.shares import Shares
 
@@ -126,13 +127,8 @@ def gap(after: int, reason: str) -> Event:
 async def arrivals(client: AsyncClient) -> AsyncIterator[Arrivals]:
     """The events pushed to `client` from this moment on (None: the connection has ended)."""
     queue: Arrivals = asyncio.Queue()
-    task = asyncio.create_task(_pump(client.pushes(BACKLOG), queue))
-    try:
+    async with running(_pump(client.pushes(BACKLOG), queue), "pushes"):
         yield queue
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
 
 
 async def _pump(pushes: AsyncIterator[Push], queue: Arrivals) -> None:
@@ -190,13 +186,8 @@ class Feed:
                         self.leave(listener)
                         asyncio.get_running_loop().call_later(interval, _cut, listener)
 
-        task = asyncio.create_task(recheck(), name="rights of listeners")
-        try:
+        async with running(recheck(), "rights of listeners"):
             yield
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
 
     async def follow(self, client: AsyncClient) -> None:
         """The session of the shared connection: watch until it ends."""

@@ -6,8 +6,8 @@ from __future__ import annotations
 import os
 
 from sealsvc.copies.relocation import calls
+from sealsvc.core import extents
 from sealsvc.core.errors import Refusal
-from sealsvc.core.model import ByteRange
 from sealsvc.linux import native
 from sealsvc.linux.host import ExtentMap, Target
 from sealsvc.protocol.relocation import Goal
@@ -28,7 +28,7 @@ def make_donor(target: Target, goal: Goal, rows: ExtentMap) -> int:
         owner = os.fstat(target.fd)
         os.fchown(donor, owner.st_uid, owner.st_gid)  # its blocks count against the same quota
         if goal.align is None:
-            for span in allocated(rows):
+            for span in extents.spans(rows):
                 native.allocate(donor, span.offset, span.length)
         else:
             _allocate_aligned(donor, target, goal.align, rows)
@@ -39,20 +39,9 @@ def make_donor(target: Target, goal: Goal, rows: ExtentMap) -> int:
         raise
 
 
-def allocated(rows: ExtentMap) -> list[ByteRange]:
-    """Where a file has blocks, neighbours joined."""
-    found: list[ByteRange] = []
-    for logical, _, length, _ in rows.tolist():
-        if found and found[-1].end == logical:
-            found[-1] = ByteRange(found[-1].offset, found[-1].length + length)
-        else:
-            found.append(ByteRange(logical, length))
-    return found
-
-
 def _allocate_aligned(donor: int, target: Target, align: int, rows: ExtentMap) -> None:
     """One alignment more than is needed; what lies before the first aligned block is taken out."""
-    spans = allocated(rows)
+    spans = extents.spans(rows)
     if len(spans) != 1 or spans[0].offset:
         raise Refusal(
             "bad-request",

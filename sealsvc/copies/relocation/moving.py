@@ -13,7 +13,6 @@ from typing import Protocol
 
 from sealsvc.copies.relocation import calls
 from sealsvc.copies.relocation.dirty import DirtyLog
-from sealsvc.copies.relocation.donor import allocated
 from sealsvc.core import extents
 from sealsvc.core.errors import Refusal
 from sealsvc.core.model import ByteRange
@@ -158,7 +157,7 @@ class Pieces:
 
     def __init__(self, target: Target, donor: int, rows: ExtentMap) -> None:
         self.target, self.donor = target, donor
-        self._left = allocated(rows)
+        self._left = extents.spans(rows)
         self._total = sum(span.length for span in self._left)
 
     def copy(self, progress: Progress) -> None:
@@ -191,7 +190,7 @@ class Pieces:
 
 def _layout(fd: int) -> list[list[int]]:
     """Where the file has blocks, and which are written; not where they are."""
-    return [[span.offset, span.length] for span in allocated(native.read_extents(fd, None))]
+    return [[span.offset, span.length] for span in extents.spans(native.read_extents(fd, None))]
 
 
 def _write_all(fd: int, data: memoryview, offset: int) -> None:
