@@ -64,9 +64,12 @@ class AsyncClient(AsyncMethods):
 
     @property
     def connected(self) -> bool:
+        """Whether there is a connection to the service."""
         return self._sock is not None
 
     async def connect(self) -> None:
+        """Connect to the service. Raises Refusal `service-unavailable` when none answers at the
+        path, `out-of-descriptors`."""
         sock = new_socket()
         sock.setblocking(False)
         try:
@@ -78,6 +81,7 @@ class AsyncClient(AsyncMethods):
         self._loop.add_reader(sock, self._readable)
 
     async def close(self) -> None:
+        """Close the connection. Requests in flight raise Refusal `service-unavailable`."""
         self._lost("the client closed the connection")
 
     async def __aenter__(self) -> Self:
@@ -95,6 +99,11 @@ class AsyncClient(AsyncMethods):
         timeout: float | None = 60.0,
         **fields: Any,
     ) -> Reply:
+        """Send a request of type `kind` with these fields, and the descriptors `fds`, which stay
+        the caller's; return its answer. Raises the Refusal that the service answers with,
+        `service-unavailable` without a connection, TimeoutError after `timeout` seconds (the
+        service may still carry the request out), RuntimeError in a child of fork(2) or in another
+        event loop."""
         refuse_child(self._owner)
         if self._sock is None:
             raise Refusal("service-unavailable", f"not connected to {self.path}")

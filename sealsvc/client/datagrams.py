@@ -50,12 +50,14 @@ class Reply:
 
     @property
     def seal(self) -> SealInfo:
+        """The seal of the answer. Raises TypeError when the answer is something else."""
         if not isinstance(self.result, SealInfo):
             raise TypeError(f"the answer is {type(self.result).__name__}, not a seal")
         return self.result
 
 
 def unavailable(path: str, error: OSError) -> Refusal:
+    """The refusal for a socket at `path` that could not be reached."""
     return Refusal(
         "service-unavailable",
         f"no service answers on {path}: {error.strerror or error}",
@@ -64,18 +66,22 @@ def unavailable(path: str, error: OSError) -> Refusal:
 
 
 def raised(failure: Failure) -> Refusal:
+    """The refusal that a Failure stands for."""
     # A newer service may know codes that this client does not.
     code = failure.code if failure.code in TABLE else "internal"
     return Refusal(code, failure.message, failure.details, failure.retry_after)
 
 
 def send(sock: socket.socket, request: AnyRequest, fds: Sequence[int]) -> None:
+    """Send a request with descriptors, in one datagram. Raises OSError."""
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
     sock.sendmsg([codec.outgoing(request)], ancillary)
 
 
 def receive(sock: socket.socket, flags: int = 0) -> tuple[FromService, tuple[int, ...]] | None:
-    """One message, or None when the service has closed the connection."""
+    """One message and its descriptors, or None when the service has closed the connection. Raises
+    OSError, Undelivered, msgspec.DecodeError, and Refusal `internal` for a message above the
+    protocol's limit."""
     # Not socket.recv_fds: Python 3.11's drops the flags, and the descriptors would survive exec.
     data, ancillary, flags, _ = sock.recvmsg(
         MAX_MESSAGE, socket.CMSG_SPACE(MAX_ANSWER_FDS * 4), flags | socket.MSG_CMSG_CLOEXEC
@@ -108,7 +114,8 @@ def refused_connection(sock: socket.socket) -> Refusal | None:
 
 
 class Undelivered(Exception):
-    """The kernel delivered `message` without its descriptors: there is no number left for them."""
+    """`message` came without its descriptors: this process has no number left for them. The kernel
+    then drops them, and sets MSG_CTRUNC (recvmsg(2), net/core/scm.c)."""
 
     def __init__(self, message: FromService) -> None:
         super().__init__()
@@ -123,6 +130,8 @@ class Undelivered(Exception):
 
 
 def out_of_descriptors(returned: str = "") -> Refusal:
+    """The refusal for a process without a number for another descriptor; `returned` is appended to
+    its text."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return Refusal(
         "out-of-descriptors",
@@ -133,6 +142,7 @@ def out_of_descriptors(returned: str = "") -> Refusal:
 
 
 def new_socket() -> socket.socket:
+    """A socket that is not connected. Raises Refusal `out-of-descriptors`, OSError."""
     try:
         return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
     except OSError as error:
@@ -142,6 +152,8 @@ def new_socket() -> socket.socket:
 
 
 def connect(path: str) -> socket.socket:
+    """A socket that is connected to the service at `path`. Raises Refusal `service-unavailable` or
+    `out-of-descriptors`."""
     sock = new_socket()
     try:
         sock.connect(path)
@@ -152,6 +164,8 @@ def connect(path: str) -> socket.socket:
 
 
 def expected(reply: Reply, answer: type[T]) -> T:
+    """The answer, which must be of this type. Raises Refusal `internal`, and closes its
+    descriptors, when it is not."""
     if not isinstance(reply.result, answer):
         for fd in reply.fds:
             os.close(fd)
@@ -160,13 +174,15 @@ def expected(reply: Reply, answer: type[T]) -> T:
 
 
 def refuse_child(owner: int) -> None:
+    """Raises RuntimeError in another process than `owner`, which made the client."""
     if os.getpid() != owner:
         raise RuntimeError(f"this client is process {owner}'s: make one after fork(2)")
 
 
 @contextmanager
 def alone(lock: threading.Lock) -> Iterator[None]:
-    """Two threads would take each other's answers, and the descriptors that came with them."""
+    """A context for one thread at a time: two would take each other's answers, and the descriptors
+    that came with them. Raises RuntimeError when another is inside."""
     if not lock.acquire(blocking=False):
         raise RuntimeError("another thread uses this client just now: one client for each thread")
     try:
@@ -176,5 +192,6 @@ def alone(lock: threading.Lock) -> Iterator[None]:
 
 
 def open_to_seal(path: str | os.PathLike[str], terms: dict[str, Any]) -> int:
+    """Open a file with the access that a seal with these terms needs. Raises OSError."""
     mode = os.O_RDONLY if terms.get("iomode") == IoMode.READ else os.O_RDWR
     return os.open(path, mode | os.O_CLOEXEC | os.O_NOFOLLOW)

@@ -132,9 +132,11 @@ class RemoteClient(Client):
         return http.client.HTTPConnection(host, port, timeout=timeout)
 
     def fileno(self) -> int:
+        """-1: there is no descriptor to poll."""
         return -1
 
     def close(self) -> None:
+        """Close the connection to the API."""
         self._connection.close()
         if self._stream is not None:
             self._stream.close()
@@ -147,6 +149,8 @@ class RemoteClient(Client):
         timeout: float | None = None,  # noqa: ARG002 (the interface)
         **fields: Any,
     ) -> Reply:
+        """As Client.call, by the route of the REST API for this message. Its timeout is that of the
+        client. Raises Refusal `unknown-operation` for what has no route."""
         if isinstance(wanted := fields.pop("wanted", None), history.SealFilter):
             fields |= msgspec.structs.asdict(wanted)
         unsaid = (None, False, "")

@@ -76,42 +76,54 @@ class Seal:
 
     @property
     def state(self) -> State:
+        """The state in the slot, as it is now. One load of shared memory."""
         return _STATES[lib.seal_state_of(self._handle)]
 
     @property
     def slot(self) -> int:
+        """Index of the slot in the ring's seal table."""
         return int(self._handle.number)
 
     @property
     def offset(self) -> int:
+        """Where the sealed range begins, in bytes."""
         return int(self._handle.offset)
 
     @property
     def length(self) -> int:
+        """Length of the sealed range in bytes."""
         return int(self._handle.length)
 
     def give_back(self) -> None:
-        """EBUSY: it was recalled, and something of it is still mapped."""
+        """Return the seal. Raises OSError: EBUSY when it was recalled and something of it is still
+        mapped, ESTALE when the service changed it meanwhile, ENOENT when it is over."""
         self._call(lib.seal_return)
 
     def give_back_part(self, offset: int, length: int) -> None:
+        """Return `length` bytes at `offset`, a part at one end of the range; the seal stays for the
+        rest. Raises OSError as give_back()."""
         self._call(lib.seal_return_part, offset, length)
 
     def mapped(self, address: int | None = None) -> None:
-        """Have the mapping proven, whereupon the seal is active."""
+        """Have the mapping proven, whereupon the seal is active; it begins at `address` (None:
+        wherever). Raises OSError."""
         self._call(lib.seal_mapped, ffi.cast("void *", address or 0))
 
     def renew(self, ttl: float) -> None:
+        """The seal expires `ttl` seconds from now (0: never). Raises OSError."""
         self._call(lib.seal_renew, int(ttl * _NANO))
 
     def downgrade(self) -> None:
+        """Change iomode rw to read. Raises OSError: EBUSY while the range is mapped writably."""
         self._call(lib.seal_downgrade)
 
     def progress(self) -> None:
+        """Report progress with a recall: its grace begins anew, within the service's limit. Raises
+        OSError."""
         self._call(lib.seal_progress)
 
     def refresh(self) -> None:
-        """Take over what the service changed. ENOENT: it is over."""
+        """Take over what the service changed. Raises OSError: ENOENT when the seal is over."""
         self._call(lib.seal_refresh)
 
     def _call(self, function: Callable[..., int], *arguments: Any) -> None:
@@ -135,7 +147,9 @@ class Seal:
 
 
 class RingClient:
-    """A ring of this process. `ring` and `secret`, from `identity`, attach to one that is there."""
+    """A ring of this process. `ring` and `secret`, from `identity`, attach to one that is there.
+    `timeout` is in seconds; `slots`, `commands` and `events` are numbers of entries (0: the
+    default). Raises OSError when no ring can be had."""
 
     def __init__(
         self,
@@ -176,6 +190,7 @@ class RingClient:
 
     @property
     def handle(self) -> Any:
+        """The `struct seal_client *` of libseal. Raises ValueError when the client is closed."""
         if self._handle is None:
             raise ValueError("the client is closed")
         return self._handle
@@ -206,7 +221,9 @@ class RingClient:
         tag: str = "",
         prepare: Sequence[Preparation | str] = (),
     ) -> int:
-        """The file's index. `fd` stays the caller's. `prepare` is what may be done to it first."""
+        """Register the range of a file (`length` 0: to its end), in bytes, and return the file's
+        index. `fd` stays the caller's. `grace` is in seconds. `prepare` is what may be done to the
+        file first. Raises OSError."""
         steps = json.dumps([str(step) for step in prepare])
         texts = [ffi.new("char[]", text.encode()) for text in (kind, conflict, fence, tag, steps)]
         options = ffi.new(
@@ -227,28 +244,34 @@ class RingClient:
         return self._told(self.alone(lib.seal_register, fd, options), "seal_register")
 
     def unregister(self, file: int) -> None:
+        """End the registration of `file`: every seal in it is returned with it. Raises OSError:
+        EBUSY while something of the range is mapped."""
         self._told(self.alone(lib.seal_unregister, file), "seal_unregister")
 
     def _told(self, result: int, call: str) -> int:
         return _check(result, call, _failure(self.handle))
 
     def grant(self, file: int, offset: int, length: int, iomode: IoMode = IoMode.RW) -> Seal:
+        """Grant a seal on `length` bytes at `offset` of a registered file, without the service
+        where the map is known. Raises OSError."""
         handle = ffi.new("struct seal *")
         result = self.alone(lib.seal_grant, file, offset, length, _MODES[iomode], handle)
         _check(result, "seal_grant")
         return Seal(self, handle)
 
     def extents(self, file: int, offset: int, length: int, room: int = 4096) -> ExtentMap:
-        """Rows of sealsvc.core.extents. BlockingIOError: the map is not known just now."""
+        """The map of the range, in bytes: rows of sealsvc.core.extents, at most `room`. Raises
+        BlockingIOError when the map is not known just now, OSError."""
         out = ffi.new("struct seal_map_extent[]", room)
         count = self.alone(lib.seal_extents, file, offset, length, out, room)
         return rows_of(out, _check(count, "seal_extents"))
 
     def fileno(self) -> int:
+        """The descriptor to poll for reading before dispatch()."""
         return int(lib.seal_fd(self.handle))
 
     def dispatch(self) -> list[News]:
-        """What was told since. BrokenPipeError: the ring is gone."""
+        """What was told since. Raises BrokenPipeError when the ring is gone."""
         result = self.alone(lib.seal_dispatch)
         news, self._news = self._news, []
         if result < 0 and not news:
@@ -257,17 +280,20 @@ class RingClient:
 
     @property
     def missed(self) -> bool:
-        """News were dropped since this was last asked: look at every seal."""
+        """Whether news were dropped since this was last asked: then look at every seal."""
         return bool(lib.seal_missed(self.handle))
 
     @property
     def connected(self) -> bool:
+        """Whether the service is there. Without it, native commands go on."""
         return bool(lib.seal_is_connected(self.handle))
 
     def reconnect(self) -> None:
+        """Connect to the service again, after a restart of it. Raises OSError."""
         self._told(self.alone(lib.seal_reconnect), "seal_reconnect")
 
     def close(self) -> None:
+        """Leave the ring. Idempotent."""
         if self._handle is not None:
             lib.seal_close(self._handle)
             self._handle = None
@@ -279,6 +305,7 @@ class RingClient:
         self.close()
 
     def told(self, news: News) -> None:
+        """Called by libseal's dispatch with each news."""
         self._news.append(news)
 
 
@@ -286,7 +313,7 @@ class AsyncRingClient(RingClient):
     """The same in an event loop: commands take microseconds, and block for them."""
 
     async def pushes(self) -> AsyncIterator[News]:
-        """News, as they come, until the ring is gone."""
+        """News, as they come, until the ring is gone. Raises OSError."""
         loop, ready = asyncio.get_running_loop(), asyncio.Event()
         loop.add_reader(self.fileno(), ready.set)
         try:
@@ -303,6 +330,7 @@ class AsyncRingClient(RingClient):
 
 @ffi.def_extern()  # type: ignore[untyped-decorator]
 def seal_python_news(_client: Any, raw: Any, context: Any) -> None:
+    """The callback that libseal calls with a `struct seal_news`."""
     client: RingClient = ffi.from_handle(context)
     client.told(
         News(

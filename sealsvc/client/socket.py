@@ -82,9 +82,12 @@ class Client(Methods):
                 time.sleep(0.02)
 
     def fileno(self) -> int:
+        """The descriptor of the connection: it can be read when something was pushed."""
         return self._sock.fileno()
 
     def close(self) -> None:
+        """Close the connection. Recalls of seals that were granted through it reach nobody any
+        more."""
         self._sock.close()
 
     def __enter__(self) -> Self:
@@ -143,13 +146,16 @@ class Client(Methods):
         return expected(self.call(kind, **said), answer)
 
     def grant(self, fds: Sequence[int] = (), **fields: Any) -> Reply:
+        """Ask for a seal: the fields of Grant, and the descriptors that it may take. The answer's
+        `seal` is granted; the descriptors in it are the caller's. Raises Refusal."""
         return self.call(Grant, fds, **fields)
 
     def validate(
         self, seal: str, address: int | None = None, seqid: int | None = None
     ) -> MappingReport:
         """Have the mapping of the seal's range in its holder proven; `address` is where the range
-        begins there. Raises Refusal `mapping-invalid` with what is not as required."""
+        begins there. Raises Refusal `mapping-invalid` with what is not as required, TypeError when
+        the answer is no mapping report."""
         result = self.call(Mapped, seal=seal, address=address, seqid=seqid).result
         if not isinstance(result, MappingReport):
             raise TypeError(f"the answer is {type(result).__name__}, not a mapping report")

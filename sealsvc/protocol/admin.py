@@ -79,6 +79,8 @@ class ReloadPolicy(Keyed, frozen=True, tag="reload-policy"):
 
 
 class JobKind(StrEnum):
+    """What a job does: audit every map, run the doctor, relocate a file, copy."""
+
     AUDIT = "audit"
     DOCTOR = "doctor"
     RELOCATE = "relocate"
@@ -86,6 +88,8 @@ class JobKind(StrEnum):
 
 
 class JobState(StrEnum):
+    """How a job stands. `interrupted`: the service ended during it."""
+
     RUNNING = "running"
     DONE = "done"
     FAILED = "failed"
@@ -129,7 +133,7 @@ class Coverage(Request, frozen=True, tag="coverage"):
 
 
 class Sealed(msgspec.Struct, frozen=True, kw_only=True):
-    """Live seals together; `states` counts them by state."""
+    """Live seals together: their number, the bytes of their ranges, and their number by state."""
 
     seals: int
     sealed_bytes: int
@@ -147,6 +151,8 @@ class FileInfo(Sealed, frozen=True, kw_only=True):
 
 
 class FilePage(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="files"):
+    """`next` is the `after` of the next page; null on the last."""
+
     files: list[FileInfo]
     next: str | None = None
 
@@ -163,6 +169,8 @@ class HolderInfo(Sealed, frozen=True, kw_only=True):
 
 
 class HolderPage(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="holders"):
+    """`next` is the `after` of the next page; null on the last."""
+
     holders: list[HolderInfo]
     next: int | None = None
 
@@ -178,6 +186,8 @@ class WaitingConflict(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ConflictPage(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="conflicts"):
+    """Those of the `total` that a message has room for."""
+
     conflicts: list[WaitingConflict]
     total: int
 
@@ -209,7 +219,8 @@ class AlarmPage(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag
 
 
 class Histogram(msgspec.Struct, frozen=True, kw_only=True):
-    """Seconds: `counts[i]` observations were at most `bounds[i]`, the last beyond all bounds."""
+    """A distribution in seconds: `counts[i]` observations were at most `bounds[i]`, the last beyond
+    all bounds."""
 
     bounds: list[float]
     counts: list[int]
@@ -217,8 +228,9 @@ class Histogram(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MeasuresReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="measures"):
-    """`counters` are by name and label ("conflicts", "held"), `latencies` by what was timed:
-    grant, return, recall (to the end of the seal), conflict (the wait of an operation)."""
+    """`counters` and `gauges` are by name and label ("conflicts", "held"), `latencies`, in seconds,
+    by what was timed: grant, return, recall (to the end of the seal), conflict (the wait of an
+    operation)."""
 
     run: str
     counters: dict[str, dict[str, int]]
@@ -257,6 +269,8 @@ class JobInfo(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="
 
 
 class JobList(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="jobs"):
+    """Jobs, the newest first."""
+
     jobs: list[JobInfo]
 
 
@@ -274,7 +288,7 @@ class CoverageRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CoverageReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="coverage"):
-    """`measured_at` null: the doctor was not run on it."""
+    """`measured_at` is in seconds of the Unix epoch; null: the doctor was not run on it."""
 
     mount: str
     measured_at: float | None = None
@@ -290,8 +304,8 @@ class Redeem(Keyed, frozen=True, tag="redeem"):
 
 
 class ClaimInfo(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="claim"):
-    """`claim` is a secret: whoever shows it to the service, in time and as one of the allowed
-    users, is granted the seal."""
+    """`claim` is a secret: whoever shows it to the service, within `expires_in` seconds and as one
+    of the users `uids` (null: any), is granted the seal."""
 
     claim: str
     expires_in: float

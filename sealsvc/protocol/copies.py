@@ -65,6 +65,8 @@ class CopyTrustRow(msgspec.Struct, frozen=True, kw_only=True):
 class CopyTrustReport(
     msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="copy-trust"
 ):
+    """A row for each strategy and pair of devices."""
+
     rows: list[CopyTrustRow]
 
 

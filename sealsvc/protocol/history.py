@@ -14,9 +14,9 @@ from sealsvc.protocol.base import Limit, Pid, Request, SealId, Uid
 
 
 class SealFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Null asks for any. `pid` and `uid` are the holder's; `since` and `until` choose the seals
-    that lived at some time between; `part` is the beginning or the
-    end of an id. Device and inode tell the file, whatever its generation."""
+    """Null asks for any. `pid` and `uid` are the holder's; `since` and `until`, in seconds of the
+    Unix epoch, choose the seals that lived at some time between; `part` is the beginning or the end
+    of an id. Device and inode tell the file, whatever its generation."""
 
     path: str | None = None
     file: FileId | None = None
@@ -56,7 +56,8 @@ class Steps(Request, frozen=True, tag="steps"):
 
 
 class PastConflicts(_Between, frozen=True, kw_only=True, tag="past-conflicts"):
-    """Operations that met a seal (or `seal`), the newest first. Answer: ConflictHistory."""
+    """Operations that met a seal (or `seal`) between `since` and `until`, in seconds of the Unix
+    epoch, the newest first. Answer: ConflictHistory."""
 
     seal: SealId | None = None
     pid: Pid | None = None
@@ -71,7 +72,8 @@ class MapChanges(Request, frozen=True, tag="map-changes"):
 
 
 class Trail(_Between, frozen=True, kw_only=True, tag="trail"):
-    """Entries of the audit trail, the newest first; for operators. Answer: AuditTrail."""
+    """Entries of the audit trail between `since` and `until`, in seconds of the Unix epoch, the
+    newest first; for operators. Answer: AuditTrail."""
 
     kind: Annotated[str, Meta(max_length=64)] | None = None
     seal: SealId | None = None
@@ -113,11 +115,16 @@ class SealRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SealHistory(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="seal-history"):
+    """`next` is the cursor of the next page; null on the last."""
+
     seals: list[SealRecord]
     next: str | None = None
 
 
 class Transition(msgspec.Struct, frozen=True, kw_only=True):
+    """A change of a seal's state. `time` is in seconds of the Unix epoch; `before` is empty at the
+    grant."""
+
     seqid: int
     time: float
     before: str
@@ -157,6 +164,8 @@ class ConflictRecord(msgspec.Struct, frozen=True, kw_only=True):
 class ConflictHistory(
     msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="conflict-history"
 ):
+    """`next` is the cursor of the next page; null on the last."""
+
     conflicts: list[ConflictRecord]
     next: str | None = None
 
@@ -173,6 +182,8 @@ class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AuditTrail(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="audit-trail"):
+    """`next` is the cursor of the next page; null on the last."""
+
     entries: list[AuditEntry]
     next: str | None = None
 

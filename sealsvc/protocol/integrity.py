@@ -236,6 +236,8 @@ class PiAttachment(
 class PiAttachmentList(
     msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="pi-attachment-list"
 ):
+    """`next` is the `after` of the next page; null on the last."""
+
     attachments: list[PiAttachment]
     next: str | None = None
 

@@ -95,7 +95,8 @@ AnyRequest = (
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="done"):
-    pass
+    """The answer to a request that has nothing else to tell."""
+
 
 
 Result = (
@@ -122,6 +123,8 @@ Result = (
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True, tag_field="reply", tag="answer"):
+    """The answer to the request `id`."""
+
     id: int
     result: Result
     v: int = VERSION

@@ -30,8 +30,8 @@ class PiChannel(Request, frozen=True, tag="pi-channel"):
 
 class PiPathInfo(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="pi-path"):
     """`available` is false, with the `reason`, where PI cannot be handed to the device. Sizes in
-    bytes; a tuple of `metadata` bytes belongs to each `interval` of data. `device` is the kernel's
-    name. `checkers` are those who can check: of client, service, device."""
+    bytes; a tuple of `metadata` bytes belongs to each `interval` of data. `device` is its name
+    below /sys/block. `checkers` are those who can check: of client, service, device."""
 
     device: str
     available: bool

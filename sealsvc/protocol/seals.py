@@ -206,11 +206,12 @@ class Extents(Request, frozen=True, tag="extents"):
 
 class RecallSeals(Keyed, frozen=True, tag="recall"):
     """Recall every live seal in exactly one scope: `seal`, `path` (with an optional range),
-    `filesystem` (a path on it), `pid` (a holder), or `all`. With `wait` the answer comes when the
-    recalls have ended. With `any`, beside `pid`, the holder is asked for that many of its seals,
-    of its own choice (CB_RECALL_ANY); those it still owes after the grace are chosen for it, the
-    oldest first. With `below` a `path` must lie below one of these directories, and so must the
-    files whose seals are recalled. Answer: RecallReport."""
+    `filesystem` (a path on it), `pid` (a holder), or `all`. `grace`, in seconds, replaces that of
+    each seal. With `wait` the answer comes when the recalls have ended. With `any`, beside `pid`,
+    the holder is asked for that many of its seals, of its own choice (CB_RECALL_ANY, RFC 8881
+    section 20.6); those it still owes after the grace are chosen for it, the oldest first. With
+    `below` a `path` must lie below one of these directories, and so must the files whose seals are
+    recalled. Answer: RecallReport."""
 
     seal: SealId | None = None
     seqid: int | None = None
@@ -324,12 +325,16 @@ class Extent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ExtentPage(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="extent-page"):
+    """Extents in order of offset. `next` is the `start` of the next page; null on the last."""
+
     extents: list[Extent]
     total: int
     next: int | None = None
 
 
 class RecallOutcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What a recall of one seal began: its state, or why it was not recalled."""
+
     seal: str
     state: State
 

@@ -40,10 +40,10 @@ class Status(Request, frozen=True, tag="status"):
 
 
 class Simulate(Request, frozen=True, tag="simulate"):
-    """Only under `serve --sim`: make something happen in the simulated kernel. `action` is one of
-    create (path, size), conflict (path, operation, offset, length, pid; answered when it ends),
-    fail (step, errno, times), drift (path), map and unmap (path, pid), clock (seconds: so much time
-    passes). Answer: Simulated."""
+    """Only under `serve --sim`: make something happen in the simulated system (sealsvc/sim).
+    `action` is one of create (path, size), conflict (path, operation, offset, length, pid; answered
+    when it ends), fail (step, errno, times), drift (path), map and unmap (path, pid), clock
+    (seconds: so much time passes). Sizes, offsets and lengths are in bytes. Answer: Simulated."""
 
     action: str
     path: Name | None = None
@@ -93,8 +93,8 @@ class PmemRegion(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FilesystemInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """`dax` says whether it is mounted so that its files have DAX; `pmem` is null where the device
-    is not persistent memory, or does not lie there in one piece."""
+    """`block_size` is in bytes. `dax` says whether it is mounted so that its files have DAX; `pmem`
+    is null where the device is not persistent memory, or does not lie there in one piece."""
 
     mount: str
     type: str
@@ -113,11 +113,14 @@ class FilesystemInfo(msgspec.Struct, frozen=True, kw_only=True):
 class FilesystemList(
     msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="filesystems"
 ):
+    """The file systems below the service's roots."""
+
     filesystems: list[FilesystemInfo]
 
 
 class EnforcerInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """`limits` are parts that this kernel does not take, each with its reason."""
+    """`reason` says why the enforcer is not available; `limits` are the parts that it lacks here,
+    each with its reason (enforce/base.py)."""
 
     name: str
     available: bool
@@ -137,6 +140,9 @@ class RegistryInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="status"):
+    """The service as it is now. `uptime` is in seconds; `seals` counts live seals by state; `run`
+    as in Watching."""
+
     version: str
     protocol: int
     pid: int
@@ -154,4 +160,6 @@ class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True, tag_field="type",
 
 
 class Simulated(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="simulated"):
+    """What came of the action."""
+
     result: dict[str, Any]

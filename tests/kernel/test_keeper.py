@@ -125,7 +125,7 @@ def test_garbage_ends_the_connection_and_nothing_else(path: str, keeper: Keeper)
 
 
 def test_unknown_operations_are_answered(keeper: Keeper) -> None:
-    refused(lambda: keeper._call(4711), errno.EOPNOTSUPP)
+    refused(lambda: keeper.call(4711), errno.EOPNOTSUPP)
     assert keeper.kept() == {}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -51,3 +52,15 @@ def test_only_the_composition_root_builds_enforcers() -> None:
         source = path.read_text()
         assert "FanotifyEnforcer(" not in source, path
         assert "LeaseEnforcer(" not in source, path
+
+
+def test_one_idea_in_a_file_and_few_lines() -> None:
+    """The limits of CONTRIBUTING.md; methods.py is generated."""
+    lines = {
+        str(path.relative_to(ROOT)): path.read_text().count("\n")
+        for source in SOURCES
+        for path in source.rglob("*.py")
+        if path.name != "methods.py"
+    }
+    assert [name for name, count in lines.items() if count > 500] == []
+    assert statistics.median(lines.values()) < 200
