@@ -16,7 +16,7 @@ import msgspec
 
 from sealsvc.copies.measured import Measured
 from sealsvc.copies.result import parse_token
-from sealsvc.copies.tags import Tags, Way
+from sealsvc.copies.tags import CopiedRange, Tags
 from sealsvc.copies.tasks import Task, Update
 from sealsvc.core.errors import TABLE, Refusal
 from sealsvc.core.model import ByteRange, FileId, IoMode, Kind
@@ -195,7 +195,7 @@ class CopyJobs:
         return ""
 
     async def _with_tags(
-        self, job: Job, task: Task, peer: Peer, fds: list[int], way: Way
+        self, job: Job, task: Task, peer: Peer, fds: list[int], way: CopiedRange
     ) -> dict[str, Any]:
         """The source's tags go with the data, however the copy ends."""
         journey = None
@@ -280,7 +280,7 @@ class CopyJobs:
             self._jobs.tell(job, result=result or {})
 
 
-def _way(task: Task, fds: Sequence[int]) -> Way:
+def _way(task: Task, fds: Sequence[int]) -> CopiedRange:
     """In a thread."""
     found = [os.fstat(fd) for fd in fds]
     source, there = (
@@ -291,7 +291,7 @@ def _way(task: Task, fds: Sequence[int]) -> Way:
     end = size if task.length is None else min(size, task.offset + task.length)
     to = task.offset if task.to is None else task.to
     asked = ByteRange(task.offset, max(0, end - task.offset))
-    return Way(source, there, asked, to - task.offset)
+    return CopiedRange(source, there, asked, to - task.offset)
 
 
 def _checked(source: int, there: int) -> tuple[FileId, FileId]:

@@ -22,7 +22,7 @@ class Row(msgspec.Struct, frozen=True):
     strategy: str
 
 
-class FellBack(msgspec.Struct, frozen=True):
+class Fallback(msgspec.Struct, frozen=True):
     """At this byte of the source a strategy gave up, and another went on."""
 
     source: int
@@ -94,7 +94,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     requested: int
     done: int
     rows: list[Row]
-    fell_back: list[FellBack]
+    fell_back: list[Fallback]
     durable: bool
     source_changed: bool
     cancelled: bool

@@ -14,7 +14,7 @@ from sealsvc.copies.calls import Copied, Span
 from sealsvc.copies.measured import Measured
 from sealsvc.copies.page_cache import drop
 from sealsvc.copies.plan import Piece, Plan
-from sealsvc.copies.result import FellBack, Result, Row, token_of
+from sealsvc.copies.result import Fallback, Result, Row, token_of
 from sealsvc.copies.strategies.interface import Strategy
 from sealsvc.copies.throttle import Throttle
 from sealsvc.core.model import ByteRange
@@ -67,7 +67,7 @@ class _Run:
         self._progress, self._cancel = progress, cancel
         self._ends, self._throttle = plan.ends, Throttle(plan.options.throttle)
         self._rows: list[Row] = []
-        self._fell_back: list[FellBack] = []
+        self._fell_back: list[Fallback] = []
         self._before = sum(part.length for part in plan.options.done)
         self._done = self._before
         # The destination may have dirty, or stale, pages in the page cache.
@@ -160,7 +160,7 @@ class _Run:
             raise _Stopped(
                 error or errno.EIO, rest.source, f"{failed.name}, byte {rest.source}: {reason}"
             )
-        self._fell_back.append(FellBack(rest.source, failed.name, reason))
+        self._fell_back.append(Fallback(rest.source, failed.name, reason))
         return able
 
     def _call(self, strategy: Strategy, part: Span) -> Copied:

@@ -14,7 +14,7 @@ from pathlib import Path
 SECTOR = 512
 
 
-class NoWay(Exception):
+class Unresolved(Exception):
     """Where a byte lies below cannot be told; the text says why."""
 
 
@@ -52,17 +52,17 @@ class Stack:
         self._tables: dict[int, list[_Target]] = {}
 
     def first_segment(self, device: int, offset: int, length: int) -> Segment:
-        """Where the range begins, and how far it goes on there. Raises NoWay."""
+        """Where the range begins, and how far it goes on there. Raises Unresolved."""
         segment = Segment(device, offset, length)
         while table := self._table(segment.device):
             at = bisect_right([target.start for target in table], segment.offset) - 1
             if at < 0 or segment.offset >= table[at].start + table[at].length:
-                raise NoWay(f"{name_of(segment.device)} has no byte {segment.offset}")
+                raise Unresolved(f"{name_of(segment.device)} has no byte {segment.offset}")
             segment = table[at].segment(segment.offset, segment.length)
         return segment
 
     def leaves(self, device: int) -> set[int]:
-        """Every device at the bottom. Raises NoWay."""
+        """Every device at the bottom. Raises Unresolved."""
         table = self._table(device)
         if not table:
             return {device}
@@ -76,10 +76,10 @@ class Stack:
 
 
 def sysfs_of(device: int) -> Path:
-    """Raises NoWay where the number is not a block device's (btrfs, NFS, tmpfs have such)."""
+    """Raises Unresolved where the number is not a block device's (btrfs, NFS, tmpfs have such)."""
     path = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
     if not path.exists():
-        raise NoWay("its file system is not on one block device")
+        raise Unresolved("its file system is not on one block device")
     return path.resolve()
 
 
@@ -115,9 +115,9 @@ def _dm_table(device: int) -> list[str]:
             ("dmsetup", "table", *numbers), capture_output=True, text=True, check=False, timeout=10
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise NoWay(f"dmsetup table {name_of(device)}: {error}") from None
+        raise Unresolved(f"dmsetup table {name_of(device)}: {error}") from None
     if done.returncode:
-        raise NoWay(f"dmsetup table {name_of(device)}: {done.stderr.strip()}")
+        raise Unresolved(f"dmsetup table {name_of(device)}: {done.stderr.strip()}")
     return done.stdout.splitlines()
 
 
@@ -130,7 +130,7 @@ def _parsed(line: str) -> _Target:
     if kind == "striped":
         legs = tuple(_leg(rest[i], rest[i + 1]) for i in range(2, 2 + 2 * int(rest[0]), 2))
         return _Target(first, size, legs, int(rest[1]) * SECTOR)
-    raise NoWay(f"it is on device-mapper's {kind}, which is not followed")
+    raise Unresolved(f"it is on device-mapper's {kind}, which is not followed")
 
 
 def _leg(device: str, offset: str) -> tuple[int, int]:

@@ -12,7 +12,7 @@ SEAL_TAG = "copy"  # of the seals that a copy takes for itself
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class CopiedRange:
     """Bytes `asked` of file `source` are to be copied to `there`, `shift` bytes further."""
 
     source: FileId
@@ -22,7 +22,7 @@ class Way:
 
 
 class Tags(Protocol):
-    async def begin(self, way: Way, path: str, uid: int) -> Any:
+    async def begin(self, way: CopiedRange, path: str, uid: int) -> Any:
         """Before anything is copied to the file at `path`, for user `uid`. None when the source has
         no tags there."""
 

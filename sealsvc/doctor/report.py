@@ -56,7 +56,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     verdict: str = ""  # promise.py
 
 
-class Twin(msgspec.Struct, frozen=True, kw_only=True):
+class UnsealedRun(msgspec.Struct, frozen=True, kw_only=True):
     """What the operation does to an unsealed file."""
 
     ended: bool
@@ -158,7 +158,7 @@ def _named(name: str) -> Operation:
         raise Refusal("bad-request", f"there is no operation {name!r} to measure") from None
 
 
-def run_unsealed(bench: Bench, subject: Subject, operation: Operation) -> Twin:
+def run_unsealed(bench: Bench, subject: Subject, operation: Operation) -> UnsealedRun:
     """The operation on an unsealed twin: tells "unsupported" from "refused"."""
     with bench.specimen(operation) as specimen, ExitStack() as stack:
         before = maps.take(specimen.fd)
@@ -166,13 +166,13 @@ def run_unsealed(bench: Bench, subject: Subject, operation: Operation) -> Twin:
             stack.enter_context(established(specimen, operation.route))
             outcome = _play_through(subject, operation, specimen)
         except OSError as error:  # the route: no overlay, for instance
-            return Twin(
+            return UnsealedRun(
                 ended=True, failed=True, errno=error.errno, changed=False, detail=str(error)
             )
         changed = not maps.same(before, maps.take(specimen.fd), SEALED)
     if outcome is None:
-        return Twin(ended=False, failed=False, errno=None, changed=changed, detail="")
-    return Twin(
+        return UnsealedRun(ended=False, failed=False, errno=None, changed=changed, detail="")
+    return UnsealedRun(
         ended=True,
         failed=outcome.failed,
         errno=outcome.errno,

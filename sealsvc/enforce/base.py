@@ -79,7 +79,7 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class RecoveredGuard:
     """The guard that the previous service had in force for one seal. `first` names the enforcer in
     front."""
 
@@ -173,7 +173,7 @@ class Enforcer(Protocol):
         raises Refusal (file-in-use, try-later) and leaves no guard in force."""
         ...
 
-    def reclaim(self, claims: list[Claim], kept: dict[str, int]) -> dict[int, Hold]:
+    def reclaim(self, claims: list[RecoveredGuard], kept: dict[str, int]) -> dict[int, Hold]:
         """Take over what the previous service left: returns, by token, the hold of each claim that
         is still in force, and releases every guard that belongs to no claim. `kept` are descriptors
         by name, which the caller closes: duplicate those that are needed."""
@@ -188,7 +188,7 @@ class Enforcer(Protocol):
         Called about every second, in a thread."""
         ...
 
-    def lapses(self) -> int:
+    def missed(self) -> int:
         """How often it may have let an operation through unjudged. Should stay 0."""
         ...
 
@@ -215,13 +215,13 @@ class Watchable(Protocol):
         `try-later`."""
         ...
 
-    def adopt(self, guard: Guard) -> None:
+    def track(self, guard: Guard) -> None:
         """Name the guard of a tracked seal in reports from now on; the registration keeps it in
         force."""
         ...
 
-    def disown(self, token: int) -> None:
-        """Undo adopt()."""
+    def untrack(self, token: int) -> None:
+        """Undo track()."""
         ...
 
 

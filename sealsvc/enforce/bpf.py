@@ -18,7 +18,7 @@ from typing import Any
 from sealsvc.core.errors import Refusal
 from sealsvc.core.model import ByteRange, Conflict, FileId, Kind, Operation
 from sealsvc.enforce import bpf_programs, bpf_risks, openers
-from sealsvc.enforce.base import Claim, Guard, Hold, Listener, Outcome, Report, Verdict
+from sealsvc.enforce.base import Guard, Hold, Listener, Outcome, RecoveredGuard, Report, Verdict
 from sealsvc.enforce.bpf_canary import BpfCanary
 from sealsvc.enforce.bpf_programs import NotLoaded, Programs, check, text
 from sealsvc.enforce.keeper import Keeper
@@ -154,13 +154,13 @@ class BpfEnforcer:
         same processor."""
         return sum(p.misses for p in self._programs.states()) if self._programs else 0
 
-    def lapses(self) -> int:
+    def missed(self) -> int:
         """The number of skips() that nothing makes up for, plus how often the canary began to pass.
         The keeper tries the canary whether or not a service is running."""
         if self._programs is None:
             return 0
         skipped = sum(p.misses for p in self._programs.states() if not p.spared)
-        return skipped + (self._canary.lapses if self._canary else 0)
+        return skipped + (self._canary.missed if self._canary else 0)
 
     def unable(self, filesystem: Filesystem, request: Grant) -> str:
         if filesystem.unsupported:
@@ -299,7 +299,7 @@ class BpfEnforcer:
                 key = ffi.new("struct seal_bpf_file *", {"device": device, "inode": inode})
                 self.take(key, token)
 
-    def reclaim(self, claims: list[Claim], kept: dict[str, int]) -> dict[int, Hold]:
+    def reclaim(self, claims: list[RecoveredGuard], kept: dict[str, int]) -> dict[int, Hold]:
         wanted = {claim.guard.token: claim for claim in claims}
         self.keep_only(set(wanted))
         holds: dict[int, Hold] = {}
@@ -328,12 +328,12 @@ class BpfEnforcer:
                 self._listener.tripped(trip)
 
     def counters(self) -> dict[str, int]:
-        """Events that were lost because the BPF ring was full, and lapses()."""
+        """Events that were lost because the BPF ring was full, and missed()."""
         if self._programs is None:
             return {}
         return {
             "lost_events": int(lib.seal_bpf_lost_events(self._programs.raw)),
-            "lapses": self.lapses(),
+            "lapses": self.missed(),
         }
 
 

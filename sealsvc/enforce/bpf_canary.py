@@ -49,7 +49,7 @@ class BpfCanary:
             os.close(fd)
 
     @property
-    def lapses(self) -> int:
+    def missed(self) -> int:
         """How often the trials began to pass, as far as is known. The keeper makes them whether or
         not a service is running."""
         return self._before + self._since

@@ -20,11 +20,11 @@ from sealsvc.core.model import ByteRange, FileId, Kind, Operation
 from sealsvc.enforce import anchors, fanotify_gaps, guards
 from sealsvc.enforce.base import (
     DRAIN_TIME,
-    Claim,
     Guard,
     Hold,
     Listener,
     Outcome,
+    RecoveredGuard,
     Report,
     Verdict,
 )
@@ -75,12 +75,12 @@ class _Hold:
         self._guard = replace(self._guard, watch=key)
 
     def drain(self) -> None:
-        self._enforcer.proof.drain_passages(self._watched.file, "the registered file")
+        self._enforcer.proof.drain_in_flight(self._watched.file, "the registered file")
 
-    def adopt(self, guard: Guard) -> None:
+    def track(self, guard: Guard) -> None:
         self._watched.guards[guard.token] = guard
 
-    def disown(self, token: int) -> None:
+    def untrack(self, token: int) -> None:
         self._watched.guards.pop(token, None)
 
     def release(self) -> None:
@@ -252,7 +252,7 @@ class FanotifyEnforcer:
 
     # After a restart
 
-    def reclaim(self, claims: list[Claim], kept: dict[str, int]) -> dict[int, Hold]:  # noqa: ARG002
+    def reclaim(self, claims: list[RecoveredGuard], kept: dict[str, int]) -> dict[int, Hold]:  # noqa: ARG002
         files, guarded = self.keeper.snapshot()
         wanted = {claim.guard.token: claim for claim in claims}
         claimed = {(c.file.device, c.file.inode): c for c in claims}
@@ -295,7 +295,7 @@ class FanotifyEnforcer:
         error = self.keeper.gate_error()
         return f"the gate is gone: {os.strerror(error)}" if error else ""
 
-    def lapses(self) -> int:
+    def missed(self) -> int:
         return 0
 
     def forget(self, filesystem: Filesystem | None = None) -> None:

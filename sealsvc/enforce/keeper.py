@@ -141,7 +141,7 @@ class Keeper(KeeperSocket):
         with suppress(KeeperError):  # the guard is gone already
             self.call(lib.KEEPER_UNGUARD, device=device, inode=inode, id=guard)
 
-    def passages(self, device: int, inode: int) -> int:
+    def in_flight(self, device: int, inode: int) -> int:
         """Number of operations that were let through and may still change the file's map."""
         return self.call(lib.KEEPER_PASSAGES, device=device, inode=inode)
 
@@ -205,7 +205,7 @@ class Keeper(KeeperSocket):
         with suppress(KeeperError):  # it has no gate, or its version does not know this
             self.call(lib.KEEPER_PROVER, fd=fd)
 
-    def absolve(self, waiter: int, guard: int) -> None:
+    def clear_unverified(self, waiter: int, guard: int) -> None:
         """Clear the range that the held operation `waiter` would change in the registration
         `guard`: it is proven that nothing of it is mapped."""
         with suppress(KeeperError):  # the operation's caller was killed meanwhile

@@ -19,7 +19,7 @@ from typing import Any
 from sealsvc.core.errors import Refusal
 from sealsvc.core.model import ByteRange, Conflict, Fence, FileId, Kind, Operation
 from sealsvc.enforce import openers
-from sealsvc.enforce.base import Claim, Guard, Hold, Listener, Outcome, Report, Verdict
+from sealsvc.enforce.base import Guard, Hold, Listener, Outcome, RecoveredGuard, Report, Verdict
 from sealsvc.enforce.keeper import Keeper
 from sealsvc.enforce.overlay_mounts import OverlayMounts
 from sealsvc.linux.filesystem import Filesystem
@@ -150,7 +150,7 @@ class LeaseEnforcer:
             os.close(fd)
         return "an open of the service's own file was not held up by a lease"
 
-    def lapses(self) -> int:
+    def missed(self) -> int:
         return 0
 
     def forget(self, filesystem: Filesystem | None = None) -> None:
@@ -172,7 +172,7 @@ class LeaseEnforcer:
         self.keeper.keep(lease.name, lease.anchor)
         return lease
 
-    def reclaim(self, claims: list[Claim], kept: dict[str, int]) -> dict[int, Hold]:
+    def reclaim(self, claims: list[RecoveredGuard], kept: dict[str, int]) -> dict[int, Hold]:
         """See Enforcer. A lease that began to break meanwhile is reported by replay(). A lease that
         belongs to no claim ends with its descriptor, which the caller drops."""
         holds: dict[int, Hold] = {}

@@ -26,7 +26,7 @@ from typing import Any
 
 from sealsvc.core.errors import Refusal
 from sealsvc.core.model import ByteRange, Conflict, FileId, Kind, Operation
-from sealsvc.enforce.base import Claim, Guard, Hold, Listener, Outcome, Report, Verdict
+from sealsvc.enforce.base import Guard, Hold, Listener, Outcome, RecoveredGuard, Report, Verdict
 from sealsvc.enforce.keeper import Keeper
 from sealsvc.enforce.overlay_mounts import RISK as OVERLAY_RISK
 from sealsvc.linux.filesystem import Filesystem
@@ -165,7 +165,7 @@ class PinEnforcer:
         """Nothing to test: the file system itself waits for pins, and no switch turns that off."""
         return ""
 
-    def lapses(self) -> int:
+    def missed(self) -> int:
         return 0
 
     def forget(self, filesystem: Filesystem | None = None) -> None:
@@ -210,7 +210,7 @@ class PinEnforcer:
         pin.anchor = -1
         self._wake.set()
 
-    def reclaim(self, claims: list[Claim], kept: dict[str, int]) -> dict[int, Hold]:
+    def reclaim(self, claims: list[RecoveredGuard], kept: dict[str, int]) -> dict[int, Hold]:
         holds: dict[int, Hold] = {}
         for claim in claims:
             pin = _Pin(self, claim.file, claim.guard)

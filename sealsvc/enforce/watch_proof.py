@@ -54,9 +54,9 @@ class WatchProof:
         elif not watched.whole:
             self._prove_watched(target, watched)
         watched.whole = True
-        self.drain_passages(target.file, target.path)
+        self.drain_in_flight(target.file, target.path)
 
-    def drain_passages(self, file: FileId, path: str) -> None:
+    def drain_in_flight(self, file: FileId, path: str) -> None:
         """Wait for operations in flight on the file. Raises Refusal `try-later` when they do not
         end within `timeout`."""
         if not self._drained(file):
@@ -72,7 +72,7 @@ class WatchProof:
         when that takes longer than `timeout`."""
         deadline = time.monotonic() + self._timeout
         with as_refusal("drain"):
-            while self._keeper.passages(file.device, file.inode):
+            while self._keeper.in_flight(file.device, file.inode):
                 if time.monotonic() >= deadline:
                     return False
                 time.sleep(0.0001)

@@ -122,7 +122,7 @@ class Attachment:
         *,
         quiet: bool,
         seal: Seal | None = None,
-        least: verdict.Stance = verdict.Stance.STILL,
+        least: verdict.PossibleWriters = verdict.PossibleWriters.STILL,
     ) -> Tally:
         """Compare what is not open. `seal` is the one that it is done for, `least` the stance that
         is taken at the best."""
@@ -153,11 +153,11 @@ class Attachment:
         *,
         quiet: bool = False,
         seal: Seal | None = None,
-        least: verdict.Stance = verdict.Stance.STILL,
+        least: verdict.PossibleWriters = verdict.PossibleWriters.STILL,
     ) -> None:
         about, span = self.store.about, self._span(first, count)
 
-        def stance() -> verdict.Stance:
+        def stance() -> verdict.PossibleWriters:
             proven = at in ("grant", "return")
             seals, writes = self.seals(), about.writes
             return max(least, verdict.stance(seals, span, writes, quiet=quiet, proven=proven))

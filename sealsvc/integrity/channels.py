@@ -103,7 +103,7 @@ class Channel:
         self.ended.set()
 
 
-class Told:
+class ErrorThrottle:
     """Which errors of a channel are told: so many in a second, and how `more` there were with the
     next. Whoever makes them as fast as it can leaves the queue to others."""
 
@@ -253,7 +253,7 @@ class PiChannels:
 
     def _serve(self, loop: asyncio.AbstractEventLoop, channel: Channel) -> None:
         """The channel's thread. A device that never completes keeps it, and the guards stay."""
-        report, told = ffi.new("struct seal_channel_report *"), Told()
+        report, told = ffi.new("struct seal_channel_report *"), ErrorThrottle()
         while lib.seal_channel_serve(channel.native, report) == lib.SEAL_CHANNEL_FAILED:
             failed = failure_of(report, channel.device.interval)
             if error := told.due(as_error(channel.seal, channel.device, failed)):

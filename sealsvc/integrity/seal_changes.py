@@ -12,7 +12,7 @@ from sealsvc.core.model import ByteRange, State
 from sealsvc.integrity.attachment import Attachment
 from sealsvc.integrity.attachments import Attachments, may_write
 from sealsvc.integrity.store import BlockState
-from sealsvc.integrity.verdict import Stance
+from sealsvc.integrity.verdict import PossibleWriters
 from sealsvc.lifecycle.grants import Grants
 from sealsvc.lifecycle.seals import Seal
 from sealsvc.protocol.events import Event
@@ -69,7 +69,7 @@ class SealChanges:
         """A holder that was given its descriptor by us is quiet: it has it not yet. What was
         written before is told by the file's change time."""
         ours = seal.request.path is not None and seal.request.holder.pid is None
-        least = Stance.FREE if ours else Stance.NOISY
+        least = PossibleWriters.FREE if ours else PossibleWriters.NOISY
         tally = await attachment.verify("grant", seal.effective, quiet=True, seal=seal, least=least)
         self._attachments.alarm(attachment, tally, "grant", seal)
 

@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from sealsvc.copies.tags import SEAL_TAG, Way
+from sealsvc.copies.tags import SEAL_TAG, CopiedRange
 from sealsvc.core.errors import Refusal
 from sealsvc.core.model import ByteRange, FileId
 from sealsvc.integrity import carry
@@ -36,7 +36,7 @@ _PART = 16 << 20  # bytes of the destination that are read in one piece
 
 
 @dataclass(slots=True)
-class Leg:
+class AttachmentCopy:
     """One attachment of the source, and the attachment in the destination (None: to be made) that
     its tags go to. `was` are the states of the destination's blocks before, from `first` on."""
 
@@ -48,7 +48,7 @@ class Leg:
 
 
 @dataclass(slots=True)
-class Journey:
+class TagCopy:
     """Of one copy: `asked` are bytes of the source, `file` is the destination."""
 
     asked: ByteRange
@@ -56,7 +56,7 @@ class Journey:
     file: FileId
     path: str
     uid: int
-    legs: list[Leg]
+    legs: list[AttachmentCopy]
 
 
 class Travel:
@@ -65,7 +65,7 @@ class Travel:
 
     # A copy
 
-    async def begin(self, way: Way, path: str, uid: int) -> Journey | None:
+    async def begin(self, way: CopiedRange, path: str, uid: int) -> TagCopy | None:
         """Before anything is written. None: the source has no tags there. `path` is the
         destination's, `uid` will own what is made."""
         source, there, asked, shift = way.source, way.there, way.asked, way.shift
@@ -75,12 +75,12 @@ class Travel:
             if span is None:
                 continue
             met = self._attachments.of_file(there, span)
-            legs += [Leg(attachment, other, span) for other in met]
+            legs += [AttachmentCopy(attachment, other, span) for other in met]
             if not met:
-                legs.append(Leg(attachment, None, span))
+                legs.append(AttachmentCopy(attachment, None, span))
         if not legs:
             return None
-        journey = Journey(asked, shift, there, path, uid, legs)
+        journey = TagCopy(asked, shift, there, path, uid, legs)
         for leg in legs:
             if leg.there is not None and not _unlike(leg.source, leg.there):
                 leg.there.accounted[SEAL_TAG] += 1
@@ -89,7 +89,7 @@ class Travel:
         return journey
 
     async def finish(
-        self, journey: Journey, done: Sequence[ByteRange], *, whole: bool
+        self, journey: TagCopy, done: Sequence[ByteRange], *, whole: bool
     ) -> list[dict[str, Any]]:
         """After the copy, of which the ranges `done` (bytes of the source) are there; `whole`: all
         that was asked for. What became of the tags, for the result."""
@@ -113,7 +113,7 @@ class Travel:
         return told
 
     async def _leg(
-        self, journey: Journey, leg: Leg, done: Sequence[ByteRange], *, whole: bool
+        self, journey: TagCopy, leg: AttachmentCopy, done: Sequence[ByteRange], *, whole: bool
     ) -> dict[str, Any]:
         new = leg.there is None
         if leg.there is None:
@@ -158,7 +158,7 @@ class Travel:
             work = functools.partial(_carried, route, given, at, count)
             await _add(carried, await there.with_source(work), source, there, route)
 
-    async def _made(self, journey: Journey, leg: Leg) -> Attachment:
+    async def _made(self, journey: TagCopy, leg: AttachmentCopy) -> Attachment:
         """An attachment of the destination, all suspect, and known to the service."""
         self._attachments.refuse_more(journey.uid)
         like, profile = leg.source.store.about, leg.source.layout.profile
@@ -217,7 +217,7 @@ def _whole(layout: Layout, asked: ByteRange, shift: int) -> ByteRange | None:
     return ByteRange(start + shift, end - start) if start < end else None
 
 
-def _inside(leg: Leg, done: Sequence[ByteRange], shift: int) -> Iterator[ByteRange]:
+def _inside(leg: AttachmentCopy, done: Sequence[ByteRange], shift: int) -> Iterator[ByteRange]:
     for part in done:
         span = _whole(leg.source.layout, part, shift)
         met = span.clipped(leg.span) if span is not None else None
@@ -225,7 +225,7 @@ def _inside(leg: Leg, done: Sequence[ByteRange], shift: int) -> Iterator[ByteRan
             yield met
 
 
-async def _mark(leg: Leg, there: Attachment, shift: int) -> None:
+async def _mark(leg: AttachmentCopy, there: Attachment, shift: int) -> None:
     """What is going to be written is suspect until it was verified."""
     route = Route(leg.source.layout, there.layout, shift, leg.span)
     leg.first, end = route.blocks()
@@ -238,7 +238,7 @@ async def _mark(leg: Leg, there: Attachment, shift: int) -> None:
     leg.was = await there.in_turn(work)
 
 
-async def _restored(leg: Leg, there: Attachment) -> int:
+async def _restored(leg: AttachmentCopy, there: Attachment) -> int:
     """A copy that is not whole: what it left as it was is clean again. How many are suspect."""
     step = max(1, _PART // there.layout.profile.granularity)
     clean: npt.NDArray[np.bool_] = leg.was == BlockState.CLEAN

@@ -17,7 +17,7 @@ from sealsvc.core.states import Action, Step
 from sealsvc.enforce.base import Verdict
 from sealsvc.lifecycle.returns import Returns
 from sealsvc.lifecycle.seals import Seal
-from sealsvc.lifecycle.state_machine import Life, may
+from sealsvc.lifecycle.state_machine import StateMachine, may
 from sealsvc.runtime import clock, faults
 from sealsvc.runtime.config import FenceSection
 from sealsvc.runtime.tasks import Tasks
@@ -31,7 +31,9 @@ class Fencing:
     """Carries out the actions AWAIT, SIGNAL, KILL and PROVE of the state table, as tasks on the
     event loop."""
 
-    def __init__(self, life: Life, returns: Returns, tasks: Tasks, section: FenceSection) -> None:
+    def __init__(
+        self, life: StateMachine, returns: Returns, tasks: Tasks, section: FenceSection
+    ) -> None:
         self.life, self.returns, self.tasks, self.section = life, returns, tasks, section
         self.counters = {"fences": 0, "fences_failed": 0}
         life.on |= {
@@ -96,14 +98,14 @@ class Fencing:
     def _overdue(self, seal: Seal, reason: str) -> None:
         """The deadline has passed and the seal's terms allow no fence: conflicting operations that
         wait get EBUSY instead of waiting for ever. The seal stays in force."""
-        seal.climb("overdue", reason)
+        seal.record_step("overdue", reason)
         self.life.step(seal, Step.OVERDUE, reason)
 
     # The fence
 
     def _signal(self, seal: Seal) -> None:
         seal.deadline = clock.now() + self.section.signal_grace
-        seal.climb("signal", f"SIGTERM to {seal.process.holder.pid}")
+        seal.record_step("signal", f"SIGTERM to {seal.process.holder.pid}")
         self.life.journal.progressed(seal)
         seal.process.signal(signal.SIGTERM)
         faults.point("fence:signalled")
@@ -114,7 +116,7 @@ class Fencing:
         if seal.state is not State.FENCING:
             return
         if seal.request.fence is Fence.KILL and not seal.exited.is_set():
-            seal.climb("kill", f"SIGKILL to {seal.process.holder.pid}")
+            seal.record_step("kill", f"SIGKILL to {seal.process.holder.pid}")
             self.life.step(seal, Step.ESCALATE, "SIGTERM did not help")
             return
         if seal.exited.is_set():
@@ -141,13 +143,13 @@ class Fencing:
             return
         if not left:
             faults.point("fence:proven")
-            seal.climb("proof")
+            seal.record_step("proof")
             self.life.step(seal, Step.PROVEN, "fenced")
             return
         why = ", ".join(left)
         self.counters["fences_failed"] += 1
         seal.deadline = None
-        seal.climb("failed", why)
+        seal.record_step("failed", why)
         self.life.step(seal, Step.UNPROVEN, why)
 
     # Proofs
@@ -178,7 +180,7 @@ class Fencing:
         while seal.live and seal.state is state:
             if not await self._left(seal):
                 if seal.state is state:
-                    seal.climb("proof")
+                    seal.record_step("proof")
                     self.life.step(seal, Step.PROVEN, seal.reason)
                 return
             pause = min(_LONGEST_PAUSE, pause * 2 or 0.01)

@@ -23,7 +23,7 @@ from sealsvc.lifecycle import seals
 from sealsvc.lifecycle.paths import concealed
 from sealsvc.lifecycle.policy import Policy
 from sealsvc.lifecycle.seals import Seal
-from sealsvc.lifecycle.state_machine import Life
+from sealsvc.lifecycle.state_machine import StateMachine
 from sealsvc.linux import filesystem
 from sealsvc.linux.host import ExtentMap, Host, Target
 from sealsvc.linux.processes import Peer, Process
@@ -42,7 +42,7 @@ Before = Callable[[Seal, ExitStack], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Asker:
+class Requester:
     """The requester of a grant: `client` is its connection, which receives recalls, `peer` the
     credentials of that connection, `process` the process that will hold the seal. `digest` is the
     digest of a request that has a key (service/idempotency.py), else empty."""
@@ -54,7 +54,7 @@ class Asker:
 
 
 @dataclass(frozen=True, slots=True)
-class Passed:
+class PassedDescriptor:
     """A descriptor that a client passed, and what is known of it without a call to its file
     system. `place` is the key of the worker pool in which the file is used."""
 
@@ -63,11 +63,11 @@ class Passed:
     writable: bool
 
 
-def passed_of(fd: int) -> Passed:
+def passed_of(fd: int) -> PassedDescriptor:
     """Describe a descriptor that was received. Call it in a thread: reading the fdinfo of a file
     that a client chose may block. Raises OSError."""
     mode = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
-    return Passed(fd, filesystem.place_of(fd), mode != os.O_RDONLY)
+    return PassedDescriptor(fd, filesystem.place_of(fd), mode != os.O_RDONLY)
 
 
 class FileLocks:
@@ -118,7 +118,7 @@ class Grants:
         host: Host,
         enforcers: EnforcerSet,
         policy: Policy,
-        life: Life,
+        life: StateMachine,
         workers: Workers,
         registry: Registry,
     ) -> None:
@@ -133,8 +133,8 @@ class Grants:
     async def grant(
         self,
         request: Grant,
-        asker: Asker,
-        passed: Passed | None,
+        asker: Requester,
+        passed: PassedDescriptor | None,
         before: Before = lambda *_: None,
     ) -> tuple[Seal, int]:
         """Grant a seal. Returns it with the descriptor that the holder is to use, which the caller
@@ -217,7 +217,7 @@ class Grants:
             os.close(target.fd)
             raise
 
-    async def _open(self, request: Grant, passed: Passed | None) -> Target:
+    async def _open(self, request: Grant, passed: PassedDescriptor | None) -> Target:
         writable = request.iomode is IoMode.RW
 
         below = request.only.below
@@ -259,7 +259,9 @@ class Grants:
             raise outside
         return target
 
-    async def _grant(self, request: Grant, asker: Asker, target: Target, before: Before) -> Seal:
+    async def _grant(
+        self, request: Grant, asker: Requester, target: Target, before: Before
+    ) -> Seal:
         self.policy.refuse_outside(request.only, target.path)
         wanted = _range(request, target)
         self._end_courtesy(request, target, wanted)
@@ -300,7 +302,7 @@ class Grants:
     def _place(
         self,
         request: Grant,
-        asker: Asker,
+        asker: Requester,
         target: Target,
         wanted: ByteRange,
         abandoned: threading.Event,

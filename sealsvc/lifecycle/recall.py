@@ -21,7 +21,7 @@ from sealsvc.enforce.base import Outcome, Report
 from sealsvc.lifecycle.fence import Fencing
 from sealsvc.lifecycle.policy import Policy, longest_recall
 from sealsvc.lifecycle.seals import Seal, SealTable
-from sealsvc.lifecycle.state_machine import Life, may
+from sealsvc.lifecycle.state_machine import StateMachine, may
 from sealsvc.protocol.seals import RecallAny
 from sealsvc.runtime import clock, faults
 
@@ -75,7 +75,7 @@ class Recaller:
 
     def __init__(
         self,
-        life: Life,
+        life: StateMachine,
         fencing: Fencing,
         policy: Policy,
         push_any: Callable[[Seal, RecallAny], bool],
@@ -242,7 +242,7 @@ class Recaller:
             return
         overdue = seal.is_overdue  # if it is not, a task waits for the deadline already
         seal.deadline = later
-        seal.climb("progress")
+        seal.record_step("progress")
         self.life.journal.progressed(seal)
         seal.tell_changed()
         if not overdue:

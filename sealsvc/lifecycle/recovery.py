@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from sealsvc.core.errors import Refusal
 from sealsvc.core.model import Conflict, Kind
-from sealsvc.enforce.base import Claim, Guard, Hold, Holds, Verdict
+from sealsvc.enforce.base import Guard, Hold, Holds, RecoveredGuard, Verdict
 from sealsvc.enforce.keeper import Keeper
 from sealsvc.enforce.selection import EnforcerSet
 from sealsvc.lifecycle import journal, seals
@@ -125,7 +125,7 @@ def _take_over(
     return holds
 
 
-def _claim(record: journal.Granted) -> Claim:
+def _claim(record: journal.Granted) -> RecoveredGuard:
     exclusive = record.request.kind is Kind.EXCLUSIVE
     verdict = Verdict.WAIT if record.request.conflict is Conflict.WAIT else Verdict.REFUSE
     watch = 0
@@ -134,7 +134,7 @@ def _claim(record: journal.Granted) -> Claim:
     guard = Guard(
         record.token, record.effective, record.holder.pid, exclusive, verdict, watch=watch
     )
-    return Claim(record.file, record.filesystem, record.enforcers[0], guard)
+    return RecoveredGuard(record.file, record.filesystem, record.enforcers[0], guard)
 
 
 def _drop_strays(keeper: Keeper, records: list[journal.Granted], kept: dict[str, int]) -> None:

@@ -9,7 +9,7 @@ from sealsvc.core.errors import Refusal
 from sealsvc.core.model import ByteRange, IoMode, State
 from sealsvc.core.states import Step
 from sealsvc.lifecycle.seals import Seal
-from sealsvc.lifecycle.state_machine import Life, may
+from sealsvc.lifecycle.state_machine import StateMachine, may
 from sealsvc.linux.host import Host
 from sealsvc.runtime import faults
 from sealsvc.runtime.workers import Pool, Workers
@@ -23,7 +23,7 @@ class Returns:
 
     def __init__(
         self,
-        life: Life,
+        life: StateMachine,
         host: Host,
         workers: Workers,
         settle: Callable[[Seal, ByteRange | None], Awaitable[bool]],

@@ -182,7 +182,7 @@ class Seal:
 
     def move(self, step: Step, reason: str = "") -> Transition:
         """Change the state by the table in core/states.py and raise the seqid. Raises KeyError for
-        a step that is not allowed. Only Life.step() and Life.record() call it."""
+        a step that is not allowed. Only StateMachine.step() and record() call it."""
         transition = states.after(self.state, step)
         if transition.to is not self.state:
             self.state_since = time.time()
@@ -223,7 +223,7 @@ class Seal:
         said = [step.step for step in self.ladder if step.step in ("overdue", "progress")]
         return said[-1:] == ["overdue"]
 
-    def climb(self, step: str, detail: str = "") -> None:
+    def record_step(self, step: str, detail: str = "") -> None:
         """Append a step, with the time, to the record of the recall and fence."""
         self.ladder.append(LadderStep(step=step, time=time.time(), detail=detail))
 

@@ -32,7 +32,7 @@ _UNASKED = (State.EXPIRED, State.REVOKED)
 Push = Callable[[Seal, Recall], bool]
 
 
-class Life:
+class StateMachine:
     """Carries out the steps of seals. `push(seal, message)` delivers a recall to the seal's holder;
     it returns False when no connection takes it.
 
@@ -141,7 +141,7 @@ class Life:
     def tell(self, seal: Seal, operation: Operation | None = None) -> None:
         """Push the seal's recall, or the message that its map has changed, to the holder."""
         told = self.push(seal, self._notice(seal, operation))
-        seal.climb("notify", "" if told else "nobody listens")
+        seal.record_step("notify", "" if told else "nobody listens")
         self.journal.progressed(seal)
         if not told:
             log.warning("seal %s: nobody listens for its recall", seal.id)

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from sealsvc.core import states
 from sealsvc.core.errors import Refusal
 from sealsvc.core.states import Step
-from sealsvc.lifecycle.grants import Grants, Passed
+from sealsvc.lifecycle.grants import Grants, PassedDescriptor
 from sealsvc.lifecycle.seals import Seal
 from sealsvc.linux import filesystem, processes
 from sealsvc.linux.host import Host, MappingFacts, MappingQuestion
@@ -18,7 +18,9 @@ from sealsvc.runtime.closing import close_later
 from sealsvc.runtime.workers import Lost
 
 
-async def refuse_unmappable(grants: Grants, request: Grant, passed: Passed | None) -> None:
+async def refuse_unmappable(
+    grants: Grants, request: Grant, passed: PassedDescriptor | None
+) -> None:
     """Called before a grant. Raises Refusal `not-dax` when the request requires what only DAX
     mappings have (MAP_SYNC, PMD mappings) and the file is not DAX."""
     wanted = [name for name in ("map_sync", "pmd") if getattr(request.require, name)]

@@ -98,7 +98,6 @@ class Done(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="don
     """The answer to a request that has nothing else to tell."""
 
 
-
 Result = (
     SealInfo
     | Registered

@@ -201,7 +201,7 @@ class RingKeeper:
         with suppress(KeeperError):
             self.keeper.ring(lib.KEEPER_RING_UNREGISTER, ring=ring, file=file, state=STATES[state])
 
-    def freshen(self, seal: Seal) -> None:
+    def revalidate(self, seal: Seal) -> None:
         """Give the keeper the registration's map and clear `stale`: seals may be granted in it
         again. Raises KeeperError."""
         place = seal.place
@@ -222,7 +222,7 @@ class RingKeeper:
                 start=recall.offset, end=recall.end,
             )  # fmt: skip
 
-    def is_stale(self, ring: int, file: int) -> bool:
+    def is_invalidated(self, ring: int, file: int) -> bool:
         """Whether the registration is stale; True also when the keeper does not know it."""
         try:
             return self.keeper.ring(lib.KEEPER_RING_STALE, ring=ring, file=file) != 0
@@ -245,7 +245,7 @@ class RingKeeper:
                 terms=_terms(seal, policy), file_id=seal.file,
             )  # fmt: skip
 
-    def quieten(self, seal: Seal) -> None:
+    def untrack(self, seal: Seal) -> None:
         """Make the seal untracked: native code serves it from now on."""
         assert seal.place is not None
         with suppress(KeeperError):

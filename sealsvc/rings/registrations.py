@@ -26,7 +26,7 @@ from sealsvc.core.states import Step
 from sealsvc.enforce.base import Verdict, Watchable, watchable
 from sealsvc.enforce.keeper_messages import KeeperError
 from sealsvc.enforce.overlay_mounts import RISK as OVERLAY_RISK
-from sealsvc.lifecycle.grants import Asker, Grants, Passed
+from sealsvc.lifecycle.grants import Grants, PassedDescriptor, Requester
 from sealsvc.lifecycle.policy import Policy, RingShare
 from sealsvc.lifecycle.seals import Seal, SealObserver
 from sealsvc.lifecycle.state_machine import may
@@ -123,7 +123,7 @@ class _Registration(SealObserver):
 
     def map_may_change(self, seal: Seal) -> bool:
         assert seal.place is not None
-        return self._rings.keeper.is_stale(seal.place.ring, seal.place.file)
+        return self._rings.keeper.is_invalidated(seal.place.ring, seal.place.file)
 
 
 class _Mirrored(SealObserver):
@@ -208,7 +208,11 @@ class Rings:
     # Registering
 
     async def register(
-        self, connection: Connection, request: Register, asker: Asker, passed: Passed | None
+        self,
+        connection: Connection,
+        request: Register,
+        asker: Requester,
+        passed: PassedDescriptor | None,
     ) -> tuple[Seal, int]:
         """Register a file. Returns the registration and the descriptor of its holder, which the
         caller closes. Takes ownership of what Grants.grant does, and raises the same."""
@@ -220,7 +224,7 @@ class Rings:
             raise Refusal("denied", f"ring {request.ring} is not attached to this connection")
         fields = msgspec.structs.asdict(request)
         del fields["ring"]
-        asker = Asker(asker.peer, asker.process, client)
+        asker = Requester(asker.peer, asker.process, client)
 
         def before(seal: Seal, undo: ExitStack) -> None:
             self._place(client, seal, undo)
@@ -243,7 +247,7 @@ class Rings:
         seal.place = RingPlace(client.number, file, watched=front is not None)
         if front is not None:
             front.watch(seal.place.key)
-        self.keeper.freshen(seal)
+        self.keeper.revalidate(seal)
         client.files[file] = seal
         undo.callback(client.files.pop, file)
 
@@ -371,7 +375,7 @@ class Rings:
             elif time.monotonic() - client.idle_since > client.patience:
                 self._drop_if_unused(client)
 
-    def measures(self) -> tuple[dict[str, dict[str, int]], dict[str, float]]:
+    def metrics(self) -> tuple[dict[str, dict[str, int]], dict[str, float]]:
         """Counters by name and label, and gauges by name. Raises KeeperError."""
         there = self.keeper.list()
         told = there.counters

@@ -108,7 +108,7 @@ class SlotHold(SealObserver):
         if self._front is not None:
             exclusive = seal.request.kind is Kind.EXCLUSIVE
             pid = seal.process.holder.pid
-            self._front.adopt(Guard(seal.token, seal.effective, pid, exclusive, Verdict.WAIT))
+            self._front.track(Guard(seal.token, seal.effective, pid, exclusive, Verdict.WAIT))
 
     def changed(self, seal: Seal) -> None:
         """See SealObserver. Updates the slot from the seal; frees it when the seal has ended."""
@@ -117,10 +117,10 @@ class SlotHold(SealObserver):
     def ended(self, seal: Seal) -> None:
         self._seal = None
         if self._front is not None:
-            self._front.disown(seal.token)
+            self._front.untrack(seal.token)
 
 
-class Adoption:
+class Tracking:
     """Tracks seals by the keeper's reports, and carries out forwarded commands."""
 
     def __init__(self, rings: Rings, recaller: Recaller, returns: Returns, tasks: Tasks) -> None:
@@ -142,9 +142,9 @@ class Adoption:
             if parent is not None and command.op == lib.SEAL_CMD_GRANT:
                 self.tasks.spawn("registration", self._grant(parent, command))
                 return
-            seal = self._adopt(parent, command.ring, command.slot, slot) if parent else None
+            seal = self._track(parent, command.ring, command.slot, slot) if parent else None
             self.tasks.spawn("ring command", self._serve(seal, slot, command))
-        elif parent is not None and (seal := self._adopt(parent, raw.ring, raw.slot, slot)):
+        elif parent is not None and (seal := self._track(parent, raw.ring, raw.slot, slot)):
             self._recalled(parent, seal)
 
     def _ended(self, ring: int, slot: Slot, word: int) -> None:
@@ -173,7 +173,7 @@ class Adoption:
         if seal.live and may(seal, Step.RECALL):
             self.recaller.recall(seal, "conflict")
 
-    def unproven(self, raw: Any) -> None:
+    def unverified(self, raw: Any) -> None:
         """Handle a struct seal_report: an operation waits for the proof that nothing of a range is
         mapped which was returned natively without a check. `raw` is valid only during the call."""
         parent = self.table.of_token(raw.unproven)
@@ -183,7 +183,7 @@ class Adoption:
 
     # Tracking
 
-    def _adopt(self, parent: Seal, ring: int, number: int, slot: Slot) -> Seal | None:
+    def _track(self, parent: Seal, ring: int, number: int, slot: Slot) -> Seal | None:
         """Track the seal in a slot of the registration `parent`. None when it has ended."""
         found = self.table.of_token(slot.id)
         state, seqid = state_of(slot.word)
@@ -198,7 +198,7 @@ class Adoption:
         holder = seal.process.holder
         asker = Peer(pid=holder.pid, uid=holder.uid, gid=-1)
         self.grants.registry.granted(seal.info(), seal.map, asker)
-        self._track(seal)
+        self._observe(seal)
         if state not in _QUIET:
             # It was recalled while no service was running.
             seal.recalled_at, seal.reason = clock.now(), "conflict"
@@ -237,7 +237,7 @@ class Adoption:
             place=place,
         )
 
-    def _track(self, seal: Seal) -> None:
+    def _observe(self, seal: Seal) -> None:
         hold = seal.hold
         assert isinstance(hold, SlotHold)
         if seal.process.pidfd >= 0:
@@ -254,14 +254,14 @@ class Adoption:
             parent = self.table.of_token(seal.place.parent) if seal.place else None
             if parent is not None:
                 seal.hold = SlotHold(self.rings, parent)
-                self._track(seal)
+                self._observe(seal)
 
-    def _quieten(self, seal: Seal) -> None:
+    def _untrack(self, seal: Seal) -> None:
         """Untrack a seal: the journal and the table forget it, and native code serves it."""
         self.life.journal.forget(seal)
         self.table.remove(seal)
         seal.tell_ended()
-        self.rings.keeper.quieten(seal)
+        self.rings.keeper.untrack(seal)
 
     # Forwarded commands
 
@@ -281,7 +281,7 @@ class Adoption:
                 if not self._commands[seal.token]:
                     del self._commands[seal.token]
             if seal.live and seal.state in _QUIET and seal.token not in self._commands:
-                self._quieten(seal)
+                self._untrack(seal)
         self.rings.keeper.complete(command.ring, command.handle, status)
 
     async def _carry_out(self, seal: Seal, command: Command) -> None:
@@ -340,7 +340,7 @@ class Adoption:
                 self._refuse_unless_used(parent)
                 parent.map = found
                 self.life.journal.granted(parent)
-                self.rings.keeper.freshen(parent)
+                self.rings.keeper.revalidate(parent)
             finally:
                 if parent.state in _QUIET:
                     parent.hold.change(parent.verdict)
@@ -384,7 +384,7 @@ class Adoption:
             except (Refusal, OSError) as error:
                 left = [str(error)]
             if not left:
-                self.rings.keeper.keeper.absolve(waiter, parent.token)
+                self.rings.keeper.keeper.clear_unverified(waiter, parent.token)
                 if recalled and may(parent, Step.SATISFY):
                     self.life.step(parent, Step.SATISFY, "nothing of the range is mapped any more")
                 return

@@ -37,7 +37,7 @@ from sealsvc.lifecycle.recall import Recaller
 from sealsvc.lifecycle.recovery import JOURNAL, Reclaimed, reclaim
 from sealsvc.lifecycle.returns import Returns
 from sealsvc.lifecycle.seals import Seal, SealTable
-from sealsvc.lifecycle.state_machine import Life
+from sealsvc.lifecycle.state_machine import StateMachine
 from sealsvc.linux.host import Host
 from sealsvc.linux.host.kernel import KernelHost, kernel_release
 from sealsvc.linux.namespaces import MountNamespaces
@@ -49,7 +49,7 @@ from sealsvc.monitor.tripwire import Tripwire
 from sealsvc.registry import Registry
 from sealsvc.rings.keeper import RingKeeper
 from sealsvc.rings.registrations import Rings
-from sealsvc.rings.tracking import Adoption
+from sealsvc.rings.tracking import Tracking
 from sealsvc.runtime import faults
 from sealsvc.runtime.config import Config, PolicySection
 from sealsvc.runtime.events import EventLog
@@ -73,7 +73,7 @@ from sealsvc.service.foreign import ForeignNames
 from sealsvc.service.granting import Granting
 from sealsvc.service.history import Historian
 from sealsvc.service.holding import Holding
-from sealsvc.service.idempotency import Once
+from sealsvc.service.idempotency import ReplyCache
 from sealsvc.service.looking import Looking
 from sealsvc.service.metrics import Metrics
 from sealsvc.service.metrics_report import MetricsReporter
@@ -122,7 +122,7 @@ class Daemon:
         self.registry = Registry(
             section, self._registry_fails, self._registry_recovers, self.table.owner_of
         )
-        self.life = Life(self.table, self.events, self.journal, push)
+        self.life = StateMachine(self.table, self.events, self.journal, push)
         self.grants = Grants(host, self.enforcers, policy, self.life, self.workers, self.registry)
         self.integrity: Integrity | None = None
         if not host.simulated:
@@ -137,7 +137,9 @@ class Daemon:
         )
         self.fencing = Fencing(self.life, returns, self.tasks, config.fence)
         self.recaller = Recaller(self.life, self.fencing, policy, push)
-        self.once = Once(config.service.idempotency, lambda seal: self.table.get(seal) is not None)
+        self.replies = ReplyCache(
+            config.service.idempotency, lambda seal: self.table.get(seal) is not None
+        )
         self.users = Users(
             config.limits,
             lambda uid: uid in policy.section.operators,
@@ -149,10 +151,10 @@ class Daemon:
         self.rings = (
             Rings(RingKeeper(keeper), self.grants, policy, self.holders.watch) if keeper else None
         )
-        self.adoption: Adoption | None = None
+        self.tracking: Tracking | None = None
         if self.rings:
             self.rings.keeper.spin(config.service.ring_spin)
-            self.adoption = Adoption(self.rings, self.recaller, returns, self.tasks)
+            self.tracking = Tracking(self.rings, self.recaller, returns, self.tasks)
         self.keeper_watch = KeeperWatch(keeper.path, self._keeper_silent) if keeper else None
         self.metrics = Metrics()
         self.visible = Visible(self.table, policy, paths)
@@ -161,7 +163,7 @@ class Daemon:
             self.grants,
             paths,
             self.foreign,
-            self.once,
+            self.replies,
             self.users,
             self.holders,
             self.rings,
@@ -170,7 +172,7 @@ class Daemon:
         )
         self.router = Router(
             policy,
-            self.once,
+            self.replies,
             self.registry,
             self.keeper_watch.refuse if self.keeper_watch else lambda: None,
         )
@@ -312,10 +314,10 @@ class Daemon:
     def _listener(self, enforcer: Enforcer) -> Listener:
         conflict = functools.partial(self.recaller.conflict, enforcer.name)
         tripped, touched = self.tripwire.tripped, self.tripwire.touched
-        if self.adoption is None:
+        if self.tracking is None:
             return Listener(conflict, tripped, touched=touched)
-        tracked = self.adoption
-        return Listener(conflict, tripped, tracked.reported, tracked.unproven, touched)
+        tracked = self.tracking
+        return Listener(conflict, tripped, tracked.reported, tracked.unverified, touched)
 
     def _drain(self, enforcer: Enforcer, fd: int) -> None:
         try:
@@ -360,12 +362,12 @@ class Daemon:
         for seal in self.reclaimed.seals:
             if not seal.exited.is_set():
                 self.holders.watch(seal)
-        if self.rings and self.adoption:
-            self.adoption.resume(self.rings.resume(self.reclaimed.seals))
+        if self.rings and self.tracking:
+            self.tracking.resume(self.rings.resume(self.reclaimed.seals))
         for seal in self.reclaimed.seals:
             if seal.digest:
                 asker = self.policy.asker(seal.asker_uid, seal.request.principal)
-                self.once.remember(asker, seal.request.key, seal.digest, seal.info())
+                self.replies.remember(asker, seal.request.key, seal.digest, seal.info())
             self.fencing.resume(seal)
         self.relocations.resume()
         for seal in self.reclaimed.torn:

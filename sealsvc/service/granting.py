@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from sealsvc.control.connection import Connection, Reply
 from sealsvc.core.errors import Refusal
 from sealsvc.lifecycle import validation
-from sealsvc.lifecycle.grants import Asker, Grants, Passed, passed_of
+from sealsvc.lifecycle.grants import Grants, PassedDescriptor, Requester, passed_of
 from sealsvc.lifecycle.paths import Paths
 from sealsvc.lifecycle.seals import Seal
 from sealsvc.linux import native, processes
@@ -28,10 +28,10 @@ from sealsvc.runtime import closing
 from sealsvc.runtime.limits import RateLimit
 from sealsvc.runtime.users import Received, User, Users
 from sealsvc.service.foreign import ForeignNames
-from sealsvc.service.idempotency import Once, digest_of
+from sealsvc.service.idempotency import ReplyCache, digest_of
 from sealsvc.service.metrics import Metrics
 from sealsvc.service.router import Answers, Handlers
-from sealsvc.service.tickets import Claims
+from sealsvc.service.tickets import Tickets
 
 _CLOSED_WITHIN = 1.0  # seconds
 
@@ -47,7 +47,7 @@ class Granting:
         grants: Grants,
         paths: Paths,
         foreign: ForeignNames,
-        once: Once,
+        replies: ReplyCache,
         users: Users,
         holders: Holders,
         rings: Rings | None,
@@ -56,8 +56,8 @@ class Granting:
     ) -> None:
         self.grants, self.life, self.table = grants, grants.life, grants.life.table
         self.policy, self.paths, self.foreign = grants.policy, paths, foreign
-        self.once, self.users, self.holders, self.rings = once, users, holders, rings
-        self.metrics, self.claims, self._granted = metrics, Claims(), granted
+        self.replies, self.users, self.holders, self.rings = replies, users, holders, rings
+        self.metrics, self.tickets, self._granted = metrics, Tickets(), granted
         section = self.policy.section
         self.rate = RateLimit(section.grants_per_second, section.grants_burst)
 
@@ -81,7 +81,7 @@ class Granting:
         await self.paths.identify(request.path or "", request.only.below or ["/"])
         await self.foreign.refuse(connection.process, request, request.path)
         asker = self.policy.asker(peer.uid, request.principal)
-        return self.claims.issue(peer, asker, request)
+        return self.tickets.issue(peer, asker, request)
 
     async def _grant(self, connection: Connection, request: Grant, fds: Received) -> Reply:
         with self.metrics.timed("grant"):
@@ -100,7 +100,7 @@ class Granting:
             return reply.result
 
         asker = self.policy.asker(connection.peer.uid, request.principal)
-        result, again = await self.once.run(asker, request, digest, act)
+        result, again = await self.replies.run(asker, request, digest, act)
         if not again:
             return Reply(result, made)
         # The service's copy of the first answer's descriptor may not be closed yet; hand_over_again
@@ -136,7 +136,11 @@ class Granting:
         return Reply(Registered(file=place.file if place else -1, seal=reply.result), reply.fds)
 
     async def _make(
-        self, connection: Connection, request: Grant, asker: Asker, passed: Passed | None
+        self,
+        connection: Connection,
+        request: Grant,
+        asker: Requester,
+        passed: PassedDescriptor | None,
     ) -> tuple[Seal, int]:
         if self.rings is None:
             seal, fd = await self.grants.grant(request, asker, passed)
@@ -151,7 +155,8 @@ class Granting:
         connection: Connection,
         request: Grant,
         fds: Received,
-        make: Callable[[Asker, Passed | None], Awaitable[tuple[Seal, int]]] | None = None,
+        make: Callable[[Requester, PassedDescriptor | None], Awaitable[tuple[Seal, int]]]
+        | None = None,
         digest: bytes = b"",
     ) -> Reply:
         user = connection.user
@@ -171,7 +176,7 @@ class Granting:
             if passed is not None:
                 user.close_later([passed.fd])
             raise
-        asker = Asker(connection.peer, process, connection, digest)
+        asker = Requester(connection.peer, process, connection, digest)
         make = make or functools.partial(self._make, connection, request)
         seal, fd = await make(asker, passed)
         await self._granted(seal)
@@ -182,7 +187,7 @@ class Granting:
 
     async def _passed(
         self, user: User, process: Process, request: Grant, fds: Received
-    ) -> Passed | None:
+    ) -> PassedDescriptor | None:
         """The file's descriptor: the one that was sent, or a copy of the holder's, by its number in
         the holder. None when the file is named by path. Raises Refusal."""
         if len(fds):
@@ -206,8 +211,8 @@ class Granting:
 
     async def _redeem(self, connection: Connection, request: Redeem, _: Received) -> Reply:
         """Make the grant of a claim, to the process that shows it."""
-        with self.claims.redeem(request.claim, connection.peer) as issued:
-            asker = Asker(issued.peer, connection.process.share(), connection)
+        with self.tickets.redeem(request.claim, connection.peer) as issued:
+            asker = Requester(issued.peer, connection.process.share(), connection)
             with self.metrics.timed("grant"):
                 seal, fd = await self.grants.grant(issued.grant, asker, None)
                 self.holders.watch(seal)

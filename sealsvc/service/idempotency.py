@@ -42,7 +42,7 @@ class _Entry:
     result: Result | None = None  # None: the first request is still being carried out
 
 
-class Once:
+class ReplyCache:
     """Remembers answers by user and key, for `seconds`. `is_live(id)` tells whether a seal is
     live. `keys` and `keys_per_user` are the limits."""
 

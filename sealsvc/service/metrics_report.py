@@ -40,7 +40,7 @@ class MetricsReporter:
         rings: tuple[dict[str, dict[str, int]], dict[str, float]] = ({}, {})
         if self._rings is not None:
             with suppress(KeeperError):
-                rings = self._rings.measures()
+                rings = self._rings.metrics()
         return MeasuresReport(
             run=self._granting.life.events.run,
             counters={name: dict(counter) for name, counter in metrics.counters.items()}
@@ -55,9 +55,9 @@ class MetricsReporter:
                 "queue": {
                     "grants": float(self._granting.grants.queued),
                     "conflicts": float(len(self._recaller.waiting)),
-                    "claims": float(len(self._granting.claims)),
+                    "claims": float(len(self._granting.tickets)),
                 },
-                "lapses": {e.name: float(e.lapses()) for e in self._enforcers.available},
+                "lapses": {e.name: float(e.missed()) for e in self._enforcers.available},
                 "rings": rings[1],
                 "alarms": {"open": float(open_alarms)},
             },

@@ -39,7 +39,7 @@ class Periodic:
         self._life, self._table, self._events = grants.life, grants.life.table, grants.life.events
         self._badblocks = BadBlocks(recaller, self._events, grants.workers)
         self._wall_clock = clock.WallClock()
-        self._lapses: dict[str, int] = {}  # by enforcer, at the last look
+        self._missed: dict[str, int] = {}  # by enforcer, at the last look
 
     def start(self, audit_interval: float) -> None:
         """`audit_interval` is in seconds; 0: maps are audited only when something tells to."""
@@ -56,10 +56,10 @@ class Periodic:
     def _look_for_lapses(self) -> None:
         """Audit every map if an enforcer may have let an operation through unjudged."""
         for enforcer in self._enforcers.available:
-            lapses, before = enforcer.lapses(), self._lapses.get(enforcer.name, 0)
-            self._lapses[enforcer.name] = lapses
-            if lapses > before and len(self._table):
-                reason = f"{enforcer.name} may have let {lapses - before} operations through"
+            missed, before = enforcer.missed(), self._missed.get(enforcer.name, 0)
+            self._missed[enforcer.name] = missed
+            if missed > before and len(self._table):
+                reason = f"{enforcer.name} may have let {missed - before} operations through"
                 self._events.publish("alarm", reason=reason)
                 self._tasks.spawn(
                     "audit after a lapse", audit(self._grants, self._recaller, self._table)

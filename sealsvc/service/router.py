@@ -22,7 +22,7 @@ from sealsvc.protocol.seals import (
 )
 from sealsvc.registry import Registry
 from sealsvc.runtime.users import Received
-from sealsvc.service.idempotency import Once, digest_of
+from sealsvc.service.idempotency import ReplyCache, digest_of
 
 T = TypeVar("T")
 Handler = Callable[[Connection, Any, Received], Awaitable[Reply]]
@@ -46,9 +46,13 @@ class Router:
     answer, because the event loop would block on it."""
 
     def __init__(
-        self, policy: Policy, once: Once, registry: Registry, require_keeper: Callable[[], None]
+        self,
+        policy: Policy,
+        replies: ReplyCache,
+        registry: Registry,
+        require_keeper: Callable[[], None],
     ) -> None:
-        self._policy, self._once, self._registry = policy, once, registry
+        self._policy, self._replies, self._registry = policy, replies, registry
         self._require_keeper = require_keeper
         self._handlers: dict[type, Handler] = {}
         self._answers: dict[type, Answerer] = {}
@@ -75,7 +79,7 @@ class Router:
         if isinstance(request, Keyed) and request.key:
             act = functools.partial(self._recorded, connection, request)
             asker = self._policy.asker(connection.peer.uid, request.principal)
-            result, _ = await self._once.run(asker, request, digest_of(request), act)
+            result, _ = await self._replies.run(asker, request, digest_of(request), act)
             return Reply(result)
         return Reply(await self._recorded(connection, request))
 

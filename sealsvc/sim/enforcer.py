@@ -22,7 +22,7 @@ from sealsvc.core import rules
 from sealsvc.core.errors import Refusal
 from sealsvc.core.model import ByteRange, FileId, Kind, Operation
 from sealsvc.enforce import guards
-from sealsvc.enforce.base import Claim, Guard, Hold, Listener, Outcome, Report, Verdict
+from sealsvc.enforce.base import Guard, Hold, Listener, Outcome, RecoveredGuard, Report, Verdict
 from sealsvc.linux.filesystem import Filesystem
 from sealsvc.linux.host import Target
 from sealsvc.protocol.seals import Grant
@@ -119,7 +119,7 @@ class SimEnforcer:
     def arm(self, filesystem: Filesystem, fd: int) -> None:
         """Nothing to do: no operation gets around the simulation."""
 
-    def reclaim(self, claims: list[Claim], kept: dict[str, int]) -> dict[int, Hold]:  # noqa: ARG002
+    def reclaim(self, claims: list[RecoveredGuard], kept: dict[str, int]) -> dict[int, Hold]:  # noqa: ARG002
         """A simulated kernel dies with its service."""
         return {}
 
@@ -130,7 +130,7 @@ class SimEnforcer:
         """Nothing turns a simulation off."""
         return ""
 
-    def lapses(self) -> int:
+    def missed(self) -> int:
         return 0
 
     def forget(self, filesystem: Filesystem | None = None) -> None:

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from sealsvc.copies import stack
-from sealsvc.copies.stack import NoWay, Segment, Stack
+from sealsvc.copies.stack import Segment, Stack, Unresolved
 
 TOP, ONE, TWO = os.makedev(253, 0), os.makedev(7, 1), os.makedev(7, 2)
 S = stack.SECTOR
@@ -36,7 +36,7 @@ def test_linear_targets_are_cut_where_they_meet(monkeypatch: pytest.MonkeyPatch)
         Segment(ONE, 8 * S, 10 * S),
     ]
     assert found.leaves(TOP) == {ONE, TWO}
-    with pytest.raises(NoWay):
+    with pytest.raises(Unresolved):
         found.first_segment(TOP, 300 * S, S)
 
 
@@ -51,7 +51,7 @@ def test_stripes_go_round(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_is_not_followed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(NoWay, match="device-mapper's crypt"):
+    with pytest.raises(Unresolved, match="device-mapper's crypt"):
         over(monkeypatch, "0 64 crypt aes-xts-plain64 :32:logon:key 0 7:1 0").leaves(TOP)
 
 

@@ -64,7 +64,7 @@ class Watched:
 
     def close(self) -> None:
         self.keeper.unguard(*self.key, GUARD["id"])
-        until(lambda: not self.keeper.passages(*self.key))
+        until(lambda: not self.keeper.in_flight(*self.key))
         self.keeper.unwatch(*self.key)
         os.close(self.fd)
         self.path.unlink()
@@ -238,11 +238,11 @@ def test_a_task_that_cannot_be_looked_at_stops_nobody(fs: Path, tmp_path: Path) 
         stack.callback(hostile.send_signal, signal.SIGKILL)
         assert fuse.flushed.wait(PATIENCE)
         before = keeper.counters()["lost_looks"]
-        until(lambda: keeper.passages(*file.key) > 0 and lost(keeper) > before, what="a lost look")
+        until(lambda: keeper.in_flight(*file.key) > 0 and lost(keeper) > before, what="a lost look")
         for _ in range(100):
-            assert keeper.passages(*file.key) == 1, "it may still be changing the file"
+            assert keeper.in_flight(*file.key) == 1, "it may still be changing the file"
         subprocess.run([sys.executable, "-c", CUT, other.path], check=True)
-        until(lambda: not keeper.passages(*other.key))
+        until(lambda: not keeper.in_flight(*other.key))
         reads(other.path)
         assert hostile.poll() is None, "it hangs still"
 

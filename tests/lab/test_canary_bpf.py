@@ -79,7 +79,7 @@ def test_each_kind_of_program_is_tried(enforcer: BpfEnforcer, keeper: Keeper) ->
         assert keeper.try_canary() == (1, ALL), "one lapse, however often it is asked"
     assert keeper.try_canary() == (1, 0)
     assert enforcer.verify() == ""
-    assert enforcer.lapses() == 1
+    assert enforcer.missed() == 1
 
 
 def test_what_no_switch_and_no_pin_shows_is_found(enforcer: BpfEnforcer, keeper: Keeper) -> None:

@@ -100,7 +100,7 @@ def held(root: Path, loaded: BpfEnforcer) -> Iterator[Held]:
         stack.callback(hold.release)
         yield Held(target, *files, lambda: loaded.skips() > skips)
     assert loaded.skips() > skips, "the kernel skipped nothing: nothing was tried here"
-    assert loaded.lapses() == 0
+    assert loaded.missed() == 0
 
 
 @contextmanager

@@ -329,7 +329,7 @@ def test_a_lapse_of_an_enforcer_alarms_and_has_every_map_looked_at(play: Any) ->
         await scene.do("create", size=1 << 20)
         await scene.grant()
         await scene.call(Watch)
-        scene.enforcer.lapses = lambda: 3  # type: ignore[method-assign]
+        scene.enforcer.missed = lambda: 3  # type: ignore[method-assign]
         await scene.do("drift")
 
         def heard() -> list[str]:

@@ -26,7 +26,7 @@ from sealsvc.runtime.config import Config, ConfigError
 from sealsvc.runtime.journald import Journal, LineFormatter, encoded
 from sealsvc.service.metrics import BOUNDS, Metrics
 from sealsvc.service.reload import PolicyFile
-from sealsvc.service.tickets import MOST, Claims
+from sealsvc.service.tickets import MOST, Tickets
 from tests.support.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[2]
@@ -86,67 +86,67 @@ def test_without_a_journal_a_line_has_the_fields() -> None:
 # Claims
 
 
-def claim(claims: Claims, **terms: object) -> str:
+def claim(tickets: Tickets, **terms: object) -> str:
     asker = (OPERATOR.uid, str(terms.get("principal", "")))
     request = IssueClaim(id=1, path="/pmem/a", **terms)  # type: ignore[arg-type]
-    return claims.issue(OPERATOR, asker, request).claim
+    return tickets.issue(OPERATOR, asker, request).claim
 
 
 def test_a_claim_is_a_secret_of_its_own_terms() -> None:
-    claims = Claims()
-    secret = claim(claims, tag="mine", principal="alice", key="k")
+    tickets = Tickets()
+    secret = claim(tickets, tag="mine", principal="alice", key="k")
     assert len(secret) >= 43
-    with claims.redeem(secret, Peer(2, 1000, 1000)) as issued:
+    with tickets.redeem(secret, Peer(2, 1000, 1000)) as issued:
         assert (issued.peer, issued.grant.tag, issued.grant.principal) == (
             OPERATOR, "mine", "alice",
         )  # fmt: skip
         assert issued.grant.key == ""
-    assert len(claims) == 0
+    assert len(tickets) == 0
 
 
-def redeemed(claims: Claims, secret: str, by: Peer) -> str | None:
-    with claims.redeem(secret, by) as issued:
+def redeemed(tickets: Tickets, secret: str, by: Peer) -> str | None:
+    with tickets.redeem(secret, by) as issued:
         return issued.grant.path
 
 
 def test_a_claim_is_spent_by_success_alone() -> None:
-    claims = Claims()
-    secret = claim(claims)
+    tickets = Tickets()
+    secret = claim(tickets)
     refusal = Refusal("try-later", "the file's seals are being recalled")
-    with pytest.raises(Refusal, match="being recalled"), claims.redeem(secret, OPERATOR):
+    with pytest.raises(Refusal, match="being recalled"), tickets.redeem(secret, OPERATOR):
         raise refusal
     # By two at once.
-    with claims.redeem(secret, OPERATOR), pytest.raises(Refusal, match="try-later"):
-        redeemed(claims, secret, OPERATOR)
+    with tickets.redeem(secret, OPERATOR), pytest.raises(Refusal, match="try-later"):
+        redeemed(tickets, secret, OPERATOR)
     with pytest.raises(Refusal, match="denied"):
-        redeemed(claims, secret, OPERATOR)
+        redeemed(tickets, secret, OPERATOR)
 
 
 def test_the_wrong_user_does_not_use_a_claim_up() -> None:
-    claims = Claims()
-    secret = claim(claims, only=Conditions(uids=[1000]))
+    tickets = Tickets()
+    secret = claim(tickets, only=Conditions(uids=[1000]))
     with pytest.raises(Refusal, match="denied"):
-        redeemed(claims, secret, Peer(2, 1001, 1001))
-    assert redeemed(claims, secret, Peer(2, 1000, 1000)) == "/pmem/a"
+        redeemed(tickets, secret, Peer(2, 1001, 1001))
+    assert redeemed(tickets, secret, Peer(2, 1000, 1000)) == "/pmem/a"
 
 
 def test_claims_of_one_principal_leave_as_many_for_others() -> None:
-    claims = Claims()
+    tickets = Tickets()
     for _ in range(MOST // 2):
-        claim(claims, principal="greedy")
+        claim(tickets, principal="greedy")
     with pytest.raises(Refusal, match=f"greedy has {MOST // 2}"):
-        claim(claims, principal="greedy")
+        claim(tickets, principal="greedy")
     for _ in range(100):
-        claim(claims, principal="other")
+        claim(tickets, principal="other")
 
 
 def test_a_claim_expires() -> None:
-    claims = Claims()
-    secret = claim(claims, seconds=0.01)
+    tickets = Tickets()
+    secret = claim(tickets, seconds=0.01)
     time.sleep(0.02)
     with pytest.raises(Refusal, match="expired"):
-        redeemed(claims, secret, OPERATOR)
-    assert len(claims) == 0
+        redeemed(tickets, secret, OPERATOR)
+    assert len(tickets) == 0
 
 
 # Measures

@@ -17,7 +17,7 @@ from sealsvc.protocol.seals import Show
 from sealsvc.protocol.system import Status
 from sealsvc.registry import Registry
 from sealsvc.runtime.config import Config, PolicySection, RegistrySection
-from sealsvc.service.idempotency import Once
+from sealsvc.service.idempotency import ReplyCache
 from sealsvc.service.router import Router
 from sealsvc.service.systems import sim_daemon
 
@@ -31,7 +31,7 @@ def router() -> Router:
     registry = Registry(
         RegistrySection(enabled=False), lambda _: None, lambda _: None, lambda _: None
     )
-    return Router(Policy(PolicySection()), Once(60.0), registry, lambda: None)
+    return Router(Policy(PolicySection()), ReplyCache(60.0), registry, lambda: None)
 
 
 def test_each_request_has_who_answers_it(tmp_path: Path) -> None:

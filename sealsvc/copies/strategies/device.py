@@ -9,7 +9,7 @@ from sealsvc.copies.calls import Copied, Span, own_rights
 from sealsvc.copies.ends import Ends
 from sealsvc.copies.page_cache import drop_range
 from sealsvc.copies.places import moves
-from sealsvc.copies.stack import NoWay, Stack, node_of
+from sealsvc.copies.stack import Stack, Unresolved, node_of
 from sealsvc.copies.strategies.interface import aligned
 
 
@@ -43,7 +43,7 @@ class DeviceCopy:
                 return "the files are not on one device"
             if reason := self._opened(leaves.pop()):
                 return reason
-        except NoWay as reason_below:
+        except Unresolved as reason_below:
             return str(reason_below)
         return "" if ends.pinned else "both files must be sealed by the copy"
 
@@ -69,7 +69,7 @@ class DeviceCopy:
             if found is None:
                 return None
             first = next(found)
-        except NoWay:
+        except Unresolved:
             return None
         core = aligned(Span(first.source, first.destination, span.length), self.block)
         head = -first.source % self.block

@@ -14,7 +14,7 @@ from sealsvc.copies.calls import Copied, Span
 from sealsvc.copies.ends import Ends
 from sealsvc.copies.page_cache import drop_range
 from sealsvc.copies.places import Move, moves
-from sealsvc.copies.stack import NoWay, Stack, node_of, sysfs_of
+from sealsvc.copies.stack import Stack, Unresolved, node_of, sysfs_of
 from sealsvc.copies.strategies.interface import aligned
 from sealsvc.linux import filesystem, mountinfo
 
@@ -50,7 +50,7 @@ class Lower:
             for end in (ends.source, ends.destination):
                 for leaf in self._stack.leaves(end.filesystem.device):
                     self._image(leaf)
-        except NoWay as reason:
+        except Unresolved as reason:
             return str(reason)
         except OSError as error:
             return f"the image below cannot be used: {error.strerror}"
@@ -75,7 +75,7 @@ class Lower:
             inner = moves(ends, part, self._stack)
             pieces = ((*self._places(move), move.length) for move in inner or ())
             return part if all(not n % block for piece in pieces for n in piece) else None
-        except NoWay:
+        except Unresolved:
             return None
 
     def copy(self, ends: Ends, span: Span) -> Copied:
@@ -86,7 +86,7 @@ class Lower:
                 done += result.bytes
                 if result.error or result.bytes < move.length:
                     return Copied(done, result.error)
-        except NoWay:
+        except Unresolved:
             return Copied(done, errno.EINVAL)
         return Copied(done, 0)
 
@@ -125,10 +125,10 @@ class Lower:
 
 
 def _open_image(device: int) -> Image:
-    """Raises NoWay, OSError."""
+    """Raises Unresolved, OSError."""
     loop = sysfs_of(device) / "loop"
     if not loop.is_dir():
-        raise NoWay(f"{node_of(device)} is not a loop device")
+        raise Unresolved(f"{node_of(device)} is not a loop device")
     path = (loop / "backing_file").read_bytes().rstrip(b"\n")
     device_fd = os.open(node_of(device), os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -147,10 +147,10 @@ def _open_backing(path: bytes, inode: int) -> int:
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         if os.fstat(fd).st_ino != inode:
-            raise NoWay(f"the backing file is not at {os.fsdecode(path)} any more")
+            raise Unresolved(f"the backing file is not at {os.fsdecode(path)} any more")
         below = filesystem.described(fd, mountinfo.mount_of(fd, mountinfo.own().read()))
         if not (below.reflink or below.type in _SHARES):
-            raise NoWay(f"the file system of the image ({below.type}) cannot share blocks")
+            raise Unresolved(f"the file system of the image ({below.type}) cannot share blocks")
         return fd
     except BaseException:
         os.close(fd)

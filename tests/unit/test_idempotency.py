@@ -12,7 +12,7 @@ from registry_support import info
 from sealsvc.core.errors import Refusal
 from sealsvc.protocol.seals import Grant, Renew
 from sealsvc.runtime import clock
-from sealsvc.service.idempotency import Once, digest_of
+from sealsvc.service.idempotency import ReplyCache, digest_of
 
 SEAL = info(1).id
 
@@ -25,7 +25,9 @@ def still(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     return time
 
 
-def carried_out(once: Once, user: int, key: str, result: Any = "done", principal: str = "") -> bool:
+def carried_out(
+    once: ReplyCache, user: int, key: str, result: Any = "done", principal: str = ""
+) -> bool:
     """Whether the request was carried out, and not answered as an earlier one was."""
     request = Renew(id=1, seal=SEAL, key=key)
 
@@ -38,7 +40,7 @@ def carried_out(once: Once, user: int, key: str, result: Any = "done", principal
 
 def test_a_principal_pushes_out_its_own_keys_alone() -> None:
     """All of the REST API come from one user."""
-    once = Once(600, keys_per_user=10)
+    once = ReplyCache(600, keys_per_user=10)
     assert carried_out(once, 0, "key", principal="careful")
     for n in range(100):
         carried_out(once, 0, f"key {n}", principal="greedy")
@@ -47,7 +49,7 @@ def test_a_principal_pushes_out_its_own_keys_alone() -> None:
 
 
 def test_a_user_pushes_out_its_own_keys_alone() -> None:
-    once = Once(600, keys_per_user=10)
+    once = ReplyCache(600, keys_per_user=10)
     assert carried_out(once, 0, "k")
     for n in range(100):
         assert carried_out(once, 1, f"k{n}")
@@ -57,7 +59,7 @@ def test_a_user_pushes_out_its_own_keys_alone() -> None:
 
 
 def test_of_all_users_the_one_with_most_keys_loses_some() -> None:
-    once = Once(600, keys=20, keys_per_user=15)
+    once = ReplyCache(600, keys=20, keys_per_user=15)
     for user, keys in ((1, 3), (2, 15), (3, 10)):
         for n in range(keys):
             assert carried_out(once, user, f"k{n}")
@@ -67,7 +69,7 @@ def test_of_all_users_the_one_with_most_keys_loses_some() -> None:
 
 
 def test_keys_are_forgotten_in_time(still: dict[str, float]) -> None:
-    once = Once(600)
+    once = ReplyCache(600)
     for user in range(20):
         carried_out(once, user, "k")
     still["now"] += 601
@@ -78,7 +80,7 @@ def test_keys_are_forgotten_in_time(still: dict[str, float]) -> None:
 
 def test_the_key_of_a_grant_lives_as_long_as_its_seal(still: dict[str, float]) -> None:
     live = {SEAL}
-    once = Once(600, live.__contains__, keys_per_user=10)
+    once = ReplyCache(600, live.__contains__, keys_per_user=10)
     carried_out(once, 1, "grant", info(1))
     for n in range(30):
         carried_out(once, 1, f"k{n}")
@@ -92,7 +94,7 @@ def test_the_key_of_a_grant_lives_as_long_as_its_seal(still: dict[str, float]) -
 
 
 def test_what_is_refused_is_tried_again() -> None:
-    once = Once(600)
+    once = ReplyCache(600)
     request = Renew(id=1, seal=SEAL, key="k")
 
     async def refuse() -> Any:
