@@ -35,7 +35,7 @@ ELSEWHERE = {
     "docs/exports.md": "tests/exports/test_nbd.py and tests/lab/test_exports_dm.py run each",
     "docs/exports-tcmu.md": "tests/lab/test_exports_tcmu.py does by configfs what it shows",
     "docs/exports-ublk.md": "tests/lab/test_exports_ublk.py runs each",
-    "docs/integrity.md": "tests/integrity/test_faces_pi.py runs each",
+    "docs/integrity.md": "tests/integrity/test_pi_cli_and_rest.py runs each",
     "docs/python.md": "tests/unit/test_client_wheel.py installs the wheel alone and uses it",
     "docs/troubleshooting.md": "tests/cli/test_sealctl_real.py asks who waits on whom",
     "docs/lab.md": "each boots a machine; tests/lab/test_lab.py boots them, through the same door",
@@ -69,8 +69,8 @@ LISTED = dict.fromkeys(FRESH, "tests/deploy/test_debians.py walks this path") | 
     "OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318 sealsvc-api --principals principals.toml": (
         "tests/api/test_api_traces.py starts it so, with a collector"
     ),
-    "sealctl pi attach SEAL --profile t10-dif1-4096": "tests/integrity/test_faces_pi.py",
-    "sealctl pi verify SEAL; sealctl pi errors --wait 1m": "tests/integrity/test_faces_pi.py",
+    "sealctl pi attach SEAL --profile t10-dif1-4096": "tests/integrity/test_pi_cli_and_rest.py",
+    "sealctl pi verify SEAL; sealctl pi errors --wait 1m": "tests/integrity/test_pi_cli_and_rest.py",
     "sealctl pi scrub ID --cycle 7d": "tests/integrity/test_scrub.py",
     "sealctl export create --type nbd disk /mnt/pmem/disk.img": "tests/exports/test_nbd.py",
     "sealctl relocate /mnt/pmem/db --align 2M": "tests/copies/relocation/test_relocate.py",

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from having import PAGE, close_quietly
+from held_files import PAGE, close_quietly
 
 
 @pytest.fixture(params=["xfs", "ext4"])

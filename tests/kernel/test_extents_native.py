@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from having import (
+from held_files import (
     PAGE,
     raises,
 )

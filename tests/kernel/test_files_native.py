@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from having import (
+from held_files import (
     PAGE,
     raises,
 )

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from having import (
+from held_files import (
     descriptor,
     in_flight,
     mapped,

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from having import (
+from held_files import (
     PAGE,
     descriptor,
     inode,

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from having import PAGE, descriptor, mapping
+from held_files import PAGE, descriptor, mapping
 from other_process import other
 
 from sealsvc.core.model import ByteRange, Mark

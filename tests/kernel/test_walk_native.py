@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from having import PAGE, inode
+from held_files import PAGE, inode
 from other_process import other
 
 from tests.support.waiting import PATIENCE
