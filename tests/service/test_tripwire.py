@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_life import state, swap_blocks
+from test_seal_ends import state, swap_blocks
 
 from sealsvc.client import Client
 from sealsvc.protocol.events import Event, Watch
