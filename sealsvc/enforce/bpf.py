@@ -251,7 +251,8 @@ class BpfEnforcer:
         file since that was made."""
         file = (key.device, key.inode)
         if not guard.behind and file not in self._exclusive:
-            _prove_sole(target)
+            # The map entry exists: from now on nobody else can open it.
+            openers.prove_sole(target, lambda: openers.pids(target))
         self._exclusive.setdefault(file, set()).add(guard.token)
 
     def _wait_for_passed(self, key: Any, target: Target, behind: str) -> None:
@@ -348,15 +349,6 @@ def _wait_for_truncation(target: Target) -> None:
             os.lseek(fd, 0, os.SEEK_HOLE)
     finally:
         os.close(fd)
-
-
-def _prove_sole(target: Target) -> None:
-    """Raises Refusal `file-in-use` if somebody else has the file open. Called once the map entry
-    exists, after which nobody else can open it."""
-    if openers.is_sole(target):
-        return
-    pids = openers.pids(target)
-    raise openers.in_use(target, pids, "an exclusive seal has no other opener")
 
 
 def _report(raw: Any) -> Report:

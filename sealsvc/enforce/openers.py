@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import time
+from collections.abc import Callable
 
 import psutil
 
@@ -27,6 +28,13 @@ def is_sole(target: Target) -> bool:
             return False
         time.sleep(0.002)
     return True
+
+
+def prove_sole(target: Target, find_others: Callable[[], list[int]]) -> None:
+    """Raises Refusal `file-in-use`, which names the processes that `find_others` finds, unless
+    is_sole()."""
+    if not is_sole(target):
+        raise in_use(target, find_others(), "an exclusive seal has no other opener")
 
 
 def pids(target: Target) -> list[int]:

@@ -82,10 +82,7 @@ class WatchProof:
         if anchors.is_counted(watched.anchor):
             os.close(watched.anchor)
             watched.anchor = -1
-        if openers.is_sole(target):
-            return
-        pids = sorted({opener.pid for opener in self._foreign(target)})
-        raise openers.in_use(target, pids, "an exclusive seal has no other opener")
+        openers.prove_sole(target, lambda: sorted({o.pid for o in self._foreign(target)}))
 
     def _prove_watched(self, target: Target, watched: Watched) -> None:
         """Prove that the descriptors which others have of the file are watched, by a zero-length

@@ -36,12 +36,14 @@ class Fencing:
     ) -> None:
         self.life, self.returns, self.tasks, self.section = life, returns, tasks, section
         self.counters = {"fences": 0, "fences_failed": 0}
-        life.on |= {
-            Action.AWAIT: self._await,
-            Action.SIGNAL: self._signal,
-            Action.KILL: self._kill,
-            Action.PROVE: self._prove_in_time,
-        }
+        life.delegate(
+            {
+                Action.AWAIT: self._await,
+                Action.SIGNAL: self._signal,
+                Action.KILL: self._kill,
+                Action.PROVE: self._prove_in_time,
+            }
+        )
 
     def resume(self, seal: Seal) -> None:
         """Continue the fence, proof or deadline that a previous service had started. A signal that

@@ -36,12 +36,10 @@ class StateMachine:
     """Carries out the steps of seals. `push(seal, message)` delivers a recall to the seal's holder;
     it returns False when no connection takes it.
 
-    Actions that take time are carried out by fence.py, which registers them in `on`. Each is called
-    with the seal and must return at once."""
+    Actions that take time are carried out by fence.py (delegate)."""
 
     def __init__(self, table: SealTable, events: EventLog, journal: Journal, push: Push) -> None:
         self.table, self.events, self.journal, self.push = table, events, journal, push
-        self.on: dict[Action, Callable[[Seal], None]] = {}
         self._does: dict[Action, Callable[[Seal], None]] = {
             Action.TELL: self.tell,
             Action.TELL_CHANGED: self.tell,
@@ -50,6 +48,14 @@ class StateMachine:
             Action.ALARM: self._alarm,
             Action.RELEASE: self._release,
         }
+
+    def delegate(self, actions: dict[Action, Callable[[Seal], None]]) -> None:
+        """Have `actions` carried out by these functions. Each is called with the seal, and must
+        return at once. Called once, before the first step. Raises ValueError for an action that
+        somebody carries out already."""
+        if twice := actions.keys() & self._does.keys():
+            raise ValueError(f"carried out already: {', '.join(sorted(twice))}")
+        self._does |= actions
 
     def record(self, seal: Seal) -> None:
         """Journal a new seal: after this it survives the service. When this raises OSError, the
@@ -93,7 +99,7 @@ class StateMachine:
             seqid=seal.seqid,
         )
         for action in transition.actions:
-            (self._does.get(action) or self.on[action])(seal)
+            self._does[action](seal)
 
     # Changes of terms
 

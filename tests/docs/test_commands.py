@@ -70,7 +70,9 @@ LISTED = dict.fromkeys(FRESH, "tests/deploy/test_debians.py walks this path") | 
         "tests/api/test_api_traces.py starts it so, with a collector"
     ),
     "sealctl pi attach SEAL --profile t10-dif1-4096": "tests/integrity/test_pi_cli_and_rest.py",
-    "sealctl pi verify SEAL; sealctl pi errors --wait 1m": "tests/integrity/test_pi_cli_and_rest.py",
+    "sealctl pi verify SEAL; sealctl pi errors --wait 1m": (
+        "tests/integrity/test_pi_cli_and_rest.py"
+    ),
     "sealctl pi scrub ID --cycle 7d": "tests/integrity/test_scrub.py",
     "sealctl export create --type nbd disk /mnt/pmem/disk.img": "tests/exports/test_nbd.py",
     "sealctl relocate /mnt/pmem/db --align 2M": "tests/copies/relocation/test_relocate.py",

@@ -25,7 +25,7 @@ from tests.service.test_environment import (
     sealed,
     unharmed,
 )
-from tests.service.test_life import holding, punch, state
+from tests.service.test_seal_ends import holding, punch, state
 from tests.support.refusals import refusal
 from tests.support.service import RISKS, Running
 from tests.support.waiting import PATIENCE, until
@@ -205,8 +205,8 @@ def test_no_quota_to_prepare(tmp_path: Path) -> None:
 
 # Memory that fails
 
-# For the holder of tests/service/test_life.py: maps synchronously, and has the kernel believe that
-# the third page has failed.
+# For the holder of tests/service/test_seal_ends.py: maps synchronously, and has the kernel believe
+# that the third page has failed.
 POISON = """
 mapping.close()
 mapping = mmap.mmap(fd, 0, flags=0x80003, prot=3)

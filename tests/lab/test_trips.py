@@ -41,7 +41,7 @@ from tests.lab.test_bpf import (
     scratch,
     sealed_map,
 )
-from tests.service.test_life import state
+from tests.service.test_seal_ends import state
 from tests.support.service import RISKS, Running, served
 from tests.support.waiting import PATIENCE, until
 

@@ -20,7 +20,7 @@ from sealsvc.doctor import syscalls
 from sealsvc.protocol.events import Event, Watch
 from sealsvc.protocol.seals import Grant, List, Recall, Return, SealInfo
 from sealsvc.protocol.system import Audit, AuditReport, Status
-from tests.service.test_life import punch, state
+from tests.service.test_seal_ends import punch, state
 from tests.support.refusals import refusal
 from tests.support.scratch import mounted
 from tests.support.service import RISKS, Running

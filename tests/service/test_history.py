@@ -33,7 +33,7 @@ from sealsvc.protocol.system import Audit, Status
 from sealsvc.registry.archive import Archive
 from sealsvc.registry.queries import Queries
 from tests.service.test_conflicts import intruding
-from tests.service.test_life import swap_blocks
+from tests.service.test_seal_ends import swap_blocks
 from tests.support.refusals import refusal
 from tests.support.service import RISKS, Running, served
 from tests.support.waiting import PATIENCE, until

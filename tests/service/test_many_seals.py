@@ -11,7 +11,7 @@ import pytest
 from sealsvc.client import Client
 from sealsvc.protocol.seals import List
 from sealsvc.protocol.system import Status
-from tests.service.test_life import holding
+from tests.service.test_seal_ends import holding
 from tests.support.service import RISKS, Running
 from tests.support.waiting import until
 

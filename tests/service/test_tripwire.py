@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from test_life import donor_for, state, swap_blocks, swap_with
+from test_seal_ends import donor_for, state, swap_blocks, swap_with
 
 from sealsvc.client import Client
 from sealsvc.protocol.events import Event, Watch

@@ -32,7 +32,6 @@ from tests.support.waiting import PATIENCE
 PATH = "/sim/a"
 STRANGER, HEIR = 2**22 + 1, 2**22 + 2  # above any pid
 
-
 # No proof takes so long: what waits for it waits for the clock, which a test moves.
 FENCE = FenceSection(signal_grace=600.0, proof_timeout=600.0)
 

@@ -25,6 +25,7 @@ from sealsvc.runtime.config import LimitsSection
 from sealsvc.runtime.events import EventLog
 from sealsvc.runtime.tasks import Tasks
 from sealsvc.runtime.users import Users
+from tests.support.waiting import PATIENCE
 
 SEAL = "0" * 24
 
@@ -98,7 +99,7 @@ class Peer:
 
     async def hear(self) -> dict[str, Any]:
         """The next message; empty at the end of the connection."""
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE):
             data = await asyncio.get_running_loop().sock_recv(self.sock, MAX_MESSAGE)
         found: dict[str, Any] = msgspec.json.decode(data) if data else {}
         return found
@@ -253,7 +254,7 @@ def test_the_end_of_a_connection_cancels_what_it_asked(tmp_path: Path) -> None:
                 await asyncio.sleep(0)
             await asyncio.sleep(0.05)
             peer.sock.close()
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(PATIENCE):
                 await ended.wait()
             assert not server.connections
 
@@ -269,7 +270,7 @@ def test_descriptors_that_nobody_takes_are_closed(tmp_path: Path) -> None:
                 theirs.close()
                 assert (await peer.hear())["reply"] == "answer"
                 ours.setblocking(False)
-                async with asyncio.timeout(60):
+                async with asyncio.timeout(PATIENCE):
                     assert await asyncio.get_running_loop().sock_recv(ours, 1) == b""
 
     asyncio.run(scene())

@@ -15,6 +15,7 @@ from sealsvc.lifecycle.seals import Seal
 from sealsvc.runtime import clock
 from sealsvc.runtime.config import FenceSection
 from tests.support.lifecycle import FILE, Lifecycle, lifecycle, sleeper
+from tests.support.waiting import PATIENCE
 
 STRANGER = 2**22 + 1  # above any pid
 
@@ -33,7 +34,7 @@ def holder() -> Iterator[subprocess.Popen[bytes]]:
 
 
 async def reaches(seal: Seal, state: State) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         while seal.state is not state:
             await asyncio.sleep(0.01)
 
@@ -112,7 +113,7 @@ def test_what_outlives_the_holder_keeps_the_seal(holder: subprocess.Popen[bytes]
             await asyncio.sleep(0.1)
             assert seal.live
             parts.host.unmap(FILE, STRANGER)
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(PATIENCE):
                 await seal.released.wait()
             assert not parts.told("alarm")
 
@@ -125,7 +126,7 @@ def test_without_a_fence_the_seal_stays_and_what_waits_is_refused() -> None:
             seal = await parts.grant(fence=Fence.NONE, grace=5.0)
             waiter = parts.conflict()
             clock.advance(6.0)
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(PATIENCE):
                 assert await asyncio.wrap_future(waiter.done) == errno.EBUSY
             assert (seal.state, seal.is_overdue) == (State.RECALLED, True)
             parts.recaller.progress(seal)

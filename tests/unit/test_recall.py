@@ -13,6 +13,7 @@ from sealsvc.lifecycle.recall import wanted_of
 from sealsvc.runtime import clock
 from sealsvc.runtime.config import PolicySection
 from tests.support.lifecycle import BLOCK, SIZE, lifecycle
+from tests.support.waiting import PATIENCE
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +109,7 @@ def test_of_many_the_holder_chooses_and_the_oldest_go_when_it_does_not() -> None
             assert [asked.count for asked in parts.recalls_any] == [2]
             await parts.returns.give_back(seals[3])
             clock.advance(10.0)
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(PATIENCE):
                 while seals[0].state is not State.RECALLED:
                     await asyncio.sleep(0.01)
             assert [seal.state for seal in seals[1:3]] == [State.GRANTED] * 2

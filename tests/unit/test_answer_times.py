@@ -1,3 +1,5 @@
+"""How long refused and missing answers take tells nothing: they go out at whole steps."""
+
 from __future__ import annotations
 
 import asyncio
