@@ -25,7 +25,7 @@ from _sealsvc_pi_device import ffi, lib
 from sealsvc.core.model import ByteRange, FileId
 from sealsvc.integrity import block_device, channels
 from sealsvc.integrity.block_device import GUARDS, capability, name_of, opened, unsuitable
-from sealsvc.integrity.channels import Told
+from sealsvc.integrity.channels import ErrorThrottle
 from sealsvc.integrity.device_client import ALL, PiFile, PiIOError, PiTerms
 from sealsvc.protocol.integrity import PiError
 from sealsvc.protocol.pi_device import PiChannelInfo, PiPathInfo
@@ -323,7 +323,7 @@ def test_a_flood_of_errors_is_counted_and_none_is_lost() -> None:
         length=512, field="", expected="", found="", physical=None, seal=None, holder=None,
         cookie=0, first_good=None, last_good=None,
     )  # fmt: skip
-    told, began = Told(), time.monotonic()
+    told, began = ErrorThrottle(), time.monotonic()
     heard = [said for _ in range(1000) if (said := told.due(error))]
     last = told.rest()
     # Ten of each second.

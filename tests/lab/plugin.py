@@ -4,12 +4,10 @@
     @pytest.mark.lab(kernel="6.12", cpus=2, memory=2048, pmem=512)      sizes in MiB
     @pytest.mark.lab(kernel=["6.18", "6.1"], pmem=(512, 512))           once on each kernel
     @pytest.mark.lab(nvme=("ms=8,pi=1",))                               NVMe namespaces
-    @pytest.mark.lab(alone=True)              a guest for this file: it changes what others rely on
 
-A boot and the start of pytest cost half a minute, so the selected tests of all files that want the
-same guest share it: pytest runs there with exactly their names, and writes down each report, which
-is replayed here as if the test had run here. A test at which the guest dies fails; those behind it
-get another guest. Under pytest-xdist (--dist loadfile) the tests of one guest go to one worker.
+Guests cost seconds, so the selected tests of one file that want the same guest share it: pytest
+runs there with exactly their names, and writes down each report, which is replayed here as if the
+test had run here. A test at which the guest dies fails; those behind it get another guest.
 """
 
 from __future__ import annotations
@@ -20,12 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
-import zlib
-from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -35,14 +29,9 @@ from tests.lab.qemu import MACHINE, Machine, MiB
 
 INSIDE = "SEALSVC_LAB" in os.environ
 _REPORTS = "SEALSVC_LAB_REPORTS"
-_GROUPS = "sealsvc_groups"  # who shares a guest, by test: a file
 _OURS = "SEALSVC_"  # how much the tests are to do: for them, wherever they run
 _TEST_SECONDS = 300  # for a test that does not say: the guest's processor is some ten times slower
-_GUEST_SECONDS = 1800.0  # and for each of its tests
-_EACH_SECONDS = 60.0
-# The guest's files are in its memory: those of a test that passed go with it.
-_SETTINGS = ("-o", f"timeout={_TEST_SECONDS}", "-o", "tmp_path_retention_policy=failed")
-_MOST = 60  # tests in one guest: the reports of more come late, and its memory fills
+_GUEST_SECONDS = 1800.0
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -83,76 +72,16 @@ def why_not(config: pytest.Config, kernel: str = DEFAULT) -> str | None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Older kernels last: if there is not time for everything, the newest matters most. Where
-    groups are shared out to workers (pytest-xdist), those that take longest come first: guests,
-    the fullest of them before the others; then the other tests, file by file."""
-    if INSIDE:
-        return
-    # File by file, whatever order the parameters led to: a module's fixtures are set up once.
-    first = {path: n for n, path in enumerate(dict.fromkeys(item.path for item in items))}
-    items.sort(key=lambda item: first[item.path])
-    groups = _groups([item for item in items if item.get_closest_marker("lab")])
-    items.sort(key=lambda item: item in groups and _Wanted.by(item).kernel != DEFAULT)
-    for item, group in groups.items():
-        item.stash[_GROUP] = group
-    if worker := getattr(config, "workerinput", None):
-        sizes = Counter(groups.values())
-        items.sort(key=lambda item: -sizes[groups[item]] if item in groups else 1)
-        _write(Path(worker[_GROUPS]), {item.nodeid: group for item, group in groups.items()})
+    """Older kernels last: if there is not time for everything, the newest matters most. Where files
+    are shared out to workers (pytest-xdist), those that take longest come first."""
+    if not INSIDE:
+        items.sort(key=_is_of_older_kernel)
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: item.get_closest_marker("lab") is None)
 
 
-def _groups(items: list[pytest.Item]) -> dict[pytest.Item, str]:
-    """Who shares a guest: names of groups by test."""
-    seen: Counter[_Wanted] = Counter()
-    groups = {}
-    for item in items:
-        wanted = _Wanted.by(item)
-        groups[item] = f"{wanted.name}-{seen[wanted] // _MOST}"
-        seen[wanted] += not why_left_out(item)
-    return groups
-
-
-# Under pytest-xdist: the workers know the groups, the controller shares the tests out.
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_configure_node(node: Any) -> None:
-    node.workerinput[_GROUPS] = str(_place(node.config))
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    if config.getoption("dist") != "loadfile":
-        return None
-    from xdist.scheduler import LoadFileScheduling
-
-    class Guests(LoadFileScheduling):
-        """The tests of one guest are one piece of work, as those of one file are."""
-
-        @cached_property
-        def groups(self) -> dict[str, str]:
-            found: dict[str, str] = json.loads(_place(config).read_text())
-            return found
-
-        def _split_scope(self, nodeid: str) -> str:
-            return self.groups.get(nodeid) or str(super()._split_scope(nodeid))
-
-    return Guests(config, log)
-
-
-def _place(config: pytest.Config) -> Path:
-    """Where the workers of this run write the groups."""
-    if _PLACE not in config.stash:
-        directory = tempfile.TemporaryDirectory(prefix="sealsvc-run-")
-        config.add_cleanup(directory.cleanup)
-        config.stash[_PLACE] = Path(directory.name, "groups")
-    return config.stash[_PLACE]
-
-
-def _write(path: Path, groups: dict[str, str]) -> None:
-    new = path.with_name(f"groups.{os.getpid()}")
-    new.write_text(json.dumps(groups))
-    new.rename(path)
+def _is_of_older_kernel(item: pytest.Item) -> bool:
+    return item.get_closest_marker("lab") is not None and _Wanted.by(item).kernel != DEFAULT
 
 
 # On the host: reports from guests stand in for the runs of marked tests.
@@ -194,17 +123,11 @@ def why_left_out(item: pytest.Item) -> str:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """The guest that a test asks for; `alone`: the file that shares it with no other."""
+    """The guest that a test asks for."""
 
+    path: Path
     kernel: str
     machine: Machine
-    alone: Path | None
-
-    @property
-    def name(self) -> str:
-        alone = self.alone.stem if self.alone else ""
-        machine = zlib.crc32(repr(self.machine).encode())
-        return f"lab-{self.kernel}-{machine:08x}-{alone}"
 
     @classmethod
     def by(cls, item: pytest.Item) -> _Wanted:
@@ -219,10 +142,9 @@ class _Wanted:
         pmem = asked.pop("pmem", [size // MiB for size in MACHINE.pmem])
         sizes = [pmem] if isinstance(pmem, int) else pmem
         nvme = tuple(asked.pop("nvme", ()))
-        alone = item.path if asked.pop("alone", False) else None
         assert not asked, f"{item.nodeid}: the marker lab knows no {', '.join(asked)}"
         machine = Machine(cpus, memory, tuple(size * MiB for size in sizes if size), nvme)
-        return cls(kernel, machine, alone)
+        return cls(item.path, kernel, machine)
 
 
 class _Results:
@@ -241,7 +163,7 @@ class _Results:
             ):
                 where = (str(item.path), (item.location[1] or 0) + 1, f"Skipped: {reason}")
                 return [_report(item, "skipped", where)]
-            self._boot(self._companions(item.stash[_GROUP]), wanted)
+            self._boot(self._companions(wanted), wanted)
         return self._reports[item.nodeid]
 
     def _time_is_up(self) -> str:
@@ -251,13 +173,15 @@ class _Results:
             return f"the lab has had its {minutes:g} minutes (--lab-minutes)"
         return ""
 
-    def _companions(self, group: str) -> list[pytest.Item]:
+    def _companions(self, wanted: _Wanted) -> list[pytest.Item]:
         return [
             item
             for item in self._session.items
-            if item.stash.get(_GROUP, "") == group
+            if item.path == wanted.path
+            and item.get_closest_marker("lab")
             and item.nodeid not in self._reports
             and not why_left_out(item)
+            and _Wanted.by(item) == wanted
         ]
 
     def _boot(self, group: list[pytest.Item], wanted: _Wanted) -> None:
@@ -291,9 +215,9 @@ def _run_inside(group: list[pytest.Item], wanted: _Wanted, share: Path) -> tuple
     ]
     try:
         done = run(
-            [*command, *_SETTINGS, *names],
+            [*command, "-o", f"timeout={_TEST_SECONDS}", *names],
             wanted.kernel,
-            timeout=_GUEST_SECONDS + _EACH_SECONDS * len(names),
+            timeout=_GUEST_SECONDS,
             machine=wanted.machine,
             share=share,
             environment={
@@ -338,8 +262,6 @@ def _report(
 
 
 _RESULTS = pytest.StashKey[_Results]()
-_GROUP = pytest.StashKey[str]()
-_PLACE = pytest.StashKey[Path]()
 
 
 # Inside the guest: every report is written down as it is made.
