@@ -115,7 +115,7 @@ def loaded() -> Iterator[BpfEnforcer]:
 @pytest.fixture
 def enforcer(loaded: BpfEnforcer) -> Iterator[BpfEnforcer]:
     """With no reports from before, and nothing that it guards."""
-    loaded.start(Listener(conflict=lambda report: None))
+    loaded.start(Listener(lambda report: None, lambda trip: None))
     loaded.drain()
     yield loaded
     loaded.keep_only(set())
@@ -324,7 +324,7 @@ def scene(root: Path) -> Iterator[tuple[Target, int]]:
 
 def test_what_conflicts_is_refused_and_the_map_stays(root: Path, enforcer: BpfEnforcer) -> None:
     reports: list[Report] = []
-    enforcer.start(Listener(conflict=reports.append))
+    enforcer.start(Listener(reports.append, lambda trip: None))
     with scene(root) as (target, other):
         early = os.open(target.path, os.O_RDWR)  # a descriptor from before the grant
         acts = conflicting(target)
@@ -525,7 +525,7 @@ def test_a_killed_service_leaves_its_refusals_and_the_next_takes_over(xfs_root: 
         os.close(go_on)
         assert os.waitstatus_to_exitcode(os.waitpid(watcher, 0)[1]) == 0
         reports: list[Report] = []
-        enforcer.start(Listener(conflict=reports.append))
+        enforcer.start(Listener(reports.append, lambda trip: None))
         enforcer.drain()
         assert reports, "the backlog of the ring is read"
         assert in_child(lambda: os.ftruncate(target.fd, 0)) == ETXTBSY
