@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import sealsvc
 from sealsvc.doctor.operations import Operation
 from sealsvc.doctor.scene import Scene
 
-_READY_WITHIN = 10.0
+_READY_WITHIN = 60.0  # seconds: only a hang takes as long
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,9 @@ class SubjectLost(Exception):
 class Actor:
     """One operation in one child: `prepare`, then `go`, then wait for `outcome`."""
 
-    def __init__(self, channel: socket.socket) -> None:
+    def __init__(self, channel: socket.socket, pid: int) -> None:
         self._channel = channel
+        self._pid = pid
         self._outcome: Outcome | None = None
 
     def fileno(self) -> int:
@@ -64,6 +65,10 @@ class Actor:
             self._outcome = Outcome(**message)
         return self._outcome
 
+    def asleep(self) -> bool:
+        """Whether no thread of the child, and of what it started, is running or could run."""
+        return not any(state == "R" for state in _states(self._pid))
+
     def _receive(self, timeout: float) -> dict[str, Any] | None:
         poller = select.poll()
         poller.register(self._channel, select.POLLIN)
@@ -74,6 +79,15 @@ class Actor:
             raise SubjectLost("the second process ended without a word")
         message: dict[str, Any] = json.loads(data)
         return message
+
+
+def _states(pid: int) -> Iterator[str]:
+    """Of each thread of a process and of its descendants; proc(5), /proc/PID/stat, field 3."""
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        with suppress(OSError):  # it ended meanwhile
+            yield (task / "stat").read_text().rpartition(")")[2].split()[0]
+            for child in (task / "children").read_text().split():
+                yield from _states(int(child))
 
 
 class Subject:
@@ -110,7 +124,7 @@ class Subject:
             with theirs:
                 pid = self._ask(job, [theirs.fileno()])["pid"]
             try:
-                yield Actor(ours)
+                yield Actor(ours, pid)
             finally:
                 if self._ask({"end": pid}, [])["left"]:
                     raise SubjectLost(f"process {pid} ({operation.name}) cannot be killed")

@@ -17,21 +17,21 @@ import msgspec
 
 from sealsvc.client import Client
 from sealsvc.core.errors import Refusal
-from sealsvc.core.model import ByteRange, Conflict, Fence, IoMode, Kind
+from sealsvc.core.model import Conflict, Fence, IoMode, Kind
 from sealsvc.doctor import maps, service
 from sealsvc.doctor.actor import Actor, Outcome, Subject
 from sealsvc.doctor.bench import Bench, Specimen, established
 from sealsvc.doctor.operations import CATALOGUE, Operation
-from sealsvc.doctor.scene import LENGTH, START
+from sealsvc.doctor.unsealed import SEALED, Unsealed
 from sealsvc.doctor.verdict import Result, Seen, judge, name_of
 from sealsvc.protocol.seals import Recall, Return, SealInfo
 
-SEALED = ByteRange(START, LENGTH)
 _GRACE = 20.0  # seconds to return a seal in: far more than a row takes, so that no deadline acts
-_SETTLE = 0.02  # after a recall: long enough for an operation that does not wait to end
+_SETTLE = 0.02  # seconds between two looks at whether an operation sleeps
+_SETTLE_WITHIN = 1.0  # a polling thread of io_uring does not sleep for as long
 _FENCELESS = ("enforcer-unavailable", "denied")  # what is said to a fence of none, among others
 _RETRY_FOR = 2.0  # try-later passes when the fresh file has come to rest
-_GO_ON_WITHIN = 5.0
+_GO_ON_WITHIN = 30.0  # after the return: only what hangs takes as long
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,26 +56,6 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     verdict: str = ""  # promise.py
 
 
-class UnsealedRun(msgspec.Struct, frozen=True, kw_only=True):
-    """What the operation does to an unsealed file."""
-
-    ended: bool
-    failed: bool
-    errno: int | None
-    changed: bool
-    detail: str
-
-    def why_not(self, expected_change: bool) -> str:
-        """Why measuring it on a sealed file would say nothing; empty when it would."""
-        if not self.ended:
-            return "did not end on an unsealed file"
-        if self.failed and not self.changed:  # cp truncates first, and then finds it cannot clone
-            return f"on an unsealed file: {self.detail}"
-        if expected_change and not self.changed:
-            return "had no effect on an unsealed file"
-        return ""
-
-
 def measure(
     path: str,
     *,
@@ -86,10 +66,14 @@ def measure(
     operations: Iterable[str] | None = None,
     disruptive: bool = False,
     progress: Callable[[Row], None] | None = None,
+    unsealed: Unsealed | None = None,
+    patience: float = 1.0,
 ) -> Report:
     """Measure in a scratch directory below `path`. `operations` are names of the catalogue (None:
     all); `disruptive` allows those that disturb the whole file system (freeze, umount, resize).
-    `progress` is called with each row. Raises Refusal when no service can be measured."""
+    `progress` is called with each row. `unsealed` has what an earlier measurement of this mounted
+    file system found out. `patience` multiplies every time-out: what takes its time on a slow
+    machine must not be taken for what waits. Raises Refusal when no service can be measured."""
     rows: list[Row] = []
     pairs = [(kind, conflict) for kind in kinds for conflict in conflicts]
     with ExitStack() as stack:
@@ -99,7 +83,7 @@ def measure(
         bench = Bench(_directory(path), stack)
         _check(bench, disruptive)
         control = stack.enter_context(service.measured(socket, enforcers, bench.directory))
-        table = Table(bench, subject, control)
+        table = Table(bench, subject, control, unsealed or Unsealed(), patience)
         for operation in _chosen(operations, bench.filesystem, disruptive):
             for row in table.rows(operation, pairs):
                 rows.append(row)
@@ -158,50 +142,22 @@ def _named(name: str) -> Operation:
         raise Refusal("bad-request", f"there is no operation {name!r} to measure") from None
 
 
-def run_unsealed(bench: Bench, subject: Subject, operation: Operation) -> UnsealedRun:
-    """The operation on an unsealed twin: tells "unsupported" from "refused"."""
-    with bench.specimen(operation) as specimen, ExitStack() as stack:
-        before = maps.take(specimen.fd)
-        try:
-            stack.enter_context(established(specimen, operation.route))
-            outcome = _play_through(subject, operation, specimen)
-        except OSError as error:  # the route: no overlay, for instance
-            return UnsealedRun(
-                ended=True, failed=True, errno=error.errno, changed=False, detail=str(error)
-            )
-        changed = not maps.same(before, maps.take(specimen.fd), SEALED)
-    if outcome is None:
-        return UnsealedRun(ended=False, failed=False, errno=None, changed=changed, detail="")
-    return UnsealedRun(
-        ended=True,
-        failed=outcome.failed,
-        errno=outcome.errno,
-        changed=changed,
-        detail=outcome.detail,
-    )
-
-
-def _play_through(subject: Subject, operation: Operation, specimen: Specimen) -> Outcome | None:
-    with subject.play(operation, specimen.scene) as actor:
-        failed = actor.prepare()
-        if failed:
-            return failed
-        actor.go()
-        return actor.outcome(max(operation.timeout, 10.0))
-
-
 class Table:
     """Rows of one file system under one service."""
 
-    def __init__(self, bench: Bench, subject: Subject, control: str) -> None:
+    def __init__(
+        self, bench: Bench, subject: Subject, control: str, unsealed: Unsealed, patience: float
+    ) -> None:
         self._bench = bench
         self._subject = subject
         self._control = control
+        self._unsealed = unsealed
+        self._patience = patience
 
     def rows(self, operation: Operation, pairs: list[tuple[Kind, Conflict]]) -> Iterator[Row]:
         useless, code = "", None
         if operation.twin:
-            twin = run_unsealed(self._bench, self._subject, operation)
+            twin = self._unsealed.twin(self._bench, self._subject, operation)
             useless = twin.why_not(operation.changes_map(self._bench.filesystem))
             code = twin.errno
         for kind, conflict in pairs:
@@ -223,11 +179,11 @@ class Table:
         seal, if it was not returned yet, is returned when nothing waits for it any more."""
         with ExitStack() as stack:
             specimen = stack.enter_context(self._bench.specimen(operation))
-            client = stack.enter_context(Client(self._control, timeout=30.0))
+            client = stack.enter_context(Client(self._control, timeout=30.0 * self._patience))
             routes = stack.enter_context(ExitStack())
             if operation.early:
                 routes.enter_context(established(specimen, operation.route))
-            holding = Holding(client, specimen.fd)
+            holding = Holding(client, specimen.fd, self._patience)
             stack.callback(holding.give_back)
             actor = stack.enter_context(_playing(self._subject, operation, specimen))
             try:
@@ -275,15 +231,16 @@ def _refused_at_grant(
 
 
 class Holding:
-    """The doctor as a holder: one descriptor, one seal."""
+    """The doctor as a holder: one descriptor, one seal. `patience` is that of `measure`."""
 
-    def __init__(self, client: Client, fd: int) -> None:
+    def __init__(self, client: Client, fd: int, patience: float) -> None:
         self.client = client
         self.fd = fd
+        self.patience = patience
         self.seal: SealInfo | None = None
 
     def take(self, operation: Operation, kind: Kind, conflict: Conflict) -> SealInfo:
-        deadline = time.monotonic() + _RETRY_FOR
+        deadline = time.monotonic() + _RETRY_FOR * self.patience
         while True:
             try:
                 self.seal = self._ask(operation, kind, conflict)
@@ -313,7 +270,7 @@ class Holding:
             kind=kind,
             conflict=conflict,
             fence=fence,
-            grace=_GRACE,
+            grace=_GRACE * self.patience,
             tag="doctor",
         )
         for fd in reply.fds:
@@ -331,15 +288,23 @@ class Holding:
         return any(isinstance(push, Recall) and push.seal == self.seal.id for push in pushes)
 
     def give_back(self) -> str:
-        """Returns why the return was refused, or nothing."""
+        """Returns why the return was refused, or nothing. The file is closed first, as a holder
+        must: else another process that has it open and maps it could have that from us."""
         if self.seal is None:
             return ""
         seal, self.seal = self.seal, None
+        self._close()
         try:
             self.client.call(Return, seal=seal.id)
         except Refusal as refusal:
             return refusal.code
         return ""
+
+    def _close(self) -> None:
+        """The number stays taken, for its owner to close."""
+        nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        os.dup2(nothing, self.fd, inheritable=False)
+        os.close(nothing)
 
 
 def _first_event(holding: Holding, actor: Actor, timeout: float) -> bool:
@@ -357,10 +322,22 @@ def _first_event(holding: Holding, actor: Actor, timeout: float) -> bool:
     return False
 
 
+def _settled(actor: Actor, timeout: float) -> Outcome | None:
+    """The outcome of an operation that does not wait for us. One that does sleeps, twice in a row:
+    on a busy machine, what has not ended may only not have run."""
+    deadline = time.monotonic() + timeout
+    asleep = actor.asleep()
+    while (outcome := actor.outcome(_SETTLE)) is None and time.monotonic() < deadline:
+        before, asleep = asleep, actor.asleep()
+        if before and asleep:
+            break
+    return outcome or actor.outcome(0)
+
+
 def _observe(operation: Operation, holding: Holding, actor: Actor, before: maps.Snapshot) -> Seen:
     actor.go()
-    recalled = _first_event(holding, actor, operation.timeout)
-    outcome = actor.outcome(_SETTLE)
+    recalled = _first_event(holding, actor, operation.timeout * holding.patience)
+    outcome = _settled(actor, _SETTLE_WITHIN * holding.patience)
     if outcome is None and holding.pinned:
         # Looking would wait as the operation does, with the file's lock held (docs/pin.md).
         return _after_return(Seen(ended=False, recalled=recalled, changed=False), holding, actor)

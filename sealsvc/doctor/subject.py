@@ -27,7 +27,7 @@ from sealsvc.doctor.acts_tools import ToolFailed
 from sealsvc.doctor.operations import CATALOGUE, Operation, Route
 from sealsvc.doctor.scene import Scene
 
-_END_WITHIN = 5.0  # seconds: a killed child in uninterruptible sleep must not stop the table
+_END_WITHIN = 20.0  # seconds: a killed child in uninterruptible sleep must not stop the table
 
 
 def _enter_namespace(scene: Scene) -> None:

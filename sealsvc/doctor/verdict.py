@@ -61,7 +61,8 @@ def _waited(seen: Seen) -> str:
     if not seen.recalled:
         notes.append("no recall was sent")
     if not seen.went_on:
-        notes.append("it did not go on after the return")
+        why = f": {seen.detail}" if seen.detail else ""
+        notes.append(f"it did not go on after the return{why}")
     elif seen.failed:
         notes.append(f"after the return it got {name_of(seen.errno) or seen.detail}")
     return "; ".join(notes)

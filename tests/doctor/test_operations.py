@@ -11,7 +11,7 @@ import pytest
 from sealsvc.doctor.actor import Subject
 from sealsvc.doctor.bench import Bench
 from sealsvc.doctor.operations import CATALOGUE
-from sealsvc.doctor.report import run_unsealed
+from sealsvc.doctor.unsealed import run_unsealed
 
 _NOT = {errno.EOPNOTSUPP}
 _NO_IOCTL = {errno.ENOTTY}

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +16,7 @@ import pytest
 from sealsvc.core.errors import Refusal
 from sealsvc.core.model import Conflict, Kind
 from sealsvc.doctor import service
+from sealsvc.doctor.actor import Actor
 from sealsvc.doctor.operations import CATALOGUE
 from sealsvc.doctor.report import Row, measure
 from sealsvc.doctor.verdict import Result
@@ -76,6 +80,29 @@ def test_what_a_lease_does_not_see_is_told(scratch: Path, leases: str) -> None:
     assert (overlaid.result, overlaid.map_changed) == (Result.NOT_COVERED, True)
 
 
+@pytest.mark.parametrize(
+    ("script", "asleep"),
+    [
+        ("exec sleep 600", True),
+        ("sleep 600", True),
+        ("while :; do :; done", False),
+        ("{ while :; do :; done; } & sleep 600", False),
+    ],
+)
+def test_what_sleeps_is_told_from_what_could_run(script: str, asleep: bool) -> None:
+    """Also of what the process has started."""
+    with subprocess.Popen(["sh", "-c", script], start_new_session=True) as process:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            actor = Actor(ours, process.pid)
+            try:
+                until(lambda: actor.asleep() is asleep)
+                time.sleep(0.2)
+                assert actor.asleep() is asleep
+            finally:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
 def test_a_refusal_of_the_grant_is_a_result(scratch: Path, leases: str) -> None:
     report = measure(str(scratch), socket=leases, kinds=[Kind.SHARED], operations=["open-trunc"])
     assert [row.note for row in report.coverage] == ["at grant: risk-not-accepted"] * 2
@@ -111,5 +138,5 @@ def test_the_private_service_is_configured_for_the_scratch_directory_alone() -> 
     text = service.configuration("/run/x.sock", ["lease"], '/mnt/a "b"')
     assert text == (
         '[service]\nsocket = "/run/x.sock"\n[policy]\nroots = ["/mnt/a \\"b\\""]\n'
-        'accept_risks = ["all"]\n[enforcers]\nuse = ["lease"]\n'
+        'accept_risks = ["all"]\n[registry]\nenabled = false\n[enforcers]\nuse = ["lease"]\n'
     )

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sealsvc.linux import native
+from tests.support.scratch import allow_exchange
 from tests.support.waiting import until
 
 STATX_ATTR_DAX = 0x00200000  # include/uapi/linux/stat.h
@@ -23,16 +24,20 @@ def mounted_dax(
     reflink: bool = False,
     pmd: bool = False,
     options: str = "dax=always",
+    exchange: bool = False,
     device: str = "/dev/pmem0",
 ) -> Iterator[Path]:
     """A new XFS or ext4 on `device`, mounted while the context lasts. With `pmd` XFS aligns its
-    extents for 2 MiB mappings (ext4 does so anyhow). With dax=always, it is made sure that DAX is
-    on: a file system turns it off silently where it cannot be had."""
+    extents for 2 MiB mappings (ext4 does so anyhow); with `exchange` it exchanges ranges. With
+    dax=always, it is made sure that DAX is on: a file system turns it off silently where it cannot
+    be had."""
     arguments = {
         "ext4": ["-F", "-b", "4096"],
         "xfs": ["-f", "-m", f"reflink={int(reflink)}", *(["-d", "su=2m,sw=1"] if pmd else [])],
     }[fstype]
     _run(f"mkfs.{fstype}", "-q", *arguments, device)
+    if exchange:
+        allow_exchange(device)
     with tempfile.TemporaryDirectory(prefix="dax-") as directory:
         point = Path(directory)
         _run("mount", "-t", fstype, "-o", options, device, str(point))

@@ -29,5 +29,6 @@ def test_only_what_is_named_is_not_covered(root: Path, tmp_path: Path) -> None:
             assert not row.map_changed, row
     assert unseen["shared"] <= NAMED
     assert unseen["exclusive"] <= EXCLUSIVE
+    assert [row for row in report.coverage if "did not go on" in row.note] == []
     results = {row.result for row in report.coverage}
     assert {"waits", "refused", "passed-harmless"} <= results

@@ -47,8 +47,8 @@ def mounted(
         with image.open("xb") as file:
             file.truncate(size)
         _run(f"mkfs.{fstype}", "-q", *mkfs_args, str(image))
-        if fstype == "xfs" and exchange and _kernel() >= (6, 10):
-            _allow_exchange(str(image))
+        if fstype == "xfs" and exchange:
+            allow_exchange(str(image))
         # The loop device is made with LO_FLAGS_AUTOCLEAR: it goes with the last unmount.
         _run("mount", "-t", fstype, "-o", "loop", *mount_args, str(image), str(point))
         try:
@@ -57,8 +57,11 @@ def mounted(
             _unmount(point)
 
 
-def _allow_exchange(image: str) -> None:
-    """For XFS_IOC_EXCHANGE_RANGE, which mkfs.xfs 6.1 does not know; the kernel wants the bit."""
+def allow_exchange(image: str) -> None:
+    """On an XFS, where the kernel has XFS_IOC_EXCHANGE_RANGE: mkfs.xfs 6.1 does not know it, and
+    the kernel wants the bit."""
+    if _kernel() < (6, 10):
+        return
     found = _run("xfs_db", "-r", "-c", "sb 0", "-c", "print features_incompat", image)
     bits = int(found.split("=")[1], 16) | EXCHRANGE
     _run("xfs_db", "-x", "-c", "sb 0", "-c", f"write -d features_incompat {bits:#x}", image)
