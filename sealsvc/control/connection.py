@@ -14,12 +14,13 @@ import asyncio
 import logging
 import socket
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from sealsvc.control.framing import descriptors_of, failure, id_of, parse
+from sealsvc.control.turns import Turns
 from sealsvc.core.errors import Refusal, of_kin
 from sealsvc.linux import processes
 from sealsvc.linux.processes import Peer, Process
@@ -50,23 +51,6 @@ _RIGHTS = socket.CMSG_SPACE(253 * 4)
 _ROOM = memoryview(bytearray(MAX_MESSAGE))
 
 
-class Turn:
-    """Limits what is done for each user in one turn of the event loop to `most` messages, so that
-    other users are served in between."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._taken: Counter[int] = Counter()
-
-    def take(self, uid: int) -> bool:
-        """Count one message. False when it must wait for the next turn of the loop."""
-        if not self._taken:
-            # The loop calls what is scheduled now first in its next turn.
-            asyncio.get_running_loop().call_soon(self._taken.clear)
-        self._taken[uid] += 1
-        return self._taken[uid] <= self._most
-
-
 @dataclass(slots=True)
 class Reply:
     """A result, and descriptors to send with it, which are closed after that."""
@@ -87,7 +71,7 @@ class Server(Protocol):
     tasks: Tasks
     users: Users
     may_watch: Callable[[Peer], bool]
-    turn: Turn
+    turns: Turns
     connections: set[Connection]
 
     def disconnect(self, sock: socket.socket, user: User) -> None:
@@ -96,11 +80,13 @@ class Server(Protocol):
 
 
 class Connection:
-    """A client's connection. `peer` has its credentials, `process` is that which connected."""
+    """A client's connection. `peer` has the credentials of the process that connected."""
 
     def __init__(self, sock: socket.socket, server: Server, peer: Peer, user: User) -> None:
         self.sock, self.server, self.peer, self.user = sock, server, peer, user
-        self.process: Process = processes.of_socket(sock)
+        # Looked for only when it is needed: most connections need none, and it takes longer than
+        # all the rest. The kernel keeps the peer's struct pid, so that it is no other process.
+        self._process = None if processes.has_peer_pidfd() else processes.of_socket(sock)
         self._requests: dict[int, asyncio.Task[None]] = {}
         operator = server.may_watch(peer)
         self._most_requests = MAX_IN_FLIGHT_OF_OPERATORS if operator else MAX_IN_FLIGHT
@@ -109,36 +95,52 @@ class Connection:
         self._watched: int | None = None
         self._pumping = False
         self._is_read = True
+        self._is_waited_for = False  # until it can be written to
+        self._fd = sock.fileno()
         self.open = True
+
+    @property
+    def process(self) -> Process:
+        """The process that connected. Raises Refusal `no-such-holder` when it has ended."""
+        if self._process is None:
+            if not self.open:
+                raise Refusal("no-such-holder", "the client has left")
+            self._process = processes.of_socket(self.sock)
+        return self._process
 
     # Reading
 
-    def readable(self) -> None:
-        """Read messages and start their requests. Called by the event loop."""
-        while self.open and self._is_read and self.server.turn.take(self.peer.uid):
-            try:
-                # A message cannot be read without its descriptors: if its user has too many open
-                # already, the connection is closed instead.
-                self.server.users.refuse_more_descriptors(self.user)
-            except Refusal as refusal:
-                self.send(failure(None, refusal))
-                self.close()
-                return
-            try:
-                size, ancillary, flags, _ = self.sock.recvmsg_into(
-                    [_ROOM], _RIGHTS, socket.MSG_CMSG_CLOEXEC
-                )
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError:
-                self.close()
-                return
-            received = Received(descriptors_of(ancillary), self.user, self.server.users)
-            if not size:
-                received.close()
-                self.close()
-                return
-            self._received(bytes(_ROOM[:size]), received, flags)
+    def start(self) -> None:
+        """Read from now on. Raises OSError when no descriptor is left."""
+        self.server.turns.add(self.peer.uid, self._fd, self.read)
+
+    def read(self) -> bool:
+        """Read one message, and start its request. False when there was none, or when nothing more
+        is to be read now."""
+        try:
+            # A message cannot be read without its descriptors: if its user has too many open
+            # already, the connection is closed instead.
+            self.server.users.refuse_more_descriptors(self.user)
+        except Refusal as refusal:
+            self.send(failure(None, refusal))
+            self.close()
+            return False
+        try:
+            size, ancillary, flags, _ = self.sock.recvmsg_into(
+                [_ROOM], _RIGHTS, socket.MSG_CMSG_CLOEXEC
+            )
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError:
+            self.close()
+            return False
+        received = Received(descriptors_of(ancillary), self.user, self.server.users)
+        if not size:
+            received.close()
+            self.close()
+            return False
+        self._received(bytes(_ROOM[:size]), received, flags)
+        return self.open and self._is_read
 
     def _received(self, data: bytes, received: Received, flags: int) -> None:
         try:
@@ -278,6 +280,7 @@ class Connection:
                 self.sock.sendmsg([data], ancillary)
             except (BlockingIOError, InterruptedError):
                 loop.add_writer(self.sock, self.writable)
+                self._is_waited_for = True
                 self._read_or_wait()
                 return
             except OSError:
@@ -285,7 +288,9 @@ class Connection:
                 return
             self.user.close_later(fds)
             self._out.popleft()
-        loop.remove_writer(self.sock)
+        if self._is_waited_for:
+            loop.remove_writer(self.sock)
+            self._is_waited_for = False
         self._read_or_wait()
         self._pump()
 
@@ -294,11 +299,10 @@ class Connection:
         if not self.open or self._is_read == (len(self._out) < MAX_UNREAD):
             return
         self._is_read = not self._is_read
-        loop = asyncio.get_running_loop()
         if self._is_read:
-            loop.add_reader(self.sock, self.readable)
+            self.server.turns.add(self.peer.uid, self._fd, self.read)
         else:
-            loop.remove_reader(self.sock)
+            self.server.turns.remove(self.peer.uid, self._fd)
 
     def close(self) -> None:
         """Close the connection. Its requests are cancelled, and undo what they did. It counts
@@ -307,9 +311,9 @@ class Connection:
         if not self.open:
             return
         self.open = False
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(self.sock)
-        loop.remove_writer(self.sock)
+        self.server.turns.remove(self.peer.uid, self._fd)
+        if self._is_waited_for:
+            asyncio.get_running_loop().remove_writer(self.sock)
         self.server.events.unwatch(self._event)
         self.server.connections.discard(self)
         for task in tuple(self._requests.values()):
@@ -317,5 +321,6 @@ class Connection:
         for _, fds in self._out:
             self.user.close_later(fds)
         self._out.clear()
-        self.process.close()
+        if self._process is not None:
+            self._process.close()
         self.server.disconnect(self.sock, self.user)

@@ -1,8 +1,8 @@
 """The control socket: SOCK_SEQPACKET, one JSON message in each datagram, with descriptors as
 ancillary data (SCM_RIGHTS).
 
-In one turn of the event loop at most TURN_MESSAGES messages of a user (uid) are read, however many
-connections it has. Sockets are closed in threads of their user, because their queues may still hold
+In one turn of the event loop a few messages of each user (uid) are read, however many connections
+it has (turns.py). Sockets are closed in threads of their user, because their queues may still hold
 descriptors, of which unix_destruct_scm drops the last reference.
 """
 
@@ -13,25 +13,26 @@ import errno
 import logging
 import resource
 import socket
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from sealsvc.control.connection import Connection, Handler, Turn
+from sealsvc.control.connection import Connection, Handler
 from sealsvc.control.framing import failure
+from sealsvc.control.turns import Turns
 from sealsvc.core.errors import Refusal
 from sealsvc.linux import processes
 from sealsvc.linux.processes import Peer
 from sealsvc.protocol import codec
-from sealsvc.runtime import activation, closing
+from sealsvc.runtime import activation
 from sealsvc.runtime.events import EventLog
 from sealsvc.runtime.tasks import Tasks
 from sealsvc.runtime.users import User, Users
 
 log = logging.getLogger(__name__)
 
-TURN_MESSAGES = 16  # messages of one user that are read in one turn of the loop
-_ACCEPTED = 64  # connections that are accepted in one turn
+_ACCEPTING = 0.005  # seconds of one turn of the loop in which connections are accepted
 _RESERVED = 64  # connections that only operators may have
 _ACCEPT_PAUSE = 0.1  # seconds for which nothing is accepted when no descriptor is left
 
@@ -53,9 +54,8 @@ class ControlServer:
         whether a peer is an operator: operators may watch events, and have reserved connections."""
         self.path, self.mode, self.handler = Path(path), mode, handler
         self.events, self.tasks, self.may_watch, self.users = events, tasks, may_watch, users
-        self.turn = Turn(TURN_MESSAGES)
+        self.turns = Turns()
         self.connections: set[Connection] = set()
-        self._count = 0  # connections whose sockets are not closed yet
         self._most = min(
             users.section.connections, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
         )
@@ -91,46 +91,52 @@ class ControlServer:
 
     def _acceptable(self) -> None:
         assert self._sock is not None
-        turned_away: dict[int, list[socket.socket]] = {}
-        for _ in range(_ACCEPTED):
+        refused: dict[int, tuple[str, bytes]] = {}  # users at a limit, and what they are told
+        end = time.monotonic() + _ACCEPTING
+        while time.monotonic() < end:
             try:
-                sock, _ = self._sock.accept()
+                fd, _ = self._sock._accept()  # accept() spends most of its time on enums
             except (BlockingIOError, InterruptedError):
                 break
             except OSError as error:
                 self._cannot_accept(error)
                 break
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fd)
             sock.setblocking(False)
             peer = processes.peer_of(sock)
             user = self.users.of(peer.uid)
-            try:
-                self._admit(peer, user)
-            except Refusal as refusal:
-                with suppress(OSError):
-                    sock.send(codec.encoded(failure(None, refusal)))
-                turned_away.setdefault(peer.uid, []).append(sock)
+            if peer.uid not in refused:
+                try:
+                    self._admit(peer, user)
+                except Refusal as refusal:
+                    told = codec.encoded(failure(None, refusal))
+                    refused[peer.uid] = (refusal.details["limit"], told)
+                else:
+                    self._accepted(sock, peer, user)
+                    continue
             else:
-                self._accepted(sock, peer, user)
-        for uid, socks in turned_away.items():
-            closing.call_later(("sockets", uid), _close_sockets, socks)
+                self.users.overruns.counts[refused[peer.uid][0]] += 1
+            with suppress(OSError):
+                sock.send(refused[peer.uid][1])
+            self.users.count(user, "connections")  # until it is closed
+            user.sockets.add([sock.detach()])
 
     def _accepted(self, sock: socket.socket, peer: Peer, user: User) -> None:
-        self._count += 1
         try:
             connection = Connection(sock, self, peer, user)
+            connection.start()
         except (Refusal, OSError) as error:  # the peer has ended already
             log.info("a client left before it was known: %s", error)
             self.disconnect(sock, user)
             return
         self.connections.add(connection)
-        asyncio.get_running_loop().add_reader(sock, connection.readable)
 
     def _admit(self, peer: Peer, user: User) -> None:
         """Count the connection. Raises Refusal `limit-reached`; the caller then answers with it and
         closes. A connection that was left in the backlog instead would take the place of others,
         whose connect(2) would block."""
         room = self._most - (0 if self.may_watch(peer) else min(_RESERVED, self._most // 4))
-        if self._count >= room:
+        if self.users.connections >= room:
             self.users.refuse(user, "connections", room)
         self.users.take(user, "connections")
 
@@ -141,7 +147,7 @@ class ControlServer:
         if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
             return
         reason = f"no connection can be accepted: {error.strerror}"
-        self.users.overruns.add(-1, reason, self._count)
+        self.users.overruns.add(-1, reason, self.users.connections)
         loop = asyncio.get_running_loop()
         assert self._sock is not None
         loop.remove_reader(self._sock)
@@ -152,22 +158,11 @@ class ControlServer:
             asyncio.get_running_loop().add_reader(self._sock, self._acceptable)
 
     def disconnect(self, sock: socket.socket, user: User) -> None:
-        """Shut the socket down, which the peer sees at once, and close it in a thread of the
-        user."""
+        """Shut the socket down, which the peer sees at once, and close it in a thread of the user.
+        Until then it counts as a connection."""
         with suppress(OSError):
             sock.shutdown(socket.SHUT_RDWR)
-        loop = asyncio.get_running_loop()
-
-        def counted() -> None:
-            self._count -= 1
-            self.users.give_back(user, "connections")
-
-        def closed(_: object) -> None:
-            with suppress(RuntimeError):  # the loop has ended
-                loop.call_soon_threadsafe(counted)
-
-        # In other threads than those for descriptors, whose closing a user can delay more easily.
-        closing.call_later(("sockets", user.uid), sock.close).add_done_callback(closed)
+        user.sockets.add([sock.detach()])
 
     def stop(self) -> None:
         """Close all connections, and the socket."""
@@ -181,9 +176,3 @@ class ControlServer:
                 return  # systemd, which passed it, continues to listen
             with suppress(FileNotFoundError):
                 self.path.unlink()
-
-
-def _close_sockets(socks: list[socket.socket]) -> None:
-    """Close sockets; runs in a thread."""
-    for sock in socks:
-        sock.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import select
@@ -138,10 +139,25 @@ def holder_of(pidfd: int) -> Holder:
     return holder
 
 
+@functools.cache
+def has_peer_pidfd() -> bool:
+    """Whether the kernel has SO_PEERPIDFD: then of_socket() is exact, however late."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        try:
+            os.close(ours.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD))
+        except OSError:
+            return False
+    return True
+
+
 def of_socket(sock: socket.socket) -> Process:
-    """The process that opened the connection; exact where the kernel has SO_PEERPIDFD."""
+    """The process that opened the connection; exact where the kernel has SO_PEERPIDFD. Raises
+    Refusal `no-such-holder`."""
+    if not has_peer_pidfd():
+        return by_pid(peer_of(sock).pid)
     try:
         pidfd = sock.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD)
     except OSError:
-        return by_pid(peer_of(sock).pid)
+        raise Refusal("no-such-holder", "the process that connected has ended") from None
     return by_pidfd(pidfd)

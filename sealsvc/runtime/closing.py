@@ -13,16 +13,20 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
+from weakref import WeakSet
 
 from sealsvc.runtime.workers import Workers
 
 _THREADS = 2  # for each key
+_PAUSE = 0.02  # seconds between two times that a pile wakes a thread
 
 _pools = Workers(_THREADS)
+_piles: WeakSet[Pile] = WeakSet()
 
 
 def close_later(key: Hashable, fds: Iterable[int]) -> None:
@@ -37,8 +41,72 @@ def call_later(key: Hashable, function: Callable[..., Any], *arguments: object) 
     return _pools.of(("closing", key)).submit(function, *arguments)
 
 
+class Pile:
+    """Descriptors of one key that the event loop has done with. They are passed to the threads
+    together, every _PAUSE seconds where there are many: to wake a thread costs more than to close a
+    descriptor, and one that was woken takes the processor, and the GIL, from the loop.
+
+    `closed(count)` is called on the loop when so many more are closed; for several turns together
+    where the loop is busy. For the event loop alone."""
+
+    def __init__(self, key: Hashable, closed: Callable[[int], None] = lambda _: None) -> None:
+        self.key, self._closed = key, closed
+        self._waiting: deque[int] = deque()
+        self._done: deque[None] = deque()  # one for each that is closed and was not told yet
+        self._threads: list[Future[None]] = []  # that close now
+        self._is_due = self._is_telling = False
+        _piles.add(self)
+
+    def add(self, fds: Iterable[int]) -> None:
+        """Close descriptors in a thread. Takes ownership of them. Never blocks."""
+        self._waiting.extend(fds)
+        if self._waiting and not self._is_due:
+            self._is_due = True
+            self._loop = asyncio.get_running_loop()
+            self._loop.call_soon(self._start)
+
+    def _start(self) -> None:
+        self._is_due = bool(self._waiting)
+        if self._is_due:
+            self.start()
+            # Then for what has come since, and for what is behind one that is stuck in close(2).
+            self._loop.call_later(_PAUSE, self._start)
+
+    def start(self) -> None:
+        """Pass those that wait to a thread now."""
+        self._threads = [thread for thread in self._threads if not thread.done()]
+        if self._waiting and len(self._threads) < _THREADS:
+            self._threads.append(call_later(self.key, self._close_all))
+
+    def _close_all(self) -> None:
+        """Runs in a thread."""
+        while True:
+            try:
+                fd = self._waiting.popleft()
+            except IndexError:
+                return
+            with suppress(OSError):  # the descriptor is gone all the same
+                os.close(fd)
+            self._done.append(None)
+            if not self._is_telling:
+                self._is_telling = True
+                with suppress(RuntimeError):  # the loop has ended
+                    self._loop.call_soon_threadsafe(self._tell)
+
+    def _tell(self) -> None:
+        self._is_telling = False  # before they are counted: who adds one later tells again
+        count = len(self._done)
+        for _ in range(count):
+            self._done.popleft()
+        if count:
+            self._closed(count)
+
+
 async def closed(key: Hashable, seconds: float) -> None:
     """Wait, up to `seconds`, until all that was passed to the threads of `key` before is closed."""
+    for pile in tuple(_piles):
+        if pile.key == key:
+            pile.start()
     # All threads of the key meet at a barrier: each has then finished what it had begun before, and
     # while it waits at the barrier it cannot take the place of another.
     meeting = threading.Barrier(_THREADS, timeout=seconds)

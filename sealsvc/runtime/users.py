@@ -9,11 +9,9 @@ the number of connections.
 from __future__ import annotations
 
 import asyncio
-import os
 import resource
 from collections import Counter
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -42,6 +40,18 @@ class User:
     connections: int = 0
     requests: int = 0
     descriptors: int = 0
+    # What is closed in its threads. Sockets have others than descriptors, whose closing a user can
+    # delay more easily.
+    received: closing.Pile = field(init=False)
+    made: closing.Pile = field(init=False)
+    sockets: closing.Pile = field(init=False)
+
+    def closed_by(self, give_back: Callable[[User, str, int], None]) -> User:
+        """Count what was closed: `give_back` is Users.give_back."""
+        self.made = closing.Pile(("user", self.uid))
+        self.received = closing.Pile(("user", self.uid), partial(give_back, self, "descriptors"))
+        self.sockets = closing.Pile(("sockets", self.uid), partial(give_back, self, "connections"))
+        return self
 
     @property
     def idle(self) -> bool:
@@ -49,8 +59,8 @@ class User:
 
     def close_later(self, fds: Iterable[int]) -> None:
         """Close descriptors that were received from this user, or made for it, in its threads.
-        Never blocks."""
-        closing.close_later(("user", self.uid), fds)
+        Called on the event loop. Never blocks."""
+        self.made.add(fds)
 
 
 @dataclass(slots=True)
@@ -92,12 +102,16 @@ class Users:
             "descriptors": min(section.descriptors_per_user, share),
         }
         self.overruns = Overruns(alarm)
+        self.connections = 0  # of all users, until their sockets are closed
         self._users: dict[int, User] = {}
         self._workers = Workers(THREADS)
 
     def of(self, uid: int) -> User:
         """The record of a user, made if there is none."""
-        return self._users.setdefault(uid, User(uid))
+        user = self._users.get(uid)
+        if user is None:
+            user = self._users[uid] = User(uid).closed_by(self.give_back)
+        return user
 
     def take(self, user: User, what: str, count: int = 1) -> None:
         """Count `count` more "connections", "requests" or "descriptors". Raises Refusal
@@ -105,7 +119,13 @@ class Users:
         has: int = getattr(user, what)
         if has + count > self._most[what] and not self._exempt(user.uid):
             self.refuse(user, f"{what}_per_user", self._most[what])
-        setattr(user, what, has + count)
+        self.count(user, what, count)
+
+    def count(self, user: User, what: str, count: int = 1) -> None:
+        """As take(), without a limit."""
+        setattr(user, what, getattr(user, what) + count)
+        if what == "connections":
+            self.connections += count
         self._users[user.uid] = user
 
     def refuse_more_descriptors(self, user: User) -> None:
@@ -127,6 +147,8 @@ class Users:
     def give_back(self, user: User, what: str, count: int = 1) -> None:
         """Undo take()."""
         setattr(user, what, getattr(user, what) - count)
+        if what == "connections":
+            self.connections -= count
         self._forget_if_idle(user)
 
     def _forget_if_idle(self, user: User) -> None:
@@ -199,12 +221,4 @@ class Received:
     def close(self) -> None:
         """Close the descriptors in the user's threads. They are counted until that is done."""
         fds, self._fds = self._fds, []
-        loop = asyncio.get_running_loop()
-        for fd in fds:
-            done = closing.call_later(("user", self._user.uid), os.close, fd)
-            done.add_done_callback(partial(self._closed, loop))
-
-    def _closed(self, loop: asyncio.AbstractEventLoop, _: object) -> None:
-        """Called from any thread."""
-        with suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(self._users.give_back, self._user, "descriptors")
+        self._user.received.add(fds)

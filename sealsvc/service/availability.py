@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sealsvc.control import connection, server
+from sealsvc.control import connection, turns
 from sealsvc.copies import jobs as copies
 from sealsvc.copies.relocation import job as relocation
 from sealsvc.integrity import attachments as integrity
@@ -75,7 +75,7 @@ TABLE = (
     _fixed("bytes of a message", str(MAX_MESSAGE), "`too-large`"),
     _fixed(
         "messages of a user that are read in one turn of the event loop",
-        str(server.TURN_MESSAGES),
+        f"{turns.MESSAGES}, or what takes {turns.TIME * 1e3:g} ms",
         "the rest waits in the sockets",
         "at most that much delay for each user at work",
     ),
