@@ -6,13 +6,31 @@
 
 #include "internal.h"
 
+/* A task that waits for the answer of one group holds marks of others on its file system as well
+ * (fs/notify/mark.c fsnotify_prepare_user_wait), here those of `arming` and of overlays.c, and the release
+ * of a group waits until nobody holds its marks (fsnotify_destroy_group). When this process is killed, its
+ * files are released one after the other, the highest descriptor first (fs/file.c close_files,
+ * kernel/task_work.c task_work_run, v6.18). So the groups that tasks wait for get high descriptors: were
+ * one of the others released before them, it and every waiter would wait for ever. */
+static int raised(const struct seal_gate *gate, int fd)
+{
+	int lowest = gate->descriptors / 2 < HIGH ? gate->descriptors / 2 : HIGH;
+	int high = fcntl(fd, F_DUPFD_CLOEXEC, lowest);
+
+	if (high < 0)
+		return fd;
+	close(fd);
+	return high;
+}
+
 int gate_open_group(struct seal_gate *gate, int shard)
 {
 	unsigned flags = FAN_CLASS_PRE_CONTENT | FAN_CLOEXEC | FAN_UNLIMITED_QUEUE |
 			 FAN_UNLIMITED_MARKS | FAN_REPORT_TID;
+	int fd = fanotify_init(flags, O_RDONLY | O_LARGEFILE | O_CLOEXEC);
 
-	gate->groups[shard] = fanotify_init(flags, O_RDONLY | O_LARGEFILE | O_CLOEXEC);
-	return gate->groups[shard] < 0 ? -errno : 0;
+	gate->groups[shard] = fd < 0 ? -1 : raised(gate, fd);
+	return fd < 0 ? -errno : 0;
 }
 
 void gate_close_groups(struct seal_gate *gate)

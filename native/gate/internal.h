@@ -51,6 +51,7 @@
 #define CROWD 16	  /* waiters of a file, after which it leaves the first group */
 #define SHARD_FULL 256	  /* waiters of another group, after which a file leaves that one */
 #define ANSWERS_AT_ONCE 8 /* by a thread that has other things to do */
+#define HIGH 4096	  /* the lowest descriptor of a group, where there may be twice as many */
 
 struct user;
 struct process;

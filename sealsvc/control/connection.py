@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from sealsvc.control.framing import descriptors_of, failure, id_of, parse
-from sealsvc.control.turns import Turns
+from sealsvc.control.turns import Metered, Turns
 from sealsvc.core.errors import Refusal, of_kin
 from sealsvc.linux import processes
 from sealsvc.linux.processes import Peer, Process
@@ -112,7 +112,7 @@ class Connection:
 
     def start(self) -> None:
         """Read from now on. Raises OSError when no descriptor is left."""
-        self.server.turns.add(self.peer.uid, self._fd, self.read)
+        self.server.turns.add(self.user, self._fd, self.read)
 
     def read(self) -> bool:
         """Read one message, and start its request. False when there was none, or when nothing more
@@ -156,7 +156,7 @@ class Connection:
             self.send(failure(id_of(data), refusal))
             return
         task = self.server.tasks.spawn(
-            f"request {type(request).__name__} of {self.peer.pid}", self._serve(request, received)
+            f"request {type(request).__name__} of {self.peer.pid}", self._metered(request, received)
         )
         self._requests[request.id] = task
 
@@ -167,6 +167,9 @@ class Connection:
             self._requests.pop(request.id, None)
 
         task.add_done_callback(done)
+
+    async def _metered(self, request: AnyRequest, received: Received) -> None:
+        await Metered(self._serve(request, received), self.user)
 
     async def _serve(self, request: AnyRequest, received: Received) -> None:
         try:
@@ -300,9 +303,9 @@ class Connection:
             return
         self._is_read = not self._is_read
         if self._is_read:
-            self.server.turns.add(self.peer.uid, self._fd, self.read)
+            self.server.turns.add(self.user, self._fd, self.read)
         else:
-            self.server.turns.remove(self.peer.uid, self._fd)
+            self.server.turns.remove(self.user, self._fd)
 
     def close(self) -> None:
         """Close the connection. Its requests are cancelled, and undo what they did. It counts
@@ -311,7 +314,7 @@ class Connection:
         if not self.open:
             return
         self.open = False
-        self.server.turns.remove(self.peer.uid, self._fd)
+        self.server.turns.remove(self.user, self._fd)
         if self._is_waited_for:
             asyncio.get_running_loop().remove_writer(self.sock)
         self.server.events.unwatch(self._event)

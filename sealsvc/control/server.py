@@ -95,7 +95,7 @@ class ControlServer:
         end = time.monotonic() + _ACCEPTING
         while time.monotonic() < end:
             try:
-                fd, _ = self._sock._accept()  # accept() spends most of its time on enums
+                fd, _ = self._sock._accept()  # type: ignore[attr-defined] # accept() is slow: enums
             except (BlockingIOError, InterruptedError):
                 break
             except OSError as error:

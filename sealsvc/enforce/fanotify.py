@@ -300,9 +300,10 @@ class FanotifyEnforcer:
 
     def forget(self, filesystem: Filesystem | None = None) -> None:
         now = time.monotonic()
-        for watched in list(self._watched.values()):
+        idle = [watched for watched in list(self._watched.values()) if not watched.guards]
+        for watched in idle:
             due = filesystem == watched.filesystem or now - watched.idle_since >= self.linger
-            if not watched.guards and due and watched.idle_since < math.inf:
+            if due and watched.idle_since < math.inf:
                 self._unwatch(watched)
 
 

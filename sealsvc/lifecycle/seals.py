@@ -384,9 +384,9 @@ class SealTable:
     def of_token(self, token: int) -> Seal | None:
         return self._by_token.get(token)
 
-    def by_file(self) -> list[list[Seal]]:
-        """The seals, one list for each file."""
-        return [list(seals.values()) for seals in self._by_file.values()]
+    def files(self) -> list[tuple[int, int]]:
+        """Device and inode of each file that has seals."""
+        return list(self._by_file)
 
     def of_file(self, file: FileId) -> list[Seal]:
         """The live seals on the inode of `file`; generations are not compared."""

@@ -26,7 +26,7 @@ from typing import Protocol
 from sealsvc.core.errors import Refusal
 from sealsvc.linux import mountinfo, native
 from sealsvc.linux.mountinfo import Mount, MountTable
-from sealsvc.linux.overlays import Overlay, Overlays, Viewer
+from sealsvc.linux.overlays import Overlay, Overlays, Reaching, Viewer
 
 _SCAN = 0.4  # seconds between two looks at all tasks
 _SHARE = 20  # times the processor time of one look passes between two
@@ -124,7 +124,7 @@ class MountNamespaces:
         blind = (f"the mounts of {why} are not all seen" for why in self.blind.values())
         return [*([parse] if skipped else []), *blind]
 
-    def over(self, fd: int, among: list[Overlay], *, strict: bool) -> Overlay | None:
+    def over(self, fd: int, among: Reaching, *, strict: bool) -> Overlay | None:
         """As Overlays.over."""
         return self.overlays.over(fd, self.mount_of_id, strict=strict, among=among)
 

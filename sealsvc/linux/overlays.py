@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 
 from sealsvc.core.errors import Refusal
 from sealsvc.linux import mountinfo, native
@@ -73,8 +74,16 @@ class Overlay:
         return self.mount.point + where
 
 
-# Those whose upper layer is on a file system, and those of which it is not known.
-_Sorted = tuple[list[Overlay], list[Overlay]]
+@dataclass(frozen=True, slots=True)
+class Reaching:
+    """The overlays that may reach files of one file system: those whose upper layer is on it, by
+    the inode number of its root, and those of which it is not known."""
+
+    near: dict[int, list[Overlay]]
+    unknown: list[Overlay]
+
+    def __bool__(self) -> bool:
+        return bool(self.near or self.unknown)
 
 
 class Overlays:
@@ -85,7 +94,7 @@ class Overlays:
         self._root_of, self._found = root_of, found
         self._known: dict[int, Overlay] = {}
         self._waiting: list[Overlay] = []  # those that were not yet looked at when last updated
-        self._sorted: dict[tuple[int, bytes | None], _Sorted] = {}  # by file system
+        self._reaching: dict[tuple[int, bytes | None], Reaching] = {}  # by file system
         self._workers = Workers(_THREADS)
 
     def update(self, seen: Iterable[tuple[Mount, Viewer]]) -> None:
@@ -103,7 +112,7 @@ class Overlays:
         fresh = [o for device, o in now.items() if self._known.get(device) is not o]
         self._known = now
         self._waiting = [o for o in now.values() if not o.looked.is_set()]
-        self._sorted = {}
+        self._reaching = {}
         for overlay in fresh:
             self._workers.of(overlay.viewer.users).submit(self._look, overlay)
 
@@ -141,10 +150,10 @@ class Overlays:
     def _of_users(self, fd: int) -> Overlay | None:
         """One on the file system whose mounter has a user namespace of his own, and who may write
         the file."""
-        st = os.fstat(fd)
-        near, unknown = self._of(fd, st.st_dev, None)
-        others = (o for o in (*near, *unknown) if o.viewer.users is not None)
-        return next((o for o in others if o.viewer.may_write(st)), None)
+        st, reaching = os.fstat(fd), self.reaching(fd)
+        others = (*chain.from_iterable(reaching.near.values()), *reaching.unknown)
+        of_users = (overlay for overlay in others if overlay.viewer.users is not None)
+        return next((overlay for overlay in of_users if overlay.viewer.may_write(st)), None)
 
     def over(
         self,
@@ -152,34 +161,35 @@ class Overlays:
         mount_of_id: MountOfId,
         *,
         strict: bool,
-        among: Iterable[Overlay] | None = None,
+        among: Reaching | None = None,
     ) -> Overlay | None:
-        """The overlay that reaches the file, `among` these or all; with `strict` also one that
-        may."""
-        if among is None and not self._known:
+        """The overlay that reaches the file, `among` these (of its file system) or all; with
+        `strict` also one that may."""
+        reaching = self.reaching(fd) if among is None else among
+        if not reaching:
             return None
-        st = os.fstat(fd)
-        near, unknown = self._of(fd, st.st_dev, among)
+        st, near, unknown = os.fstat(fd), reaching.near, reaching.unknown
         if unknown:
             capacity = _capacity(fd, mount_of_id)
             unknown = [o for o in unknown if o.capacity is None or capacity in (None, o.capacity)]
         if near:
             above = directories_above(fd, mount_of_id, self._root_of)
-            for overlay in near:
-                assert overlay.upper is not None
-                if above is None:
-                    if strict and overlay.viewer.may_write(st):
-                        return overlay
-                elif overlay.upper.inode in above:
-                    return overlay
+            if above is None:
+                every = chain.from_iterable(near.values())
+                found = next((o for o in every if strict and o.viewer.may_write(st)), None)
+            else:
+                found = next((near[inode][0] for inode in above if inode in near), None)
+            if found is not None:
+                return found
         return next((o for o in unknown if strict and o.viewer.may_write(st)), None)
 
-    def _of(self, fd: int, device: int, among: Iterable[Overlay] | None) -> _Sorted:
-        """The overlays on the file system of `fd`; all of them are sorted once for each."""
-        uuid = native.filesystem_uuid(fd)
+    def reaching(self, fd: int, among: Iterable[Overlay] | None = None) -> Reaching:
+        """The overlays on the file system of `fd`, of `among` or of all. All are sorted once for
+        each file system."""
+        device, uuid = os.fstat(fd).st_dev, native.filesystem_uuid(fd)
         if among is not None:
             return _sort(among, device, uuid)
-        cache, key = self._sorted, (device, uuid)
+        cache, key = self._reaching, (device, uuid)
         if key not in cache:
             cache[key] = _sort(list(self._known.values()), device, uuid)
         return cache[key]
@@ -191,7 +201,7 @@ class Overlays:
             upper = _upper_of(overlay)
             if upper is not None and upper != overlay.upper:
                 overlay.upper = upper
-                self._sorted = {}
+                self._reaching = {}
                 self._found(overlay)
 
     def _look(self, overlay: Overlay) -> None:
@@ -199,7 +209,7 @@ class Overlays:
             overlay.upper = _upper_of(overlay)
         finally:
             overlay.looked.set()
-            self._sorted = {}
+            self._reaching = {}
             self._found(overlay)
 
 
@@ -217,14 +227,15 @@ def _bytes_of(fd: int) -> int:
     return found.f_blocks * found.f_frsize
 
 
-def _sort(overlays: Iterable[Overlay], device: int, uuid: bytes | None) -> _Sorted:
-    near, unknown = [], []
+def _sort(overlays: Iterable[Overlay], device: int, uuid: bytes | None) -> Reaching:
+    near: dict[int, list[Overlay]] = {}
+    unknown: list[Overlay] = []
     for overlay in overlays:
         if overlay.upper is None:
             unknown.append(overlay)
         elif _is_on(overlay.upper, device, uuid):
-            near.append(overlay)
-    return near, unknown
+            near.setdefault(overlay.upper.inode, []).append(overlay)
+    return Reaching(near, unknown)
 
 
 def refusal(overlay: Overlay, path: str) -> Refusal:

@@ -135,16 +135,15 @@ class BadBlocks:
 
     async def look(self, seals: Iterable[Seal]) -> None:
         """Compare the maps of the live seals with the bad ranges of their devices."""
-        by_device: dict[int, list[Seal]] = {}
-        for seal in seals:
-            by_device.setdefault(seal.file.device, []).append(seal)
-        live = {seal.id for found in by_device.values() for seal in found}
-        self._told = {name: told for name, told in self._told.items() if name in live}
-        for device, found in by_device.items():
+        seals = list(seals)
+        if self._told:
+            live = {seal.id for seal in seals}
+            self._told = {name: told for name, told in self._told.items() if name in live}
+        for device in {seal.file.device for seal in seals}:
             # Read each time: the mapping from device to disk may have changed since the last call.
             bad = await self._workers.of("sysfs", 1).run(bad_ranges, device, self._sys)
-            for seal in found if bad else ():
-                if seal.live and not _elsewhere(seal):
+            for seal in seals if bad else ():
+                if seal.file.device == device and seal.live and not _elsewhere(seal):
                     self._tell(seal, bad)
 
     def _tell(self, seal: Seal, bad: list[ByteRange]) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from sealsvc.core.model import FileId, Kind
 from sealsvc.lifecycle.seals import Seal, SealTable
 from sealsvc.linux.namespaces import MountNamespaces
-from sealsvc.linux.overlays import Overlay, refusal
+from sealsvc.linux.overlays import Overlay, Reaching, refusal
 from sealsvc.runtime.events import EventLog
 from sealsvc.runtime.tasks import Tasks
 from sealsvc.runtime.workers import Workers
@@ -24,6 +24,7 @@ from sealsvc.runtime.workers import Workers
 _COLLECT = 0.05  # seconds for which new overlays are collected into a batch
 # Seconds until a batch is compared again: grants that were under way are in the table by then.
 _AGAIN = 2.0
+_PART = 100  # files that are compared in one call of a thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,45 +100,57 @@ class MountWatch:
         await self._compare(found)
 
     async def _compare(self, found: list[Overlay]) -> None:
-        by_device: dict[int, list[_Sealed]] = {}
-        for seals in self._table.by_file():
-            exclusive = any(seal.request.kind is Kind.EXCLUSIVE for seal in seals)
-            first = seals[0]
-            sealed = _Sealed(first.file, first.hold.anchor, first.path, exclusive)
-            by_device.setdefault(first.file.device, []).append(sealed)
+        by_device: dict[int, list[int]] = {}
+        for device, inode in self._table.files():
+            by_device.setdefault(device, []).append(inode)
         await asyncio.gather(
-            *(self._compare_on(device, sealed, found) for device, sealed in by_device.items())
+            *(self._compare_on(device, inodes, found) for device, inodes in by_device.items())
         )
 
-    async def _compare_on(self, device: int, sealed: list[_Sealed], found: list[Overlay]) -> None:
+    async def _compare_on(self, device: int, inodes: list[int], found: list[Overlay]) -> None:
         """Compare the seals on one device with new overlays. Each device has its own pool, because
-        on a dead file system the call does not return."""
-        reached = await self._workers.of(("mounts", device), 1).run(self._reached, sealed, found)
-        for file, reason in reached:
-            for seal in self._table.of_file(file):
-                self._overlaid(seal, reason)
+        on a dead file system the call does not return. A part of the files at a time, so that the
+        event loop is not held up by very many."""
+        pool = self._workers.of(("mounts", device), 1)
+        for first in range(0, len(inodes), _PART):
+            sealed = [
+                self._sealed(seals)
+                for inode in inodes[first : first + _PART]
+                if (seals := self._table.of_inode(device, inode))
+            ]
+            for file, reason in await pool.run(self._reached, sealed, found):
+                for seal in self._table.of_file(file):
+                    self._overlaid(seal, reason)
+
+    def _sealed(self, seals: list[Seal]) -> _Sealed:
+        first = seals[0]
+        exclusive = any(seal.request.kind is Kind.EXCLUSIVE for seal in seals)
+        return _Sealed(first.file, first.hold.anchor, first.path, exclusive)
 
     def _reached(self, sealed: list[_Sealed], found: list[Overlay]) -> list[tuple[FileId, str]]:
+        """In a thread: what of `sealed`, all on one device, an overlay of `found` reaches."""
         reached = []
+        near: Reaching | None = None
         for each in sealed:
-            if overlay := self._over(each, found):
-                reached.append((each.file, refusal(overlay, each.path).message))
+            try:
+                fd = os.dup(each.anchor)
+            except OSError:
+                continue  # the seal has ended meanwhile
+            try:
+                st = os.fstat(fd)
+                if (st.st_dev, st.st_ino) != (each.file.device, each.file.inode):
+                    continue
+                if near is None:
+                    near = self._namespaces.overlays.reaching(fd, found)
+                if not near:
+                    break
+                if overlay := self._namespaces.over(fd, near, strict=each.exclusive):
+                    reached.append((each.file, refusal(overlay, each.path).message))
+            except OSError:
+                continue  # its file system was shut down, where nothing can be truncated either
+            finally:
+                os.close(fd)
         return reached
-
-    def _over(self, sealed: _Sealed, found: list[Overlay]) -> Overlay | None:
-        try:
-            fd = os.dup(sealed.anchor)
-        except OSError:
-            return None  # the seal has ended meanwhile
-        try:
-            st = os.fstat(fd)
-            if (st.st_dev, st.st_ino) != (sealed.file.device, sealed.file.inode):
-                return None
-            return self._namespaces.over(fd, found, strict=sealed.exclusive)
-        except OSError:
-            return None  # its file system was shut down, where nothing can be truncated either
-        finally:
-            os.close(fd)
 
 
 class Detached:

@@ -62,7 +62,7 @@ class Server:
             settled=self._settle,
             run=run,
         )
-        self._pool = Pool(wire.THREADS, "query")
+        self._pool = Pool(wire.THREADS)
 
     def serve(self) -> bool:
         """Until the service hangs up. False when something of it hangs."""

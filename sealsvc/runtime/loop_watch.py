@@ -1,4 +1,5 @@
-"""Watches the event loop: a task measures how late it runs, a thread finds where it is stuck.
+"""Watches the event loop: a task measures how late it runs, a thread finds where it is stuck. The
+thread starts worker threads as well that could not be started when there was work for them.
 
 The delay of a timer is a delay of every request. Each is counted (loop_lag among the metrics). When
 the loop has not run for `_STUCK` seconds, the stack of its thread is logged, once for each time,
@@ -14,7 +15,10 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
+
+from sealsvc.runtime.workers import start_missing
 
 log = logging.getLogger(__name__)
 
@@ -33,9 +37,11 @@ class LoopWatch:
         self._dumped = -_DUMP_PAUSE
         self._stopped = threading.Event()
         self._loop_thread = 0
+        self._without_threads = False
 
     async def run(self) -> None:
         """Watch until the task is cancelled."""
+        self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._seen = time.monotonic()
         threading.Thread(target=self._watch, name="loop-watch", daemon=True).start()
@@ -59,6 +65,7 @@ class LoopWatch:
     def _watch(self) -> None:
         reported = 0.0
         while not self._stopped.wait(_INTERVAL):
+            self._start_threads()
             seen, now = self._seen, time.monotonic()
             if now - seen < _STUCK or seen == reported or now - self._dumped < _DUMP_PAUSE:
                 continue
@@ -67,6 +74,17 @@ class LoopWatch:
             lines = where.splitlines()
             told = "the event loop is stuck for %.1f s in:" + "\n%s" * len(lines)
             log.error(told, now - seen, *lines)
+
+    def _start_threads(self) -> None:
+        missing = start_missing()
+        if missing and not self._without_threads:
+            reason = (
+                f"no thread can be started (pids.max, RLIMIT_NPROC or memory): {missing} kinds of"
+                " work wait for one"
+            )
+            with suppress(RuntimeError):  # the loop has ended
+                self._loop.call_soon_threadsafe(self._alarm, reason)
+        self._without_threads = bool(missing)
 
 
 def stack_of(frame: FrameType | None) -> str:

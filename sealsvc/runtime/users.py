@@ -40,6 +40,7 @@ class User:
     connections: int = 0
     requests: int = 0
     descriptors: int = 0
+    spent: float = 0.0  # seconds on the event loop since its last turn (control/turns.py)
     # What is closed in its threads. Sockets have others than descriptors, whose closing a user can
     # delay more easily.
     received: closing.Pile = field(init=False)

@@ -7,6 +7,7 @@ from ending. So these are daemon threads, which concurrent.futures does not have
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import threading
 from collections import deque
@@ -32,8 +33,8 @@ class Pool:
     """At most `most` threads. They are started when there is work, and end after _IDLE seconds
     without any."""
 
-    def __init__(self, most: int, name: str) -> None:
-        self._most, self._name = most, name
+    def __init__(self, most: int) -> None:
+        self._most = most
         self._changed = threading.Condition()
         self._jobs: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._threads = self._free = 0
@@ -61,8 +62,7 @@ class Pool:
             if len(self._jobs) <= self._free:
                 self._changed.notify()
             elif self._threads < self._most:
-                self._threads += 1
-                threading.Thread(target=self._work, name=self._name, daemon=True).start()
+                self._start_thread()
 
     def stop(self) -> None:
         """Cancel all calls that have not begun. Those under way are not waited for."""
@@ -71,6 +71,25 @@ class Pool:
             while self._jobs:
                 self._jobs.popleft()[0].cancel()
             self._changed.notify_all()
+
+    def start_missing(self) -> bool:
+        """Start a thread if there is work and none. False when that still cannot be done."""
+        with self._changed:
+            if self._jobs and not self._threads:
+                self._start_thread()
+            return bool(self._threads) or not self._jobs
+
+    def _start_thread(self) -> None:
+        """With the lock held. If the system has no thread left (pids.max, RLIMIT_NPROC, memory),
+        the work waits for the threads there are, or for start_missing()."""
+        try:
+            # Thread.start() would wait until the thread runs, and the event loop with it.
+            _thread.start_new_thread(self._work, ())
+        except RuntimeError:
+            if not self._threads:
+                _without_thread.add(self)
+        else:
+            self._threads += 1
 
     def _work(self) -> None:
         while (job := self._next()) is not None:
@@ -94,6 +113,18 @@ class Pool:
             return None
 
 
+_without_thread: set[Pool] = set()  # that have work, but no thread could be started
+
+
+def start_missing() -> int:
+    """Start threads that could not be started earlier. Returns how many pools still have none.
+    Called periodically, from a thread that needs no pool."""
+    for pool in tuple(_without_thread):
+        if pool.start_missing():
+            _without_thread.discard(pool)
+    return len(_without_thread)
+
+
 class Workers:
     """The pools. A pool exists as long as it has threads, or somebody refers to it."""
 
@@ -108,7 +139,7 @@ class Workers:
         `most` is its maximum number of threads, if not `count`; it counts when the pool is made."""
         pool = self._pools.get(what)
         if pool is None:
-            pool = self._pools[what] = Pool(most or self.count, f"seal-worker-{what}")
+            pool = self._pools[what] = Pool(most or self.count)
             if self._stopped:
                 pool.stop()
         return pool

@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import json
 import os
+import socket as sockets
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -18,10 +21,11 @@ from pathlib import Path
 
 from sealsvc.client import Client
 from sealsvc.core.errors import Refusal
+from sealsvc.linux.processes import peer_of
 from sealsvc.protocol.seals import List, Return
 from tests.hostile import fuse
 from tests.hostile.users import connected, process, sent
-from tests.support.service import Running
+from tests.support.service import ROOT, Running
 
 ATTACKERS = (65531, 65532, 65533)
 WORKER = 65530
@@ -169,40 +173,65 @@ class Work:
 def worked(socket: str, root: Path, seconds: float) -> Work:
     """What three who do no harm get done. The holder is an unprivileged user."""
     work, read, sealed = Work(), written(root / "bystander"), written(root / "holder")
-    ours, theirs = os.pipe()
-    mine = os.open(sealed, os.O_RDWR)
     stop = time.monotonic() + seconds
+    mine = os.open(sealed, os.O_RDWR)
 
-    def holder() -> None:
-        made = Work()
-        with Client(socket, timeout=60) as client:
+    def held(client: Client) -> None:
+        seal = client.grant(fds=[mine], kind="exclusive").seal
+        client.call(Return, seal=seal.id)
 
-            def once() -> None:
-                seal = client.grant(fds=[mine], kind="exclusive").seal
-                client.call(Return, seal=seal.id)
-
-            while time.monotonic() < stop or made.least() < LEAST:
-                made.timed("grant and return", once)
-                time.sleep(PAUSE)
-        with os.fdopen(theirs, "w") as out:
-            json.dump([made.times, made.failures], out)
+    def printed(_: Client) -> None:
+        command = [sys.executable, "-m", "sealsvc.cli.sealctl", "--socket", socket, "ls"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT, timeout=60)
 
     def listed() -> None:
         with Client(socket, timeout=60) as client:
             client.call(List)
 
-    with process(holder, WORKER):
+    with (
+        _apart(work, "grant and return", held, WORKER, socket, stop),
+        _apart(work, "sealctl ls", printed, 0, socket, stop, closes=mine),
+    ):
         os.close(mine)
-        os.close(theirs)
         while time.monotonic() < stop or work.least() < LEAST:
             work.timed("read by a bystander", lambda: _read(read))
             work.timed("list by an operator", listed)
             time.sleep(PAUSE)
+    return work
+
+
+@contextmanager
+def _apart(
+    work: Work,
+    name: str,
+    operation: Callable[[Client], None],
+    uid: int,
+    socket: str,
+    stop: float,
+    closes: int = -1,
+) -> Iterator[None]:
+    """Repeat `operation` in a process of its own until `stop`, as user `uid`. The process has no
+    descriptor `closes`."""
+    ours, theirs = os.pipe()
+
+    def repeated() -> None:
+        if closes >= 0:
+            os.close(closes)
+        made = Work()
+        with Client(socket, timeout=60) as client:
+            while time.monotonic() < stop or made.least() < LEAST:
+                made.timed(name, lambda: operation(client))
+                time.sleep(PAUSE)
+        with os.fdopen(theirs, "w") as out:
+            json.dump([made.times, made.failures], out)
+
+    with process(repeated, uid):
+        os.close(theirs)
+        yield
         with os.fdopen(ours) as told:
-            times, failures = json.loads(told.read())
+            times, failures = json.load(told)
     work.times |= times
     work.failures += failures
-    return work
 
 
 def _read(path: Path) -> None:
@@ -211,30 +240,72 @@ def _read(path: Path) -> None:
 
 
 @dataclass(frozen=True)
+class Footprint:
+    """What the service and its keeper have. Memory is in resident bytes."""
+
+    descriptors: int
+    memory: int
+    keeper_descriptors: int
+    keeper_memory: int
+    waiting: int  # operations that are held
+    lost: int  # records of the registry
+
+    @classmethod
+    def of(cls, running: Running) -> Footprint:
+        assert running.process is not None
+        with sockets.socket(sockets.AF_UNIX, sockets.SOCK_SEQPACKET) as sock:
+            sock.connect(str(running.directory / "keeper.sock"))
+            keeper = peer_of(sock).pid
+        with Client(str(running.socket), timeout=60) as client:
+            status = client.status()
+        service, held = _footprint(running.process.pid), _footprint(keeper)
+        return cls(*service, *held, status.conflicts_waiting, status.registry.lost)
+
+
+def _footprint(pid: int) -> tuple[int, int]:
+    place = Path(f"/proc/{pid}")
+    resident = int((place / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return len(list((place / "fd").iterdir())), resident
+
+
+@dataclass(frozen=True)
 class Result:
     quiet: Work
     attacked: Work
-    descriptors: tuple[int, int]  # of the service, before and some time after
-    memory: tuple[int, int]  # resident bytes
+    before: Footprint
+    after: Footprint  # some seconds after the attack
 
     def table(self) -> str:
-        rows = [f"{'':22}{'quiet p99':>12}{'attack p50':>12}{'attack p99':>12}{'most':>9}{'n':>7}"]
+        heads = ("quiet p50", "quiet p99", "attack p50", "attack p99", "most")
+        rows = [" " * 22 + "".join(f"{head:>12}" for head in heads) + f"{'n':>7}"]
         for name in self.quiet.times:
-            found = self.attacked
-            rows.append(
-                f"{name:22}{self.quiet.worst(name):>10.3f} s{found.worst(name, 0.5):>10.3f} s"
-                f"{found.worst(name):>10.3f} s{found.worst(name, 1):>7.2f} s"
-                f"{len(found.times[name]):>7}"
+            quiet, found = self.quiet, self.attacked
+            times = (
+                *(quiet.worst(name, part) for part in (0.5, 0.99)),
+                *(found.worst(name, part) for part in (0.5, 0.99, 1.0)),
             )
-        rows.append(f"descriptors {self.descriptors}, resident bytes {self.memory}")
-        return "\n".join(rows)
+            told = "".join(f"{1e3 * seconds:>9.1f} ms" for seconds in times)
+            rows.append(f"{name:22}{told}{len(found.times[name]):>7}")
+        return "\n".join([*rows, f"before: {self.before}", f"after:  {self.after}"])
 
-
-def footprint(running: Running) -> tuple[int, int]:
-    assert running.process is not None
-    place = Path(f"/proc/{running.process.pid}")
-    resident = int((place / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return len(list((place / "fd").iterdir())), resident
+    def losses(self) -> list[str]:
+        """What was lost or is left."""
+        before, after = self.before, self.after
+        wrong = []
+        for name, more in (
+            ("descriptors", 8),
+            ("keeper_descriptors", 8),
+            ("memory", 64 * MiB),
+            ("keeper_memory", 64 * MiB),
+        ):
+            had, has = getattr(before, name), getattr(after, name)
+            if has > had + more:
+                wrong.append(f"{name}: {had} before, {has} after")
+        if after.waiting:
+            wrong.append(f"{after.waiting} operations are still held")
+        if after.lost:
+            wrong.append(f"{after.lost} records of the registry were lost")
+        return wrong
 
 
 def measured(
@@ -242,12 +313,14 @@ def measured(
 ) -> Result:
     """Seconds of each."""
     socket = str(running.socket)
-    before = worked(socket, root, quiet)
-    first = footprint(running)
+    calm = worked(socket, root, quiet)
+    before = Footprint.of(running)
     with attacked(running, root, point):
         time.sleep(1)
         meanwhile = worked(socket, root, attack)
     stop = time.monotonic() + rest
-    while (last := footprint(running))[0] > first[0] + 8 and time.monotonic() < stop:
+    while True:
+        result = Result(calm, meanwhile, before, Footprint.of(running))
+        if not result.losses() or time.monotonic() > stop:
+            return result
         time.sleep(0.2)
-    return Result(before, meanwhile, (first[0], last[0]), (first[1], last[1]))

@@ -22,5 +22,4 @@ def test_others_work_on(running: Running, root: Path, tmp_path: Path) -> None:
     for name, times in found.attacked.times.items():
         assert len(times) >= LEAST, found.table()
         assert found.attacked.worst(name, 1) < HANGS, found.table()
-    assert found.descriptors[1] <= found.descriptors[0] + 8, found.table()
-    assert found.memory[1] < found.memory[0] + (128 << 20), found.table()
+    assert found.losses() == [], found.table()

@@ -168,6 +168,24 @@ def test_those_that_came_and_went_unheard_are_not_kept(fs: Path, tmp_path: Path)
         assert 0 < found < 1500
 
 
+@pytest.mark.parametrize("threads", [1, 300])
+def test_a_keeper_that_is_killed_lets_whoever_waits_go_on(
+    fs: Path, tmp_path: Path, threads: int
+) -> None:
+    """The waiters of one group hold marks of others: were these released first, all would wait for
+    ever."""
+    with closing(keepers.connect(str(tmp_path / "keeper.sock"))) as keeper:
+        keeper.own()
+        file = Watched(keeper, fs / "crowd")
+        keeper.guard(*file.key, {**GUARD, "policy": WAIT})
+        with crowd(file.path, threads) as process:
+            until(lambda: waiting(keeper) == threads)
+            os.kill(keeper.pid, signal.SIGKILL)
+            assert process.communicate(timeout=120)[0] == f"{{0: {threads}}}\n"
+        os.close(file.fd)
+        file.path.unlink()
+
+
 class UnansweredFlush:
     """A FUSE file system that is one file, and whose server never answers FLUSH (fuse(4))."""
 
