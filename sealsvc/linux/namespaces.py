@@ -29,6 +29,7 @@ from sealsvc.linux.mountinfo import Mount, MountTable
 from sealsvc.linux.overlays import Overlay, Overlays, Reaching, Viewer
 
 _SCAN = 0.4  # seconds between two looks at all tasks
+_RETRY = 1.0  # seconds until a look that failed is tried again
 _SHARE = 20  # times the processor time of one look passes between two
 _QUIET = 0.05  # seconds in which changes are collected
 _VERIFY = 1.0  # seconds between two questions to all overlays, after changes
@@ -91,6 +92,7 @@ class MountNamespaces:
         self._own = os.stat("/proc/self/ns/mnt").st_ino
         self._scan_due = self._scanned = 0.0
         self._stopped = self._dirty = False
+        self._trouble = ""  # why the last look for namespaces failed
         self._thread: threading.Thread | None = None
         with self._lock:
             self._add(self._own, Viewer(""), os.open("/proc/self/mountinfo", _READ))
@@ -122,7 +124,8 @@ class MountNamespaces:
         skipped = sum(space.table.skipped for space in self._all())
         parse = f"{skipped} lines of mount tables cannot be parsed: those mounts are not seen"
         blind = (f"the mounts of {why} are not all seen" for why in self.blind.values())
-        return [*([parse] if skipped else []), *blind]
+        trouble = [self._trouble] if self._trouble else []
+        return [*trouble, *([parse] if skipped else []), *blind]
 
     def over(self, fd: int, among: Reaching, *, strict: bool) -> Overlay | None:
         """As Overlays.over."""
@@ -210,7 +213,7 @@ class MountNamespaces:
             with self._lock:
                 self._take_in(events)
             if time.monotonic() >= self._scan_due:
-                self.scan()
+                self._scan_or_later()
             if self._dirty:  # a grant may have taken the change in
                 self._dirty, verified = False, False
                 self._tell_changed()
@@ -218,6 +221,17 @@ class MountNamespaces:
             if not verified and time.monotonic() >= verify_due:
                 self.overlays.verify()
                 verified, verify_due = True, time.monotonic() + _VERIFY
+
+    def _scan_or_later(self) -> None:
+        """As scan(); when it fails, as it does without a free descriptor, it is tried again."""
+        reason = ""
+        try:
+            self.scan()
+        except OSError as error:
+            self._scan_due = time.monotonic() + _RETRY
+            reason = f"mount namespaces cannot be looked for: {error.strerror}"
+        if reason != self._trouble:
+            self._trouble, self._dirty = reason, True  # so that it is told
 
     def _take_in(self, events: list[tuple[int, int]]) -> None:
         for fd, _ in events:

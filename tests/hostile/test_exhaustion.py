@@ -208,3 +208,4 @@ def test_descriptors_that_a_crowd_takes_are_not_those_of_others(own: Running, fi
     assert as_user(crowd) == 100
     with Client(path, timeout=HANG) as client:
         client.call(Return, seal=granted(client, file))
+        client.call(Return, seal=granted(client, file, kind="exclusive"))  # mounts are looked at

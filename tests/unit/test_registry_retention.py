@@ -213,6 +213,33 @@ def test_the_writer_forgets_by_itself(tmp_path: Path, monkeypatch: pytest.Monkey
     assert book.close()
 
 
+def test_it_forgets_under_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While entries come without a pause: what is old goes, no new one is lost, and the trail hangs
+    together at every moment."""
+    old, new = range(3000), range(10_000, 16_000)
+    lives(tmp_path, old, at=T - 40 * DAY, living=lambda n: n % 100 == 0)
+    monkeypatch.setattr("sealsvc.registry.writer._RETENTION_PAUSE", 0.0)
+    told = Told()
+    book = registry(tmp_path, told, retention_days=30.0)
+    for n in new:
+        book.granted(info(n, at=time.time()), map_of(n), PEER)
+        book.watch(moved(info(n), State.RETURNED, at=time.time()))
+        if n % 500 == 0:
+            assert book.queries.verify().intact
+            until(lambda: book.lag < 2000)
+    written(book)
+    left = len(new) + len(old[::100])
+
+    def forgotten() -> bool:
+        with closing(sqlite3.connect(tmp_path / schema.NAME)) as connection:
+            return counts(connection)["seals"] == left
+
+    until(forgotten)
+    assert book.queries.verify().intact
+    assert (book.lost, told.alarms) == (0, [])
+    assert book.close()
+
+
 def test_a_wall_clock_that_is_ahead_for_a_while_has_nothing_forgotten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
