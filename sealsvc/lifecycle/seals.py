@@ -313,13 +313,14 @@ class Counts:
 
 
 class SealTable:
-    """Live seals, by id, by token and by file; and how the last _REMEMBERED that ended did."""
+    """Live seals, by id, token, file and holding user; and how the last _REMEMBERED that ended did."""
 
     def __init__(self) -> None:
         self.counts = Counts()
         self._by_id: dict[str, Seal] = {}
         self._by_token: dict[int, Seal] = {}
         self._by_file: dict[tuple[int, int], dict[str, Seal]] = {}
+        self._by_user: dict[int, dict[str, Seal]] = {}
         self._ended: OrderedDict[str, SealInfo] = OrderedDict()
 
     def __len__(self) -> int:
@@ -331,6 +332,7 @@ class SealTable:
     def add(self, seal: Seal) -> None:
         self._by_id[seal.id] = self._by_token[seal.token] = seal
         self._by_file.setdefault((seal.file.device, seal.file.inode), {})[seal.id] = seal
+        self._by_user.setdefault(seal.process.holder.uid, {})[seal.id] = seal
         self.counts.add(seal, 1)
 
     def remove(self, seal: Seal) -> None:
@@ -340,6 +342,10 @@ class SealTable:
         del self._by_file[key][seal.id]
         if not self._by_file[key]:
             del self._by_file[key]
+        user = seal.process.holder.uid
+        del self._by_user[user][seal.id]
+        if not self._by_user[user]:
+            del self._by_user[user]
 
     def end(self, seal: Seal) -> None:
         """Remove a seal that has ended, and remember it as it is now."""
@@ -377,6 +383,10 @@ class SealTable:
 
     def of_holder(self, pid: int) -> list[Seal]:
         return [seal for seal in self._by_id.values() if seal.process.holder.pid == pid]
+
+    def of_user(self, uid: int) -> list[Seal]:
+        """The live seals that processes of the user hold."""
+        return list(self._by_user.get(uid, {}).values())
 
     def get(self, seal_id: str) -> Seal | None:
         return self._by_id.get(seal_id)

@@ -87,11 +87,7 @@ class Looking:
         await self.foreign.refuse(connection.process, request, request.path)
         # A long list is read page by page: leave out what earlier pages had before filtering.
         after = request.after or ""
-        rest = [seal for seal in self.table if seal.id > after]
-        if self.policy.is_operator(peer):
-            chosen = rest
-        else:
-            chosen = [seal for seal in rest if self.policy.may_see(peer, seal)]
+        chosen = [seal for seal in self.visible.seen(peer) if seal.id > after]
         if request.path is not None:
             chosen = await self.visible.of_path(peer, chosen, request.path, request.below)
         chosen = listings.chosen(chosen, request)

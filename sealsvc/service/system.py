@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 
 import msgspec
 
@@ -102,10 +103,8 @@ class System:
 
     async def _status(self, _: Connection, request: Status) -> ServiceStatus:
         below = request.below
-        counts: dict[str, int] = {}
-        for seal in self.table:
-            if below is None or lies_below(seal.path, below):
-                counts[seal.state] = counts.get(seal.state, 0) + 1
+        seals = [s for s in self.table if below is None or lies_below(s.path, below)]
+        counts = dict(Counter(str(state) for state in map(attrgetter("state"), seals)))
         waiting = self.recaller.waiting.values()
         status = ServiceStatus(
             version=__version__,
