@@ -313,7 +313,7 @@ class Counts:
 
 
 class SealTable:
-    """Live seals, by id, token, file and holding user; and how the last _REMEMBERED that ended did."""
+    """Live seals, by id, token, file and user; and how the last _REMEMBERED that ended did."""
 
     def __init__(self) -> None:
         self.counts = Counts()

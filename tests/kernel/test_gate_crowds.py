@@ -175,12 +175,14 @@ def test_a_keeper_that_is_killed_lets_whoever_waits_go_on(
     """The waiters of one group hold marks of others: were these released first, all would wait for
     ever."""
     with closing(keepers.connect(str(tmp_path / "keeper.sock"))) as keeper:
+        greeting = keeper.greet()
+        assert greeting is not None
         keeper.own()
         file = Watched(keeper, fs / "crowd")
         keeper.guard(*file.key, {**GUARD, "policy": WAIT})
         with crowd(file.path, threads) as process:
             until(lambda: waiting(keeper) == threads)
-            os.kill(keeper.pid, signal.SIGKILL)
+            os.kill(greeting.pid, signal.SIGKILL)
             assert process.communicate(timeout=120)[0] == f"{{0: {threads}}}\n"
         os.close(file.fd)
         file.path.unlink()
