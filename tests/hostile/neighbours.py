@@ -292,13 +292,13 @@ class Result:
         """What was lost or is left."""
         before, after = self.before, self.after
         wrong = []
-        for name, more in (
-            ("descriptors", 8),
-            ("keeper_descriptors", 512),  # it keeps those of tasks that it looked at last
-            ("memory", 64 * MiB),
-            ("keeper_memory", 64 * MiB),
+        for name, had, has, more in (
+            ("descriptors", before.descriptors, after.descriptors, 8),
+            ("memory", before.memory, after.memory, 64 * MiB),
+            # The keeper keeps descriptors of the tasks that it looked at last.
+            ("keeper's descriptors", before.keeper_descriptors, after.keeper_descriptors, 512),
+            ("keeper's memory", before.keeper_memory, after.keeper_memory, 64 * MiB),
         ):
-            had, has = getattr(before, name), getattr(after, name)
             if has > had + more:
                 wrong.append(f"{name}: {had} before, {has} after")
         if after.waiting:
