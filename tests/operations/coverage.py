@@ -169,4 +169,5 @@ def version_of(series: str) -> list[int]:
 def kernels() -> dict[str, Snapshot]:
     """Debian's series, and other kernels that were measured, by their releases."""
     others = {path.stem for path in COVERAGE.glob("*.json")} - set(SERIES)
-    return {series: load(series) for series in sorted({*SERIES, *others}, key=version_of)}
+    names = sorted({*SERIES, *others}, key=lambda name: (version_of(name), name))
+    return {series: load(series) for series in names}
