@@ -39,6 +39,7 @@ def by_name(rows: list[Row], kind: Kind) -> dict[str, Row]:
     return {row.operation: row for row in rows if row.kind is kind}
 
 
+@pytest.mark.timeout(600)
 def test_a_lease_makes_openers_wait(scratch: Path, leases: str) -> None:
     told: list[Row] = []
     report = measure(

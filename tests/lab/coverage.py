@@ -3,11 +3,13 @@
 A guest of each series boots once. There the doctor runs on XFS and on ext4, by each set-up of
 enforcers that the service would choose on that kernel. What was measured is written to
 docs/coverage/SERIES.json as soon as the guest ends, also when it died, and the page made anew.
+`--here` measures the kernel of this machine, without a guest.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import tempfile
@@ -18,11 +20,13 @@ from pathlib import Path
 import msgspec
 
 from tests.lab import LabError, Unavailable, kernels, run
-from tests.lab.coverage_guest import Job, Line
+from tests.lab.coverage_guest import Job, Line, measure_jobs
 from tests.operations import coverage, coverage_page
 from tests.operations.coverage import FILESYSTEMS, SERIES, SETUPS, Measured, Snapshot
+from tests.support.scratch import MiB, mounted
 
 _SECONDS = 5400.0  # for one kernel, on a busy machine; some 8 minutes where nothing else runs
+_SIZE = 768 * MiB
 
 
 def main() -> int:
@@ -35,18 +39,22 @@ def main() -> int:
     parser.add_argument(
         "--missing", action="store_true", help="only rows that the snapshot does not have"
     )
+    parser.add_argument(
+        "--here", action="store_true", help="this machine's kernel, on loop devices, without DAX"
+    )
     parser.add_argument("--row", action="append", help="only this row of the doctor")
     asked = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     failed = 0
-    for series in asked.series or SERIES:
+    measured = _here if asked.here else _in_guest
+    for series in [os.uname().release] if asked.here else asked.series or SERIES:
         snapshot = coverage.load(series)
         jobs = list(_jobs(series, snapshot, asked))
         if not jobs:
             continue
         began = time.monotonic()
         try:
-            _in_guest(series, snapshot, jobs)
+            measured(series, snapshot, jobs)
         except (Unavailable, LabError) as reason:
             print(f"{series}: not all was measured: {reason}", file=sys.stderr)
             failed = 1
@@ -61,6 +69,8 @@ def _jobs(series: str, snapshot: Snapshot, asked: argparse.Namespace) -> Iterato
     for filesystem in FILESYSTEMS:
         for name, setup in SETUPS.items():
             if name not in asked.setup if asked.setup else not setup.chosen_on(series):
+                continue
+            if asked.here and setup.dax:
                 continue
             rows = coverage.rows_of(filesystem)
             if asked.missing:
@@ -90,6 +100,15 @@ def _in_guest(series: str, snapshot: Snapshot, jobs: list[Job]) -> None:
                 raise LabError(f"the measurement ended with status {done.status}")
         finally:
             _take_in(snapshot, kernels.kernel(series).release, jobs, rows.read_bytes())
+
+
+def _here(release: str, snapshot: Snapshot, jobs: list[Job]) -> None:
+    with tempfile.TemporaryFile(buffering=0) as out:
+        try:
+            measure_jobs(jobs, out, lambda filesystem, dax: mounted(filesystem, _SIZE))
+        finally:
+            out.seek(0)
+            _take_in(snapshot, release, jobs, out.read())
 
 
 def _take_in(snapshot: Snapshot, release: str, jobs: list[Job], lines: bytes) -> None:

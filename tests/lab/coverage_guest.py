@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from itertools import groupby
 from pathlib import Path
 from typing import IO
@@ -20,7 +22,7 @@ from tests.operations.coverage import SETUPS
 
 _PROBE = "pread"  # measured first: the enforcers of its seal are those that the kernel has
 
-_PATIENCE = 5.0  # what an operation may take here, by what it may take on a machine
+_PATIENCE = 5.0  # how many times longer than elsewhere an operation may take in the guest
 
 
 class Job(msgspec.Struct):
@@ -48,10 +50,12 @@ class NotThere(Exception):
 
 
 class Teller:
-    """Writes lines to the host's file, and what is unusual to the console."""
+    """Writes lines to the host's file, and what is unusual to the console. `patience` is that of
+    the measurement."""
 
-    def __init__(self, out: IO[bytes]) -> None:
+    def __init__(self, out: IO[bytes], patience: float) -> None:
         self._out = out
+        self.patience = patience
         self._last = time.monotonic()
 
     def tell(self, job: Job, row: str, word: str, note: str) -> None:
@@ -69,18 +73,28 @@ def main() -> None:
     share = Path(os.environ["SEALSVC_LAB_SHARE"])
     jobs = msgspec.json.decode((share / "jobs").read_bytes(), type=list[Job])
     with (share / "rows").open("ab", buffering=0) as out:
-        teller = Teller(out)
-        for (filesystem, dax), group in groupby(jobs, _mount):
-            options = "dax=always" if dax else "dax=never"
-            exchange = filesystem == "xfs"
-            with mounted_dax(filesystem, reflink=True, options=options, exchange=exchange) as root:
-                unsealed = Unsealed()
-                for job in group:
-                    _run(job, str(root), unsealed, teller)
+        measure_jobs(jobs, out, _on_pmem, _PATIENCE)
 
 
-def _mount(job: Job) -> tuple[str, bool]:
-    return job.filesystem, SETUPS[job.setup].dax
+def _on_pmem(filesystem: str, dax: bool) -> AbstractContextManager[Path]:
+    options = "dax=always" if dax else "dax=never"
+    return mounted_dax(filesystem, reflink=True, options=options, exchange=filesystem == "xfs")
+
+
+def measure_jobs(
+    jobs: Iterable[Job],
+    out: IO[bytes],
+    mounted: Callable[[str, bool], AbstractContextManager[Path]],
+    patience: float = 1.0,
+) -> None:
+    """Tell `out` lines of JSON. `mounted(filesystem, dax)` makes a new file system; `patience` is
+    the doctor's."""
+    teller = Teller(out, patience)
+    for place, group in groupby(jobs, lambda job: (job.filesystem, SETUPS[job.setup].dax)):
+        with mounted(*place) as root:
+            unsealed = Unsealed()
+            for job in group:
+                _run(job, str(root), unsealed, teller)
 
 
 def _run(job: Job, root: str, unsealed: Unsealed, teller: Teller) -> None:
@@ -120,7 +134,7 @@ def _measure(job: Job, left: list[str], root: str, unsealed: Unsealed, teller: T
         operations=dict.fromkeys([_PROBE, *left]),
         progress=told,
         unsealed=unsealed,
-        patience=_PATIENCE,
+        patience=teller.patience,
     )
 
 

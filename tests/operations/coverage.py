@@ -6,6 +6,7 @@ docs/coverage.md of them.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import msgspec
@@ -38,7 +39,7 @@ class Setup:
         return "+".join(self.use)
 
     def chosen_on(self, series: str) -> bool:
-        gate = [int(n) for n in series.split(".")] >= [6, 14]  # pre-content events
+        gate = version_of(series) >= [6, 14]  # pre-content events
         return self.newer in (None, gate)
 
 
@@ -160,5 +161,13 @@ def save(series: str, snapshot: Snapshot) -> None:
     (COVERAGE / f"{series}.json").write_bytes(text + b"\n")
 
 
+def version_of(series: str) -> list[int]:
+    """Of a series, or of a kernel's release."""
+    return [int(n) for n in re.findall(r"\d+", series)[:2]]
+
+
 def kernels() -> dict[str, Snapshot]:
-    return {series: load(series) for series in SERIES}
+    """Debian's series, and other kernels that were measured, by their releases."""
+    others = {path.stem for path in COVERAGE.glob("*.json")} - set(SERIES)
+    names = sorted({*SERIES, *others}, key=lambda name: (version_of(name), name))
+    return {series: load(series) for series in names}

@@ -14,6 +14,7 @@ from sealsvc.core import rules
 from tests.operations.coverage import (
     COVERAGE,
     FILESYSTEMS,
+    SERIES,
     SETUPS,
     WORDS,
     Measured,
@@ -32,7 +33,8 @@ _HEAD = """\
 What `sealctl doctor` found on Debian's kernels, on XFS with reflink and on ext4, with each set-up
 of enforcers that the service would choose there. `python -m tests.lab.coverage` boots each kernel
 in the lab ([lab.md](lab.md)), writes docs/coverage/SERIES.json, and generates this page; do not
-edit. Measure your own kernel and file system by `sealctl doctor PATH`.
+edit. Other kernels stand by their releases; `--here` measures one without the lab. Measure your own
+kernel and file system by `sealctl doctor PATH`.
 
 Each row is one operation of a second process on a file that is sealed by the set-up:
 
@@ -118,7 +120,7 @@ def _measured(found: dict[str, Snapshot]) -> Iterator[str]:
                 one = snapshot.of(name, filesystem)
                 if one is not None:
                     yield f"| {series} | {name} | {filesystem} | {_result(one, filesystem)} |"
-                elif setup.chosen_on(series):
+                elif setup.chosen_on(series) and series in SERIES:
                     yield f"| {series} | {name} | {filesystem} | - | - | - | **not measured** |"
 
 
