@@ -76,7 +76,7 @@ def no_descriptor_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     children = _children(process) if wanted else set()
     yield
     if wanted:
-        deadline = time.monotonic() + 5  # what was told to end may take a moment
+        deadline = time.monotonic() + 60  # what was told to end may take a moment
         while left := _children(process) - children:
             assert time.monotonic() < deadline, f"children are left: {left}"
             time.sleep(0.02)
