@@ -53,7 +53,7 @@ int main(int argc, char **argv)
 {
 	struct seal_options options = {.size = sizeof(options), .news = news};
 	/* A shared one takes risks that policy has to accept, where the kernel has no BPF LSM. */
-	struct seal_file_options terms = {.size = sizeof(terms), .kind = "exclusive"};
+	struct seal_file_options terms = {.size = sizeof(terms), .kind = SEAL_KIND_EXCLUSIVE};
 	struct seal_map_extent extent;
 	struct seal_client *client;
 	int fd, error;

@@ -81,9 +81,9 @@ static int register_file(void)
 {
 	struct seal_file_options options = {
 		.size = sizeof(options),
-		.grace = 10,
+		.grace = UINT64_C(10000000000), /* ns */
 		.tag = "smb-example",
-		.prepare = "[\"allocate\", \"convert\"]",
+		.prepare = SEAL_PREPARE_ALLOCATE | SEAL_PREPARE_CONVERT,
 	};
 
 	file = seal_register(client, fd, &options);

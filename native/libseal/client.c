@@ -26,7 +26,7 @@ static int set_options(struct seal_client *client, const struct seal_options *gi
 	options->commands = options->commands ? options->commands : 16384;
 	options->events = options->events ? options->events : 256;
 	options->data = options->data ? options->data : 65536;
-	options->timeout = options->timeout ? options->timeout : 30000;
+	options->timeout = options->timeout ? options->timeout : 30 * CLIENT_SECOND;
 	options->secret[sizeof(options->secret) - 1] = '\0';
 	path = options->socket ? options->socket : getenv("SEALSVC_SOCKET");
 	path = path ? path : DEFAULT_SOCKET;
@@ -182,8 +182,10 @@ int seal_open(struct seal_client **out, const struct seal_options *options)
 	int error;
 
 	*out = NULL;
-	if (!client)
+	if (!client) {
+		snprintf(open_failure, sizeof(open_failure), "%s", strerror(ENOMEM));
 		return -ENOMEM;
+	}
 	client->socket = client->poll = client->self = -1;
 	memset(client->fds, -1, sizeof(client->fds));
 	error = set_options(client, options);

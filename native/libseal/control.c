@@ -22,8 +22,10 @@ static int fail(struct seal_client *client, int error, const char *what)
 int control_connect(struct seal_client *client)
 {
 	struct sockaddr_un address = {.sun_family = AF_UNIX};
-	struct timeval patience = {.tv_sec = client->options.timeout / 1000,
-				   .tv_usec = client->options.timeout % 1000 * 1000};
+	/* Of less than a microsecond nothing would be left, which means for ever. */
+	uint64_t wait = client->options.timeout < 1000 ? 1000 : client->options.timeout;
+	struct timeval patience = {.tv_sec = (time_t)(wait / CLIENT_SECOND),
+				   .tv_usec = (suseconds_t)(wait % CLIENT_SECOND / 1000)};
 	struct epoll_event event = {.events = EPOLLIN | EPOLLRDHUP};
 	int error, fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
 
@@ -281,24 +283,58 @@ int control_attach(struct seal_client *client)
 	return 0;
 }
 
+/* The words of the service, by the enums of seal.h. 0 is the default, and NULL the service's. */
+static const char *const kinds[] = {"shared", "shared", "exclusive"};
+static const char *const conflicts[] = {NULL, "wait", "refuse"};
+static const char *const fences[] = {NULL, "none", "signal", "kill"};
+static const char *const preparations[] = {"allocate", "convert", "unshare", "align"};
+static const char *const iomodes[] = {"rw", "read", "rw"};
+
+#define COUNT(words) (sizeof(words) / sizeof((words)[0]))
+
+/* The option that there is not; NULL: all are known. */
+static const char *unknown_option(const struct seal_file_options *options)
+{
+	if (options->iomode >= COUNT(iomodes))
+		return "iomode";
+	if (options->kind >= COUNT(kinds))
+		return "kind";
+	if (options->conflict >= COUNT(conflicts))
+		return "conflict";
+	if (options->fence >= COUNT(fences))
+		return "fence";
+	return options->prepare >> COUNT(preparations) ? "prepare" : NULL;
+}
+
+static void put_preparations(struct json_text *text, uint32_t wanted)
+{
+	const char *before = ",\"prepare\":[";
+
+	for (size_t i = 0; i < COUNT(preparations); i++)
+		if (wanted >> i & 1) {
+			json_put(text, before);
+			json_put_string(text, preparations[i]);
+			before = ",";
+		}
+	if (wanted)
+		json_put(text, "]");
+}
+
 static void put_options(struct json_text *text, const struct seal_file_options *options)
 {
 	put_number(text, "offset", options->offset);
 	if (options->length)
 		put_number(text, "length", options->length);
-	put_string(text, "iomode", options->iomode == SEAL_READ ? "read" : "rw");
-	put_string(text, "kind", options->kind ? options->kind : "shared");
-	put_string(text, "conflict", options->conflict);
-	put_string(text, "fence", options->fence);
+	put_string(text, "iomode", iomodes[options->iomode]);
+	put_string(text, "kind", kinds[options->kind]);
+	put_string(text, "conflict", conflicts[options->conflict]);
+	put_string(text, "fence", fences[options->fence]);
 	put_string(text, "tag", options->tag);
-	if (options->grace > 0) {
+	if (options->grace) {
 		json_put(text, ",\"grace\":");
 		json_put_seconds(text, options->grace);
 	}
-	if (options->prepare) {
-		json_put(text, ",\"prepare\":");
-		json_put(text, options->prepare);
-	}
+	put_preparations(text, options->prepare);
 }
 
 int seal_register(struct seal_client *client, int fd, const struct seal_file_options *given)
@@ -307,6 +343,7 @@ int seal_register(struct seal_client *client, int fd, const struct seal_file_opt
 	int fds[DESCRIPTORS], count, error = client_check(client);
 	struct json_text text;
 	struct json result, value;
+	const char *unknown;
 	uint64_t file;
 
 	if (error)
@@ -314,6 +351,9 @@ int seal_register(struct seal_client *client, int fd, const struct seal_file_opt
 	if (given)
 		memcpy(&options, given,
 		       given->size < sizeof(options) ? given->size : sizeof(options));
+	unknown = unknown_option(&options);
+	if (unknown)
+		return fail(client, -EINVAL, unknown);
 	text = begin(client, "register");
 	put_number(&text, "ring", client->ring);
 	put_options(&text, &options);

@@ -10,7 +10,8 @@
 
 #define FILES_MAX 256
 #define MESSAGE_MAX 65536
-#define ID_SIZE 25 /* 24 hex digits and NUL */
+#define ID_SIZE 25			   /* 24 hex digits and NUL */
+#define CLIENT_SECOND UINT64_C(1000000000) /* ns */
 
 enum descriptor { MEMORY, TABLE, KICK, BELL, DESCRIPTORS };
 

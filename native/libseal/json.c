@@ -225,17 +225,11 @@ void json_put_number(struct json_text *text, uint64_t number)
 	json_put(text, digits);
 }
 
-#define SECONDS_MAX 1000000000.0
-
-void json_put_seconds(struct json_text *text, double seconds)
+void json_put_seconds(struct json_text *text, uint64_t ns)
 {
-	char decimals[8];
-	uint64_t micro;
+	char decimals[12];
 
-	if (!(seconds > 0))
-		seconds = 0;
-	micro = (uint64_t)((seconds < SECONDS_MAX ? seconds : SECONDS_MAX) * 1e6 + 0.5);
-	snprintf(decimals, sizeof(decimals), ".%06u", (unsigned)(micro % 1000000));
-	json_put_number(text, micro / 1000000);
+	snprintf(decimals, sizeof(decimals), ".%09u", (unsigned)(ns % 1000000000));
+	json_put_number(text, ns / 1000000000);
 	json_put(text, decimals);
 }

@@ -29,8 +29,8 @@ struct json_text {
 void json_put(struct json_text *text, const char *raw);
 void json_put_string(struct json_text *text, const char *string);
 void json_put_number(struct json_text *text, uint64_t number);
-/* With six decimals, and a point before them in every locale (printf has that of LC_NUMERIC). NaN and
- * what is negative are put as 0, what is above a billion as a billion. */
-void json_put_seconds(struct json_text *text, double seconds);
+/* Nanoseconds as seconds with nine decimals, and a point before them in every locale (printf has that of
+ * LC_NUMERIC). */
+void json_put_seconds(struct json_text *text, uint64_t ns);
 
 #endif

@@ -167,14 +167,16 @@ static void adapt(struct seal_client *client, int seen)
 int ring_wait(struct seal_client *client, uint32_t place, struct seal_command *out)
 {
 	struct seal_command *entry = (void *)(client->commands + place);
+	uint64_t deadline;
 	int error = 0;
 
 	if (client->options.spin)
 		__atomic_store_n(&client->mailbox->bell_wanted, 0, __ATOMIC_RELAXED);
 	adapt(client, spin(entry, client->spin));
+	if (__builtin_add_overflow(client_now_ns(), client->options.timeout, &deadline))
+		deadline = UINT64_MAX;
 	if (!is_done(entry))
-		error = sleep_until(client, entry,
-				    client_now_ns() + (uint64_t)client->options.timeout * 1000000);
+		error = sleep_until(client, entry, deadline);
 	*out = *entry;
 	/* When the time was up: whenever it is done, nobody waits for it. */
 	entry->flags |= ENTRY_DELIVERED;

@@ -99,8 +99,8 @@ struct seal_options {
 	uint32_t commands;  /* bytes, a power of two; 16384 */
 	uint32_t events;    /* a power of two; 256 */
 	uint32_t data;	    /* bytes, a power of two; 65536 */
-	uint32_t timeout;   /* ms that a blocking call waits; 30000 */
 	uint32_t spin;	    /* looks before sleeping, at most: adapted; 0 */
+	uint64_t timeout;   /* ns that a blocking call waits; 30 s */
 	/* Called by seal_dispatch() alone. They may use the client. */
 	void (*news)(struct seal_client *client, const struct seal_news *news, void *context);
 	void (*done)(struct seal_client *client, const struct seal_completion *done, void *context);
@@ -110,16 +110,44 @@ struct seal_options {
 	char secret[17];
 };
 
+/* Who else may open the file while something of it is sealed. */
+enum seal_kind {
+	SEAL_KIND_SHARED = 1,	 /* anybody */
+	SEAL_KIND_EXCLUSIVE = 2, /* nobody but the holder */
+};
+
+/* What an operation meets that would change a sealed map. */
+enum seal_conflict {
+	SEAL_CONFLICT_WAIT = 1,	  /* it waits while the seal is recalled */
+	SEAL_CONFLICT_REFUSE = 2, /* it gets ETXTBSY */
+};
+
+/* How far the service may go against a holder that misses the deadline of a recall. */
+enum seal_fence {
+	SEAL_FENCE_NOBODY = 1, /* the seal stays, and conflicts are refused */
+	SEAL_FENCE_SIGNAL = 2, /* SIGTERM */
+	SEAL_FENCE_KILL = 3,   /* SIGTERM, then SIGKILL */
+};
+
+/* What the service may do to the file first; a set. */
+enum seal_preparation {
+	SEAL_PREPARE_ALLOCATE = 1, /* fill holes */
+	SEAL_PREPARE_CONVERT = 2,  /* write unwritten extents */
+	SEAL_PREPARE_UNSHARE = 4,  /* give it blocks of its own */
+	SEAL_PREPARE_ALIGN = 8,	   /* to pages of 2 MiB */
+};
+
+/* Zero means the default. */
 struct seal_file_options {
-	size_t size;
+	size_t size;		 /* sizeof(struct seal_file_options) */
 	uint64_t offset, length; /* length 0: to the end of the file */
-	uint32_t iomode;	 /* SEAL_RW */
-	double grace;		 /* seconds; 10 */
-	const char *kind;	 /* "shared" */
-	const char *conflict;	 /* "wait" */
-	const char *fence;	 /* "none" */
-	const char *tag;	 /* "" */
-	const char *prepare;	 /* JSON list, such as ["allocate", "convert"]: [] */
+	uint64_t grace;		 /* ns that a recall leaves; 10 s */
+	uint32_t iomode;	 /* enum seal_iomode; SEAL_RW */
+	uint32_t kind;		 /* enum seal_kind; shared */
+	uint32_t conflict;	 /* enum seal_conflict; wait */
+	uint32_t fence;		 /* enum seal_fence; nobody */
+	uint32_t prepare;	 /* enum seal_preparation, as a set; nothing */
+	const char *tag;	 /* what listings show of it; "" */
 };
 
 /* Connects, makes a ring, and maps it. NULL: all defaults. 0 or -errno. */
@@ -135,7 +163,7 @@ int seal_reconnect(struct seal_client *client);
  * seal_open of this thread that failed. */
 const char *seal_failure(const struct seal_client *client);
 
-/* Register the file of `fd`, or a range of it: its index, or -errno. `fd` stays the caller's; through
+/* Register the file of `fd`, or a range of it: its index, or -errno (-EINVAL: an option that there is not). `fd` stays the caller's; through
  * this very description its mappings are found. */
 int seal_register(struct seal_client *client, int fd, const struct seal_file_options *options);
 /* Every seal in it is returned with it; -EBUSY while something of the range is mapped. */

@@ -1,6 +1,6 @@
 /* Protection information (PI) of the application's own, to the blocks of a sealed file.
  *
- *	struct seal_file_options options = {sizeof(options), .kind = "exclusive"};
+ *	struct seal_file_options options = {sizeof(options), .kind = SEAL_KIND_EXCLUSIVE};
  *	int file = seal_register(client, fd, &options);
  *	struct seal_pi *pi;
  *	struct seal_channel_error error;

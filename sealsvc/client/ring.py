@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import json
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -20,12 +19,25 @@ from typing import Any, Self
 
 from sealsvc.client.datagrams import alone, socket_path
 from sealsvc.core.extents import ExtentMap
-from sealsvc.core.model import IoMode, Preparation, State
+from sealsvc.core.model import Conflict, Fence, IoMode, Kind, Preparation, State
 from sealsvc.core.native_headers import STATES
 from sealsvc.linux.native import ffi, lib, rows_of
 
 _STATES = {number: state for state, number in STATES.items()}
 _MODES = {IoMode.READ: lib.SEAL_READ, IoMode.RW: lib.SEAL_RW}
+_FILE_KINDS = {Kind.SHARED: lib.SEAL_KIND_SHARED, Kind.EXCLUSIVE: lib.SEAL_KIND_EXCLUSIVE}
+_CONFLICTS = {Conflict.WAIT: lib.SEAL_CONFLICT_WAIT, Conflict.REFUSE: lib.SEAL_CONFLICT_REFUSE}
+_FENCES = {
+    Fence.NONE: lib.SEAL_FENCE_NOBODY,
+    Fence.SIGNAL: lib.SEAL_FENCE_SIGNAL,
+    Fence.KILL: lib.SEAL_FENCE_KILL,
+}
+_PREPARATIONS = {
+    Preparation.ALLOCATE: lib.SEAL_PREPARE_ALLOCATE,
+    Preparation.CONVERT: lib.SEAL_PREPARE_CONVERT,
+    Preparation.UNSHARE: lib.SEAL_PREPARE_UNSHARE,
+    Preparation.ALIGN: lib.SEAL_PREPARE_ALIGN,
+}
 _KINDS = {
     lib.SEAL_EVENT_RECALL: "recall",
     lib.SEAL_EVENT_DEADLINE: "deadline",
@@ -175,7 +187,7 @@ class RingClient:
                 "slots": slots,
                 "commands": commands,
                 "events": events,
-                "timeout": int(timeout * 1000),
+                "timeout": int(timeout * _NANO),
                 "spin": spin,
                 "news": lib.seal_python_news,
                 "context": self._context,
@@ -215,17 +227,16 @@ class RingClient:
         length: int = 0,
         iomode: IoMode = IoMode.RW,
         grace: float = 10.0,
-        kind: str = "shared",
-        conflict: str = "wait",
-        fence: str = "none",
+        kind: Kind | str = Kind.SHARED,
+        conflict: Conflict | str = Conflict.WAIT,
+        fence: Fence | str = Fence.NONE,
         tag: str = "",
         prepare: Sequence[Preparation | str] = (),
     ) -> int:
         """Register the range of a file (`length` 0: to its end), in bytes, and return the file's
         index. `fd` stays the caller's. `grace` is in seconds. `prepare` is what may be done to the
-        file first. Raises OSError."""
-        steps = json.dumps([str(step) for step in prepare])
-        texts = [ffi.new("char[]", text.encode()) for text in (kind, conflict, fence, tag, steps)]
+        file first. Raises ValueError for a word that there is not, and OSError."""
+        shown = ffi.new("char[]", tag.encode())
         options = ffi.new(
             "struct seal_file_options *",
             {
@@ -233,12 +244,12 @@ class RingClient:
                 "offset": offset,
                 "length": length,
                 "iomode": _MODES[iomode],
-                "grace": grace,
-                "kind": texts[0],
-                "conflict": texts[1],
-                "fence": texts[2],
-                "tag": texts[3],
-                "prepare": texts[4],
+                "grace": max(1, int(grace * _NANO)),
+                "kind": _FILE_KINDS[Kind(kind)],
+                "conflict": _CONFLICTS[Conflict(conflict)],
+                "fence": _FENCES[Fence(fence)],
+                "prepare": sum(_PREPARATIONS[step] for step in {Preparation(of) for of in prepare}),
+                "tag": shown,
             },
         )
         return self._told(self.alone(lib.seal_register, fd, options), "seal_register")

@@ -16,7 +16,8 @@
 #define MAP_SYNC 0x80000
 #endif
 
-#define ASK_MS 30000
+#define ASK_NS UINT64_C(30000000000)
+#define MAX_GRACE 1e9 /* seconds; the service's own limit is lower */
 
 void target_say(struct export_target *target, int level, const char *format, ...)
 {
@@ -71,7 +72,7 @@ int target_connect(struct export_target *target)
 		.size = sizeof(options),
 		.socket = target->options.socket,
 		.slots = 1,
-		.timeout = ASK_MS,
+		.timeout = ASK_NS,
 		.news = news,
 		.context = target,
 	};
@@ -106,21 +107,53 @@ static int map(struct export_target *target)
 	return 0;
 }
 
+/* 1 and up: which of the words it is; 0: none of them. */
+static uint32_t word(const char *text, size_t length, const char *const *words, uint32_t count)
+{
+	for (uint32_t i = 0; i < count; i++)
+		if (strlen(words[i]) == length && !strncmp(text, words[i], length))
+			return i + 1;
+	return 0;
+}
+
+/* The set of a JSON list of words. -EINVAL: one is unknown. */
+static int read_preparations(const char *list, uint32_t *out)
+{
+	static const char *const words[] = {"allocate", "convert", "unshare", "align"};
+
+	*out = 0;
+	for (list += strspn(list, "[]\", "); *list; list += strspn(list, "[]\", ")) {
+		size_t length = strcspn(list, "[]\", ");
+		uint32_t found = word(list, length, words, 4);
+
+		if (!found)
+			return -EINVAL;
+		*out |= 1u << (found - 1);
+		list += length;
+	}
+	return 0;
+}
+
 static int register_file(struct export_target *target)
 {
+	static const char *const kinds[] = {"shared", "exclusive"};
+	static const char *const fences[] = {"none", "signal", "kill"};
+	const struct export_options *given = &target->options;
 	struct seal_file_options options = {
 		.size = sizeof(options),
 		.length = target->size,
-		.iomode = target->options.read_only ? SEAL_READ : SEAL_RW,
-		.grace = target->options.grace,
-		.kind = target->options.kind,
-		.conflict = "wait",
-		.fence = target->options.fence,
-		.tag = target->options.name,
-		.prepare = target->options.prepare,
+		.grace = (uint64_t)((given->grace < MAX_GRACE ? given->grace : MAX_GRACE) * 1e9),
+		.iomode = given->read_only ? SEAL_READ : SEAL_RW,
+		.kind = word(given->kind, strlen(given->kind), kinds, 2),
+		.conflict = SEAL_CONFLICT_WAIT,
+		.fence = word(given->fence, strlen(given->fence), fences, 3),
+		.tag = given->name,
 	};
-	int file = seal_register(target->client, target->fd, &options);
+	int file;
 
+	if (!options.kind || !options.fence || read_preparations(given->prepare, &options.prepare))
+		return because(target, -EINVAL, "one of kind, fence and prepare");
+	file = seal_register(target->client, target->fd, &options);
 	if (file < 0)
 		snprintf(target->why, EXPORT_ERROR_ROOM, "%s", seal_failure(target->client));
 	return file;

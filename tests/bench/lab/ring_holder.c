@@ -65,7 +65,8 @@ static void hold(struct seal_client *client, int fd, int file)
 
 int main(int argc, char **argv)
 {
-	const struct seal_file_options terms = {.size = sizeof(terms), .grace = 60};
+	const struct seal_file_options terms = {.size = sizeof(terms),
+						.grace = UINT64_C(60000000000)};
 	struct seal_options options = {.size = sizeof(options), .news = news};
 	struct seal_client *client;
 	int error, fd, file;
