@@ -32,7 +32,7 @@ from sealsvc.runtime.users import User, Users
 
 log = logging.getLogger(__name__)
 
-_ACCEPTING = 0.005  # seconds of one turn of the loop in which connections are accepted
+_ACCEPTING = 0.002  # seconds of one turn of the loop in which connections are accepted
 _RESERVED = 64  # connections that only operators may have
 _ACCEPT_PAUSE = 0.1  # seconds for which nothing is accepted when no descriptor is left
 
