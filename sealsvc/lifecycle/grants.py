@@ -150,7 +150,8 @@ class Grants:
                 # The last close of a file on a frozen file system may block.
                 undo.callback(close_later, target.file.device, [target.fd])
                 faults.point("grant:opened")
-                turn = self._queue_of(target.file.device).turn(asker.peer.uid)
+                who = self.policy.asker(asker.peer.uid, request.principal)
+                turn = self._queue_of(target.file.device).turn(who)
                 async with self.lock(target.file), turn:
                     seal = await self._grant(request, asker, target, before)
                 undo.pop_all()

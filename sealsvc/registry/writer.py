@@ -72,7 +72,7 @@ class Writer:
         self._settled = self._dropped = self._bytes_out = 0  # the writer's
         self._connection: sqlite3.Connection | None = None
         self._checked = False
-        self._inode = 0
+        self._place = (0, 0)  # device and inode of the open database
         self._lock = -1
         self._batch: list[Entry] = []
         self._notes: list[Entry] = []  # our own, to be written before the next batch
@@ -175,6 +175,9 @@ class Writer:
         """Write the batch. False when it is to be tried again."""
         try:
             connection = self._open()
+            if self._batch and not self._in_place():
+                self._taken_away()
+                return False
             defects = self._write(connection) if self._batch else 0
         except _Busy as error:
             # That of a service which was just ended writes what it still has.
@@ -219,7 +222,7 @@ class Writer:
         self._claim()
         connection = schema.open_writer(self._directory, check=not self._checked)
         self._connection, self._checked = connection, True
-        self._inode = (self._directory / schema.NAME).stat().st_ino
+        self._place = self._place_now()
         return connection
 
     def _claim(self) -> None:
@@ -333,10 +336,7 @@ class Writer:
             return False
         try:
             if not self._in_place():
-                self._fail(f"{self._directory / schema.NAME} was taken away")
-                self._archive.close()
-                self._release()
-                self._checked = False
+                self._taken_away()
                 return False
             more = self._retention.step(self._connection)
         except sqlite3.Error as error:
@@ -353,9 +353,21 @@ class Writer:
 
     def _in_place(self) -> bool:
         try:
-            return (self._directory / schema.NAME).stat().st_ino == self._inode
+            return self._place_now() == self._place
         except FileNotFoundError:
             return False
+
+    def _place_now(self) -> tuple[int, int]:
+        found = (self._directory / schema.NAME).stat()
+        return found.st_dev, found.st_ino
+
+    def _taken_away(self) -> None:
+        """The database, or the disk below it, is gone or another: what was written there is not in
+        the one that is begun now."""
+        self._fail(f"{self._directory / schema.NAME} was taken away, with all that it had")
+        self._archive.close()
+        self._release()
+        self._checked, self._places = False, None
 
     def _move_aside(self, why: str) -> None:
         self._shut()
@@ -383,12 +395,12 @@ class Writer:
 
     def _recover(self) -> None:
         """Tell that all is well again, when it is; the gap belongs into the trail, in its place."""
-        lost = self._health.over(self.lost)
-        if lost is None:
+        over = self._health.over(self.lost)
+        if over is None:
             return
-        self._notes.append(Entry(time.time(), "lost", None, {"lost": lost}))
+        self._notes.append(Entry(time.time(), "lost", None, over.told()))
         self._settled -= 1
-        self._health.tell(lost)
+        self._health.tell(over.lost)
 
     def _finish(self) -> None:
         if self._connection is not None:
