@@ -82,6 +82,12 @@ class Health:
         elif new:
             log.warning("the registry: %s", reason)
 
+    def note(self, reason: str) -> None:
+        """Add to what is told of this time of trouble, if there is one."""
+        with self._lock:
+            if self._troubled and reason not in self._reasons:
+                self._reasons.append(reason)
+
     def well(self, part: str) -> None:
         with self._lock:
             if self._failing.pop(part, None) is not None and not self._failing:

@@ -27,6 +27,7 @@ from sealsvc.registry.retention import Retention
 
 log = logging.getLogger(__name__)
 
+_NOWHERE = (0, 0)
 _BATCH = 512
 _LINGER = 0.25  # seconds from the first entry of a batch to its writing
 _RETENTION_PAUSE = 60.0  # seconds
@@ -72,13 +73,14 @@ class Writer:
         self._settled = self._dropped = self._bytes_out = 0  # the writer's
         self._connection: sqlite3.Connection | None = None
         self._checked = False
-        self._place = (0, 0)  # device and inode of the open database
+        self._place = _NOWHERE  # device and inode of the database that was opened last
         self._lock = -1
         self._batch: list[Entry] = []
         self._notes: list[Entry] = []  # our own, to be written before the next batch
         self._places: list[dict[int, Place]] | None = None  # of the batch, once it is archived
         self._present = Presence()
         self._busy_since: float | None = None
+        self._suspected, self._suspected_at = threading.Event(), -_RETENTION_PAUSE
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="registry", daemon=True)
 
@@ -116,6 +118,15 @@ class Writer:
     def troubles(self) -> list[str]:
         """Why it is not written right now; empty when it is."""
         return self._health.reasons
+
+    def suspect(self) -> None:
+        """Have every page of the database checked soon, as at its opening; on any thread. Once in
+        _RETENTION_PAUSE: it takes seconds for a large one."""
+        now = time.monotonic()
+        if now - self._suspected_at >= _RETENTION_PAUSE:
+            self._suspected_at = now
+            self._suspected.set()
+            self._queue.put(None)
 
     def close(self, timeout: float) -> bool:
         """Write what waits, for at most `timeout` seconds; what is left then is lost, and so is
@@ -174,6 +185,10 @@ class Writer:
     def _attempt(self) -> bool:
         """Write the batch. False when it is to be tried again."""
         try:
+            if self._suspected.is_set():
+                self._suspected.clear()
+                self._checked = False
+                self._shut()
             connection = self._open()
             if self._batch and not self._in_place():
                 self._taken_away()
@@ -222,7 +237,10 @@ class Writer:
         self._claim()
         connection = schema.open_writer(self._directory, check=not self._checked)
         self._connection, self._checked = connection, True
-        self._place = self._place_now()
+        before, self._place = self._place, self._place_now()
+        if before not in (_NOWHERE, self._place):
+            path = self._directory / schema.NAME
+            self._health.note(f"{path} is a new one: what the one before it had is not in it")
         return connection
 
     def _claim(self) -> None:

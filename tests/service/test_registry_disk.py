@@ -4,6 +4,7 @@ are meanwhile is measured by `python -m tests.bench.registry_disk`."""
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ import pytest
 
 from sealsvc.client import Client
 from sealsvc.core.errors import Refusal
-from sealsvc.protocol.history import History, Trail, VerifyTrail
+from sealsvc.protocol.history import History, SealRecord, Trail, VerifyTrail
 from sealsvc.protocol.seals import Return
 from sealsvc.protocol.system import Status
 from tests.support.registry_disk import (
@@ -36,10 +37,10 @@ pytestmark = pytest.mark.kernel
 SECONDS = 1.0
 # What the trail says of the time of trouble. A disk that is only full or slow loses nothing.
 SAYS = {
-    read_only: "readonly",
-    failing: "disk I/O error",
-    damaged: "a new one is begun",
-    removed: "was taken away",
+    read_only: ("Read-only file system", "is a new one"),
+    failing: ("Input/output error", "is a new one"),
+    damaged: ("a new one is begun",),
+    removed: ("was taken away", "is a new one"),
 }
 
 
@@ -65,13 +66,20 @@ def file(xfs: Path) -> Iterator[Path]:
     made.unlink()
 
 
-def reasons(client: Client) -> list[str]:
-    """What the trail says failed, the newest first."""
+def seals(client: Client) -> list[SealRecord]:
+    try:
+        return list(client.call(History).result.seals)
+    except Refusal:  # the registry is not there yet, or damaged and about to be replaced
+        return []
+
+
+def told_in_trail(client: Client, said: str) -> bool:
+    """Whether the trail says it of a time of trouble."""
     try:
         entries = client.call(Trail, kind="lost").result.entries
     except Refusal:  # the registry is not there yet
-        return []
-    return [reason for entry in entries for reason in entry.data["reasons"]]
+        return False
+    return any(said in reason for entry in entries for reason in entry.data["reasons"])
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -90,10 +98,11 @@ def test_grants_go_on(
         grants(client, file, SECONDS)
         until(lambda: client.call(Status).result.registry.lag == 0, PATIENCE)
         until(lambda: client.call(Status).result.registry.troubles == [], PATIENCE)
-        assert len(client.call(History).result.seals) > 40, "a page of them"
+        until(lambda: len(seals(client)) > 40, PATIENCE, "a page of seals")
         assert client.call(VerifyTrail).result.intact
-        if (said := SAYS.get(fault)) is not None:
-            until(lambda: any(said in reason for reason in reasons(client)), PATIENCE)
+        for said in SAYS.get(fault, ()):
+            told = functools.partial(told_in_trail, client, said)
+            until(told, 60, f"{said!r} in the trail")
     assert running.process is not None
     assert running.process.poll() is None
 

@@ -20,7 +20,7 @@ RATE = 100.0  # grants in a second
 
 
 class Disk:
-    """An ext4 of 1 KiB blocks at `point`, where SQLite's -shm has holes. Read-only after an error."""
+    """An ext4 at `point`, read-only after an error. SQLite's -shm has holes in its 1 KiB blocks."""
 
     def __init__(self, directory: Path) -> None:
         self.point, self._directory = directory / "disk", directory

@@ -457,3 +457,21 @@ def test_a_writer_that_is_killed(tmp_path: Path, told: Told) -> None:
     archive = Archive(tmp_path / "maps")
     archive.verify()
     archive.close()
+
+
+def test_damage_that_only_a_query_meets(tmp_path: Path, told: Told) -> None:
+    book = registry(tmp_path, told)
+    for n in range(3000):
+        book.granted(info(n), map_of(n), PEER)
+    written(book)
+    with closing(sqlite3.connect(tmp_path / schema.NAME)) as other:
+        other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    scribble(tmp_path / schema.NAME)
+    with pytest.raises(Refusal, match="malformed"):
+        book.queries.history(SealFilter(), None, 9999)
+    until(lambda: bool(told.recoveries))
+    written(book)
+    [gap] = book.queries.audit(None, 10, kind="lost").entries
+    assert any("a new one is begun" in reason for reason in gap.data["reasons"])
+    assert book.queries.verify().intact
+    assert book.close()
