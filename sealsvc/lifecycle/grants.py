@@ -20,7 +20,7 @@ from sealsvc.enforce import overlay_mounts
 from sealsvc.enforce.base import Guard, Verdict
 from sealsvc.enforce.selection import EnforcerSet
 from sealsvc.lifecycle import seals
-from sealsvc.lifecycle.paths import concealed
+from sealsvc.lifecycle.paths import concealed, no_such_file
 from sealsvc.lifecycle.policy import Policy
 from sealsvc.lifecycle.seals import Seal
 from sealsvc.lifecycle.state_machine import StateMachine
@@ -232,6 +232,8 @@ class Grants:
                     close_later(passed.place, [passed.fd])
                     raise
             path = request.path or ""
+            if below is not None and not lies_below(path, below):
+                raise no_such_file(path)  # not opened: even that could be noticed
             try:
                 return self.host.open_path(path, self.policy.roots, writable=writable)
             except Refusal as refusal:
