@@ -7,6 +7,7 @@ import select
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -286,6 +287,19 @@ def test_a_stream_that_is_not_read_is_cut_off(
         changed(principals, token="new")
         assert is_reset(sock, PATIENCE, harmless), "it is open still"
     until(lambda: len(api.app.state.feed) == 0)
+
+
+def test_who_is_revoked_gets_no_answer_that_it_waits_for(
+    api: Api, daemon: FakeDaemon, principals: Path
+) -> None:
+    with daemon.slow(3.0), ThreadPoolExecutor(1) as pool, api.client() as http:
+        waiting = pool.submit(http.get, "/v1/status")
+        time.sleep(1.0)
+        changed(principals, token="new")
+        answer = waiting.result()
+    assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated")
+    assert "seals" not in answer.json()
+    assert answer.headers["x-request-id"]
 
 
 def test_a_connection_outlives_its_stream(api: Api, principals: Path) -> None:
