@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -19,6 +19,7 @@ from websockets.sync.client import connect
 from sealsvc.core.errors import Refusal
 from sealsvc_api import http_protocol
 from sealsvc_api.access import Caller, Role
+from sealsvc_api.app import build_app
 from sealsvc_api.settings import Settings
 from sealsvc_api.shares import Shares
 from tests.api.conftest import PATIENCE, TOKEN, Api, write_principals
@@ -187,6 +188,21 @@ def test_a_share_for_each_and_a_reserve_for_operators() -> None:
     shares.give_back(greedy)
     shares.take(other)
     assert len(shares) == 14
+
+
+@pytest.mark.parametrize(("connections", "listeners"), [(512, 256), (64, 256), (512, 16)])
+def test_many_viewers_together_leave_connections_for_operators(
+    connections: int, listeners: int
+) -> None:
+    """Listeners and requests that wait are turned out for nobody."""
+    app = build_app(Settings(max_connections=connections, max_listeners=listeners))
+    taken = 0
+    for shares in (app.state.feed._shares, app.state.in_flight):
+        with suppress(Refusal):
+            for number in range(10 * connections):
+                shares.take(caller(f"viewer {number % 100}"))
+                taken += 1
+    assert connections // 2 < taken <= connections - connections // 16
 
 
 @pytest.fixture
