@@ -194,7 +194,7 @@ class Daemon:
             self.grants, self.recaller, self.events, self.tasks, paths, store
         )
         self.alarms = AlarmList(
-            socket.with_name("alarms.json"), self.workers.of("alarms", 1).run, self.life.owner_of
+            socket.with_name("alarms.json"), self.workers.of("alarms", 1).run, self.table.owner_of
         )
         self.alarms.load()
         self.events.watch(self.alarms.hear)
