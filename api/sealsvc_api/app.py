@@ -103,8 +103,15 @@ def probe_app(app: FastAPI) -> FastAPI:
 def build_app(settings: Settings, spans: Spans | None = None) -> FastAPI:
     """Raises SettingsError when the principals file cannot be used."""
     path = settings.control_socket
-    listeners = Shares(
-        "listeners", settings.max_listeners, settings.listeners_each, "--max-listeners"
+    # Together no more than there are connections: else those who may not recall could take all of
+    # them, with requests that wait and listeners, neither of which is turned out for another.
+    most = min(settings.max_listeners, max(1, settings.max_connections * 3 // 4))
+    listeners = Shares("listeners", most, settings.listeners_each, "--max-listeners")
+    in_flight = Shares(
+        "requests in flight",
+        max(1, settings.max_connections - most),
+        settings.requests_each,
+        "--max-connections",
     )
     feed = Feed(path, settings.events_queue, settings.events_bytes, listeners)
     backoff = Backoff(settings.shortest_backoff, settings.longest_backoff)
@@ -121,10 +128,7 @@ def build_app(settings: Settings, spans: Spans | None = None) -> FastAPI:
     app.state.principals = Principals(settings.principals)
     app.state.sessions = Sessions()
     app.state.rates = Rates()
-    most = settings.max_connections
-    app.state.in_flight = Shares(
-        "requests in flight", most, settings.requests_each, "--max-connections"
-    )
+    app.state.in_flight = in_flight
     app.state.feed = feed
     connect = spans.connection if spans else Connection
     app.state.connection = connect(path, feed.follow, backoff)

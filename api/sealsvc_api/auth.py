@@ -3,6 +3,7 @@ further. Nothing is open but what says so by having no gate (health, the descrip
 
 from __future__ import annotations
 
+import functools
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -80,6 +81,7 @@ def admit(connection: HTTPConnection, action: Action) -> Caller:
         in_flight: Shares = connection.app.state.in_flight
         in_flight.take(caller)
         connection.state.share = in_flight
+        connection.state.still = functools.partial(still, connection, caller)
     return caller
 
 

@@ -67,6 +67,13 @@ TABLE = (
         "nothing",
     ),
     (
+        "requests in flight altogether",
+        "--max-connections less --max-listeners",
+        _DEFAULTS["max_connections"] - _DEFAULTS["max_listeners"],
+        "`limit-reached` (429), but for principals who may recall: an eighth is theirs",
+        "the same",
+    ),
+    (
         "requests of a principal in flight",
         "-",
         _DEFAULTS["requests_each"],
@@ -74,7 +81,7 @@ TABLE = (
         "nothing",
     ),
     (
-        "listeners (event streams and WebSockets) altogether",
+        "listeners (event streams and WebSockets) altogether; at most 3 of 4 connections",
         "--max-listeners",
         _DEFAULTS["max_listeners"],
         _RESERVE,

@@ -6,18 +6,23 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
+from fastapi import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sealsvc.core.errors import Refusal
 from sealsvc_api.access import Caller
+from sealsvc_api.problems import response
 from sealsvc_api.rates import Rate
 from sealsvc_api.shares import Shares
 
 REQUEST_ID = ContextVar("request_id", default="")
 TRACE = "trace"  # in the state of a request that is traced: the trace's id
 _GIVEN = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_WAITED = 0.25  # seconds after which an answer is for who still may have it
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 
 trail = logging.getLogger("sealsvc.api.trail")
@@ -51,12 +56,18 @@ class Envelope:
         mark = given if _GIVEN.fullmatch(given) else secrets.token_hex(8).encode()
         REQUEST_ID.set(mark.decode())
         state = scope.setdefault("state", {})
-        began, status = time.monotonic(), 500
+        began, status, withheld = time.monotonic(), 500, False
         state["began"] = began
 
         async def sending(message: Message) -> None:
-            nonlocal status
+            nonlocal status, withheld
+            if withheld:
+                return
             if message["type"] == "http.response.start":
+                if _is_revoked(state, began):
+                    await _revoked(scope["path"])(scope, receive, sending)
+                    withheld = True
+                    return
                 status = message["status"]
                 headers = [*message.get("headers", ()), *_FIXED, (b"x-request-id", mark)]
                 rate: Rate | None = state.get("rate")
@@ -73,6 +84,17 @@ class Envelope:
                 share.give_back(state["caller"])
             if scope["method"] not in _READING:
                 _record(scope, state, status, time.monotonic() - began)
+
+
+def _is_revoked(state: dict[str, Any], began: float) -> bool:
+    """Whether who asked has lost its rights since. Asked once, of a request that waited."""
+    still: Callable[[], bool] | None = state.pop("still", None)
+    return still is not None and time.monotonic() - began > _WAITED and not still()
+
+
+def _revoked(path: str) -> Response:
+    message = "the rights of who asked have changed meanwhile; what was asked may have been done"
+    return response(Refusal("unauthenticated", message), path)
 
 
 def _record(scope: Scope, state: dict[str, Any], status: int, took: float) -> None:

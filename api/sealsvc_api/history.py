@@ -93,13 +93,14 @@ async def _gathered(
 async def seals(
     request: Request,
     daemon: Daemon,
+    caller: Asking,
     query: Annotated[msgspec.Struct, Depends(inputs.query(HistoryQuery))],
 ) -> Response:
     asked = fields(query)
     page = {name: asked.pop(name) for name in ("after", "limit")}
     state = asked.pop("state")
     wanted = SealFilter(**asked, state=None if state is None else str(state))
-    asking = functools.partial(daemon.call, History, wanted=wanted)
+    asking = functools.partial(daemon.call, History, wanted=wanted, **asked_by(caller))
     return paged(request, await _gathered(asking, SealHistory, "seals", page))
 
 
@@ -111,9 +112,10 @@ async def seals(
 async def conflicts(
     request: Request,
     daemon: Daemon,
+    caller: Asking,
     query: Annotated[msgspec.Struct, Depends(inputs.query(PastQuery))],
 ) -> Response:
-    asking = functools.partial(daemon.call, PastConflicts)
+    asking = functools.partial(daemon.call, PastConflicts, **asked_by(caller))
     return paged(request, await _gathered(asking, ConflictHistory, "conflicts", fields(query)))
 
 
@@ -125,7 +127,7 @@ async def conflicts(
 )
 async def steps(daemon: Daemon, caller: Asking, seal: SealPath) -> Response:
     await refuse_unseen(daemon, caller, seal)
-    return answer((await daemon.call(Steps, seal=seal)).result)
+    return answer((await daemon.call(Steps, seal=seal, **asked_by(caller))).result)
 
 
 @router.get(
@@ -145,7 +147,8 @@ async def changes(
     query: Annotated[msgspec.Struct, Depends(inputs.query(ChangesQuery))],
 ) -> Response:
     await refuse_unseen(daemon, caller, seal)
-    return answer((await daemon.call(MapChanges, seal=seal, **fields(query))).result)
+    asked = {**fields(query), **asked_by(caller)}
+    return answer((await daemon.call(MapChanges, seal=seal, **asked)).result)
 
 
 @router.get(
@@ -156,9 +159,10 @@ async def changes(
 async def trail(
     request: Request,
     daemon: Daemon,
+    caller: Asking,
     query: Annotated[msgspec.Struct, Depends(inputs.query(TrailQuery))],
 ) -> Response:
-    asking = functools.partial(daemon.call, Trail)
+    asking = functools.partial(daemon.call, Trail, **asked_by(caller))
     return paged(request, await _gathered(asking, AuditTrail, "entries", fields(query)))
 
 

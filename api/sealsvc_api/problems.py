@@ -70,6 +70,11 @@ def _headers(told: Problem) -> dict[str, str]:
     return headers
 
 
+def response(refusal: Refusal, path: str) -> Response:
+    """The answer to a request for `path`."""
+    return _response(problem(refusal, path))
+
+
 def _response(told: Problem, extra: Mapping[str, str] | None = None) -> Response:
     headers = {**_headers(told), **(extra or {})}
     return Response(encode(told), told.status, headers, media_type=MEDIA_TYPE)

@@ -93,6 +93,7 @@ async def logout(request: Request, caller: Asking) -> Response:
     sessions: Sessions = request.app.state.sessions
     if cookie := request.cookies.get(COOKIE):
         sessions.end(cookie)
+        del request.state.still  # this answer is for who asked, though its session is over
     response = answer(_told(caller, None), 200, {"Cache-Control": "no-store"})
     response.delete_cookie(COOKIE, httponly=True, samesite="strict")
     return response

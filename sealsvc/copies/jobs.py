@@ -201,7 +201,8 @@ class CopyJobs:
         journey = None
         try:
             if self.tags is not None and not task.dry_run:
-                journey = await self.tags.begin(way, job.info.path or "", peer.uid)
+                asker = self._policy.asker(peer.uid, job.info.principal)
+                journey = await self.tags.begin(way, job.info.path or "", asker)
         except BaseException:
             closing.close_later(("user", peer.uid), fds)
             raise

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sealsvc.core.model import ByteRange, FileId
+from sealsvc.runtime.limits import Asked
 
 SEAL_TAG = "copy"  # of the seals that a copy takes for itself
 
@@ -22,9 +23,9 @@ class CopiedRange:
 
 
 class Tags(Protocol):
-    async def begin(self, way: CopiedRange, path: str, uid: int) -> Any:
-        """Before anything is copied to the file at `path`, for user `uid`. None when the source has
-        no tags there."""
+    async def begin(self, way: CopiedRange, path: str, asker: Asked) -> Any:
+        """Before anything is copied to the file at `path`, for `asker`, to whose share new
+        attachments count. None when the source has no tags there."""
 
     async def finish(
         self, journey: Any, done: Sequence[ByteRange], *, whole: bool

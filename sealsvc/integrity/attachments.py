@@ -19,6 +19,7 @@ from sealsvc.integrity.attachment import Attachment, Tally, anchor_of
 from sealsvc.integrity.check import Finding, Layout, values_at
 from sealsvc.integrity.errors import ErrorLog
 from sealsvc.integrity.profiles import Profile, ProfileError, parse
+from sealsvc.integrity.shares import Shares
 from sealsvc.integrity.store import STREAM_BLOCKS, About, BlockState, Bytes, TagStore, open_all
 from sealsvc.lifecycle.grants import Grants
 from sealsvc.lifecycle.seals import Seal
@@ -30,7 +31,6 @@ from sealsvc.runtime.config import IntegritySection
 from sealsvc.runtime.events import EventLog
 
 _BUILT = 8 << 20  # bytes of data that are tagged in one go when an attachment is made
-MOST, MOST_BY_USER = 1000, 200  # attachments
 
 
 class Attachments:
@@ -43,6 +43,9 @@ class Attachments:
         self._grants, self._events = grants, events
         self._section, self._directory = section, directory
         self._by_id: dict[str, Attachment] = {}
+        self.shares = Shares(
+            grants.policy, lambda: (made.store.about.asker for made in self._by_id.values())
+        )
         self.errors = ErrorLog(directory)
 
     async def load(self) -> None:
@@ -99,12 +102,6 @@ class Attachments:
             and (span is None or about.range.overlaps(span))
         ]
 
-    def refuse_more(self, uid: int) -> None:
-        owned = sum(a.store.about.owner == uid for a in self._by_id.values())
-        if len(self._by_id) >= MOST or owned >= MOST_BY_USER:
-            message = f"there are {MOST} attachments, or {MOST_BY_USER} of uid {uid}"
-            raise Refusal("limit-reached", message)
-
     def leave_out(self, attachment: Attachment) -> None:
         """Use the attachment no more in this run; its store stays."""
         self._by_id.pop(attachment.id, None)
@@ -112,7 +109,12 @@ class Attachments:
     # Making one
 
     async def make(self, seal: Seal, profile: Profile, about: About) -> Attachment:
-        """Tag the whole range as it is now. Raises Refusal, `io-error` when it cannot be read."""
+        """Tag the whole range as it is now. Raises Refusal: `io-error` when it cannot be read,
+        `limit-reached` when who asks has too many."""
+        with self.shares.one_more(about.asker):
+            return await self._make(seal, profile, about)
+
+    async def _make(self, seal: Seal, profile: Profile, about: About) -> Attachment:
         keyed = functools.partial(keys.read, self._section.keys, about.secret, profile)
         make, prove = await self.pool().run(keyed)
         store = await self._build(seal, profile, about, make)

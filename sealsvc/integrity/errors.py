@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -18,10 +17,11 @@ import msgspec
 
 from sealsvc.protocol import codec
 from sealsvc.protocol.integrity import PiError, PiErrorPage
+from sealsvc.runtime.fair_map import FairMap
 
 T = TypeVar("T", bound=msgspec.Struct)
 
-_KEPT = 4096
+KEPT = 4096  # errors, of which the attachment that has most loses its own oldest
 _ROOM = 48 << 10  # bytes of a message's 64 KiB
 _FILE_BYTES = 8 << 20  # of one file; there are two
 
@@ -37,7 +37,7 @@ class ErrorLog:
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / "errors.jsonl"
-        self._kept: deque[PiError] = deque(maxlen=_KEPT)
+        self._kept: FairMap[int, PiError] = FairMap(KEPT)
         self._arrived = asyncio.Event()
         self.seq = 0
         self.counts: dict[str, int] = {}
@@ -55,7 +55,8 @@ class ErrorLog:
         return found
 
     def resume(self, found: Sequence[PiError]) -> None:
-        self._kept.extend(found)
+        for error in found:
+            self._keep(error)
         self.seq = max((error.seq for error in found), default=0)
 
     def numbered(self, errors: Sequence[PiError]) -> list[PiError]:
@@ -76,15 +77,18 @@ class ErrorLog:
 
     def tell(self, errors: Sequence[PiError]) -> None:
         for error in errors:
-            self._kept.append(error)
+            self._keep(error)
             self.counts[error.kind] = self.counts.get(error.kind, 0) + 1
         self._arrived.set()
         self._arrived = asyncio.Event()
 
+    def _keep(self, error: PiError) -> None:
+        self._kept.put(error.seq, error, error.attachment)
+
     async def page(self, after: int, limit: int, wait: float) -> PiErrorPage:
         """Those after a number; waits for one when there is none."""
         deadline = asyncio.get_running_loop().time() + wait
-        while not (found := [error for error in self._kept if error.seq > after]):
+        while not (found := [error for error in self._kept.values() if error.seq > after]):
             left = deadline - asyncio.get_running_loop().time()
             if left <= 0:
                 return PiErrorPage(errors=[], next=min(after, self.seq))
@@ -92,6 +96,7 @@ class ErrorLog:
                 await asyncio.wait_for(self._arrived.wait(), left)
             except TimeoutError:
                 continue
-        lost = max(0, found[0].seq - after - 1)
         shown = fitting(found[:limit])
+        # Each number in between is shown, or was forgotten.
+        lost = max(0, shown[-1].seq - after - len(shown))
         return PiErrorPage(errors=shown, next=shown[-1].seq, lost=lost)

@@ -49,6 +49,7 @@ from sealsvc.protocol.integrity import (
     Writes,
 )
 from sealsvc.runtime.config import IntegritySection
+from sealsvc.runtime.limits import Asked
 from sealsvc.runtime.tasks import Tasks
 from sealsvc.runtime.users import Received
 
@@ -171,7 +172,6 @@ class IntegrityRequests:
                 f"there is no profile {request.profile!r}",
                 {"profiles": sorted(self._profiles)},
             )
-        self._attachments.refuse_more(seal.process.holder.uid)
         for other in self._attachments.of_seal(seal):
             raise Refusal(
                 "already-attached",
@@ -182,7 +182,8 @@ class IntegrityRequests:
         if request.writes is Writes.DECLARED and writable and not request.quiet:
             raise Refusal("bad-request", "with declared writes the holder must be quiet meanwhile")
         self._refuse_values(profile, request)
-        about = _about(seal, profile, request)
+        asker = self._grants.policy.asker(peer.uid, request.principal)
+        about = _about(seal, profile, request, asker)
         attachment = await self._attachments.make(seal, profile, about)
         if not seal.live:
             await self._attachments.cut_off(attachment, "attach", seal)
@@ -333,7 +334,7 @@ def _open_to_ask(path: str) -> int:
         raise Refusal(code, f"{path}: {error.strerror}", {"path": path}) from None
 
 
-def _about(seal: Seal, profile: Profile, request: PiAttach) -> About:
+def _about(seal: Seal, profile: Profile, request: PiAttach, asker: Asked) -> About:
     """The whole blocks inside the seal's range. Raises Refusal when there is none."""
     size = profile.granularity
     span = seal.range
@@ -362,5 +363,6 @@ def _about(seal: Seal, profile: Profile, request: PiAttach) -> About:
         writes=request.writes,
         at_grant=request.at_grant,
         owner=seal.process.holder.uid,
+        asked=asker,
         made=time.time(),
     )

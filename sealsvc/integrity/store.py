@@ -55,7 +55,8 @@ class About(msgspec.Struct, kw_only=True):
     """`profile` are the keys that describe it. `changed` is the file's change time (ctime, ns) when
     tags and data were last known to agree: a file that has another has been written to, perhaps.
     `foreign`: it had been written to when it was sealed, and not all of it was compared since.
-    `scrub` is the block where a scrub goes on (-1: none is under way)."""
+    `scrub` is the block where a scrub goes on (-1: none is under way). `asked` is who asked for it:
+    a uid, and the principal of the REST API (None: written by a version that did not record it)."""
 
     id: str
     file: FileId
@@ -74,6 +75,12 @@ class About(msgspec.Struct, kw_only=True):
     foreign: bool = False
     scrub: int = -1
     scrub_started: float = 0.0
+    asked: tuple[int, str] | None = None
+
+    @property
+    def asker(self) -> tuple[int, str]:
+        """To whose share the attachment counts."""
+        return self.asked or (self.owner, "")
 
 
 class StoreError(Exception):

@@ -31,6 +31,7 @@ from sealsvc.integrity.check import Finding, Layout
 from sealsvc.integrity.source import Source
 from sealsvc.integrity.store import STREAM_BLOCKS, About, BlockState, Bytes
 from sealsvc.runtime import faults
+from sealsvc.runtime.limits import Asked
 
 _PART = 16 << 20  # bytes of the destination that are read in one piece
 
@@ -55,7 +56,7 @@ class TagCopy:
     shift: int
     file: FileId
     path: str
-    uid: int
+    asker: Asked
     legs: list[AttachmentCopy]
 
 
@@ -65,9 +66,9 @@ class Travel:
 
     # A copy
 
-    async def begin(self, way: CopiedRange, path: str, uid: int) -> TagCopy | None:
+    async def begin(self, way: CopiedRange, path: str, asker: Asked) -> TagCopy | None:
         """Before anything is written. None: the source has no tags there. `path` is the
-        destination's, `uid` will own what is made."""
+        destination's; what is made counts to the share of `asker`, whose user owns it."""
         source, there, asked, shift = way.source, way.there, way.asked, way.shift
         legs = []
         for attachment in self._attachments.of_file(source, asked):
@@ -80,7 +81,7 @@ class Travel:
                 legs.append(AttachmentCopy(attachment, None, span))
         if not legs:
             return None
-        journey = TagCopy(asked, shift, there, path, uid, legs)
+        journey = TagCopy(asked, shift, there, path, asker, legs)
         for leg in legs:
             if leg.there is not None and not _unlike(leg.source, leg.there):
                 leg.there.accounted[SEAL_TAG] += 1
@@ -160,7 +161,6 @@ class Travel:
 
     async def _made(self, journey: TagCopy, leg: AttachmentCopy) -> Attachment:
         """An attachment of the destination, all suspect, and known to the service."""
-        self._attachments.refuse_more(journey.uid)
         like, profile = leg.source.store.about, leg.source.layout.profile
         size = math.lcm(max(1, profile.granularity), max(1, profile.alignment))
         start = -(-leg.span.offset // size) * size
@@ -179,10 +179,12 @@ class Travel:
             secret=like.secret,
             writes=like.writes,
             at_grant=like.at_grant,
-            owner=journey.uid,
+            owner=journey.asker[0],
+            asked=journey.asker,
             made=time.time(),
         )
-        return await self._attachments.adopt(about, _suspect(about, profile.width))
+        with self._attachments.shares.one_more(journey.asker):
+            return await self._attachments.adopt(about, _suspect(about, profile.width))
 
     # A relocation
 

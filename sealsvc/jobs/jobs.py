@@ -32,6 +32,7 @@ from sealsvc.protocol.admin import (
     StartJob,
 )
 from sealsvc.runtime.events import EventLog
+from sealsvc.runtime.limits import Asked
 from sealsvc.runtime.tasks import Tasks
 
 log = logging.getLogger(__name__)
@@ -133,14 +134,20 @@ class JobRunner:
         return info
 
     def _make_room(self) -> None:
-        """Forget, of the jobs that are over, the oldest of the user who has most of them."""
+        """Forget, of the jobs that are over, the oldest of whoever has most of them: a user, or a
+        principal of the REST API."""
         while len(self._jobs) > REMEMBERED:
             over = [job for job in self._jobs.values() if job.over]
             if not over:
                 return
-            ((most, _),) = Counter(job.uid for job in over).most_common(1)
-            oldest = next(job for job in over if job.uid == most)
+            ((most, _),) = Counter(map(self._asker, over)).most_common(1)
+            oldest = next(job for job in over if self._asker(job) == most)
             del self._jobs[oldest.info.id]
+
+    def _asker(self, job: Job) -> Asked:
+        if job.uid is None:  # only operators begin such jobs
+            return -1, job.info.principal
+        return self.grants.policy.asker(job.uid, job.info.principal)
 
     def _work(self, request: StartJob) -> Callable[[Job], Awaitable[dict[str, Any]]]:
         if request.kind is JobKind.COPY:

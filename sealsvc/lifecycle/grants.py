@@ -20,7 +20,7 @@ from sealsvc.enforce import overlay_mounts
 from sealsvc.enforce.base import Guard, Verdict
 from sealsvc.enforce.selection import EnforcerSet
 from sealsvc.lifecycle import seals
-from sealsvc.lifecycle.paths import concealed
+from sealsvc.lifecycle.paths import concealed, no_such_file
 from sealsvc.lifecycle.policy import Policy
 from sealsvc.lifecycle.seals import Seal
 from sealsvc.lifecycle.state_machine import StateMachine
@@ -150,7 +150,8 @@ class Grants:
                 # The last close of a file on a frozen file system may block.
                 undo.callback(close_later, target.file.device, [target.fd])
                 faults.point("grant:opened")
-                turn = self._queue_of(target.file.device).turn(asker.peer.uid)
+                who = self.policy.asker(asker.peer.uid, request.principal)
+                turn = self._queue_of(target.file.device).turn(who)
                 async with self.lock(target.file), turn:
                     seal = await self._grant(request, asker, target, before)
                 undo.pop_all()
@@ -231,6 +232,8 @@ class Grants:
                     close_later(passed.place, [passed.fd])
                     raise
             path = request.path or ""
+            if below is not None and not lies_below(path, below):
+                raise no_such_file(path)  # not opened: even that could be noticed
             try:
                 return self.host.open_path(path, self.policy.roots, writable=writable)
             except Refusal as refusal:

@@ -18,12 +18,9 @@ from sealsvc.linux.processes import Peer
 from sealsvc.protocol.seals import Conditions, Grant, Holder, Terms
 from sealsvc.protocol.system import Gap
 from sealsvc.runtime.config import PolicySection
-from sealsvc.runtime.limits import leaves_as_many
+from sealsvc.runtime.limits import Asked, leaves_as_many
 
 _MAX_RINGS = 4096  # SEAL_RINGS_MAX of native/include/sealsvc/rings.h
-
-
-Asked = tuple[int, str]  # a uid, and the principal that it asks for
 
 
 @dataclass(frozen=True, slots=True)

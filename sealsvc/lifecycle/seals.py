@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import secrets
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -33,6 +33,7 @@ from sealsvc.linux.host import UNSEEN_REFERENCES, ExtentMap, ReleaseQuestion
 from sealsvc.linux.processes import Process
 from sealsvc.protocol.seals import Grant, LadderStep, SealInfo
 from sealsvc.runtime import clock
+from sealsvc.runtime.fair_map import FairMap
 
 _FENCE_CLASSES = {
     Fence.NONE: FenceClass.COOPERATIVE,
@@ -40,7 +41,7 @@ _FENCE_CLASSES = {
     Fence.KILL: FenceClass.KILL,
 }
 
-_REMEMBERED = 4096  # how many ended seals are remembered
+REMEMBERED = 4096  # ended seals
 
 _INSTANCE = secrets.token_hex(4)
 _TOKENS = itertools.count(secrets.randbelow(1 << 40) + 1)
@@ -313,7 +314,7 @@ class Counts:
 
 
 class SealTable:
-    """Live seals, by id, token, file and user; and how the last _REMEMBERED that ended did."""
+    """Live seals, by id, token, file and user; and how those that ended and are remembered did."""
 
     def __init__(self) -> None:
         self.counts = Counts()
@@ -321,7 +322,7 @@ class SealTable:
         self._by_token: dict[int, Seal] = {}
         self._by_file: dict[tuple[int, int], dict[str, Seal]] = {}
         self._by_user: dict[int, dict[str, Seal]] = {}
-        self._ended: OrderedDict[str, SealInfo] = OrderedDict()
+        self._ended: FairMap[str, SealInfo] = FairMap(REMEMBERED)
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -349,9 +350,7 @@ class SealTable:
 
     def end(self, seal: Seal) -> None:
         """Remove a seal that has ended, and remember it as it is now."""
-        self._ended[seal.id] = seal.info()
-        if len(self._ended) > _REMEMBERED:
-            self._ended.popitem(last=False)
+        self._ended.put(seal.id, seal.info(), seal.process.holder.uid)
         self.remove(seal)
 
     def ended(self, seal_id: str) -> SealInfo | None:

@@ -279,8 +279,8 @@ class PiError(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PiErrorPage(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="pi-error-page"):
-    """`next` is the `after` of the next request. `lost` errors before the first were dropped from
-    the queue; the registry's trail has them."""
+    """`next` is the `after` of the next request. `lost` errors between `after` and `next` were
+    dropped from the queue; the registry's trail has them."""
 
     errors: list[PiError]
     next: int

@@ -21,6 +21,7 @@ from sealsvc.registry.entries import Entry
 from sealsvc.registry.link import Link, Query
 from sealsvc.registry.recorder import Recorder
 from sealsvc.runtime.config import RegistrySection
+from sealsvc.runtime.limits import Asked
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -75,7 +76,7 @@ class Registry(Recorder):
         """How often its process had to be started again."""
         return max(0, self._link.restarts)
 
-    async def ask(self, user: int, query: Query[P, T], *args: P.args, **options: P.kwargs) -> T:
+    async def ask(self, user: Asked, query: Query[P, T], *args: P.args, **options: P.kwargs) -> T:
         """What the process answers when this method of Queries is called. Raises Refusal."""
         if not self.enabled:
             raise Refusal("unknown-operation", "the registry is off: see registry.enabled")

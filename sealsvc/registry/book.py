@@ -42,10 +42,10 @@ class Book(Recorder):
         directory = Path(section.directory)
         archive = Archive(directory / "maps")
         retention = Retention(directory, archive, section.retention_days, section.max_bytes, alarm)
-        self.queries = Queries(directory, archive)
         self._writer = Writer(
             directory, self.boot, run, archive, retention, alarm, recovered, settled, queue, retry
         )
+        self.queries = Queries(directory, archive, self._writer.suspect)
 
     def start(self) -> None:
         self._writer.start()

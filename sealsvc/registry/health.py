@@ -6,11 +6,33 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+_REASONS = 8  # of one time of trouble that are told
+
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Over:
+    """A time of trouble that is over: how many events were lost in it, when it began (Unix time),
+    and what failed."""
+
+    lost: int
+    since: float
+    reasons: tuple[str, ...]
+
+    def told(self) -> dict[str, Any]:
+        """As the audit trail has it."""
+        return {
+            "lost": self.lost,
+            "from": self.since,
+            "to": time.time(),
+            "reasons": list(self.reasons),
+        }
 
 
 class Health:
@@ -25,7 +47,8 @@ class Health:
         self._lock = threading.Lock()
         self._failing: dict[str, str] = {}
         self._troubled = False
-        self._well_since = 0.0
+        self._well_since = self._since = 0.0
+        self._reasons: list[str] = []  # of this time of trouble
         self._lost_before = 0
 
     @property
@@ -47,7 +70,9 @@ class Health:
             new = part not in self._failing
             self._failing[part] = reason
             if first:
-                self._lost_before = lost
+                self._lost_before, self._since, self._reasons = lost, time.time(), []
+            if reason not in self._reasons and len(self._reasons) < _REASONS:
+                self._reasons.append(reason)
         if first:
             log.error("the registry is not written: %s", reason)
             _safely(
@@ -57,19 +82,25 @@ class Health:
         elif new:
             log.warning("the registry: %s", reason)
 
+    def note(self, reason: str) -> None:
+        """Add to what is told of this time of trouble, if there is one."""
+        with self._lock:
+            if self._troubled and reason not in self._reasons:
+                self._reasons.append(reason)
+
     def well(self, part: str) -> None:
         with self._lock:
             if self._failing.pop(part, None) is not None and not self._failing:
                 self._well_since = time.monotonic()
 
-    def over(self, lost: int) -> int | None:
-        """Once, when a time of trouble is over: the number of events that were lost in it."""
+    def over(self, lost: int) -> Over | None:
+        """Once, when a time of trouble is over. `lost` is how many events were lost until now."""
         with self._lock:
             quiet = not self._failing and time.monotonic() - self._well_since >= self._quiet
             if not (self._troubled and quiet):
                 return None
             self._troubled = False
-            return lost - self._lost_before
+            return Over(lost - self._lost_before, self._since, tuple(self._reasons))
 
     def tell(self, lost: int) -> None:
         log.warning("the registry is written again; %d events were lost", lost)

@@ -33,7 +33,7 @@ from sealsvc.registry.backlog import Backlog
 from sealsvc.registry.health import Health
 from sealsvc.registry.queries import Queries
 from sealsvc.runtime.config import RegistrySection
-from sealsvc.runtime.limits import FairQueue
+from sealsvc.runtime.limits import Asked, FairQueue
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -118,7 +118,7 @@ class Link:
         if not self._health.has(_QUEUE):
             self._health.trouble(_QUEUE, f"{len(self._backlog)} events wait", self.lost - 1)
 
-    async def ask(self, user: int, query: Query[P, T], *args: P.args, **options: P.kwargs) -> T:
+    async def ask(self, user: Asked, query: Query[P, T], *args: P.args, **options: P.kwargs) -> T:
         """The result of a method of Queries, called with these. Raises Refusal, try-later when it
         does not come in time. Of those who wait each user has its turn."""
         try:
@@ -256,9 +256,9 @@ class Link:
             self.wake()
         if self._backlog.gap is None:
             self._health.well(_QUEUE)
-        lost = self._health.over(self.lost)
-        if lost is not None:
-            self._health.tell(lost)
+        over = self._health.over(self.lost)
+        if over is not None:
+            self._health.tell(over.lost)
 
     @property
     def _silent(self) -> bool:

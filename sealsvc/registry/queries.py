@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,8 +65,12 @@ class _Where:
 
 
 class Queries:
-    def __init__(self, directory: Path, archive: Archive) -> None:
-        self._directory, self._archive = directory, archive
+    """`damaged` is called, on the thread of a query, when that meets a damaged database."""
+
+    def __init__(
+        self, directory: Path, archive: Archive, damaged: Callable[[], None] = lambda: None
+    ) -> None:
+        self._directory, self._archive, self._damaged = directory, archive, damaged
 
     def history(
         self, wanted: SealFilter, after: str | None, limit: int, room: int | None = None
@@ -222,6 +226,8 @@ class Queries:
                 ) from None
             if not (self._directory / schema.NAME).exists():
                 raise _not_yet() from None
+            if schema.is_damage(error):
+                self._damaged()
             raise Refusal("io-error", f"the registry cannot be read: {error}") from None
         except OSError as error:
             raise Refusal("io-error", f"the registry cannot be read: {error.strerror}") from None

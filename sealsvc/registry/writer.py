@@ -27,6 +27,7 @@ from sealsvc.registry.retention import Retention
 
 log = logging.getLogger(__name__)
 
+_NOWHERE = (0, 0)
 _BATCH = 512
 _LINGER = 0.25  # seconds from the first entry of a batch to its writing
 _RETENTION_PAUSE = 60.0  # seconds
@@ -72,13 +73,14 @@ class Writer:
         self._settled = self._dropped = self._bytes_out = 0  # the writer's
         self._connection: sqlite3.Connection | None = None
         self._checked = False
-        self._inode = 0
+        self._place = _NOWHERE  # device and inode of the database that was opened last
         self._lock = -1
         self._batch: list[Entry] = []
         self._notes: list[Entry] = []  # our own, to be written before the next batch
         self._places: list[dict[int, Place]] | None = None  # of the batch, once it is archived
         self._present = Presence()
         self._busy_since: float | None = None
+        self._suspected, self._suspected_at = threading.Event(), -_RETENTION_PAUSE
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="registry", daemon=True)
 
@@ -116,6 +118,15 @@ class Writer:
     def troubles(self) -> list[str]:
         """Why it is not written right now; empty when it is."""
         return self._health.reasons
+
+    def suspect(self) -> None:
+        """Have every page of the database checked soon, as at its opening; on any thread. Once in
+        _RETENTION_PAUSE: it takes seconds for a large one."""
+        now = time.monotonic()
+        if now - self._suspected_at >= _RETENTION_PAUSE:
+            self._suspected_at = now
+            self._suspected.set()
+            self._queue.put(None)
 
     def close(self, timeout: float) -> bool:
         """Write what waits, for at most `timeout` seconds; what is left then is lost, and so is
@@ -174,7 +185,14 @@ class Writer:
     def _attempt(self) -> bool:
         """Write the batch. False when it is to be tried again."""
         try:
+            if self._suspected.is_set():
+                self._suspected.clear()
+                self._checked = False
+                self._shut()
             connection = self._open()
+            if self._batch and not self._in_place():
+                self._taken_away()
+                return False
             defects = self._write(connection) if self._batch else 0
         except _Busy as error:
             # That of a service which was just ended writes what it still has.
@@ -219,7 +237,10 @@ class Writer:
         self._claim()
         connection = schema.open_writer(self._directory, check=not self._checked)
         self._connection, self._checked = connection, True
-        self._inode = (self._directory / schema.NAME).stat().st_ino
+        before, self._place = self._place, self._place_now()
+        if before not in (_NOWHERE, self._place):
+            path = self._directory / schema.NAME
+            self._health.note(f"{path} is a new one: what the one before it had is not in it")
         return connection
 
     def _claim(self) -> None:
@@ -333,10 +354,7 @@ class Writer:
             return False
         try:
             if not self._in_place():
-                self._fail(f"{self._directory / schema.NAME} was taken away")
-                self._archive.close()
-                self._release()
-                self._checked = False
+                self._taken_away()
                 return False
             more = self._retention.step(self._connection)
         except sqlite3.Error as error:
@@ -353,9 +371,21 @@ class Writer:
 
     def _in_place(self) -> bool:
         try:
-            return (self._directory / schema.NAME).stat().st_ino == self._inode
+            return self._place_now() == self._place
         except FileNotFoundError:
             return False
+
+    def _place_now(self) -> tuple[int, int]:
+        found = (self._directory / schema.NAME).stat()
+        return found.st_dev, found.st_ino
+
+    def _taken_away(self) -> None:
+        """The database, or the disk below it, is gone or another: what was written there is not in
+        the one that is begun now."""
+        self._fail(f"{self._directory / schema.NAME} was taken away, with all that it had")
+        self._archive.close()
+        self._release()
+        self._checked, self._places = False, None
 
     def _move_aside(self, why: str) -> None:
         self._shut()
@@ -383,12 +413,12 @@ class Writer:
 
     def _recover(self) -> None:
         """Tell that all is well again, when it is; the gap belongs into the trail, in its place."""
-        lost = self._health.over(self.lost)
-        if lost is None:
+        over = self._health.over(self.lost)
+        if over is None:
             return
-        self._notes.append(Entry(time.time(), "lost", None, {"lost": lost}))
+        self._notes.append(Entry(time.time(), "lost", None, over.told()))
         self._settled -= 1
-        self._health.tell(lost)
+        self._health.tell(over.lost)
 
     def _finish(self) -> None:
         if self._connection is not None:

@@ -13,6 +13,15 @@ from sealsvc.runtime import clock
 
 _MOST = 65536  # users whose buckets are kept
 
+# To whose share a request is counted: a uid, and the principal of the REST API that it asks for
+# (lifecycle/policy.py: Policy.asker).
+Asked = tuple[int, str]
+
+
+def name_of(asker: Asked) -> str:
+    uid, principal = asker
+    return principal or f"user {uid}"
+
 
 def leaves_as_many(mine: int, taken: int, most: int) -> bool:
     """Whether a user that has `mine` of the `taken` units may take one more. `most` is the total.
@@ -27,9 +36,9 @@ class RateLimit:
 
     def __init__(self, rate: float, burst: int) -> None:
         self.rate, self.burst = rate, burst
-        self._buckets: TokenBuckets[int] = TokenBuckets(clock.now, _MOST)
+        self._buckets: TokenBuckets[Asked] = TokenBuckets(clock.now, _MOST)
 
-    def take(self, user: int) -> None:
+    def take(self, user: Asked) -> None:
         """Count a request. Raises Refusal `limit-reached`, with the seconds until the next may
         come."""
         if not self.rate:
@@ -39,7 +48,7 @@ class RateLimit:
         except Empty as empty:
             raise Refusal(
                 "limit-reached",
-                f"user {user} asks for more than policy.grants_per_second, {self.rate:g}",
+                f"{name_of(user)} asks for more than policy.grants_per_second, {self.rate:g}",
                 {"rate": self.rate, "burst": self.burst},
                 retry_after=empty.wait,
             ) from None
@@ -51,7 +60,7 @@ class FairQueue:
 
     def __init__(self, slots: int) -> None:
         self._free = slots
-        self._waiting: dict[int, deque[asyncio.Future[None]]] = {}  # in order of turns
+        self._waiting: dict[Asked, deque[asyncio.Future[None]]] = {}  # in order of turns
 
     @property
     def waiting(self) -> int:
@@ -59,7 +68,7 @@ class FairQueue:
         return sum(len(queue) for queue in self._waiting.values())
 
     @asynccontextmanager
-    async def turn(self, user: int) -> AsyncIterator[None]:
+    async def turn(self, user: Asked) -> AsyncIterator[None]:
         """A context that holds a slot; waits for the user's turn."""
         if self._free and not self._waiting:
             self._free -= 1
@@ -70,7 +79,7 @@ class FairQueue:
         finally:
             self._pass_on()
 
-    async def _wait(self, user: int) -> None:
+    async def _wait(self, user: Asked) -> None:
         mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(user, deque()).append(mine)
         try:

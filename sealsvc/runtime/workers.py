@@ -25,8 +25,8 @@ _IDLE = 5.0  # seconds after which a thread without work ends
 # Looks at the memory of processes. They need the process's mmap_lock, and wait for its owner.
 _LOOKS = 2  # threads for each process
 _PATIENCE = 3.0  # seconds after which a look counts as lost
-_LOST_BY_USER = 8  # processes of one user with lost looks, at which further looks are refused
-_LOST = 64  # the same for the processes of all users
+LOST_BY_USER = 8  # processes of one user with lost looks, at which further looks are refused
+LOST = 64  # the same for the processes of all users
 
 
 class Pool:
@@ -189,7 +189,7 @@ class Looks:
     def _refusal(self, user: int, pid: int) -> str:
         if (user, pid) in self._lost:
             return f"an earlier look at process {pid} has not come back"
-        if len(self._lost) >= _LOST or sum(u == user for u, _ in self._lost) >= _LOST_BY_USER:
+        if len(self._lost) >= LOST or sum(u == user for u, _ in self._lost) >= LOST_BY_USER:
             return f"too many looks at processes (of user {user}, or of all) have not come back"
         return ""
 

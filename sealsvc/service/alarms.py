@@ -3,7 +3,8 @@
 An event reaches only those who listen. An alarm is kept: each distinct one with the number and the
 times of its occurrences, also over a restart of the service (in a small file beside the control
 socket, in /run, because alarms are of this boot; the registry keeps all of them). When the list is
-full, acknowledged alarms are dropped first.
+full, acknowledged alarms are dropped first, then the oldest of the user whose seals have most: no
+user can drive out the alarms about others, or about the service itself.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from sealsvc.core.paths import lies_below
 from sealsvc.protocol.admin import AlarmInfo, AlarmPage, Alarms
 from sealsvc.protocol.events import Event
 from sealsvc.runtime import kept_file
+from sealsvc.runtime.fair_map import FairMap
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +34,17 @@ _DECODER = msgspec.json.Decoder(list[AlarmInfo])
 
 
 class AlarmList:
-    """Keeps alarms in `file`. `run` runs a function that may block, in a worker thread."""
+    """Keeps alarms in `file`. `run` runs a function that may block, in a worker thread.
+    `owner_of(seal)` is the user that holds, or held, the seal of that id."""
 
-    def __init__(self, file: Path, run: Callable[..., Awaitable[None]]) -> None:
-        self._file, self._run = file, run
-        self._alarms: dict[str, AlarmInfo] = {}
+    def __init__(
+        self,
+        file: Path,
+        run: Callable[..., Awaitable[None]],
+        owner_of: Callable[[str], int | None] = lambda _: None,
+    ) -> None:
+        self._file, self._run, self._owner_of = file, run, owner_of
+        self._alarms: FairMap[str, AlarmInfo] = FairMap(MOST)
         self._changed = False
         self.dropped = 0
 
@@ -50,7 +58,8 @@ class AlarmList:
         except (OSError, msgspec.DecodeError) as error:
             log.warning("the alarms in %s cannot be read: %s", self._file, error)
             return
-        self._alarms = {alarm.id: alarm for alarm in found}
+        for alarm in found:
+            self._alarms.put(alarm.id, alarm, self._owner(alarm.seal))
 
     def hear(self, event: Event) -> None:
         """Called with each event: adds those that are alarms."""
@@ -59,8 +68,10 @@ class AlarmList:
         reason = str(event.data.get("reason") or "the extent map of a sealed range changed")
         seal, path = event.seal or "", event.path or ""
         id = _id_of(event.name, seal, reason)
-        alarm = self._alarms.pop(id, None)
-        self._alarms[id] = AlarmInfo(
+        alarm = self._alarms.pop(id)
+        if self._alarms.full:
+            self._drop_acknowledged()
+        told = AlarmInfo(
             id=id,
             name=event.name,
             reason=reason[:_SHOWN],
@@ -70,16 +81,19 @@ class AlarmList:
             last=event.time,
             count=alarm.count + 1 if alarm else 1,
         )
-        if len(self._alarms) > MOST:
-            self._drop_one()
+        self.dropped += self._alarms.put(id, told, self._owner(seal)) is not None
         self._changed = True
 
-    def _drop_one(self) -> None:
-        """Drop the oldest alarm that was acknowledged, else the oldest; the latter is counted in
-        `dropped`."""
-        seen = next((id for id, alarm in self._alarms.items() if alarm.acknowledged_by), None)
-        self.dropped += seen is None
-        del self._alarms[seen or next(iter(self._alarms))]
+    def _owner(self, seal: str) -> tuple[bool, int | None]:
+        """Whose alarm it is. Those about no seal are the service's own. Those about seals that are
+        not remembered (after a restart) have one owner together."""
+        return bool(seal), self._owner_of(seal) if seal else None
+
+    def _drop_acknowledged(self) -> None:
+        """Make room: drop the oldest alarm that was acknowledged, if there is one."""
+        seen = next((alarm for alarm in self._alarms.values() if alarm.acknowledged_by), None)
+        if seen is not None:
+            self._alarms.pop(seen.id)
 
     @property
     def open(self) -> int:
@@ -88,7 +102,7 @@ class AlarmList:
 
     def page(self, request: Alarms) -> AlarmPage:
         """The alarms that the request asks for, the newest first."""
-        found = [a for a in reversed(self._alarms.values()) if _concerns(a, request.below)]
+        found = [a for a in self._alarms.newest() if _concerns(a, request.below)]
         if request.open:
             found = [alarm for alarm in found if not alarm.acknowledged_by]
         return AlarmPage(
@@ -106,7 +120,7 @@ class AlarmList:
             raise Refusal("no-such-alarm", f"there is no alarm {alarm}", {"alarm": alarm})
         if not found.acknowledged_by:
             found = msgspec.structs.replace(found, acknowledged_by=by, acknowledged_at=time.time())
-            self._alarms[alarm] = found
+            self._alarms.replace(alarm, found)
             self._changed = True
         return found
 

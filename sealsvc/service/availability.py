@@ -11,15 +11,21 @@ from dataclasses import dataclass
 from sealsvc.control import connection, turns
 from sealsvc.copies import jobs as copies
 from sealsvc.copies.relocation import job as relocation
-from sealsvc.integrity import attachments as integrity
-from sealsvc.integrity import channels
+from sealsvc.integrity import channels, errors
+from sealsvc.integrity import shares as integrity
 from sealsvc.jobs import store
+from sealsvc.lifecycle import seals
 from sealsvc.protocol.base import MAX_FDS, MAX_MESSAGE
-from sealsvc.runtime import log_queue, users
-from sealsvc.runtime.config import LimitsSection, PolicySection
+from sealsvc.registry import backlog
+from sealsvc.runtime import log_queue, users, workers
+from sealsvc.runtime.config import LimitsSection, PolicySection, ServiceSection
 from sealsvc.service import alarms, idempotency, tickets
 
-_LIMITS, _POLICY = LimitsSection(), PolicySection()
+_SECTIONS = {
+    "limits": LimitsSection(),
+    "policy": PolicySection(),
+    "service": ServiceSection(),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +43,7 @@ class Limit:
 
 def _limit(resource: str, setting: str, beyond: str, others: str = "nothing") -> Limit:
     section, _, key = setting.partition(".")
-    value = getattr({"limits": _LIMITS, "policy": _POLICY}[section], key)
+    value = getattr(_SECTIONS[section], key)
     unit = " s" if key.endswith("_grace") else ""
     number = f"{value:g}" if isinstance(value, float) else str(value)
     most = f"{number}{unit}" if value else "no limit"
@@ -98,13 +104,40 @@ TABLE = (
     _fixed(
         "jobs that are over and remembered",
         str(store.REMEMBERED),
+        "the oldest of the user, or principal of the REST API, who has most of them is forgotten",
+    ),
+    _fixed(
+        "seals that are over and remembered without the registry",
+        str(seals.REMEMBERED),
         "the oldest of the user who has most of them is forgotten",
     ),
     _fixed(
         "alarms that are kept",
         str(alarms.MOST),
-        "the oldest that was acknowledged is forgotten, else the oldest, which is counted",
-        "the same: the list is one",
+        "the oldest that was acknowledged is forgotten, else the oldest of the user whose seals"
+        " have most, which is counted",
+    ),
+    _fixed(
+        "errors of protection information that are kept for who asks",
+        str(errors.KEPT),
+        "the oldest of the attachment that has most of them is forgotten, and counted as lost",
+    ),
+    _limit(
+        "events that are kept for who listens later",
+        "service.event_history",
+        "the oldest is forgotten; who asks for it is told of the gap",
+        "the same: the list is one; the registry has them all",
+    ),
+    _fixed(
+        "entries that wait for the registry, half of them for grants and ends",
+        str(backlog.ROOM),
+        "with as many as are left for others: lost, counted, and told in the audit trail",
+    ),
+    _fixed(
+        "processes of a user at which a look has not come back, and of all users",
+        f"{workers.LOST_BY_USER} and {workers.LOST}",
+        "further looks at processes of that user are refused: what depends on one fails closed",
+        "the same, when there are as many of all users",
     ),
     _fixed(
         "copies at a time; of a principal of the REST API as many as are left for others, of a user"
@@ -118,10 +151,10 @@ TABLE = (
         _REFUSED,
     ),
     _fixed(
-        "attachments of protection information, and of a user",
-        f"{integrity.MOST} and {integrity.MOST_BY_USER}",
+        "attachments of protection information; of a user, or of a principal of the REST API, as"
+        f" many as are left for others, and {integrity.MOST_EACH} at most",
+        str(integrity.MOST),
         _REFUSED,
-        "`limit-reached`, when there are as many",
     ),
     _fixed("PI channels of a user", str(channels.MOST), _REFUSED),
     _limit("grants of a user in a second", "policy.grants_per_second", _REFUSED),

@@ -193,7 +193,9 @@ class Daemon:
         jobs = self.jobs = JobRunner(
             self.grants, self.recaller, self.events, self.tasks, paths, store
         )
-        self.alarms = AlarmList(socket.with_name("alarms.json"), self.workers.of("alarms", 1).run)
+        self.alarms = AlarmList(
+            socket.with_name("alarms.json"), self.workers.of("alarms", 1).run, self.table.owner_of
+        )
         self.alarms.load()
         self.events.watch(self.alarms.hear)
         tags = Travel(self.integrity.attachments) if self.integrity else None

@@ -161,7 +161,7 @@ class Granting:
     ) -> Reply:
         user = connection.user
         self._authorise(connection.peer, request, len(fds))
-        self.rate.take(connection.peer.uid)
+        self.rate.take(self.policy.asker(connection.peer.uid, request.principal))
         process = await self._holder(connection, request, fds)
         passed = None
         try:

@@ -32,6 +32,7 @@ from sealsvc.protocol.history import (
 )
 from sealsvc.registry import Registry
 from sealsvc.registry.queries import Queries
+from sealsvc.runtime.limits import Asked
 from sealsvc.runtime.workers import Workers
 from sealsvc.service.router import Answers
 
@@ -48,29 +49,29 @@ class Historian:
 
     def __init__(self, registry: Registry, host: Host, policy: Policy, workers: Workers) -> None:
         self._registry, self._host, self._policy, self._workers = registry, host, policy, workers
-        self._ask = registry.ask
 
     def answers(self) -> Answers:
         return dict.fromkeys(get_args(RegistryRequest), self._answer)
 
     async def _answer(self, connection: Connection, request: RegistryRequest) -> RegistryAnswer:
         peer = connection.peer
+        asker = self._policy.asker(peer.uid, request.principal)
         match request:
             case History():
-                return await self._seals(peer, request)
+                return await self._seals(peer, asker, request)
             case Steps():
-                await self._seal(peer, request.seal)
-                return await self._ask(peer.uid, Queries.transitions, request.seal)
+                await self._seal(peer, asker, request.seal)
+                return await self._registry.ask(asker, Queries.transitions, request.seal)
             case PastConflicts():
-                return await self._conflicts(peer, request)
+                return await self._conflicts(peer, asker, request)
             case MapChanges():
-                return await self._changes(peer, request)
+                return await self._changes(peer, asker, request)
             case Trail():
-                return await self._trail(peer, request)
+                return await self._trail(peer, asker, request)
         self._operators_only(peer)
-        return await self._ask(peer.uid, Queries.verify)
+        return await self._registry.ask(asker, Queries.verify)
 
-    async def _seals(self, peer: Peer, request: History) -> SealHistory:
+    async def _seals(self, peer: Peer, asker: Asked, request: History) -> SealHistory:
         wanted = request.wanted
         if not self._policy.is_operator(peer):
             if wanted.uid not in (None, peer.uid):
@@ -78,15 +79,15 @@ class Historian:
             wanted = msgspec.structs.replace(wanted, uid=peer.uid)
         limit = min(request.limit, _SEALS)
         asked = (wanted, request.after, limit, _ROOM)
-        return await self._ask(peer.uid, Queries.history, *asked)
+        return await self._registry.ask(asker, Queries.history, *asked)
 
-    async def _conflicts(self, peer: Peer, request: PastConflicts) -> ConflictHistory:
+    async def _conflicts(self, peer: Peer, asker: Asked, request: PastConflicts) -> ConflictHistory:
         if request.seal is None:
             self._operators_only(peer)
         else:
-            await self._seal(peer, request.seal)
-        return await self._ask(
-            peer.uid,
+            await self._seal(peer, asker, request.seal)
+        return await self._registry.ask(
+            asker,
             Queries.conflicts,
             request.after,
             min(request.limit, _MOST),
@@ -96,10 +97,10 @@ class Historian:
             until=request.until,
         )
 
-    async def _trail(self, peer: Peer, request: Trail) -> AuditTrail:
+    async def _trail(self, peer: Peer, asker: Asked, request: Trail) -> AuditTrail:
         self._operators_only(peer)
-        return await self._ask(
-            peer.uid,
+        return await self._registry.ask(
+            asker,
             Queries.audit,
             request.after,
             min(request.limit, _ENTRIES),
@@ -109,18 +110,19 @@ class Historian:
             until=request.until,
         )
 
-    async def map_at_grant(self, peer: Peer, seal: str) -> ExtentMap:
+    async def map_at_grant(self, peer: Peer, principal: str, seal: str) -> ExtentMap:
         """The map of a seal at its grant, an (n, 4) array (core/extents.py). Raises Refusal, for
         example `no-such-seal` when nothing is recorded that the peer may see."""
-        await self._seal(peer, seal)
-        return await self._ask(peer.uid, Queries.map_at_grant, seal)
+        asker = self._policy.asker(peer.uid, principal)
+        await self._seal(peer, asker, seal)
+        return await self._registry.ask(asker, Queries.map_at_grant, seal)
 
-    async def _changes(self, peer: Peer, request: MapChanges) -> MapDifference:
-        record = await self._seal(peer, request.seal)
+    async def _changes(self, peer: Peer, asker: Asked, request: MapChanges) -> MapDifference:
+        record = await self._seal(peer, asker, request.seal)
         pool = self._workers.of(filesystem.place_at(record.path))
         present = await pool.run(self._present, record)
         limit = min(request.limit, _CHANGES)
-        return await self._ask(peer.uid, Queries.map_difference, request.seal, present, limit)
+        return await self._registry.ask(asker, Queries.map_difference, request.seal, present, limit)
 
     def _present(self, record: SealRecord) -> ExtentMap:
         target = self._host.open_path(record.path, self._policy.roots, writable=False)
@@ -133,8 +135,8 @@ class Historian:
         finally:
             os.close(target.fd)
 
-    async def _seal(self, peer: Peer, seal: str) -> SealRecord:
-        record = await self._ask(peer.uid, Queries.seal, seal)
+    async def _seal(self, peer: Peer, asker: Asked, seal: str) -> SealRecord:
+        record = await self._registry.ask(asker, Queries.seal, seal)
         if record.holder_uid != peer.uid and not self._policy.is_operator(peer):
             raise Refusal("no-such-seal", f"nothing is recorded of seal {seal}", {"seal": seal})
         return record

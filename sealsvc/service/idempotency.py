@@ -21,12 +21,12 @@ from pathlib import Path
 import msgspec
 
 from sealsvc.core.errors import Refusal
-from sealsvc.lifecycle.policy import Asked
 from sealsvc.protocol import codec
 from sealsvc.protocol.base import Keyed
 from sealsvc.protocol.messages import Result
 from sealsvc.protocol.seals import SealInfo
 from sealsvc.runtime import clock
+from sealsvc.runtime.limits import Asked
 
 KEYS = 65536  # of all users together; answers that are kept for live seals are not counted
 KEYS_PER_USER = 8192

@@ -99,7 +99,7 @@ class Looking:
     async def _extents(self, connection: Connection, request: Extents) -> ExtentPage:
         peer = connection.peer
         if self.registry.enabled and not request.now and self.table.get(request.seal) is None:
-            found = await self.historian.map_at_grant(peer, request.seal)
+            found = await self.historian.map_at_grant(peer, request.principal, request.seal)
         else:
             seal = self.visible.seal(peer, request.seal)
             found = await present_map(self.grants, seal) if request.now else seal.map

@@ -22,7 +22,7 @@ from sealsvc.rings.registrations import RingClient
 from sealsvc.runtime import clock, closing
 from sealsvc.service.foreign import ForeignNames
 from sealsvc.service.router import Answers
-from sealsvc.service.visible import Visible
+from sealsvc.service.visible import Visible, no_such_seal
 
 _RECALLS = 500  # outcomes in one answer
 _CLOSED_WITHIN = 1.0  # seconds
@@ -58,6 +58,8 @@ class Recalling:
             )
         if request.any is not None and request.pid is None:
             raise Refusal("bad-request", "`any` needs the scope pid: whose seals")
+        if request.any is not None and request.below is not None:
+            raise Refusal("bad-request", "`any` leaves the choice to the holder: not with `below`")
         if request.seqid is not None and request.seal is None:
             raise Refusal("bad-request", "`seqid` needs the scope seal: whose seqid")
         self.policy.operators_only(peer, "recall seals")
@@ -90,19 +92,24 @@ class Recalling:
                 await clock.within(clock.now() + (60.0 if part is None else 0.05), seal.released)
 
     async def _scope(self, peer: Peer, request: RecallSeals) -> list[Seal]:
+        found = await self._named(peer, request)
+        if request.below is None:
+            return found
+        # A hard link in `below` may name a file that was sealed by a path outside of it.
+        inside = [seal for seal in found if lies_below(seal.path, request.below)]
+        if request.seal is not None and not inside:
+            raise no_such_seal(request.seal)
+        return inside
+
+    async def _named(self, peer: Peer, request: RecallSeals) -> list[Seal]:
         if request.seal is not None:
             return [self.visible.seal_at(peer, request.seal, request.seqid)]
         if request.path is not None:
             here = self.table.of_file(await self.paths.identify(request.path, request.below))
-            # A hard link in `below` may name a file that was sealed by a path outside of it.
-            return [
-                s
-                for s in here
-                if (request.below is None or lies_below(s.path, request.below))
-                and (request.range is None or s.effective.overlaps(request.range))
-            ]
+            part = request.range
+            return [seal for seal in here if part is None or seal.effective.overlaps(part)]
         if request.filesystem is not None:
-            where = await self.paths.identify(request.filesystem)
+            where = await self.paths.identify(request.filesystem, request.below)
             return [seal for seal in self.table if seal.file.device == where.device]
         if request.pid is not None:
             return [s for s in self.table if s.process.holder.pid == request.pid]

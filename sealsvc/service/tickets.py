@@ -16,12 +16,11 @@ from dataclasses import dataclass
 import msgspec
 
 from sealsvc.core.errors import Refusal
-from sealsvc.lifecycle.policy import Asked
 from sealsvc.linux.processes import Peer
 from sealsvc.protocol.admin import ClaimInfo
 from sealsvc.protocol.seals import Grant, IssueClaim
 from sealsvc.runtime import clock
-from sealsvc.runtime.limits import leaves_as_many
+from sealsvc.runtime.limits import Asked, leaves_as_many, name_of
 
 MOST = 4096  # open claims of all users together
 
@@ -54,7 +53,7 @@ class Tickets:
         self._forget()
         mine = sum(issued.asker == asker for issued in self._tickets.values())
         if not leaves_as_many(mine, len(self._tickets), MOST):
-            who = f"{asker[1] or f'user {asker[0]}'} has {mine}"
+            who = f"{name_of(asker)} has {mine}"
             message = f"of {MOST} claims {len(self._tickets)} are open, and {who}"
             raise Refusal("limit-reached", message, {"limit": "claims"}, retry_after=1.0)
         terms = msgspec.structs.asdict(request)

@@ -12,6 +12,10 @@ from sealsvc.linux.processes import Peer
 from sealsvc.runtime import even_time
 
 
+def no_such_seal(seal_id: str) -> Refusal:
+    return Refusal("no-such-seal", f"there is no seal {seal_id}", {"seal": seal_id})
+
+
 class Visible:
     """The seals that a client may see: a user's own, and all for operators. Others are treated as
     if they did not exist."""
@@ -23,7 +27,7 @@ class Visible:
         """The live seal with this id. Raises Refusal `no-such-seal`."""
         seal = self.table.get(seal_id)
         if seal is None or not self.policy.may_see(peer, seal):
-            raise Refusal("no-such-seal", f"there is no seal {seal_id}", {"seal": seal_id})
+            raise no_such_seal(seal_id)
         return seal
 
     def seal_at(self, peer: Peer, seal_id: str, seqid: int | None) -> Seal:

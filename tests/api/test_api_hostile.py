@@ -7,7 +7,8 @@ import select
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -18,6 +19,7 @@ from websockets.sync.client import connect
 from sealsvc.core.errors import Refusal
 from sealsvc_api import http_protocol
 from sealsvc_api.access import Caller, Role
+from sealsvc_api.app import build_app
 from sealsvc_api.settings import Settings
 from sealsvc_api.shares import Shares
 from tests.api.conftest import PATIENCE, TOKEN, Api, write_principals
@@ -188,6 +190,21 @@ def test_a_share_for_each_and_a_reserve_for_operators() -> None:
     assert len(shares) == 14
 
 
+@pytest.mark.parametrize(("connections", "listeners"), [(512, 256), (64, 256), (512, 16)])
+def test_many_viewers_together_leave_connections_for_operators(
+    connections: int, listeners: int
+) -> None:
+    """Listeners and requests that wait are turned out for nobody."""
+    app = build_app(Settings(max_connections=connections, max_listeners=listeners))
+    taken = 0
+    for shares in (app.state.feed._shares, app.state.in_flight):
+        with suppress(Refusal):
+            for number in range(10 * connections):
+                shares.take(caller(f"viewer {number % 100}"))
+                taken += 1
+    assert connections // 2 < taken <= connections - connections // 16
+
+
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
     from dataclasses import replace
@@ -286,6 +303,19 @@ def test_a_stream_that_is_not_read_is_cut_off(
         changed(principals, token="new")
         assert is_reset(sock, PATIENCE, harmless), "it is open still"
     until(lambda: len(api.app.state.feed) == 0)
+
+
+def test_who_is_revoked_gets_no_answer_that_it_waits_for(
+    api: Api, daemon: FakeDaemon, principals: Path
+) -> None:
+    with daemon.slow(3.0), ThreadPoolExecutor(1) as pool, api.client() as http:
+        waiting = pool.submit(http.get, "/v1/status")
+        time.sleep(1.0)
+        changed(principals, token="new")
+        answer = waiting.result()
+    assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated")
+    assert "seals" not in answer.json()
+    assert answer.headers["x-request-id"]
 
 
 def test_a_connection_outlives_its_stream(api: Api, principals: Path) -> None:

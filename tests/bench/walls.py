@@ -2,6 +2,8 @@
 
 A real service on a simulated system and the real API before it. What is measured:
 * 4,096 kept events replayed: the first byte (goal: 100 ms), all of them (none lost);
+* how long an operator's new connection and two requests take beside 512 silent sockets, 64 slow
+  bodies and 256 greedy listeners (goal: 1 s, the longest of all rounds);
 * from the change of the principals file to the end of a stream of who was revoked (goal: 1 s):
   events over HTTP, and over a WebSocket;
 * whether the time of an answer tells what is forbidden from what is missing: 0 is not at all, 0.5
@@ -28,8 +30,9 @@ from sealsvc.client import Client
 from sealsvc.protocol.events import PastEvents
 from sealsvc.protocol.seals import Return
 from sealsvc.protocol.system import Simulate
+from tests.api import crowd
 from tests.api.conftest import write_principals
-from tests.api.running import PATIENCE, Front, front, service
+from tests.api.running import PATIENCE, Front, front, service, simulated
 from tests.api.secrecy import told_apart
 
 KEPT = 4096  # events (limits.event_history)
@@ -119,6 +122,23 @@ def revoked(directory: Path, there: Front, newest: int, rounds: int) -> list[boo
     return met
 
 
+def crowded(directory: Path, rounds: int) -> list[bool]:
+    """An operator alone, and beside the crowd, against an API of its own."""
+    with simulated(directory) as there, ExitStack() as stack:
+        crowd.serves(there)
+        alone = [crowd.serves(there) for _ in range(rounds)]
+        heard = crowd.gather(stack, there)
+        beside = []
+        for _ in range(rounds):
+            beside.append(crowd.serves(there))
+            stack.enter_context(crowd.opened(there))
+        more = f" (median {np.median(beside):.3f}, alone {np.median(alone):.3f})"
+        return [
+            told("operator beside a crowd", max(beside), 1.0, "s", more),
+            told("greedy listeners heard", heard, crowd.SHARE, ""),
+        ]
+
+
 def _ends(sock: socket.socket) -> None:
     """Wait for the last chunk, a close frame, or the end of the connection."""
     data = b""
@@ -170,6 +190,8 @@ def main() -> int:
             met = replay(there, newest, asked.rounds)
             met += revoked(directory, there, newest, asked.rounds)
             met += hidden(there, asked.samples)
+    with tempfile.TemporaryDirectory() as name:
+        met += crowded(Path(name), asked.rounds)
     return 0 if all(met) else 1
 
 

@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from sealsvc_api.settings import Settings
 from tests.api.conftest import TOKEN, write_principals
 from tests.api.running import Front, front
 from tests.api.secrecy import told_apart
+from tests.support.maze import STRANGE, Maze, elsewhere, links
 from tests.support.service import MiB
 from tests.support.waiting import PATIENCE, until
 
@@ -118,56 +118,35 @@ def test_what_lies_outside_the_scope_stays_hidden(there: Front, root: Path, file
     inside.unlink()
 
 
-@dataclass(frozen=True)
-class Maze:
-    """`inside` is the guest's directory; from there lead a symbolic link to a directory outside and
-    a hard link of a sealed file outside."""
-
-    inside: Path
-    seal: str
-    file: Path
-
-    @property
-    def forbidden(self) -> list[Path]:
-        name = self.file.name
-        return [
-            self.file,
-            self.inside / "out" / name,
-            self.inside / ".." / name,
-            self.inside / "link",
-            self.inside / "proc" / "self" / "root" / str(self.file).lstrip("/"),
-        ]
-
-    @property
-    def missing(self) -> list[Path]:
-        return [
-            self.inside / "nothing",
-            self.inside / "out" / "nothing",
-            self.inside / ".." / "nothing",
-            self.inside / "dangling",
-        ]
-
-
 @pytest.fixture
 def maze(there: Front, root: Path, file: Path) -> Iterator[Maze]:
-    inside = root / "guest"
-    inside.mkdir(exist_ok=True)
-    links = {"out": root, "link": file, "dangling": root / "nowhere", "proc": Path("/proc")}
-    for name, target in links.items():
-        (inside / name).symlink_to(target)
-    (inside / "hard").hardlink_to(file)
-    with opened(file) as (pid, fd), there.http() as http:
+    with links(root / "guest", file) as inside, opened(file) as (pid, fd), there.http() as http:
         body = {"holder": {"pid": pid, "fd": fd}, "kind": "shared"}
         answer = http.post("/v1/seals", json=body)
         assert answer.status_code == 201, answer.text
         yield Maze(inside, answer.json()["id"], file)
         http.delete(f"/v1/seals/{answer.json()['id']}").raise_for_status()
-    for name in (*links, "hard"):
-        (inside / name).unlink()
 
 
 # What a field that names a file or a directory is called, in a query or in a body.
 _NAMING = {"path", "source", "destination", "filesystem", "goal.to"}
+# Strings that name none. One that is in neither set is a new one: say which it is.
+_NAMES_NOTHING = {
+    *("after", "alarm", "attachment", "job", "key", "kind", "name", "owner", "part", "profile"),
+    *(
+        "reason",
+        "resume",
+        "seal",
+        "search",
+        "secret",
+        "since",
+        "strategies",
+        "tag",
+        "text",
+        "token",
+    ),
+    *("Idempotency-Key", "If-Match", "If-None-Match", "Last-Event-ID"),
+}
 _DESCRIPTION: dict[str, Any] = build_app(Settings()).openapi()
 
 
@@ -184,6 +163,29 @@ def _fields(schema: dict[str, Any], prefix: str = "") -> Iterator[str]:
     for name, value in schema.get("properties", {}).items():
         yield prefix + name
         yield from _fields(value, f"{prefix}{name}.")
+
+
+def _strings(schema: dict[str, Any], name: str) -> Iterator[str]:
+    """Each field below this one that is a text of the client's choice."""
+    schema = _resolved(schema)
+    if schema.get("type") == "string" and "enum" not in schema:
+        yield name
+    for choice in (*schema.get("anyOf", ()), *schema.get("oneOf", ()), schema.get("items")):
+        if choice is not None:
+            yield from _strings(choice, name)
+    for field, value in schema.get("properties", {}).items():
+        yield from _strings(value, f"{name}.{field}" if name else field)
+
+
+def test_it_is_known_of_each_string_whether_it_names_a_file() -> None:
+    found = set[str]()
+    for item in _DESCRIPTION["paths"].values():
+        for operation in item.values():
+            for parameter in operation.get("parameters", ()):
+                found.update(_strings(parameter["schema"], parameter["name"]))
+            for body in operation.get("requestBody", {}).get("content", {}).values():
+                found.update(_strings(body["schema"], ""))
+    assert found == _NAMING | _NAMES_NOTHING
 
 
 def _naming() -> list[tuple[str, str, str]]:
@@ -234,48 +236,6 @@ def _shown(answer: httpx.Response, path: Path) -> tuple[int, str]:
     return answer.status_code, text
 
 
-@contextmanager
-def elsewhere(maze: Maze) -> Iterator[list[Path]]:
-    """Names that a process in a mount namespace of its own gives to the sealed file: by way of its
-    root, and by mounts that it alone has, over an empty directory of the guest's and over a file of
-    the guest's. In this namespace the first two lead out of the scope, the others to nothing."""
-    hollow, blank = maze.inside / "hollow", maze.inside / "blank"
-    hollow.mkdir()
-    blank.write_bytes(bytes(4096))
-    program = (
-        'mount --bind "$1" "$2" && mount --bind "$1/$3" "$4" && cmp "$1/$3" "$2/$3"'
-        " && echo ready && exec cat"
-    )
-    outside, name = maze.file.parent, maze.file.name
-    process = subprocess.Popen(
-        ["unshare", "--mount", "sh", "-c", program, "sh", outside, hollow, name, blank],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        assert process.stdout.readline() == "ready\n"
-        root = Path(f"/proc/{process.pid}/root")
-        yield [
-            root / str(maze.file).lstrip("/"),
-            maze.inside / "proc" / str(process.pid) / "root" / str(maze.file).lstrip("/"),
-            hollow / name,
-            hollow / "nothing",
-        ]
-    finally:
-        process.stdin.close()
-        process.wait(PATIENCE)
-        process.stdout.close()
-        hollow.rmdir()
-        blank.unlink()
-
-
-# NUL, and what is no UTF-8 once it is a file name (protocol/codec.py).
-_STRANGE = ("a\0b", "\U0010ffff", "\u202egpj", "x" * 300)
-
-
 @pytest.mark.parametrize("token", ["scoped", "guest"])
 def test_a_forbidden_path_is_answered_as_a_missing_one(
     there: Front, maze: Maze, root: Path, token: str
@@ -291,7 +251,7 @@ def test_a_forbidden_path_is_answered_as_a_missing_one(
             for path in [*maze.forbidden, *maze.missing[1:], *foreign]:
                 for name, answer in _asked(http, path, own).items():
                     assert _shown(answer, path) == plain[name], (name, path)
-        for path in (top / text for top in (root, maze.inside) for text in _STRANGE):
+        for path in (top / text for top in (root, maze.inside) for text in STRANGE):
             for name, answer in _asked(http, path, own).items():
                 # What no name may be is told by the text alone.
                 malformed = answer.status_code == 400

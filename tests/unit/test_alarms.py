@@ -28,8 +28,15 @@ def kept(file: Path) -> AlarmList:
     return AlarmList(file, at_once)
 
 
-def event(reason: str, seq: int = 1, path: str | None = None, name: str = "alarm") -> Event:
-    return Event(seq=seq, time=float(seq), name=name, path=path, data={"reason": reason})
+def event(
+    reason: str,
+    seq: int = 1,
+    path: str | None = None,
+    name: str = "alarm",
+    seal: str | None = None,
+) -> Event:
+    data = {"reason": reason}
+    return Event(seq=seq, time=float(seq), name=name, seal=seal, path=path, data=data)
 
 
 def ask(kept: AlarmList, **fields: Any) -> list[tuple[str, int]]:
@@ -86,8 +93,9 @@ def test_a_damaged_file_is_begun_anew(kept: AlarmList, file: Path, damage: bytes
     assert ask(kept) == [("x", 1)]
 
 
-def test_what_makes_room(kept: AlarmList, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_makes_room(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(alarms, "MOST", 3)
+    kept = AlarmList(file, at_once)
     for word in ("one", "two", "three"):
         kept.hear(event(word))
     kept.acknowledge(kept.page(Alarms(id=1)).alarms[0].id, "alice", None)
@@ -97,3 +105,20 @@ def test_what_makes_room(kept: AlarmList, monkeypatch: pytest.MonkeyPatch) -> No
     kept.hear(event("five"))
     assert [reason for reason, _ in ask(kept)] == ["five", "four", "two"]
     assert kept.page(Alarms(id=1)).dropped == 1
+
+
+def test_alarms_about_one_users_seals_drive_out_no_others(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alarms, "MOST", 20)
+    kept = AlarmList(file, at_once, {"theirs": 1001}.get)
+    kept.hear(event("an enforcer has lapsed"))
+    kept.hear(event("lost", seal="theirs"))
+    for number in range(500):
+        monkeypatch.setattr(kept, "_owner_of", lambda seal: 1001 if seal == "theirs" else 1000)
+        kept.hear(event("lost", 2 + number, seal=f"{number:x}"))
+    found = kept.page(Alarms(id=1, limit=100))
+    assert {("an enforcer has lapsed", ""), ("lost", "theirs")} <= {
+        (alarm.reason, alarm.seal) for alarm in found.alarms
+    }
+    assert (found.total, found.dropped) == (20, 482)

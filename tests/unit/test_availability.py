@@ -162,12 +162,12 @@ def test_a_full_table_of_rates_forgets_one(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("sealsvc.runtime.limits._MOST", 100)
     limit = RateLimit(rate=0.001, burst=1)
     for user in range(100):
-        limit.take(user)
-    limit.take(100)  # the one that waited longest is forgotten, and no other
+        limit.take((user, ""))
+    limit.take((100, ""))  # the one that waited longest is forgotten, and no other
     for user in range(1, 101):
         with pytest.raises(Refusal):
-            limit.take(user)
-    limit.take(0)
+            limit.take((user, ""))
+    limit.take((0, ""))
 
 
 def test_descriptors_count_until_they_are_closed() -> None:

@@ -11,7 +11,9 @@ import pytest
 from sealsvc.core.errors import Refusal
 from sealsvc.jobs.jobs import Job, JobRunner
 from sealsvc.jobs.store import REMEMBERED
+from sealsvc.lifecycle.policy import Policy
 from sealsvc.protocol.admin import JobInfo, JobKind, JobState
+from sealsvc.runtime.config import PolicySection
 
 
 @pytest.mark.parametrize(
@@ -45,12 +47,21 @@ def test_a_job_that_fails_is_over(raised: Exception, told: str) -> None:
     assert job.info.ended_at is not None
 
 
-def test_one_users_jobs_push_out_nobody_elses() -> None:
-    runner = JobRunner(Mock(), Mock(), Mock(), Mock(), Mock(), AsyncMock())
+@pytest.mark.parametrize(
+    ("quiet", "loud"),
+    [((0, ""), (1000, "")), ((0, "alice"), (0, "bob")), ((None, "alice"), (None, "bob"))],
+)
+def test_one_users_jobs_push_out_nobody_elses(
+    quiet: tuple[int | None, str], loud: tuple[int | None, str]
+) -> None:
+    grants = Mock(policy=Policy(PolicySection(operators=[0])))
+    runner = JobRunner(grants, Mock(), Mock(), Mock(), Mock(), AsyncMock())
     for number in range(REMEMBERED + 20):
-        uid = 0 if number < 4 else 1000
+        uid, principal = quiet if number < 4 else loud
         state = JobState.RUNNING if number in (4, 5) else JobState.DONE
-        info = JobInfo(id=str(number), kind=JobKind.COPY, state=state, principal="", started_at=0.0)
+        info = JobInfo(
+            id=str(number), kind=JobKind.COPY, state=state, principal=principal, started_at=0.0
+        )
         runner._jobs[info.id] = Job(info, uid)
         runner._make_room()
     left = [int(info.id) for info in reversed(runner.all())]

@@ -130,7 +130,8 @@ def test_a_queue_that_is_full(tmp_path: Path, told: Told) -> None:
     written(book)
     assert told.recoveries == [lost]
     [gap] = book.queries.audit(None, 10, kind="lost").entries
-    assert gap.data == {"lost": lost}
+    assert (gap.data["lost"], gap.data["reasons"]) == (lost, ["1000 events wait"])
+    assert gap.data["from"] <= gap.data["to"]
     assert book.queries.verify().intact
     [seal] = book.queries.history(SealFilter(), None, 10).seals
     assert seal.ended_at is None
@@ -456,3 +457,21 @@ def test_a_writer_that_is_killed(tmp_path: Path, told: Told) -> None:
     archive = Archive(tmp_path / "maps")
     archive.verify()
     archive.close()
+
+
+def test_damage_that_only_a_query_meets(tmp_path: Path, told: Told) -> None:
+    book = registry(tmp_path, told)
+    for n in range(3000):
+        book.granted(info(n), map_of(n), PEER)
+    written(book)
+    with closing(sqlite3.connect(tmp_path / schema.NAME)) as other:
+        other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    scribble(tmp_path / schema.NAME)
+    with pytest.raises(Refusal, match="malformed"):
+        book.queries.history(SealFilter(), None, 9999)
+    until(lambda: bool(told.recoveries))
+    written(book)
+    [gap] = book.queries.audit(None, 10, kind="lost").entries
+    assert any("a new one is begun" in reason for reason in gap.data["reasons"])
+    assert book.queries.verify().intact
+    assert book.close()

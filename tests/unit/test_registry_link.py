@@ -56,7 +56,7 @@ def process_of(registry: Registry) -> int:
 
 
 async def ids(registry: Registry) -> list[int]:
-    found = await registry.ask(0, Queries.history, SealFilter(), None, 10_000)
+    found = await registry.ask((0, ""), Queries.history, SealFilter(), None, 10_000)
     return sorted(int(seal.id, 16) for seal in found.seals)
 
 
@@ -67,14 +67,14 @@ def test_what_is_recorded_can_be_asked_for(tmp_path: Path) -> None:
             registry.watch(moved(info(n), State.RETURNED))
         await until(lambda: registry.lag == 0)
         assert await ids(registry) == list(range(50))
-        assert ((await registry.ask(0, Queries.map_at_grant, info(3).id)) == map_of(3)).all()
-        same = await registry.ask(0, Queries.map_difference, info(3).id, map_of(3), 10)
+        assert ((await registry.ask((0, ""), Queries.map_at_grant, info(3).id)) == map_of(3)).all()
+        same = await registry.ask((0, ""), Queries.map_difference, info(3).id, map_of(3), 10)
         assert (same.total, same.changed) == (0, 0)
-        trail = await registry.ask(0, Queries.audit, None, 10, kind="granted")
+        trail = await registry.ask((0, ""), Queries.audit, None, 10, kind="granted")
         assert len(trail.entries) == 10
         with pytest.raises(Refusal, match="nothing is recorded"):
-            await registry.ask(0, Queries.seal, "e" * 24)
-        assert (await registry.ask(0, Queries.verify)).intact
+            await registry.ask((0, ""), Queries.seal, "e" * 24)
+        assert (await registry.ask((0, ""), Queries.verify)).intact
 
     running(tmp_path, told := Told(), act)
     assert not told.alarms
@@ -100,12 +100,12 @@ def test_a_process_that_is_killed_is_followed_by_another(tmp_path: Path) -> None
         assert await ids(registry) == list(range(3000))
         granted, after = [], None
         while True:
-            page = await registry.ask(0, Queries.audit, after, 1000, kind="granted")
+            page = await registry.ask((0, ""), Queries.audit, after, 1000, kind="granted")
             granted += [found.seal for found in page.entries]
             if (after := page.next) is None:
                 break
         assert len(granted) == len(set(granted)) == 3000, "written once each"
-        assert (await registry.ask(0, Queries.verify)).intact
+        assert (await registry.ask((0, ""), Queries.verify)).intact
 
     running(tmp_path, told := Told(), act)
     assert len(told.alarms) == 1
@@ -124,7 +124,7 @@ def test_a_process_that_hangs_is_told_of_and_ended(
         os.kill(process_of(registry), signal.SIGSTOP)
         registry.granted(info(2), map_of(2), PEER)
         with pytest.raises(Refusal) as refused:
-            await registry.ask(0, Queries.verify)
+            await registry.ask((0, ""), Queries.verify)
         assert refused.value.code == "try-later"
         await until(lambda: bool(told.alarms))
         assert "does nothing" in told.alarms[0]
@@ -166,7 +166,7 @@ def test_all_that_live_are_told_in_parts(tmp_path: Path) -> None:
         assert len(taken) < 500, "not in one turn"
         registry.granted(info(1000), map_of(1000), PEER)
         await until(lambda: len(taken) == 500 and registry.lag == 0)
-        found = await registry.ask(0, Queries.history, SealFilter(), None, 10_000)
+        found = await registry.ask((0, ""), Queries.history, SealFilter(), None, 10_000)
         live = sorted(int(seal.id, 16) for seal in found.seals if seal.ended_at is None)
         assert live == [*range(500), 1000]
 
