@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import Any
 
 import msgspec
 
@@ -13,7 +14,7 @@ from sealsvc_api.session import LOGINS_PER_SECOND
 from sealsvc_api.sessions import MOST
 from sealsvc_api.settings import Settings
 
-_DEFAULTS = {field.name: field.default for field in fields(Settings)}
+_DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Settings)}
 _RESERVE = "`limit-reached` (429), but for principals who may recall: an eighth is theirs"
 _RATE = next(
     field.default for field in msgspec.structs.fields(Entry) if field.name == "requests_per_second"
