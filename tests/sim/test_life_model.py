@@ -46,7 +46,7 @@ from tests.sim import model as reference
 from tests.support.waiting import PATIENCE
 
 # Others every time; a number of them in the environment has it look for longer.
-EXAMPLES = int(os.environ.get("SEALSVC_MODEL_EXAMPLES", "100"))
+EXAMPLES = int(os.environ.get("SEALSVC_MODEL_EXAMPLES", "25"))
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(max(600, EXAMPLES))]
 
