@@ -11,13 +11,16 @@ from pathlib import Path
 import _sealsvc_native
 import pytest
 
-from sealsvc.enforce import keeper
+from sealsvc.enforce import keeper_start
 
 NATIVE = Path(_sealsvc_native.__file__)
 READS = {"process_vm_readv", "process_vm_writev", "ptrace"}
 
 
-@pytest.mark.parametrize("program", [Path(keeper._program()), NATIVE], ids=lambda path: path.name)
+PROGRAMS = [Path(keeper_start._program()), NATIVE]
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.name)
 def test_no_call_reads_the_memory_of_a_task(program: Path) -> None:
     listed = subprocess.run(
         ["nm", "--dynamic", "--undefined-only", program], capture_output=True, text=True, check=True

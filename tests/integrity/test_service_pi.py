@@ -255,7 +255,7 @@ def test_a_scrub_is_slow_stops_and_goes_on(ground, client):
     assert not stopped.running
     assert MiB <= stopped.done < 8 * MiB
     assert errors_after(client, before) == []
-    scrub(rate=8 * MiB)
+    scrub(rate=4 * MiB)
 
     def done():
         found = progress()

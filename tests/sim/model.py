@@ -150,7 +150,7 @@ class Model:
         else:
             if not (part[0] == seal.start) ^ (part[1] == seal.end):
                 raise Refused("bad-request")
-            self._must_be_unmapped(seal)
+            self._must_be_unmapped(seal, part)
             if seal.state in ("fencing", "fence-failed", "orphaned"):
                 raise Refused("try-later")
             if part[0] == seal.start:
@@ -193,23 +193,27 @@ class Model:
         if not seal.live:
             raise Refused("no-such-seal")
 
-    def _must_be_unmapped(self, seal: Seal) -> None:
-        if self._left(seal):
+    def _must_be_unmapped(self, seal: Seal, part: tuple[int, int] | None = None) -> None:
+        if self._left(seal, part):
             raise Refused("still-mapped")
 
-    def _left(self, seal: Seal) -> set[Process]:
+    def _left(self, seal: Seal, part: tuple[int, int] | None = None) -> set[Process]:
+        """Who maps of the seal's range, or of this part of it, what it has not sealed itself."""
+        start, end = part or (seal.start, seal.end)
         return {
-            process for process in self._mappers(seal.file) if not self._has_sealed(process, seal)
+            process
+            for process in self._mappers(seal.file)
+            if not self._has_sealed(process, seal, start, end)
         }
 
-    def _has_sealed(self, process: Process, seal: Seal) -> bool:
-        """All of the seal's range, by other seals: what it maps there is kept by those."""
-        at = seal.start
+    def _has_sealed(self, process: Process, seal: Seal, start: int, end: int) -> bool:
+        """All of the range, by other seals: what it maps there is kept by those."""
+        at = start
         for other in sorted(self.of_file(seal.file), key=lambda other: other.start):
             keeps = other is not seal and other.holder is process and other.state != "courtesy"
             if keeps and other.start <= at:
                 at = max(at, other.end)
-        return at >= seal.end
+        return at >= end
 
     def _mappers(self, file: str) -> set[Process]:
         return {process for process in self.maps.get(file, set()) if process.alive}

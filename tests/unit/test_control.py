@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from sealsvc.control import connection
-from sealsvc.control.connection import Connection, Reply, Turn
+from sealsvc.control.connection import Connection, Reply
 from sealsvc.control.framing import id_of, parse
 from sealsvc.control.server import ControlServer
 from sealsvc.core.errors import Refusal
@@ -73,17 +73,6 @@ def test_what_a_datagram_is_taken_for(data: bytes, flags: int, descriptors: int,
 )
 def test_a_failure_names_the_request_where_it_can(data: bytes, id: int | None) -> None:
     assert id_of(data) == id
-
-
-def test_in_one_turn_each_user_has_its_share() -> None:
-    async def scene() -> None:
-        turn = Turn(2)
-        assert [turn.take(1) for _ in range(3)] == [True, True, False]
-        assert turn.take(2), "another user is served all the same"
-        await asyncio.sleep(0)
-        assert turn.take(1)
-
-    asyncio.run(scene())
 
 
 class Peer:
