@@ -110,7 +110,7 @@ STATUS = ServiceStatus(
     pid=5,
     uptime=307.0,
     simulated=True,
-    kernel="6.18.44",
+    kernel="6.18.15",
     roots=["/pmem"],
     enforcers=[EnforcerInfo(name="pin", available=False, reason="not fsdax")],
     seals={"active": 2, "lost": 0},
