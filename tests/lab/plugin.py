@@ -45,8 +45,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--lab-minutes",
         type=float,
-        default=40.0,
-        help="start no guest for tests later than so many minutes after the first (40; 0: do)",
+        default=30.0,
+        help="start no guest for tests later than so many minutes after the first (30; 0: do)",
     )
 
 
