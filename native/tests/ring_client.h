@@ -89,8 +89,8 @@ static void close_bench(struct bench *b)
 	pthread_mutex_destroy(&b->lock);
 }
 
-/* Put a command, have it served, and look at its completion. */
-static struct seal_command run(struct bench *b, struct seal_command command)
+/* Put a command into the ring: where it stands. */
+static struct seal_command *put(struct bench *b, struct seal_command command)
 {
 	uint32_t head = b->mailbox->command_head, place = head & 4095;
 	struct seal_command *entry = (void *)(b->commands + place);
@@ -105,6 +105,14 @@ static struct seal_command run(struct bench *b, struct seal_command command)
 	*entry = command;
 	__atomic_store_n(&b->mailbox->command_head, head + (uint32_t)sizeof(command),
 			 __ATOMIC_RELEASE);
+	return entry;
+}
+
+/* Put a command, have it served, and look at its completion. */
+static struct seal_command run(struct bench *b, struct seal_command command)
+{
+	struct seal_command *entry = put(b, command);
+
 	CHECK(seal_ring_poll(b->rings, b->ring, 8) >= 1);
 	return *entry;
 }

@@ -26,19 +26,8 @@ static void wait_done(struct bench *b, struct seal_command *entry)
 static struct seal_command ask(struct bench *b, struct seal_command command)
 {
 	const uint64_t one = 1;
-	uint32_t head = b->mailbox->command_head;
-	struct seal_command *entry = (void *)(b->commands + (head & 4095));
+	struct seal_command *entry = put(b, command);
 
-	if (4096 - (head & 4095) < sizeof(command)) {
-		entry->size = 4096 - (head & 4095);
-		entry->op = SEAL_CMD_PAD;
-		head += entry->size;
-		entry = (void *)b->commands;
-	}
-	command.size = sizeof(command);
-	*entry = command;
-	__atomic_store_n(&b->mailbox->command_head, head + (uint32_t)sizeof(command),
-			 __ATOMIC_RELEASE);
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 	if (__atomic_load_n(&b->mailbox->kick_wanted, __ATOMIC_RELAXED) &&
 	    __atomic_exchange_n(&b->mailbox->kick_wanted, 0, __ATOMIC_RELAXED))

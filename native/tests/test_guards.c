@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "../gate/guards.h"
+#include "chance.h"
 #include "check.h"
 
 #define IDS 400
@@ -11,15 +12,6 @@
 
 static struct seal_guard model[IDS];
 static uint8_t is_there[IDS];
-static uint64_t state = 0x2545f4914f6cdd1d;
-
-static uint64_t chance(uint64_t below)
-{
-	state ^= state << 13;
-	state ^= state >> 7;
-	state ^= state << 17;
-	return state % below;
-}
 
 static uint64_t place(void)
 {

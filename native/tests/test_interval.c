@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "../base/interval.h"
+#include "chance.h"
 #include "check.h"
 
 #define NODES 600
@@ -10,15 +11,6 @@
 static struct interval node[NODES];
 static uint8_t is_in[NODES];
 static struct interval *root;
-static uint64_t state = 0x9e3779b97f4a7c15;
-
-static uint64_t chance(uint64_t below)
-{
-	state ^= state << 13;
-	state ^= state >> 7;
-	state ^= state << 17;
-	return state % below;
-}
 
 /* Few different numbers, so that much is equal, and now and then the ends of what there is. */
 static uint64_t place(void)

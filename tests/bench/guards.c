@@ -6,6 +6,7 @@
 #include <time.h>
 
 #include "gate/guards.h"
+#include "tests/chance.h"
 
 #define BLOCK 4096u
 #define SAMPLES 50
@@ -14,15 +15,6 @@ static const struct seal_traits traits = {.block_size = BLOCK};
 static struct guards guards;
 static struct seal_guard *all;
 static size_t count;
-static uint64_t state = 0x9e3779b97f4a7c15;
-
-static uint64_t chance(uint64_t below)
-{
-	state ^= state << 13;
-	state ^= state >> 7;
-	state ^= state << 17;
-	return state % below;
-}
 
 /* As the gate asks: who holds the guard is found out only where it decides. */
 static int meets(const struct seal_operation *operation, const struct seal_guard *guard)
