@@ -1,7 +1,7 @@
 """`./dev test`: every test, on two processes; a test that failed is tried once more, alone.
 
     ./dev test                    every test but those marked `long`
-    ./dev test --long             those as well: hours
+    ./dev test --long             those as well: hours, and a run is ended after 85 minutes
     ./dev test --fast             the inner loop: no file systems, no guests, no packages
     ./dev test ARGUMENTS          what pytest is told, and no second try
 
@@ -20,7 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-_FAST = ("tests/unit", "tests/sim", "tests/model", "tests/operations", "tests/docs", "--no-lab")
+_QUICK = ("tests/unit", "tests/sim", "tests/operations", "tests/docs")
+_FAST = (*_QUICK, "-m", "not slow and not kernel", "--no-lab")
 _SHARED = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
 _SECOND_TRIES = 5  # more failures than these are no accident of one machine
 _SOME_FAILED = 1  # pytest's exit status

@@ -91,7 +91,9 @@ class ControlServer:
 
     def _acceptable(self) -> None:
         assert self._sock is not None
-        refused: dict[int, tuple[str, bytes]] = {}  # users at a limit, and what they are told
+        refused: dict[
+            int, tuple[str, bytes]
+        ] = {}  # by uid: the limit that is reached, and the answer
         end = time.monotonic() + _ACCEPTING
         while time.monotonic() < end:
             try:

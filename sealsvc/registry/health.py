@@ -83,7 +83,7 @@ class Health:
             log.warning("the registry: %s", reason)
 
     def note(self, reason: str) -> None:
-        """Add to what is told of this time of trouble, if there is one."""
+        """Add a reason to those of the trouble that lasts; ignored when there is none."""
         with self._lock:
             if self._troubled and reason not in self._reasons:
                 self._reasons.append(reason)

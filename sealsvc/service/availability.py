@@ -123,7 +123,7 @@ TABLE = (
         "the oldest of the attachment that has most of them is forgotten, and counted as lost",
     ),
     _limit(
-        "events that are kept for who listens later",
+        "events that are kept for clients that ask for earlier ones",
         "service.event_history",
         "the oldest is forgotten; who asks for it is told of the gap",
         "the same: the list is one; the registry has them all",

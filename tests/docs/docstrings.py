@@ -57,7 +57,7 @@ def _is_public(name: str) -> bool:
 
 
 def _raised(function: Definition) -> set[str]:
-    """Names of the errors that the body raises anew, without those of functions inside."""
+    """Names of the exceptions that the body creates and raises; nested functions are left out."""
     found: set[str] = set()
     todo: list[ast.AST] = list(function.body)
     while todo:
