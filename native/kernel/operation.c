@@ -107,7 +107,8 @@ static int judge_function(const struct seal_stack *stack, unsigned at, struct se
  * do_open), so that they must be known, and stand in a register: openat2(2) and io_uring have them in
  * memory. A core dump truncates by itself; an overlay, or ecryptfs, that opens the file beneath
  * truncates it later without a word to fanotify. Execution has fixed flags. nfsd opens without
- * truncating. */
+ * truncating; so does ksmbd, which calls vfs_truncate() afterwards where a client asks for it
+ * (fs/smb/server/smb2pdu.c, smb2_create_truncate). */
 static uint64_t judge_open(const struct seal_stack *stack, unsigned at, struct seal_operation *out)
 {
 	if (!is(stack, at++, "do_dentry_open"))
@@ -115,7 +116,8 @@ static uint64_t judge_open(const struct seal_stack *stack, unsigned at, struct s
 	if (is(stack, at, "vfs_open"))
 		at++;
 	if (is(stack, at, "dentry_open")) {
-		if (begins(stack, at + 1, "nfsd") || begins(stack, at + 1, "__nfsd"))
+		if (begins(stack, at + 1, "nfsd") || begins(stack, at + 1, "__nfsd") ||
+		    is(stack, at + 1, "smb2_open"))
 			out->op = SEAL_OP_OPEN;
 		return 0;
 	}

@@ -64,6 +64,10 @@ PROVEN = {
 OPENS = {
     "exec": (OPENED + "do_open_execat alloc_bprm __x64_sys_execve" + ENTRY, "execve"),
     "nfsd": (ASKS + "do_dentry_open vfs_open dentry_open nfsd_open nfsd4_open nfsd", "open"),
+    "ksmbd": (
+        ASKS + "do_dentry_open vfs_open dentry_open smb2_open handle_ksmbd_work process_one_work",
+        "open",
+    ),
     "io_uring": (OPENED + "io_openat2" + WORKER, "open-hidden"),
     "core-dump": (
         OPENED + "file_open_name filp_open do_coredump vfs_coredump get_signal"

@@ -6,38 +6,20 @@ threads: they are in no system call, and there are four.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from sealsvc.client import Client
-from sealsvc.linux import native
-from sealsvc.protocol.seals import Recall, Return, SealInfo
 from tests.bench.lab import nfs
-from tests.lab.dax_files import make
+from tests.lab.exported import Export, acting, recalled, sealed, sealing
 from tests.lab.pmem import mounted_dax
-from tests.support.service import RISKS, Running, served
 from tests.support.waiting import PATIENCE
 
-MiB = 1 << 20
 THREADS = 4  # of nfsd (tests/bench/lab/nfs.py)
 
-PROGRAM = """
-import mmap, os, sys
-from sealsvc.doctor import syscalls as sc
-path, other = sys.argv[2:]
-try:
-    exec(sys.argv[1])
-except OSError as error:
-    sys.exit(error.errno)
-"""
 CHANGES = {
     "punch": "sc.fallocate(os.open(path, os.O_RDWR), 3, 65536, 65536)",
     "clone-of": "sc.clone(os.open(other, os.O_RDWR), os.open(path, os.O_RDONLY))",
@@ -62,20 +44,6 @@ HARMLESS = {
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
 
 
-@dataclass
-class Export:
-    """`root` is the server's directory, `client` where the client has it mounted."""
-
-    root: Path
-    client: Path
-    running: Running
-    enforcers: list[str]
-
-    @property
-    def conflict(self) -> str:
-        return "wait" if "fanotify" in self.enforcers else "refuse"
-
-
 @pytest.fixture(scope="module")
 def mounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
     client = tmp_path_factory.mktemp("nfs") / "client"
@@ -95,54 +63,15 @@ def export(
     mounted: tuple[Path, Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Export]:
-    enforcers = request.param.split(",")
-    use = ", ".join(f'"{name}"' for name in enforcers)
-    more = f"{RISKS}[enforcers]\nuse = [{use}]\n"
-    with served(Running(tmp_path_factory.mktemp("service"), [mounted[0]], more)) as running:
-        yield Export(*mounted, running, enforcers)
-
-
-@contextmanager
-def acting(export: Export, name: str, code: str) -> Iterator[subprocess.Popen[bytes]]:
-    """An operation of the NFS client's on the file of this name, and another beside it."""
-    paths = [export.client / name, export.client / f"{name}-other"]
-    process = subprocess.Popen([sys.executable, "-c", PROGRAM, code, *paths])
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait(PATIENCE)
-
-
-@contextmanager
-def sealed(export: Export, name: str) -> Iterator[tuple[Client, SealInfo]]:
-    """A shared seal on a file of this name; the map is as it was when the context ends."""
-    path = make(export.root / name, MiB)
-    make(export.root / f"{name}-other", MiB)
-    with Client(str(export.running.socket), timeout=PATIENCE) as client:
-        reply = client.grant(path=str(path), kind="shared", conflict=export.conflict, grace=200)
-        os.close(reply.fds[0])
-        assert reply.seal.enforcers == export.enforcers
-        before = placed(path)
-        yield client, reply.seal
-        assert placed(path) == before
-        client.call(Return, seal=reply.seal.id)
-
-
-def placed(path: Path) -> list[list[int]]:
-    with path.open("rb") as file:
-        rows: list[list[int]] = native.read_extents(file.fileno(), None)[:, :3].tolist()
-        return rows
-
-
-def recalled(client: Client, seal: SealInfo, within: float) -> bool:
-    return any(isinstance(p, Recall) and p.seal == seal.id for p in client.pushes(within))
+    directory = tmp_path_factory.mktemp("service")
+    with sealing(*mounted, request.param.split(","), directory) as made:
+        yield made
 
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_client_changes_no_sealed_map(export: Export, name: str) -> None:
     """It is refused, or waits, and goes on when the seal is returned."""
-    name_here = f"{name}-{len(export.enforcers)}-{export.conflict}"
+    name_here = export.name(name)
     with ExitStack() as stack:
         with sealed(export, name_here) as (client, seal):
             actor = stack.enter_context(acting(export, name_here, CHANGES[name]))
@@ -158,7 +87,7 @@ def test_a_client_changes_no_sealed_map(export: Export, name: str) -> None:
 
 @pytest.mark.parametrize("name", TRUNCATIONS)
 def test_a_truncation_is_refused_or_a_risk_by_name(export: Export, name: str) -> None:
-    name_here = f"{name}-{len(export.enforcers)}-{export.conflict}"
+    name_here = export.name(name)
     with sealed(export, name_here) as (_, seal):
         if "bpf" not in export.enforcers:
             assert "nfs-truncate" in seal.accepted_risks
@@ -170,7 +99,7 @@ def test_a_truncation_is_refused_or_a_risk_by_name(export: Export, name: str) ->
 
 def test_an_allocation_moves_nothing(export: Export) -> None:
     """It fills holes, of which a sealed range has none. fanotify cannot tell it from a punch."""
-    name = f"allocate-{len(export.enforcers)}-{export.conflict}"
+    name = export.name("allocate")
     code = "sc.fallocate(os.open(path, os.O_RDWR), 0, 0, 1 << 20)"
     with ExitStack() as stack:
         with sealed(export, name) as (client, seal):
@@ -185,7 +114,7 @@ def test_an_allocation_moves_nothing(export: Export) -> None:
 @pytest.mark.parametrize("name", HARMLESS)
 def test_reads_and_writes_in_place_recall_nothing(export: Export, name: str) -> None:
     """Also of more at a time than nfsd has threads."""
-    name_here = f"{name}-{len(export.enforcers)}-{export.conflict}"
+    name_here = export.name(name)
     with sealed(export, name_here) as (client, seal), ExitStack() as stack:
         actors = [
             stack.enter_context(acting(export, name_here, HARMLESS[name]))
@@ -199,7 +128,7 @@ def test_those_who_wait_keep_no_thread_of_the_server(export: Export) -> None:
     """They are told to try again (NFS4ERR_DELAY), as with the server's own recalls."""
     if export.conflict == "refuse":
         pytest.skip("nobody waits")
-    name = f"crowd-{len(export.enforcers)}"
+    name = export.name("crowd")
     with ExitStack() as stack:
         with sealed(export, name) as (client, seal):
             actors = [

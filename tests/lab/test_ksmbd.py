@@ -1,0 +1,86 @@
+"""The kernel's SMB server, and an SMB 3 client: its operations on a sealed file.
+
+The client and the server are one machine, by the loopback address. Who acts is a worker of the
+kernel's (`ksmbd-io`), which is in no system call.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.lab import smb
+from tests.lab.exported import Export, acting, recalled, sealed, sealing
+from tests.lab.pmem import mounted_dax
+from tests.support.waiting import PATIENCE
+
+CHANGES = {
+    "truncate": "os.truncate(path, 4096)",  # SET_INFO of the end of file
+    "open-trunc": "os.open(path, os.O_RDWR | os.O_TRUNC)",  # CREATE with overwrite
+    "punch": "sc.fallocate(os.open(path, os.O_RDWR), 3, 65536, 65536)",  # SET_ZERO_DATA, sparse
+    "zero": "sc.fallocate(os.open(path, os.O_RDWR), 0x10, 65536, 65536)",  # SET_ZERO_DATA
+    "copy-over": "os.copy_file_range(os.open(other, os.O_RDONLY), os.open(path, os.O_RDWR), 65536,"
+    " 0, 0)",  # SRV_COPYCHUNK_WRITE
+    "clone-over": "sc.clone(os.open(path, os.O_RDWR), os.open(other, os.O_RDONLY))",
+    "clone-of": "sc.clone(os.open(other, os.O_RDWR), os.open(path, os.O_RDONLY))",
+}
+HARMLESS = {
+    "read": "os.preadv(os.open(path, os.O_RDONLY | os.O_DIRECT), [mmap.mmap(-1, 65536)], 0)",
+    "write": "os.pwrite(os.open(path, os.O_RDWR | os.O_DIRECT), mmap.mmap(-1, 65536), 65536)",
+}
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def mounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
+    place = tmp_path_factory.mktemp("smb")
+    with (
+        mounted_dax("xfs", reflink=True, options="dax=never") as root,
+        smb.exported(root, place / "client", place),
+    ):
+        yield root, place / "client"
+
+
+@pytest.fixture(scope="module", params=["bpf", "fanotify"])
+def export(
+    request: pytest.FixtureRequest,
+    mounted: tuple[Path, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Export]:
+    directory = tmp_path_factory.mktemp("service")
+    with sealing(*mounted, request.param.split(","), directory) as made:
+        yield made
+
+
+@pytest.mark.parametrize("code", CHANGES.values(), ids=CHANGES)
+def test_a_client_changes_no_sealed_map(
+    export: Export, code: str, request: pytest.FixtureRequest
+) -> None:
+    """It is refused, or waits, and goes on when the seal is returned."""
+    name = export.name(request.node.callspec.id)
+    with ExitStack() as stack:
+        with sealed(export, name) as (client, seal):
+            actor = stack.enter_context(acting(export, name, code))
+            if export.conflict == "refuse":
+                assert actor.wait(PATIENCE) != 0
+            else:
+                assert recalled(client, seal, PATIENCE)
+                time.sleep(0.5)
+                assert actor.poll() is None
+        if export.conflict == "wait":
+            assert actor.wait(PATIENCE) == 0
+
+
+@pytest.mark.parametrize("code", HARMLESS.values(), ids=HARMLESS)
+def test_reads_and_writes_in_place_recall_nothing(
+    export: Export, code: str, request: pytest.FixtureRequest
+) -> None:
+    name = export.name(request.node.callspec.id)
+    with sealed(export, name) as (client, seal), acting(export, name, code) as actor:
+        assert actor.wait(PATIENCE) == 0
+        assert not recalled(client, seal, 0.5)
