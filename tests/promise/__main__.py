@@ -21,7 +21,7 @@ def main() -> int:
             return _replay(chosen.replay, Path(directory))
         seed, began = chosen.seed, time.monotonic()
         print(f"promise: {chosen.fs} reflink={chosen.reflink} --seed {seed}", flush=True)
-        with place(chosen.fs, chosen.reflink, Path(directory, "run")) as where:
+        with place(chosen.fs, chosen.reflink, Path(directory, "run"), chosen.pmem) as where:
             without = chosen.without.split(",") if chosen.without else []
             if chosen.only:
                 without += set(program()[1]) - set(chosen.only.split(","))
@@ -33,7 +33,8 @@ def main() -> int:
             found = violation
             print(f"violation in epoch {violation.epoch}: {violation.what}", flush=True)
             if not chosen.no_shrink:
-                with place(chosen.fs, chosen.reflink, Path(directory, f"shrink{n}")) as where:
+                apart = Path(directory, f"shrink{n}")
+                with place(chosen.fs, chosen.reflink, apart, chosen.pmem) as where:
                     found = shrink(where, violation)
             _show(found, Path(chosen.log) if chosen.log else None)
     return 1 if fuzz.violations else 0
@@ -46,6 +47,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=0, help="at most so long (0: no limit)")
     parser.add_argument("--fs", choices=["xfs", "ext4"], default="xfs")
     parser.add_argument("--reflink", type=int, choices=[0, 1], default=1, help="of XFS")
+    parser.add_argument("--pmem", default="", help="with DAX on this device, which is overwritten")
     parser.add_argument("--workers", type=int, default=3, help="attacking processes (3)")
     parser.add_argument(
         "--privileged", type=lambda text: int(text, 0), default=0b100,

@@ -17,6 +17,7 @@ from sealsvc.core.errors import Refusal
 from sealsvc.enforce import overlay_mounts
 from sealsvc.protocol.seals import Recall
 from sealsvc.runtime import config
+from tests.lab.pmem import mounted_dax
 from tests.promise import layout
 from tests.promise.attack import FILE_BYTES, FILES, WORKERS, Attack
 from tests.promise.layout import Plan
@@ -60,18 +61,24 @@ class Place:
 
 
 @contextmanager
-def place(fs: str, reflink: int, directory: Path) -> Iterator[Place]:
-    arguments = ["-m", f"reflink={reflink}"] if fs == "xfs" else []
-    with mounted(fs, 512 * MiB, arguments) as mount:
+def place(fs: str, reflink: int, directory: Path, pmem: str = "") -> Iterator[Place]:
+    """A new file system on a loop device, or with DAX on this device, and a service."""
+    with ExitStack() as stack:
+        if pmem:
+            dax = mounted_dax(fs, reflink=bool(reflink), exchange=fs == "xfs", device=pmem)
+            mount, image = stack.enter_context(dax), Path(pmem)
+        else:
+            arguments = ["-m", f"reflink={reflink}"] if fs == "xfs" else []
+            mount = stack.enter_context(mounted(fs, 512 * MiB, arguments))
+            image = mount.parent / "image"
+            os.chmod(mount.parent, 0o755)
         directory.mkdir(exist_ok=True)
-        for traversed in (mount, mount.parent):
-            os.chmod(traversed, 0o755)
+        os.chmod(mount, 0o755)
         running = Running(directory, [mount], ACCEPTED)
         running.may_trip = True  # here that is a violation, of which there is more to tell
         running.start()
         try:
             running.ready()
-            image = mount.parent / "image"
             yield Place(fs, reflink, mount, image, str(running.socket), running.log)
         finally:
             running.end()

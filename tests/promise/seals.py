@@ -49,7 +49,9 @@ class Held:
     def __init__(self, plan: Plan, fd: int, image: Path, seed: str, bond: Bond) -> None:
         self.plan, self.fd, self.bond = plan, fd, bond
         self.chance = random.Random(seed)
-        self._image = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
+        # What goes past the page cache of a block device (DAX) must be read past it.
+        direct = os.O_DIRECT if image.is_block_device() else 0
+        self._image = os.open(image, os.O_RDONLY | os.O_CLOEXEC | direct)
         self.map = fiemap.read(fd, plan.start, plan.length)
         try:
             size = os.fstat(fd).st_size
@@ -113,7 +115,9 @@ class Held:
         at = self.plan.start + block * BLOCK
         for logical, physical, length, flags in self.map:
             if logical <= at < logical + length and not flags & _UNKNOWN:
-                return os.pread(self._image, BLOCK, physical + at - logical)
+                page = mmap.mmap(-1, BLOCK)
+                os.preadv(self._image, [page], physical + at - logical)
+                return page[:]
         return b""
 
     def drop(self) -> None:
