@@ -12,8 +12,9 @@ import numpy as np
 
 from sealsvc.client import Client
 from sealsvc.protocol.seals import Return
+from tests.bench.etcd import etcd, etcd_cycle
 from tests.bench.figures import Bench, Figure, alternate, figure_of
-from tests.bench.rings import LIMITS, RingBench, etcd, etcd_cycle, fill_of, keeper_of
+from tests.bench.rings import LIMITS, RingBench, fill_of, keeper_of
 from tests.support.service import RISKS, Running
 
 _LIVE, _CLIENTS = 1_000_000, 1000
@@ -53,9 +54,9 @@ def ring_grant_return(bench: Bench, rounds: int) -> Figure:
         "fcntl_lease": _times(bench.floor("lease-cycle", 2000, str(path)), figure),
         "control_socket": _times(_control_cycle(bench, path), figure),
     }
-    with etcd() as port:
-        if port is not None:
-            peers["etcd_lease"] = _times(etcd_cycle(port, 200), figure)
+    with etcd() as ports:
+        if ports:
+            peers["etcd_lease"] = _times(etcd_cycle(ports[0], 200), figure)
     return replace(figure, peers=peers)
 
 
@@ -157,7 +158,7 @@ def conflict_to_recall(bench: Bench, rounds: int) -> list[Figure]:
     }
     signal, eventfd = "F_SETLEASE break seen through signalfd", "fanotify responder + eventfd"
     return [
-        replace(figure_of("conflict_to_recall", ours, lease, f"{signal} in C", 1.5), peers=peers),
+        replace(figure_of("conflict_to_recall", ours, lease, f"{signal} in C", 2.2), peers=peers),
         figure_of("conflict_to_recall_bare", ours, responder, f"{eventfd} in C", 1.5),
     ]
 
