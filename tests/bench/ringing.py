@@ -18,6 +18,7 @@ from tests.bench.rings import LIMITS, RingBench, fill_of, keeper_of
 from tests.support.service import RISKS, Running
 
 _LIVE, _CLIENTS = 1_000_000, 1000
+_LIVE_OF_QUICK, _CLIENTS_OF_QUICK = 50_000, 100
 _SPIN, _LOOKS = 50, 2000  # microseconds, looks
 
 
@@ -163,15 +164,29 @@ def conflict_to_recall(bench: Bench, rounds: int) -> list[Figure]:
     ]
 
 
+def conflict_cycle(bench: Bench, rounds: int) -> Figure:
+    """From just before another process's truncate(2) to its end, which waits until the holder has
+    been recalled and has given the seal back: against a bare responder in another process that
+    rings the holder and waits for its answer. Caches are cold."""
+    ringing = RingBench(bench)
+    path, watched = bench.file("cycled", 8192), str(bench.file("cycle-responded", 8192))
+    return alternate(
+        "conflict_cycle", "fanotify responder + eventfd there and back in C", 2.0,
+        lambda: ringing.samples("conflict", path, 30),
+        lambda: bench.floor("responder-whole", 30, watched, "cold"), rounds,
+    )  # fmt: skip
+
+
 def bytes_per_seal(bench: Bench, rounds: int) -> Figure:
     """Memory of the keeper for a million live seals, each; and what a grant costs beside them."""
     ringing = RingBench(bench)
     path = bench.file("million")
-    counts = (1, 1000, 100_000, _LIVE)
+    most = _LIVE_OF_QUICK if bench.quick else _LIVE
+    counts = (1, 1000, most // 10, most)
     found = {live: fill_of(ringing, path, live) for live in counts}
     cost = {f"grant_us_at_{live}": round(row["p50"], 2) for live, row in found.items()}
-    used = round(found[_LIVE]["bytes"], 1)
-    growth = round(found[_LIVE]["p50"] / found[1000]["p50"], 2)
+    used = round(found[most]["bytes"], 1)
+    growth = round(found[most]["p50"] / found[1000]["p50"], 2)
     return Figure(
         "bytes_per_seal", "B", used, used, 64.0, "a slot of the table", round(used / 64, 2), 8.0,
         {**cost, "grant_at_most_over_1k": growth},
@@ -182,11 +197,12 @@ def many_clients(bench: Bench, rounds: int) -> Figure:
     """A thousand rings at once, mixed work, all served: the slowest of a hundred commands."""
     ringing = RingBench(bench)
     path = bench.file("clients")
-    samples = ringing.samples("clients", path, 20, _CLIENTS)
+    count = _CLIENTS_OF_QUICK if bench.quick else _CLIENTS
+    samples = ringing.samples("clients", path, 20, count)
     p50, p99 = np.percentile(samples, 50), np.percentile(samples, 99)
     return Figure(
         "many_clients_p99", "us", round(p99, 1), round(p99, 1), round(p50, 1),
-        f"the median of the same, {_CLIENTS} rings", round(p99 / p50, 2), 20.0,
+        f"the median of the same, {count} rings", round(p99 / p50, 2), 20.0,
     )  # fmt: skip
 
 
@@ -196,6 +212,7 @@ RING_BENCHMARKS = {
     "ring_spinning": ring_spinning,
     "cold_grant_return": cold_grant_return,
     "conflict_to_recall": conflict_to_recall,
+    "conflict_cycle": conflict_cycle,
     "bytes_per_seal": bytes_per_seal,
     "many_clients_p99": many_clients,
 }
