@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import secrets
 import time
@@ -34,6 +33,7 @@ from sealsvc.linux.processes import Process
 from sealsvc.protocol.seals import Grant, LadderStep, SealInfo
 from sealsvc.runtime import clock
 from sealsvc.runtime.fair_map import FairMap
+from sealsvc.runtime.flag import Flag
 
 _FENCE_CLASSES = {
     Fence.NONE: FenceClass.COOPERATIVE,
@@ -132,8 +132,8 @@ class Seal:
     ladder: list[LadderStep] = field(default_factory=list)
     round: int = 0
     drifted: bool = False
-    released: asyncio.Event = field(default_factory=asyncio.Event)
-    exited: asyncio.Event = field(default_factory=asyncio.Event)
+    released: Flag = field(default_factory=Flag)
+    exited: Flag = field(default_factory=Flag)
     observers: list[SealObserver] = field(default_factory=list)
     relocating: bool = False
     quiesced: bool = False

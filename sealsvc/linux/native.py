@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 from _sealsvc_native import ffi as ffi
 from _sealsvc_native import lib as lib
+from numpy.typing import NDArray
 
 from sealsvc.core.extents import EXTENT_SHARED as EXTENT_SHARED
 from sealsvc.core.extents import ExtentMap
@@ -64,7 +65,7 @@ class Comparison:
         maps: Sequence[ExtentMap],
     ) -> None:
         """`fds` may be closed meanwhile: they are checked against device and inode."""
-        self._columns = [
+        self._columns: list[NDArray[Any]] = [
             np.array(fds, np.int32),
             np.array(inodes, np.uint64),
             np.array([span.offset for span in ranges], np.uint64),
