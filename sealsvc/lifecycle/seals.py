@@ -99,8 +99,8 @@ class Seal:
 
     `range` is what was asked for, `effective` the whole blocks around it, which are guarded.
     `map` is the (n, 4) array of their extents (core/extents.py). `mark` identifies the holder's
-    open file description. `wanted` is the part that a recall is for. `round` counts the tasks that
-    wait for a deadline: one that finds another number ends. `place` is where a ring has the seal.
+    open file description. `wanted` is the part that a recall is for. `round` counts how
+    often a deadline was set anew: earlier ones do not count. `place` is where a ring has the seal.
     `relocating` is true while its recall may be answered with Quiesce, `quiesced` while its holder
     does not use the map, which may change. `asker_uid` is the user that asked for it (-1: not
     known), `digest` that of its request (service/idempotency.py)."""
