@@ -20,6 +20,7 @@ from sealsvc.lifecycle.seals import Seal
 from sealsvc.lifecycle.state_machine import StateMachine, may
 from sealsvc.runtime import clock, faults
 from sealsvc.runtime.config import FenceSection
+from sealsvc.runtime.deadlines import Deadlines
 from sealsvc.runtime.tasks import Tasks
 
 _PROOF_PAUSES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
@@ -36,6 +37,7 @@ class Fencing:
     ) -> None:
         self.life, self.returns, self.tasks, self.section = life, returns, tasks, section
         self.counters = {"fences": 0, "fences_failed": 0}
+        self._deadlines = Deadlines(tasks, self._reached, self._awaited)
         life.delegate(
             {
                 Action.AWAIT: self._await,
@@ -75,18 +77,25 @@ class Fencing:
             self.await_deadline(seal)
 
     def await_deadline(self, seal: Seal) -> None:
-        """Start a task that fences the seal at its deadline. The task notices a deadline that is
-        postponed; after a deadline was brought forward, this must be called again."""
+        """Have the seal fenced at its deadline, also if that is postponed; after a deadline was
+        brought forward, this must be called again."""
         seal.round += 1
-        self.tasks.spawn(f"recall {seal.id}", self._see_through(seal, seal.round))
+        self._deadlines.add(seal.deadline or 0.0, seal.token, seal.round)
 
-    async def _see_through(self, seal: Seal, mine: int) -> None:
-        while not await clock.within(seal.deadline or 0.0, seal.released):
-            if seal.round != mine or seal.state not in _AWAITED:
-                return
-            if seal.deadline is None or clock.now() >= seal.deadline:
-                break
-        else:
+    def _awaited(self, token: int, round: int) -> bool:
+        seal = self.life.table.of_token(token)
+        return seal is not None and seal.round == round and seal.state in _AWAITED
+
+    def _reached(self, token: int, round: int) -> None:
+        seal = self.life.table.of_token(token)
+        if seal is not None and self._awaited(token, round):
+            self.tasks.spawn(f"deadline of {seal.id}", self._see_through(seal, round))
+
+    async def _see_through(self, seal: Seal, round: int) -> None:
+        if not self._awaited(seal.token, round):
+            return
+        if seal.deadline is not None and clock.now() < seal.deadline:  # it was postponed
+            self._deadlines.add(seal.deadline, seal.token, round)
             return
         faults.point("fence:due")
         if seal.state is State.ORPHANED:

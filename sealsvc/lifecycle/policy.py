@@ -25,11 +25,13 @@ _MAX_RINGS = 4096  # SEAL_RINGS_MAX of native/include/sealsvc/rings.h
 
 @dataclass(frozen=True, slots=True)
 class RingShare:
-    """What one ring of user `uid` takes of the shared limits: slots, and bytes of memory."""
+    """What one ring of user `uid` takes of the shared limits: slots, and bytes of memory. It counts
+    while it is not `used`, too: its client may come back (Rings.tick)."""
 
     uid: int
     slots: int
     bytes: int
+    used: bool = True
 
 
 class Policy:
@@ -231,9 +233,11 @@ class Policy:
         slots as remain for all others. Raises Refusal `limit-reached`."""
         section, there = self.section, list(rings)
         mine = [ring for ring in there if ring.uid == peer.uid]
-        left = section.max_seals - len(table) - sum(ring.slots for ring in there) - slots
+        taken = sum(ring.slots for ring in there)
+        left = section.max_seals - len(table) - taken - slots
         if left < 0:
-            raise _ring_limit("max_seals", section.max_seals, f"{slots} slots are asked for")
+            why = f"{slots} slots are asked for, {taken} are in rings{_unused(there)}, and"
+            raise _ring_limit("max_seals", section.max_seals, f"{why} {len(table)} are seals")
         if slots > section.max_seals_per_holder:
             raise _ring_limit(
                 "max_seals_per_holder", section.max_seals_per_holder, f"{slots} are asked for"
@@ -247,7 +251,9 @@ class Policy:
             raise _ring_limit("rings", rings_left, f"user {peer.uid} has {len(mine)}")
         if sum(ring.slots for ring in mine) + slots > left:
             raise _ring_limit(
-                "slots", left, f"user {peer.uid} would have more than are left for others"
+                "slots",
+                left,
+                f"user {peer.uid} would have more than are left for others{_unused(mine)}",
             )
         taken = sum(ring.bytes for ring in mine)
         if taken + size > section.max_ring_bytes_per_user:
@@ -274,6 +280,11 @@ class Policy:
                 {"risks": missing},
             )
         return risks
+
+
+def _unused(rings: list[RingShare]) -> str:
+    slots = sum(ring.slots for ring in rings if not ring.used)
+    return f" ({slots} of rings whose client has left, which are dropped soon)" if slots else ""
 
 
 def _ring_limit(name: str, limit: int, why: str) -> Refusal:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import secrets
 import time
@@ -34,6 +33,7 @@ from sealsvc.linux.processes import Process
 from sealsvc.protocol.seals import Grant, LadderStep, SealInfo
 from sealsvc.runtime import clock
 from sealsvc.runtime.fair_map import FairMap
+from sealsvc.runtime.flag import Flag
 
 _FENCE_CLASSES = {
     Fence.NONE: FenceClass.COOPERATIVE,
@@ -99,8 +99,8 @@ class Seal:
 
     `range` is what was asked for, `effective` the whole blocks around it, which are guarded.
     `map` is the (n, 4) array of their extents (core/extents.py). `mark` identifies the holder's
-    open file description. `wanted` is the part that a recall is for. `round` counts the tasks that
-    wait for a deadline: one that finds another number ends. `place` is where a ring has the seal.
+    open file description. `wanted` is the part that a recall is for. `round` counts how
+    often a deadline was set anew: earlier ones do not count. `place` is where a ring has the seal.
     `relocating` is true while its recall may be answered with Quiesce, `quiesced` while its holder
     does not use the map, which may change. `asker_uid` is the user that asked for it (-1: not
     known), `digest` that of its request (service/idempotency.py)."""
@@ -132,8 +132,8 @@ class Seal:
     ladder: list[LadderStep] = field(default_factory=list)
     round: int = 0
     drifted: bool = False
-    released: asyncio.Event = field(default_factory=asyncio.Event)
-    exited: asyncio.Event = field(default_factory=asyncio.Event)
+    released: Flag = field(default_factory=Flag)
+    exited: Flag = field(default_factory=Flag)
     observers: list[SealObserver] = field(default_factory=list)
     relocating: bool = False
     quiesced: bool = False

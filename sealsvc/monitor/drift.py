@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import threading
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ _DEAD = frozenset({errno.EIO, errno.ENODEV, errno.ENXIO, errno.ESHUTDOWN})
 
 
 # Seals, and extents of them, that a worker thread compares in one batch.
-_BATCH, _BATCH_EXTENTS = 64, 1 << 16
+_BATCH, _BATCH_EXTENTS = 2048, 1 << 16
 
 
 class _Found(NamedTuple):
@@ -76,7 +77,9 @@ async def _audit_filesystem(
     looked = 0
     while looked < len(chosen):
         batch = _batch(chosen, looked)
-        for seal, found in zip(batch, looks := await _look(grants, device, batch), strict=False):
+        looks = await _look(grants, device, batch)
+        checked += looks.same
+        for seal, found in looks.other:
             if not seal.live:
                 continue
             if isinstance(found, Exception):
@@ -88,9 +91,9 @@ async def _audit_filesystem(
                 checked += 1
                 if found is not None and _promised(seal, found):
                     drifted.append(_drift(grants, recaller, seal, found, passed))
-        looked += len(looks)
-        if len(looks) < len(batch):
-            left = [seal for seal in chosen[looked:] if seal.live]
+        looked += len(batch)
+        if looks.left:
+            left = [seal for seal in (*looks.left, *chosen[looked:]) if seal.live]
             unreadable += [f"{seal.id}: its file system does not answer" for seal in left]
             _tell_silence(grants, device, left)
             break
@@ -183,20 +186,58 @@ def _errno(error: Exception) -> int | None:
 # Reading maps: by one thread for each file system, so that one which hangs blocks one thread only.
 
 
-async def _look(grants: Grants, device: int, batch: list[Seal]) -> list[_Look]:
-    """The results for the seals of a batch, in its order; fewer than the batch has when the file
-    system does not answer in time."""
+class _Looks:
+    """A batch of seals, and what a worker thread has found of the first `done` of `seals`: that
+    many maps are the `same` as recorded, and what there is of each of the `other`."""
+
+    def __init__(self, batch: list[Seal]) -> None:
+        # A pinned map must be looked at with care, and a registration promises parts of its range.
+        apart = [s for s in batch if s.place is not None or "pin" in s.enforcers]
+        alone = set(apart)
+        self.plain = [s for s in batch if s not in alone] if apart else batch
+        self.seals = self.plain + apart
+        self.done = self.same = 0
+        self.other: list[tuple[Seal, _Look]] = []
+        self._lock, self._closed = threading.Lock(), False
+
+    def add(self, seal: Seal, look: _Look) -> None:
+        with self._lock:
+            if not self._closed:
+                self.other.append((seal, look))
+                self.done += 1
+
+    def add_same(self, count: int) -> None:
+        with self._lock:
+            if not self._closed:
+                self.same += count
+                self.done += count
+
+    def close(self) -> None:
+        """Nothing is added any more: what comes too late was not found."""
+        with self._lock:
+            self._closed = True
+
+    @property
+    def left(self) -> list[Seal]:
+        """Those that were not looked at."""
+        return self.seals[self.done :]
+
+
+async def _look(grants: Grants, device: int, batch: list[Seal]) -> _Looks:
+    """What is found of the seals of a batch; something is `left` when the file system does not
+    answer in time."""
     pool = grants.workers.of(("audit", device), 1)
     patience = _SHORT_PATIENCE if device in grants.silent else _PATIENCE
-    found: list[_Look] = []
-    looking = asyncio.ensure_future(pool.run(_look_at, grants, batch, found))
+    looks = _Looks(batch)
+    looking = asyncio.ensure_future(pool.run(_look_at, grants, device, looks))
     try:
         done, _ = await asyncio.wait([looking], timeout=patience)
     finally:
         looking.cancel()
+    looks.close()
     if done:
         looking.result()  # raises unexpected exceptions: I/O errors are among the results
-    return found[:]
+    return looks
 
 
 def _present(grants: Grants, seal: Seal) -> ExtentMap:
@@ -206,17 +247,42 @@ def _present(grants: Grants, seal: Seal) -> ExtentMap:
     return grants.host.look(seal.hold.anchor, seal.file, seal.effective)
 
 
-def _look_at(grants: Grants, batch: list[Seal], found: list[_Look]) -> None:
-    for seal in batch:
-        try:
-            found.append(_difference(grants, seal))
-        except (Refusal, OSError) as error:
-            found.append(error)
+def _look_at(grants: Grants, device: int, looks: _Looks) -> None:
+    """Compare the maps natively; only those that are not row by row as recorded are looked at
+    here."""
+    plain = looks.plain
+    maps = [seal.map for seal in plain]
+    if plain:
+        inodes = [seal.file.inode for seal in plain]
+        anchors: dict[int, int] = {}
+        for seal, inode in zip(plain, inodes, strict=True):
+            if inode not in anchors:
+                anchors[inode] = seal.hold.anchor
+        comparison = grants.host.comparison(
+            device,
+            [anchors[inode] for inode in inodes],
+            inodes,
+            [seal.effective for seal in plain],
+            maps,
+        )
+        at = 0
+        while True:
+            changed, present = comparison.next_changed(at)
+            looks.add_same(changed - at)
+            if changed == len(plain):
+                break
+            looks.add(plain[changed], _closer(grants, plain[changed], maps[changed], present))
+            at = changed + 1
+    for seal in looks.left:
+        looks.add(seal, _closer(grants, seal, seal.map, None))
 
 
-def _difference(grants: Grants, seal: Seal) -> _Found | None:
-    now = _present(grants, seal)
-    recorded = seal.map
+def _closer(grants: Grants, seal: Seal, recorded: ExtentMap, present: ExtentMap | None) -> _Look:
+    """What is found of one seal, whose `present` map may have been read already."""
+    try:
+        now = _present(grants, seal) if present is None else present
+    except (Refusal, OSError) as error:
+        return error
     for span in _promised_spans(seal, recorded):
         if found := extents.first_difference(recorded, now, span):
             return _Found(found, recorded, now)

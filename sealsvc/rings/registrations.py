@@ -31,7 +31,7 @@ from sealsvc.lifecycle.policy import Policy, RingShare
 from sealsvc.lifecycle.seals import Seal, SealObserver
 from sealsvc.lifecycle.state_machine import may
 from sealsvc.linux.native import lib
-from sealsvc.linux.processes import Process
+from sealsvc.linux.processes import Peer, Process
 from sealsvc.protocol.rings import Attach, Attached, Register
 from sealsvc.protocol.seals import Grant, Recall, RecallAny
 from sealsvc.rings.keeper import RingKeeper, RingRow, bytes_of, moment
@@ -180,9 +180,13 @@ class Rings:
         if any(client.connection is connection for client in self.clients.values()):
             raise Refusal("bad-request", "this connection has a ring")
         size = bytes_of(request)
-        rows = [client.row for client in self.clients.values()]
-        shares = [RingShare(row.owner, row.slots, row.bytes) for row in rows]
-        self.policy.admit_ring(connection.peer, request.slots, size, shares, self.table)
+        try:
+            self._admit(connection.peer, request.slots, size)
+        except Refusal:
+            # What a client that has ended leaves behind is in nobody's way.
+            if not self._drop_of_dead():
+                raise
+            self._admit(connection.peer, request.slots, size)
         secret, uid = secrets.randbits(64), connection.peer.uid
         try:
             number = self.keeper.create(request, uid, secret)
@@ -191,6 +195,18 @@ class Rings:
         row = RingRow(number, uid, request.slots, 0, secret, 0, 0, 0, 0, size)
         client = self.clients[number] = RingClient(self.keeper, row)
         return client
+
+    def _admit(self, peer: Peer, slots: int, size: int) -> None:
+        rows = [(client.row, client.in_use) for client in self.clients.values()]
+        shares = [RingShare(row.owner, row.slots, row.bytes, used) for row, used in rows]
+        self.policy.admit_ring(peer, slots, size, shares, self.table)
+
+    def _drop_of_dead(self) -> int:
+        """Drop unused rings whose client's process has ended. Returns how many there were."""
+        dead = [c for c in self.clients.values() if not c.in_use and c.patience < _LINGER]
+        for client in dead:
+            self._drop_if_unused(client)
+        return len(dead)
 
     def _find(self, connection: Connection, request: Attach) -> RingClient:
         client = self.clients.get(request.ring or 0)

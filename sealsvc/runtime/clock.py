@@ -11,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import time
 
+from sealsvc.runtime.flag import Flag
+
 _TOLERANCE = 0.01  # seconds, because the two clocks are not read at the same instant
 
 _WORTH_TELLING = 10.0  # seconds by which the wall clock must jump to be reported
@@ -70,7 +72,7 @@ class WallClock:
         return jumped if abs(jumped) >= _WORTH_TELLING else 0.0
 
 
-async def within(deadline: float, *events: asyncio.Event) -> bool:
+async def within(deadline: float, *events: asyncio.Event | Flag) -> bool:
     """Wait until one of the events is set, or until `deadline` (seconds of this clock). False when
     the deadline has passed without an event."""
     while not any(event.is_set() for event in events):

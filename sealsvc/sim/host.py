@@ -19,6 +19,7 @@ from sealsvc.core.model import ByteRange, FileId, Mark, Preparation
 from sealsvc.linux import native, processes
 from sealsvc.linux.filesystem import Filesystem
 from sealsvc.linux.host import (
+    Comparison,
     ExtentMap,
     MappingFacts,
     MappingQuestion,
@@ -47,6 +48,16 @@ class _File:
     fd: int  # the memfd; open as long as the host lives
     moved: dict[int, int] = field(default_factory=dict)  # extent index -> times it moved
     mappers: dict[int, int] = field(default_factory=dict)  # pid -> pidfd; -1: made up
+
+
+@dataclass(frozen=True, slots=True)
+class _NoComparison:
+    """There is nothing to compare natively: each map is to be read by itself."""
+
+    count: int
+
+    def next_changed(self, start: int) -> tuple[int, ExtentMap | None]:
+        return min(start, self.count), None
 
 
 class SimHost:
@@ -123,6 +134,16 @@ class SimHost:
 
     def look(self, anchor: int, file: FileId, sealed: ByteRange | None) -> ExtentMap:  # noqa: ARG002
         return self.read_map(anchor, sealed)
+
+    def comparison(
+        self,
+        device: int,  # noqa: ARG002 (there is one)
+        anchors: Sequence[int],  # noqa: ARG002
+        inodes: Sequence[int],  # noqa: ARG002
+        ranges: Sequence[ByteRange],  # noqa: ARG002
+        maps: Sequence[ExtentMap],
+    ) -> Comparison:
+        return _NoComparison(len(maps))
 
     def read_map(self, fd: int, sealed: ByteRange | None) -> ExtentMap:
         self.check("read-map")

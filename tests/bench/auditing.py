@@ -28,6 +28,6 @@ def audit(bench: Bench, rounds: int, count: int = 10_000) -> Figure:
             return bench.floor("fiemap-ranges", 1, str(BLOCK), str(A_FILE), *map(str, paths))
 
         return alternate(
-            "audit-per-seal", "bare FIEMAP calls of the same ranges in C", 40.0,
+            "audit-per-seal", "bare FIEMAP calls of the same ranges in C", 5.0,
             figure, floor, rounds,
         )  # fmt: skip

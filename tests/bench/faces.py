@@ -1,5 +1,5 @@
-"""The same by each face of the service: REST, the control socket, and a ring. There is no goal: it
-tells what one chooses between."""
+"""The same by each face of the service: REST, the control socket, and a ring. No figure has a goal:
+they tell what one chooses between."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from tests.bench.figures import Bench, Figure, figure_of
 from tests.bench.rings import RingBench
 
 _CYCLES, _LOOKS = 30, 200
+_NO_GOAL = "it tells what one chooses between"
 
 
 class Rest:
@@ -49,6 +50,10 @@ def _timed(count: int, call: Callable[[], object]) -> list[float]:
         call()
         samples.append((time.perf_counter() - begun) * 1e6)
     return samples
+
+
+def _compared(name: str, samples: list[float], floor: list[float]) -> Figure:
+    return figure_of(name, samples, floor, "control socket", None, no_goal=_NO_GOAL)
 
 
 def faces(bench: Bench, rounds: int) -> list[Figure]:
@@ -95,11 +100,11 @@ def faces(bench: Bench, rounds: int) -> list[Figure]:
     look = float(np.percentile(ringing.samples("valid", path, 50), 50)) / 1000
     return [
         replace(
-            figure_of("rest_grant_return", samples["rest"], samples["socket"], "control socket", 0),
+            _compared("rest_grant_return", samples["rest"], samples["socket"]),
             peers={"ring_us": round(cycle, 2)},
         ),
         replace(
-            figure_of("rest_get", samples["get"], samples["show"], "control socket", 0),
+            _compared("rest_get", samples["get"], samples["show"]),
             peers={"seal_valid_us": round(look, 5)},
         ),
     ]

@@ -67,7 +67,7 @@ def fan_out(bench: Bench, rounds: int) -> list[Figure]:
                 keep("floor", begun, [at for at, _ in notices])
     floor = f"the datagram to {HOLDERS} sockets by a bare C sender"
     return [
-        figure_of(f"fan-out-{kind}{which}", found[kind], found["floor"], floor, 20.0)
+        figure_of(f"fan-out-{kind}{which}", found[kind], found["floor"], floor, 4.0)
         for kind in ("conflict", "operator")
         for which, found in (("", samples), ("-last", last))
     ]

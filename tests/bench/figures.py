@@ -15,8 +15,10 @@ Sampler = Callable[[], list[float]]
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of bench.jsonl; p50, p99 and floor in `unit`, ratio = p50 / floor. `peers`: other
-    figures of the same run, multiples of p50 where the name has no unit."""
+    """One line of bench.jsonl; p50, p99 and floor in `unit`, ratio = p50 / floor. The goal is the
+    most that the ratio may be, or with `at_least` the least; a figure without one says in `no_goal`
+    why it has none. `peers`: other figures of the same run, multiples of p50 where the name has no
+    unit. Raises ValueError for a figure with neither a goal nor a reason, or with both."""
 
     name: str
     unit: str
@@ -25,19 +27,56 @@ class Figure:
     floor: float
     floor_name: str
     ratio: float
-    goal: float
+    goal: float | None
     peers: dict[str, float] = field(default_factory=dict)
+    at_least: bool = False
+    no_goal: str = ""
+
+    def __post_init__(self) -> None:
+        if (self.goal is None) != bool(self.no_goal):
+            raise ValueError(f"figure {self.name}: it has a goal, or says why it has none")
+
+    @property
+    def met(self) -> bool:
+        """Whether the ratio is within the goal; true without one, false for a ratio that is no
+        number."""
+        if self.goal is None:
+            return True
+        return self.ratio >= self.goal if self.at_least else self.ratio <= self.goal
+
+    @property
+    def verdict(self) -> str:
+        """ "met", "MISSED", or the reason why there is no goal."""
+        if self.goal is None:
+            return f"no goal: {self.no_goal}"
+        return "met" if self.met else "MISSED"
+
+    @property
+    def wanted(self) -> str:
+        """The goal as text: "<= 4", ">= 0.7", "-"."""
+        return "-" if self.goal is None else f"{'>=' if self.at_least else '<='} {self.goal:g}"
+
+    def line(self) -> str:
+        """The figure as a line of the table under HEADER."""
+        return (
+            f"{self.name:<26}{self.p50:>14}{self.p99:>14}{self.floor:>12}{self.ratio:>9}"
+            f"{self.wanted:>9}  {self.unit}; floor: {self.floor_name}"
+        )
+
+
+HEADER = f"{'figure':<26}{'p50':>14}{'p99':>14}{'floor':>12}{'ratio':>9}{'goal':>9}"
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What the benchmarks share."""
+    """What the benchmarks share. `quick`: the smallest loads that still measure anything."""
 
     root: Path
     socket: str
     floors: Path
     extents: int
     seals: list[int]
+    quick: bool = False
 
     def floor(self, name: str, rounds: int, *arguments: str) -> list[float]:
         command = [str(self.floors), name, str(rounds), *arguments]
@@ -55,18 +94,19 @@ class Bench:
 def alternate(
     name: str,
     floor_name: str,
-    goal: float,
+    goal: float | None,
     figure: Sampler,
     floor: Sampler,
     rounds: int,
     unit: str = "us",
+    no_goal: str = "",
 ) -> Figure:
     a: list[float] = []
     b: list[float] = []
     for _ in range(rounds):
         a += figure()
         b += floor()
-    return figure_of(name, a, b, floor_name, goal, unit)
+    return figure_of(name, a, b, floor_name, goal, unit, no_goal)
 
 
 def figure_of(
@@ -74,8 +114,9 @@ def figure_of(
     samples: Sequence[float],
     floor: Sequence[float],
     floor_name: str,
-    goal: float,
+    goal: float | None,
     unit: str = "us",
+    no_goal: str = "",
 ) -> Figure:
     p50, p99, beneath = (
         np.percentile(samples, 50),
@@ -84,5 +125,5 @@ def figure_of(
     )
     return Figure(
         name, unit, round(p50, 3), round(p99, 3), round(beneath, 3), floor_name,
-        round(p50 / beneath, 2), goal,
+        round(p50 / beneath, 2), goal, no_goal=no_goal,
     )  # fmt: skip

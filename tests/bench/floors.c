@@ -69,7 +69,7 @@ static int socket_floor(int rounds)
 }
 
 /* An intruder that was there before, as it is for the figure: at each byte it waits for the other side
- * to be asleep, notes the time where both see it, and does it. */
+ * to be asleep, notes the time where both see it, does it, and notes the time again. */
 static double *begun;
 
 static pid_t start_intruder(const char *path, int go[2], int (*intrude)(const char *path))
@@ -77,8 +77,8 @@ static pid_t start_intruder(const char *path, int go[2], int (*intrude)(const ch
 	char byte;
 	pid_t child;
 
-	begun = mmap(NULL, sizeof(*begun), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1,
-		     0);
+	begun = mmap(NULL, 2 * sizeof(*begun), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS,
+		     -1, 0);
 	if (begun == MAP_FAILED || pipe(go) < 0)
 		die("pipe");
 	child = fork();
@@ -89,6 +89,7 @@ static pid_t start_intruder(const char *path, int go[2], int (*intrude)(const ch
 			*begun = now_us();
 			if (intrude(path) < 0)
 				_exit(1);
+			begun[1] = now_us();
 		}
 		_exit(0);
 	}
@@ -154,8 +155,8 @@ static int lease_floor(const char *path, int rounds, int cold)
 }
 
 /* The same by the mechanism that we have: a bare responder in C, in a process of its own, that tells the
- * holder by an eventfd, and lets the operation go on when the holder says so. */
-static int responder_floor(const char *path, int rounds, int cold)
+ * holder by an eventfd, and lets the operation go on when the holder says so. `whole`: until it has. */
+static int responder_floor(const char *path, int rounds, int cold, int whole)
 {
 	int go[2], bell = eventfd(0, EFD_CLOEXEC), over = eventfd(0, EFD_CLOEXEC);
 	pid_t child = start_intruder(path, go, cut), responder;
@@ -192,9 +193,9 @@ static int responder_floor(const char *path, int rounds, int cold)
 		if (write(go[1], "", 1) < 0 || eventfd_read(bell, &count) < 0)
 			die("eventfd");
 		seen = now_us();
-		printf("%.3f\n", seen - *begun);
 		eventfd_write(over, 1);
 		usleep(1000);
+		printf("%.3f\n", (whole ? begun[1] : seen) - *begun);
 	}
 	close(go[1]);
 	waitpid(child, NULL, 0);
@@ -431,7 +432,9 @@ int main(int argc, char **argv)
 	if (argc > 3 && !strcmp(argv[1], "lease"))
 		return lease_floor(argv[3], rounds, argc > 4);
 	if (argc > 3 && !strcmp(argv[1], "responder"))
-		return responder_floor(argv[3], rounds, argc > 4);
+		return responder_floor(argv[3], rounds, argc > 4, 0);
+	if (argc > 3 && !strcmp(argv[1], "responder-whole"))
+		return responder_floor(argv[3], rounds, argc > 4, 1);
 	if (argc > 3 && !strcmp(argv[1], "pwrite"))
 		return pwrite_floor(argv[3], rounds, 0);
 	if (argc > 3 && !strcmp(argv[1], "pwrite-watched"))
@@ -444,9 +447,9 @@ int main(int argc, char **argv)
 	if (argc > 3 && !strcmp(argv[1], "send"))
 		return send_floor((size_t)rounds, argv + 3, argc - 3);
 	fprintf(stderr, "usage: floors "
-			"socket|eventfd|lease|responder|lease-cycle|cold|pwrite|pwrite-watched"
-			"|fiemap ROUNDS [FILE]\n"
-			"       floors lease|responder ROUNDS FILE cold\n"
+			"socket|eventfd|lease|responder|responder-whole|lease-cycle|cold|pwrite"
+			"|pwrite-watched|fiemap ROUNDS [FILE]\n"
+			"       floors lease|responder|responder-whole ROUNDS FILE cold\n"
 			"       floors fiemap-ranges ROUNDS LENGTH COUNT FILE...\n"
 			"       floors send SIZE DESCRIPTOR...\n");
 	return 2;

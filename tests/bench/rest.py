@@ -1,4 +1,4 @@
-"""REST under load: `python -m tests.bench.rest`.
+"""REST under load.
 
 A route of ours beside a bare FastAPI route that answers with the same seal, on the same uvicorn, in
 alternate rounds of one run. Then many listeners at the events, some of whom read nothing.
@@ -6,7 +6,6 @@ alternate rounds of one run. Then many listeners at the events, some of whom rea
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -29,6 +28,7 @@ from sealsvc.protocol.seals import Return
 from sealsvc.protocol.system import Simulate
 from tests.api.conftest import TOKEN
 from tests.api.running import Front, simulated, wait_for
+from tests.bench.figures import Bench, Figure
 
 CONNECTIONS = 8
 BARE = """
@@ -121,7 +121,7 @@ def load(port: int, path: str, seconds: float) -> tuple[float, list[float]]:
         return len(took) / (now - begun), took
 
 
-def reading(there: Front, seal: dict[str, object], rounds: int) -> list[dict[str, object]]:
+def reading(there: Front, seal: dict[str, object], rounds: int) -> list[Figure]:
     path, port = f"/v1/seals/{seal['id']}", int(there.base.rpartition(":")[2])
     ours, theirs, our_rate, their_rate = [], [], [], []
     with bare(seal) as other:
@@ -134,30 +134,28 @@ def reading(there: Front, seal: dict[str, object], rounds: int) -> list[dict[str
                 our_rate.append(rate)
                 their_rate.append(floor_rate)
     share = float(np.median(our_rate) / np.median(their_rate))
-    p99, beneath = float(np.percentile(ours, 99)), float(np.percentile(theirs, 99))
+    floor_name = "bare FastAPI route"
     return [
-        {
-            "name": "rest_get_rps",
-            "unit": "1/s",
-            "value": round(float(np.median(our_rate))),
-            "floor": round(float(np.median(their_rate))),
-            "floor_name": "bare FastAPI route",
-            "ratio": round(share, 2),
-            "goal": 0.7,
-        },
-        {
-            "name": "rest_get_p99",
-            "unit": "us",
-            "value": round(p99),
-            "floor": round(beneath),
-            "floor_name": "bare FastAPI route",
-            "ratio": round(p99 / beneath, 2),
-            "goal": round(1 / 0.7, 2),
-        },
-    ]
+        Figure(
+            "rest_get_rps", "1/s", round(float(np.median(our_rate))), round(min(our_rate)),
+            round(float(np.median(their_rate))), floor_name, round(share, 2), 0.7, at_least=True,
+        ),
+        _compared("rest_get_p99", 99, ours, theirs, floor_name, round(1 / 0.7, 2)),
+    ]  # fmt: skip
 
 
-def creating(there: Front, rounds: int) -> dict[str, object]:
+def _compared(
+    name: str, part: int, ours: list[float], floor: list[float], floor_name: str, goal: float | None
+) -> Figure:
+    """The given percentile of both."""
+    told, beneath = float(np.percentile(ours, part)), float(np.percentile(floor, part))
+    return Figure(
+        name, "us", round(told), round(float(np.percentile(ours, 99))), round(beneath), floor_name,
+        round(told / beneath, 2), goal, no_goal="" if goal else "GET /healthz does nothing at all",
+    )  # fmt: skip
+
+
+def creating(there: Front, rounds: int) -> Figure:
     body = {"path": "/sim/made", "holder": {"pid": os.getpid()}}
     took, floor = [], []
     with there.http() as http, there.client() as control:
@@ -170,16 +168,7 @@ def creating(there: Front, rounds: int) -> dict[str, object]:
             seal = http.post("/v1/seals", json=body).json()["id"]
             http.delete(f"/v1/seals/{seal}").raise_for_status()
             took.append((time.perf_counter() - begun) * 1e6)
-    p50, beneath = float(np.percentile(took, 50)), float(np.percentile(floor, 50))
-    return {
-        "name": "rest_create_return",
-        "unit": "us",
-        "value": round(p50),
-        "p99": round(float(np.percentile(took, 99))),
-        "floor": round(beneath),
-        "floor_name": "GET /healthz by the same client",
-        "ratio": round(p50 / beneath, 2),
-    }
+    return _compared("rest_create_return", 50, took, floor, "GET /healthz by the same client", None)
 
 
 class Crowd:
@@ -221,7 +210,7 @@ class Crowd:
         self.selector.close()
 
 
-def listening(there: Front, brisk: int, slow: int, rate: int, seconds: int) -> dict[str, object]:
+def listening(there: Front, brisk: int, slow: int, rate: int, seconds: int) -> Figure:
     """Every brisk listener has every event, whatever the slow ones do; memory stays bounded."""
     process = psutil.Process(there.process.pid)
     with there.client() as control, there.http() as http:
@@ -242,16 +231,18 @@ def listening(there: Front, brisk: int, slow: int, rate: int, seconds: int) -> d
             after = process.cpu_times()
             dropped = re.search(r"listeners_dropped_total (\d+)", http.get("/metrics").text)
             assert dropped is not None
-            return {
-                "name": "rest_listeners",
-                "listeners": brisk,
-                "slow": slow,
+            least, most = min(crowd.counts.values()), max(crowd.counts.values())
+            peers = {
                 "events_per_second": round(told / (time.monotonic() - begun)),
-                "all_served": min(crowd.counts.values()) == max(crowd.counts.values()) == told,
                 "grown_mib": round(grown / (1 << 20), 1),
                 "cpu_seconds": round(after.user + after.system - used.user - used.system, 1),
                 "slow_dropped": int(dropped[1]),
             }
+            return Figure(
+                "rest_listeners", "events", least, most, told,
+                f"what was published; {brisk} that read, {slow} that do not",
+                round(least / told, 4), 1.0, peers, at_least=True,
+            )  # fmt: skip
         finally:
             crowd.close()
 
@@ -261,7 +252,9 @@ def _listeners(http: httpx.Client) -> int:
     return int(found[1]) if found else -1
 
 
-def measure(rounds: int, seconds: int) -> list[dict[str, object]]:
+def rest(bench: Bench, rounds: int) -> list[Figure]:
+    """On a simulated system: what REST costs, not what sealing does."""
+    brisk, seconds = (20, 2) if bench.quick else (200, 10)
     with tempfile.TemporaryDirectory() as name, simulated(Path(name)) as there:
         with there.client() as control, there.http() as http:
             control.call(Simulate, action="create", path="/sim/read", size=1 << 20)
@@ -270,21 +263,5 @@ def measure(rounds: int, seconds: int) -> list[dict[str, object]]:
         return [
             *reading(there, seal, rounds),
             creating(there, rounds),
-            listening(there, 200, 10, 100, seconds),
+            listening(there, brisk, 10, 100, seconds),
         ]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=int, default=10)
-    parser.add_argument("--out", type=Path, default=Path("bench.jsonl"))
-    arguments = parser.parse_args()
-    with arguments.out.open("a") as out:
-        for figure in measure(arguments.rounds, arguments.seconds):
-            print(json.dumps(figure))
-            out.write(json.dumps(figure) + "\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -137,18 +137,22 @@ def _figures(count: int, bare: list[Restart], found: list[Restart]) -> list[Figu
     records = [len(restart.journal) / count for restart in found]
     service = [(restart.service - bare[-1].service) / count for restart in found]
     keeper = [(restart.keeper - bare[-1].keeper) / count for restart in found]
-    in_journal = "its record in the journal"
+    both = [ours + theirs for ours, theirs in zip(service, keeper, strict=True)]
+    in_journal, part = "its record in the journal", f"a part of memory-{count}"
     return [
         figure_of(
             f"reclaim-{count}", [r.taken for r in found], [r.taken for r in bare],
-            "a restart with nothing sealed", 4.0 if count <= 10_000 else 20.0,
+            "a restart with nothing sealed", 4.0,
         ),
         figure_of(
             f"reclaim-{count}-each", [(r.taken - nothing) / count for r in found],
             [_decoded(r.journal) / count for r in found], "decoding its record", 20.0,
         ),
-        figure_of(f"memory-{count}-service", service, records, in_journal, 10.0, "bytes"),
-        figure_of(f"memory-{count}-keeper", keeper, records, in_journal, 1.0, "bytes"),
+        figure_of(f"memory-{count}", both, [1024.0], "1 KiB", 1.0, "bytes"),
+        figure_of(
+            f"memory-{count}-service", service, records, in_journal, None, "bytes", part
+        ),
+        figure_of(f"memory-{count}-keeper", keeper, records, in_journal, None, "bytes", part),
         figure_of(
             f"memory-{count}-journal", records, [32.0 + 12.0], "its extent and its id",
             20.0, "bytes",

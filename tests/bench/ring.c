@@ -39,6 +39,13 @@ static void die(const char *what, int error)
 	exit(1);
 }
 
+/* With the service's own words: which limit was reached, and of whom. */
+static void refused(const char *what, struct seal_client *of, int error)
+{
+	fprintf(stderr, "%s: %s\n", seal_failure(of), what);
+	die(what, error);
+}
+
 static struct seal_client *client;
 static int file;
 static unsigned completed;
@@ -65,12 +72,10 @@ static void open_client(const char *socket, const char *path, uint32_t slots)
 	options.spin = spin ? (uint32_t)atoi(spin) : 0;
 	error = seal_open(&client, &options);
 	if (error)
-		die("seal_open", error);
+		refused("seal_open", NULL, error);
 	file = seal_register(client, fd, NULL);
-	if (file < 0) {
-		fprintf(stderr, "%s\n", seal_failure(client));
-		exit(1);
-	}
+	if (file < 0)
+		refused("seal_register", client, file);
 	close(fd);
 }
 
@@ -221,14 +226,15 @@ static void chill(void)
 		other[i]++;
 }
 
-/* From just before another process's truncate(2) to the holder's callback. The intruder waits a little
- * first, as that of the floor does: until the holder sleeps. */
-static void recall(const char *socket, const char *path, int rounds)
+/* From just before another process's truncate(2) to the holder's callback; `whole`: to its end, which
+ * waits until the holder has given the seal back. The intruder waits a little first, as that of the
+ * floor does: until the holder sleeps. */
+static void recall(const char *socket, const char *path, int rounds, int whole)
 {
 	struct seal_options options = {.size = sizeof(options), .socket = socket, .news = news};
 	static const char block[2 * BLOCK];
 	int error, go[2], over[2], fd = open(path, O_RDWR | O_CLOEXEC);
-	double *begun = mmap(NULL, sizeof(*begun), PROT_READ | PROT_WRITE,
+	double *begun = mmap(NULL, 2 * sizeof(*begun), PROT_READ | PROT_WRITE,
 			     MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	pid_t child;
 	char byte = 0;
@@ -242,7 +248,10 @@ static void recall(const char *socket, const char *path, int rounds)
 		while (read(go[0], &byte, 1) == 1) {
 			usleep(1000);
 			*begun = now_us();
-			if (truncate(path, BLOCK) < 0 || write(over[1], &byte, 1) < 0)
+			if (truncate(path, BLOCK) < 0)
+				_exit(1);
+			begun[1] = now_us();
+			if (write(over[1], &byte, 1) < 0)
 				_exit(1);
 		}
 		_exit(0);
@@ -271,7 +280,6 @@ static void recall(const char *socket, const char *path, int rounds)
 			poll(&poller, 1, 1000);
 			seal_dispatch(client);
 		}
-		printf("%.3f\n", recalled_at - *begun);
 		error = seal_refresh(client, &seal);
 		if (!error)
 			error = seal_return(client, &seal);
@@ -279,6 +287,7 @@ static void recall(const char *socket, const char *path, int rounds)
 			die("seal_return", error);
 		if (read(over[0], &byte, 1) < 0)
 			die("pipe", errno);
+		printf("%.3f\n", (whole ? begun[1] : recalled_at) - *begun);
 	}
 	close(go[1]);
 	waitpid(child, NULL, 0);
@@ -359,10 +368,10 @@ static void clients(const char *socket, const char *path, int rounds, unsigned c
 		int error = seal_open(&all[i].client, &options);
 
 		if (error)
-			die("seal_open", error);
+			refused("seal_open", NULL, error);
 		all[i].file = seal_register(all[i].client, fd, NULL);
 		if (all[i].file < 0)
-			die(seal_failure(all[i].client), all[i].file);
+			refused("seal_register", all[i].client, all[i].file);
 		epoll_ctl(polls, EPOLL_CTL_ADD, seal_fd(all[i].client), &event);
 	}
 	for (int round = 0; round < rounds; round++) {
@@ -409,8 +418,8 @@ int main(int argc, char **argv)
 		getlease(argv[3], rounds);
 		return 0;
 	}
-	if (!strcmp(mode, "recall")) {
-		recall(argv[2], argv[3], rounds);
+	if (!strcmp(mode, "recall") || !strcmp(mode, "conflict")) {
+		recall(argv[2], argv[3], rounds, !strcmp(mode, "conflict"));
 		seal_close(client);
 		return 0;
 	}

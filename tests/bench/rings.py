@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import os
-import shutil
-import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -100,65 +94,3 @@ def _shmem() -> int:
     return (
         int(next(line.split()[1] for line in text.splitlines() if line.startswith("Shmem:"))) * 1024
     )
-
-
-@contextmanager
-def etcd() -> Iterator[int | None]:
-    """A local etcd's client port; None where Debian's etcd-server is not installed."""
-    program = shutil.which("etcd")
-    if program is None:
-        yield None
-        return
-    with tempfile.TemporaryDirectory(prefix="sealsvc-etcd-") as directory:
-        ports = [_free_port(), _free_port()]
-        client, peer = (f"http://127.0.0.1:{port}" for port in ports)
-        process = subprocess.Popen(
-            [
-                program, "--data-dir", directory, "--listen-client-urls", client,
-                "--advertise-client-urls", client, "--listen-peer-urls", peer,
-                "--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}",
-                "--log-level", "error",
-            ],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        try:
-            yield ports[0] if _answers(ports[0]) else None
-        finally:
-            process.terminate()
-            process.wait(10)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _answers(port: int) -> bool:
-    deadline = time.monotonic() + 15
-    while time.monotonic() < deadline:
-        try:
-            _etcd_call(http.client.HTTPConnection("127.0.0.1", port, timeout=2), "lease/leases", {})
-        except (OSError, http.client.HTTPException, ValueError, KeyError):
-            time.sleep(0.1)
-        else:
-            return True
-    return False
-
-
-def _etcd_call(connection: http.client.HTTPConnection, call: str, body: dict[str, Any]) -> Any:
-    connection.request("POST", f"/v3/{call}", json.dumps(body))
-    return json.loads(connection.getresponse().read())
-
-
-def etcd_cycle(port: int, rounds: int) -> list[float]:
-    """A lease granted and revoked, by its HTTP gateway, over one connection."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    samples = []
-    for _ in range(rounds):
-        begun = time.perf_counter()
-        lease = _etcd_call(connection, "lease/grant", {"TTL": 60})["ID"]
-        _etcd_call(connection, "lease/revoke", {"ID": lease})
-        samples.append((time.perf_counter() - begun) * 1e6)
-    connection.close()
-    return samples

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import subprocess
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -349,6 +351,31 @@ def test_more_than_policy_allows(running: Running) -> None:
     with pytest.raises(OSError, match="seal_open") as caught:
         RingClient(str(running.socket), slots=2**20)
     assert caught.value.errno == errno.EDQUOT
+
+
+_LEAVER = """
+import sys
+from sealsvc.client.ring import RingClient
+
+RingClient(sys.argv[1], slots=int(sys.argv[2]))
+"""
+
+
+def test_what_an_ended_client_leaves_is_in_nobodys_way(running: Running) -> None:
+    """A second ring needs the slots of the first, which is kept for a while in case its client
+    comes back: but its client has ended."""
+    most = "60000"  # of policy.max_seals = 100000
+    for _ in range(2):
+        command = [sys.executable, "-c", _LEAVER, str(running.socket), most]
+        subprocess.run(command, check=True, timeout=PATIENCE)
+
+
+def test_a_client_that_may_come_back_keeps_its_slots(running: Running) -> None:
+    RingClient(str(running.socket), slots=60_000).close()
+    with Client(str(running.socket)) as client, pytest.raises(Refusal) as caught:
+        client.call(Attach, slots=60_000)
+    assert caught.value.code == "limit-reached"
+    assert "60000 of rings whose client has left" in caught.value.message
 
 
 def test_extents_are_those_of_the_file(client: RingClient, fd: int) -> None:

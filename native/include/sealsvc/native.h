@@ -4,6 +4,7 @@
 
 #include "seal.h"
 #include "sealsvc/bpf.h"
+#include "sealsvc/compare.h"
 #include "sealsvc/copy.h"
 #include "sealsvc/extents.h"
 #include "sealsvc/files.h"

@@ -43,6 +43,7 @@ from sealsvc.protocol.admin import JobInfo, JobKind
 from sealsvc.protocol.relocation import Relocate
 from sealsvc.protocol.seals import Grant, SealInfo
 from sealsvc.runtime import clock, faults
+from sealsvc.runtime.flag import Flag
 from sealsvc.runtime.limits import leaves_as_many
 
 T = TypeVar("T")
@@ -315,7 +316,7 @@ class Relocations:
     async def _until_quiet(self, record: Record, seals: list[Seal]) -> None:
         deadline = clock.now() + record.grace
         for seal in seals:
-            events = [seal.released]
+            events: list[asyncio.Event | Flag] = [seal.released]
             if seal.id in self._quiet:
                 events.append(self._quiet[seal.id])
             while seal.live and not any(event.is_set() for event in events):

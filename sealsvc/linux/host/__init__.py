@@ -103,6 +103,16 @@ class MappingFacts:
     notes: list[str]
 
 
+class Comparison(Protocol):
+    """Present maps against recorded ones, of ranges of files of one file system."""
+
+    def next_changed(self, start: int) -> tuple[int, ExtentMap | None]:
+        """The index of the first range from `start` on whose map may not be the recorded one, and
+        its present map (None: it was not read); the number of ranges and None when there is
+        none."""
+        ...
+
+
 class Host(Protocol):
     simulated: bool
 
@@ -155,6 +165,17 @@ class Host(Protocol):
     def look(self, anchor: int, file: FileId, sealed: ByteRange | None) -> ExtentMap:
         """The map of a sealed file as it is now (without `sealed`: nothing of it), if its file
         system is still alive. `anchor` may be closed by others meanwhile."""
+        ...
+
+    def comparison(
+        self,
+        device: int,
+        anchors: Sequence[int],
+        inodes: Sequence[int],
+        ranges: Sequence[ByteRange],
+        maps: Sequence[ExtentMap],
+    ) -> Comparison:
+        """Of the files `inodes` on `device`, each with an anchor, range and recorded map."""
         ...
 
     def gaps(self, target: Target) -> tuple[Gap, ...]:

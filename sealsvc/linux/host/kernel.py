@@ -17,6 +17,7 @@ from sealsvc.core.model import ByteRange, FileId, Mark, Preparation
 from sealsvc.linux import filesystem, mountinfo, native, processes
 from sealsvc.linux.filesystem import Filesystem
 from sealsvc.linux.host import (
+    Comparison,
     ExtentMap,
     MappingFacts,
     MappingQuestion,
@@ -181,6 +182,16 @@ class KernelHost:
             return np.empty((0, 4), np.uint64) if sealed is None else self.read_map(fd, sealed)
         finally:
             os.close(fd)
+
+    def comparison(
+        self,
+        device: int,
+        anchors: Sequence[int],
+        inodes: Sequence[int],
+        ranges: Sequence[ByteRange],
+        maps: Sequence[ExtentMap],
+    ) -> Comparison:
+        return native.Comparison(device, anchors, inodes, ranges, maps)
 
     def gaps(self, target: Target) -> tuple[Gap, ...]:
         return self._releases.gaps(target)

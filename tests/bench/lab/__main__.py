@@ -1,14 +1,17 @@
-"""Boot the lab and measure there: `python -m tests.bench.lab [NAME…]`."""
+"""Boot the lab and measure there: `python -m tests.bench.lab [NAME…]`; part of `./dev bench`.
+
+Exits with 1 when a goal is missed, with 2 when not everything could be measured, with 77 where
+there is no lab."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from tests.bench.outcome import Outcome
 from tests.bench.rings import BUILT, LIBSEAL
 from tests.lab import DEFAULT, LabError, run, unavailable
 
@@ -17,7 +20,7 @@ NAMES = ("peer", "overhead", "validation", "export")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="./dev bench-lab", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.lab", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; all")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("bench-lab.jsonl"))
@@ -37,11 +40,12 @@ def main() -> int:
             done = run([*inside, *names], share=share, timeout=900, echo=True)
         except LabError as error:
             print(f"lab: {error}", file=sys.stderr)
-            return 125
-        figures = share / "figures"
-        lines = figures.read_text().splitlines() if figures.exists() else []
-    options.out.write_text("".join(f"{json.dumps(json.loads(line))}\n" for line in lines))
-    return done.status
+            return 2
+        with options.out.open("w") as out:
+            outcome = Outcome(out)
+            outcome.read(share / "figures")
+    print(outcome.summary())
+    return 2 if done.status else outcome.status
 
 
 if __name__ == "__main__":

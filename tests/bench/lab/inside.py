@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from tests.bench.__main__ import Figure
+from tests.bench.figures import HEADER, Figure
 from tests.bench.lab.export import export
 from tests.bench.lab.overhead import overhead
 from tests.bench.lab.peer import peer
@@ -48,17 +48,12 @@ def main() -> None:
     options = parser.parse_args()
     with (SHARE / "figures").open("a") as out, tempfile.TemporaryDirectory() as directory:
         os.chdir(directory)
-        print(f"{'figure':<24}{'p50':>10}{'p99':>10}{'floor':>10}{'ratio':>8}{'goal':>7}")
+        print(HEADER)
         for name in options.names:
             for figure in BENCHMARKS[name](options.rounds):
                 out.write(json.dumps(asdict(figure)) + "\n")
                 out.flush()
-                print(
-                    f"{figure.name:<24}{figure.p50:>10}{figure.p99:>10}{figure.floor:>10}"
-                    f"{figure.ratio:>8}{figure.goal:>7}   {figure.unit};"
-                    f" floor: {figure.floor_name}",
-                    flush=True,
-                )
+                print(figure.line(), flush=True)
 
 
 if __name__ == "__main__":

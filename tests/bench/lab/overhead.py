@@ -13,7 +13,7 @@ import numpy as np
 from sealsvc.client import Client
 from sealsvc.protocol.seals import Return
 from sealsvc.protocol.system import Status
-from tests.bench.__main__ import Figure
+from tests.bench.figures import Figure
 from tests.lab.pmem import mounted_dax
 from tests.support.service import RISKS, Running
 
