@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 from _sealsvc_native import ffi as ffi
 from _sealsvc_native import lib as lib
-from numpy.typing import NDArray
 
 from sealsvc.core.extents import EXTENT_SHARED as EXTENT_SHARED
 from sealsvc.core.extents import ExtentMap
@@ -40,58 +39,21 @@ def read_extents(fd: int, span: ByteRange | None, *, sync: bool = False) -> Exte
     span = span or WHOLE
     out = ffi.new("struct seal_extent **")
     count = _check(lib.seal_extents_read(fd, span.offset, span.length, sync, out), "FS_IOC_FIEMAP")
-    return _rows(out[0], count)
+    return take_rows(out[0], count)
 
 
-def _rows(extents: Any, count: int) -> ExtentMap:
-    """A copy of `count` rows, which are freed."""
+def take_rows(extents: Any, count: int) -> ExtentMap:
+    """A copy of `count` structures seal_extent as rows of core/extents.py; they are freed."""
     try:
-        rows = np.frombuffer(bytearray(ffi.buffer(extents, 32 * count)), dtype=np.uint64)
+        return rows_of(extents, count)
     finally:
         lib.seal_extents_free(extents)
+
+
+def rows_of(extents: Any, count: int) -> ExtentMap:
+    """An array of `count` structures of four uint64 as rows of core/extents.py: a copy."""
+    rows = np.frombuffer(bytearray(ffi.buffer(extents, 32 * count)), dtype=np.uint64)
     return rows.reshape(-1, 4)
-
-
-class Comparison:
-    """Compares the present maps of ranges of files of one file system with recorded ones, in one
-    native call. `maps` are (n, 4) arrays that are clipped to their range."""
-
-    def __init__(
-        self,
-        device: int,
-        fds: Sequence[int],
-        inodes: Sequence[int],
-        ranges: Sequence[ByteRange],
-        maps: Sequence[ExtentMap],
-    ) -> None:
-        """`fds` may be closed meanwhile: they are checked against device and inode."""
-        self._columns: list[NDArray[Any]] = [
-            np.array(fds, np.int32),
-            np.array(inodes, np.uint64),
-            np.array([span.offset for span in ranges], np.uint64),
-            np.array([span.length for span in ranges], np.uint64),
-            np.array([len(map) for map in maps], np.uint32),
-            np.ascontiguousarray(np.concatenate(maps)),
-        ]
-        names = ("fds", "inodes", "starts", "lengths", "rows", "extents")
-        types = ("int32_t", "uint64_t", "uint64_t", "uint64_t", "uint32_t", "struct seal_extent")
-        fields = {
-            name: ffi.cast(f"{type} *", column.ctypes.data)
-            for name, type, column in zip(names, types, self._columns, strict=True)
-        }
-        self._recorded = ffi.new(
-            "struct seal_recorded *", {"device": device, "count": len(maps), **fields}
-        )
-
-    def next_changed(self, start: int) -> tuple[int, ExtentMap | None]:
-        """The index of the first range from `start` on whose map is not the recorded one row by
-        row, and its present rows (None: it could not be read); the number of ranges and None when
-        there is none."""
-        found, count = ffi.new("struct seal_extent **"), ffi.new("int64_t *")
-        at = int(lib.seal_maps_compare(self._recorded, start, found, count))
-        if at == self._recorded.count or count[0] < 0:
-            return at, None
-        return at, _rows(found[0], count[0])
 
 
 # Files
@@ -493,9 +455,3 @@ def pidfd_open(pid: int) -> int:
 def pidfd_getfd(pidfd: int, fd: int) -> int:
     """A duplicate of the other process's descriptor, on the same description."""
     return _check(lib.seal_pidfd_getfd(pidfd, fd), "pidfd_getfd")
-
-
-def rows_of(extents: Any, count: int) -> ExtentMap:
-    """An array of `count` structures of four uint64 as rows of sealsvc.core.extents: a copy."""
-    rows = np.frombuffer(bytearray(ffi.buffer(extents, 32 * count)), dtype=np.uint64)
-    return rows.reshape(-1, 4)

@@ -13,7 +13,7 @@ from held_files import PAGE
 from sealsvc.core import extents
 from sealsvc.core.extents import ExtentMap
 from sealsvc.core.model import ByteRange
-from sealsvc.linux import native
+from sealsvc.linux import compare, native
 
 pytestmark = pytest.mark.kernel
 
@@ -51,7 +51,7 @@ class Recorded:
         ]
 
     def next_changed(self, start: int = 0) -> tuple[int, ExtentMap | None]:
-        made = native.Comparison(self.device, self.fds, self.inodes, self.ranges, self.maps)
+        made = compare.Comparison(self.device, self.fds, self.inodes, self.ranges, self.maps)
         return made.next_changed(start)
 
 

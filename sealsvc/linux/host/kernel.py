@@ -14,7 +14,7 @@ import numpy as np
 
 from sealsvc.core.errors import Refusal
 from sealsvc.core.model import ByteRange, FileId, Mark, Preparation
-from sealsvc.linux import filesystem, mountinfo, native, processes
+from sealsvc.linux import compare, filesystem, mountinfo, native, processes
 from sealsvc.linux.filesystem import Filesystem
 from sealsvc.linux.host import (
     Comparison,
@@ -191,7 +191,7 @@ class KernelHost:
         ranges: Sequence[ByteRange],
         maps: Sequence[ExtentMap],
     ) -> Comparison:
-        return native.Comparison(device, anchors, inodes, ranges, maps)
+        return compare.Comparison(device, anchors, inodes, ranges, maps)
 
     def gaps(self, target: Target) -> tuple[Gap, ...]:
         return self._releases.gaps(target)
