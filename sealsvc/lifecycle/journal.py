@@ -182,7 +182,10 @@ def read(fd: int) -> list[Granted]:
             raise _unlike("its format is another")
         (tail,) = struct.unpack_from("=Q", memory, _TAIL)
         live: dict[int, Granted] = {}
-        filesystems: dict[Filesystem, Filesystem] = {}  # share equal values: few for many seals
+        # Share equal values: there are few for many seals.
+        filesystems: dict[Filesystem, Filesystem] = {}
+        files: dict[FileId, FileId] = {}
+        paths: dict[str, str] = {}
         at = _START
         while at < tail:
             (size,) = struct.unpack_from("=I", memory, at)
@@ -193,6 +196,8 @@ def read(fd: int) -> list[Granted]:
                 case Granted():
                     found = filesystems.setdefault(record.filesystem, record.filesystem)
                     record.filesystem = found
+                    record.file = files.setdefault(record.file, record.file)
+                    record.path = paths.setdefault(record.path, record.path)
                     live[record.token] = record
                 case Progress():
                     live[record.token].progress = record

@@ -64,6 +64,15 @@ def _new_id(token: int) -> str:
     return f"{_INSTANCE}{token:016x}"
 
 
+_lists: dict[tuple[str, ...], list[str]] = {}
+
+
+def _shared(names: list[str]) -> list[str]:
+    """One list for all that are equal. There are as many as combinations of enforcers, or of risks,
+    are in use. Nobody changes one in place."""
+    return _lists.setdefault(tuple(names), names)
+
+
 class Standing(NamedTuple):
     """What Seal.move() changes. `since` is seconds since the epoch."""
 
@@ -145,6 +154,10 @@ class Seal:
 
     def __post_init__(self) -> None:
         self.id = self.id or _new_id(self.token)
+        # Of very many seals most have the same of these.
+        self.enforcers, self.accepted_risks = _shared(self.enforcers), _shared(self.accepted_risks)
+        if self.effective == self.range:
+            self.effective = self.range
 
     @property
     def live(self) -> bool:

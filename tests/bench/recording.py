@@ -28,7 +28,7 @@ def registry(bench: Bench, rounds: int) -> Figure:
             for _ in range(100):
                 fd = os.open(path, os.O_RDWR)
                 begun = time.perf_counter()
-                reply = client.grant(fds=[fd])
+                reply = client.grant(fds=[fd], kind="shared")
                 os.close(fd)
                 client.call(Return, seal=reply.seal.id)
                 samples.append((time.perf_counter() - begun) * 1e6)
