@@ -39,7 +39,7 @@ export async function exportsList(app) {
   return [h("h1", { tabindex: "-1" }, "Exports"),
     h("p", { role: "status", id: "count" }, `${found.length} exports`),
     paged("exports", app, found, (some) => table("Exports",
-      [["name"], ["type"], ["state"], ["device", "path"], ["file", "path"], ["seal", "optional"], ["requests", "number"], ["errors", "number"], ["pauses", "number"], ["actions", "actions"]],
+      [["name"], ["type"], ["state"], ["device", "path"], ["file", "path"], ["seal", "optional"], ["requests", "number"], ["errors", "number"], ["pauses"], ["actions", "actions"]],
       some.map((x) => [link(where(x), x.name), x.driver, [state(x.state), next(x) && h("div", { class: "warn" }, next(x))],
         x.device || "–", x.file, seal(x), String(requests(x)), String(x.counters?.errors ?? 0), times(x.pauses), stop(x, app, false) ?? "–"]),
       BEGIN))];
