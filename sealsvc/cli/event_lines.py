@@ -10,15 +10,15 @@ import msgspec
 
 from sealsvc.cli.units import duration, exact_range
 from sealsvc.core.model import ByteRange
-from sealsvc.protocol.events import Event
 
 
-def told(event: Event) -> str:
-    """What happened, for people. What a newer service adds is shown as its fields."""
+def told(name: str, data: dict[str, Any]) -> str:
+    """What the event of this name tells, for people. What a newer service adds is shown as its
+    fields."""
     try:
-        return _TELL.get(event.name, _fields)(event.data)
+        return TELL.get(name, _fields)(data)
     except (KeyError, TypeError, ValueError, AttributeError):  # told otherwise by another version
-        return _fields(event.data)
+        return _fields(data)
 
 
 def _granted(data: dict[str, Any]) -> str:
@@ -83,6 +83,16 @@ def _drift(data: dict[str, Any]) -> str:
     return f"{drift['path']} at {drift['logical']}: {drift['expected']}, now {drift['found']}"
 
 
+def _integrity(data: dict[str, Any]) -> str:
+    error = data["error"]
+    field = f", {error['field']}" if error["field"] else ""
+    more = f", and {error['more']} blocks more" if error.get("more") else ""
+    return (
+        f"{error['path']} block {error['block']} at {error['offset']}: {error['kind']}{field},"
+        f" found at {error['at']}{more}"
+    )
+
+
 def _range(span: dict[str, Any]) -> str:
     return exact_range(ByteRange(span["offset"], span["length"]))
 
@@ -98,7 +108,7 @@ def _fields(data: dict[str, Any]) -> str:
     )
 
 
-_TELL: dict[str, Callable[[dict[str, Any]], str]] = {
+TELL: dict[str, Callable[[dict[str, Any]], str]] = {
     "granted": _granted,
     "refused": _refused,
     "state": _state,
@@ -116,5 +126,6 @@ _TELL: dict[str, Callable[[dict[str, Any]], str]] = {
         f"ring {data['ring']}: {data['grants']} grants, {data['returns']} returns,"
         f" {data['recalls']} recalls"
     ),
+    "integrity": _integrity,
     "gap": lambda data: f"{data['dropped']} events were dropped: this watcher reads too slowly",
 }

@@ -7,8 +7,8 @@ from typing import Any
 import click
 import msgspec
 from rich.console import Console
-from rich.table import Table
 
+from sealsvc.cli.listing import Listing
 from sealsvc.cli.options import Settings, pass_settings, shared_options
 from sealsvc.cli.output import emit, fields
 from sealsvc.cli.parameters import DURATION, Words, choice
@@ -169,10 +169,12 @@ def ls_command(settings: Settings) -> None:
     emit(settings, found, lambda console: console.print(_table(found.exports)))
 
 
-def _table(exports: list[ExportInfo]) -> Table:
-    made = Table(box=None, pad_edge=False)
-    for column in ("NAME", "TYPE", "STATE", "DEADLINE", "PAUSES", "SIZE", "DEVICE", "FILE"):
-        made.add_column(column, no_wrap=True)
+def _table(exports: list[ExportInfo]) -> Listing:
+    made = Listing(
+        *("NAME", "TYPE", "STATE", "DEADLINE", "PAUSES", "SIZE", "DEVICE", "FILE"),
+        right=["PAUSES", "SIZE"],
+        optional=["SIZE", "PAUSES", "DEADLINE"],
+    )
     for info in exports:
         size = about_size(info.counters.device_size) if info.counters else "-"
         stacked = f"{duration(info.timeouts.recall)} < {duration(info.timeouts.initiator)}"

@@ -17,7 +17,7 @@ from rich.segment import Segment
 from rich.style import Style
 from rich.text import Text
 
-_PATHS = frozenset({"PATH", "MOUNT", "DEVICE"})
+_PATHS = frozenset({"PATH", "FILE", "MOUNT", "DEVICE"})
 _PROSE = frozenset({"REASON", "NOTE", "WHY"})
 _LEGIBLE = 28  # columns that a path or prose is narrowed to before others are left out
 _LEAST = 12  # and afterwards, at the least
@@ -109,7 +109,9 @@ class Listing:
             return [text]
         if self._headers[column] in _PATHS:
             return [shortened(text, width)]
-        return textwrap.wrap(text, width) or [""]
+        # A path or a command in it stays whole: then the terminal wraps the line.
+        wrapper = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False)
+        return wrapper.wrap(text) or [""]
 
 
 def shortened(text: str, width: int) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 import click
 import msgspec
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from sealsvc.cli.options import Settings
@@ -37,10 +36,11 @@ def note(message: str) -> None:
 
 
 class WholeConsole(Console):
-    """Lines that are longer than the terminal is wide are wrapped by it, and not cut by us."""
+    """Lines that are longer than the terminal is wide are wrapped by the terminal: a path or a
+    command that is selected there has no line break inside."""
 
-    def print(self, *objects: Any, crop: bool = False, **how: Any) -> None:
-        super().print(*objects, crop=crop, **how)
+    def print(self, *objects: Any, soft_wrap: bool | None = True, **how: Any) -> None:
+        super().print(*objects, soft_wrap=soft_wrap, **how)
 
 
 def console(settings: Settings) -> Console:
@@ -74,14 +74,18 @@ def emit(settings: Settings, value: object, human: Callable[[Console], None]) ->
         human(console(settings))
 
 
-def fields(rows: Iterable[tuple[str, str | Text]]) -> Table:
-    """One thing in full: its fields, one a line."""
-    made = Table(box=None, pad_edge=False, show_header=False)
-    made.add_column(no_wrap=True, style="bold")
-    made.add_column(overflow="fold")
-    for name, value in rows:
-        made.add_row(name, value if isinstance(value, Text) else printable(value))
-    return made
+def fields(rows: Iterable[tuple[str, str | Text]]) -> Text:
+    """The fields of one thing, one a line."""
+    named = list(rows)
+    width = max((len(name) for name, _ in named), default=0)
+    lines = (
+        Text.assemble((f"{name:<{width}}", "bold"), "  ", _plain(value)) for name, value in named
+    )
+    return Text("\n").join(lines)
+
+
+def _plain(value: str | Text) -> str | Text:
+    return value if isinstance(value, Text) else printable(value)
 
 
 @functools.cache

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import time
+from collections.abc import Callable
+from typing import Any
 
 import click
 import msgspec
 from rich.console import Console
 
 from sealsvc.cli.answers import ask
+from sealsvc.cli.event_lines import told
 from sealsvc.cli.listing import Listing
 from sealsvc.cli.options import Settings, pass_settings, shared_options
 from sealsvc.cli.output import emit
 from sealsvc.cli.parameters import DURATION
-from sealsvc.cli.seals import complete_seal, find_seal
+from sealsvc.cli.seals import complete_seal, find_seal, shown_ids
 from sealsvc.cli.units import moment
 from sealsvc.core.display import printable
 from sealsvc.protocol.history import AuditEntry, AuditTrail, Trail, Verification, VerifyTrail
@@ -76,20 +80,53 @@ def trail(
 
 
 def _print(console: Console, entries: list[AuditEntry]) -> None:
-    made = Listing("SEQ", "TIME", "KIND", "SEAL", "NOTE", right=["SEQ"])
+    ids = shown_ids(console, [entry.seal for entry in entries if entry.seal])
+    made = Listing("SEQ", "TIME", "KIND", "SEAL", "WHAT", right=["SEQ"], sparse=["SEAL"])
     for entry in entries:
-        told = msgspec.json.encode(_brief(entry)).decode()
         made.add_row(
-            str(entry.seq), moment(entry.time), entry.kind, entry.seal or "-", printable(told)
+            str(entry.seq),
+            moment(entry.time),
+            entry.kind,
+            ids[entry.seal] if entry.seal else "-",
+            printable(_sentence(entry.kind, entry.data)),
         )
     console.print(made)
 
 
-def _brief(entry: AuditEntry) -> object:
-    """Without what is long; `-o json` has all of it."""
-    if not isinstance(entry.data, dict):
-        return entry.data
-    return {name: value for name, value in entry.data.items() if name not in ("seal", "config")}
+def _sentence(kind: str, data: dict[str, Any]) -> str:
+    """What the entry tells, and who asked for it; `-o json` has all of it."""
+    asker = data.get("asker")
+    by = f", asked for by process {asker['pid']}, uid {asker['uid']}" if asker else ""
+    return _TELL.get(kind, functools.partial(told, kind))(data) + by
+
+
+def _asked(data: dict[str, Any]) -> str:
+    terms = {k: v for k, v in data.items() if k not in ("operation", "outcome", "asker", "trace")}
+    scope = "".join(f" {name}={_value(value)}" for name, value in terms.items())
+    outcome = f": {data['outcome']}" if data.get("outcome") else ""
+    return f"{data['operation']}{scope}{outcome}"
+
+
+def _value(value: object) -> str:
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
+def _started(data: dict[str, Any]) -> str:
+    able = [name for name, why in data["enforcers"].items() if not why]
+    return f"in boot {data['boot']}, with {', '.join(able) or 'no enforcer'}"
+
+
+def _lost(data: dict[str, Any]) -> str:
+    kinds = ", ".join(f"{count} {kind}" for kind, count in data["kinds"].items())
+    return f"{data['lost']} entries from {moment(data['from'])} to {moment(data['to'])}: {kinds}"
+
+
+_TELL: dict[str, Callable[[dict[str, Any]], str]] = {
+    "asked": _asked,
+    "started": _started,
+    "present": lambda data: f"{data['seals']} seals live in boot {data['boot']}",
+    "lost": _lost,
+}
 
 
 def _print_proof(console: Console, proof: Verification) -> None:

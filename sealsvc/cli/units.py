@@ -96,10 +96,12 @@ def moment(epoch: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """The two largest units: "250us", "250ms", "12.5s", "5m07s", "3h05m", "2d04h"."""
+    """The two largest units: "250us", "2.5ms", "250ms", "12.5s", "5m07s", "3h05m", "2d04h"."""
     seconds = max(0.0, seconds)
     if 0 < seconds < 0.0009995:
         return f"{max(1, round(seconds * 1e6))}us"
+    if 0 < seconds < 0.00995:
+        return f"{seconds * 1000:.1f}".removesuffix(".0") + "ms"
     if seconds < 0.9995:
         return f"{round(seconds * 1000)}ms" if seconds else "0s"
     if seconds < 59.95:

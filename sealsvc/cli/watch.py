@@ -65,4 +65,5 @@ def _color(settings: Settings) -> bool | None:
 def _line(event: Event) -> str:
     moment = time.strftime("%H:%M:%S", time.localtime(event.time))
     name = click.style(f"{event.name:<14}", fg=_STYLES.get(event.name))
-    return f"{event.seq:>6} {moment} {name} {event.seal or '-':<24} {printable(told(event))}"
+    what = printable(told(event.name, event.data))
+    return f"{event.seq:>6} {moment} {name} {event.seal or '-':<24} {what}"

@@ -147,7 +147,9 @@ def _print_seal(console: Console, seal: SealInfo) -> None:
     )
     if seal.reason:
         console.print(printable(f"    reason: {seal.reason}"))
-    if seal.deadline_in is not None:
+    if seal.deadline_in == 0.0:
+        console.print("    deadline: has passed")
+    elif seal.deadline_in is not None:
         console.print(f"    deadline: in {duration(seal.deadline_in)}; {_AFTER[seal.fence]}")
     console.print(f"    to end it: {_remedy(seal)}")
 
@@ -159,6 +161,8 @@ def _remedy(seal: SealInfo) -> str:
             f"end process {seal.holder.pid} and whoever maps the file"
             " (`sudo fuser -v FILE` names them)"
         )
-    if seal.state in (State.RECALLED, State.LOST):
+    if seal.state is State.RECALLED and seal.deadline_in:
         return f"wait for the deadline, or end its holder: kill {seal.holder.pid}"
+    if seal.state in (State.RECALLED, State.LOST):
+        return f"end its holder: kill {seal.holder.pid}"
     return f"sealctl recall {seal.id} --wait"

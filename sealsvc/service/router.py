@@ -3,6 +3,7 @@ the audit trail."""
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
@@ -94,6 +95,9 @@ class Router:
             outcome = "done"
         except Refusal as refusal:
             outcome = refusal.code
+            raise
+        except asyncio.CancelledError:  # who asked has gone: what was begun goes on
+            outcome = "not-awaited"
             raise
         finally:
             terms = msgspec.structs.asdict(request)

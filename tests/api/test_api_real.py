@@ -107,6 +107,7 @@ def test_a_request_that_is_sent_again_is_not_carried_out_twice(
     assert first == again
     other = http.post("/v1/seals", json={**body, "tag": "x"}, headers=key)
     assert other.json()["code"] == "bad-request"
+    assert other.json()["detail"] == "this idempotency key was used with a different request"
     with there.http("operator") as another:  # whose keys are its own
         assert another.post("/v1/seals", json=body, headers=key).json()["id"] != first
 

@@ -6,7 +6,8 @@ shown on a desktop (light) and on a phone (dark), and one seal, one file and one
 What stands there: 2,000 seals of eight processes, an operation that waits, an alarm, and a file of
 40,000 extents; it is looked for on the pages before they are kept. The rows of coverage are
 measured on an XFS by `sealctl doctor`, a simulated kernel having nothing to measure; without root
-there are none.
+there are none. Exports, Integrity and Copies are pictures of a real file system with its own
+service; without root they are left as they are.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,17 +30,21 @@ from typing import Any
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from sealsvc.client import Client
-from sealsvc.protocol.seals import Grant, HolderSpec, SealInfo
+from sealsvc.exports.base import Spec
+from sealsvc.exports.runtime import Record, Runtime
+from sealsvc.protocol.seals import Grant, HolderSpec, RecallSeals, SealInfo
 from sealsvc.protocol.system import Audit, Simulate
 from tests.api import running
 from tests.api.running import Front, simulated
 from tests.browser.conftest import ARGUMENTS, ROOT, TOKEN, MiB, chromium, enter
+from tests.browser.house import begin, exported, finished, housed, tagged
 from tests.support.scratch import mounted
 from tests.support.waiting import until
 
 SEALS, EXTENTS = 2000, 40_000
 EXTENT = 16 * MiB  # of the simulated system
 VOLUMES = 40
+CAPABILITIES = ("exports", "integrity", "copies")
 BIG, WANTED, MOVED = "/sim/archive.img", "/sim/vm-07.img", "/sim/vm-11.img"
 HOLDERS = (
     *("rdma-target", "nvmf-target", "smb-direct", "nfs-layouts"),
@@ -156,6 +161,43 @@ def measured() -> dict[str, Any] | None:
     }
 
 
+@contextmanager
+def capabilities(directory: Path) -> Iterator[tuple[Front, list[tuple[str, str]]]]:
+    """A house with an export that paused once and one whose process has died, a corrupt block, a
+    copy under way, a finished one and a relocation; and the pages that show them."""
+    with housed(directory) as house, exported(house, "disk", "disk.img") as info:
+        if program := shutil.which("nbdcopy"):
+            subprocess.run([program, info["device"], "null:"], check=True, timeout=120)
+        with house.client() as client:
+            client.call(RecallSeals, path=info["file"])
+        until(lambda: bool(house.exports.show("disk")["pauses"]["count"]))
+        ended = subprocess.Popen(["true"])
+        ended.wait()
+        spec = Spec(name="backup", type="nbd", file=f"{house.point}/backup.img")
+        runtime = Runtime(str(house.exports.directory))
+        runtime.write(Record(spec=spec, pid=ended.pid, start_time=1))
+        source, copy = house.file("vm-07.img", 64 * MiB), house.point / "vm-07.copy"
+        copy.touch()
+        both = {"source": str(source), "destination": str(copy)}
+        done = begin(house, "copies", **both, strategies=["direct"], whole=True, verify=True)
+        finished(house, done)
+        finished(house, begin(house, "relocations", path=str(source), goal={"align": 2 * MiB}))
+        slow = {"throttle": MiB // 16, "strategies": ["plain"], "seals": False}
+        begin(house, "copies", **{**both, "destination": str(house.file("vm-08.copy"))}, **slow)
+        with tagged(house, "journal.db") as attachment, house.client() as client:
+            client.pi_verify(attachment=attachment)
+            yield (
+                house.there,
+                [
+                    *((name, f"#/{name}") for name in CAPABILITIES),
+                    ("export", "#/exports/disk"),
+                    ("attachment", f"#/integrity/{attachment}"),
+                    ("copy", f"#/copies/{done}"),
+                ],
+            )
+        runtime.remove("backup")
+
+
 def details(there: Front, pids: Sequence[int]) -> Iterator[tuple[str, str]]:
     """The pages of one thing each, by the name of their picture."""
     with there.http() as http:
@@ -201,14 +243,8 @@ def keep(context: BrowserContext, page: Page, file: Path) -> None:
     session.detach()
 
 
-def picture_all(
-    browser: Browser,
-    view: View,
-    there: Front,
-    pids: Sequence[int],
-    coverage: dict[str, Any] | None,
-    directory: Path,
-) -> None:
+@contextmanager
+def opened(browser: Browser, view: View, there: Front) -> Iterator[tuple[BrowserContext, Page]]:
     context = browser.new_context(
         base_url=there.base,
         viewport={"width": view.width, "height": view.height},
@@ -217,22 +253,53 @@ def picture_all(
     page = context.new_page()
     page.set_default_timeout(PATIENCE)
     expect.set_options(timeout=PATIENCE)
-    if coverage:
-        page.route("**/v1/coverage?*", lambda route: route.fulfill(json=coverage))
     page.goto("/dashboard/")
     page.wait_for_selector("#token")
-    keep(context, page, directory / f"login-{view.name}.webp")
-    enter(page, TOKEN)
-    shows_the_scene(page)
-    menu = page.eval_on_selector_all("#nav a", "all => all.map(a => a.hash)")
-    pages = [(where.removeprefix("#/") or "overview", where) for where in menu]
-    for name, where in (*pages, *details(there, pids)):
+    yield context, page
+    context.close()
+
+
+def keep_each(
+    context: BrowserContext,
+    page: Page,
+    view: View,
+    places: Iterable[tuple[str, str]],
+    directory: Path,
+) -> None:
+    for name, where in places:
         page.goto(f"/dashboard/{where}")
         page.reload()  # whatever it was asked for before is drawn anew, from the top
         page.wait_for_selector("#link.live")
         is_drawn(page)
         keep(context, page, directory / f"{name}-{view.name}.webp")
-    context.close()
+
+
+def picture_all(
+    browser: Browser,
+    view: View,
+    there: Front,
+    pids: Sequence[int],
+    coverage: dict[str, Any] | None,
+    directory: Path,
+) -> None:
+    with opened(browser, view, there) as (context, page):
+        if coverage:
+            page.route("**/v1/coverage?*", lambda route: route.fulfill(json=coverage))
+        keep(context, page, directory / f"login-{view.name}.webp")
+        enter(page, TOKEN)
+        shows_the_scene(page)
+        menu = page.eval_on_selector_all("#nav a", "all => all.map(a => a.hash)")
+        pages = [(where.removeprefix("#/") or "overview", where) for where in menu]
+        shown = [place for place in pages if place[0] not in CAPABILITIES]
+        keep_each(context, page, view, [*shown, *details(there, pids)], directory)
+
+
+def picture_capabilities(browser: Browser, made: Path, directory: Path) -> None:
+    with capabilities(made) as (there, places):
+        for view in VIEWS:
+            with opened(browser, view, there) as (context, page):
+                enter(page, TOKEN)
+                keep_each(context, page, view, places, directory)
 
 
 def make(directory: Path) -> None:
@@ -247,6 +314,8 @@ def make(directory: Path) -> None:
         browser = playwright.chromium.launch(executable_path=chromium(), args=ARGUMENTS)
         for view in VIEWS:
             picture_all(browser, view, there, pids, coverage, directory)
+        if os.geteuid() == 0:
+            picture_capabilities(browser, Path(made) / "house", directory)
         browser.close()
     for file in sorted(directory.glob("*.webp")):
         print(f"{file.stat().st_size:7} {file}")

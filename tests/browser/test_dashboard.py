@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -75,6 +76,11 @@ def test_a_conflict_is_seen_while_it_happens(page: Page, there: Front) -> None:
         expect(waiting.get_by_role("link", name="volume-2", exact=True)).to_be_visible()
         expect(waiting.get_by_role("link", name=str(os.getpid()))).to_be_visible()
         expect(waiting.get_by_text("then it is refused (EBUSY)")).to_be_visible()
+        expect(waiting.locator("[data-name=since]")).to_have_text(re.compile(r"\d+:\d\d:\d\d"))
+        # Distributions say in words what they draw.
+        grants = page.get_by_role("img", name="grant: ")
+        expect(grants).to_have_accessible_name(re.compile(r"\d+ in all, half within .*s, 99 % "))
+        assert grants.locator("text").all_text_contents(), "bars have their numbers and bounds"
         picture(page, "overview")
     expect(page.get_by_text("Nothing waits for a seal.")).to_be_visible()
     page.goto("/dashboard/#/events")
@@ -229,6 +235,20 @@ def test_who_is_not_logged_in_is_shown_no_menu(page: Page) -> None:
     expect(page.locator("#link")).to_be_hidden()
 
 
+def test_connecting_is_told_from_down(page: Page) -> None:
+    page.route("**/v1/events?*", lambda _: None)  # neither answered nor refused
+    page.goto("/dashboard/")
+    page.get_by_label("Token").fill(TOKEN)
+    page.get_by_role("button", name="Log in").click()
+    link = page.locator("#link")
+    expect(link).to_have_text("connecting")
+    page.unroute("**/v1/events?*")  # what was held goes on
+    expect(link).to_have_text("live")
+    page.route("**/v1/events?*", lambda route: route.abort())
+    page.reload()
+    expect(link).to_have_text("down, trying again")
+
+
 def test_long_lists_come_in_pages(page: Page, there: Front) -> None:
     """And say how long they are; the page that is shown stays when it is drawn anew."""
     path = "/sim/many"
@@ -279,6 +299,10 @@ def test_a_seal_that_nobody_can_recall_has_the_next_step(page: Page, there: Fron
         expect(row.locator(".state")).to_have_text("lost")
         expect(row.get_by_role("button", name="Recall seal")).to_have_count(0)
         expect(row).to_contain_text("must not use it")
+        page.goto("/dashboard/#/")
+        alarm = page.get_by_role("region", name="Alarms").locator("tbody tr").filter(has_text=path)
+        alarm.first.get_by_role("button", name="Acknowledge").click()
+        expect(alarm.first).to_contain_text("admin")
         control.call(Return, seal=reply.seal.id)
 
 
@@ -364,6 +388,13 @@ def test_on_a_phone_and_in_the_dark(browser: Browser, there: Front) -> None:
         page.wait_for_selector("h1")
         wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
         assert wide <= 0, f"{where} is {wide} px wider than the screen"
+    # Each row is a card: the names of the columns stand before the values.
+    page.goto("/dashboard/#/seals")
+    expect(page.locator("tbody tr").first).to_be_visible()
+    expect(page.locator("thead").first).to_be_hidden()
+    drawn = "cell => [getComputedStyle(cell, '::before').content, getComputedStyle(cell).display]"
+    state = page.locator("tbody td[data-name=state]").first
+    assert state.evaluate(drawn) == ['"state"', "grid"]
     picture(page, "phone-dark")
     context.close()
 

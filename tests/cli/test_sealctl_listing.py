@@ -8,7 +8,7 @@ import pytest
 from rich.cells import cell_len
 
 from sealsvc.cli.listing import Listing, shortened
-from sealsvc.cli.output import WholeConsole
+from sealsvc.cli.output import WholeConsole, fields
 
 ID = "65f0c0ffee5ea15e00000001"
 PATH = "/srv/pmem/volumes/very/deep/below/the/root/of/things/volume-000001.img"
@@ -58,6 +58,22 @@ def test_prose_is_wrapped_and_not_cut() -> None:
     assert " ".join(" ".join(line.split()) for line in lines[1:]).startswith("overlay-truncate a ")
     assert "".join(lines).count("event") == 1
     assert len(lines) > 2
+
+
+def test_a_path_in_prose_stays_whole() -> None:
+    made = Listing("ID", "REASON")
+    made.add_row("7", f"attachment of {PATH}: 3 corrupt blocks")
+    assert any(PATH in line for line in shown(made, 40))
+
+
+def test_fields_have_no_line_break() -> None:
+    out = io.StringIO()
+    made = fields([("path", PATH), ("to end it", f"sealctl recall --path {PATH} --wait")])
+    WholeConsole(file=out, width=40, markup=False, highlight=False).print(made)
+    assert out.getvalue().splitlines() == [
+        f"path       {PATH}",
+        f"to end it  sealctl recall --path {PATH} --wait",
+    ]
 
 
 @pytest.mark.parametrize("text", [PATH, "/データ/ボリューム/とても/長い/名前.img", "/" + "x" * 300])

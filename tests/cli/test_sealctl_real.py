@@ -153,6 +153,29 @@ def test_events_read_as_sentences(socket: str, client: Client) -> None:
     wait_for(told)  # on a slow machine not all is heard in a second
 
 
+def test_the_trail_reads_as_sentences(socket: str, client: Client) -> None:
+    seal = sealed(client, 95)
+    client.call(Return, seal=seal.id)
+    me = f"process {os.getpid()}"
+
+    def told() -> bool:
+        status, lines = on_terminal(socket, "trail", "--seal", seal.id)
+        text = " ".join(lines)
+        assert "{" not in text
+        return status == 0 and all(
+            sentence in text
+            for sentence in (
+                f"{seal.path} 0:64K shared to {me}",
+                f"granted -> returned (given back by {me})",
+                f"return: done, asked for by {me}",
+            )
+        )
+
+    wait_for(told)
+    started = piped(socket, "trail", "--kind", "started").stdout
+    assert re.search(r"in boot [0-9a-f-]{36}, with \S+", started)
+
+
 def test_who_waits_on_whom_is_told_everywhere(socket: str, client: Client) -> None:
     seal = sealed(client, 94, grace=300.0)
 
@@ -167,6 +190,7 @@ def test_who_waits_on_whom_is_told_everywhere(socket: str, client: Client) -> No
         by = str(os.getppid())
         for what in (by, seal.path):
             status, lines = on_terminal(socket, "why", what)
+            assert any(f" of {seal.path} by" in line for line in lines), "in one piece"
             told = " ".join(" ".join(lines).split())
             assert status == 0
             for part in (f"process {by}", seal.id, f"process {os.getpid()}", "tag nic-0"):

@@ -9,7 +9,9 @@ import pytest
 from fake_daemon import ONE, TWO, FakeDaemon, as_json
 from sealctl_process import Start
 
+from sealsvc.cli.event_lines import TELL, told
 from sealsvc.core.model import Kind
+from sealsvc.protocol.events import EVENTS as EVENT_NAMES
 from sealsvc.protocol.events import Event, Watch, Watching
 from sealsvc.protocol.system import (
     Audit,
@@ -49,10 +51,23 @@ def test_watch(daemon: FakeDaemon, sealctl: Start, form: str) -> None:
     if form == "json":
         assert [json.loads(line) for line in lines] == [as_json(event) for event in EVENTS]
     else:
-        told = "/pmem/db 1M:64K exclusive to process 4711 (server)"
-        assert lines[0].split(maxsplit=4) == ["8", "00:00:00", "granted", ONE.id, told]
+        sentence = "/pmem/db 1M:64K exclusive to process 4711 (server)"
+        assert lines[0].split(maxsplit=4) == ["8", "00:00:00", "granted", ONE.id, sentence]
         assert lines[1].endswith("active -> lost")
         assert lines[2].endswith(r"text=\x1b[2J n=[1]")
+
+
+def test_every_event_has_a_sentence() -> None:
+    """No field of it, and nothing of its JSON, is shown as it is."""
+    assert TELL.keys() == EVENT_NAMES.keys()
+    error = {
+        "path": "/pmem/db", "block": 7, "offset": 28672, "kind": "corrupt", "field": "guard",
+        "at": "scrub", "more": 2,
+    }  # fmt: skip
+    sentence = told("integrity", {"error": error})
+    assert sentence == (
+        "/pmem/db block 7 at 28672: corrupt, guard, found at scrub, and 2 blocks more"
+    )
 
 
 def test_watch_tells_that_the_service_went(daemon: FakeDaemon, sealctl: Start) -> None:

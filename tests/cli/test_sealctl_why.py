@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 
+import pytest
 from fake_daemon import ONE, FakeDaemon, seal
 from sealctl_process import Start
 
 from sealsvc.core.model import Fence, Operation, State
 from sealsvc.protocol.admin import ConflictPage, Conflicts, WaitingConflict
-from sealsvc.protocol.seals import List, SealPage, Show
+from sealsvc.protocol.seals import List, SealInfo, SealPage, Show
 
 RECALLED = seal(
     state=State.RECALLED, deadline_in=20.0, reason="conflict", fence=Fence.KILL, tag="nic-0"
@@ -43,6 +44,29 @@ def test_a_process_that_waits(daemon: FakeDaemon, sealctl: Start) -> None:
         "end its holder: kill 4711",
     ):
         assert told in out, (told, out)
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        (seal(deadline_in=None), f"to end it: sealctl recall {ONE.id} --wait"),
+        (seal(state=State.RECALLED, deadline_in=0.0), "to end it: end its holder: kill 4711"),
+        (seal(state=State.LOST, deadline_in=None), "to end it: end its holder: kill 4711"),
+        (seal(state=State.FENCE_FAILED), "to end it: end process 4711 and whoever maps the file"),
+    ],
+)
+def test_each_state_has_its_remedy(
+    daemon: FakeDaemon, sealctl: Start, found: SealInfo, told: str
+) -> None:
+    """Where no deadline is running, none is to be waited for."""
+    running = sealctl("why", ONE.path)
+    connection = daemon.accept()
+    connection.answer(connection.request(List)[0], SealPage(seals=[found]))
+    connection.answer(connection.request(Conflicts)[0], ConflictPage(conflicts=[], total=0))
+    status, out, _ = running.result()
+    assert status == 0
+    assert told in out
+    assert "wait for the deadline" not in out
 
 
 def test_a_file_that_nothing_waits_for(daemon: FakeDaemon, sealctl: Start) -> None:

@@ -67,6 +67,23 @@ def test_they_load_without_a_warning(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_units_that_are_named_are_there() -> None:
+    """In what programs print (help, advice), and in the documents."""
+    named = set()
+    for file in (*ROOT.glob("sealsvc/**/*.py"), *ROOT.glob("docs/*.md"), ROOT / "README.md"):
+        for line in re.findall(r"systemctl ([a-z][^`'\")|\n#]*)", file.read_text()):
+            named |= {(file.name, word) for word in line.split() if word.startswith("sealsvc")}
+    assert ("status.py", "sealsvc") in named
+    missing = [(where, unit) for where, unit in named if not unit_file(unit).exists()]
+    assert not missing
+
+
+def unit_file(name: str) -> Path:
+    """As systemctl(1) completes it; of a template, its file."""
+    name = re.sub(r"@[^.]*", "@", name.rstrip(",.;"))
+    return UNITS / (name if name.endswith((".service", ".socket")) else f"{name}.service")
+
+
 @pytest.mark.parametrize("name", WORST)
 def test_the_exposure_is_bounded(name: str, record_property: pytest.RecordProperty) -> None:
     done = subprocess.run(

@@ -114,6 +114,28 @@ def test_what_is_wrong_is_named(client: Client, held, line: str, what: str, offs
     assert state(client, seal) == ("granted", 1)
 
 
+def test_pages_that_are_there_need_not_be_accessible(client: Client, held) -> None:
+    """docs/sealctl.md: mapped PROT_NONE they pass `populate`."""
+    process, seal = held()
+    address = process.do("mapped()")
+    assert process.do(f"libc.mprotect({address}, size, 0)") == 0
+    assert client.validate(seal, address).state == "active"
+
+
+def test_a_guard_region_is_found_by_populate_alone(client: Client, held) -> None:
+    """docs/sealctl.md. MADV_GUARD_INSTALL: since Linux 6.13, and 6.15 for mappings of files."""
+    populated, seal = held()
+    address = populated.do("mapped()")
+    if populated.do(f"libc.madvise({address + PAGE}, {PAGE}, 102)"):
+        pytest.skip("this kernel has no guard regions in mappings of files")
+    what, refused = check(client, seal, address)
+    assert (what, refused.details["offset"]) == ("present", PAGE)
+    lazily, seal = held(require={})
+    address = lazily.do("mapped()")
+    assert lazily.do(f"libc.madvise({address + PAGE}, {PAGE}, 102)") == 0
+    assert client.validate(seal, address).state == "active"
+
+
 def test_another_file(client: Client, held, file: Path) -> None:
     another = file.with_suffix(".another")
     another.write_bytes(bytes(MiB))

@@ -60,7 +60,7 @@ function say(text) {
 
 function tellLink(how) {
   at("link").className = `link ${how}`;
-  at("link").textContent = how === "live" ? "live" : how === "connecting" ? "connecting" : "reconnecting";
+  at("link").textContent = how === "lost" ? "down, trying again" : how;
 }
 
 function banner(text) {

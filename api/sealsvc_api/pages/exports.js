@@ -34,14 +34,17 @@ function stop(x, app, force) {
 
 const seal = (x) => x.seal ? link(`/seals/${x.seal}`, h("span", { class: "id" }, x.seal)) : "–";
 
+// In a row: the end of the id, which every command takes.
+const shortSeal = (x) => x.seal ? h("a", { href: `#/seals/${x.seal}`, "aria-label": x.seal }, h("span", { class: "id" }, `…${x.seal.slice(-6)}`)) : "–";
+
 export async function exportsList(app) {
   const { exports: found } = await get("/v1/exports");
   return [h("h1", { tabindex: "-1" }, "Exports"),
     h("p", { role: "status", id: "count" }, `${found.length} exports`),
     paged("exports", app, found, (some) => table("Exports",
-      [["name"], ["type"], ["state"], ["device", "path"], ["file", "path"], ["seal", "optional"], ["requests", "number"], ["errors", "number"], ["pauses", "number"], ["actions", "actions"]],
+      [["name"], ["type"], ["state"], ["device", "path"], ["file", "path"], ["seal", "optional"], ["requests", "number"], ["errors", "number"], ["pauses"], ["actions", "actions"]],
       some.map((x) => [link(where(x), x.name), x.driver, [state(x.state), next(x) && h("div", { class: "warn" }, next(x))],
-        x.device || "–", x.file, seal(x), String(requests(x)), String(x.counters?.errors ?? 0), times(x.pauses), stop(x, app, false) ?? "–"]),
+        x.device || "–", x.file, shortSeal(x), String(requests(x)), String(x.counters?.errors ?? 0), times(x.pauses), stop(x, app, false) ?? "–"]),
       BEGIN))];
 }
 
