@@ -69,11 +69,6 @@ static int is_inside(const struct seal_client *client, uint64_t offset, uint64_t
 	return offset <= client->memory_size && size <= client->memory_size - offset;
 }
 
-static int power_of_two(uint32_t n)
-{
-	return n && !(n & (n - 1));
-}
-
 /* The keeper wrote it; but another process of ours may have been at it since. */
 static int read_mailbox(struct seal_client *client)
 {
@@ -81,18 +76,22 @@ static int read_mailbox(struct seal_client *client)
 
 	if (box.magic != SEAL_RING_MAGIC || box.version != SEAL_RING_VERSION)
 		return -EPROTONOSUPPORT;
-	if (!power_of_two(box.command_size) || !power_of_two(box.event_count) ||
+	if (!box.command_size || box.command_size % SEAL_RING_ALIGN || !box.event_count ||
 	    !is_inside(client, box.command_offset, box.command_size) ||
 	    !is_inside(client, box.event_offset,
 		       (uint64_t)box.event_count * sizeof(struct seal_ring_event)) ||
-	    !is_inside(client, box.data_offset, box.data_size) ||
-	    box.command_head - box.reaped > box.command_size)
+	    !is_inside(client, box.data_offset, box.data_size))
+		return -EPROTO;
+	client->command_ring = ring_ours(box.command_size);
+	client->event_ring = ring_ours(box.event_count);
+	if (!ring_is_position(client->command_ring, box.command_head, SEAL_RING_ALIGN) ||
+	    !ring_is_position(client->command_ring, box.reaped, SEAL_RING_ALIGN) ||
+	    !ring_is_position(client->event_ring, box.event_tail, 1) ||
+	    ring_ahead(client->command_ring, box.reaped, box.command_head) > box.command_size)
 		return -EPROTO;
 	client->commands = (char *)client->mailbox + box.command_offset;
 	client->events = (void *)((char *)client->mailbox + box.event_offset);
 	client->data = (char *)client->mailbox + box.data_offset;
-	client->command_size = box.command_size;
-	client->event_count = box.event_count;
 	client->data_size = box.data_size;
 	client->head = box.command_head;
 	client->reaped = box.reaped;
@@ -108,15 +107,14 @@ static int adopt_entries(struct seal_client *client)
 {
 	for (uint32_t at = client->reaped; at != client->head;) {
 		struct seal_command *entry =
-			(void *)(client->commands + (at & (client->command_size - 1)));
-		uint32_t size = entry->size, left = client->head - at;
+			(void *)(client->commands + ring_place(client->command_ring, at));
+		uint32_t size = entry->size;
 
-		if (size < SEAL_RING_ALIGN || size % SEAL_RING_ALIGN || size > left ||
-		    (at & (client->command_size - 1)) + size > client->command_size)
+		if (!ring_holds(client->command_ring, at, client->head, size, SEAL_RING_ALIGN))
 			return -EPROTO;
 		if (entry->op != SEAL_CMD_PAD && size >= sizeof(*entry))
 			entry->flags &= (uint16_t)~ENTRY_WAITED;
-		at += size;
+		at = ring_forward(client->command_ring, at, size);
 	}
 	return 0;
 }

@@ -4,6 +4,7 @@
 
 #include <errno.h>
 
+#include "abi/seal_ring_geometry.h"
 #include "json.h"
 #include "seal.h"
 #include "seal_ring.h"
@@ -30,7 +31,8 @@ struct seal_client {
 	struct seal_ring_event *events;
 	char *data;
 	const struct seal_slot *slots;
-	uint32_t command_size, event_count, data_size, slot_count;
+	struct ring_geometry command_ring, event_ring; /* in bytes; in events */
+	uint32_t data_size, slot_count;
 	uint32_t head, reaped, event_tail;
 	uint64_t next_id;
 	uint32_t spin; /* looks before the next sleep */

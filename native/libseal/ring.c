@@ -21,7 +21,7 @@ uint64_t client_now_ns(void)
 
 static struct seal_command *entry_at(const struct seal_client *client, uint32_t position)
 {
-	return (void *)(client->commands + (position & (client->command_size - 1)));
+	return (void *)(client->commands + ring_place(client->command_ring, position));
 }
 
 static int is_over(const struct seal_client *client)
@@ -38,6 +38,12 @@ static int is_through(const struct seal_command *entry)
 	return __atomic_load_n(&entry->done, __ATOMIC_ACQUIRE) && (entry->flags & ENTRY_DELIVERED);
 }
 
+/* Whether `to` is ahead of `from`, and not behind it: they are never further apart than the ring is long. */
+static int is_ahead(const struct seal_client *client, uint32_t from, uint32_t to)
+{
+	return to != from && ring_ahead(client->command_ring, from, to) <= client->command_ring.size;
+}
+
 void ring_reap(struct seal_client *client)
 {
 	while (client->reaped != client->head) {
@@ -46,25 +52,27 @@ void ring_reap(struct seal_client *client)
 		/* A PAD counts only when the keeper has read it. */
 		if (!is_through(entry) ||
 		    (entry->op == SEAL_CMD_PAD &&
-		     (int32_t)(__atomic_load_n(&client->mailbox->command_tail, __ATOMIC_ACQUIRE) -
-			       client->reaped) <= 0))
+		     !is_ahead(client, client->reaped,
+			       __atomic_load_n(&client->mailbox->command_tail, __ATOMIC_ACQUIRE))))
 			break;
-		client->reaped += entry->size;
+		client->reaped = ring_forward(client->command_ring, client->reaped, entry->size);
 	}
 	__atomic_store_n(&client->mailbox->reaped, client->reaped, __ATOMIC_RELEASE);
 }
 
 static int has_room(struct seal_client *client, uint32_t size)
 {
-	if (client->head - client->reaped + size > client->command_size)
+	struct ring_geometry ring = client->command_ring;
+
+	if (ring_ahead(ring, client->reaped, client->head) + size > ring.size)
 		ring_reap(client);
-	return client->head - client->reaped + size <= client->command_size;
+	return ring_ahead(ring, client->reaped, client->head) + size <= ring.size;
 }
 
 int64_t ring_put(struct seal_client *client, const struct seal_command *command, uint16_t flags)
 {
-	uint32_t place = client->head & (client->command_size - 1);
-	uint32_t rest = client->command_size - place;
+	uint32_t place = ring_place(client->command_ring, client->head);
+	uint32_t rest = client->command_ring.size - place;
 	uint32_t padding = rest < ENTRY ? rest : 0;
 	struct seal_command *entry;
 
@@ -74,16 +82,16 @@ int64_t ring_put(struct seal_client *client, const struct seal_command *command,
 		entry = entry_at(client, client->head);
 		entry->size = padding;
 		entry->op = SEAL_CMD_PAD;
-		client->head += padding;
+		client->head = ring_forward(client->command_ring, client->head, padding);
 	}
-	place = client->head & (client->command_size - 1);
+	place = ring_place(client->command_ring, client->head);
 	entry = entry_at(client, client->head);
 	*entry = *command;
 	entry->size = ENTRY;
 	entry->flags = flags;
 	entry->id = ++client->next_id;
 	entry->done = 0;
-	client->head += ENTRY;
+	client->head = ring_forward(client->command_ring, client->head, ENTRY);
 	/* The entry before the head. */
 	__atomic_store_n(&client->mailbox->command_head, client->head, __ATOMIC_RELEASE);
 	return place;
@@ -199,7 +207,7 @@ static int has_completions(const struct seal_client *client)
 		if (entry->op != SEAL_CMD_PAD && is_done(entry) &&
 		    !(entry->flags & (ENTRY_DELIVERED | ENTRY_WAITED)))
 			return 1;
-		at += entry->size;
+		at = ring_forward(client->command_ring, at, entry->size);
 	}
 	return 0;
 }
@@ -220,7 +228,7 @@ static int deliver_completions(struct seal_client *client)
 		struct seal_command *entry = entry_at(client, at);
 		struct seal_completion done;
 
-		at += entry->size;
+		at = ring_forward(client->command_ring, at, entry->size);
 		if (entry->op == SEAL_CMD_PAD || !is_done(entry) ||
 		    (entry->flags & (ENTRY_DELIVERED | ENTRY_WAITED)))
 			continue;
@@ -231,7 +239,7 @@ static int deliver_completions(struct seal_client *client)
 		if (client->options.done)
 			client->options.done(client, &done, client->options.context);
 		/* The callback may have waited, and reaped past us. */
-		if ((int32_t)(at - client->reaped) < 0)
+		if (is_ahead(client, at, client->reaped))
 			at = client->reaped;
 	}
 	ring_reap(client);
@@ -244,7 +252,7 @@ static int deliver_news(struct seal_client *client)
 
 	while (has_news(client)) {
 		const struct seal_ring_event event =
-			client->events[client->event_tail & (client->event_count - 1)];
+			client->events[ring_place(client->event_ring, client->event_tail)];
 		const struct seal_news news = {
 			.kind = event.kind,
 			.number = event.slot,
@@ -257,7 +265,8 @@ static int deliver_news(struct seal_client *client)
 			.word = event.word,
 		};
 
-		__atomic_store_n(&client->mailbox->event_tail, ++client->event_tail,
+		client->event_tail = ring_forward(client->event_ring, client->event_tail, 1);
+		__atomic_store_n(&client->mailbox->event_tail, client->event_tail,
 				 __ATOMIC_RELEASE);
 		count++;
 		if (client->options.news)

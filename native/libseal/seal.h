@@ -96,9 +96,9 @@ struct seal_options {
 	size_t size;	    /* sizeof(struct seal_options) */
 	const char *socket; /* default: SEALSVC_SOCKET, else /run/sealsvc/control.sock */
 	uint32_t slots;	    /* seals at a time; 1024 */
-	uint32_t commands;  /* bytes, a power of two; 16384 */
-	uint32_t events;    /* a power of two; 256 */
-	uint32_t data;	    /* bytes, a power of two; 65536 */
+	uint32_t commands;  /* bytes, a multiple of 16; 16384 */
+	uint32_t events;    /* a number of them; 256 */
+	uint32_t data;	    /* bytes, none or at least 4096; 65536 */
 	uint32_t spin;	    /* looks before sleeping, at most: adapted; 0 */
 	uint64_t timeout;   /* ns that a blocking call waits; 30 s */
 	/* Called by seal_dispatch() alone. They may use the client. */

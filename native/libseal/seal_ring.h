@@ -3,8 +3,9 @@
  *
  * One memfd holds a mailbox, a ring of commands (client to keeper), a ring of events (keeper to client)
  * and a data area. There are no pointers in it: everything is an offset from its start. Positions
- * (`head`, `tail`) count bytes or events for ever, modulo 2^32; the place in a ring is the position
- * modulo its size, a power of two.
+ * (`head`, `tail`) count bytes or events, modulo the largest multiple of the ring's size up to 2^32; the
+ * place in a ring is the position modulo its size (seal_ring_geometry.h). The size of the commands is a
+ * multiple of SEAL_RING_ALIGN, the number of events is any: neither need be a power of two.
  *
  * Commands. The client writes an entry whole, then moves `command_head` (release). The keeper copies
  * each entry once, moves `command_tail` when it has, and completes it in place: the results, then

@@ -23,12 +23,15 @@
 #define LEAST_ENTRY offsetof(struct seal_command, length)
 
 /* Copy the entry at our tail. Its size, or 0: the client broke the rules. */
-static uint32_t take(struct ring *ring, uint32_t filled, struct seal_command *out)
+static uint32_t take(struct ring *ring, uint32_t head, struct seal_command *out)
 {
-	uint32_t place = ring->tail & (ring->shape.commands - 1);
+	uint32_t place = ring_place(ring->command_ring, ring->tail);
 	const char *entry = (char *)ring->commands + place;
-	uint32_t room = ring->shape.commands - place, size;
+	uint32_t filled = ring_ahead(ring->command_ring, ring->tail, head);
+	uint32_t room = ring->command_ring.size - place, size;
 
+	if (filled > ring->command_ring.size)
+		return 0;
 	if (room > filled)
 		room = filled;
 	memset(out, 0, sizeof(*out));
@@ -36,7 +39,7 @@ static uint32_t take(struct ring *ring, uint32_t filled, struct seal_command *ou
 	memcpy(out, entry, room < sizeof(*out) ? room : sizeof(*out));
 	__asm__ volatile("" ::: "memory");
 	size = out->size;
-	if (size < SEAL_RING_ALIGN || size % SEAL_RING_ALIGN || size > room)
+	if (!ring_holds(ring->command_ring, ring->tail, head, size, SEAL_RING_ALIGN))
 		return 0;
 	if (out->op == SEAL_CMD_PAD)
 		return size;
@@ -54,22 +57,22 @@ unsigned ring_consume(struct seal_rings *rings, struct ring *ring, unsigned budg
 
 	while (count < budget && !(ring->flags & SEAL_RING_BROKEN)) {
 		uint32_t head = __atomic_load_n(&ring->mailbox->command_head, __ATOMIC_ACQUIRE);
-		uint32_t filled = head - ring->tail, size, place;
+		uint32_t size, place;
 		struct seal_command command;
 
-		if (!filled)
+		if (head == ring->tail)
 			break;
-		size = filled > ring->shape.commands || filled % SEAL_RING_ALIGN
-			       ? 0
-			       : take(ring, filled, &command);
+		size = ring_is_position(ring->command_ring, head, SEAL_RING_ALIGN)
+			       ? take(ring, head, &command)
+			       : 0;
 		if (!size) {
 			ring_flag(ring, SEAL_RING_BROKEN);
 			rings->counters.broken++;
 			count++;
 			break;
 		}
-		place = ring->tail & (ring->shape.commands - 1);
-		ring->tail += size;
+		place = ring_place(ring->command_ring, ring->tail);
+		ring->tail = ring_forward(ring->command_ring, ring->tail, size);
 		__atomic_store_n(&ring->mailbox->command_tail, ring->tail, __ATOMIC_RELEASE);
 		count++;
 		if (command.op == SEAL_CMD_PAD)

@@ -7,16 +7,17 @@
 void ring_push(struct ring *ring, const struct seal_ring_event *event)
 {
 	uint32_t tail = __atomic_load_n(&ring->mailbox->event_tail, __ATOMIC_ACQUIRE);
-	uint32_t count = ring->shape.events;
-	struct seal_ring_event *at = &ring->events[ring->event_head & (count - 1)];
+	uint32_t place = ring_place(ring->event_ring, ring->event_head);
 
 	/* Also when the client's tail is nonsense: it then misses what it did not read. */
-	if (ring->event_head - tail >= count) {
+	if (!ring_is_position(ring->event_ring, tail, 1) ||
+	    ring_ahead(ring->event_ring, tail, ring->event_head) >= ring->event_ring.size) {
 		ring_flag(ring, SEAL_RING_MISSED);
 		ring->counters->dropped++;
 	} else {
-		*at = *event;
-		at->sequence = ++ring->event_head;
+		ring->event_head = ring_forward(ring->event_ring, ring->event_head, 1);
+		ring->events[place] = *event;
+		ring->events[place].sequence = ring->event_head;
 		__atomic_store_n(&ring->mailbox->event_head, ring->event_head, __ATOMIC_RELEASE);
 	}
 	ring_bell(ring);

@@ -3,6 +3,7 @@
 #ifndef SEALSVC_RING_INTERNAL_H
 #define SEALSVC_RING_INTERNAL_H
 
+#include "abi/seal_ring_geometry.h"
 #include "sealsvc/rings.h"
 #include "sealsvc/transitions.h"
 
@@ -30,6 +31,7 @@ struct pending {
 struct ring {
 	uint32_t number;
 	struct seal_ring_shape shape;
+	struct ring_geometry command_ring, event_ring; /* in bytes; in events */
 	struct seal_mailbox *mailbox; /* and all that follows it */
 	size_t memory_size;
 	struct seal_command *commands; /* places, not entries */

@@ -58,17 +58,18 @@ void ring_bell(struct ring *ring)
 		ring_flag(ring, SEAL_RING_MISSED);
 }
 
-static int power_of_two(uint32_t n, uint32_t least, uint32_t most)
+static int is_between(uint32_t n, uint32_t least, uint32_t most)
 {
-	return n >= least && n <= most && (n & (n - 1)) == 0;
+	return n >= least && n <= most;
 }
 
 static int is_possible(const struct seal_ring_shape *shape)
 {
 	return shape->slots >= 1 && shape->slots <= MAX_SLOTS &&
-	       power_of_two(shape->commands, 2 * SEAL_RING_MAX_ENTRY, MAX_BYTES) &&
-	       power_of_two(shape->events, 2, MAX_EVENTS) &&
-	       (shape->data == 0 || power_of_two(shape->data, PAGE, MAX_BYTES));
+	       is_between(shape->commands, 2 * SEAL_RING_MAX_ENTRY, MAX_BYTES) &&
+	       shape->commands % SEAL_RING_ALIGN == 0 &&
+	       is_between(shape->events, 2, MAX_EVENTS) &&
+	       (shape->data == 0 || is_between(shape->data, PAGE, MAX_BYTES));
 }
 
 static size_t pages(size_t bytes)
@@ -95,7 +96,7 @@ static int lay_out(struct ring *ring)
 	size_t data = events + pages(shape->events * sizeof(struct seal_ring_event));
 	char *base;
 
-	ring->memory_size = data + shape->data;
+	ring->memory_size = data + pages(shape->data);
 	base = make_memory("sealsvc-ring", ring->memory_size, &ring->memory_fd);
 	if (!base)
 		return -errno;
@@ -207,6 +208,8 @@ int64_t seal_ring_create(struct seal_rings *rings, const struct seal_ring_shape 
 	if (!ring)
 		return -ENOMEM;
 	ring->shape = *shape;
+	ring->command_ring = ring_ours(shape->commands);
+	ring->event_ring = ring_ours(shape->events);
 	ring->counters = &rings->counters;
 	ring->memory_fd = ring->table_fd = ring->kick_fd = ring->bell_fd = -1;
 	ring->next_expiry = UINT64_MAX;

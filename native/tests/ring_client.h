@@ -7,6 +7,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "abi/seal_ring_geometry.h"
 #include "check.h"
 #include "sealsvc/rings.h"
 
@@ -44,10 +45,8 @@ static int map_of(uint64_t logical, uint64_t length)
 	return fd;
 }
 
-static void open_bench(struct bench *b, uint32_t slots)
+static void open_shaped(struct bench *b, const struct seal_ring_shape *shape)
 {
-	const struct seal_ring_shape shape = {
-		.slots = slots, .commands = 4096, .data = 4096, .events = 8};
 	const struct seal_registration registration = {
 		.id = 7,
 		.end = EXTENT_END,
@@ -62,7 +61,7 @@ static void open_bench(struct bench *b, uint32_t slots)
 	memset(b, 0, sizeof(*b));
 	pthread_mutex_init(&b->lock, NULL);
 	CHECK(seal_rings_open(&b->rings, &b->lock, deliver, NULL) == 0);
-	made = seal_ring_create(b->rings, &shape);
+	made = seal_ring_create(b->rings, shape);
 	CHECK(made >= 0);
 	b->ring = (uint32_t)made;
 	made = seal_ring_register(b->rings, b->ring, &registration, -1);
@@ -70,13 +69,19 @@ static void open_bench(struct bench *b, uint32_t slots)
 	CHECK(seal_ring_freshen(b->rings, b->ring, 0, map_of(0, EXTENT_END)) == 0);
 	CHECK(seal_ring_descriptors(b->rings, b->ring, b->fds) == 0);
 	b->size = (size_t)lseek(b->fds[SEAL_RING_FD_MEMORY], 0, SEEK_END);
-	b->table_size = slots * sizeof(struct seal_slot);
+	b->table_size = shape->slots * sizeof(struct seal_slot);
 	b->mailbox = mmap(NULL, b->size, PROT_READ | PROT_WRITE, MAP_SHARED,
 			  b->fds[SEAL_RING_FD_MEMORY], 0);
 	b->slots = mmap(NULL, b->table_size, PROT_READ, MAP_SHARED, b->fds[SEAL_RING_FD_TABLE], 0);
 	CHECK(b->mailbox != MAP_FAILED && b->slots != MAP_FAILED);
 	b->commands = (char *)b->mailbox + b->mailbox->command_offset;
 	reports = 0;
+}
+
+static void open_bench(struct bench *b, uint32_t slots)
+{
+	open_shaped(b, &(struct seal_ring_shape){
+			       .slots = slots, .commands = 4096, .data = 4096, .events = 8});
 }
 
 static void close_bench(struct bench *b)
@@ -89,22 +94,47 @@ static void close_bench(struct bench *b)
 	pthread_mutex_destroy(&b->lock);
 }
 
+static void move_head(struct bench *b, uint32_t by)
+{
+	const struct ring_geometry ring = ring_ours(b->mailbox->command_size);
+
+	__atomic_store_n(&b->mailbox->command_head,
+			 ring_forward(ring, b->mailbox->command_head, by), __ATOMIC_RELEASE);
+}
+
+static uint32_t to_the_end(const struct bench *b)
+{
+	const struct ring_geometry ring = ring_ours(b->mailbox->command_size);
+
+	return ring.size - ring_place(ring, b->mailbox->command_head);
+}
+
+static struct seal_command *at_head(const struct bench *b)
+{
+	return (void *)(b->commands + b->mailbox->command_size - to_the_end(b));
+}
+
+/* Fill the rest of the ring with a PAD entry. */
+static void pad(struct bench *b)
+{
+	uint32_t rest = to_the_end(b);
+
+	at_head(b)->size = rest;
+	at_head(b)->op = SEAL_CMD_PAD;
+	move_head(b, rest);
+}
+
 /* Put a command into the ring: where it stands. */
 static struct seal_command *put(struct bench *b, struct seal_command command)
 {
-	uint32_t head = b->mailbox->command_head, place = head & 4095;
-	struct seal_command *entry = (void *)(b->commands + place);
+	struct seal_command *entry;
 
-	if (4096 - place < sizeof(command)) {
-		entry->size = 4096 - place;
-		entry->op = SEAL_CMD_PAD;
-		head += entry->size;
-		entry = (void *)b->commands;
-	}
+	if (to_the_end(b) < sizeof(command))
+		pad(b);
+	entry = at_head(b);
 	command.size = sizeof(command);
 	*entry = command;
-	__atomic_store_n(&b->mailbox->command_head, head + (uint32_t)sizeof(command),
-			 __ATOMIC_RELEASE);
+	move_head(b, sizeof(command));
 	return entry;
 }
 

@@ -26,6 +26,83 @@ static void test_grant_and_return(void)
 	close_bench(&b);
 }
 
+/* Neither the bytes of commands nor the number of events need be a power of two. */
+static void test_any_size(void)
+{
+	const struct seal_ring_shape shape = {
+		.slots = 2, .commands = 13 * 16, .data = 5000, .events = 3};
+	const struct seal_ring_event *events;
+	struct seal_command granted;
+	uint32_t pads = 0;
+	struct bench b;
+
+	open_shaped(&b, &shape);
+	events = (void *)((char *)b.mailbox + b.mailbox->event_offset);
+	for (uint32_t i = 0; i < 1000; i++) {
+		const struct seal_ring_event event = {.kind = SEAL_EVENT_ANY, .length = i};
+
+		pads += to_the_end(&b) < sizeof(granted);
+		granted = grant(&b, 0, BLOCK);
+		CHECK(granted.done && granted.status == 0);
+		CHECK(about(&b, SEAL_CMD_RETURN, granted).status == 0);
+		CHECK(seal_ring_tell(b.rings, b.ring, &event) == 0);
+		CHECK(events[i % 3].length == i && events[i % 3].sequence == i + 1);
+		/* Two that are not read yet leave room for one more. */
+		if (i >= 2)
+			__atomic_store_n(&b.mailbox->event_tail, i - 1, __ATOMIC_RELEASE);
+	}
+	CHECK(pads > 100 && !(b.mailbox->flags & (SEAL_RING_MISSED | SEAL_RING_BROKEN)));
+	for (int i = 0; i < 2; i++)
+		CHECK(seal_ring_tell(b.rings, b.ring, &(struct seal_ring_event){0}) == 0);
+	CHECK(b.mailbox->flags & SEAL_RING_MISSED);
+	close_bench(&b);
+}
+
+/* Positions pass their own end: the largest multiple of the size below 2^32. */
+static void test_positions_wrap(void)
+{
+	const struct seal_ring_shape shape = {
+		.slots = 2, .commands = (1 << 26) - 7 * 16, .data = 4096, .events = 8};
+	struct seal_command granted;
+	struct bench b;
+	uint32_t before, wraps = 0;
+
+	open_shaped(&b, &shape);
+	for (int i = 0; i < 130; i++) {
+		before = b.mailbox->command_head;
+		granted = grant(&b, 0, BLOCK);
+		CHECK(granted.done && granted.status == 0);
+		CHECK(about(&b, SEAL_CMD_RETURN, granted).status == 0);
+		pad(&b);
+		CHECK(seal_ring_poll(b.rings, b.ring, 8) == 1);
+		CHECK(b.mailbox->command_tail == b.mailbox->command_head);
+		CHECK(b.mailbox->command_head % shape.commands == 0);
+		wraps += b.mailbox->command_head < before;
+	}
+	CHECK(wraps == 2);
+	/* No position any more, although it is ahead by less than the ring's size. */
+	b.mailbox->command_head = UINT32_MAX - 15;
+	CHECK(seal_ring_poll(b.rings, b.ring, 8) == 1 && b.mailbox->flags & SEAL_RING_BROKEN);
+	close_bench(&b);
+}
+
+static void test_impossible_shapes(void)
+{
+	const struct seal_ring_shape shapes[] = {
+		{.slots = 2, .commands = 13 * 16 + 8, .events = 3}, /* entries would not stay aligned */
+		{.slots = 2, .commands = 11 * 16, .events = 3},	    /* below two of the longest entries */
+		{.slots = 2, .commands = 13 * 16, .events = 1},
+		{.slots = 2, .commands = 13 * 16, .events = 3, .data = 4095},
+		{.slots = 0, .commands = 13 * 16, .events = 3},
+	};
+	struct bench b;
+
+	open_bench(&b, 4);
+	for (size_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++)
+		CHECK(seal_ring_create(b.rings, &shapes[i]) == -EINVAL);
+	close_bench(&b);
+}
+
 static void test_refusals(void)
 {
 	struct bench b;
@@ -314,6 +391,9 @@ int main(void)
 	test_ends_of_seals_that_were_told_of();
 	test_counters();
 	test_refusals();
+	test_any_size();
+	test_positions_wrap();
+	test_impossible_shapes();
 	test_conflicts();
 	test_forwarding();
 	test_a_client_that_breaks_the_rules();

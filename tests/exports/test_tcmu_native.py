@@ -29,7 +29,7 @@ def test_by_itself(name: str, sanitizer: str, tmp_path: Path) -> None:
     flags = SANITIZERS[sanitizer]
     gcc, program = compiler("gcc", *flags), tmp_path / "test"
     sources = [TCMU / "tests" / f"test_{name}.c", *(TCMU / source for source in SOURCES[name])]
-    run(gcc, *FLAGS, *flags, "-o", program, *sources, "-lpthread")
+    run(gcc, *FLAGS, *flags, f"-I{NATIVE}", "-o", program, *sources, "-lpthread")
     run(program)
 
 
@@ -44,7 +44,7 @@ def test_copies_of_files(filesystem: str, request: pytest.FixtureRequest, tmp_pa
     gcc, program = compiler("gcc", *flags), tmp_path / "test"
     sources = [TCMU / "tests" / "test_copy.c", NATIVE / "copy" / "loops.c"]
     sources += [TCMU / name for name in ("file.c", *SCSI)]
-    run(gcc, *FLAGS, *flags, f"-I{NATIVE / 'include'}", "-o", program, *sources, "-lpthread")
+    run(gcc, *FLAGS, *flags, f"-I{NATIVE}", f"-I{NATIVE / 'include'}", "-o", program, *sources, "-lpthread")
     try:
         said = run(program, directory)
     finally:
@@ -59,7 +59,7 @@ def test_threads_and_restarts(sanitizer: str, tmp_path: Path) -> None:
     gcc, program = compiler("gcc", *SANITIZERS[sanitizer]), tmp_path / "test"
     names = ["handler.c", "discover.c", *SOURCES["ring"], *SCSI]
     sources = [TCMU / "tests" / "test_handler.c", *(TCMU / name for name in names)]
-    run(gcc, *FLAGS, *flags, "-o", program, *sources, "-lpthread")
+    run(gcc, *FLAGS, *flags, f"-I{NATIVE}", "-o", program, *sources, "-lpthread")
     run(program, tmp_path)
 
 
@@ -68,7 +68,7 @@ def test_fuzz(name: str, tmp_path: Path) -> None:
     flags = ["-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all"]
     clang, program = compiler("clang", *flags), tmp_path / "fuzz"
     sources = [TCMU / "fuzz" / f"fuzz_{name}.c", *(TCMU / source for source in SOURCES[name])]
-    run(clang, *FLAGS, *flags, "-o", program, *sources, "-lpthread")
+    run(clang, *FLAGS, *flags, f"-I{NATIVE}", "-o", program, *sources, "-lpthread")
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     chance = random.Random(18)

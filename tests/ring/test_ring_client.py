@@ -69,6 +69,22 @@ def test_who_does_not_dispatch_is_told_that_news_were_dropped(
                 seal.give_back()
 
 
+def test_a_ring_of_any_size(running: Running, fd: int, file: Path) -> None:
+    """Neither the bytes of commands nor the number of events is a power of two."""
+    with RingClient(str(running.socket), commands=13 * 16, events=3) as client:
+        registered = client.register(fd)
+        for _ in range(100):
+            client.grant(registered, 0, BLOCK).give_back()
+        for n in reversed(range(8)):  # of each a recall: the events go round
+            seal = client.grant(registered, n * BLOCK, BLOCK)
+            with truncating(file, n * BLOCK):
+                until(lambda seal=seal: not seal.valid)
+                until(lambda: [news.kind for news in client.dispatch()].count("recall") == 1)
+                seal.refresh()
+                seal.give_back()
+        assert not client.missed
+
+
 def test_looking_before_sleeping(running: Running, fd: int) -> None:
     with RingClient(str(running.socket), spin=1000) as client:
         registered = client.register(fd)

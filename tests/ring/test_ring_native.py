@@ -120,10 +120,11 @@ def test_the_compiled_table_is_the_table(tmp_path: Path) -> None:
 def test_the_header_is_clean_c_and_cxx(tmp_path: Path) -> None:
     source = tmp_path / "embed.c"
     source.write_text(
-        '#include "seal.h"\n#include "seal_ring.h"\n'
+        '#include "seal.h"\n#include "seal_ring.h"\n#include "seal_ring_geometry.h"\n'
         "int valid(const struct seal *seal) { return seal_valid(seal); }\n"
     )
-    strict = ["-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only", f"-I{LIBSEAL}"]
+    strict = ["-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only"]
+    strict += [f"-I{LIBSEAL}", f"-I{NATIVE / 'abi'}"]
     run("gcc", "-std=c11", *strict, source)
     cxx = shutil.which("g++")
     if cxx:

@@ -39,12 +39,6 @@ static const struct tcmu_layout *layout_of(unsigned version)
 	return NULL;
 }
 
-static uint32_t forward(const struct tcmu_ring *ring, uint32_t at, uint32_t length)
-{
-	/* Not a mask: the size need not be a power of two. */
-	return (uint32_t)(((uint64_t)at + length) % ring->ring_size);
-}
-
 static void set_tail(struct tcmu_ring *ring, uint32_t tail)
 {
 	ring->tail = tail;
@@ -96,7 +90,7 @@ static void carry_note_out(struct tcmu_ring *ring, struct tcmu_note *note, uint3
 {
 	put_request(ring, note, note->free_slot);
 	put_answer(ring, note->tail, note->done_id, note->status, note->sense, note->read_len);
-	set_tail(ring, forward(ring, note->tail, length));
+	set_tail(ring, ring_forward(ring->geometry, note->tail, length));
 	__atomic_store_n(&note->armed, 0, __ATOMIC_RELEASE);
 }
 
@@ -104,10 +98,8 @@ static void carry_note_out(struct tcmu_ring *ring, struct tcmu_note *note, uint3
 static int entry_length(const struct tcmu_ring *ring, uint32_t at, uint32_t end, uint32_t least,
 			uint32_t *length)
 {
-	uint32_t ahead = end >= at ? end - at : end + ring->ring_size - at;
-
 	*length = GET(uint32_t, entry_at(ring, at)) & ~(uint32_t)OP_MASK;
-	return *length >= least && *length <= ahead && *length <= ring->ring_size - at;
+	return *length >= least && ring_holds(ring->geometry, at, end, *length, ENTRY_ALIGN);
 }
 
 static int finish_note(struct tcmu_ring *ring, uint32_t head)
@@ -123,7 +115,7 @@ static int finish_note(struct tcmu_ring *ring, uint32_t head)
 		note->armed = 0;
 		return 0;
 	}
-	if (note->free_slot >= ring->ring_size || note->free_slot % ENTRY_ALIGN ||
+	if (!ring_is_position(ring->geometry, note->free_slot, ENTRY_ALIGN) ||
 	    note->iov_count > TCMU_IOVS ||
 	    !entry_length(ring, note->tail, head, ring->layout->smallest, &length) ||
 	    !entry_length(ring, note->free_slot, head,
@@ -154,15 +146,16 @@ int tcmu_ring_open(struct tcmu_ring *ring, void *base, size_t size, struct tcmu_
 	ring->note = note;
 	ring->flags = box->flags & ring->layout->may_flag;
 	ring->ring_offset = box->ring_offset;
-	ring->ring_size = box->ring_size;
+	ring->geometry = ring_tcmu(box->ring_size);
 	ring->tail = box->tail;
 	head = __atomic_load_n(&box->head, __ATOMIC_ACQUIRE);
 	if (ring->ring_offset < sizeof(*box) || ring->ring_offset % ENTRY_ALIGN ||
-	    !ring->ring_size || ring->ring_size % ENTRY_ALIGN || ring->ring_offset > size ||
-	    ring->ring_size > size - ring->ring_offset || ring->tail >= ring->ring_size ||
-	    ring->tail % ENTRY_ALIGN || head >= ring->ring_size || head % ENTRY_ALIGN)
+	    !ring->geometry.size || ring->geometry.size % ENTRY_ALIGN || ring->ring_offset > size ||
+	    ring->geometry.size > size - ring->ring_offset ||
+	    !ring_is_position(ring->geometry, ring->tail, ENTRY_ALIGN) ||
+	    !ring_is_position(ring->geometry, head, ENTRY_ALIGN))
 		return -EPROTO;
-	ring->data_offset = ring->ring_offset + ring->ring_size;
+	ring->data_offset = ring->ring_offset + ring->geometry.size;
 	if (finish_note(ring, head) < 0)
 		return -EPROTO;
 	ring->next = ring->tail;
@@ -238,7 +231,7 @@ static int release_first(struct tcmu_ring *ring)
 {
 	struct tcmu_slot *slot = slot_of(ring, 0);
 
-	set_tail(ring, forward(ring, slot->at, slot->length));
+	set_tail(ring, ring_forward(ring->geometry, slot->at, slot->length));
 	ring->first = (ring->first + 1) % SLOTS;
 	ring->count--;
 	return 1;
@@ -321,7 +314,7 @@ int tcmu_ring_next(struct tcmu_ring *ring, struct tcmu_command **command)
 		struct tcmu_command *taken = NULL;
 		unsigned op;
 
-		if (head >= ring->ring_size || head % ENTRY_ALIGN)
+		if (!ring_is_position(ring->geometry, head, ENTRY_ALIGN))
 			return -EPROTO;
 		if (head == ring->next || ring->count == SLOTS)
 			return 0;
@@ -343,7 +336,7 @@ int tcmu_ring_next(struct tcmu_ring *ring, struct tcmu_command **command)
 				entry_at(ring, ring->next)[ring->layout->uflags] = UFLAG_UNKNOWN_OP;
 		}
 		*slot_of(ring, ring->count++) = (struct tcmu_slot){ring->next, length, taken};
-		ring->next = forward(ring, ring->next, length);
+		ring->next = ring_forward(ring->geometry, ring->next, length);
 		if (taken) {
 			*command = taken;
 			return 1;
@@ -357,9 +350,9 @@ int tcmu_ring_has(const struct tcmu_ring *ring, uint16_t id, uint8_t opcode)
 	uint32_t head = __atomic_load_n(&mailbox(ring)->head, __ATOMIC_ACQUIRE), length;
 	struct tcmu_command found;
 
-	if (head >= ring->ring_size)
+	if (!ring_is_position(ring->geometry, head, ENTRY_ALIGN))
 		return 0;
-	for (uint32_t at = ring->tail; at != head; at = forward(ring, at, length)) {
+	for (uint32_t at = ring->tail; at != head; at = ring_forward(ring->geometry, at, length)) {
 		if (!entry_length(ring, at, head, ENTRY_ALIGN, &length))
 			return 0;
 		if ((GET(uint32_t, entry_at(ring, at)) & OP_MASK) == OP_CMD &&

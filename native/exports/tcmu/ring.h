@@ -11,6 +11,8 @@
 #include <stdint.h>
 #include <sys/uio.h>
 
+#include "abi/seal_ring_geometry.h"
+
 #define TCMU_COMMANDS 128 /* taken from the ring at once */
 #define TCMU_IOVS 256	  /* of one command */
 #define TCMU_CDB 16
@@ -61,7 +63,8 @@ struct tcmu_ring {
 	size_t size;
 	const struct tcmu_layout *layout;
 	struct tcmu_note *note;
-	uint32_t ring_offset, ring_size, data_offset;
+	struct ring_geometry geometry;
+	uint32_t ring_offset, data_offset;
 	uint32_t next, tail;
 	unsigned flags;		     /* of the mailbox */
 	unsigned first, count, done; /* slots in use; how many of their commands are done */
