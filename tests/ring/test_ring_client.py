@@ -71,7 +71,7 @@ def test_who_does_not_dispatch_is_told_that_news_were_dropped(
 
 def test_a_ring_of_any_size(running: Running, fd: int, file: Path) -> None:
     """Neither the bytes of commands nor the number of events is a power of two."""
-    with RingClient(str(running.socket), commands=13 * 16, events=3) as client:
+    with RingClient(str(running.socket), commands=13 * 16, events=7) as client:
         registered = client.register(fd)
         for _ in range(100):
             client.grant(registered, 0, BLOCK).give_back()
