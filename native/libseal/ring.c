@@ -41,7 +41,8 @@ static int is_through(const struct seal_command *entry)
 /* Whether `to` is ahead of `from`, and not behind it: they are never further apart than the ring is long. */
 static int is_ahead(const struct seal_client *client, uint32_t from, uint32_t to)
 {
-	return to != from && ring_ahead(client->command_ring, from, to) <= client->command_ring.size;
+	return to != from &&
+	       ring_ahead(client->command_ring, from, to) <= client->command_ring.size;
 }
 
 void ring_reap(struct seal_client *client)

@@ -32,7 +32,7 @@ struct ring {
 	uint32_t number;
 	struct seal_ring_shape shape;
 	struct ring_geometry command_ring, event_ring; /* in bytes; in events */
-	struct seal_mailbox *mailbox; /* and all that follows it */
+	struct seal_mailbox *mailbox;		       /* and all that follows it */
 	size_t memory_size;
 	struct seal_command *commands; /* places, not entries */
 	struct seal_ring_event *events;

@@ -67,8 +67,7 @@ static int is_possible(const struct seal_ring_shape *shape)
 {
 	return shape->slots >= 1 && shape->slots <= MAX_SLOTS &&
 	       is_between(shape->commands, 2 * SEAL_RING_MAX_ENTRY, MAX_BYTES) &&
-	       shape->commands % SEAL_RING_ALIGN == 0 &&
-	       is_between(shape->events, 2, MAX_EVENTS) &&
+	       shape->commands % SEAL_RING_ALIGN == 0 && is_between(shape->events, 2, MAX_EVENTS) &&
 	       (shape->data == 0 || is_between(shape->data, PAGE, MAX_BYTES));
 }
 

@@ -89,8 +89,12 @@ static void test_positions_wrap(void)
 static void test_impossible_shapes(void)
 {
 	const struct seal_ring_shape shapes[] = {
-		{.slots = 2, .commands = 13 * 16 + 8, .events = 3}, /* entries would not stay aligned */
-		{.slots = 2, .commands = 11 * 16, .events = 3},	    /* below two of the longest entries */
+		{.slots = 2,
+		 .commands = 13 * 16 + 8,
+		 .events = 3}, /* entries would not stay aligned */
+		{.slots = 2,
+		 .commands = 11 * 16,
+		 .events = 3}, /* below two of the longest entries */
 		{.slots = 2, .commands = 13 * 16, .events = 1},
 		{.slots = 2, .commands = 13 * 16, .events = 3, .data = 4095},
 		{.slots = 0, .commands = 13 * 16, .events = 3},

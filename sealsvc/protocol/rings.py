@@ -31,8 +31,8 @@ class Attach(Request, frozen=True, tag="attach"):
     """Make a ring of this connection's own (docs/ring.md), with a seal table of so many `slots`
     (they count against the limits of policy), or, with `ring` and `secret`, attach to the one that
     is there: after the service, or the client, was started again. `commands` and `data` are bytes
-    (of data none, or at least 4096), `events` is a number; none need be a power of two. Answer: Attached, with four descriptors beside it: memory,
-    table, kick, bell."""
+    (of data none, or at least 4096), `events` is a number; none need be a power of two. Answer:
+    Attached, with four descriptors beside it: memory, table, kick, bell."""
 
     slots: Annotated[int, Meta(ge=1, le=2**24)] = 1024
     commands: Annotated[int, Meta(ge=192, le=2**26, multiple_of=16)] = 16384

@@ -1,11 +1,11 @@
 """A load that knows what it wrote: `python block_load.py NODE SECONDS [THREADS] [SLOW]`.
 
-NODE is a block device or a file, or an NBD URI (then with Debian's Python). Each thread has blocks of
-its own, writes to them in any order, past the page cache, what tells block and generation, and reads
-others back. At the end, after SECONDS or SIGTERM, every block is read. The exit status is 1 after a
-request that failed, or a block that is not what was last acknowledged: a write that was lost, or done
-again after a later one. Requests that took longer than SLOW_NS are lines of the file SLOW: begin and
-end, ns of CLOCK_MONOTONIC.
+NODE is a block device or a file, or an NBD URI (then with Debian's Python). Each thread has blocks
+of its own, writes to them in any order, past the page cache, what tells block and generation, and
+reads others back. At the end, after SECONDS or SIGTERM, every block is read. The exit status is 1
+after a request that failed, or a block that is not what was last acknowledged: a write that was
+lost, or done again after a later one. Requests that took longer than SLOW_NS are lines of the file
+SLOW: begin and end, ns of CLOCK_MONOTONIC.
 """
 
 from __future__ import annotations

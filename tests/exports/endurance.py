@@ -1,17 +1,18 @@
 """Recalls and kills by the hundred: `python -m tests.exports.endurance --type T`.
 
     sudo .venv/bin/python -m tests.exports.endurance --type nbd
-    sudo ./dev lab --cpus 2 --timeout 3000 -- .venv/bin/python -m tests.exports.endurance \\
+    sudo ./dev lab --cpus 2 --timeout 7200 -- .venv/bin/python -m tests.exports.endurance \\
         --type dm --type ublk --type tcmu
 
-For each type: while a load verifies what it wrote, another process punches and refills pieces of the file
-(each time a recall), and then the exporter is killed with SIGKILL and recovered, again and again. On a block
-device the recalls come while a file system is on it, where fio verifies, and the load works on a file. The
-exit status is 1 when a request failed, or data is not what was last acknowledged.
+For each type: while a load verifies what it wrote, another process punches and refills pieces of
+the file (each time a recall), and then the exporter is killed with SIGKILL and recovered, again and
+again. On a block device the recalls come while a file system is on it, where fio verifies, and the
+load works on a file. The exit status is 1 when a request failed, or data is not what was last
+acknowledged.
 
-Printed: quantiles of the pauses (upper bounds, of the export's own histogram), and the time from a kill to the
-first request that is completed after it, with a supervisor that is resident: it waits for the process's end and
-calls what `sealctl export recover` calls.
+Printed: quantiles of the pauses (upper bounds, of the export's own histogram), and the time from a
+kill to the first request that is completed after it, with a supervisor that is resident: it waits
+for the process's end and calls what `sealctl export recover` calls.
 """
 
 from __future__ import annotations
@@ -146,8 +147,8 @@ def recalls(exports: Exports, image: Path, count: int) -> None:
     if pauses["count"] < count or errors:
         raise SystemExit(f"{pauses['count']} pauses, {errors} requests failed")
     print(
-        f"  {pauses['count']} recalls in {time.monotonic() - begun:.0f} s, no request failed; pauses"
-        f" in ms: p50 <= {pauses['p50']:.0f}, p99 <= {pauses['p99']:.0f},"
+        f"  {pauses['count']} recalls in {time.monotonic() - begun:.0f} s, no request failed;"
+        f" pauses in ms: p50 <= {pauses['p50']:.0f}, p99 <= {pauses['p99']:.0f},"
         f" longest {pauses['longest']:.0f}"
     )
 
@@ -193,12 +194,14 @@ def kills(exports: Exports, image: Path, count: int) -> None:
     slow = exports.directory.parent / "slow"
     slow.write_text("")
     took = []
-    with exports.serving(kind_of(image), "disk", image, *more) as info:
-        with loaded(info["device"], str(slow)):
-            time.sleep(2)
-            for _ in range(count):
-                time.sleep(random.uniform(0.01, 0.2))
-                took.append(kill_once(exports, slow))
+    with (
+        exports.serving(kind_of(image), "disk", image, *more) as info,
+        loaded(info["device"], str(slow)),
+    ):
+        time.sleep(2)
+        for _ in range(count):
+            time.sleep(random.uniform(0.01, 0.2))
+            took.append(kill_once(exports, slow))
     took.sort()
     median, p99 = statistics.median(took), took[-1 - len(took) // 100]
     met = "met" if p99 <= GOAL_MS else "missed"

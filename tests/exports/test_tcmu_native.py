@@ -43,7 +43,17 @@ def test_copies_of_files(filesystem: str, request: pytest.FixtureRequest, tmp_pa
     gcc, program = compiler("gcc", *flags), tmp_path / "test"
     sources = [TCMU / "tests" / "test_copy.c", NATIVE / "copy" / "loops.c"]
     sources += [TCMU / name for name in ("file.c", *SCSI)]
-    run(gcc, *FLAGS, *flags, f"-I{NATIVE}", f"-I{NATIVE / 'include'}", "-o", program, *sources, "-lpthread")
+    run(
+        gcc,
+        *FLAGS,
+        *flags,
+        f"-I{NATIVE}",
+        f"-I{NATIVE / 'include'}",
+        "-o",
+        program,
+        *sources,
+        "-lpthread",
+    )
     try:
         said = run(program, directory)
     finally:
