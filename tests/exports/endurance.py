@@ -35,6 +35,7 @@ from pathlib import Path
 from sealsvc.exports.launch import recover
 from sealsvc.exports.runtime import Runtime
 from tests.exports.exporting import RELOCATE, Exports
+from tests.exports.loading import loaded
 from tests.support.scratch import mounted
 from tests.support.service import RISKS, Running, served
 from tests.support.waiting import until
@@ -46,36 +47,12 @@ MiB = 1 << 20
 SIZE = 48 * MiB
 GOAL_MS = 100.0  # from a kill to the first completion
 PATIENCE = 1200.0
-LOAD = Path(__file__).with_name("block_load.py")
-SYSTEM_PYTHON = "/usr/bin/python3"
 
 
 def sh(*command: object) -> None:
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{command[0]}: {done.stdout}{done.stderr}")
-
-
-@contextmanager
-def loaded(node: str, slow: str = "") -> Iterator[None]:
-    """A verifying load meanwhile; SystemExit when a request failed or data is wrong."""
-    python = SYSTEM_PYTHON if node.startswith("nbd") else sys.executable
-    process = subprocess.Popen(
-        [python, LOAD, node, str(PATIENCE), "3", slow],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield
-        process.terminate()
-        out, error = process.communicate(timeout=PATIENCE)
-        if process.returncode or int(out) < 100:
-            raise SystemExit(f"the load failed: {error or out}")
-        print(f"  {int(out)} writes, every block verified")
-    finally:
-        process.kill()
-        process.wait()
 
 
 @contextmanager
@@ -196,7 +173,7 @@ def kills(exports: Exports, image: Path, count: int) -> None:
     took = []
     with (
         exports.serving(kind_of(image), "disk", image, *more) as info,
-        loaded(info["device"], str(slow)),
+        loaded(info["device"], slow=str(slow)),
     ):
         time.sleep(2)
         for _ in range(count):

@@ -98,6 +98,18 @@ def test_copies_arrive(exports: Exports, image: Path, tmp_path: Path, io: str) -
     assert image.read_bytes() == source.read_bytes()
 
 
+def test_what_is_copied_is_checked_by_nbdkit(exports: Exports, image: Path, tmp_path: Path) -> None:
+    """Its filter checkwrite fails every write that is not what its own file has there."""
+    source = tmp_path / "source"
+    source.write_bytes(os.urandom(16 * MiB))
+    check = ["[", "nbdkit", "--exit-with-parent", "--filter=checkwrite", "file", source, "]"]
+    with exports.serving("nbd", "disk", image) as info:
+        sh("nbdcopy", source, info["device"])
+        sh("nbdcopy", "--requests=16", "--connections=4", "--", info["device"], *check)
+        sh("qemu-io", "-f", "raw", info["device"].replace("///?", "///disk?"), "-c", "write 8M 512")
+        sh("nbdcopy", "--", info["device"], *check, status=1)
+
+
 @pytest.mark.parametrize("io", ["direct", "mapped"])
 def test_qemu_io_writes_patterns_of_any_alignment(exports: Exports, image: Path, io: str) -> None:
     before = image.read_bytes()
