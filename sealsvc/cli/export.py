@@ -95,6 +95,11 @@ def _terms(function: Any) -> Any:
             help="recall: a pause in which the range is punched, allocated anew and sealed.",
         ),
         click.option(
+            "--restart",
+            is_flag=True,
+            help="Start its process again at once whenever it dies: no `recover` is needed.",
+        ),
+        click.option(
             "-O",
             "options",
             metavar="KEY=VALUE",

@@ -35,7 +35,8 @@ class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """What an export is asked to be. `grace` is the time in seconds that a recall leaves it,
     `patience` how long its requests wait at most during a pause before they fail (0: for ever),
     `initiator_timeout` the smallest time-out of whoever sends requests to it (0: the type's own).
-    `io` is auto, mapped or direct, `discard` refuse or recall. `options` are the type's own."""
+    `io` is auto, mapped or direct, `discard` refuse or recall. With `restart` the export's process
+    is started again when it dies. `options` are the type's own."""
 
     name: Name
     type: str
@@ -49,6 +50,7 @@ class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     read_only: bool = False
     io: str = "auto"
     discard: str = "refuse"
+    restart: bool = False
     socket: str = msgspec.field(default_factory=socket_path)
     options: dict[str, str] = {}
 

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import msgspec
@@ -19,12 +19,13 @@ from sealsvc.exports.base import Driver, Mapped, Served, Spec
 from sealsvc.exports.drivers import driver_of
 from sealsvc.exports.protect import protect
 from sealsvc.exports.runtime import Record, Runtime, start_time
+from sealsvc.exports.stats import read_stats
+from sealsvc.exports.supervise import FAILED, supervise
 from sealsvc.exports.timeouts import check_timeouts
 
 ENDED = 10.0  # seconds that an export which is stopped has after SIGTERM
 _POLL = 0.01
 _LONGEST_LOG = 2000
-FAILED = 1
 
 _starter = os.getpid()  # of `python -m`: main() forks
 
@@ -114,7 +115,8 @@ def _await(process: _Process, driver: Driver, runtime: Runtime, patience: float)
     name, deadline = driver.spec.name, time.monotonic() + patience
     while time.monotonic() < deadline:
         record = runtime.find(name)
-        if record is not None and record.pid == process.pid and (device := driver.ready(record)):
+        ours = record is not None and process.pid in (record.pid, record.supervisor)
+        if record is not None and ours and (device := driver.ready(record)):
             if record.device != device:
                 record = msgspec.structs.replace(record, device=device)
                 runtime.write(record)
@@ -137,12 +139,30 @@ def _state(record: Record) -> str:
 
 
 def run(spec: Spec, runtime: Runtime, *, recover: bool = False) -> int:
-    """Serve, in this process, until SIGTERM. An exit status; where a program serves it does not
-    come back."""
+    """Serve, in this process, until SIGTERM, or with `restart` in children of it. An exit status;
+    where a program serves it does not come back."""
+    if not spec.restart:
+        return _serve(spec, runtime, recover, 0)
+
+    def served(child: int) -> bool:
+        stats = read_stats(runtime.stats(spec.name))
+        return stats is not None and stats.pid == child and stats.seals > 0
+
+    ours = os.getpid()
+    return supervise(lambda again: _serve(spec, runtime, again, ours), served, recover=recover)
+
+
+def _serve(spec: Spec, runtime: Runtime, recover: bool, supervisor: int) -> int:
     driver = prepare(spec, runtime)
     runtime.make()
     with _locked(runtime, spec.name) as lock:
-        record = Record(spec=spec, pid=os.getpid(), start_time=start_time(os.getpid()))
+        record = Record(
+            spec=spec,
+            pid=os.getpid(),
+            start_time=start_time(os.getpid()),
+            supervisor=supervisor,
+            supervisor_start_time=start_time(supervisor) if supervisor else 0,
+        )
         if recover and (found := runtime.find(spec.name)) is not None:
             record = msgspec.structs.replace(record, left=found.left)
         runtime.write(record)
@@ -180,14 +200,21 @@ def stop(name: str, runtime: Runtime, patience: float, *, force: bool = False) -
         raise Refusal(
             "export-failed", f"export {name} is in use: {who} (--force fails its requests)"
         )
-    process = _Process(record.pid)
+    if record.is_supervised:  # it would start another
+        _end(record.supervisor, lambda: record.is_supervised, patience)
+        record = runtime.read(name)
+    _end(record.pid, lambda: record.lives, patience)
+    driver.delete(runtime.read(name))
+    runtime.remove(name)
+
+
+def _end(pid: int, lives: Callable[[], bool], patience: float) -> None:
+    process = _Process(pid)
     try:
-        if record.lives:  # asked after it was opened: by then the number is its
+        if lives():  # asked after it was opened: by then the number is its
             process.end(patience)
     finally:
         process.close()
-    driver.delete(runtime.read(name))
-    runtime.remove(name)
 
 
 def recover(name: str, runtime: Runtime, patience: float) -> Record:
@@ -195,6 +222,8 @@ def recover(name: str, runtime: Runtime, patience: float) -> Record:
     record = runtime.read(name)
     if record.lives:
         raise Refusal("bad-request", f"export {name} needs none: {_state(record)}")
+    if record.is_supervised:
+        raise Refusal("bad-request", f"export {name} needs none: its supervisor starts it again")
     return create(record.spec, runtime, patience, recover=True)
 
 

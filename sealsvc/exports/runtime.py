@@ -23,7 +23,8 @@ DEFAULT = "/run/sealsvc-exports"
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """An export as its process last wrote it. `pid` and `start_time` (clock ticks since boot, field
     22 of /proc/PID/stat) name its process; `device` is "" until it can be used. `left` is what the
-    type needs to find again what its process made, `failure` why it ended."""
+    type needs to find again what its process made, `failure` why it ended. `supervisor` is the
+    process that starts it again when it dies, with its start time; 0: there is none."""
 
     spec: Any
     pid: int
@@ -31,18 +32,28 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     device: str = ""
     left: dict[str, Any] = {}
     failure: str = ""
+    supervisor: int = 0
+    supervisor_start_time: int = 0
 
     @property
     def lives(self) -> bool:
-        if found := start_time(self.pid):
-            return found == self.start_time
-        try:
-            os.kill(self.pid, 0)
-        except PermissionError:  # there, and not shown to us in /proc (hidepid)
-            return True
-        except ProcessLookupError:
-            return False
-        return False  # it has ended, and was not waited for
+        return _lives(self.pid, self.start_time)
+
+    @property
+    def is_supervised(self) -> bool:
+        return bool(self.supervisor) and _lives(self.supervisor, self.supervisor_start_time)
+
+
+def _lives(pid: int, since: int) -> bool:
+    if found := start_time(pid):
+        return found == since
+    try:
+        os.kill(pid, 0)
+    except PermissionError:  # there, and not shown to us in /proc (hidepid)
+        return True
+    except ProcessLookupError:
+        return False
+    return False  # it has ended, and was not waited for
 
 
 def start_time(pid: int) -> int:
