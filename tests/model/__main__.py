@@ -16,12 +16,20 @@ from tests.model.operations import Generator, read_log, write_log
 from tests.model.run import Run
 from tests.model.shrinking import replay, shrink
 from tests.model.system import Difference, System, system
+from tests.support.service import preload, unload
 
 ROUND = 20_000  # operations on the same files: a list that is to be shrunk is not longer
 
 
 def main() -> int:
-    chosen = _parse()
+    preload()  # a long run starts some hundred services
+    try:
+        return _compare(_parse())
+    finally:
+        unload()
+
+
+def _compare(chosen: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="sealsvc-model-") as directory:
         if chosen.replay:
             head, operations = read_log(chosen.replay)
@@ -58,6 +66,7 @@ def _run(chosen: argparse.Namespace, real: System) -> int:
             return 1
         done += len(run.done)
         counts += run.counts
+        print(f"{done} operations after {time.monotonic() - began:.0f} s", flush=True)
     took = time.monotonic() - began
     for name, count in sorted(counts.items()):
         print(f"  {count:10}  {name}")

@@ -75,11 +75,12 @@ class Run:
             )
 
     def _wait(self, step: Step) -> None:
-        """The holder is asked for each seal in turn, and the operation waits until the last is
-        given back."""
+        """The holder is asked for each seal, and the operation waits until the last is given back.
+        Of two files, the kernel decides which is asked for first."""
         self.system.send([step.command])
-        for seal in step.waits:
-            self.system.expect_recall(seal.number)
+        left = {seal.number: seal for seal in step.waits}
+        while left:
+            seal = left.pop(self.system.expect_recall(left))
             if self.system.answered(PAUSE):
                 raise Difference(f"{_shown(step.command)} did not wait for the seal {seal}")
             self.system.check_maps()

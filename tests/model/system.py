@@ -9,7 +9,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,20 +190,24 @@ class System:
         held = self.held[number]
         with Client(str(self.running.socket), timeout=PATIENCE) as operator:
             operator.call(RecallSeals, seal=held.id)
-        self.expect_recall(number)
+        self.expect_recall([number])
 
-    def expect_recall(self, number: int) -> None:
-        """The holder must be asked for this seal, before the operation that met it goes on."""
-        held = self.held[number]
+    def expect_recall(self, numbers: Collection[int]) -> int:
+        """The holder must be asked for one of these seals, before the operation that met them goes
+        on: for which?"""
         deadline = time.monotonic() + PATIENCE
-        while held.id not in self._recalled:
+        while True:
+            for number in numbers:
+                if self.held[number].id in self._recalled:
+                    return number
             for push in self.client.pushes(0.05):
                 if isinstance(push, Recall):
                     self._recalled.add(push.seal)
                     break
             else:
                 if time.monotonic() > deadline or self.answered(0):
-                    raise Difference(f"seal {held.id} of f{held.seal.file} is not recalled")
+                    files = sorted({f"f{self.held[number].seal.file}" for number in numbers})
+                    raise Difference(f"no seal of {', '.join(files)} is recalled")
 
     # Jobs of the service
 
