@@ -29,6 +29,7 @@ from tests.support.scratch import MiB, mounted
 from tests.support.service import RISKS, ROOT, Running
 from tests.support.waiting import PATIENCE
 
+BUSY = 30.0  # seconds for which a grant that is put off is tried again
 PAUSE = 0.003  # seconds for which an operation that must wait is seen to wait
 
 
@@ -158,7 +159,7 @@ class System:
     def grant(self, **terms: Any) -> tuple[str, int]:
         """The id of the seal, and the sealed descriptor. A grant may have to wait a little for what
         is under way on its file, or while very many processes start (try-later)."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + BUSY
         while True:
             try:
                 reply = self.client.grant(**terms)
@@ -257,15 +258,13 @@ class System:
                 moved = {n: (at, now.get(n)) for n, at in held.map.items() if now.get(n) != at}
                 raise Difference(f"sealed blocks of f{held.seal.file} moved: {moved or now}")
 
-    def look(self, file: int) -> tuple[bytes, dict[int, int]]:
-        """The content of a file and its places; of a sealed file by the sealed descriptor."""
-        for held in self.held.values():
-            if held.seal.file == file:
-                return look(held.fd)
-        self.send([("look", file)])
-        (found,) = self.answers()
-        content, where = found
-        return content, where
+    def look(self) -> list[tuple[bytes, dict[int, int]]]:
+        """Of each file its content and places; of a sealed file by the sealed descriptor."""
+        found = {held.seal.file: look(held.fd) for held in self.held.values()}
+        others = [file for file in range(FILES) if file not in found]
+        self.send([("look", file) for file in others])
+        found |= dict(zip(others, self.answers(), strict=True))
+        return [found[file] for file in range(FILES)]
 
     # The service
 
