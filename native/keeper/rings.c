@@ -97,7 +97,7 @@ int64_t keeper_ask_rings(struct keeper *keeper, const struct keeper_request *req
 	case KEEPER_RING_STALE:
 		return seal_ring_is_stale(rings, ask->ring, ask->file);
 	case KEEPER_RING_COMPLETE:
-		return seal_ring_complete(rings, ask->ring, ask->handle, ask->status);
+		return seal_ring_complete(rings, ask->ring, ask->handle, ask->status, ask->end);
 	case KEEPER_RING_TELL:
 		return seal_ring_tell(rings, ask->ring, &ask->event);
 	case KEEPER_RING_REPLAY:

@@ -170,6 +170,24 @@ int seal_extents(struct seal_client *client, int file, uint64_t offset, uint64_t
 	return (int)total;
 }
 
+int64_t seal_copy(struct seal_client *client, int file, uint64_t offset, int to, uint64_t to_offset,
+		  uint64_t length)
+{
+	struct seal_command command = {
+		.op = SEAL_CMD_COPY_RANGE,
+		.file = (uint32_t)file,
+		.offset = offset,
+		.length = length,
+		.slot = (uint32_t)to,
+		.cookie = to_offset,
+	};
+	int error = carry_out(client, &command);
+
+	if (error)
+		return error;
+	return command.word > length ? -EPROTO : (int64_t)command.word;
+}
+
 int64_t seal_submit(struct seal_client *client, const struct seal_command *command)
 {
 	int64_t place;

@@ -191,6 +191,15 @@ int seal_refresh(struct seal_client *client, struct seal *seal);
 int seal_extents(struct seal_client *client, int file, uint64_t offset, uint64_t length,
 		 struct seal_map_extent *out, uint32_t room);
 
+/* Copies from one registered range to another (SEAL_RW), which may be of one file. Neither file's extents are
+ * shared, moved or freed, so that seals on them stay as they are. How many bytes from `offset` on are copied and
+ * on the device: fewer than `length` where the source ends, or after 20 s: go on from there; 0 at the end of the
+ * source. Or -errno: EACCES (`to` is registered for reading), EAGAIN (a registration is being recalled), EDQUOT
+ * (too many copies are under way), EINVAL (outside what is registered; overlapping), EIO, ENOSPC, ENOSYS (an older
+ * keeper), ETIMEDOUT (some of it may have been copied). Nothing is promised to who writes to either meanwhile. */
+int64_t seal_copy(struct seal_client *client, int file, uint64_t offset, int to, uint64_t to_offset,
+		  uint64_t length);
+
 /* Commands that do not: `command` as in seal_ring.h, of which size, flags, id and done are filled in. Its
  * id, or -EAGAIN: the ring is full (seal_dispatch() makes room). Nothing is sent before seal_flush(). */
 struct seal_command;

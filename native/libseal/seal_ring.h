@@ -35,6 +35,7 @@
 /* What a service can do beyond version 1. */
 #define SEAL_FEATURE_OUT_OF_ORDER 1u
 #define SEAL_FEATURE_EXTENTS 2u
+#define SEAL_FEATURE_COPY 4u
 
 enum seal_ring_flag {
 	SEAL_RING_BROKEN = 1, /* the client broke the rules */
@@ -77,9 +78,11 @@ enum seal_opcode {
 	SEAL_CMD_SHRINK,    /* slot, word, offset, length: the part that is returned; out: word */
 	SEAL_CMD_EXTENTS,   /* file, offset, length, data, data_length; out: count of extents */
 	SEAL_CMD_PROGRESS,  /* slot, word: the recall is being seen to; out: word */
-	/* Reserved for protection information and copies: answered ENOSYS by version 1. */
+	/* Reserved for protection information: answered ENOSYS by version 1. */
 	SEAL_CMD_PI_VERIFY = 32,
 	SEAL_CMD_PI_SEAL,
+	/* With SEAL_FEATURE_COPY. file, offset, length: the source range; slot, cookie: the file that it
+	 * is copied to, and the offset there; out: word: bytes that were copied, and flushed. */
 	SEAL_CMD_COPY_RANGE = 48,
 };
 

@@ -25,15 +25,14 @@ void ring_answer(struct ring *ring, uint32_t place, const struct seal_command *c
 	__atomic_store_n(&entry->done, 1, __ATOMIC_RELEASE);
 }
 
-static int is_inside(const struct seal_command *command, const struct registration *file)
+static int is_inside(const struct registration *file, uint64_t offset, uint64_t length)
 {
 	uint64_t mask = file->is.block_size - 1;
-	uint64_t end = command->offset + command->length;
+	uint64_t end = offset + length;
 
-	if (!command->length || end < command->offset || end > UINT64_MAX - mask)
+	if (!length || end < offset || end > UINT64_MAX - mask)
 		return 0;
-	return (command->offset & ~mask) >= file->is.start &&
-	       ((end + mask) & ~mask) <= file->is.end;
+	return (offset & ~mask) >= file->is.start && ((end + mask) & ~mask) <= file->is.end;
 }
 
 /* Wide enough for every ttl that means something: 0 means none. */
@@ -90,7 +89,7 @@ static int32_t grant(struct seal_rings *rings, struct ring *ring, struct seal_co
 	if (!file)
 		return -EBADF;
 	if ((command->iomode != SEAL_READ && command->iomode != SEAL_RW) ||
-	    !is_inside(command, file))
+	    !is_inside(file, command->offset, command->length))
 		return -EINVAL;
 	if (command->iomode > file->is.iomode)
 		return -EACCES;
@@ -191,7 +190,33 @@ static int32_t extents(struct ring *ring, struct seal_command *command)
 	return room < command->count ? -ENOBUFS : 0;
 }
 
-static int is_about_a_seal(uint16_t op)
+static int overlaps(const struct registration *source, const struct registration *to,
+		    const struct seal_command *command)
+{
+	uint64_t apart = command->offset > command->cookie ? command->offset - command->cookie
+							   : command->cookie - command->offset;
+
+	return source->is.device == to->is.device && source->is.inode == to->is.inode &&
+	       apart < command->length;
+}
+
+/* Whether the service may copy so. The copy itself, and what it may meet, are the service's. */
+static int32_t check_copy(struct ring *ring, const struct seal_command *command)
+{
+	const struct registration *source = ring_file(ring, command->file);
+	const struct registration *to = ring_file(ring, command->slot);
+
+	if (!source || !to)
+		return -EBADF;
+	if (!is_inside(source, command->offset, command->length) ||
+	    !is_inside(to, command->cookie, command->length) || overlaps(source, to, command))
+		return -EINVAL;
+	if (to->is.iomode != SEAL_RW)
+		return -EACCES;
+	return source->open && to->open ? 0 : -EAGAIN;
+}
+
+int ring_is_about_a_seal(uint16_t op)
 {
 	switch (op) {
 	case SEAL_CMD_RETURN:
@@ -215,8 +240,8 @@ static int is_for_the_service(const struct seal_rings *rings, struct ring *ring,
 		file = ring_file(ring, command->file);
 		return file && (file->stale || !file->open || rings->suspended);
 	}
-	if (!is_about_a_seal(command->op))
-		return 0;
+	if (!ring_is_about_a_seal(command->op))
+		return command->op == SEAL_CMD_COPY_RANGE;
 	if (command->op != SEAL_CMD_RETURN && command->op != SEAL_CMD_RENEW)
 		return 1;
 	return ring->slots[command->slot].adopted;
@@ -227,8 +252,10 @@ int ring_execute(struct seal_rings *rings, struct ring *ring, struct seal_comman
 	struct seal_slot *slot;
 
 	command->status = 0;
-	if (is_about_a_seal(command->op))
+	if (ring_is_about_a_seal(command->op))
 		command->status = find(ring, command, &slot);
+	else if (command->op == SEAL_CMD_COPY_RANGE)
+		command->status = check_copy(ring, command);
 	if (!command->status && is_for_the_service(rings, ring, command))
 		return 0;
 	if (command->status)

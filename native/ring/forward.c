@@ -16,7 +16,7 @@ static void report(struct seal_rings *rings, struct ring *ring, const struct pen
 		.command = *command,
 	};
 
-	if (command->op != SEAL_CMD_GRANT && command->slot < ring->high)
+	if (ring_is_about_a_seal(command->op) && command->slot < ring->high)
 		report.seal = ring->slots[command->slot];
 	rings->deliver(rings->context, &report);
 }
@@ -37,7 +37,7 @@ static int forward(struct seal_rings *rings, struct ring *ring, uint32_t place,
 		pending->command = *command;
 		report(rings, ring, pending);
 		/* From here on its state is the service's to change. */
-		if (command->op != SEAL_CMD_GRANT)
+		if (ring_is_about_a_seal(command->op))
 			ring->slots[command->slot].adopted = 1;
 		return 0;
 	}
@@ -60,7 +60,7 @@ static void finish(struct ring *ring, struct pending *pending, int32_t status)
 	struct seal_command *command = &pending->command;
 
 	command->status = status;
-	if (command->op != SEAL_CMD_GRANT)
+	if (ring_is_about_a_seal(command->op))
 		command->word = ring->slots[command->slot].word;
 	pending->handle = 0;
 	ring_answer(ring, pending->place, command);
@@ -86,7 +86,8 @@ static struct pending *find(struct ring *ring, uint64_t handle)
 	return NULL;
 }
 
-int seal_ring_complete(struct seal_rings *rings, uint32_t number, uint64_t handle, int32_t status)
+int seal_ring_complete(struct seal_rings *rings, uint32_t number, uint64_t handle, int32_t status,
+		       uint64_t copied)
 {
 	struct pending *pending = NULL;
 	struct ring *ring;
@@ -107,6 +108,8 @@ int seal_ring_complete(struct seal_rings *rings, uint32_t number, uint64_t handl
 			finish(ring, pending, -EAGAIN);
 		}
 	} else if (pending) {
+		if (pending->command.op == SEAL_CMD_COPY_RANGE)
+			pending->command.word = copied;
 		finish(ring, pending, status > 0 ? 0 : status);
 	}
 	if (pending)

@@ -122,6 +122,8 @@ void ring_serve(struct seal_rings *rings, struct ring *ring, uint32_t place,
 unsigned ring_abort_overdue(struct ring *ring, uint64_t now_ns);
 
 /* commands.c: 1: done, with command->status; 0: it is for the service. */
+/* `slot` and `word` of such a command name one; those of a grant or a copy do not. */
+int ring_is_about_a_seal(uint16_t op);
 int ring_execute(struct seal_rings *rings, struct ring *ring, struct seal_command *command);
 void ring_answer(struct ring *ring, uint32_t place, const struct seal_command *command);
 

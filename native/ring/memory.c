@@ -106,7 +106,7 @@ static int lay_out(struct ring *ring)
 	*ring->mailbox = (struct seal_mailbox){
 		.magic = SEAL_RING_MAGIC,
 		.version = SEAL_RING_VERSION,
-		.features = SEAL_FEATURE_OUT_OF_ORDER | SEAL_FEATURE_EXTENTS,
+		.features = SEAL_FEATURE_OUT_OF_ORDER | SEAL_FEATURE_EXTENTS | SEAL_FEATURE_COPY,
 		.command_offset = (uint32_t)commands,
 		.command_size = shape->commands,
 		.event_offset = (uint32_t)events,

@@ -184,8 +184,8 @@ static void test_forwarding(void)
 	CHECK(judge(&b, SEAL_OP_PUNCH, 0, BLOCK, 0, 0, &error, &unproven) == SEAL_POLICY_WAIT);
 	CHECK(b.slots[granted.slot].word == granted.word && reports == 1);
 	CHECK(seal_slot_quiet(b.rings, b.ring, granted.slot, last.seal.id) == 0);
-	CHECK(seal_ring_complete(b.rings, b.ring, last.handle, -EFAULT) == 0);
-	CHECK(seal_ring_complete(b.rings, b.ring, last.handle, 0) == -ENOENT);
+	CHECK(seal_ring_complete(b.rings, b.ring, last.handle, -EFAULT, 0) == 0);
+	CHECK(seal_ring_complete(b.rings, b.ring, last.handle, 0, 0) == -ENOENT);
 	CHECK(judge(&b, SEAL_OP_PUNCH, 0, BLOCK, 0, 0, &error, &unproven) == SEAL_POLICY_WAIT);
 	CHECK(reports == 2 && seal_word_state(b.slots[granted.slot].word) == SEAL_RECALLED);
 	/* What nobody finishes is aborted. */
@@ -193,7 +193,7 @@ static void test_forwarding(void)
 	      (struct seal_command){.slot = granted.slot, .word = b.slots[granted.slot].word});
 	CHECK(reports == 3);
 	seal_rings_tick(b.rings, UINT64_MAX / 4);
-	CHECK(seal_ring_complete(b.rings, b.ring, last.handle, 0) == -ENOENT);
+	CHECK(seal_ring_complete(b.rings, b.ring, last.handle, 0, 0) == -ENOENT);
 	/* Not more at a time than there is room for. */
 	CHECK(seal_ring_close(b.rings, b.ring, 0, 0, 0, 0) == 0);
 	for (int i = 0; i < SEAL_RING_PENDING; i++)
@@ -202,6 +202,38 @@ static void test_forwarding(void)
 	reports = 0;
 	seal_rings_replay(b.rings);
 	CHECK(reports == SEAL_RING_PENDING + 1);
+	close_bench(&b);
+}
+
+static void test_copies(void)
+{
+	struct seal_command copy = {
+		.op = SEAL_CMD_COPY_RANGE, .length = 2 * BLOCK, .cookie = 8 * BLOCK};
+	struct seal_command wrong = copy, *entry;
+	struct bench b;
+
+	open_bench(&b, 4);
+	grant(&b, 0, BLOCK); /* slot 0 is a seal, and the file 0 has nothing to do with it */
+	wrong.slot = 1;
+	CHECK(run(&b, wrong).status == -EBADF);
+	wrong = copy;
+	wrong.length = 0;
+	CHECK(run(&b, wrong).status == -EINVAL);
+	wrong.length = EXTENT_END;
+	CHECK(run(&b, wrong).status == -EINVAL);
+	wrong.cookie = UINT64_MAX - BLOCK;
+	CHECK(run(&b, wrong).status == -EINVAL && reports == 0);
+	wrong = copy;
+	wrong.cookie = BLOCK;
+	CHECK(run(&b, wrong).status == -EINVAL && reports == 0);
+	entry = put(&b, copy);
+	CHECK(seal_ring_poll(b.rings, b.ring, 8) == 1);
+	CHECK(!entry->done && reports == 1 && last.kind == SEAL_RING_FORWARD);
+	CHECK(last.file == 0 && last.command.cookie == copy.cookie && !b.slots[0].adopted);
+	CHECK(seal_ring_complete(b.rings, b.ring, last.handle, 0, BLOCK) == 0);
+	CHECK(entry->done && entry->status == 0 && entry->word == BLOCK);
+	CHECK(seal_ring_close(b.rings, b.ring, 0, 0, 0, 0) == 0);
+	CHECK(run(&b, copy).status == -EAGAIN);
 	close_bench(&b);
 }
 
@@ -214,7 +246,7 @@ static void test_ends_of_seals_that_were_told_of(void)
 	known = grant(&b, 0, BLOCK);
 	about(&b, SEAL_CMD_MAPPED, known);
 	CHECK(seal_slot_quiet(b.rings, b.ring, known.slot, last.seal.id) == 0);
-	CHECK(seal_ring_complete(b.rings, b.ring, last.handle, 0) == 0 && reports == 1);
+	CHECK(seal_ring_complete(b.rings, b.ring, last.handle, 0, 0) == 0 && reports == 1);
 	CHECK(about(&b, SEAL_CMD_RETURN, known).status == 0);
 	CHECK(reports == 2 && last.kind == SEAL_RING_OVER && last.slot == known.slot);
 	CHECK(seal_word_state(last.seal.word) == SEAL_GRANTED);
@@ -381,7 +413,7 @@ static void test_suspended(void)
 	entry = (void *)(b.commands + (b.mailbox->command_head & 4095));
 	CHECK(!grant(&b, BLOCK, BLOCK).done);
 	CHECK(reports == 1 && last.kind == SEAL_RING_FORWARD);
-	CHECK(seal_ring_complete(b.rings, b.ring, last.handle, SEAL_RING_AGAIN) == 0);
+	CHECK(seal_ring_complete(b.rings, b.ring, last.handle, SEAL_RING_AGAIN, 0) == 0);
 	CHECK(entry->done && entry->status == -EAGAIN);
 	seal_rings_suspend(b.rings, 0);
 	CHECK(grant(&b, BLOCK, BLOCK).done && reports == 1);
@@ -392,6 +424,7 @@ int main(void)
 {
 	test_suspended();
 	test_grant_and_return();
+	test_copies();
 	test_ends_of_seals_that_were_told_of();
 	test_counters();
 	test_refusals();

@@ -277,6 +277,12 @@ class RingClient:
         count = self.alone(lib.seal_extents, file, offset, length, out, room)
         return rows_of(out, _check(count, "seal_extents"))
 
+    def copy(self, file: int, offset: int, to: int, to_offset: int, length: int) -> int:
+        """Copy from one registered range to another, in bytes. Returns how many from `offset` on
+        are copied and on the device: fewer where the source ends, or after 20 s. Raises OSError."""
+        copied = self.alone(lib.seal_copy, file, offset, to, to_offset, length)
+        return _check(copied, "seal_copy")
+
     def fileno(self) -> int:
         """The descriptor to poll for reading before dispatch()."""
         return int(lib.seal_fd(self.handle))

@@ -63,7 +63,10 @@ class Measured:
         return [*(s for s in instant if s.name != "zero"), *timed, *zero]
 
     def took(self, pair: str, strategy: str, size: int, seconds: float) -> None:
+        """One measurement; what is remembered is halfway between it and what was before."""
         rate = size / max(seconds, 1e-9)
+        if before := self.rate(pair, strategy):
+            rate = (rate + before) / 2
         self._pair(pair).rates[strategy] = Rate(rate, time.time())
 
     def trust(self, pair: str, strategy: str) -> Trust | None:

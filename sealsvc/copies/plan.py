@@ -16,7 +16,8 @@ from sealsvc.core.errors import Refusal
 from sealsvc.core.extents import EXTENT_UNWRITTEN, FLAGS, LENGTH, LOGICAL, clip
 from sealsvc.core.model import ByteRange
 
-PROBE = 8 << 20  # bytes that a strategy is measured on
+PROBE = 4 << 20  # bytes that a strategy is measured on
+ROUNDS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,20 +235,21 @@ def _merged(pieces: list[Piece], strategies: dict[str, Strategy]) -> list[Piece]
 def _probes(
     ends: Ends, pieces: list[Piece], strategies: dict[str, Strategy], measured: Measured
 ) -> list[Piece]:
-    """Slices of the first long piece, one for each strategy that was not measured on this pair."""
+    """Slices of the first long piece, ROUNDS for each strategy that was not measured on this pair,
+    in alternation: what comes first finds cold caches."""
     for at, piece in enumerate(pieces):
         candidates = [n for n in piece.strategies if not strategies[n].instant]
         unknown = [n for n in candidates if measured.rate(ends.pair, n) is None]
-        needed = PROBE * (len(unknown) + 2)
+        needed = PROBE * (ROUNDS * len(unknown) + 2)
         if piece.hole or strategies[piece.strategies[0]].instant or len(candidates) < 2:
             continue
         if not unknown or piece.span.length < needed:
             continue
         slices = []
-        for i, name in enumerate(unknown):
+        for i, name in enumerate(unknown * ROUNDS):
             others = tuple(n for n in piece.strategies if n != name)
             part = piece.span.part(i * PROBE, (i + 1) * PROBE)
             slices.append(Piece(part, False, (name, *others), True, piece.not_taken))
-        rest = piece.span.part(len(unknown) * PROBE, piece.span.length)
+        rest = piece.span.part(len(slices) * PROBE, piece.span.length)
         return [*pieces[:at], *slices, replace(piece, span=rest), *pieces[at + 1 :]]
     return pieces

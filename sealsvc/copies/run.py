@@ -31,6 +31,7 @@ _TO_THE_NEXT = {
     errno.EOVERFLOW,
 }
 _SELF_TEST = 16 << 20  # bytes
+LEARNT = 32 << 20  # bytes of a piece whose rate is remembered
 
 Progress = Callable[[int, int, str], None]
 
@@ -119,7 +120,7 @@ class _Run:
     # Pieces
 
     def _copy(self, piece: Piece) -> None:
-        order = self._order(piece)
+        order = planned = self._order(piece)
         rest = piece.span
         began = time.monotonic()
         while rest.length and not self._cancel.is_set():
@@ -132,11 +133,24 @@ class _Run:
                 rest = rest.part(copied.bytes, rest.length)
             if copied.error or not copied.bytes:  # short alone: the same goes on from there
                 order = self._next(order, rest, copied)
-        if piece.probe and not rest.length and order[0].name == piece.strategies[0]:
+        if not rest.length and order == planned and self._is_measured(piece, order[0]):
             there = self._ends.destination.fd
             calls.write_back(there, piece.span.destination, piece.span.length)
             seconds = time.monotonic() - began
             self._measured.took(self._ends.pair, order[0].name, piece.span.length, seconds)
+
+    def _is_measured(self, piece: Piece, strategy: Strategy) -> bool:
+        """A probe, or so much data that its flush, which is due anyway, is worth waiting for here:
+        what a short probe said wrongly is corrected by what it led to."""
+        if piece.probe:
+            return True
+        options = self._plan.options
+        return (
+            piece.span.length >= LEARNT
+            and options.durable
+            and options.throttle is None
+            and not (options.only or strategy.instant or piece.hole)
+        )
 
     def _order(self, piece: Piece) -> list[Strategy]:
         strategies = [self._plan.strategies[name] for name in piece.strategies]

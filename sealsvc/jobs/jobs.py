@@ -177,6 +177,13 @@ class JobRunner:
         bare = msgspec.structs.replace
         return [bare(job.info, result={}) for job in reversed(self._jobs.values())]
 
+    async def ended(self, job: str) -> JobInfo:
+        """Wait for its end. Raises Refusal `no-such-job`."""
+        self.find(job)
+        if (task := self._jobs[job].task) is not None:
+            await asyncio.wait([task])
+        return self.find(job)
+
     async def cancel(self, job: str) -> JobInfo:
         self.find(job)
         task = self._jobs[job].task

@@ -254,11 +254,13 @@ class RingKeeper:
                 terms={"id": seal.token}, file_id=seal.file,
             )  # fmt: skip
 
-    def complete(self, ring: int, handle: int, status: int) -> None:
-        """Answer a forwarded command; `status` is 0, SEAL_RING_AGAIN or a negative errno. Ignored
-        if the command has timed out."""
+    def complete(self, ring: int, handle: int, status: int, copied: int = 0) -> None:
+        """Answer a forwarded command; `status` is 0, SEAL_RING_AGAIN or a negative errno, `copied`
+        the bytes of a copy. Ignored if the command has timed out."""
         with suppress(KeeperError):
-            self.keeper.ring(lib.KEEPER_RING_COMPLETE, ring=ring, handle=handle, status=status)
+            self.keeper.ring(
+                lib.KEEPER_RING_COMPLETE, ring=ring, handle=handle, status=status, end=copied
+            )
 
     def tell(self, ring: int, **event: int) -> bool:
         """Put an event (struct seal_ring_event) on the ring. False when that fails."""

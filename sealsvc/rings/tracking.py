@@ -10,6 +10,7 @@ import errno
 import functools
 import os
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +61,7 @@ class Slot:
 @dataclass(frozen=True, slots=True)
 class Command:
     """A copy of a forwarded command (struct seal_command). `offset` and `length` are in bytes,
-    `ttl` in ns."""
+    `ttl` in ns. Of a copy, `slot` is the destination's file, `to_offset` the offset there."""
 
     ring: int
     handle: int
@@ -70,6 +71,7 @@ class Command:
     offset: int
     length: int
     ttl: int
+    to_offset: int
 
 
 class SlotHold(SealObserver):
@@ -121,7 +123,10 @@ class SlotHold(SealObserver):
 
 
 class Tracking:
-    """Tracks seals by the keeper's reports, and carries out forwarded commands."""
+    """Tracks seals by the keeper's reports, and carries out forwarded commands. `copier` carries
+    out copies: it returns a status, and the bytes copied; None: there are none."""
+
+    copier: Callable[[Command], Awaitable[tuple[int, int]]] | None = None
 
     def __init__(self, rings: Rings, recaller: Recaller, returns: Returns, tasks: Tasks) -> None:
         self.rings, self.recaller, self.returns, self.tasks = rings, recaller, returns, tasks
@@ -139,6 +144,9 @@ class Tracking:
             self._ended(raw.ring, slot, int(raw.handle))
         elif raw.kind == lib.SEAL_RING_FORWARD:
             command = _command(raw)
+            if command.op == lib.SEAL_CMD_COPY_RANGE:
+                self.tasks.spawn("ring copy", self._copy(command))
+                return
             if parent is not None and command.op == lib.SEAL_CMD_GRANT:
                 self.tasks.spawn("registration", self._grant(parent, command))
                 return
@@ -284,6 +292,17 @@ class Tracking:
                 self._untrack(seal)
         self.rings.keeper.complete(command.ring, command.handle, status)
 
+    async def _copy(self, command: Command) -> None:
+        status, copied = -errno.ENOSYS, 0
+        try:
+            if self.copier is not None:
+                status, copied = await self.copier(command)
+        except Refusal as refusal:
+            status = -refusal.row.errno
+        except OSError as error:
+            status = -(error.errno or errno.EIO)
+        self.rings.keeper.complete(command.ring, command.handle, status, copied)
+
     async def _carry_out(self, seal: Seal, command: Command) -> None:
         match command.op:
             case lib.SEAL_CMD_RETURN:
@@ -406,4 +425,4 @@ def _slot(raw: Any) -> Slot:
 
 def _command(raw: Any) -> Command:
     c = raw.command
-    return Command(raw.ring, raw.handle, c.op, c.slot, c.file, c.offset, c.length, c.ttl)
+    return Command(raw.ring, raw.handle, c.op, c.slot, c.file, c.offset, c.length, c.ttl, c.cookie)

@@ -16,6 +16,7 @@ import msgspec
 from sealsvc.control.server import ControlServer
 from sealsvc.copies.jobs import CopyJobs
 from sealsvc.copies.relocation.job import Relocations
+from sealsvc.copies.ring import RingCopies
 from sealsvc.core.errors import Refusal
 from sealsvc.core.model import ByteRange
 from sealsvc.enforce.base import Enforcer, Listener
@@ -201,6 +202,9 @@ class Daemon:
         tags = Travel(self.integrity.attachments) if self.integrity else None
         kept = config.registry_path / "copies.json"
         copies = CopyJobs(jobs, self.grants, self.users, paths, config.service.socket, kept, tags)
+        if self.tracking:
+            ring_copies = RingCopies(copies, jobs, self.tracking.rings, self.users)
+            self.tracking.copier = ring_copies.carry_out
         kept = config.registry_path / "relocations"
         self.relocations = Relocations(jobs, self.grants, returns, self.recaller, kept, tags)
         self._route(returns, copies)

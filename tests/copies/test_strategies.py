@@ -12,6 +12,7 @@ import pytest
 from sealsvc.copies import Measured, Options, make_plan, parse_token, run
 from sealsvc.copies.calls import Copied, Span
 from sealsvc.copies.ends import Ends
+from sealsvc.copies.run import LEARNT
 from sealsvc.copies.strategies.interface import ByDescriptors
 from sealsvc.core.errors import Refusal
 from sealsvc.core.model import ByteRange
@@ -274,5 +275,23 @@ def test_strategies_are_measured_on_the_first_slices_and_the_fastest_is_used(ext
         second = run(make_plan(ends.again(), Options(), measured), measured)
     assert set(second.bytes_by_strategy) == {best}
     assert there.read_bytes() == data
+    for path in (source, there):
+        path.unlink()
+
+
+def test_a_rate_that_was_measured_wrongly_is_corrected_by_what_it_leads_to(ext4: Path) -> None:
+    """Each large copy halves what a probe was wrong by."""
+    source, there = ext4 / "learn-a", ext4 / "learn-b"
+    source.write_bytes(pattern(LEARNT))
+    measured, wrong = Measured(), 1e15  # bytes per second: nothing copies as fast as that
+    with opened(source, there) as ends:
+        for name, rate in (("range", wrong), ("direct", 1.0), ("plain", 1.0)):
+            measured.took(ends.pair, name, round(rate), 1.0)
+        result = run(make_plan(ends, Options(), measured), measured)
+        corrected = measured.rate(ends.pair, "range")
+    assert set(result.bytes_by_strategy) == {"range"}
+    assert corrected is not None
+    assert corrected < 0.51 * wrong
+    assert there.read_bytes() == source.read_bytes()
     for path in (source, there):
         path.unlink()

@@ -16,12 +16,20 @@ from tests.model.operations import Generator, read_log, write_log
 from tests.model.run import Run
 from tests.model.shrinking import replay, shrink
 from tests.model.system import Difference, System, system
+from tests.support.service import preload, unload
 
 ROUND = 20_000  # operations on the same files: a list that is to be shrunk is not longer
 
 
 def main() -> int:
-    chosen = _parse()
+    preload()  # a long run starts some hundred services
+    try:
+        return _compare(_parse())
+    finally:
+        unload()
+
+
+def _compare(chosen: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="sealsvc-model-") as directory:
         if chosen.replay:
             head, operations = read_log(chosen.replay)
@@ -41,7 +49,7 @@ def _run(chosen: argparse.Namespace, real: System) -> int:
     print(f"model: {what} --seed {chosen.seed}", flush=True)
     counts: Counter[str] = Counter()
     began, done, at_end = time.monotonic(), 0, chosen.seconds or 1e9
-    for round in itertools.count():
+    for round in itertools.count(chosen.first_round):
         left = chosen.operations - done
         if left <= 0 or time.monotonic() - began > at_end:
             break
@@ -58,6 +66,9 @@ def _run(chosen: argparse.Namespace, real: System) -> int:
             return 1
         done += len(run.done)
         counts += run.counts
+        print(
+            f"round {round}: {done} operations after {time.monotonic() - began:.0f} s", flush=True
+        )
     took = time.monotonic() - began
     for name, count in sorted(counts.items()):
         print(f"  {count:10}  {name}")
@@ -87,6 +98,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--no-reflink", action="store_true", help="of XFS")
     parser.add_argument("--operations", type=int, default=100_000)
     parser.add_argument("--seconds", type=float, default=0, help="at most so long (0: no limit)")
+    parser.add_argument("--first-round", type=int, default=0, help=f"of {ROUND} operations each")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1 << 32))
     parser.add_argument("--mutation", choices=list(MUTATIONS), default="", help="a fault to find")
     parser.add_argument("--no-shrink", action="store_true")

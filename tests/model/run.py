@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 from sealsvc.core.errors import Refusal
-from tests.model.operations import BLOCK, FILES, Operation
+from tests.model.operations import BLOCK, Operation
 from tests.model.system import PAUSE, Difference, System
 from tests.model.world import Seal, Step, World, payload
 
@@ -75,11 +75,12 @@ class Run:
             )
 
     def _wait(self, step: Step) -> None:
-        """The holder is asked for each seal in turn, and the operation waits until the last is
-        given back."""
+        """The holder is asked for each seal, and the operation waits until the last is given back.
+        Of two files, the kernel decides which is asked for first."""
         self.system.send([step.command])
-        for seal in step.waits:
-            self.system.expect_recall(seal.number)
+        left = {seal.number: seal for seal in step.waits}
+        while left:
+            seal = left.pop(self.system.expect_recall(left))
             if self.system.answered(PAUSE):
                 raise Difference(f"{_shown(step.command)} did not wait for the seal {seal}")
             self.system.check_maps()
@@ -129,6 +130,8 @@ class Run:
         try:
             id, fd = self.system.grant(**terms)
         except Refusal as refusal:
+            if refusal.code == "try-later" and self._may_be_busy():
+                expected.add(refusal.code)
             if refusal.code not in expected:
                 raise Difference(f"seal of {terms}: {refusal}, the model says {expected}") from None
             self.counts[f"not granted: {refusal.code}"] += 1
@@ -144,6 +147,11 @@ class Run:
         if missing := set(wanted) - set(self.system.held[seal.number].map):
             raise Difference(f"blocks {sorted(missing)} of a sealed range have no place")
         return True
+
+    def _may_be_busy(self) -> bool:
+        """A machine on which very many processes start has the service put off some grants, but
+        not most."""
+        return self.counts["not granted: try-later"] <= self.counts["seal"]
 
     def _return(self, number: int) -> bool:
         if (seal := self._chosen(number)) is None:
@@ -225,9 +233,8 @@ class Run:
         """Every byte of every file; equal tokens are one place, others are others."""
         where: dict[int, int] = {}
         taken: dict[int, int] = {}
-        for number in range(FILES):
+        for number, (content, found) in enumerate(self.system.look()):
             file = self.world.files[number]
-            content, found = self.system.look(number)
             if content != bytes(file.data):
                 raise Difference(f"f{number} differs{_first(bytes(file.data), content)}")
             for block, token in enumerate(file.tokens):

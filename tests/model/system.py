@@ -9,7 +9,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from tests.support.scratch import MiB, mounted
 from tests.support.service import RISKS, ROOT, Running
 from tests.support.waiting import PATIENCE
 
+BUSY = 30.0  # seconds for which a grant that is put off is tried again
 PAUSE = 0.003  # seconds for which an operation that must wait is seen to wait
 
 
@@ -158,7 +159,7 @@ class System:
     def grant(self, **terms: Any) -> tuple[str, int]:
         """The id of the seal, and the sealed descriptor. A grant may have to wait a little for what
         is under way on its file, or while very many processes start (try-later)."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + BUSY
         while True:
             try:
                 reply = self.client.grant(**terms)
@@ -190,20 +191,24 @@ class System:
         held = self.held[number]
         with Client(str(self.running.socket), timeout=PATIENCE) as operator:
             operator.call(RecallSeals, seal=held.id)
-        self.expect_recall(number)
+        self.expect_recall([number])
 
-    def expect_recall(self, number: int) -> None:
-        """The holder must be asked for this seal, before the operation that met it goes on."""
-        held = self.held[number]
+    def expect_recall(self, numbers: Collection[int]) -> int:
+        """The holder must be asked for one of these seals, before the operation that met them goes
+        on: for which?"""
         deadline = time.monotonic() + PATIENCE
-        while held.id not in self._recalled:
+        while True:
+            for number in numbers:
+                if self.held[number].id in self._recalled:
+                    return number
             for push in self.client.pushes(0.05):
                 if isinstance(push, Recall):
                     self._recalled.add(push.seal)
                     break
             else:
                 if time.monotonic() > deadline or self.answered(0):
-                    raise Difference(f"seal {held.id} of f{held.seal.file} is not recalled")
+                    files = sorted({f"f{self.held[number].seal.file}" for number in numbers})
+                    raise Difference(f"no seal of {', '.join(files)} is recalled")
 
     # Jobs of the service
 
@@ -253,15 +258,13 @@ class System:
                 moved = {n: (at, now.get(n)) for n, at in held.map.items() if now.get(n) != at}
                 raise Difference(f"sealed blocks of f{held.seal.file} moved: {moved or now}")
 
-    def look(self, file: int) -> tuple[bytes, dict[int, int]]:
-        """The content of a file and its places; of a sealed file by the sealed descriptor."""
-        for held in self.held.values():
-            if held.seal.file == file:
-                return look(held.fd)
-        self.send([("look", file)])
-        (found,) = self.answers()
-        content, where = found
-        return content, where
+    def look(self) -> list[tuple[bytes, dict[int, int]]]:
+        """Of each file its content and places; of a sealed file by the sealed descriptor."""
+        found = {held.seal.file: look(held.fd) for held in self.held.values()}
+        others = [file for file in range(FILES) if file not in found]
+        self.send([("look", file) for file in others])
+        found |= dict(zip(others, self.answers(), strict=True))
+        return [found[file] for file in range(FILES)]
 
     # The service
 

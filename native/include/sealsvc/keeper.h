@@ -73,7 +73,7 @@ enum keeper_ring_op {
 	KEEPER_RING_FRESHEN,	/* fd */
 	KEEPER_RING_CLOSE,	/* state: recall as well; start, end */
 	KEEPER_RING_STALE,
-	KEEPER_RING_COMPLETE, /* handle, status */
+	KEEPER_RING_COMPLETE, /* handle, status, end: bytes that a copy did */
 	KEEPER_RING_TELL,     /* event */
 	KEEPER_RING_REPLAY,
 	KEEPER_RING_LIST,  /* memfd: keeper_rings, seal_ring_row, seal_file_row */

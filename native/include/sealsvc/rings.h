@@ -145,9 +145,10 @@ int seal_slot_set(struct seal_rings *rings, uint32_t ring, uint32_t slot,
 int seal_slot_quiet(struct seal_rings *rings, uint32_t ring, uint32_t slot, uint64_t id);
 
 /* The answer to a forwarded command: 0, -errno, or SEAL_RING_AGAIN for a grant whose registration was
- * freshened. 0, or -ENOENT (it timed out). */
+ * freshened; `copied` is a copy's bytes. 0, or -ENOENT (it timed out). */
 #define SEAL_RING_AGAIN 1
-int seal_ring_complete(struct seal_rings *rings, uint32_t ring, uint64_t handle, int32_t status);
+int seal_ring_complete(struct seal_rings *rings, uint32_t ring, uint64_t handle, int32_t status,
+		       uint64_t copied);
 /* Tell the client something. 0 or -ENOENT. */
 int seal_ring_tell(struct seal_rings *rings, uint32_t ring, const struct seal_ring_event *event);
 

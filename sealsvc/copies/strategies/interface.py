@@ -7,6 +7,9 @@ from typing import Protocol
 from sealsvc.copies.calls import Copied, Span
 from sealsvc.copies.ends import Ends
 
+# Why an offload below the file system is refused where the copy holds no seals.
+UNSEALED = "both files must be sealed by the copy"
+
 
 class Strategy(Protocol):
     """One way to copy between two files; made anew for each copy, and closed after it.
