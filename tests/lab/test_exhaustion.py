@@ -16,6 +16,7 @@ import pytest
 
 from sealsvc.client import Client
 from sealsvc.protocol.seals import Return
+from tests.hostile import test_exhaustion as elsewhere
 from tests.hostile.conftest import file, place  # noqa: F401
 from tests.hostile.test_exhaustion import (
     HANG,
@@ -23,8 +24,6 @@ from tests.hostile.test_exhaustion import (
     granted,
     own,  # noqa: F401
     reads,
-    test_the_keeper_at_its_limit_of_memory,  # noqa: F401
-    test_the_service_is_killed_at_its_limit_of_memory,  # noqa: F401
 )
 from tests.hostile.users import NOBODY, process
 from tests.lab.pmem import mounted_dax
@@ -32,6 +31,11 @@ from tests.support.service import Running
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
+
+test_the_keeper_at_its_limit_of_memory = elsewhere.test_the_keeper_at_its_limit_of_memory
+test_the_service_is_killed_at_its_limit_of_memory = (
+    elsewhere.test_the_service_is_killed_at_its_limit_of_memory
+)
 
 FILE_MAX = Path("/proc/sys/fs/file-max")
 
