@@ -123,12 +123,18 @@ class SlotHold(SealObserver):
 
 
 class Tracking:
-    """Tracks seals by the keeper's reports, and carries out forwarded commands. `copier` carries
-    out copies: it returns a status, and the bytes copied; None: there are none."""
+    """Tracks seals by the keeper's reports, and carries out forwarded commands. `copy` carries out
+    a copy: it returns 0 or -errno, and the bytes copied, or raises Refusal."""
 
-    copier: Callable[[Command], Awaitable[tuple[int, int]]] | None = None
-
-    def __init__(self, rings: Rings, recaller: Recaller, returns: Returns, tasks: Tasks) -> None:
+    def __init__(
+        self,
+        rings: Rings,
+        recaller: Recaller,
+        returns: Returns,
+        tasks: Tasks,
+        copy: Callable[[Command], Awaitable[tuple[int, int]]],
+    ) -> None:
+        self._copier = copy
         self.rings, self.recaller, self.returns, self.tasks = rings, recaller, returns, tasks
         self.grants, self.life, self.table = rings.grants, rings.life, rings.table
         self._commands: Counter[int] = Counter()  # under way, by the seal's token
@@ -293,10 +299,9 @@ class Tracking:
         self.rings.keeper.complete(command.ring, command.handle, status)
 
     async def _copy(self, command: Command) -> None:
-        status, copied = -errno.ENOSYS, 0
+        copied = 0
         try:
-            if self.copier is not None:
-                status, copied = await self.copier(command)
+            status, copied = await self._copier(command)
         except Refusal as refusal:
             status = -refusal.row.errno
         except OSError as error:

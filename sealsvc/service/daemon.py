@@ -152,10 +152,8 @@ class Daemon:
         self.rings = (
             Rings(RingKeeper(keeper), self.grants, policy, self.holders.watch) if keeper else None
         )
-        self.tracking: Tracking | None = None
         if self.rings:
             self.rings.keeper.spin(config.service.ring_spin)
-            self.tracking = Tracking(self.rings, self.recaller, returns, self.tasks)
         self.keeper_watch = KeeperWatch(keeper.path, self._keeper_silent) if keeper else None
         self.metrics = Metrics()
         self.visible = Visible(self.table, policy, paths)
@@ -202,9 +200,10 @@ class Daemon:
         tags = Travel(self.integrity.attachments) if self.integrity else None
         kept = config.registry_path / "copies.json"
         copies = CopyJobs(jobs, self.grants, self.users, paths, config.service.socket, kept, tags)
-        if self.tracking:
-            ring_copies = RingCopies(copies, jobs, self.tracking.rings, self.users)
-            self.tracking.copier = ring_copies.carry_out
+        self.tracking: Tracking | None = None
+        if self.rings:
+            copy = RingCopies(copies, jobs, self.rings, self.users).carry_out
+            self.tracking = Tracking(self.rings, self.recaller, returns, self.tasks, copy)
         kept = config.registry_path / "relocations"
         self.relocations = Relocations(jobs, self.grants, returns, self.recaller, kept, tags)
         self._route(returns, copies)
