@@ -5,17 +5,21 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
+from sealsvc.exports import drivers
 from sealsvc.exports.base import Map, Mapped, Spec
-from sealsvc.exports.holder import hold
-from sealsvc.exports.runtime import Record, Runtime, start_time
+from sealsvc.exports.launch import run
+from sealsvc.exports.runtime import Record, Runtime
 
 
 class Noted(Mapped):
     """Notes are lines of NAME.notes; `hold` takes as long as the option says."""
+
+    type: ClassVar[str] = "noted"
+    summary: ClassVar[str] = "for tests"
 
     def check(self) -> None:
         pass
@@ -55,10 +59,9 @@ class Noted(Mapped):
 
 
 def main() -> int:
-    spec, runtime = msgspec.json.decode(sys.argv[1], type=Spec), Runtime()
-    record = Record(spec=spec, pid=os.getpid(), start_time=start_time(os.getpid()))
-    runtime.write(record)
-    return hold(Noted(spec, runtime), record, recover="--recover" in sys.argv)
+    drivers.DRIVERS = (*drivers.DRIVERS, Noted)
+    spec = msgspec.json.decode(sys.argv[1], type=Spec)
+    return run(spec, Runtime(), recover="--recover" in sys.argv)
 
 
 if __name__ == "__main__":

@@ -46,11 +46,15 @@ class Held:
         until(self.serves, what="the device")
         return self.process
 
-    def serves(self) -> bool:
+    def serves(self, after: int = 0) -> bool:
+        """By another process than `after`."""
         assert self.process is not None
         assert self.process.poll() is None
+        ours = [self.process.pid, *(_children(self.process.pid) if self.spec.restart else [])]
         stats = read_stats(self.runtime.stats("disk"))
-        return stats is not None and stats.pid == self.process.pid and stats.state == "serving"
+        if stats is None or stats.pid == after or stats.pid not in ours:
+            return False
+        return stats.state == "serving"
 
     def notes(self) -> list[str]:
         return (self.runtime.directory / "disk.notes").read_text().splitlines()
@@ -74,9 +78,12 @@ def held(runtime: Runtime, image: Path, running: Running, **terms: object) -> It
     try:
         yield made
     finally:
+        record = runtime.find("disk")
         runtime.record("disk").unlink(missing_ok=True)  # a guard that waits may go
         made.process.kill()
         made.process.wait()
+        if record is not None and record.lives:
+            os.kill(record.pid, signal.SIGKILL)
         until(lambda: made.seals() == [], what="the end of its seals")
 
 
@@ -130,6 +137,23 @@ def test_requests_wait_for_a_recovery_and_fail_without_one(
         holder.process.kill()
         holder.process.wait()
         until(lambda: holder.notes()[-1] == "fence")
+
+
+def test_a_supervised_holder_is_started_again_and_takes_the_device_over(
+    runtime: Runtime, image: Path, running: Running
+) -> None:
+    with held(runtime, image, running, restart=True) as holder:
+        for _ in range(2):
+            pid = runtime.read("disk").pid
+            os.kill(pid, signal.SIGKILL)
+            until(lambda pid=pid: holder.serves(pid), what="another holder")
+        words = [note.split()[0] for note in holder.notes()]
+        assert words == ["create", *["hold", "remember", "create"] * 2]
+        holder.process.terminate()
+        assert holder.process.wait(PATIENCE) == 0
+        assert holder.notes()[-1] == "delete"
+        assert not runtime.read("disk").lives
+        assert holder.seals() == []
 
 
 def test_it_lives_on_without_the_service_and_obeys_the_next(
