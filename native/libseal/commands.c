@@ -170,8 +170,8 @@ int seal_extents(struct seal_client *client, int file, uint64_t offset, uint64_t
 	return (int)total;
 }
 
-int64_t seal_copy(struct seal_client *client, int file, uint64_t offset, int to, uint64_t to_offset,
-		  uint64_t length)
+int64_t seal_copy_bytes(struct seal_client *client, int file, uint64_t offset, int to,
+			uint64_t to_offset, uint64_t length)
 {
 	struct seal_command command = {
 		.op = SEAL_CMD_COPY_RANGE,

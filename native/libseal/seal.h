@@ -197,8 +197,8 @@ int seal_extents(struct seal_client *client, int file, uint64_t offset, uint64_t
  * source. Or -errno: EACCES (`to` is registered for reading), EAGAIN (a registration is being recalled), EDQUOT
  * (too many copies are under way), EINVAL (outside what is registered; overlapping), EIO, ENOSPC, ENOSYS (an older
  * keeper), ETIMEDOUT (some of it may have been copied). Nothing is promised to who writes to either meanwhile. */
-int64_t seal_copy(struct seal_client *client, int file, uint64_t offset, int to, uint64_t to_offset,
-		  uint64_t length);
+int64_t seal_copy_bytes(struct seal_client *client, int file, uint64_t offset, int to,
+			uint64_t to_offset, uint64_t length);
 
 /* Commands that do not: `command` as in seal_ring.h, of which size, flags, id and done are filled in. Its
  * id, or -EAGAIN: the ring is full (seal_dispatch() makes room). Nothing is sent before seal_flush(). */

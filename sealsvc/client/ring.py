@@ -280,8 +280,8 @@ class RingClient:
     def copy(self, file: int, offset: int, to: int, to_offset: int, length: int) -> int:
         """Copy from one registered range to another, in bytes. Returns how many from `offset` on
         are copied and on the device: fewer where the source ends, or after 20 s. Raises OSError."""
-        copied = self.alone(lib.seal_copy, file, offset, to, to_offset, length)
-        return _check(copied, "seal_copy")
+        copied = self.alone(lib.seal_copy_bytes, file, offset, to, to_offset, length)
+        return _check(copied, "seal_copy_bytes")
 
     def fileno(self) -> int:
         """The descriptor to poll for reading before dispatch()."""

@@ -62,7 +62,7 @@ def test_only_what_is_registered_is_copied(client: RingClient, fd: int, other: i
     before = os.pread(other, SIZE, 0)
 
     def refused(*arguments: int) -> int | None:
-        with pytest.raises(OSError, match="seal_copy") as refusal:
+        with pytest.raises(OSError, match="seal_copy_bytes") as refusal:
             client.copy(*arguments)
         return refusal.value.errno
 
