@@ -130,8 +130,9 @@ class Daemon:
             kept = config.registry_path / "integrity"
             self.integrity = Integrity(self.grants, self.events, self.tasks, config.integrity, kept)
         self.tags_served = False  # true once their store is open
+        ring_keeper = RingKeeper(keeper) if keeper else None
         self.pi_channels = PiChannels(
-            self.grants, self.integrity.errors if self.integrity else None
+            self.grants, self.integrity.errors if self.integrity else None, ring_keeper
         )
         returns = Returns(
             self.life, host, self.workers, self.pi_channels.before(self._settle), self._unsettle
@@ -150,7 +151,7 @@ class Daemon:
         paths = Paths(host, self.workers, policy)
         self.holders = Holders(self.fencing.holder_exited)
         self.rings = (
-            Rings(RingKeeper(keeper), self.grants, policy, self.holders.watch) if keeper else None
+            Rings(ring_keeper, self.grants, policy, self.holders.watch) if ring_keeper else None
         )
         self.tracking: Tracking | None = None
         if self.rings:
