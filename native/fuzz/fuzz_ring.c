@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "sealsvc/rings.h"
@@ -55,7 +56,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	};
 	struct seal_mailbox *mailbox;
 	struct seal_rings *rings;
-	int fds[SEAL_RING_FDS];
+	int fds[SEAL_RING_FDS], channel[2];
 	uint32_t ring;
 	char *commands;
 	size_t all;
@@ -65,6 +66,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	ring = (uint32_t)seal_ring_create(rings, &shape);
 	seal_ring_register(rings, ring, &registration, -1);
 	seal_ring_freshen(rings, ring, 0, map_of_one());
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET, 0, channel) < 0 ||
+	    seal_ring_channel(rings, ring, 0, channel[0]) < 0)
+		__builtin_trap();
 	if (seal_ring_descriptors(rings, ring, fds) < 0)
 		__builtin_trap();
 	all = (size_t)lseek(fds[SEAL_RING_FD_MEMORY], 0, SEEK_END);
@@ -84,17 +88,20 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 				       ? sizeof(*mailbox) - how % sizeof(*mailbox)
 				       : piece);
 		} else { /* an entry as it should be, with this inside */
-			struct seal_command command = {.size = sizeof(command)};
+			struct seal_pi_command entry = {0};
+			struct seal_command *command = &entry.command;
 			size_t room = COMMANDS - place;
 
-			memcpy((char *)&command + 4, data + at,
-			       piece > sizeof(command) - 4 ? sizeof(command) - 4 : piece);
-			command.op = how >> 1 & 63;
+			memcpy((char *)&entry + 4, data + at,
+			       piece > sizeof(entry) - 4 ? sizeof(entry) - 4 : piece);
+			command->op = how >> 1 & 63;
+			command->size =
+				command->op == SEAL_CMD_PI_WRITE ? sizeof(entry) : sizeof(*command);
 			if (how & 128)
-				command.offset %= 64 * BLOCK;
-			memcpy(commands + place, &command,
-			       room < sizeof(command) ? room : sizeof(command));
-			mailbox->command_head += (uint32_t)sizeof(command);
+				command->offset %= 64 * BLOCK;
+			memcpy(commands + place, &entry,
+			       room < command->size ? room : command->size);
+			mailbox->command_head += command->size;
 		}
 		at += piece;
 		seal_ring_poll(rings, ring, 16);
@@ -102,6 +109,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		if (how == 254)
 			seal_rings_tick(rings, UINT64_MAX / 4);
 	}
+	close(channel[1]);
 	seal_rings_replay(rings);
 	seal_ring_unregister(rings, ring, 0, SEAL_REVOKED);
 	munmap(mailbox, all);

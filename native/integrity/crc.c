@@ -18,10 +18,12 @@ __attribute__((target("avx"))) static void clean_registers(void)
 }
 #endif
 
-static void leave_isal(void)
+static int has_avx;
+
+static inline void leave_isal(void)
 {
 #ifdef __x86_64__
-	if (__builtin_cpu_supports("avx"))
+	if (has_avx)
 		clean_registers();
 #endif
 }
@@ -97,6 +99,9 @@ static void choose_all(void)
 	seal_crc_call fast64 = seal_crc64_can_fold() ? seal_crc64_nvme_fold : NULL;
 
 #ifdef SEAL_WITH_ISAL
+#ifdef __x86_64__
+	has_avx = __builtin_cpu_supports("avx") != 0;
+#endif
 	fast16 = isal_crc16_t10dif;
 	fast32 = isal_crc32c;
 #endif

@@ -18,6 +18,7 @@ struct engine {
 	uint64_t value[SEAL_PI_MAX_FIELDS], step[SEAL_PI_MAX_FIELDS]; /* by meaning */
 	uint64_t blocks;
 	size_t block_bytes;
+	int block_shift; /* block_bytes is 1 << this; -1: it is no power of two */
 	struct walk walk;
 	struct seal_sum sum;
 	struct tuple tuple;
@@ -33,6 +34,10 @@ static inline uint64_t ones(const struct seal_pi_field *field)
 int engine_prepare(struct engine **out, const struct seal_pi_request *request,
 		   const struct iovec *data, int count, size_t tags_length, int verifying);
 void engine_finish(struct engine *engine);
+/* The short way of a call of the same kind as the thread's last, on data in one piece and tags of one or two
+ * words: its layout and how many blocks there are. NULL: engine_prepare has to look, or the call is wrong. */
+const struct engine *engine_plain(const struct seal_pi_request *request, const struct iovec *data,
+				  int count, size_t tags_length, uint64_t *blocks);
 
 static inline uint64_t value_of(const struct engine *engine, unsigned meaning, uint64_t block)
 {
@@ -74,6 +79,13 @@ static inline int next_number(struct engine *engine, uint64_t *out)
 	return result;
 }
 
+/* Whole blocks in so many bytes; a division takes as long as the CRC of a sector. */
+static inline uint64_t blocks_in(const struct engine *engine, uint64_t bytes)
+{
+	return engine->block_shift >= 0 ? bytes >> engine->block_shift
+					: bytes / engine->block_bytes;
+}
+
 /* The next blocks that lie whole in one piece, `count` of them; the walk stays before them. */
 static inline const uint8_t *run_of(struct engine *engine, uint64_t *count)
 {
@@ -83,7 +95,7 @@ static inline const uint8_t *run_of(struct engine *engine, uint64_t *count)
 	skip_empty(walk);
 	if (!engine->tuple.usable || !engine->block_bytes || walk->at == walk->count)
 		return NULL;
-	*count = (walk->data[walk->at].iov_len - walk->offset) / engine->block_bytes;
+	*count = blocks_in(engine, walk->data[walk->at].iov_len - walk->offset);
 	return (const uint8_t *)walk->data[walk->at].iov_base + walk->offset;
 }
 

@@ -29,23 +29,41 @@ static int put_block(struct engine *engine, uint8_t *tag, uint64_t block)
 	return engine->field[SEAL_PI_CHECKSUM] ? put_checksum(engine, tag) : 0;
 }
 
-static void put_run(struct engine *engine, const uint8_t *data, uint8_t *tag, uint64_t block,
-		    uint64_t count)
+/* `bytes` is known while this is compiled, or engine->tuple.bytes. */
+static inline void put_tuples(const struct engine *engine, const struct tuple_values *values,
+			      unsigned bytes, const uint8_t *data, uint8_t *tag, uint64_t block,
+			      uint64_t count)
 {
-	const struct tuple tuple = engine->tuple; /* no store to a tag changes it */
 	size_t size = engine->block_bytes;
 
-	for (uint64_t i = 0; i < count; i++, tag += tuple.bytes) {
+	for (uint64_t i = 0; i < count; i++, tag += bytes) {
 		uint64_t checksum = seal_sum_whole(&engine->sum, data + i * size, size);
-		uint64_t word = tuple_word(&tuple, checksum, block + i);
+		struct tuple_words words =
+			tuple_of(&engine->tuple, values, bytes, checksum, block + i);
 
-		copy_bytes(tag, &word, tuple.bytes);
+		tuple_store(&words, bytes, tag);
 	}
-	engine->walk.offset += count * size;
 }
 
-int64_t seal_pi_generate(const struct seal_pi_request *request, const struct iovec *data, int count,
-			 void *tags, size_t length)
+static void put_run(const struct engine *engine, const struct seal_pi_request *request,
+		    const uint8_t *data, uint8_t *tag, uint64_t block, uint64_t count)
+{
+	const struct tuple_values values = tuple_values(&engine->tuple, request);
+
+	switch (engine->tuple.bytes) {
+	case 8:
+		put_tuples(engine, &values, 8, data, tag, block, count);
+		break;
+	case 16:
+		put_tuples(engine, &values, 16, data, tag, block, count);
+		break;
+	default:
+		put_tuples(engine, &values, engine->tuple.bytes, data, tag, block, count);
+	}
+}
+
+static int64_t put_all(const struct seal_pi_request *request, const struct iovec *data, int count,
+		       void *tags, size_t length)
 {
 	struct engine *engine;
 	int result = engine_prepare(&engine, request, data, count, length, 0);
@@ -56,7 +74,8 @@ int64_t seal_pi_generate(const struct seal_pi_request *request, const struct iov
 		const uint8_t *piece = run_of(engine, &run);
 
 		if (run) {
-			put_run(engine, piece, tag, block, run);
+			put_run(engine, request, piece, tag, block, run);
+			engine->walk.offset += run * engine->block_bytes;
 			block += run;
 		} else {
 			result = put_block(engine, tag, block++);
@@ -64,4 +83,16 @@ int64_t seal_pi_generate(const struct seal_pi_request *request, const struct iov
 	}
 	engine_finish(engine);
 	return result ? result : (int64_t)engine->blocks;
+}
+
+int64_t seal_pi_generate(const struct seal_pi_request *request, const struct iovec *data, int count,
+			 void *tags, size_t length)
+{
+	uint64_t blocks;
+	const struct engine *plain = engine_plain(request, data, count, length, &blocks);
+
+	if (!plain)
+		return put_all(request, data, count, tags, length);
+	put_run(plain, request, data->iov_base, tags, 0, blocks);
+	return (int64_t)blocks;
 }

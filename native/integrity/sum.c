@@ -91,9 +91,9 @@ static void add_ip(struct seal_sum *sum, const uint8_t *at, size_t length)
 	sum->odd ^= (int)(length & 1);
 }
 
-uint64_t seal_sum_whole(const struct seal_sum *sum, const void *data, size_t length)
+uint64_t seal_sum_ip(const void *data, size_t length)
 {
-	return sum->add ? sum->add(0, data, length) : ip_checksum(add_words(0, data, length));
+	return ip_checksum(add_words(0, data, length));
 }
 
 /* -- with libcrypto -------------------------------------------------------------------------- */

@@ -78,6 +78,8 @@ int64_t keeper_ask_rings(struct keeper *keeper, const struct keeper_request *req
 		return seal_ring_register(rings, ask->ring, &ask->registration, fd);
 	if (ask->op == KEEPER_RING_FRESHEN)
 		return seal_ring_freshen(rings, ask->ring, ask->file, fd);
+	if (ask->op == KEEPER_RING_CHANNEL)
+		return fd < 0 ? -EBADF : seal_ring_channel(rings, ask->ring, ask->file, fd);
 	if (fd >= 0)
 		close(fd);
 	switch (ask->op) {

@@ -4,8 +4,7 @@
 
 #include "internal.h"
 
-/* Send it and wait for its end. */
-static int carry_out(struct seal_client *client, struct seal_command *command)
+int ring_carry_out(struct seal_client *client, struct seal_command *command)
 {
 	int64_t place;
 	int error = client_check(client);
@@ -27,7 +26,7 @@ static int about(struct seal_client *client, struct seal *seal, struct seal_comm
 
 	command->slot = seal->number;
 	command->word = seal->word;
-	error = carry_out(client, command);
+	error = ring_carry_out(client, command);
 	/* The word of a seal that is over would make it look valid. */
 	if (!error && seal_word_live(command->word))
 		seal->word = command->word;
@@ -52,7 +51,7 @@ int seal_grant(struct seal_client *client, int file, uint64_t offset, uint64_t l
 		.length = length,
 		.iomode = iomode,
 	};
-	int error = carry_out(client, &command);
+	int error = ring_carry_out(client, &command);
 
 	if (error)
 		return error;
@@ -135,7 +134,7 @@ static int extents_piece(struct seal_client *client, int file, uint64_t offset, 
 		.length = length,
 		.data_length = (room < fit ? room : fit) * size,
 	};
-	int error = carry_out(client, &command);
+	int error = ring_carry_out(client, &command);
 	uint32_t count = command.count;
 
 	if (error == -ENOBUFS)
@@ -181,7 +180,7 @@ int64_t seal_copy_bytes(struct seal_client *client, int file, uint64_t offset, i
 		.slot = (uint32_t)to,
 		.cookie = to_offset,
 	};
-	int error = carry_out(client, &command);
+	int error = ring_carry_out(client, &command);
 
 	if (error)
 		return error;

@@ -11,7 +11,6 @@
 
 #include "codes.h"
 #include "internal.h"
-#include "seal_pi.h"
 
 static int fail(struct seal_client *client, int error, const char *what)
 {
@@ -417,42 +416,45 @@ static int number_at(struct json object, const char *path, uint32_t *out)
 	return 0;
 }
 
-static int read_facts(struct json result, struct seal_pi_facts *out)
+static int read_facts(struct json result, uint32_t facts[PI_FACTS])
 {
-	int error = number_at(result, "device.interval", &out->interval);
+	/* In the order of struct seal_pi_facts. */
+	static const char *const paths[PI_FACTS] = {"device.interval",	"device.metadata",
+						    "device.pi_offset", "device.pi_size",
+						    "device.ref_size",	"device.block"};
+	int error = 0;
 
-	error = error ? error : number_at(result, "device.metadata", &out->metadata);
-	error = error ? error : number_at(result, "device.pi_offset", &out->pi_offset);
-	error = error ? error : number_at(result, "device.pi_size", &out->pi_size);
-	error = error ? error : number_at(result, "device.ref_size", &out->ref_size);
-	return error ? error : number_at(result, "device.block", &out->block);
+	for (int i = 0; !error && i < PI_FACTS; i++)
+		error = number_at(result, paths[i], &facts[i]);
+	return error;
 }
 
-int seal_pi_open(struct seal_client *client, int file, size_t bytes, const char *profile,
-		 struct seal_pi **pi)
+int control_pi_channel(struct seal_client *client, const struct pi_opening *opening, int fds[2],
+		       uint32_t facts[PI_FACTS])
 {
-	int fds[DESCRIPTORS], count, error = client_check(client);
-	struct seal_pi_facts facts;
+	int all[DESCRIPTORS], count, error = client_check(client), file = opening->file;
 	struct json_text text;
 	struct json result;
 
-	*pi = NULL;
 	if (error)
 		return error;
 	if (file < 0 || file >= FILES_MAX || !client->file_ids[file][0])
 		return -EBADF;
+	if (opening->by_ring && !(client->mailbox->features & SEAL_FEATURE_PI))
+		return fail(client, -EOPNOTSUPP, "PI commands of the keeper");
 	text = begin(client, "pi-channel");
 	put_string(&text, "seal", client->file_ids[file]);
-	if (bytes)
-		put_number(&text, "bytes", bytes);
-	put_string(&text, "profile", profile);
-	json_put(&text, "}");
-	error = ask(client, &text, -1, &result, fds, &count);
+	if (opening->bytes)
+		put_number(&text, "bytes", opening->bytes);
+	put_string(&text, "profile", opening->profile);
+	json_put(&text, opening->by_ring ? ",\"ring\":true}" : "}");
+	error = ask(client, &text, -1, &result, all, &count);
 	if (error)
 		return error;
-	if (count != 2 || read_facts(result, &facts) < 0) {
-		close_all(fds, count);
+	if (count != 2 || read_facts(result, facts) < 0) {
+		close_all(all, count);
 		return fail(client, -EBADMSG, "the answer");
 	}
-	return seal_pi_attach(fds[0], fds[1], &facts, pi);
+	memcpy(fds, all, 2 * sizeof(*fds));
+	return 0;
 }

@@ -60,8 +60,20 @@ int control_attach(struct seal_client *client);
 /* Reads and forgets what the service pushes; notices its end. */
 void control_drain(struct seal_client *client);
 
+/* What seal_pi_open asks for. */
+struct pi_opening {
+	int file, by_ring;
+	size_t bytes;
+	const char *profile;
+};
+#define PI_FACTS 6
+/* The two descriptors of a PI channel (its socket and its memory), and the fields of struct seal_pi_facts. */
+int control_pi_channel(struct seal_client *client, const struct pi_opening *opening, int fds[2],
+		       uint32_t facts[PI_FACTS]);
+
 /* ring.c: commands and completions */
-/* An entry of our ring, filled; its place, or -EAGAIN. */
+/* An entry of our ring, filled; its place, or -EAGAIN. Of PI commands, here and below, `command` is the head of
+ * a struct seal_pi_command. */
 int64_t ring_put(struct seal_client *client, const struct seal_command *command, uint16_t flags);
 /* Have the keeper look, if it sleeps. */
 int ring_kick(struct seal_client *client);
@@ -69,6 +81,8 @@ int ring_kick(struct seal_client *client);
 void ring_reap(struct seal_client *client);
 /* Wait until the entry is done, and copy it. 0, -ETIMEDOUT or -EPIPE. */
 int ring_wait(struct seal_client *client, uint32_t place, struct seal_command *out);
+/* All three: send a command and wait for its end. 0 or -errno, that of the command too. */
+int ring_carry_out(struct seal_client *client, struct seal_command *command);
 /* From now on the bell rings; what came before that is left for seal_dispatch. */
 void ring_rest(struct seal_client *client);
 

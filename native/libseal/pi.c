@@ -1,6 +1,4 @@
 /* The holder's end of a PI channel. */
-#include "seal_pi.h"
-
 #include <errno.h>
 #include <limits.h>
 #include <stdlib.h>
@@ -10,8 +8,15 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "internal.h"
+#include "seal_pi.h"
+
+_Static_assert(sizeof(struct seal_pi_facts) == PI_FACTS * sizeof(uint32_t), "numbers alone");
+
 struct seal_pi {
 	int socket;
+	struct seal_client *client; /* whose ring has the requests; NULL: the socket has them */
+	uint32_t file;
 	struct seal_pi_facts facts;
 	unsigned char *memory; /* data, and from data_size on the PI of as much data */
 	size_t size, data_size;
@@ -68,11 +73,47 @@ int seal_pi_attach(int socket, int memory, const struct seal_pi_facts *facts, st
 	return 0;
 }
 
+static int open_channel(struct seal_client *client, const struct pi_opening *opening,
+			struct seal_pi **pi)
+{
+	struct seal_pi_facts facts;
+	uint32_t numbers[PI_FACTS] = {0};
+	int fds[2], error = control_pi_channel(client, opening, fds, numbers);
+
+	*pi = NULL;
+	memcpy(&facts, numbers, sizeof(facts));
+	if (!error)
+		error = seal_pi_attach(fds[0], fds[1], &facts, pi);
+	if (!error && opening->by_ring) {
+		(*pi)->client = client;
+		(*pi)->file = (uint32_t)opening->file;
+	}
+	return error;
+}
+
+int seal_pi_open(struct seal_client *client, int file, size_t bytes, const char *profile,
+		 struct seal_pi **pi)
+{
+	const struct pi_opening opening = {file, 0, bytes, profile};
+
+	return open_channel(client, &opening, pi);
+}
+
+int seal_pi_open_ring(struct seal_client *client, int file, size_t bytes, const char *profile,
+		      struct seal_pi **pi)
+{
+	const struct pi_opening opening = {file, 1, bytes, profile};
+
+	return open_channel(client, &opening, pi);
+}
+
 void seal_pi_close(struct seal_pi *pi)
 {
 	if (!pi)
 		return;
 	munmap(pi->memory, pi->size);
+	/* The keeper has the same socket where requests go through the ring. */
+	shutdown(pi->socket, SHUT_RDWR);
 	close(pi->socket);
 	free(pi);
 }
@@ -88,12 +129,31 @@ void *seal_pi_memory(const struct seal_pi *pi, size_t *size)
 	return pi->memory;
 }
 
+static int exchange_by_ring(const struct seal_pi *pi, const struct seal_channel_request *request,
+			    struct seal_channel_answer *answer)
+{
+	struct seal_pi_command command = {
+		.command = {.op = request->op == SEAL_CHANNEL_WRITE ? SEAL_CMD_PI_WRITE
+								    : SEAL_CMD_PI_READ,
+			    .file = pi->file},
+		.request = *request,
+	};
+	int error = ring_carry_out(pi->client, &command.command);
+
+	/* Until then the request stands there. */
+	if (command.command.done)
+		*answer = command.answer;
+	return error;
+}
+
 /* One message each way. 0 or -errno. */
 static int exchange(const struct seal_pi *pi, const struct seal_channel_request *request,
 		    struct seal_channel_answer *answer)
 {
 	ssize_t n;
 
+	if (pi->client)
+		return exchange_by_ring(pi, request, answer);
 	do
 		n = send(pi->socket, request, sizeof(*request), MSG_NOSIGNAL);
 	while (n < 0 && errno == EINTR);

@@ -9,7 +9,11 @@
 
 #include "internal.h"
 
-#define ENTRY ((uint32_t)sizeof(struct seal_command))
+static uint32_t size_of(uint16_t op)
+{
+	return op == SEAL_CMD_PI_WRITE || op == SEAL_CMD_PI_READ ? sizeof(struct seal_pi_command)
+								 : sizeof(struct seal_command);
+}
 
 uint64_t client_now_ns(void)
 {
@@ -73,11 +77,11 @@ static int has_room(struct seal_client *client, uint32_t size)
 int64_t ring_put(struct seal_client *client, const struct seal_command *command, uint16_t flags)
 {
 	uint32_t place = ring_place(client->command_ring, client->head);
-	uint32_t rest = client->command_ring.size - place;
-	uint32_t padding = rest < ENTRY ? rest : 0;
+	uint32_t rest = client->command_ring.size - place, size = size_of(command->op);
+	uint32_t padding = rest < size ? rest : 0;
 	struct seal_command *entry;
 
-	if (!has_room(client, padding + ENTRY))
+	if (!has_room(client, padding + size))
 		return -EAGAIN;
 	if (padding) {
 		entry = entry_at(client, client->head);
@@ -87,12 +91,12 @@ int64_t ring_put(struct seal_client *client, const struct seal_command *command,
 	}
 	place = ring_place(client->command_ring, client->head);
 	entry = entry_at(client, client->head);
-	*entry = *command;
-	entry->size = ENTRY;
+	memcpy(entry, command, size);
+	entry->size = size;
 	entry->flags = flags;
 	entry->id = ++client->next_id;
 	entry->done = 0;
-	client->head = ring_forward(client->command_ring, client->head, ENTRY);
+	client->head = ring_forward(client->command_ring, client->head, size);
 	/* The entry before the head. */
 	__atomic_store_n(&client->mailbox->command_head, client->head, __ATOMIC_RELEASE);
 	return place;
@@ -186,7 +190,7 @@ int ring_wait(struct seal_client *client, uint32_t place, struct seal_command *o
 		deadline = UINT64_MAX;
 	if (!is_done(entry))
 		error = sleep_until(client, entry, deadline);
-	*out = *entry;
+	memcpy(out, entry, size_of(entry->op));
 	/* When the time was up: whenever it is done, nobody waits for it. */
 	entry->flags |= ENTRY_DELIVERED;
 	ring_rest(client);
@@ -228,13 +232,19 @@ static int deliver_completions(struct seal_client *client)
 	for (uint32_t at = client->reaped; at != client->head;) {
 		struct seal_command *entry = entry_at(client, at);
 		struct seal_completion done;
+		struct seal_channel_answer answer;
 
 		at = ring_forward(client->command_ring, at, entry->size);
 		if (entry->op == SEAL_CMD_PAD || !is_done(entry) ||
 		    (entry->flags & (ENTRY_DELIVERED | ENTRY_WAITED)))
 			continue;
-		done = (struct seal_completion){entry->id, entry->status, entry->slot, entry->word,
-						entry->count};
+		done = (struct seal_completion){entry->id,   entry->status, entry->slot,
+						entry->word, entry->count,  NULL};
+		if (size_of(entry->op) == sizeof(struct seal_pi_command)) {
+			/* Whatever the callback submits may lie where this entry did. */
+			answer = ((struct seal_pi_command *)entry)->answer;
+			done.pi = &answer;
+		}
 		entry->flags |= ENTRY_DELIVERED;
 		count++;
 		if (client->options.done)

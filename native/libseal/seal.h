@@ -88,7 +88,8 @@ struct seal_completion {
 	int32_t status; /* 0 or -errno */
 	uint32_t number;
 	uint64_t word;
-	uint32_t count; /* of extents */
+	uint32_t count;			      /* of extents */
+	const struct seal_channel_answer *pi; /* of a PI command, during the callback; else NULL */
 };
 
 /* Zero means the default. */
@@ -200,8 +201,9 @@ int seal_extents(struct seal_client *client, int file, uint64_t offset, uint64_t
 int64_t seal_copy_bytes(struct seal_client *client, int file, uint64_t offset, int to,
 			uint64_t to_offset, uint64_t length);
 
-/* Commands that do not: `command` as in seal_ring.h, of which size, flags, id and done are filled in. Its
- * id, or -EAGAIN: the ring is full (seal_dispatch() makes room). Nothing is sent before seal_flush(). */
+/* Commands that do not: `command` as in seal_ring.h (of a PI command the head of its struct
+ * seal_pi_command), of which size, flags, id and done are filled in. Its id, or -EAGAIN: the ring is full
+ * (seal_dispatch() makes room). Nothing is sent before seal_flush(). */
 struct seal_command;
 int64_t seal_submit(struct seal_client *client, const struct seal_command *command);
 int seal_flush(struct seal_client *client);

@@ -66,6 +66,13 @@ struct seal_pi_facts {
  * device path here; seal_failure() has the reason), EAGAIN (the seal is being recalled). */
 int seal_pi_open(struct seal_client *client, int file, size_t bytes, const char *profile,
 		 struct seal_pi **pi);
+/* The same, through the ring: requests of this channel are commands (SEAL_CMD_PI_WRITE, SEAL_CMD_PI_READ) which
+ * the keeper passes on. seal_pi_writev and seal_pi_readv wait for theirs, up to the client's timeout (ETIMEDOUT:
+ * whether it was carried out is not known; close the channel). Several requests at a time: seal_submit() of a
+ * struct seal_pi_command with offsets in seal_pi_memory(). EOPNOTSUPP also where the keeper is older than that.
+ * Close the channel before the client. */
+int seal_pi_open_ring(struct seal_client *client, int file, size_t bytes, const char *profile,
+		      struct seal_pi **pi);
 /* A channel from the two descriptors that the answer to a pi-channel request carries; both are taken
  * over, whatever happens. */
 int seal_pi_attach(int socket, int memory, const struct seal_pi_facts *facts, struct seal_pi **pi);

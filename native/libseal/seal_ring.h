@@ -25,17 +25,19 @@
 
 #include <stdint.h>
 
+#include "seal_channel.h"
 #include "seal_table.h"
 
 #define SEAL_RING_MAGIC UINT64_C(0x31474e49524c4153) /* "SALRING1" */
 #define SEAL_RING_VERSION 1
-#define SEAL_RING_ALIGN 16     /* entries begin at multiples of this */
-#define SEAL_RING_MAX_ENTRY 96 /* bytes of the longest entry that is not a PAD */
+#define SEAL_RING_ALIGN 16	/* entries begin at multiples of this */
+#define SEAL_RING_MAX_ENTRY 160 /* bytes of the longest entry that is not a PAD */
 
 /* What a service can do beyond version 1. */
 #define SEAL_FEATURE_OUT_OF_ORDER 1u
 #define SEAL_FEATURE_EXTENTS 2u
 #define SEAL_FEATURE_COPY 4u
+#define SEAL_FEATURE_PI 8u /* SEAL_CMD_PI_WRITE, SEAL_CMD_PI_READ */
 
 enum seal_ring_flag {
 	SEAL_RING_BROKEN = 1, /* the client broke the rules */
@@ -78,9 +80,8 @@ enum seal_opcode {
 	SEAL_CMD_SHRINK,    /* slot, word, offset, length: the part that is returned; out: word */
 	SEAL_CMD_EXTENTS,   /* file, offset, length, data, data_length; out: count of extents */
 	SEAL_CMD_PROGRESS,  /* slot, word: the recall is being seen to; out: word */
-	/* Reserved for protection information: answered ENOSYS by version 1. */
-	SEAL_CMD_PI_VERIFY = 32,
-	SEAL_CMD_PI_SEAL,
+	SEAL_CMD_PI_WRITE = 32, /* struct seal_pi_command: file, request; out: answer */
+	SEAL_CMD_PI_READ,	/* the same */
 	/* With SEAL_FEATURE_COPY. file, offset, length: the source range; slot, cookie: the file that it
 	 * is copied to, and the offset there; out: word: bytes that were copied, and flushed. */
 	SEAL_CMD_COPY_RANGE = 48,
@@ -103,6 +104,19 @@ struct seal_command {
 	uint32_t data, data_length; /* bytes, from the start of the data area */
 	uint32_t count;
 	uint64_t reserved;
+};
+
+/* The entry of SEAL_CMD_PI_WRITE and SEAL_CMD_PI_READ: a request to the PI channel of registration `file`,
+ * whose memory has the data and the PI (seal_channel.h). The op of the command takes the place of that of the
+ * request. The channel's answer is written over the request; its status is that of the command as well.
+ * ESTALE: the registration has no channel, or its channel has ended; EAGAIN: 64 are in flight. A ring of less
+ * than 320 bytes may have no room for it. */
+struct seal_pi_command {
+	struct seal_command command;
+	union {
+		struct seal_channel_request request;
+		struct seal_channel_answer answer;
+	};
 };
 
 /* In the data area. Bytes; `physical` is an offset on the file system's device, `flags` are
@@ -132,8 +146,9 @@ struct seal_ring_event {
 
 #ifndef __cplusplus
 _Static_assert(sizeof(struct seal_mailbox) == 192, "three cache lines");
-_Static_assert(sizeof(struct seal_command) <= SEAL_RING_MAX_ENTRY, "an entry holds every command");
+_Static_assert(sizeof(struct seal_pi_command) == SEAL_RING_MAX_ENTRY, "the longest command");
 _Static_assert(sizeof(struct seal_command) % SEAL_RING_ALIGN == 0, "entries stay aligned");
+_Static_assert(sizeof(struct seal_pi_command) % SEAL_RING_ALIGN == 0, "entries stay aligned");
 _Static_assert(sizeof(struct seal_ring_event) == 64, "one cache line");
 #endif
 

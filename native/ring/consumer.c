@@ -244,7 +244,13 @@ static void serve_all(struct seal_rings *rings)
 	}
 }
 
-static void wakes(struct seal_rings *rings, uint64_t place);
+static void heard(struct seal_rings *rings, uint64_t event)
+{
+	if (event & RING_LANE)
+		ring_lane_heard(rings, event);
+	else
+		wakes(rings, event);
+}
 
 /* Until nothing has come for a while, or somebody else kicks. */
 static void spin(struct seal_rings *rings)
@@ -261,7 +267,7 @@ static void spin(struct seal_rings *rings)
 				found++;
 			}
 		if (++looks % LOOKS_BETWEEN_KICKS == 0 && epoll_wait(rings->epoll, &event, 1, 0)) {
-			wakes(rings, event.data.u64);
+			heard(rings, event.data.u64);
 			break;
 		}
 		for (int i = 0; i < PAUSES; i++)
@@ -292,7 +298,7 @@ static void *run(void *argument)
 		uint64_t now;
 
 		for (int i = 0; i < n; i++)
-			wakes(rings, events[i].data.u64);
+			heard(rings, events[i].data.u64);
 		serve_all(rings);
 		if (rings->watched_count && !rings->busy_count) {
 			spin(rings);

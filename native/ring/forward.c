@@ -47,6 +47,10 @@ static int forward(struct seal_rings *rings, struct ring *ring, uint32_t place,
 void ring_serve(struct seal_rings *rings, struct ring *ring, uint32_t place,
 		struct seal_command *command)
 {
+	if (command->op == SEAL_CMD_PI_WRITE || command->op == SEAL_CMD_PI_READ) {
+		ring_lane_serve(ring, place, command);
+		return;
+	}
 	if (!ring_execute(rings, ring, command)) {
 		command->status = forward(rings, ring, place, command);
 		if (!command->status)

@@ -18,6 +18,14 @@ struct registration {
 	uint32_t live;		/* slots */
 	struct seal_map_extent *map;
 	size_t map_count;
+	struct lane *lane; /* to its PI channel; NULL: it has none */
+};
+
+/* PI commands of one registration on their way to its channel. */
+struct lane {
+	int socket;
+	uint32_t first, count;		   /* of `place`, which is a ring */
+	uint32_t place[SEAL_RING_PENDING]; /* entries that wait for their answers, in order */
 };
 
 /* A command that the service is to answer. */
@@ -83,6 +91,7 @@ void ring_flag(struct ring *ring, uint32_t flag);
 /* Ring the client's bell, if it sleeps. */
 void ring_bell(struct ring *ring);
 void ring_free(struct ring *ring);
+void ring_lane_free(struct lane *lane);
 
 /* events.c */
 void ring_push(struct ring *ring, const struct seal_ring_event *event);
@@ -126,6 +135,15 @@ unsigned ring_abort_overdue(struct ring *ring, uint64_t now_ns);
 int ring_is_about_a_seal(uint16_t op);
 int ring_execute(struct seal_rings *rings, struct ring *ring, struct seal_command *command);
 void ring_answer(struct ring *ring, uint32_t place, const struct seal_command *command);
+
+/* lanes.c: PI commands */
+#define RING_LANE (UINT64_C(1) << 63) /* events of the epoll set that are a lane's */
+/* Answers a PI command, or leaves it to the channel of its registration. */
+void ring_lane_serve(struct ring *ring, uint32_t place, const struct seal_command *command);
+/* Completes what the channel has answered. */
+void ring_lane_heard(struct seal_rings *rings, uint64_t event);
+/* What is in flight is completed with ESTALE. */
+void ring_lane_end(struct seal_rings *rings, struct ring *ring, struct registration *file);
 
 /* consumer.c */
 unsigned ring_consume(struct seal_rings *rings, struct ring *ring, unsigned budget);

@@ -19,6 +19,7 @@
 #define MAX_BYTES (1u << 26)
 #define MAX_EVENTS (1u << 16)
 #define PAGE 4096u
+#define LEAST_COMMANDS 192u /* two of struct seal_command */
 
 uint64_t ring_now_ns(void)
 {
@@ -66,7 +67,7 @@ static int is_between(uint32_t n, uint32_t least, uint32_t most)
 static int is_possible(const struct seal_ring_shape *shape)
 {
 	return shape->slots >= 1 && shape->slots <= MAX_SLOTS &&
-	       is_between(shape->commands, 2 * SEAL_RING_MAX_ENTRY, MAX_BYTES) &&
+	       is_between(shape->commands, LEAST_COMMANDS, MAX_BYTES) &&
 	       shape->commands % SEAL_RING_ALIGN == 0 && is_between(shape->events, 2, MAX_EVENTS) &&
 	       (shape->data == 0 || is_between(shape->data, PAGE, MAX_BYTES));
 }
@@ -106,7 +107,8 @@ static int lay_out(struct ring *ring)
 	*ring->mailbox = (struct seal_mailbox){
 		.magic = SEAL_RING_MAGIC,
 		.version = SEAL_RING_VERSION,
-		.features = SEAL_FEATURE_OUT_OF_ORDER | SEAL_FEATURE_EXTENTS | SEAL_FEATURE_COPY,
+		.features = SEAL_FEATURE_OUT_OF_ORDER | SEAL_FEATURE_EXTENTS | SEAL_FEATURE_COPY |
+			    SEAL_FEATURE_PI,
 		.command_offset = (uint32_t)commands,
 		.command_size = shape->commands,
 		.event_offset = (uint32_t)events,
@@ -143,6 +145,13 @@ static int make_table(struct ring *ring)
 	return 0;
 }
 
+void ring_lane_free(struct lane *lane)
+{
+	if (lane)
+		close(lane->socket);
+	free(lane);
+}
+
 void ring_free(struct ring *ring)
 {
 	size_t slots = ring->shape.slots;
@@ -153,8 +162,10 @@ void ring_free(struct ring *ring)
 		munmap(ring->slots, slots * sizeof(*ring->slots));
 	if (ring->free)
 		munmap(ring->free, slots * sizeof(*ring->free));
-	for (int i = 0; ring->files && i < SEAL_RING_FILES; i++)
+	for (int i = 0; ring->files && i < SEAL_RING_FILES; i++) {
 		free(ring->files[i].map);
+		ring_lane_free(ring->files[i].lane);
+	}
 	free(ring->files);
 	for (int i = 0; i < 4; i++) {
 		int fd = (int[]){ring->memory_fd, ring->table_fd, ring->kick_fd, ring->bell_fd}[i];

@@ -109,6 +109,7 @@ int seal_ring_unregister(struct seal_rings *rings, uint32_t number, uint32_t fil
 		there = ring_file(ring, file);
 	if (there) {
 		end_all(rings, ring, file, state);
+		ring_lane_end(rings, ring, there);
 		free(there->map);
 		memset(there, 0, sizeof(*there));
 	}

@@ -2,6 +2,7 @@
  * ASan, UBSan and TSan as well. */
 #include <errno.h>
 #include <poll.h>
+#include <sys/socket.h>
 
 #include "ring_client.h"
 
@@ -119,7 +120,6 @@ static void test_refusals(void)
 	CHECK(run(&b, (struct seal_command){.op = SEAL_CMD_GRANT, .file = 999, .length = 1})
 		      .status == -EBADF);
 	CHECK(run(&b, (struct seal_command){.op = 777}).status == -ENOSYS);
-	CHECK(run(&b, (struct seal_command){.op = SEAL_CMD_PI_VERIFY}).status == -ENOSYS);
 	granted = grant(&b, 0, BLOCK);
 	granted.word ^= UINT64_C(1) << 32;
 	CHECK(about(&b, SEAL_CMD_RETURN, granted).status == -ESTALE);
@@ -133,6 +133,141 @@ static void test_refusals(void)
 	CHECK(grant(&b, BLOCK, BLOCK).status == 0);
 	CHECK(grant(&b, BLOCK, 2 * BLOCK).status == -EOPNOTSUPP);
 	close_bench(&b);
+}
+
+/* A PI command of the client's, which the keeper reads when it is polled. */
+static struct seal_pi_command *put_pi(struct bench *b, uint16_t op, uint32_t file, uint64_t cookie)
+{
+	const struct seal_channel_request request = {.cookie = cookie, .op = 77, .offset = BLOCK};
+	struct seal_pi_command *entry;
+
+	if (to_the_end(b) < sizeof(*entry))
+		pad(b);
+	entry = (void *)at_head(b);
+	*entry = (struct seal_pi_command){
+		.command = {.size = sizeof(*entry), .op = op, .file = file}, .request = request};
+	move_head(b, sizeof(*entry));
+	CHECK(seal_ring_poll(b->rings, b->ring, 8) >= 1);
+	return entry;
+}
+
+/* The channel's end of a lane: what it was asked. */
+static struct seal_channel_request asked(int channel)
+{
+	struct seal_channel_request request = {0};
+
+	CHECK(recv(channel, &request, sizeof(request), MSG_DONTWAIT) == sizeof(request));
+	return request;
+}
+
+static void answer_pi(int channel, uint64_t cookie, int status)
+{
+	const struct seal_channel_answer answer = {
+		.cookie = cookie, .status = status, .error = {.index = 5}};
+
+	CHECK(send(channel, &answer, sizeof(answer), 0) == sizeof(answer));
+}
+
+static int is_done(const struct seal_pi_command *entry)
+{
+	return __atomic_load_n(&entry->command.done, __ATOMIC_ACQUIRE) != 0;
+}
+
+static void wait_done(const struct seal_pi_command *entry)
+{
+	for (int i = 0; i < 30000 && !is_done(entry); i++)
+		usleep(1000);
+	CHECK(is_done(entry));
+}
+
+static int open_lane(struct bench *b)
+{
+	int ends[2];
+
+	CHECK(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, ends) == 0);
+	CHECK(seal_ring_channel(b->rings, b->ring, 0, ends[0]) == 0);
+	return ends[1];
+}
+
+static void test_pi_commands(void)
+{
+	struct seal_pi_command *first, *second;
+	struct seal_command shorter;
+	struct seal_channel_request request;
+	struct bench b;
+	int channel;
+
+	open_bench(&b, 4);
+	CHECK(seal_rings_start(b.rings) == 0);
+	/* Answered at once: there is no registration, no channel, no request. */
+	first = put_pi(&b, SEAL_CMD_PI_READ, 9, 1);
+	CHECK(is_done(first) && first->command.status == -EBADF);
+	CHECK(first->answer.status == -EBADF && first->answer.cookie == 0);
+	first = put_pi(&b, SEAL_CMD_PI_READ, 0, 1);
+	CHECK(is_done(first) && first->command.status == -ESTALE);
+	CHECK(seal_ring_channel(b.rings, b.ring, 9, dup(0)) == -ENOENT);
+	channel = open_lane(&b);
+	shorter = run(&b, (struct seal_command){.op = SEAL_CMD_PI_READ});
+	CHECK(shorter.status == -EINVAL);
+	/* Two in flight; the op is the command's, all else of the request arrives as it is. */
+	first = put_pi(&b, SEAL_CMD_PI_WRITE, 0, 11);
+	second = put_pi(&b, SEAL_CMD_PI_READ, 0, 12);
+	CHECK(!is_done(first) && !is_done(second));
+	request = asked(channel);
+	CHECK(request.op == SEAL_CHANNEL_WRITE && request.cookie == 11 && request.offset == BLOCK);
+	CHECK(asked(channel).op == SEAL_CHANNEL_READ);
+	answer_pi(channel, 11, -EILSEQ);
+	wait_done(first);
+	CHECK(first->command.status == -EILSEQ && first->answer.error.index == 5);
+	CHECK(!is_done(second));
+	answer_pi(channel, 12, 0);
+	wait_done(second);
+	CHECK(second->command.status == 0 && second->answer.cookie == 12);
+	/* The channel ends: what is in flight is told, and what comes later. */
+	first = put_pi(&b, SEAL_CMD_PI_READ, 0, 13);
+	close(channel);
+	wait_done(first);
+	CHECK(first->command.status == -ESTALE && first->answer.status == -ESTALE);
+	first = put_pi(&b, SEAL_CMD_PI_READ, 0, 14);
+	CHECK(is_done(first) && first->command.status == -ESTALE);
+	/* So it is with another in its place, with an answer to nothing, and with the registration's end. */
+	channel = open_lane(&b);
+	first = put_pi(&b, SEAL_CMD_PI_READ, 0, 15);
+	close(channel);
+	channel = open_lane(&b);
+	wait_done(first);
+	CHECK(first->command.status == -ESTALE);
+	answer_pi(channel, 0, 0);
+	for (int i = 0; i < 30000 && recv(channel, &request, 1, MSG_DONTWAIT) != 0; i++)
+		usleep(1000);
+	first = put_pi(&b, SEAL_CMD_PI_READ, 0, 16);
+	CHECK(first->command.status == -ESTALE);
+	close(channel);
+	channel = open_lane(&b);
+	first = put_pi(&b, SEAL_CMD_PI_READ, 0, 17);
+	CHECK(!is_done(first));
+	CHECK(seal_ring_unregister(b.rings, b.ring, 0, SEAL_RETURNED) == 0);
+	CHECK(is_done(first) && first->command.status == -ESTALE);
+	close(channel);
+	close_bench(&b);
+}
+
+static void test_no_more_pi_commands_in_flight_than_room(void)
+{
+	struct seal_pi_command *entry;
+	unsigned taken = 0;
+	struct bench b;
+	int channel;
+
+	open_bench(&b, 4);
+	channel = open_lane(&b);
+	/* Without the thread nobody reads the answers. The ring is written over: these are done for. */
+	while (!is_done(entry = put_pi(&b, SEAL_CMD_PI_READ, 0, taken)) && taken < 1000)
+		taken++;
+	CHECK(entry->command.status == -EAGAIN);
+	CHECK(taken > 0 && taken <= SEAL_RING_PENDING);
+	close_bench(&b);
+	close(channel);
 }
 
 static void test_conflicts(void)
@@ -317,7 +452,8 @@ static void test_a_client_that_breaks_the_rules(void)
 	break_with(size, (struct seal_command){.size = 16, .op = SEAL_CMD_NOP});
 	break_with(size, (struct seal_command){.size = size + 16, .op = SEAL_CMD_NOP});
 	break_with(size, (struct seal_command){.size = UINT32_MAX - 15, .op = SEAL_CMD_PAD});
-	break_with(4096, (struct seal_command){.size = 112, .op = SEAL_CMD_NOP});
+	break_with(4096,
+		   (struct seal_command){.size = SEAL_RING_MAX_ENTRY + 16, .op = SEAL_CMD_NOP});
 }
 
 static void test_a_client_that_does_not_read(void)
@@ -431,6 +567,8 @@ int main(void)
 	test_any_size();
 	test_positions_wrap();
 	test_impossible_shapes();
+	test_pi_commands();
+	test_no_more_pi_commands_in_flight_than_room();
 	test_conflicts();
 	test_forwarding();
 	test_a_client_that_breaks_the_rules();

@@ -709,14 +709,21 @@ class Methods:
         return self._ask(pi_device.PiPath, pi_device.PiPathInfo, seal=seal)
 
     def pi_channel(
-        self, seal: str, *, bytes: int = 1048576, profile: str | None = None
+        self, seal: str, *, bytes: int = 1048576, profile: str | None = None, ring: bool = False
     ) -> pi_device.PiChannelInfo:
         """Open a PI channel to the blocks of an exclusive seal, which the caller's own process
         holds. `bytes` is the size of the memory that is shared for data and PI. With `profile`, a
-        channel is opened only when the device keeps that one. Answer: PiChannelInfo, with two
-        descriptors beside it: the channel's socket and its memory (docs/integrity-device.md)."""
+        channel is opened only when the device keeps that one. With `ring`, of a registration,
+        requests are commands of its ring, and the socket is only to be shut down. Answer:
+        PiChannelInfo, with two descriptors beside it: the channel's socket and its memory
+        (docs/integrity-device.md)."""
         return self._ask(
-            pi_device.PiChannel, pi_device.PiChannelInfo, seal=seal, bytes=bytes, profile=profile
+            pi_device.PiChannel,
+            pi_device.PiChannelInfo,
+            seal=seal,
+            bytes=bytes,
+            profile=profile,
+            ring=ring,
         )
 
 
@@ -1414,12 +1421,19 @@ class AsyncMethods:
         return await self._ask(pi_device.PiPath, pi_device.PiPathInfo, seal=seal)
 
     async def pi_channel(
-        self, seal: str, *, bytes: int = 1048576, profile: str | None = None
+        self, seal: str, *, bytes: int = 1048576, profile: str | None = None, ring: bool = False
     ) -> pi_device.PiChannelInfo:
         """Open a PI channel to the blocks of an exclusive seal, which the caller's own process
         holds. `bytes` is the size of the memory that is shared for data and PI. With `profile`, a
-        channel is opened only when the device keeps that one. Answer: PiChannelInfo, with two
-        descriptors beside it: the channel's socket and its memory (docs/integrity-device.md)."""
+        channel is opened only when the device keeps that one. With `ring`, of a registration,
+        requests are commands of its ring, and the socket is only to be shut down. Answer:
+        PiChannelInfo, with two descriptors beside it: the channel's socket and its memory
+        (docs/integrity-device.md)."""
         return await self._ask(
-            pi_device.PiChannel, pi_device.PiChannelInfo, seal=seal, bytes=bytes, profile=profile
+            pi_device.PiChannel,
+            pi_device.PiChannelInfo,
+            seal=seal,
+            bytes=bytes,
+            profile=profile,
+            ring=ring,
         )

@@ -207,6 +207,11 @@ class RingClient:
             raise ValueError("the client is closed")
         return self._handle
 
+    @property
+    def failure(self) -> str:
+        """The text of the last failure that the service gave a reason for."""
+        return _failure(self.handle)
+
     def alone(self, function: Callable[..., int], *arguments: Any) -> int:
         """Call a function of libseal on this client, which no other thread uses meanwhile."""
         with alone(self._used):
@@ -260,7 +265,7 @@ class RingClient:
         self._told(self.alone(lib.seal_unregister, file), "seal_unregister")
 
     def _told(self, result: int, call: str) -> int:
-        return _check(result, call, _failure(self.handle))
+        return _check(result, call, self.failure)
 
     def grant(self, file: int, offset: int, length: int, iomode: IoMode = IoMode.RW) -> Seal:
         """Grant a seal on `length` bytes at `offset` of a registered file, without the service

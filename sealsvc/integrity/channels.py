@@ -27,15 +27,17 @@ from sealsvc.core.errors import Refusal
 from sealsvc.core.model import ByteRange, Kind, State
 from sealsvc.core.states import Step
 from sealsvc.enforce.base import Hold, Holds
+from sealsvc.enforce.keeper_messages import KeeperError
 from sealsvc.integrity.block_device import unavailable
 from sealsvc.integrity.errors import ErrorLog
 from sealsvc.integrity.failures import as_error, failure_of
-from sealsvc.integrity.opening import described, open_channel, undo
+from sealsvc.integrity.opening import Opened, described, open_channel, undo
 from sealsvc.lifecycle.grants import Grants
 from sealsvc.lifecycle.seals import Seal
 from sealsvc.protocol.events import Event
 from sealsvc.protocol.integrity import PiError
 from sealsvc.protocol.pi_device import PiChannel, PiPath, PiPathInfo
+from sealsvc.rings.keeper import RingKeeper
 from sealsvc.runtime.closing import close_later
 from sealsvc.runtime.users import Received
 
@@ -128,10 +130,11 @@ class ErrorThrottle:
 
 
 class PiChannels:
-    """`log` is the queue of errors; without one they are published as events alone."""
+    """`log` is the queue of errors; without one they are published as events alone. `rings` is None
+    where no keeper serves any."""
 
-    def __init__(self, grants: Grants, log: ErrorLog | None) -> None:
-        self.grants, self.log = grants, log
+    def __init__(self, grants: Grants, log: ErrorLog | None, rings: RingKeeper | None) -> None:
+        self.grants, self.log, self.rings = grants, log, rings
         self.table = grants.life.table
         self.channels: dict[str, Channel] = {}
         grants.life.events.watch(self._hear)
@@ -212,6 +215,12 @@ class PiChannels:
         if seal.seqid != seqid or seal.id in self.channels or not seal.live:
             undo(made)
             raise Refusal("try-later", f"seal {seal.id} has changed meanwhile", retry_after=0.1)
+        if request.ring:
+            try:
+                self._pass_on(seal, made)
+            except Refusal:
+                undo(made)
+                raise
         channel = Channel(seal, connection.peer.uid, made.info.device, made.native)
         assert isinstance(seal.hold, Holds)
         seal.hold = DrainedHolds(_of(seal.hold), channel)
@@ -221,6 +230,15 @@ class PiChannels:
             target=self._serve, args=(loop, channel), name=f"pi {seal.id}", daemon=True
         ).start()
         return Reply(made.info, list(made.fds))
+
+    def _pass_on(self, seal: Seal, made: Opened) -> None:
+        """PI commands of the seal's ring go to the channel."""
+        if seal.place is None or not seal.place.is_registration or self.rings is None:
+            raise Refusal("bad-request", f"seal {seal.id} is no registration of a ring")
+        try:
+            self.rings.channel(seal.place.ring, seal.place.file, made.fds[0])
+        except KeeperError as error:
+            raise unavailable(f"the keeper passes no PI commands on: {error.strerror}") from error
 
     def _refuse(self, connection: Connection, seal: Seal) -> None:
         holder, asker = seal.process.holder, connection.process.holder

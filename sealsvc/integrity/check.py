@@ -156,7 +156,7 @@ def _compare_run(
 ) -> None:
     span = _span(layout, first, len(states))
     try:
-        data = source.read(span.offset, span.length)
+        data = source.look(span.offset, span.length)
     except OSError as error:
         _read_singly(layout, source, made, first, states, error)
         return
@@ -278,7 +278,7 @@ def tag_all(layout: Layout, source: Source, parts: Parts, was: BlockState) -> in
     for first, count in parts:
         for start, length in _runs(layout.store.states(first, count) == was):
             span = _span(layout, first + start, length)
-            data = source.read(span.offset, span.length)
+            data = source.look(span.offset, span.length)
             tags = layout.make_tags(data, first + start)
             runs.append((first + start, tags, np.full(length, BlockState.CLEAN, np.uint8)))
     layout.store.write_runs(runs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Self
@@ -12,7 +12,9 @@ from typing import Any, Self
 from _sealsvc_pi_device import ffi, lib
 
 from sealsvc.client import Client
+from sealsvc.client.ring import RingClient
 from sealsvc.integrity.failures import CHECKERS, FIELDS, failure
+from sealsvc.linux import native
 from sealsvc.protocol.pi_device import PiChannel, PiChannelInfo, PiFailure
 
 _FIELDS = {name: number for number, name in FIELDS.items()}
@@ -74,11 +76,13 @@ _DEFAULT = PiTerms()
 
 class PiFile:
     """A channel to the blocks of an exclusive seal that this process holds. Its calls release the
-    GIL; one thread at a time may use it."""
+    GIL; one thread at a time may use it. `interval` bytes of data have a tuple of `metadata`
+    bytes."""
 
     def __init__(self, info: PiChannelInfo, fds: tuple[int, int]) -> None:
         """Takes the descriptors over."""
         self.info, device = info, info.device
+        self.interval, self.metadata = device.interval, device.metadata
         facts = ffi.new("struct seal_pi_facts *")
         for name in ("interval", "metadata", "pi_offset", "pi_size", "ref_size", "block"):
             setattr(facts, name, getattr(device, name))
@@ -118,7 +122,7 @@ class PiFile:
 
     def tuples(self, length: int) -> int:
         """Bytes of PI that belong to so many bytes of data."""
-        return length // self.info.device.interval * self.info.device.metadata
+        return length // self.interval * self.metadata
 
     def writev(
         self, offset: int, data: Sequence[Any], pi: Any = None, terms: PiTerms = _DEFAULT
@@ -158,13 +162,37 @@ class PiFile:
             },
         )
         error = ffi.new("struct seal_channel_error *")
-        done: int = call(self._pi, iov, len(buffers), io, error)
+        done = self._carry_out(call, iov, len(buffers), io, error)
         if done < 0:
-            length = sum(len(buffer) for buffer in buffers)
-            interval = self.info.device.interval
-            asked = (offset, length)
-            raise PiIOError(-done, failure(error, name, -done, asked, terms.cookie, interval))
+            asked = (offset, sum(len(buffer) for buffer in buffers))
+            raise PiIOError(-done, failure(error, name, -done, asked, terms.cookie, self.interval))
         return done
+
+    def _carry_out(self, call: Callable[..., int], *arguments: Any) -> int:
+        return call(self._pi, *arguments)
+
+
+class PiRing(PiFile):
+    """The same for an exclusive registration of a ring, whose commands carry the requests. `bytes`
+    of shared memory (0: 1 MiB); with `profile`, only where the device keeps that one. It is closed
+    before its ring. Raises OSError: EOPNOTSUPP with the reason why there is no device path."""
+
+    def __init__(
+        self, ring: RingClient, file: int, *, bytes: int = 0, profile: str | None = None
+    ) -> None:
+        self._ring = ring
+        client = ffi.cast("struct seal_client *", int(native.ffi.cast("uintptr_t", ring.handle)))
+        name = ffi.NULL if profile is None else ffi.new("char[]", profile.encode())
+        out = ffi.new("struct seal_pi **")
+        result = ring.alone(lambda _: lib.seal_pi_open_ring(client, file, bytes, name, out))
+        if result < 0:
+            raise OSError(-result, ring.failure or os.strerror(-result), "seal_pi_open_ring")
+        self._pi = out[0]
+        facts = lib.seal_pi_facts(self._pi)
+        self.interval, self.metadata = int(facts.interval), int(facts.metadata)
+
+    def _carry_out(self, call: Callable[..., int], *arguments: Any) -> int:
+        return self._ring.alone(lambda _: call(self._pi, *arguments))
 
 
 def _mask(known: dict[str, int], names: Sequence[str]) -> int:

@@ -21,7 +21,7 @@ from sealsvc.core.model import IoMode
 from sealsvc.integrity.attachment import Attachment, Tally
 from sealsvc.integrity.check import Layout, Parts
 from sealsvc.integrity.source import Source
-from sealsvc.integrity.store import STRETCH, BlockState
+from sealsvc.integrity.store import STRETCH, BlockState, TagStore
 from sealsvc.runtime import clock
 
 _SAVED = 8  # parts after which its place is saved
@@ -82,8 +82,13 @@ async def run(
         pass  # detached, or the file is gone: whoever asks again is told
     finally:
         if not attachment.gone:
-            await asyncio.shield(attachment.run(lambda: store.save(scrub=at)))
+            await asyncio.shield(attachment.run(_ended, store, at))
     alarm(attachment, tally, "scrub")
+
+
+def _ended(store: TagStore, at: int) -> None:
+    store.sync_good()
+    store.save(scrub=at)
 
 
 async def _due(attachment: Attachment, pace: Pace) -> Parts:

@@ -304,11 +304,15 @@ class TagStore:
         return float(self._good.rows[:, 1].min())
 
     def found_good(self, stretches: list[int]) -> None:
-        """Stretches, in order, were compared, and all of each is right."""
+        """Stretches, in order, were compared, and all of each is right. On disk some time later, or
+        after `sync_good`: a crash that loses it only has them compared once more."""
         low, high = stretches[0], stretches[-1] + 1
         rows = np.array(self._good.rows[low:high])
         rows[np.array(stretches) - low, 1] = time.time()
-        self._good.write(low, rows)
+        self._good.put(low, rows)
+
+    def sync_good(self) -> None:
+        self._good.sync()
 
     def good(self, stretch: int) -> tuple[float, float]:
         """When it was first and last found right."""

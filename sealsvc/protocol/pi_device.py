@@ -20,12 +20,14 @@ class PiPath(Request, frozen=True, tag="pi-path"):
 class PiChannel(Request, frozen=True, tag="pi-channel"):
     """Open a PI channel to the blocks of an exclusive seal, which the caller's own process holds.
     `bytes` is the size of the memory that is shared for data and PI. With `profile`, a channel is
-    opened only when the device keeps that one. Answer: PiChannelInfo, with two descriptors beside
-    it: the channel's socket and its memory (docs/integrity-device.md)."""
+    opened only when the device keeps that one. With `ring`, of a registration, requests are
+    commands of its ring, and the socket is only to be shut down. Answer: PiChannelInfo, with two
+    descriptors beside it: the channel's socket and its memory (docs/integrity-device.md)."""
 
     seal: SealId
     bytes: Annotated[int, Meta(ge=8192, le=2**24)] = 2**20
     profile: Name | None = None
+    ring: bool = False
 
 
 class PiPathInfo(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="pi-path"):

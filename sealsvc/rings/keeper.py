@@ -196,6 +196,11 @@ class RingKeeper:
         with _memory(extents.suitable(seal.map, seal.effective)) as fd:
             return self.keeper.ring(lib.KEEPER_RING_REGISTER, ring=ring, registration=spec, fd=fd)
 
+    def channel(self, ring: int, file: int, socket: int) -> None:
+        """Have the registration's PI commands passed on to `socket`, the holder's end of a PI
+        channel, which the keeper duplicates. Raises KeeperError: EOPNOTSUPP when it is too old."""
+        self.keeper.ring(lib.KEEPER_RING_CHANNEL, ring=ring, file=file, fd=socket)
+
     def unregister(self, ring: int, file: int, state: State) -> None:
         """End a registration; `state` is the one in which it has ended."""
         with suppress(KeeperError):

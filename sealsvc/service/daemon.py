@@ -130,8 +130,9 @@ class Daemon:
             kept = config.registry_path / "integrity"
             self.integrity = Integrity(self.grants, self.events, self.tasks, config.integrity, kept)
         self.tags_served = False  # true once their store is open
+        ring_keeper = RingKeeper(keeper) if keeper else None
         self.pi_channels = PiChannels(
-            self.grants, self.integrity.errors if self.integrity else None
+            self.grants, self.integrity.errors if self.integrity else None, ring_keeper
         )
         returns = Returns(
             self.life, host, self.workers, self.pi_channels.before(self._settle), self._unsettle
@@ -150,7 +151,7 @@ class Daemon:
         paths = Paths(host, self.workers, policy)
         self.holders = Holders(self.fencing.holder_exited)
         self.rings = (
-            Rings(RingKeeper(keeper), self.grants, policy, self.holders.watch) if keeper else None
+            Rings(ring_keeper, self.grants, policy, self.holders.watch) if ring_keeper else None
         )
         if self.rings:
             self.rings.keeper.spin(config.service.ring_spin)
@@ -254,7 +255,7 @@ class Daemon:
 
     async def _granted(self, seal: Seal) -> None:
         if self.integrity and self.tags_served:
-            await self.integrity.seals.granted(seal)
+            await self.integrity.granted(seal)
 
     async def _settle(self, seal: Seal, part: ByteRange | None) -> bool:
         return self.integrity is not None and await self.integrity.seals.returning(seal, part)
@@ -283,6 +284,8 @@ class Daemon:
             stack.push_async_callback(self.jobs.save)
             stack.push_async_callback(self.tasks.stop)
             stack.push_async_callback(self.pi_channels.stop)
+            if self.integrity is not None:
+                stack.callback(self.integrity.stop)
             self._start_registry()
             await self.jobs.resume()
             self._resume()

@@ -24,7 +24,7 @@ from _sealsvc_pi_device import ffi, lib
 from sealsvc.client import Client
 from sealsvc.client.ring import RingClient
 from sealsvc.core.model import ByteRange
-from sealsvc.integrity.device_client import ALL, PiFile, PiIOError, PiTerms, Place
+from sealsvc.integrity.device_client import ALL, PiFile, PiIOError, PiRing, PiTerms, Place
 from sealsvc.linux import native
 from sealsvc.protocol.integrity import PiErrors
 from sealsvc.protocol.pi_device import PiPath, PiPathInfo
@@ -354,6 +354,82 @@ def test_a_c_client_opens_a_channel_on_its_registration(running: Running, shelf:
     finally:
         ring.close()
         os.close(fd)
+
+
+@contextmanager
+def registered(running: Running, path: Path) -> Iterator[tuple[RingClient, int, int]]:
+    """A ring, the index of an exclusive registration in it, and the holder's own descriptor."""
+    fd = os.open(make(path), os.O_RDWR)
+    ring = RingClient(str(running.socket), timeout=SLOW)
+    try:
+        yield ring, ring.register(fd, kind="exclusive"), fd
+    finally:
+        ring.close()
+        os.close(fd)
+
+
+def test_requests_go_through_the_ring(running: Running, client: Client, shelf: Path) -> None:
+    with registered(running, shelf / "commands") as (ring, file, fd):
+        heard = client.call(PiErrors, after=2**53).result.next
+        with pytest.raises(OSError, match="keeps t10-dif1-512, not t10-dif3-512"):
+            PiRing(ring, file, profile="t10-dif3-512")
+        with PiRing(ring, file, profile="t10-dif1-512") as pi:
+            tags = bytearray(pi.tuples(len(DATA)))
+            terms = PiTerms(verify=ALL, checkers=("service", "device"), tag=TAG, cookie=5)
+            assert pi.writev(0, [DATA], tags, terms) == len(DATA)
+            assert os.pread(fd, len(DATA), 0) == DATA
+            read, found = bytearray(len(DATA)), bytearray(len(tags))
+            assert pi.readv(0, [read], found, terms) == len(DATA)
+            assert (bytes(read), found) == (DATA, tags)
+            tags[3 * 8] ^= 0x40  # the guard of the fourth interval
+            provided = PiTerms(provided=ALL, verify=ALL, tag=TAG, cookie=6)
+            with pytest.raises(PiIOError) as caught:
+                pi.writev(0, [bytes(DATA)], tags, provided)
+            failed = caught.value.failure
+            assert caught.value.errno == errno.EILSEQ
+            assert (failed.field, failed.offset) == ("checksum", 3 * pi.interval)
+            [error] = client.call(PiErrors, after=heard, wait=SLOW / 2).result.errors
+            assert (error.kind, error.field, error.cookie) == ("refused", "checksum", 6)
+            _several_at_a_time(ring, file, pi, fd)
+        with PiRing(ring, file) as pi:  # the one before is closed
+            assert pi.writev(0, [DATA[:512]]) == 512
+            running.kill()
+            with pytest.raises(PiIOError) as caught:
+                pi.writev(0, [DATA[:512]])
+            assert caught.value.errno == errno.ESTALE
+        running.start()
+        running.ready()
+        ring.reconnect()
+        with PiRing(ring, file) as pi:
+            client = Client(str(running.socket), timeout=SLOW)
+            client.call(RecallSeals, path=str(shelf / "commands"))
+            until(lambda: any(news.kind == "file" for news in ring.dispatch()), SLOW, "the recall")
+            with pytest.raises(PiIOError) as caught:
+                pi.writev(0, [DATA[:512]])
+            assert caught.value.errno == errno.ESTALE
+            client.close()
+        ring.unregister(file)
+
+
+def _several_at_a_time(ring: RingClient, file: int, pi: PiRing, fd: int) -> None:
+    """Sixteen commands in flight, and one more that is waited for: a channel keeps their order."""
+    lib_, ffi_ = native.lib, native.ffi
+    size, blocks = 4096, [bytes([number]) * 4096 for number in range(1, 17)]
+    at = 0x80000  # of the PI in the shared memory
+    for number, data in enumerate(blocks):
+        pi.memory[number * size : (number + 1) * size] = data
+        entry = ffi_.new("struct seal_pi_command *")
+        entry.command.op, entry.command.file = lib_.SEAL_CMD_PI_WRITE, file
+        request = entry.request
+        request.offset, request.length = number * size, size
+        request.data, request.pi = number * size, at + number * size
+        request.reftag = number * size // 512
+        assert ring.alone(lib_.seal_submit, ffi_.addressof(entry, "command")) > 0
+    assert ring.alone(lib_.seal_flush) == 0
+    read = bytearray(512)
+    assert pi.readv(16 * size, [read]) == 512
+    assert os.pread(fd, 16 * size, 0) == b"".join(blocks)
+    ring.dispatch()
 
 
 # The seal

@@ -24,8 +24,9 @@ FIELD = re.compile(r"(?:\(\*(\w+)\)\(.*|(\w+)(?:\[\w+\])?)$", re.DOTALL)
 
 
 def fields(body: str) -> list[str]:
-    """Names of fields; those of one type may stand in one declaration."""
+    """Names of fields; those of one type may stand in one declaration, and unions have no name."""
     found = []
+    body = re.sub(r"\bunion \{|^\t\};", "", body, flags=re.MULTILINE)
     for declaration in filter(None, (part.strip() for part in body.split(";"))):
         for name in [declaration] if "(*" in declaration else declaration.split(","):
             matched = FIELD.search(name.strip())

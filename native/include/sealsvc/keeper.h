@@ -76,11 +76,12 @@ enum keeper_ring_op {
 	KEEPER_RING_COMPLETE, /* handle, status, end: bytes that a copy did */
 	KEEPER_RING_TELL,     /* event */
 	KEEPER_RING_REPLAY,
-	KEEPER_RING_LIST,  /* memfd: keeper_rings, seal_ring_row, seal_file_row */
-	KEEPER_SLOT_TAKE,  /* terms */
-	KEEPER_SLOT_SET,   /* slot, terms; what waits on (device, inode) is judged anew */
-	KEEPER_SLOT_QUIET, /* slot, terms.id */
-	KEEPER_RING_SPIN,  /* handle: us */
+	KEEPER_RING_LIST,    /* memfd: keeper_rings, seal_ring_row, seal_file_row */
+	KEEPER_SLOT_TAKE,    /* terms */
+	KEEPER_SLOT_SET,     /* slot, terms; what waits on (device, inode) is judged anew */
+	KEEPER_SLOT_QUIET,   /* slot, terms.id */
+	KEEPER_RING_SPIN,    /* handle: us */
+	KEEPER_RING_CHANNEL, /* fd */
 };
 
 struct keeper_ring_request {

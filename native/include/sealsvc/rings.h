@@ -120,6 +120,10 @@ int seal_ring_close(struct seal_rings *rings, uint32_t ring, uint32_t file, int 
 /* 1 when an operation changed, or may have changed, its map since it was freshened. */
 int seal_ring_is_stale(struct seal_rings *rings, uint32_t ring, uint32_t file);
 
+/* The holder's end of the PI channel of a registration (SOCK_SEQPACKET), which is taken over: SEAL_CMD_PI_WRITE and
+ * SEAL_CMD_PI_READ go there, in place of an earlier one. 0, -ENOENT, -errno. */
+int seal_ring_channel(struct seal_rings *rings, uint32_t ring, uint32_t file, int socket);
+
 /* Until it is called with 0: no seal is granted natively, and none that is forwarded. */
 void seal_rings_suspend(struct seal_rings *rings, int suspended);
 
