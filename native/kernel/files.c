@@ -114,6 +114,7 @@ int seal_xfs_geometry(int fd, struct seal_xfs_geometry *out)
 	if (ioctl(fd, XFS_FSGEOMETRY, &geometry) < 0)
 		return -errno;
 	out->block_size = geometry.blocksize;
+	out->inode_size = geometry.inodesize;
 	out->rt_extent_blocks = geometry.rtextsize;
 	out->flags = geometry.flags;
 	memcpy(out->uuid, geometry.uuid, sizeof(out->uuid));

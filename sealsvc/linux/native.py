@@ -116,6 +116,25 @@ def xfs_geometry(fd: int) -> XfsGeometry | None:
     )
 
 
+@dataclass(frozen=True)
+class XfsBlocks:
+    """What an inode has at one moment: `bytes` of all its blocks, of which at least `metadata` and
+    at most `metadata_most` are the extent tree's and extended attributes'; its ctime, `changed`,
+    in ns."""
+
+    bytes: int
+    metadata: int
+    metadata_most: int
+    changed: int
+
+
+def xfs_blocks(fd: int) -> XfsBlocks:
+    """Raises OSError: EPERM without CAP_SYS_ADMIN, and on a mount with mapped ids."""
+    out = ffi.new("struct seal_xfs_blocks *")
+    _check(lib.seal_xfs_blocks(fd, out), "XFS_IOC_FSBULKSTAT_SINGLE")
+    return XfsBlocks(out.bytes, out.metadata, out.metadata_most, out.changed)
+
+
 def inode_flags(fd: int) -> int:
     """FS_*_FL of FS_IOC_GETFLAGS."""
     out = ffi.new("uint32_t *")

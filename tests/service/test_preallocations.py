@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import mmap
 import os
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from sealsvc.client import Client
+from sealsvc.client.datagrams import Reply
+from sealsvc.core.errors import Refusal
 from sealsvc.core.extents import EXTENT_SHARED
 from sealsvc.doctor import syscalls
 from sealsvc.linux import native
@@ -17,6 +23,7 @@ from sealsvc.protocol.seals import Return
 from tests.support.refusals import refusal
 from tests.support.scratch import MiB
 from tests.support.service import RISKS, serving
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.kernel
 
@@ -75,6 +82,19 @@ def excess(path: Path) -> int:
     return path.stat().st_blocks - int(rows[:, 2].sum()) // 512
 
 
+def stays(fd: int, at: int) -> bool:
+    """Whether a store at `at` leaves the map as it is; `fd` is closed."""
+    before = native.read_extents(fd, None)
+    try:
+        with mmap.mmap(fd, MiB) as mapping:
+            mapping[at : at + 4096] = bytes(4096)
+            mapping.flush()
+            os.fsync(fd)
+        return bool((native.read_extents(fd, None) == before).all())
+    finally:
+        os.close(fd)
+
+
 @pytest.mark.parametrize("make", [by_a_clone, by_an_atomic_write])
 @pytest.mark.parametrize("kind", ["shared", "exclusive"])
 def test_the_holders_first_store_stays(
@@ -83,14 +103,60 @@ def test_the_holders_first_store_stays(
     make(file)
     assert excess(file) > 0, "there is nothing to be dropped"
     reply = client.grant(path=str(file), kind=kind)
-    [fd] = reply.fds
-    before = native.read_extents(fd, None)
-    with mmap.mmap(fd, MiB) as mapping:
-        mapping[NEAR : NEAR + 4096] = bytes(4096)
-        mapping.flush()
-        os.fsync(fd)
-    assert (native.read_extents(fd, None) == before).all()
-    os.close(fd)
+    assert stays(reply.fds[0], NEAR)
+    client.call(Return, seal=reply.seal.id)
+
+
+@contextmanager
+def read_asynchronously(path: Path) -> Iterator[None]:
+    """There is always direct I/O in flight: the kernel drops no preallocation meanwhile."""
+    if shutil.which("fio") is None:
+        pytest.skip("needs fio")
+    command = ["fio", "--name=read", f"--filename={path}", "--rw=randread", "--direct=1"]
+    command += ["--ioengine=libaio", "--iodepth=64", "--time_based", "--runtime=300"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        until(lambda: is_reading(process))
+        yield
+    finally:
+        process.terminate()
+        process.wait(PATIENCE)
+
+
+def is_reading(process: subprocess.Popen[bytes]) -> bool:
+    assert process.poll() is None
+    children = psutil.Process(process.pid).children()
+    return any(child.io_counters().read_bytes > 4 * MiB for child in children)
+
+
+def test_what_direct_reads_keep_is_not_taken_for_metadata(client: Client, file: Path) -> None:
+    by_a_clone(file)
+    with read_asynchronously(file):
+        reply = granted_or_put_off(client, file)
+        if reply is not None:
+            assert stays(reply.fds[0], NEAR)
+            return
+    reply = client.grant(path=str(file), kind="shared")
+    assert stays(reply.fds[0], NEAR)
+    client.call(Return, seal=reply.seal.id)
+
+
+def granted_or_put_off(client: Client, file: Path) -> Reply | None:
+    try:
+        return client.grant(path=str(file), kind="shared")
+    except Refusal as refused:
+        if refused.code != "try-later":
+            raise
+        return None
+
+
+def test_blocks_of_attributes_are_no_preallocations(client: Client, file: Path) -> None:
+    """Of a file that is read meanwhile, too."""
+    os.setxattr(file, "user.long", bytes(3000))
+    assert excess(file) > 0
+    with read_asynchronously(file):
+        reply = client.grant(path=str(file), kind="shared")
+    os.close(reply.fds[0])
     client.call(Return, seal=reply.seal.id)
 
 

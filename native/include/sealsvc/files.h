@@ -34,11 +34,22 @@ int seal_set_extsize(int fd, uint32_t bytes);
 struct seal_xfs_geometry {
 	uint32_t block_size;
 	uint32_t rt_extent_blocks;
-	int reflink;	/* XFS_FSOP_GEOM_FLAGS_REFLINK */
-	uint32_t flags; /* XFS_FSOP_GEOM_FLAGS_* */
+	uint32_t inode_size; /* bytes */
+	int reflink;	     /* XFS_FSOP_GEOM_FLAGS_REFLINK */
+	uint32_t flags;	     /* XFS_FSOP_GEOM_FLAGS_* */
 	uint8_t uuid[16];
 };
 int seal_xfs_geometry(int fd, struct seal_xfs_geometry *out);
+
+/* What the inode of an XFS file has at one moment (XFS_IOC_FSBULKSTAT_SINGLE, CAP_SYS_ADMIN): bytes of all its
+ * blocks, those of the CoW fork and of delayed allocation among them; the bytes that its
+ * metadata (extent tree, extended attributes) take at least and at most; ctime in ns. 0 or -errno; EPERM also on a
+ * mount with mapped ids. */
+struct seal_xfs_blocks {
+	uint64_t bytes, metadata, metadata_most;
+	int64_t changed;
+};
+int seal_xfs_blocks(int fd, struct seal_xfs_blocks *out);
 
 /* XFS_IOC_FREE_EOFBLOCKS for files with the owner, the group and at least the size of fd's: drops
  * preallocations in the CoW fork (and beyond EOF) of each that has no dirty page, no page under

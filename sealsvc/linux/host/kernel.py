@@ -25,10 +25,10 @@ from sealsvc.linux.host import (
     ReleaseQuestion,
     Remnant,
     Target,
+    cow,
     mapped,
     pmem,
 )
-from sealsvc.linux.host.cow import CowPreallocations
 from sealsvc.linux.host.place import refuse_if_misplaced
 from sealsvc.linux.host.prepare import prepare
 from sealsvc.linux.host.proofs import Prover
@@ -47,7 +47,7 @@ class KernelHost:
     def __init__(self, prover: Prover | None = None) -> None:
         self._releases = Releases(prover or Prover())
         self.namespaces = MountNamespaces()
-        self._loops, self._cow = LoopDevices(), CowPreallocations()
+        self._loops, self._cow = LoopDevices(), cow.CowPreallocations()
 
     def open_path(self, path: str, roots: Sequence[str], *, writable: bool) -> Target:
         root = _root_of(path, roots)
@@ -149,10 +149,10 @@ class KernelHost:
         if not target.filesystem.reflink or target.filesystem.read_only:
             return  # XFS drops preallocations itself when it becomes read-only (xfs_remount_ro)
         with _named(target.path):
-            rows = native.read_extents(target.fd, None)
-            shared = int((rows[:, 3] & native.EXTENT_SHARED != 0).sum())
+            blocks = cow.look(target)
+            shared = int((blocks.rows[:, 3] & native.EXTENT_SHARED != 0).sum())
             if not shared:
-                self._cow.drop(target, rows)
+                self._cow.drop(target, blocks)
                 return
         raise Refusal(
             "reflink-neighbours",
