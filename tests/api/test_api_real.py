@@ -371,6 +371,21 @@ def test_a_page_has_as_many_as_were_asked_for(
     )
 
 
+def test_a_page_has_a_thousand_seals(http: httpx.Client, control: Client, file: str) -> None:
+    held = []
+    for _ in range(1001):
+        reply = control.grant(path=file, kind="shared")
+        os.close(reply.fds[0])
+        held.append(reply.seal.id)
+    first = http.get("/v1/seals", params={"path": file, "limit": 1000})
+    second = http.get(first.links["next"]["url"])
+    pages = [[seal["id"] for seal in page.json()["seals"]] for page in (first, second)]
+    assert [len(page) for page in pages] == [1000, 1]
+    assert {*pages[0], *pages[1]} == set(held)
+    for seal in held:
+        control.call(Return, seal=seal)
+
+
 def _recorded(http: httpx.Client, path: str, **more: str) -> list[dict[str, Any]]:
     return list(http.get("/v1/history", params={"path": path, **more}).json()["seals"])
 
