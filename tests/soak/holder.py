@@ -26,6 +26,8 @@ MOST = 12  # seals at a time
 @dataclass
 class Held:
     seal: str
+    file: tuple[int, int]  # device and inode
+    span: tuple[int, int]  # offset and length
     fd: int
     until: float
     mapping: mmap.mmap | None
@@ -162,11 +164,15 @@ class Holder:
             except ValueError:  # truncated: its time is up already
                 if boottime() < until:
                     self.stats.trouble(f"{seal.id} was truncated")
-        self.held[seal.id] = Held(seal.id, fd, until, mapping, self.chance.random() < 0.1)
+        st = os.fstat(fd)
+        ignored = self.chance.random() < 0.1
+        file = (st.st_dev, st.st_ino)
+        self.held[seal.id] = Held(seal.id, file, span, fd, until, mapping, ignored)
 
     def give_back(self, held: Held) -> None:
         assert self.client
-        if held.mapping and boottime() < held.until and self.chance.random() < 0.1:
+        may_lie = held.mapping and boottime() < held.until and not self._explained(held)
+        if may_lie and self.chance.random() < 0.1:
             self.lie(held)
         self.forget(held)
         self.held[held.seal] = held
@@ -187,6 +193,16 @@ class Holder:
     def give_all_back(self) -> None:
         for held in tuple(self.held.values()):
             self.give_back(held)
+
+    def _explained(self, held: Held) -> bool:
+        """Whether another of our seals, of the same file, explains that we map a part of this
+        one's range (docs/fencing.md): the service may take its return then."""
+        start, length = held.span
+        return any(
+            other.file == held.file and other.span[0] < start + length and start < sum(other.span)
+            for other in self.held.values()
+            if other is not held
+        )
 
     def lie(self, held: Held) -> None:
         """A return of what is mapped is refused; the time of the seal may be up meanwhile."""

@@ -45,7 +45,13 @@ class Teller:
     watched: dict[str, Watched] = field(default_factory=dict)
 
     def alive(self) -> bool:
-        return not select.select([self.pidfd], [], [], 0)[0]
+        """Whether it has its memory still. A process that exits gives up its memory and its
+        descriptors, and with these its seals, before its pidfd tells (kernel/exit.c, do_exit)."""
+        try:
+            maps = Path(f"/proc/{self.pid}/maps").read_bytes()
+        except OSError:
+            return False
+        return bool(maps) and not select.select([self.pidfd], [], [], 0)[0]
 
     def drop(self, seal: str) -> None:
         if found := self.watched.pop(seal, None):
