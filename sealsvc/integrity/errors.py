@@ -67,6 +67,7 @@ class ErrorLog:
         return made
 
     def write(self, errors: Sequence[PiError]) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)  # there may be no tags yet
         if self._path.exists() and self._path.stat().st_size > _FILE_BYTES:
             self._path.rename(self._path.with_suffix(".1"))
         with self._path.open("ab") as file:
