@@ -223,7 +223,7 @@ static void test_pi_commands(void)
 	answer_pi(channel, 12, 0);
 	wait_done(second);
 	CHECK(second->command.status == 0 && second->answer.cookie == 12);
-	/* The channel ends: what is in flight is told, and what comes later. */
+	/* The channel ends: commands in flight fail with ESTALE, and so do later ones. */
 	first = put_pi(&b, SEAL_CMD_PI_READ, 0, 13);
 	close(channel);
 	wait_done(first);
@@ -261,7 +261,8 @@ static void test_no_more_pi_commands_in_flight_than_room(void)
 
 	open_bench(&b, 4);
 	channel = open_lane(&b);
-	/* Without the thread nobody reads the answers. The ring is written over: these are done for. */
+	/* No thread reads the answers: commands stay in flight until there are too many. Earlier entries may be
+	 * overwritten, and are not looked at again. */
 	while (!is_done(entry = put_pi(&b, SEAL_CMD_PI_READ, 0, taken)) && taken < 1000)
 		taken++;
 	CHECK(entry->command.status == -EAGAIN);

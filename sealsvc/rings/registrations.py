@@ -183,7 +183,7 @@ class Rings:
         try:
             self._admit(connection.peer, request.slots, size)
         except Refusal:
-            # What a client that has ended leaves behind is in nobody's way.
+            # Rings whose client has ended make room.
             if not self._drop_of_dead():
                 raise
             self._admit(connection.peer, request.slots, size)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,3 +93,20 @@ def placed(path: Path) -> list[list[int]]:
 
 def recalled(client: Client, seal: SealInfo, within: float) -> bool:
     return any(isinstance(p, Recall) and p.seal == seal.id for p in client.pushes(within))
+
+
+def change_nothing(export: Export, name: str, code: str) -> None:
+    """What a client does to a sealed file of this name, and would change its map by, is refused, or
+    waits and goes on when the seal is returned."""
+    name = export.name(name)
+    with ExitStack() as stack:
+        with sealed(export, name) as (client, seal):
+            actor = stack.enter_context(acting(export, name, code))
+            if export.conflict == "refuse":
+                assert actor.wait(PATIENCE) != 0
+            else:
+                assert recalled(client, seal, PATIENCE)
+                time.sleep(0.5)
+                assert actor.poll() is None
+        if export.conflict == "wait":
+            assert actor.wait(PATIENCE) == 0

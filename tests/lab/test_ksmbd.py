@@ -6,15 +6,13 @@ kernel's (`ksmbd-io`), which is in no system call.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.lab import smb
-from tests.lab.exported import Export, acting, recalled, sealed, sealing
+from tests.lab.exported import Export, acting, change_nothing, recalled, sealed, sealing
 from tests.lab.pmem import mounted_dax
 from tests.support.waiting import PATIENCE
 
@@ -57,30 +55,14 @@ def export(
         yield made
 
 
-@pytest.mark.parametrize("code", CHANGES.values(), ids=CHANGES)
-def test_a_client_changes_no_sealed_map(
-    export: Export, code: str, request: pytest.FixtureRequest
-) -> None:
-    """It is refused, or waits, and goes on when the seal is returned."""
-    name = export.name(request.node.callspec.id)
-    with ExitStack() as stack:
-        with sealed(export, name) as (client, seal):
-            actor = stack.enter_context(acting(export, name, code))
-            if export.conflict == "refuse":
-                assert actor.wait(PATIENCE) != 0
-            else:
-                assert recalled(client, seal, PATIENCE)
-                time.sleep(0.5)
-                assert actor.poll() is None
-        if export.conflict == "wait":
-            assert actor.wait(PATIENCE) == 0
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_client_changes_no_sealed_map(export: Export, name: str) -> None:
+    change_nothing(export, name, CHANGES[name])
 
 
-@pytest.mark.parametrize("code", HARMLESS.values(), ids=HARMLESS)
-def test_reads_and_writes_in_place_recall_nothing(
-    export: Export, code: str, request: pytest.FixtureRequest
-) -> None:
-    name = export.name(request.node.callspec.id)
-    with sealed(export, name) as (client, seal), acting(export, name, code) as actor:
+@pytest.mark.parametrize("name", HARMLESS)
+def test_reads_and_writes_in_place_recall_nothing(export: Export, name: str) -> None:
+    here = export.name(name)
+    with sealed(export, here) as (client, seal), acting(export, here, HARMLESS[name]) as actor:
         assert actor.wait(PATIENCE) == 0
         assert not recalled(client, seal, 0.5)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.bench.lab import nfs
-from tests.lab.exported import Export, acting, recalled, sealed, sealing
+from tests.lab.exported import Export, acting, change_nothing, recalled, sealed, sealing
 from tests.lab.pmem import mounted_dax
 from tests.support.waiting import PATIENCE
 
@@ -70,19 +70,7 @@ def export(
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_client_changes_no_sealed_map(export: Export, name: str) -> None:
-    """It is refused, or waits, and goes on when the seal is returned."""
-    name_here = export.name(name)
-    with ExitStack() as stack:
-        with sealed(export, name_here) as (client, seal):
-            actor = stack.enter_context(acting(export, name_here, CHANGES[name]))
-            if export.conflict == "refuse":
-                assert actor.wait(PATIENCE) != 0
-            else:
-                assert recalled(client, seal, PATIENCE)
-                time.sleep(0.5)
-                assert actor.poll() is None
-        if export.conflict == "wait":
-            assert actor.wait(PATIENCE) == 0
+    change_nothing(export, name, CHANGES[name])
 
 
 @pytest.mark.parametrize("name", TRUNCATIONS)

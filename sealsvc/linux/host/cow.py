@@ -59,7 +59,7 @@ def look(target: Target) -> Blocks:
     for _ in range(_LOOKS):
         before = _counted(target.fd)
         rows = native.read_extents(target.fd, None)
-        if _counted(target.fd).bytes == before.bytes:
+        if os.fstat(target.fd).st_blocks * _SECTOR == before.bytes:
             beyond = before.bytes - int(rows[:, 2].sum(dtype=np.uint64))
             return Blocks(rows, beyond, before)
     raise _refused(target)
@@ -90,12 +90,12 @@ class CowPreallocations:
             os.fsync(target.fd)
             if attempt:  # see native/include/sealsvc/files.h: fsync may not be enough
                 native.sync_filesystem(target.fd)
-            before = _counted(target.fd)
+            changed = os.fstat(target.fd).st_ctime_ns
             native.xfs_free_preallocations(target.fd)
             blocks = look(target)
             if blocks.are_clear:
                 return
-            if attempt and _is_dropped(target, blocks, before.changed):
+            if attempt and _is_dropped(target, blocks, changed):
                 self._remember(target, blocks)
                 return
             time.sleep(_PAUSE * attempt)
