@@ -32,7 +32,10 @@ from sealsvc.runtime.users import User, Users
 
 log = logging.getLogger(__name__)
 
-_ACCEPTING = 0.002  # seconds of one turn of the loop in which connections are accepted
+_ACCEPTING = 0.0002  # seconds of one turn of the loop in which connections are accepted
+# Connections that wait to be accepted: those who come behind wait for all of them. A connect(2) that
+# finds no room blocks until there is some, so that a process with one thread has no more than these.
+_BACKLOG = 128
 _RESERVED = 64  # connections that only operators may have
 _ACCEPT_PAUSE = 0.1  # seconds for which nothing is accepted when no descriptor is left
 
@@ -81,7 +84,7 @@ class ControlServer:
             self.path.unlink()
         sock.bind(str(self.path))
         self.path.chmod(self.mode)
-        sock.listen(1024)
+        sock.listen(_BACKLOG)
         return sock
 
     def _refuse_if_served(self) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 from sealsvc.runtime.users import User
 
 MESSAGES = 8  # of one user that are read in one turn of the loop, at most
-TIME = 0.001  # seconds of one turn for one user's messages; one of them is always read
+TIME = 0.0001  # seconds of one turn for one user's messages; one of them is always read
 _KEPT = 0.9  # the part of what is known of earlier turns that each turn keeps
 
 # Reads one message; false when there was none, or when nothing more may be read.

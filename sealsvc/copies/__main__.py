@@ -24,6 +24,7 @@ from sealsvc.copies.measured import Measured
 from sealsvc.copies.tasks import Task, Update
 from sealsvc.core.errors import Refusal
 from sealsvc.protocol.seals import RecallSeals
+from sealsvc.runtime import priority
 from sealsvc.runtime.orphaned import end_with_reader
 
 _PAUSE = 0.2  # seconds between two reports of progress
@@ -46,6 +47,7 @@ def tell(update: Update) -> None:
 
 
 def main() -> int:
+    priority.be_usual()
     calls.drop_privileges()
     cancel = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: cancel.set())

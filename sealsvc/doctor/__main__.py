@@ -12,6 +12,7 @@ import msgspec
 
 from sealsvc.core.errors import Refusal
 from sealsvc.doctor.report import expected_rows, measure
+from sealsvc.runtime import priority
 from sealsvc.runtime.orphaned import end_with_reader
 
 
@@ -28,6 +29,7 @@ def _end(number: int, _frame: FrameType | None) -> None:
 def main() -> int:
     path, enforcers = sys.argv[1:]
     signal.signal(signal.SIGTERM, _end)
+    priority.be_usual()
     end_with_reader(sys.stdout.fileno())
     try:
         _tell({"total": expected_rows(path)})

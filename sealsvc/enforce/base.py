@@ -52,7 +52,7 @@ class Guard:
 
 # Seconds that one drain() may take of a turn of the event loop, so that a process that causes
 # reports as fast as it can does not keep the service from other work.
-DRAIN_TIME = 0.002
+DRAIN_TIME = 0.0002
 
 
 class Outcome(StrEnum):

@@ -63,7 +63,7 @@ class Attachment:
 
     async def run(self, function: Callable[..., T], *arguments: object) -> T:
         """In its own thread: a disk that hangs keeps nobody else."""
-        pool = self._grants.workers.of(("integrity", self.id), 1)
+        pool = self._grants.workers.of(("integrity", self.id), 1, is_background=True)
         return await pool.run(function, *arguments)
 
     def seals(self) -> list[Seal]:

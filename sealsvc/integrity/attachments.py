@@ -144,7 +144,7 @@ class Attachments:
     async def _waited_for(self, about: About, build: Callable[[], TagStore]) -> TagStore:
         """What `build` makes, in the thread of the attachment to be. When nobody waits for it any
         more it is removed."""
-        pool = self._grants.workers.of(("integrity", about.id), 1)
+        pool = self._grants.workers.of(("integrity", about.id), 1, is_background=True)
         building = asyncio.ensure_future(pool.run(build))
         try:
             return await asyncio.shield(building)

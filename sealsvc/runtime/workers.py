@@ -18,6 +18,8 @@ from functools import partial
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
+from sealsvc.runtime import priority
+
 T = TypeVar("T")
 
 _IDLE = 5.0  # seconds after which a thread without work ends
@@ -33,8 +35,8 @@ class Pool:
     """At most `most` threads. They are started when there is work, and end after _IDLE seconds
     without any."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, most: int, is_background: bool = False) -> None:
+        self._most, self._is_background = most, is_background
         self._changed = threading.Condition()
         self._jobs: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._threads = self._free = 0
@@ -92,6 +94,8 @@ class Pool:
             self._threads += 1
 
     def _work(self) -> None:
+        if self._is_background:
+            priority.be_usual()
         while (job := self._next()) is not None:
             future, call = job
             if future.set_running_or_notify_cancel():
@@ -134,12 +138,14 @@ class Workers:
         self._pools: WeakValueDictionary[Hashable, Pool] = WeakValueDictionary()
         self._stopped = False
 
-    def of(self, what: Hashable, most: int | None = None) -> Pool:
+    def of(self, what: Hashable, most: int | None = None, is_background: bool = False) -> Pool:
         """The pool of a file system (its device), or of anything else that may hang independently.
-        `most` is its maximum number of threads, if not `count`; it counts when the pool is made."""
+        `most` is its maximum number of threads, if not `count`. `is_background`: it works on data,
+        for as long as that takes, and is not preferred to other programs (priority.py). Both count
+        when the pool is made."""
         pool = self._pools.get(what)
         if pool is None:
-            pool = self._pools[what] = Pool(most or self.count)
+            pool = self._pools[what] = Pool(most or self.count, is_background)
             if self._stopped:
                 pool.stop()
         return pool

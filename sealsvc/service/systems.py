@@ -21,6 +21,7 @@ from sealsvc.enforce.overlay_mounts import OverlayMounts
 from sealsvc.enforce.pin import PinEnforcer
 from sealsvc.linux.host.kernel import KernelHost
 from sealsvc.linux.host.proofs import Prover
+from sealsvc.runtime import priority
 from sealsvc.runtime.config import Config
 from sealsvc.service.capabilities import (
     simulation_answers,
@@ -40,6 +41,7 @@ def kernel_daemon(config: Config, source: Path | None, overrides: Overrides) -> 
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     # 0.5 ms: the event loop must not wait long for the GIL while another thread computes.
     sys.setswitchinterval(0.0005)
+    priority.prefer()
     # A lease that breaks during a short probe sends SIGIO, which would end the process.
     signal.signal(signal.SIGIO, signal.SIG_IGN)
     keeper = own(config.service.keeper_path)

@@ -33,6 +33,7 @@ from tests.bench.restart import reclaim
 from tests.bench.ringing import RING_BENCHMARKS
 from tests.bench.rings import LIMITS
 from tests.bench.scrubbing import SCRUB_BENCHMARKS
+from tests.bench.tripping import tripwire
 from tests.support.scratch import mounted
 from tests.support.service import RISKS, serving
 
@@ -41,6 +42,7 @@ ROOT = Path(__file__).parents[2]
 BENCHMARKS: dict[str, Benchmark] = {
     **CYCLE_BENCHMARKS,
     "guards": guards,
+    "tripwire": tripwire,
     "fan-out": fan_out,
     "audit": audit,
     "registry": registry,

@@ -196,7 +196,9 @@ class Relocations:
             loop.call_soon_threadsafe(self._tell, job, done, total)
 
         loop = asyncio.get_running_loop()
-        run = functools.partial(_finished, self._grants.workers.of(record.device).run, cancelled)
+        key = ("relocation", record.device)
+        pool = self._grants.workers.of(key, is_background=True)
+        run = functools.partial(_finished, pool.run, cancelled)
         with ExitStack() as stack:
             await run(self._records.write, record)
             stack.callback(self._forget, record)
