@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import msgspec
 
-from sealsvc.core.model import ByteRange, Conflict, Fence, FileId, IoMode, Kind, Operation, State
+from sealsvc.core.model import (
+    ByteRange,
+    Conflict,
+    Drift,
+    Fence,
+    FileId,
+    Gap,
+    Holder,
+    IoMode,
+    Kind,
+    Operation,
+    Requirements,
+    State,
+)
 from sealsvc.exports.info import ExportInfo, ExportList
 from sealsvc.exports.stats import BUCKETS, RequestTimes, Stats
 from sealsvc.exports.timeouts import Timeouts
@@ -47,21 +60,17 @@ from sealsvc.protocol.history import (
 from sealsvc.protocol.seals import (
     Extent,
     ExtentPage,
-    Holder,
     MappingReport,
     RecallOutcome,
     RecallReport,
-    Requirements,
     SealInfo,
     SealPage,
 )
 from sealsvc.protocol.system import (
     AuditReport,
-    Drift,
     EnforcerInfo,
     FilesystemInfo,
     FilesystemList,
-    Gap,
     PmemRegion,
     ServiceStatus,
 )

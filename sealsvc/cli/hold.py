@@ -18,8 +18,8 @@ from sealsvc.cli.paths import absolute
 from sealsvc.cli.progress import waiting
 from sealsvc.client import Reply
 from sealsvc.core.errors import Refusal
-from sealsvc.core.model import ByteRange, Conflict, Fence, IoMode, Kind, Preparation
-from sealsvc.protocol.seals import HolderSpec, Requirements
+from sealsvc.core.model import ByteRange, Conflict, Fence, IoMode, Kind, Preparation, Requirements
+from sealsvc.protocol.seals import HolderSpec
 
 EXAMPLES = """\b
 Examples:

@@ -33,8 +33,8 @@ from sealsvc.runtime.users import User, Users
 log = logging.getLogger(__name__)
 
 _ACCEPTING = 0.0002  # seconds of one turn of the loop in which connections are accepted
-# Connections that wait to be accepted: those who come behind wait for all of them. A connect(2) that
-# finds no room blocks until there is some, so that a process with one thread has no more than these.
+# Connections that wait to be accepted: who comes after them waits for all of them. A connect(2)
+# that finds no room blocks until there is some.
 _BACKLOG = 128
 _RESERVED = 64  # connections that only operators may have
 _ACCEPT_PAUSE = 0.1  # seconds for which nothing is accepted when no descriptor is left

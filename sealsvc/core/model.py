@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated
 
@@ -39,6 +40,20 @@ class Fence(StrEnum):
     NONE = "none"
     SIGNAL = "signal"
     KILL = "kill"
+
+
+DEFAULT_GRACE = 10.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class SealTerms:
+    """What decides which enforcers can keep a seal. `grace`: seconds between a recall and its
+    deadline."""
+
+    kind: Kind
+    conflict: Conflict = Conflict.WAIT
+    fence: Fence = Fence.NONE
+    grace: float = DEFAULT_GRACE
 
 
 class FenceClass(StrEnum):
@@ -193,3 +208,42 @@ class Operation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     comm: str = ""
     uid: int = -1
     detail: str = ""
+
+
+class Holder(msgspec.Struct, frozen=True, kw_only=True):
+    """`start_time` is field 22 of /proc/PID/stat, in clock ticks since boot: with the pid it names
+    one process of this boot."""
+
+    pid: int
+    start_time: int
+    uid: int
+    comm: str
+
+
+class Requirements(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the holder's mapping must be; checked when it is validated (fsdax only). `populate` asks
+    whether the pages are there, not whether they may be accessed: mapped PROT_NONE they pass. A
+    guard region (MADV_GUARD_INSTALL, since Linux 6.13) is no page that is there: `populate` finds
+    it, and without `populate` it passes."""
+
+    map_sync: bool = False
+    populate: bool = False
+    pmd: bool = False
+
+
+class Gap(msgspec.Struct, frozen=True, kw_only=True):
+    """A known hole in coverage: `risk` is the name policy.accept_risks takes."""
+
+    risk: str
+    kinds: list[Kind]
+    why: str
+
+
+class Drift(msgspec.Struct, frozen=True, kw_only=True):
+    """The first place at which a seal's map is not as recorded."""
+
+    seal: str
+    path: str
+    logical: int
+    expected: str
+    found: str

@@ -14,12 +14,10 @@ from enum import StrEnum
 from typing import Any, Protocol, runtime_checkable
 
 from sealsvc.core.errors import Refusal
-from sealsvc.core.model import ByteRange, FileId, Kind, Operation
+from sealsvc.core.model import ByteRange, FileId, Gap, Kind, Operation, SealTerms
 from sealsvc.enforce.trips import Trip
 from sealsvc.linux.filesystem import Filesystem
 from sealsvc.linux.host import Target
-from sealsvc.protocol.seals import Grant
-from sealsvc.protocol.system import Gap
 
 
 class Verdict(StrEnum):
@@ -142,7 +140,7 @@ class Enforcer(Protocol):
         """Why the enforcer cannot be used on this kernel; empty when it can."""
         ...
 
-    def unable(self, filesystem: Filesystem, request: Grant) -> str:
+    def unable(self, filesystem: Filesystem, terms: SealTerms) -> str:
         """Why the enforcer cannot keep such a seal; empty when it can."""
         ...
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sealsvc.core.errors import Refusal
-from sealsvc.core.model import ByteRange, Conflict, FileId, Kind, Operation
+from sealsvc.core.model import ByteRange, Conflict, FileId, Gap, Kind, Operation, SealTerms
 from sealsvc.enforce import bpf_programs, bpf_risks, openers
 from sealsvc.enforce.base import Guard, Hold, Listener, Outcome, RecoveredGuard, Report, Verdict
 from sealsvc.enforce.bpf_canary import BpfCanary
@@ -28,8 +28,6 @@ from sealsvc.linux import proc_stat
 from sealsvc.linux.filesystem import Filesystem
 from sealsvc.linux.host import Target
 from sealsvc.linux.native import ffi, lib
-from sealsvc.protocol.seals import Grant
-from sealsvc.protocol.system import Gap
 
 DIRECTORY = Path("/sys/fs/bpf/sealsvc")
 
@@ -162,10 +160,10 @@ class BpfEnforcer:
         skipped = sum(p.misses for p in self._programs.states() if not p.spared)
         return skipped + (self._canary.missed if self._canary else 0)
 
-    def unable(self, filesystem: Filesystem, request: Grant) -> str:
+    def unable(self, filesystem: Filesystem, terms: SealTerms) -> str:
         if filesystem.unsupported:
             return filesystem.unsupported
-        if request.conflict is not Conflict.REFUSE:
+        if terms.conflict is not Conflict.REFUSE:
             return "BPF programs cannot make conflicts wait; they refuse them"
         return ""
 

@@ -7,9 +7,8 @@ from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 
-from sealsvc.core.model import Kind
+from sealsvc.core.model import Gap, Kind
 from sealsvc.linux.filesystem import Filesystem
-from sealsvc.protocol.system import Gap
 
 
 @dataclass(frozen=True, slots=True)

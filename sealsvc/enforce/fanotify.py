@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from sealsvc.core import rules
-from sealsvc.core.model import ByteRange, FileId, Kind, Operation
+from sealsvc.core.model import ByteRange, FileId, Gap, Kind, Operation, SealTerms
 from sealsvc.enforce import anchors, fanotify_gaps, guards
 from sealsvc.enforce.base import (
     DRAIN_TIME,
@@ -35,8 +35,6 @@ from sealsvc.enforce.watch_proof import Watched, WatchProof, as_refusal
 from sealsvc.linux.filesystem import Filesystem
 from sealsvc.linux.host import Target
 from sealsvc.linux.native import ffi, lib
-from sealsvc.protocol.seals import Grant
-from sealsvc.protocol.system import Gap
 
 # Verdicts of guards that reports do not name: a grant is being made, or a registration decides.
 _UNTOLD = (Verdict.ARMING, Verdict.WATCH)
@@ -132,7 +130,7 @@ class FanotifyEnforcer:
             os.close(fd)
         return ""
 
-    def unable(self, filesystem: Filesystem, request: Grant) -> str:  # noqa: ARG002 (the interface)
+    def unable(self, filesystem: Filesystem, terms: SealTerms) -> str:  # noqa: ARG002 (the interface)
         return filesystem.unsupported
 
     def gaps(self, filesystem: Filesystem, kind: Kind) -> tuple[Gap, ...]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sealsvc.core.model import Kind
+from sealsvc.core.model import Gap, Kind
 from sealsvc.linux.filesystem import Filesystem
-from sealsvc.protocol.system import Gap
 
 _SHARED = [Kind.SHARED]
 _BOTH = [Kind.SHARED, Kind.EXCLUSIVE]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sealsvc.core.errors import Refusal
-from sealsvc.core.model import ByteRange, Conflict, Fence, FileId, Kind, Operation
+from sealsvc.core.model import ByteRange, Conflict, Fence, FileId, Gap, Kind, Operation, SealTerms
 from sealsvc.enforce import openers
 from sealsvc.enforce.base import Guard, Hold, Listener, Outcome, RecoveredGuard, Report, Verdict
 from sealsvc.enforce.keeper import Keeper
@@ -25,8 +25,6 @@ from sealsvc.enforce.overlay_mounts import OverlayMounts
 from sealsvc.linux.filesystem import Filesystem
 from sealsvc.linux.host import Target
 from sealsvc.linux.native import ffi, lib
-from sealsvc.protocol.seals import Grant
-from sealsvc.protocol.system import Gap
 
 _BREAK_TIME = Path("/proc/sys/fs/lease-break-time")
 _MARGIN = 10.0  # seconds a fence and its proof may take
@@ -85,19 +83,19 @@ class LeaseEnforcer:
             self._leases = out[0]
         return ""
 
-    def unable(self, filesystem: Filesystem, request: Grant) -> str:
+    def unable(self, filesystem: Filesystem, terms: SealTerms) -> str:
         if filesystem.unsupported:
             return filesystem.unsupported
-        if request.kind is not Kind.EXCLUSIVE:
+        if terms.kind is not Kind.EXCLUSIVE:
             return "leases keep exclusive seals only"
-        if request.conflict is not Conflict.WAIT:
+        if terms.conflict is not Conflict.WAIT:
             return "leases make conflicts wait; they cannot refuse"
-        if request.fence is Fence.NONE:
+        if terms.fence is Fence.NONE:
             return "a lease cannot go on refusing after its break time: choose fence signal or kill"
         limit = float(_BREAK_TIME.read_text())
-        if limit and request.grace + _MARGIN > limit:
+        if limit and terms.grace + _MARGIN > limit:
             return (
-                f"grace {request.grace:g} s and the fence do not fit into fs.lease-break-time"
+                f"grace {terms.grace:g} s and the fence do not fit into fs.lease-break-time"
                 f" ({limit:g} s)"
             )
         return ""

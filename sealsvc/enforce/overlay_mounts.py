@@ -15,11 +15,10 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from sealsvc.core.model import Kind
+from sealsvc.core.model import Gap, Kind
 from sealsvc.enforce.keeper import Keeper
 from sealsvc.enforce.keeper_messages import KeeperError
 from sealsvc.linux.filesystem import Filesystem
-from sealsvc.protocol.system import Gap
 
 log = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from sealsvc.core.errors import Refusal
-from sealsvc.core.model import ByteRange, Conflict, FileId, Kind, Operation
+from sealsvc.core.model import ByteRange, Conflict, FileId, Gap, Kind, Operation, SealTerms
 from sealsvc.enforce.base import Guard, Hold, Listener, Outcome, RecoveredGuard, Report, Verdict
 from sealsvc.enforce.keeper import Keeper
 from sealsvc.enforce.overlay_mounts import RISK as OVERLAY_RISK
@@ -33,8 +33,6 @@ from sealsvc.linux.filesystem import Filesystem
 from sealsvc.linux.host import Target
 from sealsvc.linux.host.mapped import has_dax
 from sealsvc.linux.native import ffi, lib
-from sealsvc.protocol.seals import Grant
-from sealsvc.protocol.system import Gap
 
 INTERVAL = 0.2  # seconds between two looks for waiters, while something is pinned
 # Seconds for which a file's lock must be held until the file counts as waited for although no task
@@ -141,14 +139,14 @@ class PinEnforcer:
             )
         return ""
 
-    def unable(self, filesystem: Filesystem, request: Grant) -> str:
+    def unable(self, filesystem: Filesystem, terms: SealTerms) -> str:
         if filesystem.unsupported:
             return filesystem.unsupported
         if not filesystem.dax:
             return "the file system is not mounted with dax=always"
-        if request.conflict is not Conflict.WAIT:
+        if terms.conflict is not Conflict.WAIT:
             return "pins make conflicts wait; they cannot refuse"
-        if request.kind is Kind.EXCLUSIVE:
+        if terms.kind is Kind.EXCLUSIVE:
             return "pins do not keep others from opening the file"
         return ""
 

@@ -8,14 +8,12 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
-from sealsvc.core.model import Kind
+from sealsvc.core.model import Gap, Kind, SealTerms
 from sealsvc.enforce.base import Enforcer, Guard, Holds
 from sealsvc.enforce.overlay_mounts import RISK as OVERLAY_RISK
 from sealsvc.enforce.overlay_mounts import OverlayMounts
 from sealsvc.linux.filesystem import Filesystem
 from sealsvc.linux.host import Target
-from sealsvc.protocol.seals import Grant
-from sealsvc.protocol.system import Gap
 
 
 @dataclass(frozen=True)
@@ -99,18 +97,18 @@ class EnforcerSet:
         return Combination(tuple(known[name] for name in names))
 
     def choose(
-        self, filesystem: Filesystem, request: Grant
+        self, filesystem: Filesystem, terms: SealTerms
     ) -> tuple[Combination | None, list[str]]:
         """The first enforcer that can keep such a seal, with those behind it that close gaps (None:
         there is none), and the reasons why those before it cannot."""
         why: list[str] = []
         for enforcer in self.enforcers:
-            reason = self.reasons[enforcer.name] or enforcer.unable(filesystem, request)
+            reason = self.reasons[enforcer.name] or enforcer.unable(filesystem, terms)
             if not reason:
                 behind = (
                     other
                     for other in self.available
-                    if other is not enforcer and other.closes(filesystem, request.kind)
+                    if other is not enforcer and other.closes(filesystem, terms.kind)
                 )
                 return Combination((enforcer, *behind)), why
             why.append(f"{enforcer.name}: {reason}")

@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 
 from sealsvc.core import extents
 from sealsvc.core.errors import Refusal, of_kin
-from sealsvc.core.model import ByteRange, FileId, IoMode, Kind, Mark, State
+from sealsvc.core.model import ByteRange, FileId, IoMode, Kind, Mark, SealTerms, State
 from sealsvc.core.paths import lies_below
 from sealsvc.core.states import Step
 from sealsvc.enforce import overlay_mounts
@@ -325,7 +325,8 @@ class Grants:
             host.refuse_if_unkeepable(target, exclusive=exclusive)
             if not self.policy.accepts(overlay_mounts.RISK):
                 self.enforcers.refuse_overlays(target.filesystem, target.fd)
-            chosen, why = self.enforcers.choose(target.filesystem, request)
+            terms = SealTerms(request.kind, request.conflict, request.fence, request.grace)
+            chosen, why = self.enforcers.choose(target.filesystem, terms)
             if chosen is None:
                 raise Refusal("enforcer-unavailable", "; ".join(why), {"enforcers": why})
             gaps = (*chosen.gaps(target.filesystem, request.kind), *host.gaps(target))

@@ -21,12 +21,12 @@ from collections.abc import Callable, Iterable
 import msgspec
 import numpy as np
 
-from sealsvc.core.model import ByteRange, FileId, Mark, RingPlace, State
+from sealsvc.core.model import ByteRange, FileId, Holder, Mark, RingPlace, State
 from sealsvc.lifecycle.seals import Seal
 from sealsvc.linux.filesystem import Filesystem
 from sealsvc.linux.native import TOKEN_BASE
 from sealsvc.protocol import codec
-from sealsvc.protocol.seals import Grant, Holder, LadderStep
+from sealsvc.protocol.seals import Grant, LadderStep
 
 log = logging.getLogger(__name__)
 

@@ -10,13 +10,12 @@ import msgspec
 
 from sealsvc.core import states
 from sealsvc.core.errors import Refusal
-from sealsvc.core.model import ByteRange, Conflict, Fence, IoMode, Kind
+from sealsvc.core.model import ByteRange, Conflict, Fence, Gap, Holder, IoMode, Kind
 from sealsvc.core.paths import lies_below
 from sealsvc.lifecycle.seals import Seal, SealTable
 from sealsvc.linux.host import Target
 from sealsvc.linux.processes import Peer
-from sealsvc.protocol.seals import Conditions, Grant, Holder, Terms
-from sealsvc.protocol.system import Gap
+from sealsvc.protocol.seals import Conditions, Grant, Terms
 from sealsvc.runtime.config import PolicySection
 from sealsvc.runtime.limits import Asked, leaves_as_many
 

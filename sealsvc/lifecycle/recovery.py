@@ -15,7 +15,7 @@ import os
 from dataclasses import dataclass
 
 from sealsvc.core.errors import Refusal
-from sealsvc.core.model import Conflict, Kind
+from sealsvc.core.model import Conflict, Holder, Kind
 from sealsvc.enforce.base import Guard, Hold, Holds, RecoveredGuard, Verdict
 from sealsvc.enforce.keeper import Keeper
 from sealsvc.enforce.selection import EnforcerSet
@@ -23,7 +23,6 @@ from sealsvc.lifecycle import journal, seals
 from sealsvc.lifecycle.seals import Seal
 from sealsvc.linux import processes
 from sealsvc.linux.processes import Process
-from sealsvc.protocol.seals import Holder
 from sealsvc.runtime import faults
 
 log = logging.getLogger(__name__)

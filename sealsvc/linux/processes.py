@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sealsvc.core.errors import Refusal
+from sealsvc.core.model import Holder
 from sealsvc.linux import native, proc_stat
-from sealsvc.protocol.seals import Holder
 
 SO_PEERPIDFD = 77  # since v6.5 (asm-generic/socket.h); Python 3.11 has no name for it
 

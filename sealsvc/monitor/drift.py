@@ -11,12 +11,12 @@ from typing import NamedTuple
 from sealsvc.core import extents
 from sealsvc.core.errors import Refusal
 from sealsvc.core.extents import ExtentMap
-from sealsvc.core.model import ByteRange, Operation
+from sealsvc.core.model import ByteRange, Drift, Operation
 from sealsvc.enforce.pin import is_contended
 from sealsvc.lifecycle.grants import Grants
 from sealsvc.lifecycle.recall import Recaller
 from sealsvc.lifecycle.seals import Seal
-from sealsvc.protocol.system import AuditReport, Drift
+from sealsvc.protocol.system import AuditReport
 
 # Seconds in which a batch must be read; the second if the file system did not answer last time.
 _PATIENCE, _SHORT_PATIENCE = 10.0, 1.0

@@ -8,15 +8,18 @@ import msgspec
 from msgspec import Meta
 
 from sealsvc.core.model import (
+    DEFAULT_GRACE,
     ByteRange,
     Conflict,
     Fence,
     FenceClass,
     FileId,
+    Holder,
     IoMode,
     Kind,
     Operation,
     Preparation,
+    Requirements,
     RingPlace,
     State,
 )
@@ -33,17 +36,6 @@ from sealsvc.protocol.base import (
     Seconds,
     Uid,
 )
-
-
-class Requirements(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What the holder's mapping must be; checked when it is validated (fsdax only). `populate` asks
-    whether the pages are there, not whether they may be accessed: mapped PROT_NONE they pass. A
-    guard region (MADV_GUARD_INSTALL, since Linux 6.13) is no page that is there: `populate` finds
-    it, and without `populate` it passes."""
-
-    map_sync: bool = False
-    populate: bool = False
-    pmd: bool = False
 
 
 class HolderSpec(
@@ -81,7 +73,7 @@ class Terms(Keyed, frozen=True, kw_only=True):
     kind: Kind = Kind.EXCLUSIVE
     conflict: Conflict = Conflict.WAIT
     fence: Fence = Fence.NONE
-    grace: Seconds = 10.0
+    grace: Seconds = DEFAULT_GRACE
     ttl: Seconds = 0.0
     tag: Annotated[str, Meta(max_length=256)] = ""
     require: Requirements = Requirements()
@@ -225,16 +217,6 @@ class RecallSeals(Keyed, frozen=True, tag="recall"):
     grace: Seconds | None = None
     wait: bool = False
     reason: Annotated[str, Meta(max_length=256)] = ""
-
-
-class Holder(msgspec.Struct, frozen=True, kw_only=True):
-    """`start_time` is field 22 of /proc/PID/stat, in clock ticks since boot: with the pid it names
-    one process of this boot."""
-
-    pid: int
-    start_time: int
-    uid: int
-    comm: str
 
 
 class LadderStep(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 
 from sealsvc.core.model import (
-    Kind,
+    Drift,
+    Gap,
 )
 from sealsvc.protocol.base import (
     Name,
@@ -58,16 +59,6 @@ class Simulate(Request, frozen=True, tag="simulate"):
     seconds: Seconds = 0.0
 
 
-class Drift(msgspec.Struct, frozen=True, kw_only=True):
-    """The first place at which a seal's map is not as recorded."""
-
-    seal: str
-    path: str
-    logical: int
-    expected: str
-    found: str
-
-
 class AuditReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="audit-report"):
     """`more` were found, drifted or unreadable, beside those that a message has room for."""
 
@@ -75,14 +66,6 @@ class AuditReport(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", t
     drifted: list[Drift]
     unreadable: list[str]
     more: int = 0
-
-
-class Gap(msgspec.Struct, frozen=True, kw_only=True):
-    """A known hole in coverage: `risk` is the name policy.accept_risks takes."""
-
-    risk: str
-    kinds: list[Kind]
-    why: str
 
 
 class PmemRegion(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 
 from sealsvc.core import states
 from sealsvc.core.extents import ExtentMap
-from sealsvc.core.model import Operation, State
+from sealsvc.core.model import Drift, Operation, State
 from sealsvc.protocol.seals import SealInfo
-from sealsvc.protocol.system import Drift
 from sealsvc.registry.chain import canonical, text
 from sealsvc.registry.place import Place
 

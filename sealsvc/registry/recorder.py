@@ -15,10 +15,10 @@ from typing import Any
 
 from sealsvc.core.errors import Refusal
 from sealsvc.core.extents import ExtentMap
+from sealsvc.core.model import Drift
 from sealsvc.linux.processes import Peer
 from sealsvc.protocol.events import Event
 from sealsvc.protocol.seals import SealInfo
-from sealsvc.protocol.system import Drift
 from sealsvc.registry.entries import Entry
 from sealsvc.runtime.config import Config
 

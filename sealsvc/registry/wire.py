@@ -12,9 +12,8 @@ import numpy as np
 
 from sealsvc.core.errors import Refusal
 from sealsvc.core.extents import ExtentMap
-from sealsvc.core.model import Operation
+from sealsvc.core.model import Drift, Operation
 from sealsvc.protocol.seals import SealInfo
-from sealsvc.protocol.system import Drift
 from sealsvc.registry.chain import escaped
 from sealsvc.registry.entries import Entry
 

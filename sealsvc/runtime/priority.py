@@ -1,4 +1,4 @@
-"""The nice values of the service's threads (sched(7), setpriority(2): on Linux each thread has one).
+"""The nice values of the service's threads; on Linux each thread has its own (setpriority(2)).
 
 Others wait for the service: a holder for its grant, a held operation for the recall. So it gets the
 processor before programs that only compute, as the keeper does (native/keeper/main.c). What copies,

@@ -12,7 +12,7 @@ import msgspec
 
 from sealsvc import __version__
 from sealsvc.control.connection import Connection
-from sealsvc.core.model import Kind
+from sealsvc.core.model import Gap, Kind, SealTerms
 from sealsvc.core.paths import lies_below
 from sealsvc.enforce.base import Enforcer
 from sealsvc.enforce.selection import EnforcerSet
@@ -22,15 +22,11 @@ from sealsvc.lifecycle.recall import Recaller
 from sealsvc.lifecycle.returns import Returns
 from sealsvc.linux.filesystem import Filesystem
 from sealsvc.protocol.base import VERSION
-from sealsvc.protocol.seals import (
-    Grant,
-)
 from sealsvc.protocol.system import (
     EnforcerInfo,
     FilesystemInfo,
     FilesystemList,
     Filesystems,
-    Gap,
     PmemRegion,
     RegistryInfo,
     ServiceStatus,
@@ -83,7 +79,7 @@ class System:
         able = [] if filesystem.unsupported else self.enforcers.available
         gaps: dict[str, Gap] = {}
         for kind in Kind:
-            chosen, _ = self.enforcers.choose(filesystem, Grant(id=0, kind=kind))
+            chosen, _ = self.enforcers.choose(filesystem, SealTerms(kind))
             if chosen is not None:
                 gaps |= {gap.risk: gap for gap in chosen.gaps(filesystem, kind)}
         return FilesystemInfo(

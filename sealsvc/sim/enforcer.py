@@ -20,13 +20,12 @@ from typing import Any
 
 from sealsvc.core import rules
 from sealsvc.core.errors import Refusal
-from sealsvc.core.model import ByteRange, FileId, Kind, Operation
+from sealsvc.core.model import ByteRange, FileId, Gap, Kind, Operation, SealTerms
 from sealsvc.enforce import guards
 from sealsvc.enforce.base import Guard, Hold, Listener, Outcome, RecoveredGuard, Report, Verdict
 from sealsvc.linux.filesystem import Filesystem
 from sealsvc.linux.host import Target
-from sealsvc.protocol.seals import Grant
-from sealsvc.protocol.system import Gap, Simulate
+from sealsvc.protocol.system import Simulate
 from sealsvc.runtime import clock
 from sealsvc.sim.host import FILESYSTEM, SimHost
 
@@ -88,7 +87,7 @@ class SimEnforcer:
     def probe(self) -> str:
         return ""
 
-    def unable(self, filesystem: Filesystem, request: Grant) -> str:  # noqa: ARG002 (interface)
+    def unable(self, filesystem: Filesystem, terms: SealTerms) -> str:  # noqa: ARG002 (interface)
         return ""
 
     def gaps(self, filesystem: Filesystem, kind: Kind) -> tuple[Gap, ...]:  # noqa: ARG002 (interface)

@@ -15,7 +15,7 @@ import numpy as np
 
 from sealsvc.core.errors import Refusal
 from sealsvc.core.extents import EXTENT_LAST
-from sealsvc.core.model import ByteRange, FileId, Mark, Preparation
+from sealsvc.core.model import ByteRange, FileId, Gap, Mark, Preparation
 from sealsvc.linux import native, processes
 from sealsvc.linux.filesystem import Filesystem
 from sealsvc.linux.host import (
@@ -29,7 +29,6 @@ from sealsvc.linux.host import (
     Target,
 )
 from sealsvc.linux.processes import Process
-from sealsvc.protocol.system import Gap
 
 DEVICE = 0xFF00
 ROOT_INODE = 1

@@ -5,17 +5,8 @@ import msgspec
 import pytest
 
 from sealsvc.core.errors import Refusal
-from sealsvc.core.model import Preparation
-from sealsvc.protocol.seals import (
-    Extents,
-    Grant,
-    HolderSpec,
-    List,
-    Mapped,
-    RecallSeals,
-    Requirements,
-    Return,
-)
+from sealsvc.core.model import Preparation, Requirements
+from sealsvc.protocol.seals import Extents, Grant, HolderSpec, List, Mapped, RecallSeals, Return
 from sealsvc_api.etags import none_match, required_seqids
 from tests.api.fake_daemon import FakeDaemon
 

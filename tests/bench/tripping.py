@@ -1,4 +1,4 @@
-"""What the tripwire costs: a bystander's in-place writes, with and without the comparison of maps."""
+"""What the tripwire costs: in-place writes of a bystander, with and without comparisons of maps."""
 
 from __future__ import annotations
 
@@ -33,7 +33,6 @@ def tripwire(bench: Bench, rounds: int) -> list[Figure]:
     shares: list[float] = []
     with tempfile.TemporaryDirectory(prefix="sealsvc-bench-") as made, mounted("xfs") as root:
         path = _fragmented(root / "fragmented", extents)
-        running = Running(Path(made), [root], RISKS)
         with (
             served(Running(Path(made), [root], RISKS)) as running,
             Client(str(running.socket)) as client,

@@ -13,10 +13,20 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from sealsvc.core.model import ByteRange, Conflict, Fence, FileId, IoMode, Kind, State
+from sealsvc.core.model import (
+    ByteRange,
+    Conflict,
+    Fence,
+    FileId,
+    Holder,
+    IoMode,
+    Kind,
+    Requirements,
+    State,
+)
 from sealsvc.protocol.base import MAX_FDS, MAX_MESSAGE
 from sealsvc.protocol.messages import Answer, Failure, decode_request, encode
-from sealsvc.protocol.seals import Grant, Holder, Requirements, Return, SealInfo
+from sealsvc.protocol.seals import Grant, Return, SealInfo
 from tests.support.waiting import PATIENCE
 
 T = TypeVar("T")

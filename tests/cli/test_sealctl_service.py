@@ -10,18 +10,16 @@ from fake_daemon import ONE, TWO, FakeDaemon, as_json
 from sealctl_process import Start
 
 from sealsvc.cli.event_lines import TELL, told
-from sealsvc.core.model import Kind
+from sealsvc.core.model import Drift, Gap, Kind
 from sealsvc.protocol.events import EVENTS as EVENT_NAMES
 from sealsvc.protocol.events import Event, Watch, Watching
 from sealsvc.protocol.system import (
     Audit,
     AuditReport,
-    Drift,
     EnforcerInfo,
     FilesystemInfo,
     FilesystemList,
     Filesystems,
-    Gap,
     PmemRegion,
     ServiceStatus,
     Status,

@@ -16,9 +16,9 @@ from typing import Any
 
 import msgspec
 
-from sealsvc.core.model import ByteRange, FileId, Kind, State
+from sealsvc.core.model import ByteRange, FileId, Holder, Kind, State
 from sealsvc.protocol.messages import Answer, AnyRequest, Failure, encode
-from sealsvc.protocol.seals import Grant, Holder, Recall, Return, SealInfo
+from sealsvc.protocol.seals import Grant, Recall, Return, SealInfo
 from sealsvc.protocol.system import EnforcerInfo, ServiceStatus
 
 _ids = iter(range(1, 1 << 30))

@@ -18,14 +18,13 @@ from typing import Any
 import pytest
 
 from sealsvc.core.errors import Refusal
-from sealsvc.core.model import ByteRange, Kind
+from sealsvc.core.model import ByteRange, Gap, Kind
 from sealsvc.doctor import syscalls, uring
 from sealsvc.enforce.base import Guard, Listener, Report, Verdict
 from sealsvc.enforce.bpf import DIRECTORY, BpfEnforcer
 from sealsvc.linux import native
 from sealsvc.linux.host import Target
 from sealsvc.linux.host.kernel import KernelHost
-from sealsvc.protocol.system import Gap
 from tests.lab.kernels import SERIES
 from tests.lab.pmem import mounted_dax
 from tests.support.scratch import mounted

@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sealsvc.core.model import FileId
+from sealsvc.core.model import FileId, Requirements
 from sealsvc.linux.host import MappingQuestion
 from sealsvc.linux.host.mapped import has_dax, validate
 from sealsvc.linux.host.pmem import Unknown, base_of, region_of
-from sealsvc.protocol.seals import Requirements
 from tests.lab.dax_files import PAGE, SIZE, SYNCHRONOUS, WHOLE, MiB, ask, extents, make
 from tests.lab.pmem import mounted_dax
 from tests.service.mapping_holder import Holder, holder

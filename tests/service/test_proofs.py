@@ -17,7 +17,8 @@ import pytest
 
 from sealsvc.client import Client
 from sealsvc.core.errors import Refusal
-from sealsvc.protocol.seals import Mapped, Requirements, Return
+from sealsvc.core.model import Requirements
+from sealsvc.protocol.seals import Mapped, Return
 from tests.support.refusals import refusal
 from tests.support.stuck_process import stuck
 

@@ -10,10 +10,21 @@ from typing import Any
 import numpy as np
 
 from sealsvc.core.extents import ExtentMap
-from sealsvc.core.model import ByteRange, Conflict, Fence, FileId, IoMode, Kind, Operation, State
+from sealsvc.core.model import (
+    ByteRange,
+    Conflict,
+    Fence,
+    FileId,
+    Holder,
+    IoMode,
+    Kind,
+    Operation,
+    Requirements,
+    State,
+)
 from sealsvc.linux.processes import Peer
 from sealsvc.protocol.events import Event
-from sealsvc.protocol.seals import Holder, Requirements, SealInfo
+from sealsvc.protocol.seals import SealInfo
 from sealsvc.registry.book import Book
 from sealsvc.runtime.config import RegistrySection
 from tests.support.waiting import until

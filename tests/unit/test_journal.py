@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sealsvc.core.model import ByteRange, FileId, Mark, State
+from sealsvc.core.model import ByteRange, FileId, Holder, Mark, State
 from sealsvc.core.states import Step
 from sealsvc.lifecycle import journal
 from sealsvc.lifecycle.journal import Journal
@@ -20,7 +20,7 @@ from sealsvc.lifecycle.seals import Seal
 from sealsvc.linux.filesystem import Filesystem
 from sealsvc.linux.native import TOKEN_BASE
 from sealsvc.linux.processes import Process
-from sealsvc.protocol.seals import Grant, Holder
+from sealsvc.protocol.seals import Grant
 
 FS = Filesystem("/m", "xfs", "/dev/pmem0", "dax=always", 66, 4096, True)
 

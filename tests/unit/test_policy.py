@@ -10,12 +10,11 @@ import msgspec
 import pytest
 
 from sealsvc.core.errors import Refusal
-from sealsvc.core.model import Conflict, Fence, IoMode, Kind
+from sealsvc.core.model import Conflict, Fence, Gap, Holder, IoMode, Kind
 from sealsvc.lifecycle.policy import Policy, RingShare, longest_recall
 from sealsvc.lifecycle.seals import SealTable
 from sealsvc.linux.processes import Peer
-from sealsvc.protocol.seals import Conditions, Grant, Holder, HolderSpec
-from sealsvc.protocol.system import Gap
+from sealsvc.protocol.seals import Conditions, Grant, HolderSpec
 from sealsvc.runtime.config import PolicySection
 from tests.support.lifecycle import BLOCK, lifecycle
 

@@ -27,9 +27,8 @@ from registry_support import (
 )
 
 from sealsvc.core.errors import Refusal
-from sealsvc.core.model import ByteRange, FileId, State
+from sealsvc.core.model import ByteRange, Drift, FileId, State
 from sealsvc.protocol.history import Change, SealFilter
-from sealsvc.protocol.system import Drift
 from sealsvc.registry import Registry, schema
 from sealsvc.registry.book import Book
 from sealsvc.registry.entries import digest

@@ -25,9 +25,8 @@ from registry_support import (
 )
 
 from sealsvc.core.errors import Refusal
-from sealsvc.core.model import State
+from sealsvc.core.model import Drift, State
 from sealsvc.protocol.history import SealFilter
-from sealsvc.protocol.system import Drift
 from sealsvc.registry import chain, schema
 from sealsvc.registry.archive import Archive
 from sealsvc.registry.retention import Retention, size_of

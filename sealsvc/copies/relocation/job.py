@@ -25,7 +25,7 @@ from sealsvc.copies.relocation.record import Phase, Record, Records
 from sealsvc.copies.tags import Tags
 from sealsvc.core import extents
 from sealsvc.core.errors import Refusal
-from sealsvc.core.model import ByteRange, FileId, Kind, State
+from sealsvc.core.model import ByteRange, FileId, Kind, SealTerms, State
 from sealsvc.core.states import Step
 from sealsvc.enforce.base import Guard, Hold, Verdict
 from sealsvc.enforce.selection import EnforcerSet
@@ -41,7 +41,7 @@ from sealsvc.linux.host import ExtentMap, Target
 from sealsvc.linux.processes import Peer
 from sealsvc.protocol.admin import JobInfo, JobKind
 from sealsvc.protocol.relocation import Relocate
-from sealsvc.protocol.seals import Grant, SealInfo
+from sealsvc.protocol.seals import SealInfo
 from sealsvc.runtime import clock, faults
 from sealsvc.runtime.flag import Flag
 from sealsvc.runtime.limits import leaves_as_many
@@ -445,7 +445,7 @@ def _guarded(enforcers: EnforcerSet, target: Target, unsealed: bool) -> Hold:
     sealed; else against what changes maps."""
     whole = ByteRange(0, target.size).rounded(target.filesystem.block_size)
     for kind in (Kind.EXCLUSIVE, Kind.SHARED) if unsealed else (Kind.SHARED,):
-        chosen, why = enforcers.choose(target.filesystem, Grant(id=0, kind=kind))
+        chosen, why = enforcers.choose(target.filesystem, SealTerms(kind))
         if chosen is None:
             raise Refusal("enforcer-unavailable", "; ".join(why), {"enforcers": why})
         exclusive = kind is Kind.EXCLUSIVE

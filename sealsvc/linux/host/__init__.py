@@ -12,11 +12,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sealsvc.core.model import ByteRange, FileId, Mark, Preparation
+from sealsvc.core.model import ByteRange, FileId, Gap, Mark, Preparation, Requirements
 from sealsvc.linux.filesystem import Filesystem
 from sealsvc.linux.processes import Process
-from sealsvc.protocol.seals import Requirements
-from sealsvc.protocol.system import Gap
 
 ExtentMap = NDArray[np.uint64]
 Progress = Callable[[str, float], None]

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from sealsvc.core.errors import Refusal
-from sealsvc.core.model import ByteRange, FileId, Mark, Preparation
+from sealsvc.core.model import ByteRange, FileId, Gap, Mark, Preparation
 from sealsvc.linux import compare, filesystem, mountinfo, native, processes
 from sealsvc.linux.filesystem import Filesystem
 from sealsvc.linux.host import (
@@ -36,7 +36,6 @@ from sealsvc.linux.host.releases import Releases
 from sealsvc.linux.loops import LoopDevices
 from sealsvc.linux.namespaces import MountNamespaces
 from sealsvc.linux.processes import Process
-from sealsvc.protocol.system import Gap
 
 _RETRY = 1.0  # seconds after which a broken lease should be gone
 

@@ -15,12 +15,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from sealsvc.core.errors import Refusal
-from sealsvc.core.model import ByteRange, Kind, Mark
+from sealsvc.core.model import ByteRange, Gap, Kind, Mark
 from sealsvc.linux import native
 from sealsvc.linux.host import UNSEEN_REFERENCES, ReleaseQuestion, Remnant, Target, mapped
 from sealsvc.linux.host.proofs import Held, Prover
 from sealsvc.linux.native import lib
-from sealsvc.protocol.system import Gap
 
 _PAGE = mapped.PAGE
 _ATTEMPTS = 5
