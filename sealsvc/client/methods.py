@@ -8,7 +8,17 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from sealsvc.core import model
-from sealsvc.protocol import admin, copies, events, exports, integrity, messages, pi_device, relocation, system
+from sealsvc.protocol import (
+    admin,
+    copies,
+    events,
+    exports,
+    integrity,
+    messages,
+    pi_device,
+    relocation,
+    system,
+)
 from sealsvc.protocol import history as history_messages
 from sealsvc.protocol import seals as seals_messages
 
@@ -18,33 +28,55 @@ T = TypeVar("T")
 class Methods:
     """Of Client."""
 
-    def _ask(
-        self, kind: type[messages.AnyRequest], answer: type[T], /, **fields: Any
-    ) -> T:
+    def _ask(self, kind: type[messages.AnyRequest], answer: type[T], /, **fields: Any) -> T:
         raise NotImplementedError
 
-    def give_back(self, seal: str, *, seqid: int | None = None, range: model.ByteRange | None = None, key: str = '') -> seals_messages.SealInfo:
+    def give_back(
+        self,
+        seal: str,
+        *,
+        seqid: int | None = None,
+        range: model.ByteRange | None = None,
+        key: str = "",
+    ) -> seals_messages.SealInfo:
         """Give a seal back (LAYOUTRETURN): close and unmap first. Refused with `still-mapped` while
         any mapping of the range is left. Answer: SealInfo in state returned. With `range`, a part
         at one end of the sealed range is given back: unmap that part; the seal stays for the rest,
         unless what a recall wanted was all that is given back."""
-        return self._ask(seals_messages.Return, seals_messages.SealInfo, seal=seal, seqid=seqid, range=range, key=key)
+        return self._ask(
+            seals_messages.Return,
+            seals_messages.SealInfo,
+            seal=seal,
+            seqid=seqid,
+            range=range,
+            key=key,
+        )
 
-    def downgrade(self, seal: str, *, seqid: int | None = None, key: str = '') -> seals_messages.SealInfo:
+    def downgrade(
+        self, seal: str, *, seqid: int | None = None, key: str = ""
+    ) -> seals_messages.SealInfo:
         """The holder of a seal with iomode rw will only read from now on. Refused with `still-
         mapped` while it maps the range writably. Answer: SealInfo."""
-        return self._ask(seals_messages.Downgrade, seals_messages.SealInfo, seal=seal, seqid=seqid, key=key)
+        return self._ask(
+            seals_messages.Downgrade, seals_messages.SealInfo, seal=seal, seqid=seqid, key=key
+        )
 
-    def renew(self, seal: str, *, seqid: int | None = None, ttl: float | None = None, key: str = '') -> seals_messages.SealInfo:
+    def renew(
+        self, seal: str, *, seqid: int | None = None, ttl: float | None = None, key: str = ""
+    ) -> seals_messages.SealInfo:
         """The holder is still there: the seal's ttl begins anew (with `ttl` seconds, if given; 0:
         it has no end any more). Answer: SealInfo."""
-        return self._ask(seals_messages.Renew, seals_messages.SealInfo, seal=seal, seqid=seqid, ttl=ttl, key=key)
+        return self._ask(
+            seals_messages.Renew, seals_messages.SealInfo, seal=seal, seqid=seqid, ttl=ttl, key=key
+        )
 
     def recall_progress(self, seal: str, *, seqid: int | None = None) -> seals_messages.SealInfo:
         """The holder is about to give a recalled seal back and needs longer: the deadline is
         `grace` seconds from now again, but never later than policy.max_recall after the recall
         began. Answer: SealInfo."""
-        return self._ask(seals_messages.RecallProgress, seals_messages.SealInfo, seal=seal, seqid=seqid)
+        return self._ask(
+            seals_messages.RecallProgress, seals_messages.SealInfo, seal=seal, seqid=seqid
+        )
 
     def forgotten(self, seal: str) -> seals_messages.SealInfo:
         """The answer to a recall by a holder that knows no such seal (NFS4ERR_NOMATCHING_LAYOUT):
@@ -62,18 +94,73 @@ class Methods:
         """One seal, also one that is over while it is remembered. Answer: SealInfo."""
         return self._ask(seals_messages.Show, seals_messages.SealInfo, seal=seal)
 
-    def seals(self, *, path: str | None = None, state: model.State | None = None, pid: int | None = None, uid: int | None = None, kind: model.Kind | None = None, tag: str | None = None, owner: str | None = None, filesystem: str | None = None, below: list[str] | None = None, search: str | None = None, after: str | None = None, limit: int = 100) -> seals_messages.SealPage:
+    def seals(
+        self,
+        *,
+        path: str | None = None,
+        state: model.State | None = None,
+        pid: int | None = None,
+        uid: int | None = None,
+        kind: model.Kind | None = None,
+        tag: str | None = None,
+        owner: str | None = None,
+        filesystem: str | None = None,
+        below: list[str] | None = None,
+        search: str | None = None,
+        after: str | None = None,
+        limit: int = 100,
+    ) -> seals_messages.SealPage:
         """Live seals in order of id, after `after`; `below` are directories, `owner` is whom the
         seal was asked for (Request.principal), `search` a part of id, path, tag or the holder's
         name. Answer: SealPage."""
-        return self._ask(seals_messages.List, seals_messages.SealPage, path=path, state=state, pid=pid, uid=uid, kind=kind, tag=tag, owner=owner, filesystem=filesystem, below=below, search=search, after=after, limit=limit)
+        return self._ask(
+            seals_messages.List,
+            seals_messages.SealPage,
+            path=path,
+            state=state,
+            pid=pid,
+            uid=uid,
+            kind=kind,
+            tag=tag,
+            owner=owner,
+            filesystem=filesystem,
+            below=below,
+            search=search,
+            after=after,
+            limit=limit,
+        )
 
-    def extents(self, seal: str, *, now: bool = False, start: int = 0, limit: int = 500) -> seals_messages.ExtentPage:
+    def extents(
+        self, seal: str, *, now: bool = False, start: int = 0, limit: int = 500
+    ) -> seals_messages.ExtentPage:
         """The extent map recorded at grant, extents [start, start + limit); of a seal that is over,
         as long as the registry has it. With `now`, that of this moment. Answer: ExtentPage."""
-        return self._ask(seals_messages.Extents, seals_messages.ExtentPage, seal=seal, now=now, start=start, limit=limit)
+        return self._ask(
+            seals_messages.Extents,
+            seals_messages.ExtentPage,
+            seal=seal,
+            now=now,
+            start=start,
+            limit=limit,
+        )
 
-    def recall(self, *, seal: str | None = None, seqid: int | None = None, path: str | None = None, range: model.ByteRange | None = None, below: list[str] | None = None, filesystem: str | None = None, pid: int | None = None, all: bool = False, any: int | None = None, grace: float | None = None, wait: bool = False, reason: str = '', key: str = '') -> seals_messages.RecallReport:
+    def recall(
+        self,
+        *,
+        seal: str | None = None,
+        seqid: int | None = None,
+        path: str | None = None,
+        range: model.ByteRange | None = None,
+        below: list[str] | None = None,
+        filesystem: str | None = None,
+        pid: int | None = None,
+        all: bool = False,
+        any: int | None = None,
+        grace: float | None = None,
+        wait: bool = False,
+        reason: str = "",
+        key: str = "",
+    ) -> seals_messages.RecallReport:
         """Recall every live seal in exactly one scope: `seal`, `path` (with an optional range),
         `filesystem` (a path on it), `pid` (a holder), or `all`. `grace`, in seconds, replaces that
         of each seal. With `wait` the answer comes when the recalls have ended. With `any`, beside
@@ -81,7 +168,23 @@ class Methods:
         8881 section 20.6); those it still owes after the grace are chosen for it, the oldest first.
         With `below` a `path` must lie below one of these directories, and so must the files whose
         seals are recalled. Answer: RecallReport."""
-        return self._ask(seals_messages.RecallSeals, seals_messages.RecallReport, seal=seal, seqid=seqid, path=path, range=range, below=below, filesystem=filesystem, pid=pid, all=all, any=any, grace=grace, wait=wait, reason=reason, key=key)
+        return self._ask(
+            seals_messages.RecallSeals,
+            seals_messages.RecallReport,
+            seal=seal,
+            seqid=seqid,
+            path=path,
+            range=range,
+            below=below,
+            filesystem=filesystem,
+            pid=pid,
+            all=all,
+            any=any,
+            grace=grace,
+            wait=wait,
+            reason=reason,
+            key=key,
+        )
 
     def past_events(self, since: int, *, limit: int = 1000) -> events.EventPage:
         """The events after number `since` that the service still keeps, the oldest first, as many
@@ -93,29 +196,79 @@ class Methods:
         drifted seal becomes `lost`. Answer: AuditReport."""
         return self._ask(system.Audit, system.AuditReport, seal=seal)
 
-    def history(self, *, after: str | None = None, limit: int = 100, wanted: history_messages.SealFilter | None = None) -> history_messages.SealHistory:
+    def history(
+        self,
+        *,
+        after: str | None = None,
+        limit: int = 100,
+        wanted: history_messages.SealFilter | None = None,
+    ) -> history_messages.SealHistory:
         """Seals, live and over, the newest first, from the cursor `after` on. Answer:
         SealHistory."""
-        return self._ask(history_messages.History, history_messages.SealHistory, after=after, limit=limit, wanted=wanted)
+        return self._ask(
+            history_messages.History,
+            history_messages.SealHistory,
+            after=after,
+            limit=limit,
+            wanted=wanted,
+        )
 
     def steps(self, seal: str) -> history_messages.Transitions:
         """Each step of a seal's life, in order. Answer: Transitions."""
         return self._ask(history_messages.Steps, history_messages.Transitions, seal=seal)
 
-    def past_conflicts(self, *, after: str | None = None, limit: int = 100, since: float | None = None, until: float | None = None, seal: str | None = None, pid: int | None = None) -> history_messages.ConflictHistory:
+    def past_conflicts(
+        self,
+        *,
+        after: str | None = None,
+        limit: int = 100,
+        since: float | None = None,
+        until: float | None = None,
+        seal: str | None = None,
+        pid: int | None = None,
+    ) -> history_messages.ConflictHistory:
         """Operations that met a seal (or `seal`) between `since` and `until`, in seconds of the
         Unix epoch, the newest first. Answer: ConflictHistory."""
-        return self._ask(history_messages.PastConflicts, history_messages.ConflictHistory, after=after, limit=limit, since=since, until=until, seal=seal, pid=pid)
+        return self._ask(
+            history_messages.PastConflicts,
+            history_messages.ConflictHistory,
+            after=after,
+            limit=limit,
+            since=since,
+            until=until,
+            seal=seal,
+            pid=pid,
+        )
 
     def map_changes(self, seal: str, *, limit: int = 100) -> history_messages.MapDifference:
         """How the extent map of the file is now, compared with that at the grant of `seal`; at most
         `limit` stretches are told. Answer: MapDifference."""
-        return self._ask(history_messages.MapChanges, history_messages.MapDifference, seal=seal, limit=limit)
+        return self._ask(
+            history_messages.MapChanges, history_messages.MapDifference, seal=seal, limit=limit
+        )
 
-    def trail(self, *, after: str | None = None, limit: int = 100, since: float | None = None, until: float | None = None, kind: str | None = None, seal: str | None = None) -> history_messages.AuditTrail:
+    def trail(
+        self,
+        *,
+        after: str | None = None,
+        limit: int = 100,
+        since: float | None = None,
+        until: float | None = None,
+        kind: str | None = None,
+        seal: str | None = None,
+    ) -> history_messages.AuditTrail:
         """Entries of the audit trail between `since` and `until`, in seconds of the Unix epoch, the
         newest first; for operators. Answer: AuditTrail."""
-        return self._ask(history_messages.Trail, history_messages.AuditTrail, after=after, limit=limit, since=since, until=until, kind=kind, seal=seal)
+        return self._ask(
+            history_messages.Trail,
+            history_messages.AuditTrail,
+            after=after,
+            limit=limit,
+            since=since,
+            until=until,
+            kind=kind,
+            seal=seal,
+        )
 
     def verify_trail(self) -> history_messages.Verification:
         """Walk through the whole audit trail; for operators. Answer: Verification."""
@@ -132,12 +285,68 @@ class Methods:
         ServiceStatus."""
         return self._ask(system.Status, system.ServiceStatus, below=below)
 
-    def issue_claim(self, *, seconds: float = 60.0, key: str = '', path: str | None = None, offset: int = 0, length: int | None = None, iomode: model.IoMode = model.IoMode.RW, kind: model.Kind = model.Kind.EXCLUSIVE, conflict: model.Conflict = model.Conflict.WAIT, fence: model.Fence = model.Fence.NONE, grace: float = 10.0, ttl: float = 0.0, tag: str = '', require: model.Requirements | None = None, prepare: list[model.Preparation] | None = None, only: seals_messages.Conditions | None = None) -> admin.ClaimInfo:
+    def issue_claim(
+        self,
+        *,
+        seconds: float = 60.0,
+        key: str = "",
+        path: str | None = None,
+        offset: int = 0,
+        length: int | None = None,
+        iomode: model.IoMode = model.IoMode.RW,
+        kind: model.Kind = model.Kind.EXCLUSIVE,
+        conflict: model.Conflict = model.Conflict.WAIT,
+        fence: model.Fence = model.Fence.NONE,
+        grace: float = 10.0,
+        ttl: float = 0.0,
+        tag: str = "",
+        require: model.Requirements | None = None,
+        prepare: list[model.Preparation] | None = None,
+        only: seals_messages.Conditions | None = None,
+    ) -> admin.ClaimInfo:
         """Ask for a claim: a secret with which another process takes up the seal within `seconds`
         (Redeem), by `path`. Only operators may. Answer: ClaimInfo."""
-        return self._ask(seals_messages.IssueClaim, admin.ClaimInfo, seconds=seconds, key=key, path=path, offset=offset, length=length, iomode=iomode, kind=kind, conflict=conflict, fence=fence, grace=grace, ttl=ttl, tag=tag, require=require, prepare=prepare, only=only)
+        return self._ask(
+            seals_messages.IssueClaim,
+            admin.ClaimInfo,
+            seconds=seconds,
+            key=key,
+            path=path,
+            offset=offset,
+            length=length,
+            iomode=iomode,
+            kind=kind,
+            conflict=conflict,
+            fence=fence,
+            grace=grace,
+            ttl=ttl,
+            tag=tag,
+            require=require,
+            prepare=prepare,
+            only=only,
+        )
 
-    def start_copy(self, *, source: str | None = None, destination: str | None = None, below: list[str] | None = None, offset: int = 0, length: int | None = None, to: int | None = None, whole: bool = False, throttle: int | None = None, durable: bool = True, verify: bool = False, in_place: bool = False, recall: bool = False, seals: bool = True, strategies: list[str] | None = None, resume: str = '', dry_run: bool = False, key: str = '') -> admin.JobInfo:
+    def start_copy(
+        self,
+        *,
+        source: str | None = None,
+        destination: str | None = None,
+        below: list[str] | None = None,
+        offset: int = 0,
+        length: int | None = None,
+        to: int | None = None,
+        whole: bool = False,
+        throttle: int | None = None,
+        durable: bool = True,
+        verify: bool = False,
+        in_place: bool = False,
+        recall: bool = False,
+        seals: bool = True,
+        strategies: list[str] | None = None,
+        resume: str = "",
+        dry_run: bool = False,
+        key: str = "",
+    ) -> admin.JobInfo:
         """Copy bytes between two files (docs/copies.md), which are two descriptors sent with the
         request (source, destination; one alone: within that file), or, for operators, named by
         paths. An offload takes exclusive seals: for one, close the descriptors once the job has
@@ -149,19 +358,55 @@ class Methods:
         earlier result. `dry_run`: the job's result is the plan. With `below`, paths lie below one
         of these directories. Answer: JobInfo; its result, once it has ended, is that of the
         copy."""
-        return self._ask(copies.StartCopy, admin.JobInfo, source=source, destination=destination, below=below, offset=offset, length=length, to=to, whole=whole, throttle=throttle, durable=durable, verify=verify, in_place=in_place, recall=recall, seals=seals, strategies=strategies, resume=resume, dry_run=dry_run, key=key)
+        return self._ask(
+            copies.StartCopy,
+            admin.JobInfo,
+            source=source,
+            destination=destination,
+            below=below,
+            offset=offset,
+            length=length,
+            to=to,
+            whole=whole,
+            throttle=throttle,
+            durable=durable,
+            verify=verify,
+            in_place=in_place,
+            recall=recall,
+            seals=seals,
+            strategies=strategies,
+            resume=resume,
+            dry_run=dry_run,
+            key=key,
+        )
 
     def copy_trust(self) -> copies.CopyTrustReport:
         """What was measured of strategies, and found in self-tests of offloads. Answer:
         CopyTrustReport."""
         return self._ask(copies.CopyTrust, copies.CopyTrustReport)
 
-    def relocate(self, path: str, goal: relocation.Goal, *, grace: float = 10.0, below: list[str] | None = None, key: str = '') -> admin.JobInfo:
+    def relocate(
+        self,
+        path: str,
+        goal: relocation.Goal,
+        *,
+        grace: float = 10.0,
+        below: list[str] | None = None,
+        key: str = "",
+    ) -> admin.JobInfo:
         """Move the blocks of the file `path` as `goal` says, for operators. Its seals are recalled
         with `quiesce`; a holder has `grace` seconds to answer with Quiesce or Return, or the
         relocation is called off. With `below`, the path lies below one of these directories.
         Answer: JobInfo."""
-        return self._ask(relocation.Relocate, admin.JobInfo, path=path, goal=goal, grace=grace, below=below, key=key)
+        return self._ask(
+            relocation.Relocate,
+            admin.JobInfo,
+            path=path,
+            goal=goal,
+            grace=grace,
+            below=below,
+            key=key,
+        )
 
     def quiesce(self, seal: str, *, seqid: int | None = None) -> seals_messages.SealInfo:
         """The holder's answer to a Recall with `quiesce`: it maps nothing of the range, and uses no
@@ -169,33 +414,60 @@ class Methods:
         is kept. Raises still-mapped, as Return does. Answer: SealInfo."""
         return self._ask(relocation.Quiesce, seals_messages.SealInfo, seal=seal, seqid=seqid)
 
-    def stop_export(self, name: str, *, force: bool = False, below: list[str] | None = None, key: str = '') -> exports.ExportStopped:
+    def stop_export(
+        self, name: str, *, force: bool = False, below: list[str] | None = None, key: str = ""
+    ) -> exports.ExportStopped:
         """End an export as `sealctl export stop` does, for operators: remove the device, return the
         seal. Refused while the device is known to be in use, unless by `force`, which fails
         requests. With `below`, its file lies below one of these directories. Answer:
         ExportStopped."""
-        return self._ask(exports.StopExport, exports.ExportStopped, name=name, force=force, below=below, key=key)
+        return self._ask(
+            exports.StopExport, exports.ExportStopped, name=name, force=force, below=below, key=key
+        )
 
-    def files(self, *, below: list[str] | None = None, limit: int = 100, path: str | None = None, key: str | None = None, after: str | None = None) -> admin.FilePage:
+    def files(
+        self,
+        *,
+        below: list[str] | None = None,
+        limit: int = 100,
+        path: str | None = None,
+        key: str | None = None,
+        after: str | None = None,
+    ) -> admin.FilePage:
         """Files with live seals, in order of their key, after `after`; only `path`, if given.
         Answer: FilePage."""
-        return self._ask(admin.Files, admin.FilePage, below=below, limit=limit, path=path, key=key, after=after)
+        return self._ask(
+            admin.Files, admin.FilePage, below=below, limit=limit, path=path, key=key, after=after
+        )
 
-    def holders(self, *, below: list[str] | None = None, limit: int = 100, pid: int | None = None, after: int | None = None) -> admin.HolderPage:
+    def holders(
+        self,
+        *,
+        below: list[str] | None = None,
+        limit: int = 100,
+        pid: int | None = None,
+        after: int | None = None,
+    ) -> admin.HolderPage:
         """Processes with live seals, in order of pid, after pid `after`. Answer: HolderPage."""
-        return self._ask(admin.Holders, admin.HolderPage, below=below, limit=limit, pid=pid, after=after)
+        return self._ask(
+            admin.Holders, admin.HolderPage, below=below, limit=limit, pid=pid, after=after
+        )
 
     def conflicts(self, *, below: list[str] | None = None, limit: int = 100) -> admin.ConflictPage:
         """Operations that wait for a seal at this moment, the longest first; of the asking user
         alone, unless it is an operator. Answer: ConflictPage."""
         return self._ask(admin.Conflicts, admin.ConflictPage, below=below, limit=limit)
 
-    def alarms(self, *, below: list[str] | None = None, limit: int = 100, open: bool = False) -> admin.AlarmPage:
+    def alarms(
+        self, *, below: list[str] | None = None, limit: int = 100, open: bool = False
+    ) -> admin.AlarmPage:
         """Alarms of this boot, the newest first; with `open` those that nobody has acknowledged.
         With `below`, those that concern files there. Answer: AlarmPage."""
         return self._ask(admin.Alarms, admin.AlarmPage, below=below, limit=limit, open=open)
 
-    def acknowledge_alarm(self, alarm: str, *, key: str = '', below: list[str] | None = None) -> admin.AlarmInfo:
+    def acknowledge_alarm(
+        self, alarm: str, *, key: str = "", below: list[str] | None = None
+    ) -> admin.AlarmInfo:
         """Somebody (Request.principal, else the asking user) has seen this alarm. Answer:
         AlarmInfo."""
         return self._ask(admin.AcknowledgeAlarm, admin.AlarmInfo, key=key, alarm=alarm, below=below)
@@ -213,12 +485,14 @@ class Methods:
         PolicyReport."""
         return self._ask(admin.CheckPolicy, admin.PolicyReport, text=text)
 
-    def reload_policy(self, *, key: str = '') -> admin.PolicyReport:
+    def reload_policy(self, *, key: str = "") -> admin.PolicyReport:
         """Read the configuration file again and take its [policy] over. Answer: PolicyReport;
         refused, with everything as it was, when the file is not a configuration."""
         return self._ask(admin.ReloadPolicy, admin.PolicyReport, key=key)
 
-    def start_job(self, kind: admin.JobKind, *, path: str | None = None, key: str = '') -> admin.JobInfo:
+    def start_job(
+        self, kind: admin.JobKind, *, path: str | None = None, key: str = ""
+    ) -> admin.JobInfo:
         """Begin what takes long: an `audit` of every seal, or the `doctor` on a file system, in a
         scratch directory below `path`. One of each kind at a time. Answer: JobInfo."""
         return self._ask(admin.StartJob, admin.JobInfo, kind=kind, path=path, key=key)
@@ -235,57 +509,155 @@ class Methods:
         """Cancel a job that runs; one that had ended stays as it was. Answer: JobInfo."""
         return self._ask(admin.CancelJob, admin.JobInfo, job=job)
 
-    def coverage(self, path: str, *, below: list[str] | None = None, start: int = 0, limit: int = 1000) -> admin.CoverageReport:
+    def coverage(
+        self, path: str, *, below: list[str] | None = None, start: int = 0, limit: int = 1000
+    ) -> admin.CoverageReport:
         """What the doctor measured last on the file system of `path` in this run of the service.
         With `below`, the path must lie below one of these directories. Answer: CoverageReport; rows
         [start, start + limit)."""
-        return self._ask(admin.Coverage, admin.CoverageReport, path=path, below=below, start=start, limit=limit)
+        return self._ask(
+            admin.Coverage, admin.CoverageReport, path=path, below=below, start=start, limit=limit
+        )
 
     def pi_profiles(self) -> integrity.PiProfileList:
         """The profiles there are. Answer: PiProfileList."""
         return self._ask(integrity.PiProfiles, integrity.PiProfileList)
 
-    def pi_query(self, *, path: str | None = None, seal: str | None = None, below: list[str] | None = None) -> integrity.PiAbility:
+    def pi_query(
+        self, *, path: str | None = None, seal: str | None = None, below: list[str] | None = None
+    ) -> integrity.PiAbility:
         """What can check protection information of the file or block device at `path`, of the file
         of `seal`, or of the descriptor that is sent with the request. With `below`, `path` must lie
         below one of these directories and below a root of policy, and be of a regular file. Answer:
         PiAbility."""
         return self._ask(integrity.PiQuery, integrity.PiAbility, path=path, seal=seal, below=below)
 
-    def pi_attach(self, seal: str, profile: str, *, key: str = '', tag: int = 0, storage: int = 0, secret: str = '', writes: integrity.Writes = integrity.Writes.ANY, at_grant: bool = False, quiet: bool = False) -> integrity.PiAttachment:
+    def pi_attach(
+        self,
+        seal: str,
+        profile: str,
+        *,
+        key: str = "",
+        tag: int = 0,
+        storage: int = 0,
+        secret: str = "",
+        writes: integrity.Writes = integrity.Writes.ANY,
+        at_grant: bool = False,
+        quiet: bool = False,
+    ) -> integrity.PiAttachment:
         """Generate tags of the sealed range and keep them from now on. `tag` and `storage` are what
         those fields have; `secret` names a file in integrity.keys. `quiet`: the holder does not
         write while they are generated, which declared writes need. `at_grant`: a later grant waits
         for a verification of the range. Answer: PiAttachment."""
-        return self._ask(integrity.PiAttach, integrity.PiAttachment, key=key, seal=seal, profile=profile, tag=tag, storage=storage, secret=secret, writes=writes, at_grant=at_grant, quiet=quiet)
+        return self._ask(
+            integrity.PiAttach,
+            integrity.PiAttachment,
+            key=key,
+            seal=seal,
+            profile=profile,
+            tag=tag,
+            storage=storage,
+            secret=secret,
+            writes=writes,
+            at_grant=at_grant,
+            quiet=quiet,
+        )
 
-    def pi_detach(self, attachment: str, *, key: str = '') -> integrity.PiAttachment:
+    def pi_detach(self, attachment: str, *, key: str = "") -> integrity.PiAttachment:
         """Forget an attachment and its tags. Answer: PiAttachment, as it was."""
         return self._ask(integrity.PiDetach, integrity.PiAttachment, key=key, attachment=attachment)
 
-    def pi_attachments(self, *, path: str | None = None, attachment: str | None = None, after: str | None = None) -> integrity.PiAttachmentList:
+    def pi_attachments(
+        self, *, path: str | None = None, attachment: str | None = None, after: str | None = None
+    ) -> integrity.PiAttachmentList:
         """Attachments that the asker may see, in order of id, after `after`; of `path`, or the one
         named, alone, if given. Answer: PiAttachmentList."""
-        return self._ask(integrity.PiAttachments, integrity.PiAttachmentList, path=path, attachment=attachment, after=after)
+        return self._ask(
+            integrity.PiAttachments,
+            integrity.PiAttachmentList,
+            path=path,
+            attachment=attachment,
+            after=after,
+        )
 
-    def pi_verify(self, *, key: str = '', attachment: str | None = None, seal: str | None = None, range: model.ByteRange | None = None, quiet: bool = False) -> integrity.PiReport:
+    def pi_verify(
+        self,
+        *,
+        key: str = "",
+        attachment: str | None = None,
+        seal: str | None = None,
+        range: model.ByteRange | None = None,
+        quiet: bool = False,
+    ) -> integrity.PiReport:
         """Compare the data with its tags. On a live seal whose holder may be writing, `quiet` says
         that it does not; otherwise a block that differs is `unstable`. Answer: PiReport."""
-        return self._ask(integrity.PiVerify, integrity.PiReport, key=key, attachment=attachment, seal=seal, range=range, quiet=quiet)
+        return self._ask(
+            integrity.PiVerify,
+            integrity.PiReport,
+            key=key,
+            attachment=attachment,
+            seal=seal,
+            range=range,
+            quiet=quiet,
+        )
 
-    def pi_scrub(self, *, key: str = '', attachment: str | None = None, seal: str | None = None, range: model.ByteRange | None = None, rate: int = 0, cycle: float = 0.0, restart: bool = False, stop: bool = False) -> integrity.PiAttachment:
+    def pi_scrub(
+        self,
+        *,
+        key: str = "",
+        attachment: str | None = None,
+        seal: str | None = None,
+        range: model.ByteRange | None = None,
+        rate: int = 0,
+        cycle: float = 0.0,
+        restart: bool = False,
+        stop: bool = False,
+    ) -> integrity.PiAttachment:
         """Verify in the background, at most `rate` bytes in a second (0: that of the
         configuration), from where an earlier scrub stopped unless `restart`; with `stop`, end one
         that runs. With `cycle` (seconds), blocks that were compared less than that ago are skipped
         if the file's ctime and its seals prove that nobody wrote to it since. Answer: PiAttachment,
         with its progress."""
-        return self._ask(integrity.PiScrub, integrity.PiAttachment, key=key, attachment=attachment, seal=seal, range=range, rate=rate, cycle=cycle, restart=restart, stop=stop)
+        return self._ask(
+            integrity.PiScrub,
+            integrity.PiAttachment,
+            key=key,
+            attachment=attachment,
+            seal=seal,
+            range=range,
+            rate=rate,
+            cycle=cycle,
+            restart=restart,
+            stop=stop,
+        )
 
-    def pi_open(self, *, key: str = '', attachment: str | None = None, seal: str | None = None, range: model.ByteRange | None = None) -> integrity.PiReport:
+    def pi_open(
+        self,
+        *,
+        key: str = "",
+        attachment: str | None = None,
+        seal: str | None = None,
+        range: model.ByteRange | None = None,
+    ) -> integrity.PiReport:
         """The holder is about to write the range: its tags count no more. Answer: PiReport."""
-        return self._ask(integrity.PiOpen, integrity.PiReport, key=key, attachment=attachment, seal=seal, range=range)
+        return self._ask(
+            integrity.PiOpen,
+            integrity.PiReport,
+            key=key,
+            attachment=attachment,
+            seal=seal,
+            range=range,
+        )
 
-    def pi_tag(self, *, key: str = '', attachment: str | None = None, seal: str | None = None, range: model.ByteRange | None = None, changed: list[model.ByteRange] | None = None) -> integrity.PiReport:
+    def pi_tag(
+        self,
+        *,
+        key: str = "",
+        attachment: str | None = None,
+        seal: str | None = None,
+        range: model.ByteRange | None = None,
+        changed: list[model.ByteRange] | None = None,
+    ) -> integrity.PiReport:
         """The holder has written the range and is quiet: generate tags of what was opened. Suspect
         blocks stay so. With a byte-stream profile: make a new PI of exactly this range. With
         `changed`, the holder of an exclusive seal with declared writes knows that it has written
@@ -294,62 +666,121 @@ class Methods:
         clean again unread. A holder that is wrong about that has true data called corrupt later;
         one that got no answer sends the same parts again. Answer: PiReport, with `unchanged`
         blocks."""
-        return self._ask(integrity.PiTag, integrity.PiReport, key=key, attachment=attachment, seal=seal, range=range, changed=changed)
+        return self._ask(
+            integrity.PiTag,
+            integrity.PiReport,
+            key=key,
+            attachment=attachment,
+            seal=seal,
+            range=range,
+            changed=changed,
+        )
 
-    def pi_bless(self, *, key: str = '', attachment: str | None = None, seal: str | None = None, range: model.ByteRange | None = None) -> integrity.PiReport:
+    def pi_bless(
+        self,
+        *,
+        key: str = "",
+        attachment: str | None = None,
+        seal: str | None = None,
+        range: model.ByteRange | None = None,
+    ) -> integrity.PiReport:
         """Take what suspect blocks hold now for good, and tag it. Answer: PiReport."""
-        return self._ask(integrity.PiBless, integrity.PiReport, key=key, attachment=attachment, seal=seal, range=range)
+        return self._ask(
+            integrity.PiBless,
+            integrity.PiReport,
+            key=key,
+            attachment=attachment,
+            seal=seal,
+            range=range,
+        )
 
-    def pi_errors(self, *, after: int = 0, limit: int = 20, wait: float = 0.0) -> integrity.PiErrorPage:
+    def pi_errors(
+        self, *, after: int = 0, limit: int = 20, wait: float = 0.0
+    ) -> integrity.PiErrorPage:
         """Errors after number `after`, the oldest first. When there is none, the answer waits up to
         `wait` seconds until there is. Answer: PiErrorPage."""
-        return self._ask(integrity.PiErrors, integrity.PiErrorPage, after=after, limit=limit, wait=wait)
+        return self._ask(
+            integrity.PiErrors, integrity.PiErrorPage, after=after, limit=limit, wait=wait
+        )
 
     def pi_path(self, *, seal: str | None = None) -> pi_device.PiPathInfo:
         """What the device path can do for a file: the file of `seal`, or the one whose descriptor
         is sent with the request. Answer: PiPathInfo."""
         return self._ask(pi_device.PiPath, pi_device.PiPathInfo, seal=seal)
 
-    def pi_channel(self, seal: str, *, bytes: int = 1048576, profile: str | None = None, ring: bool = False) -> pi_device.PiChannelInfo:
+    def pi_channel(
+        self, seal: str, *, bytes: int = 1048576, profile: str | None = None, ring: bool = False
+    ) -> pi_device.PiChannelInfo:
         """Open a PI channel to the blocks of an exclusive seal, which the caller's own process
         holds. `bytes` is the size of the memory that is shared for data and PI. With `profile`, a
         channel is opened only when the device keeps that one. With `ring`, of a registration,
         requests are commands of its ring, and the socket is only to be shut down. Answer:
         PiChannelInfo, with two descriptors beside it: the channel's socket and its memory
         (docs/integrity-device.md)."""
-        return self._ask(pi_device.PiChannel, pi_device.PiChannelInfo, seal=seal, bytes=bytes, profile=profile, ring=ring)
+        return self._ask(
+            pi_device.PiChannel,
+            pi_device.PiChannelInfo,
+            seal=seal,
+            bytes=bytes,
+            profile=profile,
+            ring=ring,
+        )
 
 
 class AsyncMethods:
     """Of AsyncClient."""
 
-    async def _ask(
-        self, kind: type[messages.AnyRequest], answer: type[T], /, **fields: Any
-    ) -> T:
+    async def _ask(self, kind: type[messages.AnyRequest], answer: type[T], /, **fields: Any) -> T:
         raise NotImplementedError
 
-    async def give_back(self, seal: str, *, seqid: int | None = None, range: model.ByteRange | None = None, key: str = '') -> seals_messages.SealInfo:
+    async def give_back(
+        self,
+        seal: str,
+        *,
+        seqid: int | None = None,
+        range: model.ByteRange | None = None,
+        key: str = "",
+    ) -> seals_messages.SealInfo:
         """Give a seal back (LAYOUTRETURN): close and unmap first. Refused with `still-mapped` while
         any mapping of the range is left. Answer: SealInfo in state returned. With `range`, a part
         at one end of the sealed range is given back: unmap that part; the seal stays for the rest,
         unless what a recall wanted was all that is given back."""
-        return await self._ask(seals_messages.Return, seals_messages.SealInfo, seal=seal, seqid=seqid, range=range, key=key)
+        return await self._ask(
+            seals_messages.Return,
+            seals_messages.SealInfo,
+            seal=seal,
+            seqid=seqid,
+            range=range,
+            key=key,
+        )
 
-    async def downgrade(self, seal: str, *, seqid: int | None = None, key: str = '') -> seals_messages.SealInfo:
+    async def downgrade(
+        self, seal: str, *, seqid: int | None = None, key: str = ""
+    ) -> seals_messages.SealInfo:
         """The holder of a seal with iomode rw will only read from now on. Refused with `still-
         mapped` while it maps the range writably. Answer: SealInfo."""
-        return await self._ask(seals_messages.Downgrade, seals_messages.SealInfo, seal=seal, seqid=seqid, key=key)
+        return await self._ask(
+            seals_messages.Downgrade, seals_messages.SealInfo, seal=seal, seqid=seqid, key=key
+        )
 
-    async def renew(self, seal: str, *, seqid: int | None = None, ttl: float | None = None, key: str = '') -> seals_messages.SealInfo:
+    async def renew(
+        self, seal: str, *, seqid: int | None = None, ttl: float | None = None, key: str = ""
+    ) -> seals_messages.SealInfo:
         """The holder is still there: the seal's ttl begins anew (with `ttl` seconds, if given; 0:
         it has no end any more). Answer: SealInfo."""
-        return await self._ask(seals_messages.Renew, seals_messages.SealInfo, seal=seal, seqid=seqid, ttl=ttl, key=key)
+        return await self._ask(
+            seals_messages.Renew, seals_messages.SealInfo, seal=seal, seqid=seqid, ttl=ttl, key=key
+        )
 
-    async def recall_progress(self, seal: str, *, seqid: int | None = None) -> seals_messages.SealInfo:
+    async def recall_progress(
+        self, seal: str, *, seqid: int | None = None
+    ) -> seals_messages.SealInfo:
         """The holder is about to give a recalled seal back and needs longer: the deadline is
         `grace` seconds from now again, but never later than policy.max_recall after the recall
         began. Answer: SealInfo."""
-        return await self._ask(seals_messages.RecallProgress, seals_messages.SealInfo, seal=seal, seqid=seqid)
+        return await self._ask(
+            seals_messages.RecallProgress, seals_messages.SealInfo, seal=seal, seqid=seqid
+        )
 
     async def forgotten(self, seal: str) -> seals_messages.SealInfo:
         """The answer to a recall by a holder that knows no such seal (NFS4ERR_NOMATCHING_LAYOUT):
@@ -367,18 +798,73 @@ class AsyncMethods:
         """One seal, also one that is over while it is remembered. Answer: SealInfo."""
         return await self._ask(seals_messages.Show, seals_messages.SealInfo, seal=seal)
 
-    async def seals(self, *, path: str | None = None, state: model.State | None = None, pid: int | None = None, uid: int | None = None, kind: model.Kind | None = None, tag: str | None = None, owner: str | None = None, filesystem: str | None = None, below: list[str] | None = None, search: str | None = None, after: str | None = None, limit: int = 100) -> seals_messages.SealPage:
+    async def seals(
+        self,
+        *,
+        path: str | None = None,
+        state: model.State | None = None,
+        pid: int | None = None,
+        uid: int | None = None,
+        kind: model.Kind | None = None,
+        tag: str | None = None,
+        owner: str | None = None,
+        filesystem: str | None = None,
+        below: list[str] | None = None,
+        search: str | None = None,
+        after: str | None = None,
+        limit: int = 100,
+    ) -> seals_messages.SealPage:
         """Live seals in order of id, after `after`; `below` are directories, `owner` is whom the
         seal was asked for (Request.principal), `search` a part of id, path, tag or the holder's
         name. Answer: SealPage."""
-        return await self._ask(seals_messages.List, seals_messages.SealPage, path=path, state=state, pid=pid, uid=uid, kind=kind, tag=tag, owner=owner, filesystem=filesystem, below=below, search=search, after=after, limit=limit)
+        return await self._ask(
+            seals_messages.List,
+            seals_messages.SealPage,
+            path=path,
+            state=state,
+            pid=pid,
+            uid=uid,
+            kind=kind,
+            tag=tag,
+            owner=owner,
+            filesystem=filesystem,
+            below=below,
+            search=search,
+            after=after,
+            limit=limit,
+        )
 
-    async def extents(self, seal: str, *, now: bool = False, start: int = 0, limit: int = 500) -> seals_messages.ExtentPage:
+    async def extents(
+        self, seal: str, *, now: bool = False, start: int = 0, limit: int = 500
+    ) -> seals_messages.ExtentPage:
         """The extent map recorded at grant, extents [start, start + limit); of a seal that is over,
         as long as the registry has it. With `now`, that of this moment. Answer: ExtentPage."""
-        return await self._ask(seals_messages.Extents, seals_messages.ExtentPage, seal=seal, now=now, start=start, limit=limit)
+        return await self._ask(
+            seals_messages.Extents,
+            seals_messages.ExtentPage,
+            seal=seal,
+            now=now,
+            start=start,
+            limit=limit,
+        )
 
-    async def recall(self, *, seal: str | None = None, seqid: int | None = None, path: str | None = None, range: model.ByteRange | None = None, below: list[str] | None = None, filesystem: str | None = None, pid: int | None = None, all: bool = False, any: int | None = None, grace: float | None = None, wait: bool = False, reason: str = '', key: str = '') -> seals_messages.RecallReport:
+    async def recall(
+        self,
+        *,
+        seal: str | None = None,
+        seqid: int | None = None,
+        path: str | None = None,
+        range: model.ByteRange | None = None,
+        below: list[str] | None = None,
+        filesystem: str | None = None,
+        pid: int | None = None,
+        all: bool = False,
+        any: int | None = None,
+        grace: float | None = None,
+        wait: bool = False,
+        reason: str = "",
+        key: str = "",
+    ) -> seals_messages.RecallReport:
         """Recall every live seal in exactly one scope: `seal`, `path` (with an optional range),
         `filesystem` (a path on it), `pid` (a holder), or `all`. `grace`, in seconds, replaces that
         of each seal. With `wait` the answer comes when the recalls have ended. With `any`, beside
@@ -386,7 +872,23 @@ class AsyncMethods:
         8881 section 20.6); those it still owes after the grace are chosen for it, the oldest first.
         With `below` a `path` must lie below one of these directories, and so must the files whose
         seals are recalled. Answer: RecallReport."""
-        return await self._ask(seals_messages.RecallSeals, seals_messages.RecallReport, seal=seal, seqid=seqid, path=path, range=range, below=below, filesystem=filesystem, pid=pid, all=all, any=any, grace=grace, wait=wait, reason=reason, key=key)
+        return await self._ask(
+            seals_messages.RecallSeals,
+            seals_messages.RecallReport,
+            seal=seal,
+            seqid=seqid,
+            path=path,
+            range=range,
+            below=below,
+            filesystem=filesystem,
+            pid=pid,
+            all=all,
+            any=any,
+            grace=grace,
+            wait=wait,
+            reason=reason,
+            key=key,
+        )
 
     async def past_events(self, since: int, *, limit: int = 1000) -> events.EventPage:
         """The events after number `since` that the service still keeps, the oldest first, as many
@@ -398,29 +900,79 @@ class AsyncMethods:
         drifted seal becomes `lost`. Answer: AuditReport."""
         return await self._ask(system.Audit, system.AuditReport, seal=seal)
 
-    async def history(self, *, after: str | None = None, limit: int = 100, wanted: history_messages.SealFilter | None = None) -> history_messages.SealHistory:
+    async def history(
+        self,
+        *,
+        after: str | None = None,
+        limit: int = 100,
+        wanted: history_messages.SealFilter | None = None,
+    ) -> history_messages.SealHistory:
         """Seals, live and over, the newest first, from the cursor `after` on. Answer:
         SealHistory."""
-        return await self._ask(history_messages.History, history_messages.SealHistory, after=after, limit=limit, wanted=wanted)
+        return await self._ask(
+            history_messages.History,
+            history_messages.SealHistory,
+            after=after,
+            limit=limit,
+            wanted=wanted,
+        )
 
     async def steps(self, seal: str) -> history_messages.Transitions:
         """Each step of a seal's life, in order. Answer: Transitions."""
         return await self._ask(history_messages.Steps, history_messages.Transitions, seal=seal)
 
-    async def past_conflicts(self, *, after: str | None = None, limit: int = 100, since: float | None = None, until: float | None = None, seal: str | None = None, pid: int | None = None) -> history_messages.ConflictHistory:
+    async def past_conflicts(
+        self,
+        *,
+        after: str | None = None,
+        limit: int = 100,
+        since: float | None = None,
+        until: float | None = None,
+        seal: str | None = None,
+        pid: int | None = None,
+    ) -> history_messages.ConflictHistory:
         """Operations that met a seal (or `seal`) between `since` and `until`, in seconds of the
         Unix epoch, the newest first. Answer: ConflictHistory."""
-        return await self._ask(history_messages.PastConflicts, history_messages.ConflictHistory, after=after, limit=limit, since=since, until=until, seal=seal, pid=pid)
+        return await self._ask(
+            history_messages.PastConflicts,
+            history_messages.ConflictHistory,
+            after=after,
+            limit=limit,
+            since=since,
+            until=until,
+            seal=seal,
+            pid=pid,
+        )
 
     async def map_changes(self, seal: str, *, limit: int = 100) -> history_messages.MapDifference:
         """How the extent map of the file is now, compared with that at the grant of `seal`; at most
         `limit` stretches are told. Answer: MapDifference."""
-        return await self._ask(history_messages.MapChanges, history_messages.MapDifference, seal=seal, limit=limit)
+        return await self._ask(
+            history_messages.MapChanges, history_messages.MapDifference, seal=seal, limit=limit
+        )
 
-    async def trail(self, *, after: str | None = None, limit: int = 100, since: float | None = None, until: float | None = None, kind: str | None = None, seal: str | None = None) -> history_messages.AuditTrail:
+    async def trail(
+        self,
+        *,
+        after: str | None = None,
+        limit: int = 100,
+        since: float | None = None,
+        until: float | None = None,
+        kind: str | None = None,
+        seal: str | None = None,
+    ) -> history_messages.AuditTrail:
         """Entries of the audit trail between `since` and `until`, in seconds of the Unix epoch, the
         newest first; for operators. Answer: AuditTrail."""
-        return await self._ask(history_messages.Trail, history_messages.AuditTrail, after=after, limit=limit, since=since, until=until, kind=kind, seal=seal)
+        return await self._ask(
+            history_messages.Trail,
+            history_messages.AuditTrail,
+            after=after,
+            limit=limit,
+            since=since,
+            until=until,
+            kind=kind,
+            seal=seal,
+        )
 
     async def verify_trail(self) -> history_messages.Verification:
         """Walk through the whole audit trail; for operators. Answer: Verification."""
@@ -437,12 +989,68 @@ class AsyncMethods:
         ServiceStatus."""
         return await self._ask(system.Status, system.ServiceStatus, below=below)
 
-    async def issue_claim(self, *, seconds: float = 60.0, key: str = '', path: str | None = None, offset: int = 0, length: int | None = None, iomode: model.IoMode = model.IoMode.RW, kind: model.Kind = model.Kind.EXCLUSIVE, conflict: model.Conflict = model.Conflict.WAIT, fence: model.Fence = model.Fence.NONE, grace: float = 10.0, ttl: float = 0.0, tag: str = '', require: model.Requirements | None = None, prepare: list[model.Preparation] | None = None, only: seals_messages.Conditions | None = None) -> admin.ClaimInfo:
+    async def issue_claim(
+        self,
+        *,
+        seconds: float = 60.0,
+        key: str = "",
+        path: str | None = None,
+        offset: int = 0,
+        length: int | None = None,
+        iomode: model.IoMode = model.IoMode.RW,
+        kind: model.Kind = model.Kind.EXCLUSIVE,
+        conflict: model.Conflict = model.Conflict.WAIT,
+        fence: model.Fence = model.Fence.NONE,
+        grace: float = 10.0,
+        ttl: float = 0.0,
+        tag: str = "",
+        require: model.Requirements | None = None,
+        prepare: list[model.Preparation] | None = None,
+        only: seals_messages.Conditions | None = None,
+    ) -> admin.ClaimInfo:
         """Ask for a claim: a secret with which another process takes up the seal within `seconds`
         (Redeem), by `path`. Only operators may. Answer: ClaimInfo."""
-        return await self._ask(seals_messages.IssueClaim, admin.ClaimInfo, seconds=seconds, key=key, path=path, offset=offset, length=length, iomode=iomode, kind=kind, conflict=conflict, fence=fence, grace=grace, ttl=ttl, tag=tag, require=require, prepare=prepare, only=only)
+        return await self._ask(
+            seals_messages.IssueClaim,
+            admin.ClaimInfo,
+            seconds=seconds,
+            key=key,
+            path=path,
+            offset=offset,
+            length=length,
+            iomode=iomode,
+            kind=kind,
+            conflict=conflict,
+            fence=fence,
+            grace=grace,
+            ttl=ttl,
+            tag=tag,
+            require=require,
+            prepare=prepare,
+            only=only,
+        )
 
-    async def start_copy(self, *, source: str | None = None, destination: str | None = None, below: list[str] | None = None, offset: int = 0, length: int | None = None, to: int | None = None, whole: bool = False, throttle: int | None = None, durable: bool = True, verify: bool = False, in_place: bool = False, recall: bool = False, seals: bool = True, strategies: list[str] | None = None, resume: str = '', dry_run: bool = False, key: str = '') -> admin.JobInfo:
+    async def start_copy(
+        self,
+        *,
+        source: str | None = None,
+        destination: str | None = None,
+        below: list[str] | None = None,
+        offset: int = 0,
+        length: int | None = None,
+        to: int | None = None,
+        whole: bool = False,
+        throttle: int | None = None,
+        durable: bool = True,
+        verify: bool = False,
+        in_place: bool = False,
+        recall: bool = False,
+        seals: bool = True,
+        strategies: list[str] | None = None,
+        resume: str = "",
+        dry_run: bool = False,
+        key: str = "",
+    ) -> admin.JobInfo:
         """Copy bytes between two files (docs/copies.md), which are two descriptors sent with the
         request (source, destination; one alone: within that file), or, for operators, named by
         paths. An offload takes exclusive seals: for one, close the descriptors once the job has
@@ -454,19 +1062,55 @@ class AsyncMethods:
         earlier result. `dry_run`: the job's result is the plan. With `below`, paths lie below one
         of these directories. Answer: JobInfo; its result, once it has ended, is that of the
         copy."""
-        return await self._ask(copies.StartCopy, admin.JobInfo, source=source, destination=destination, below=below, offset=offset, length=length, to=to, whole=whole, throttle=throttle, durable=durable, verify=verify, in_place=in_place, recall=recall, seals=seals, strategies=strategies, resume=resume, dry_run=dry_run, key=key)
+        return await self._ask(
+            copies.StartCopy,
+            admin.JobInfo,
+            source=source,
+            destination=destination,
+            below=below,
+            offset=offset,
+            length=length,
+            to=to,
+            whole=whole,
+            throttle=throttle,
+            durable=durable,
+            verify=verify,
+            in_place=in_place,
+            recall=recall,
+            seals=seals,
+            strategies=strategies,
+            resume=resume,
+            dry_run=dry_run,
+            key=key,
+        )
 
     async def copy_trust(self) -> copies.CopyTrustReport:
         """What was measured of strategies, and found in self-tests of offloads. Answer:
         CopyTrustReport."""
         return await self._ask(copies.CopyTrust, copies.CopyTrustReport)
 
-    async def relocate(self, path: str, goal: relocation.Goal, *, grace: float = 10.0, below: list[str] | None = None, key: str = '') -> admin.JobInfo:
+    async def relocate(
+        self,
+        path: str,
+        goal: relocation.Goal,
+        *,
+        grace: float = 10.0,
+        below: list[str] | None = None,
+        key: str = "",
+    ) -> admin.JobInfo:
         """Move the blocks of the file `path` as `goal` says, for operators. Its seals are recalled
         with `quiesce`; a holder has `grace` seconds to answer with Quiesce or Return, or the
         relocation is called off. With `below`, the path lies below one of these directories.
         Answer: JobInfo."""
-        return await self._ask(relocation.Relocate, admin.JobInfo, path=path, goal=goal, grace=grace, below=below, key=key)
+        return await self._ask(
+            relocation.Relocate,
+            admin.JobInfo,
+            path=path,
+            goal=goal,
+            grace=grace,
+            below=below,
+            key=key,
+        )
 
     async def quiesce(self, seal: str, *, seqid: int | None = None) -> seals_messages.SealInfo:
         """The holder's answer to a Recall with `quiesce`: it maps nothing of the range, and uses no
@@ -474,36 +1118,67 @@ class AsyncMethods:
         is kept. Raises still-mapped, as Return does. Answer: SealInfo."""
         return await self._ask(relocation.Quiesce, seals_messages.SealInfo, seal=seal, seqid=seqid)
 
-    async def stop_export(self, name: str, *, force: bool = False, below: list[str] | None = None, key: str = '') -> exports.ExportStopped:
+    async def stop_export(
+        self, name: str, *, force: bool = False, below: list[str] | None = None, key: str = ""
+    ) -> exports.ExportStopped:
         """End an export as `sealctl export stop` does, for operators: remove the device, return the
         seal. Refused while the device is known to be in use, unless by `force`, which fails
         requests. With `below`, its file lies below one of these directories. Answer:
         ExportStopped."""
-        return await self._ask(exports.StopExport, exports.ExportStopped, name=name, force=force, below=below, key=key)
+        return await self._ask(
+            exports.StopExport, exports.ExportStopped, name=name, force=force, below=below, key=key
+        )
 
-    async def files(self, *, below: list[str] | None = None, limit: int = 100, path: str | None = None, key: str | None = None, after: str | None = None) -> admin.FilePage:
+    async def files(
+        self,
+        *,
+        below: list[str] | None = None,
+        limit: int = 100,
+        path: str | None = None,
+        key: str | None = None,
+        after: str | None = None,
+    ) -> admin.FilePage:
         """Files with live seals, in order of their key, after `after`; only `path`, if given.
         Answer: FilePage."""
-        return await self._ask(admin.Files, admin.FilePage, below=below, limit=limit, path=path, key=key, after=after)
+        return await self._ask(
+            admin.Files, admin.FilePage, below=below, limit=limit, path=path, key=key, after=after
+        )
 
-    async def holders(self, *, below: list[str] | None = None, limit: int = 100, pid: int | None = None, after: int | None = None) -> admin.HolderPage:
+    async def holders(
+        self,
+        *,
+        below: list[str] | None = None,
+        limit: int = 100,
+        pid: int | None = None,
+        after: int | None = None,
+    ) -> admin.HolderPage:
         """Processes with live seals, in order of pid, after pid `after`. Answer: HolderPage."""
-        return await self._ask(admin.Holders, admin.HolderPage, below=below, limit=limit, pid=pid, after=after)
+        return await self._ask(
+            admin.Holders, admin.HolderPage, below=below, limit=limit, pid=pid, after=after
+        )
 
-    async def conflicts(self, *, below: list[str] | None = None, limit: int = 100) -> admin.ConflictPage:
+    async def conflicts(
+        self, *, below: list[str] | None = None, limit: int = 100
+    ) -> admin.ConflictPage:
         """Operations that wait for a seal at this moment, the longest first; of the asking user
         alone, unless it is an operator. Answer: ConflictPage."""
         return await self._ask(admin.Conflicts, admin.ConflictPage, below=below, limit=limit)
 
-    async def alarms(self, *, below: list[str] | None = None, limit: int = 100, open: bool = False) -> admin.AlarmPage:
+    async def alarms(
+        self, *, below: list[str] | None = None, limit: int = 100, open: bool = False
+    ) -> admin.AlarmPage:
         """Alarms of this boot, the newest first; with `open` those that nobody has acknowledged.
         With `below`, those that concern files there. Answer: AlarmPage."""
         return await self._ask(admin.Alarms, admin.AlarmPage, below=below, limit=limit, open=open)
 
-    async def acknowledge_alarm(self, alarm: str, *, key: str = '', below: list[str] | None = None) -> admin.AlarmInfo:
+    async def acknowledge_alarm(
+        self, alarm: str, *, key: str = "", below: list[str] | None = None
+    ) -> admin.AlarmInfo:
         """Somebody (Request.principal, else the asking user) has seen this alarm. Answer:
         AlarmInfo."""
-        return await self._ask(admin.AcknowledgeAlarm, admin.AlarmInfo, key=key, alarm=alarm, below=below)
+        return await self._ask(
+            admin.AcknowledgeAlarm, admin.AlarmInfo, key=key, alarm=alarm, below=below
+        )
 
     async def measures(self) -> admin.MeasuresReport:
         """Counts and distributions since the start of the service. Answer: MeasuresReport."""
@@ -518,12 +1193,14 @@ class AsyncMethods:
         PolicyReport."""
         return await self._ask(admin.CheckPolicy, admin.PolicyReport, text=text)
 
-    async def reload_policy(self, *, key: str = '') -> admin.PolicyReport:
+    async def reload_policy(self, *, key: str = "") -> admin.PolicyReport:
         """Read the configuration file again and take its [policy] over. Answer: PolicyReport;
         refused, with everything as it was, when the file is not a configuration."""
         return await self._ask(admin.ReloadPolicy, admin.PolicyReport, key=key)
 
-    async def start_job(self, kind: admin.JobKind, *, path: str | None = None, key: str = '') -> admin.JobInfo:
+    async def start_job(
+        self, kind: admin.JobKind, *, path: str | None = None, key: str = ""
+    ) -> admin.JobInfo:
         """Begin what takes long: an `audit` of every seal, or the `doctor` on a file system, in a
         scratch directory below `path`. One of each kind at a time. Answer: JobInfo."""
         return await self._ask(admin.StartJob, admin.JobInfo, kind=kind, path=path, key=key)
@@ -540,57 +1217,159 @@ class AsyncMethods:
         """Cancel a job that runs; one that had ended stays as it was. Answer: JobInfo."""
         return await self._ask(admin.CancelJob, admin.JobInfo, job=job)
 
-    async def coverage(self, path: str, *, below: list[str] | None = None, start: int = 0, limit: int = 1000) -> admin.CoverageReport:
+    async def coverage(
+        self, path: str, *, below: list[str] | None = None, start: int = 0, limit: int = 1000
+    ) -> admin.CoverageReport:
         """What the doctor measured last on the file system of `path` in this run of the service.
         With `below`, the path must lie below one of these directories. Answer: CoverageReport; rows
         [start, start + limit)."""
-        return await self._ask(admin.Coverage, admin.CoverageReport, path=path, below=below, start=start, limit=limit)
+        return await self._ask(
+            admin.Coverage, admin.CoverageReport, path=path, below=below, start=start, limit=limit
+        )
 
     async def pi_profiles(self) -> integrity.PiProfileList:
         """The profiles there are. Answer: PiProfileList."""
         return await self._ask(integrity.PiProfiles, integrity.PiProfileList)
 
-    async def pi_query(self, *, path: str | None = None, seal: str | None = None, below: list[str] | None = None) -> integrity.PiAbility:
+    async def pi_query(
+        self, *, path: str | None = None, seal: str | None = None, below: list[str] | None = None
+    ) -> integrity.PiAbility:
         """What can check protection information of the file or block device at `path`, of the file
         of `seal`, or of the descriptor that is sent with the request. With `below`, `path` must lie
         below one of these directories and below a root of policy, and be of a regular file. Answer:
         PiAbility."""
-        return await self._ask(integrity.PiQuery, integrity.PiAbility, path=path, seal=seal, below=below)
+        return await self._ask(
+            integrity.PiQuery, integrity.PiAbility, path=path, seal=seal, below=below
+        )
 
-    async def pi_attach(self, seal: str, profile: str, *, key: str = '', tag: int = 0, storage: int = 0, secret: str = '', writes: integrity.Writes = integrity.Writes.ANY, at_grant: bool = False, quiet: bool = False) -> integrity.PiAttachment:
+    async def pi_attach(
+        self,
+        seal: str,
+        profile: str,
+        *,
+        key: str = "",
+        tag: int = 0,
+        storage: int = 0,
+        secret: str = "",
+        writes: integrity.Writes = integrity.Writes.ANY,
+        at_grant: bool = False,
+        quiet: bool = False,
+    ) -> integrity.PiAttachment:
         """Generate tags of the sealed range and keep them from now on. `tag` and `storage` are what
         those fields have; `secret` names a file in integrity.keys. `quiet`: the holder does not
         write while they are generated, which declared writes need. `at_grant`: a later grant waits
         for a verification of the range. Answer: PiAttachment."""
-        return await self._ask(integrity.PiAttach, integrity.PiAttachment, key=key, seal=seal, profile=profile, tag=tag, storage=storage, secret=secret, writes=writes, at_grant=at_grant, quiet=quiet)
+        return await self._ask(
+            integrity.PiAttach,
+            integrity.PiAttachment,
+            key=key,
+            seal=seal,
+            profile=profile,
+            tag=tag,
+            storage=storage,
+            secret=secret,
+            writes=writes,
+            at_grant=at_grant,
+            quiet=quiet,
+        )
 
-    async def pi_detach(self, attachment: str, *, key: str = '') -> integrity.PiAttachment:
+    async def pi_detach(self, attachment: str, *, key: str = "") -> integrity.PiAttachment:
         """Forget an attachment and its tags. Answer: PiAttachment, as it was."""
-        return await self._ask(integrity.PiDetach, integrity.PiAttachment, key=key, attachment=attachment)
+        return await self._ask(
+            integrity.PiDetach, integrity.PiAttachment, key=key, attachment=attachment
+        )
 
-    async def pi_attachments(self, *, path: str | None = None, attachment: str | None = None, after: str | None = None) -> integrity.PiAttachmentList:
+    async def pi_attachments(
+        self, *, path: str | None = None, attachment: str | None = None, after: str | None = None
+    ) -> integrity.PiAttachmentList:
         """Attachments that the asker may see, in order of id, after `after`; of `path`, or the one
         named, alone, if given. Answer: PiAttachmentList."""
-        return await self._ask(integrity.PiAttachments, integrity.PiAttachmentList, path=path, attachment=attachment, after=after)
+        return await self._ask(
+            integrity.PiAttachments,
+            integrity.PiAttachmentList,
+            path=path,
+            attachment=attachment,
+            after=after,
+        )
 
-    async def pi_verify(self, *, key: str = '', attachment: str | None = None, seal: str | None = None, range: model.ByteRange | None = None, quiet: bool = False) -> integrity.PiReport:
+    async def pi_verify(
+        self,
+        *,
+        key: str = "",
+        attachment: str | None = None,
+        seal: str | None = None,
+        range: model.ByteRange | None = None,
+        quiet: bool = False,
+    ) -> integrity.PiReport:
         """Compare the data with its tags. On a live seal whose holder may be writing, `quiet` says
         that it does not; otherwise a block that differs is `unstable`. Answer: PiReport."""
-        return await self._ask(integrity.PiVerify, integrity.PiReport, key=key, attachment=attachment, seal=seal, range=range, quiet=quiet)
+        return await self._ask(
+            integrity.PiVerify,
+            integrity.PiReport,
+            key=key,
+            attachment=attachment,
+            seal=seal,
+            range=range,
+            quiet=quiet,
+        )
 
-    async def pi_scrub(self, *, key: str = '', attachment: str | None = None, seal: str | None = None, range: model.ByteRange | None = None, rate: int = 0, cycle: float = 0.0, restart: bool = False, stop: bool = False) -> integrity.PiAttachment:
+    async def pi_scrub(
+        self,
+        *,
+        key: str = "",
+        attachment: str | None = None,
+        seal: str | None = None,
+        range: model.ByteRange | None = None,
+        rate: int = 0,
+        cycle: float = 0.0,
+        restart: bool = False,
+        stop: bool = False,
+    ) -> integrity.PiAttachment:
         """Verify in the background, at most `rate` bytes in a second (0: that of the
         configuration), from where an earlier scrub stopped unless `restart`; with `stop`, end one
         that runs. With `cycle` (seconds), blocks that were compared less than that ago are skipped
         if the file's ctime and its seals prove that nobody wrote to it since. Answer: PiAttachment,
         with its progress."""
-        return await self._ask(integrity.PiScrub, integrity.PiAttachment, key=key, attachment=attachment, seal=seal, range=range, rate=rate, cycle=cycle, restart=restart, stop=stop)
+        return await self._ask(
+            integrity.PiScrub,
+            integrity.PiAttachment,
+            key=key,
+            attachment=attachment,
+            seal=seal,
+            range=range,
+            rate=rate,
+            cycle=cycle,
+            restart=restart,
+            stop=stop,
+        )
 
-    async def pi_open(self, *, key: str = '', attachment: str | None = None, seal: str | None = None, range: model.ByteRange | None = None) -> integrity.PiReport:
+    async def pi_open(
+        self,
+        *,
+        key: str = "",
+        attachment: str | None = None,
+        seal: str | None = None,
+        range: model.ByteRange | None = None,
+    ) -> integrity.PiReport:
         """The holder is about to write the range: its tags count no more. Answer: PiReport."""
-        return await self._ask(integrity.PiOpen, integrity.PiReport, key=key, attachment=attachment, seal=seal, range=range)
+        return await self._ask(
+            integrity.PiOpen,
+            integrity.PiReport,
+            key=key,
+            attachment=attachment,
+            seal=seal,
+            range=range,
+        )
 
-    async def pi_tag(self, *, key: str = '', attachment: str | None = None, seal: str | None = None, range: model.ByteRange | None = None, changed: list[model.ByteRange] | None = None) -> integrity.PiReport:
+    async def pi_tag(
+        self,
+        *,
+        key: str = "",
+        attachment: str | None = None,
+        seal: str | None = None,
+        range: model.ByteRange | None = None,
+        changed: list[model.ByteRange] | None = None,
+    ) -> integrity.PiReport:
         """The holder has written the range and is quiet: generate tags of what was opened. Suspect
         blocks stay so. With a byte-stream profile: make a new PI of exactly this range. With
         `changed`, the holder of an exclusive seal with declared writes knows that it has written
@@ -599,27 +1378,62 @@ class AsyncMethods:
         clean again unread. A holder that is wrong about that has true data called corrupt later;
         one that got no answer sends the same parts again. Answer: PiReport, with `unchanged`
         blocks."""
-        return await self._ask(integrity.PiTag, integrity.PiReport, key=key, attachment=attachment, seal=seal, range=range, changed=changed)
+        return await self._ask(
+            integrity.PiTag,
+            integrity.PiReport,
+            key=key,
+            attachment=attachment,
+            seal=seal,
+            range=range,
+            changed=changed,
+        )
 
-    async def pi_bless(self, *, key: str = '', attachment: str | None = None, seal: str | None = None, range: model.ByteRange | None = None) -> integrity.PiReport:
+    async def pi_bless(
+        self,
+        *,
+        key: str = "",
+        attachment: str | None = None,
+        seal: str | None = None,
+        range: model.ByteRange | None = None,
+    ) -> integrity.PiReport:
         """Take what suspect blocks hold now for good, and tag it. Answer: PiReport."""
-        return await self._ask(integrity.PiBless, integrity.PiReport, key=key, attachment=attachment, seal=seal, range=range)
+        return await self._ask(
+            integrity.PiBless,
+            integrity.PiReport,
+            key=key,
+            attachment=attachment,
+            seal=seal,
+            range=range,
+        )
 
-    async def pi_errors(self, *, after: int = 0, limit: int = 20, wait: float = 0.0) -> integrity.PiErrorPage:
+    async def pi_errors(
+        self, *, after: int = 0, limit: int = 20, wait: float = 0.0
+    ) -> integrity.PiErrorPage:
         """Errors after number `after`, the oldest first. When there is none, the answer waits up to
         `wait` seconds until there is. Answer: PiErrorPage."""
-        return await self._ask(integrity.PiErrors, integrity.PiErrorPage, after=after, limit=limit, wait=wait)
+        return await self._ask(
+            integrity.PiErrors, integrity.PiErrorPage, after=after, limit=limit, wait=wait
+        )
 
     async def pi_path(self, *, seal: str | None = None) -> pi_device.PiPathInfo:
         """What the device path can do for a file: the file of `seal`, or the one whose descriptor
         is sent with the request. Answer: PiPathInfo."""
         return await self._ask(pi_device.PiPath, pi_device.PiPathInfo, seal=seal)
 
-    async def pi_channel(self, seal: str, *, bytes: int = 1048576, profile: str | None = None, ring: bool = False) -> pi_device.PiChannelInfo:
+    async def pi_channel(
+        self, seal: str, *, bytes: int = 1048576, profile: str | None = None, ring: bool = False
+    ) -> pi_device.PiChannelInfo:
         """Open a PI channel to the blocks of an exclusive seal, which the caller's own process
         holds. `bytes` is the size of the memory that is shared for data and PI. With `profile`, a
         channel is opened only when the device keeps that one. With `ring`, of a registration,
         requests are commands of its ring, and the socket is only to be shut down. Answer:
         PiChannelInfo, with two descriptors beside it: the channel's socket and its memory
         (docs/integrity-device.md)."""
-        return await self._ask(pi_device.PiChannel, pi_device.PiChannelInfo, seal=seal, bytes=bytes, profile=profile, ring=ring)
+        return await self._ask(
+            pi_device.PiChannel,
+            pi_device.PiChannelInfo,
+            seal=seal,
+            bytes=bytes,
+            profile=profile,
+            ring=ring,
+        )
