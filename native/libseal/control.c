@@ -1,4 +1,4 @@
-/* The control socket: attaching and registering, in JSON (docs of the service: sealsvc/protocol/rings.py). */
+/* The control socket: attaching and registering (abi/seal_control.h). */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,7 +9,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#include "codes.h"
+#include "abi/seal_control.h"
 #include "internal.h"
 
 static int fail(struct seal_client *client, int error, const char *what)
@@ -127,223 +127,189 @@ static ssize_t receive(struct seal_client *client, int flags, int *fds, int *cou
 	return n;
 }
 
-static int error_of(const char *code)
+/* The text that follows a message of `size` bytes, as a failure. */
+static int refused(struct seal_client *client, size_t size)
 {
-	for (size_t i = 0; i < sizeof(seal_codes) / sizeof(seal_codes[0]); i++)
-		if (strcmp(seal_codes[i].code, code) == 0)
-			return -seal_codes[i].error;
-	return -EIO;
+	const struct seal_control_answer *answer = (const void *)client->message;
+
+	snprintf(client->failure, sizeof(client->failure), "%.*s", (int)(size - sizeof(*answer)),
+		 client->message + sizeof(*answer));
+	return answer->error > 0 && answer->error < 4096 ? -answer->error : -EIO;
 }
 
-static int refused(struct seal_client *client, struct json answer)
+/* Not of this form is what the service pushes, which others on the machine listen to, and what it says
+ * to a connection that it does not serve, before it closes it. */
+static int is_answer(const struct seal_client *client, size_t size)
 {
-	char code[40] = "", message[200] = "";
-	struct json value;
+	const struct seal_control_head *head = (const void *)client->message;
 
-	if (json_find(answer, "code", &value) == 0)
-		json_string(value, code, sizeof(code));
-	if (json_find(answer, "message", &value) == 0)
-		json_string(value, message, sizeof(message));
-	snprintf(client->failure, sizeof(client->failure), "%s: %s", code, message);
-	return error_of(code);
+	return size >= sizeof(struct seal_control_answer) && head->magic == SEAL_CONTROL_MAGIC &&
+	       (head->request == client->next_request || head->request == 0);
 }
 
-/* 1 when the message is the answer to our request; pushes and older answers are passed over. One whose
- * id is null tells why nothing that we send is looked at. */
-static int is_answer(struct json message, uint64_t request)
+static int ended(struct seal_client *client, ssize_t n, size_t said)
 {
-	static const char null[] = "null";
-	struct json id;
-	uint64_t number;
+	char text[200];
 
-	if (json_find(message, "id", &id) < 0)
-		return 0;
-	if ((size_t)(id.end - id.at) == sizeof(null) - 1 &&
-	    memcmp(id.at, null, sizeof(null) - 1) == 0)
-		return 1;
-	return json_number(id, &number) == 0 && number == request;
+	if (n < 0 || !said)
+		return lost(client, n < 0 ? (int)n : -ECONNRESET);
+	snprintf(text, sizeof(text), "%.*s", (int)said, client->message);
+	control_close(client);
+	return fail(client, -ECONNREFUSED, text);
 }
 
-/* Send what stands in client->message, and wait for its answer: its result. */
-static int ask(struct seal_client *client, struct json_text *text, int fd, struct json *result,
-	       int *fds, int *count)
+/* Waits for the answer to the request that was sent; its size. */
+static ssize_t await(struct seal_client *client, int *fds, int *count)
 {
-	uint64_t request = client->next_request;
-	struct json answer;
-	char reply[16];
-	int error;
+	size_t said = 0; /* bytes of what is no answer */
+	int resets = 0;
 
-	if (text->used > text->room)
-		return fail(client, -EMSGSIZE, "the request");
-	if (client->socket < 0)
-		return fail(client, -ENOTCONN, "the service");
-	error = send_request(client, text->used, fd);
-	if (error && error != -EPIPE) /* before its end the service may have said why */
-		return lost(client, error);
-	do {
+	for (;;) {
 		ssize_t n = receive(client, 0, fds, count);
 
+		/* What the service closed with our request unread: first this, then what it said. */
+		if (n == -ECONNRESET && !resets++)
+			continue;
 		if (n <= 0)
-			return lost(client, n == 0 ? -ECONNRESET : (int)n);
-		answer = (struct json){client->message, client->message + n};
-		if (is_answer(answer, request))
-			break;
+			return ended(client, n, said);
+		if (is_answer(client, (size_t)n))
+			return n;
 		close_all(fds, *count);
-	} while (1);
-	if (json_find(answer, "reply", result) < 0 ||
-	    json_string(*result, reply, sizeof(reply)) < 0)
-		error = fail(client, -EBADMSG, "the answer");
-	else if (strcmp(reply, "answer") != 0)
-		error = refused(client, answer);
-	else if (json_find(answer, "result", result) < 0)
-		error = fail(client, -EBADMSG, "the answer");
+		said = (size_t)n;
+	}
+}
+
+/* Send the request of `size` bytes in client->message, and wait for its answer, which is there then,
+ * of at least `least` bytes. */
+static int ask(struct seal_client *client, size_t size, int fd, size_t least, int *fds, int *count)
+{
+	int error;
+	ssize_t n;
+
+	if (client->socket < 0)
+		return fail(client, -ENOTCONN, "the service");
+	error = send_request(client, size, fd);
+	if (error && error != -EPIPE) /* before its end the service may have said why */
+		return lost(client, error);
+	n = await(client, fds, count);
+	if (n < 0)
+		return (int)n;
+	if (((const struct seal_control_answer *)(const void *)client->message)->error)
+		error = refused(client, (size_t)n);
+	else
+		error = (size_t)n < least ? fail(client, -EBADMSG, "the answer") : 0;
 	if (error)
 		close_all(fds, *count);
 	return error;
 }
 
-static struct json_text begin(struct seal_client *client, const char *op)
+/* The next request, zeroed but for its head, in client->message. */
+static void *begin(struct seal_client *client, enum seal_control_op op, size_t size)
 {
-	struct json_text text = {client->message, sizeof(client->message), 0};
+	struct seal_control_head *head = (void *)client->message;
 
-	json_put(&text, "{\"op\":");
-	json_put_string(&text, op);
-	json_put(&text, ",\"id\":");
-	json_put_number(&text, ++client->next_request);
-	return text;
+	memset(client->message, 0, size);
+	*head = (struct seal_control_head){
+		.magic = SEAL_CONTROL_MAGIC,
+		.version = SEAL_CONTROL_VERSION,
+		.op = (uint16_t)op,
+		.request = ++client->next_request,
+	};
+	return client->message;
 }
 
-static void put_number(struct json_text *text, const char *name, uint64_t number)
+/* Append a text to a request of `size` bytes; the new size, or 0 when it does not fit. */
+static size_t append(struct seal_client *client, size_t size, const char *text)
 {
-	json_put(text, ",");
-	json_put_string(text, name);
-	json_put(text, ":");
-	json_put_number(text, number);
+	size_t length = text ? strlen(text) : 0;
+
+	if (length > sizeof(client->message) - size)
+		return 0;
+	memcpy(client->message + size, text ? text : "", length);
+	return size + length;
 }
 
-static void put_string(struct json_text *text, const char *name, const char *string)
+static void keep_id(char id[ID_SIZE], const char from[SEAL_CONTROL_ID])
 {
-	if (!string)
-		return;
-	json_put(text, ",");
-	json_put_string(text, name);
-	json_put(text, ":");
-	json_put_string(text, string);
+	memcpy(id, from, SEAL_CONTROL_ID);
+	id[SEAL_CONTROL_ID] = '\0';
 }
 
-static void keep_file(void *context, struct json name, struct json value)
+static void keep_ring(struct seal_client *client)
 {
-	struct seal_client *client = context;
-	uint64_t file;
+	const struct seal_control_attached *attached = (const void *)client->message;
 
-	if (json_number(name, &file) == 0 && file < FILES_MAX)
-		json_string(value, client->file_ids[file], ID_SIZE);
-}
-
-static int keep_ring(struct seal_client *client, struct json result)
-{
-	struct json value;
-	uint64_t ring;
-
-	if (json_find(result, "ring", &value) < 0 || json_number(value, &ring) < 0 ||
-	    ring > UINT32_MAX || json_find(result, "secret", &value) < 0 ||
-	    json_string(value, client->secret, sizeof(client->secret)) < 0 ||
-	    json_find(result, "files", &value) < 0)
-		return -EBADMSG;
-	client->ring = (uint32_t)ring;
-	memset(client->file_ids, 0, sizeof(client->file_ids));
-	return json_each(value, keep_file, client);
+	client->ring = attached->ring;
+	snprintf(client->secret, sizeof(client->secret), "%016llx",
+		 (unsigned long long)attached->secret);
+	for (int i = 0; i < FILES_MAX; i++)
+		keep_id(client->file_ids[i], attached->files[i]);
 }
 
 int control_attach(struct seal_client *client)
 {
 	const struct seal_options *options = &client->options;
-	struct json_text text = begin(client, "attach");
+	struct seal_control_attach *request = begin(client, SEAL_CONTROL_ATTACH, sizeof(*request));
 	int fds[DESCRIPTORS], count, error;
-	struct json result;
 
-	put_number(&text, "slots", options->slots);
-	put_number(&text, "commands", options->commands);
-	put_number(&text, "events", options->events);
-	put_number(&text, "data", options->data);
+	request->slots = options->slots;
+	request->commands = options->commands;
+	request->events = options->events;
+	request->data = options->data;
 	if (options->secret[0]) {
-		put_number(&text, "ring", options->ring);
-		put_string(&text, "secret", options->secret);
+		request->ring = options->ring;
+		request->secret = strtoull(options->secret, NULL, 16);
 	}
-	json_put(&text, "}");
-	error = ask(client, &text, -1, &result, fds, &count);
+	error = ask(client, sizeof(*request), -1, sizeof(struct seal_control_attached), fds, &count);
 	if (error)
 		return error;
-	if (count != DESCRIPTORS || keep_ring(client, result) < 0) {
+	if (count != DESCRIPTORS) {
 		close_all(fds, count);
 		return fail(client, -EBADMSG, "the answer");
 	}
+	keep_ring(client);
 	memcpy(client->fds, fds, sizeof(fds));
 	return 0;
 }
 
-/* The words of the service, by the enums of seal.h. 0 is the default, and NULL the service's. */
-static const char *const kinds[] = {"shared", "shared", "exclusive"};
-static const char *const conflicts[] = {NULL, "wait", "refuse"};
-static const char *const fences[] = {NULL, "none", "signal", "kill"};
-static const char *const preparations[] = {"allocate", "convert", "unshare", "align"};
-static const char *const iomodes[] = {"rw", "read", "rw"};
-
-#define COUNT(words) (sizeof(words) / sizeof((words)[0]))
-
-/* The option that there is not; NULL: all are known. */
+/* The option that there is not; NULL: all are known. 0 is the service's default. */
 static const char *unknown_option(const struct seal_file_options *options)
 {
-	if (options->iomode >= COUNT(iomodes))
+	if (options->iomode > SEAL_RW)
 		return "iomode";
-	if (options->kind >= COUNT(kinds))
+	if (options->kind > SEAL_KIND_EXCLUSIVE)
 		return "kind";
-	if (options->conflict >= COUNT(conflicts))
+	if (options->conflict > SEAL_CONFLICT_REFUSE)
 		return "conflict";
-	if (options->fence >= COUNT(fences))
+	if (options->fence > SEAL_FENCE_KILL)
 		return "fence";
-	return options->prepare >> COUNT(preparations) ? "prepare" : NULL;
+	return options->prepare >= SEAL_PREPARE_ALIGN << 1 ? "prepare" : NULL;
 }
 
-static void put_preparations(struct json_text *text, uint32_t wanted)
+static size_t put_options(struct seal_client *client, const struct seal_file_options *options)
 {
-	const char *before = ",\"prepare\":[";
+	struct seal_control_register *request =
+		begin(client, SEAL_CONTROL_REGISTER, sizeof(*request));
 
-	for (size_t i = 0; i < COUNT(preparations); i++)
-		if (wanted >> i & 1) {
-			json_put(text, before);
-			json_put_string(text, preparations[i]);
-			before = ",";
-		}
-	if (wanted)
-		json_put(text, "]");
-}
-
-static void put_options(struct json_text *text, const struct seal_file_options *options)
-{
-	put_number(text, "offset", options->offset);
-	if (options->length)
-		put_number(text, "length", options->length);
-	put_string(text, "iomode", iomodes[options->iomode]);
-	put_string(text, "kind", kinds[options->kind]);
-	put_string(text, "conflict", conflicts[options->conflict]);
-	put_string(text, "fence", fences[options->fence]);
-	put_string(text, "tag", options->tag);
-	if (options->grace) {
-		json_put(text, ",\"grace\":");
-		json_put_seconds(text, options->grace);
-	}
-	put_preparations(text, options->prepare);
+	request->ring = client->ring;
+	request->offset = options->offset;
+	request->length = options->length;
+	request->grace = options->grace;
+	request->iomode = options->iomode;
+	request->kind = options->kind;
+	request->conflict = options->conflict;
+	request->fence = options->fence;
+	request->prepare = options->prepare;
+	return append(client, sizeof(*request), options->tag);
 }
 
 int seal_register(struct seal_client *client, int fd, const struct seal_file_options *given)
 {
+	const struct seal_control_registered *answer = (const void *)client->message;
 	struct seal_file_options options = {0};
 	int fds[DESCRIPTORS], count, error = client_check(client);
-	struct json_text text;
-	struct json result, value;
 	const char *unknown;
-	uint64_t file;
+	size_t size;
 
 	if (error)
 		return error;
@@ -353,35 +319,31 @@ int seal_register(struct seal_client *client, int fd, const struct seal_file_opt
 	unknown = unknown_option(&options);
 	if (unknown)
 		return fail(client, -EINVAL, unknown);
-	text = begin(client, "register");
-	put_number(&text, "ring", client->ring);
-	put_options(&text, &options);
-	json_put(&text, "}");
-	error = ask(client, &text, fd, &result, fds, &count);
+	size = put_options(client, &options);
+	if (!size)
+		return fail(client, -EMSGSIZE, "the tag");
+	error = ask(client, size, fd, sizeof(*answer), fds, &count);
 	if (error)
 		return error;
 	close_all(fds, count);
-	if (json_find(result, "file", &value) < 0 || json_number(value, &file) < 0 ||
-	    file >= FILES_MAX || json_find(result, "seal.id", &value) < 0 ||
-	    json_string(value, client->file_ids[file], ID_SIZE) < 0)
+	if (answer->file >= FILES_MAX)
 		return fail(client, -EBADMSG, "the answer");
-	return (int)file;
+	keep_id(client->file_ids[answer->file], answer->seal);
+	return (int)answer->file;
 }
 
 int seal_unregister(struct seal_client *client, int file)
 {
+	struct seal_control_return *request;
 	int fds[DESCRIPTORS], count, error = client_check(client);
-	struct json_text text;
-	struct json result;
 
 	if (error)
 		return error;
 	if (file < 0 || file >= FILES_MAX || !client->file_ids[file][0])
 		return -EBADF;
-	text = begin(client, "return");
-	put_string(&text, "seal", client->file_ids[file]);
-	json_put(&text, "}");
-	error = ask(client, &text, -1, &result, fds, &count);
+	request = begin(client, SEAL_CONTROL_RETURN, sizeof(*request));
+	memcpy(request->seal, client->file_ids[file], SEAL_CONTROL_ID);
+	error = ask(client, sizeof(*request), -1, sizeof(struct seal_control_answer), fds, &count);
 	if (error)
 		return error;
 	close_all(fds, count);
@@ -404,37 +366,13 @@ void control_drain(struct seal_client *client)
 	}
 }
 
-static int number_at(struct json object, const char *path, uint32_t *out)
-{
-	struct json value;
-	uint64_t number;
-
-	if (json_find(object, path, &value) < 0 || json_number(value, &number) < 0 ||
-	    number > UINT32_MAX)
-		return -EBADMSG;
-	*out = (uint32_t)number;
-	return 0;
-}
-
-static int read_facts(struct json result, uint32_t facts[PI_FACTS])
-{
-	/* In the order of struct seal_pi_facts. */
-	static const char *const paths[PI_FACTS] = {"device.interval",	"device.metadata",
-						    "device.pi_offset", "device.pi_size",
-						    "device.ref_size",	"device.block"};
-	int error = 0;
-
-	for (int i = 0; !error && i < PI_FACTS; i++)
-		error = number_at(result, paths[i], &facts[i]);
-	return error;
-}
-
 int control_pi_channel(struct seal_client *client, const struct pi_opening *opening, int fds[2],
 		       uint32_t facts[PI_FACTS])
 {
+	const struct seal_control_pi_opened *answer = (const void *)client->message;
+	struct seal_control_pi_channel *request;
 	int all[DESCRIPTORS], count, error = client_check(client), file = opening->file;
-	struct json_text text;
-	struct json result;
+	size_t size;
 
 	if (error)
 		return error;
@@ -442,19 +380,21 @@ int control_pi_channel(struct seal_client *client, const struct pi_opening *open
 		return -EBADF;
 	if (opening->by_ring && !(client->mailbox->features & SEAL_FEATURE_PI))
 		return fail(client, -EOPNOTSUPP, "PI commands of the keeper");
-	text = begin(client, "pi-channel");
-	put_string(&text, "seal", client->file_ids[file]);
-	if (opening->bytes)
-		put_number(&text, "bytes", opening->bytes);
-	put_string(&text, "profile", opening->profile);
-	json_put(&text, opening->by_ring ? ",\"ring\":true}" : "}");
-	error = ask(client, &text, -1, &result, all, &count);
+	request = begin(client, SEAL_CONTROL_PI_CHANNEL, sizeof(*request));
+	memcpy(request->seal, client->file_ids[file], SEAL_CONTROL_ID);
+	request->bytes = opening->bytes;
+	request->ring = opening->by_ring ? 1 : 0;
+	size = append(client, sizeof(*request), opening->profile);
+	if (!size)
+		return fail(client, -EMSGSIZE, "the profile");
+	error = ask(client, size, -1, sizeof(*answer), all, &count);
 	if (error)
 		return error;
-	if (count != 2 || read_facts(result, facts) < 0) {
+	if (count != 2) {
 		close_all(all, count);
 		return fail(client, -EBADMSG, "the answer");
 	}
+	memcpy(facts, answer->facts, sizeof(answer->facts));
 	memcpy(fds, all, 2 * sizeof(*fds));
 	return 0;
 }

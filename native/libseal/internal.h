@@ -5,7 +5,6 @@
 #include <errno.h>
 
 #include "abi/seal_ring_geometry.h"
-#include "json.h"
 #include "seal.h"
 #include "seal_ring.h"
 
@@ -41,7 +40,8 @@ struct seal_client {
 	char file_ids[FILES_MAX][ID_SIZE];
 	uint64_t next_request;
 	char failure[256];
-	char message[MESSAGE_MAX]; /* requests and answers of the control socket */
+	/* Requests and answers of the control socket (abi/seal_control.h). */
+	char message[MESSAGE_MAX] __attribute__((aligned(8)));
 };
 
 /* 0, or -EOWNERDEAD: we are a child of the client's owner. */

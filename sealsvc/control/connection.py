@@ -24,7 +24,7 @@ from sealsvc.control.turns import Metered, Turns
 from sealsvc.core.errors import Refusal, of_kin
 from sealsvc.linux import processes
 from sealsvc.linux.processes import Peer, Process
-from sealsvc.protocol import codec
+from sealsvc.protocol import codec, fixed
 from sealsvc.protocol.base import MAX_MESSAGE
 from sealsvc.protocol.events import Event, Watch, Watching
 from sealsvc.protocol.messages import Answer, AnyRequest, Cancel, Done, Failure, Push, Result
@@ -97,6 +97,7 @@ class Connection:
         self._is_read = True
         self._is_waited_for = False  # until it can be written to
         self._fd = sock.fileno()
+        self._is_fixed: bool | None = None  # its messages, from the first on (protocol/fixed.py)
         self.open = True
 
     @property
@@ -143,7 +144,11 @@ class Connection:
         return self.open and self._is_read
 
     def _received(self, data: bytes, received: Received, flags: int) -> None:
+        if self._is_fixed is None:
+            self._is_fixed = fixed.is_fixed(data)
         try:
+            if fixed.is_fixed(data) is not self._is_fixed:
+                raise Refusal("bad-request", "this connection has sent messages of the other form")
             request = parse(data, flags, len(received))
             if len(self._requests) >= self._most_requests:
                 message = f"{self._most_requests} requests are in flight on this connection"
@@ -252,12 +257,12 @@ class Connection:
         """Send a message, or queue it while the client does not read. False when the connection is
         closed. Takes ownership of the descriptors. A message larger than MAX_MESSAGE is replaced by
         a failure `too-large`."""
-        data, fds = codec.encoded(message), fds or []
+        data, fds = self._encoded(message), fds or []
         if len(data) > MAX_MESSAGE:
             self.user.close_later(fds)
             fds = []
             large = Refusal("too-large", "the answer is larger than a message may be; ask for less")
-            data = codec.encoded(failure(getattr(message, "id", None), large))
+            data = self._encoded(failure(getattr(message, "id", None), large))
         if not self.open:
             self.user.close_later(fds)
             return False
@@ -271,6 +276,11 @@ class Connection:
             self.writable()
         self._read_or_wait()
         return self.open
+
+    def _encoded(self, message: Answer | Failure | Push) -> bytes:
+        if self._is_fixed and isinstance(message, (Answer, Failure)):
+            return fixed.encoded(message)
+        return codec.encoded(message)
 
     def writable(self) -> None:
         """Send queued messages. Called by the event loop."""

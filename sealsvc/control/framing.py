@@ -1,4 +1,4 @@
-"""Decodes datagrams of the control socket to requests, and builds failures."""
+"""Decodes datagrams of the control socket to requests, encodes answers, and builds failures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from sealsvc.core.errors import Refusal
-from sealsvc.protocol import codec
+from sealsvc.protocol import codec, fixed
 from sealsvc.protocol.base import MAX_FDS, MAX_MESSAGE, VERSION
 from sealsvc.protocol.messages import AnyRequest, Failure
 
@@ -31,6 +31,8 @@ class _Envelope(msgspec.Struct):
 
 def id_of(data: bytes) -> int | None:
     """The id of a request that may be malformed otherwise; None when it has no valid one."""
+    if fixed.is_fixed(data):
+        return fixed.id_of(data)
     try:
         found = msgspec.json.decode(data, type=_Envelope).id
     except msgspec.DecodeError:
@@ -52,6 +54,8 @@ def parse(data: bytes, flags: int, descriptors: int) -> AnyRequest:
             "the service has no room for the descriptors that were sent (RLIMIT_NOFILE)",
             retry_after=1.0,
         )
+    if fixed.is_fixed(data):
+        return fixed.request(data)
     try:
         envelope = msgspec.json.decode(data, type=_Envelope)
         if envelope.v != VERSION:

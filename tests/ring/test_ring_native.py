@@ -64,11 +64,11 @@ def test_the_keepers_side(name: str, sanitizer: str, tmp_path: Path) -> None:
     run(program)
 
 
-@pytest.mark.parametrize("name", ["ring", "json", "extents"])
+@pytest.mark.parametrize("name", ["ring", "control", "extents"])
 def test_fuzz(name: str, tmp_path: Path) -> None:
     flags = ["-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all"]
     clang, program = compiler("clang", *flags), tmp_path / "fuzz"
-    sources = [str(LIBSEAL / "json.c")] if name == "json" else RINGS
+    sources = [str(LIBSEAL / "control.c")] if name == "control" else RINGS
     source = NATIVE / "fuzz" / f"fuzz_{name}.c"
     run(clang, *FLAGS, *flags, *INCLUDES, "-o", program, source, *sources, "-lpthread")
     corpus = tmp_path / "corpus"

@@ -32,7 +32,7 @@ MAY_USE: dict[str, set[str]] = {
     "exports/tcmu": {"exports/core", "copy", "libseal", "abi"},
     "exports/tcmu/tests": {"exports/tcmu", "tests"},
     "exports/tcmu/fuzz": {"exports/tcmu"},
-    "fuzz": {"ring", "libseal"},
+    "fuzz": {"abi", "ring", "libseal"},
     "tests": {"base", "kernel", "ring", "gate", "exports/core", "libseal", "abi"},
 }
 # Programs of BPF are compiled for the kernel and linked with nothing.
