@@ -137,8 +137,7 @@ static int refused(struct seal_client *client, size_t size)
 	return answer->error > 0 && answer->error < 4096 ? -answer->error : -EIO;
 }
 
-/* Not of this form is what the service pushes, which others on the machine listen to, and what it says
- * to a connection that it does not serve, before it closes it. */
+/* What the service pushes is JSON, and passed over. */
 static int is_answer(const struct seal_client *client, size_t size)
 {
 	const struct seal_control_head *head = (const void *)client->message;
@@ -147,13 +146,20 @@ static int is_answer(const struct seal_client *client, size_t size)
 	       (head->request == client->next_request || head->request == 0);
 }
 
-static int ended(struct seal_client *client, ssize_t n, size_t said)
+/* A refusal in JSON, of no request: this connection is not served, or the service is older than these
+ * messages. It is shown as it is. */
+static int is_turned_away(const struct seal_client *client, size_t size)
+{
+	static const char no_request[] = "\"id\":null";
+
+	return memmem(client->message, size, no_request, sizeof(no_request) - 1) != NULL;
+}
+
+static int turned_away(struct seal_client *client, size_t size)
 {
 	char text[200];
 
-	if (n < 0 || !said)
-		return lost(client, n < 0 ? (int)n : -ECONNRESET);
-	snprintf(text, sizeof(text), "%.*s", (int)said, client->message);
+	snprintf(text, sizeof(text), "%.*s", (int)size, client->message);
 	control_close(client);
 	return fail(client, -ECONNREFUSED, text);
 }
@@ -161,7 +167,6 @@ static int ended(struct seal_client *client, ssize_t n, size_t said)
 /* Waits for the answer to the request that was sent; its size. */
 static ssize_t await(struct seal_client *client, int *fds, int *count)
 {
-	size_t said = 0; /* bytes of what is no answer */
 	int resets = 0;
 
 	for (;;) {
@@ -171,11 +176,12 @@ static ssize_t await(struct seal_client *client, int *fds, int *count)
 		if (n == -ECONNRESET && !resets++)
 			continue;
 		if (n <= 0)
-			return ended(client, n, said);
+			return lost(client, n == 0 ? -ECONNRESET : (int)n);
 		if (is_answer(client, (size_t)n))
 			return n;
 		close_all(fds, *count);
-		said = (size_t)n;
+		if (is_turned_away(client, (size_t)n))
+			return turned_away(client, (size_t)n);
 	}
 }
 
@@ -260,7 +266,8 @@ int control_attach(struct seal_client *client)
 		request->ring = options->ring;
 		request->secret = strtoull(options->secret, NULL, 16);
 	}
-	error = ask(client, sizeof(*request), -1, sizeof(struct seal_control_attached), fds, &count);
+	error = ask(client, sizeof(*request), -1, sizeof(struct seal_control_attached), fds,
+		    &count);
 	if (error)
 		return error;
 	if (count != DESCRIPTORS) {

@@ -170,7 +170,7 @@ class CopyJobs:
     def _task(
         self, peer: Peer, request: StartCopy, files: tuple[FileId, FileId], fds: list[int]
     ) -> Task:
-        table = self._grants.life.table
+        table = self._grants.machine.table
         held = [tuple(seal.id for seal in table.of_file(file) if seal.live) for file in files]
         return Task(
             socket=self._socket,

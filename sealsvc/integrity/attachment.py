@@ -69,7 +69,7 @@ class Attachment:
     def seals(self) -> list[Seal]:
         return [
             seal
-            for seal in self._grants.life.table.of_file(self.store.about.file)
+            for seal in self._grants.machine.table.of_file(self.store.about.file)
             if seal.live and seal.effective.overlaps(self.store.about.range)
         ]
 
@@ -226,7 +226,7 @@ class Attachment:
         await pool.run(self._log.write, numbered)
         self._log.tell(numbered)
         for error in numbered:
-            self._grants.life.events.publish("integrity", error.seal, error=error)
+            self._grants.machine.events.publish("integrity", error.seal, error=error)
         return numbered
 
     def error(self, finding: Finding, kind: str, at: str, seal: Seal | None) -> PiError:

@@ -160,7 +160,7 @@ class Attachments:
         async with self._grants.lock(about.file):
             if self.of_file(about.file, about.range):
                 raise Refusal("already-attached", f"{about.path} has tags there by now")
-            seals = [seal for seal in self._grants.life.table.of_file(about.file) if seal.live]
+            seals = [seal for seal in self._grants.machine.table.of_file(about.file) if seal.live]
             anchor = anchor_of(seals[0]) if seals else -1
             store = await self._waited_for(
                 about, functools.partial(self._built, about, parts, anchor)

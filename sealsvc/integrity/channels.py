@@ -135,9 +135,9 @@ class PiChannels:
 
     def __init__(self, grants: Grants, log: ErrorLog | None, rings: RingKeeper | None) -> None:
         self.grants, self.log, self.rings = grants, log, rings
-        self.table = grants.life.table
+        self.table = grants.machine.table
         self.channels: dict[str, Channel] = {}
-        grants.life.events.watch(self._hear)
+        grants.machine.events.watch(self._hear)
 
     async def answer(
         self, connection: Connection, request: PiPath | PiChannel, fds: Received
@@ -300,7 +300,7 @@ class PiChannels:
         if self.log:
             self.log.tell(numbered)
         for error in numbered:
-            self.grants.life.events.publish("integrity", error.seal, error=error)
+            self.grants.machine.events.publish("integrity", error.seal, error=error)
         told.set()
 
     def _ended(self, channel: Channel) -> None:

@@ -298,7 +298,7 @@ class IntegrityRequests:
     # Who may
 
     def _seal(self, peer: Peer, seal_id: str) -> Seal:
-        seal = self._grants.life.table.get(seal_id)
+        seal = self._grants.machine.table.get(seal_id)
         if seal is None or not self._grants.policy.may_see(peer, seal):
             raise Refusal("no-such-seal", f"there is no seal {seal_id}", {"seal": seal_id})
         return seal

@@ -121,7 +121,7 @@ class SealChanges:
         """A seal is over: what it leaves open was cut off."""
         if event.name != "state" or event.seal is None or event.data["to"] in states.LIVE:
             return
-        seal = self._grants.life.table.get(event.seal)
+        seal = self._grants.machine.table.get(event.seal)
         if seal is not None:
             for attachment in self._attachments.of_seal(seal):
                 self._tasks.spawn(f"after the end of {seal.id}", self._after(attachment, seal))

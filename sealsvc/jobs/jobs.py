@@ -236,7 +236,7 @@ class JobRunner:
             self.events.publish("job", job=msgspec.structs.replace(job.info, result={}))
 
     async def _audit(self, job: Job) -> dict[str, Any]:
-        seals = list(self.grants.life.table)
+        seals = list(self.grants.machine.table)
         checked, drifted, unreadable = 0, list[Any](), list[str]()
         for start in range(0, len(seals), _BATCH):
             batch = [seal for seal in seals[start : start + _BATCH] if seal.live]

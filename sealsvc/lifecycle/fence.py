@@ -33,12 +33,12 @@ class Fencing:
     event loop."""
 
     def __init__(
-        self, life: StateMachine, returns: Returns, tasks: Tasks, section: FenceSection
+        self, machine: StateMachine, returns: Returns, tasks: Tasks, section: FenceSection
     ) -> None:
-        self.life, self.returns, self.tasks, self.section = life, returns, tasks, section
+        self.machine, self.returns, self.tasks, self.section = machine, returns, tasks, section
         self.counters = {"fences": 0, "fences_failed": 0}
         self._deadlines = Deadlines(tasks, self._reached, self._awaited)
-        life.delegate(
+        machine.delegate(
             {
                 Action.AWAIT: self._await,
                 Action.SIGNAL: self._signal,
@@ -83,11 +83,11 @@ class Fencing:
         self._deadlines.add(seal.deadline or 0.0, seal.token, seal.round)
 
     def _awaited(self, token: int, round: int) -> bool:
-        seal = self.life.table.of_token(token)
+        seal = self.machine.table.of_token(token)
         return seal is not None and seal.round == round and seal.state in _AWAITED
 
     def _reached(self, token: int, round: int) -> None:
-        seal = self.life.table.of_token(token)
+        seal = self.machine.table.of_token(token)
         if seal is not None and self._awaited(token, round):
             self.tasks.spawn(f"deadline of {seal.id}", self._see_through(seal, round))
 
@@ -104,20 +104,20 @@ class Fencing:
             self._overdue(seal, "the recall's deadline has passed; fence is none")
         else:
             self.counters["fences"] += 1
-            self.life.step(seal, Step.FENCE, "the deadline has passed")
+            self.machine.step(seal, Step.FENCE, "the deadline has passed")
 
     def _overdue(self, seal: Seal, reason: str) -> None:
         """The deadline has passed and the seal's terms allow no fence: conflicting operations that
         wait get EBUSY instead of waiting for ever. The seal stays in force."""
         seal.record_step("overdue", reason)
-        self.life.step(seal, Step.OVERDUE, reason)
+        self.machine.step(seal, Step.OVERDUE, reason)
 
     # The fence
 
     def _signal(self, seal: Seal) -> None:
         seal.deadline = clock.now() + self.section.signal_grace
         seal.record_step("signal", f"SIGTERM to {seal.process.holder.pid}")
-        self.life.journal.progressed(seal)
+        self.machine.journal.progressed(seal)
         seal.process.signal(signal.SIGTERM)
         faults.point("fence:signalled")
         self.tasks.spawn(f"fence {seal.id}", self._after_signal(seal))
@@ -128,7 +128,7 @@ class Fencing:
             return
         if seal.request.fence is Fence.KILL and not seal.exited.is_set():
             seal.record_step("kill", f"SIGKILL to {seal.process.holder.pid}")
-            self.life.step(seal, Step.ESCALATE, "SIGTERM did not help")
+            self.machine.step(seal, Step.ESCALATE, "SIGTERM did not help")
             return
         if seal.exited.is_set():
             seal.deadline = clock.now() + self.section.proof_timeout
@@ -155,13 +155,13 @@ class Fencing:
         if not left:
             faults.point("fence:proven")
             seal.record_step("proof")
-            self.life.step(seal, Step.PROVEN, "fenced")
+            self.machine.step(seal, Step.PROVEN, "fenced")
             return
         why = ", ".join(left)
         self.counters["fences_failed"] += 1
         seal.deadline = None
         seal.record_step("failed", why)
-        self.life.step(seal, Step.UNPROVEN, why)
+        self.machine.step(seal, Step.UNPROVEN, why)
 
     # Proofs
 
@@ -170,7 +170,9 @@ class Fencing:
         that nothing which outlives the process (a child, a descriptor in flight) maps the range."""
         seal.exited.set()
         if may(seal, Step.HOLDER_EXIT):
-            self.life.step(seal, Step.HOLDER_EXIT, f"process {seal.process.holder.pid} has ended")
+            self.machine.step(
+                seal, Step.HOLDER_EXIT, f"process {seal.process.holder.pid} has ended"
+            )
 
     def forgotten(self, seal: Seal) -> None:
         """The holder answered that it does not know the seal: retry the proof until nothing is
@@ -192,7 +194,7 @@ class Fencing:
             if not await self._left(seal):
                 if seal.state is state:
                     seal.record_step("proof")
-                    self.life.step(seal, Step.PROVEN, seal.reason)
+                    self.machine.step(seal, Step.PROVEN, seal.reason)
                 return
             pause = min(_LONGEST_PAUSE, pause * 2 or 0.01)
             await clock.within(clock.now() + pause, seal.released)
@@ -213,6 +215,6 @@ class Fencing:
         if not seal.exited.is_set():
             return ["the holder did not end"]
         try:
-            return await self.returns.remnants(seal)
+            return await self.returns.remaining_mappings(seal)
         except (Refusal, OSError) as error:
             return [f"the proof failed: {error}"]

@@ -118,12 +118,12 @@ class Grants:
         host: Host,
         enforcers: EnforcerSet,
         policy: Policy,
-        life: StateMachine,
+        machine: StateMachine,
         workers: Workers,
         registry: Registry,
     ) -> None:
         self.host, self.enforcers, self.policy = host, enforcers, policy
-        self.life, self.workers, self.registry = life, workers, registry
+        self.machine, self.workers, self.registry = machine, workers, registry
         self.silent: set[int] = set()  # devices that did not answer the last audit
         self.looks = Looks(workers)
         self._files = FileLocks()
@@ -167,7 +167,7 @@ class Grants:
     def refused(self, refusal: Refusal, request: Grant, peer: Peer) -> None:
         """Count a refused grant, publish it, and have the registry record it."""
         self.counters["refusals"] += 1
-        self.life.events.publish(
+        self.machine.events.publish(
             "refused",
             code=refusal.code,
             message=refusal.message,
@@ -199,7 +199,7 @@ class Grants:
         if opened is None:
             return None
         fd, seal.mark = opened
-        self.life.journal.granted(seal)
+        self.machine.journal.granted(seal)
         return fd
 
     def _open_again(self, seal: Seal) -> tuple[int, Mark] | None:
@@ -268,7 +268,7 @@ class Grants:
         self.policy.refuse_outside(request.only, target.path)
         wanted = _range(request, target)
         self._end_courtesy(request, target, wanted)
-        self.policy.admit(request, wanted, asker.process.holder, target, self.life.table)
+        self.policy.admit(request, wanted, asker.process.holder, target, self.machine.table)
         faults.point("grant:admitted")
         abandoned = threading.Event()
         try:
@@ -289,18 +289,18 @@ class Grants:
         with ExitStack() as undo:
             undo.callback(seal.hold.release)
             before(seal, undo)
-            self.life.record(seal)
+            self.machine.record(seal)
             undo.pop_all()
-        self.registry.granted(self.life.begin(seal), seal.map, asker.peer, request.trace)
+        self.registry.granted(self.machine.begin(seal), seal.map, asker.peer, request.trace)
         self.counters["grants"] += 1
         return seal
 
     def _end_courtesy(self, request: Grant, target: Target, wanted: ByteRange) -> None:
         """End the courtesy seals that conflict with the request."""
-        for seal in self.life.table.of_file(target.file):
+        for seal in self.machine.table.of_file(target.file):
             exclusive = Kind.EXCLUSIVE in (seal.request.kind, request.kind)
             if seal.state is State.COURTESY and (exclusive or seal.effective.overlaps(wanted)):
-                self.life.step(seal, Step.EXPIRE, "its ttl has passed, and another asks")
+                self.machine.step(seal, Step.EXPIRE, "its ttl has passed, and another asks")
 
     def _place(
         self,

@@ -75,13 +75,13 @@ class Recaller:
 
     def __init__(
         self,
-        life: StateMachine,
+        machine: StateMachine,
         fencing: Fencing,
         policy: Policy,
         push_any: Callable[[Seal, RecallAny], bool],
     ) -> None:
-        self.life, self.fencing, self.policy, self.push_any = life, fencing, policy, push_any
-        self.table: SealTable = life.table
+        self.machine, self.fencing, self.policy, self.push_any = machine, fencing, policy, push_any
+        self.table: SealTable = machine.table
         self.waiting: dict[tuple[str, int], Waiting] = {}
         self.counters = {"conflicts": 0, "recalls": 0, "recalls_merged": 0}
         self._relieved_at = -_PRESSURE_PAUSE
@@ -98,7 +98,7 @@ class Recaller:
         key = (enforcer, report.waiter)
         if report.outcome is Outcome.ENDED:
             waited = self.waiting.pop(key, None)
-            self.life.events.publish(
+            self.machine.events.publish(
                 "conflict-ended",
                 waited.seals[0] if waited and waited.seals else None,
                 operation=report.operation,
@@ -121,7 +121,7 @@ class Recaller:
     def _publish_conflict(self, report: Report, met: list[Seal], **more: int) -> None:
         if report.error == errno.EAGAIN:
             self._crowded(report, met)
-        self.life.events.publish(
+        self.machine.events.publish(
             "conflict",
             met[0].id if met else None,
             operation=report.operation,
@@ -148,7 +148,7 @@ class Recaller:
             return
         self._crowded_at = clock.now()
         where = met[0].path if met else f"inode {report.file.inode} of device {report.file.device}"
-        self.life.events.publish(
+        self.machine.events.publish(
             "alarm",
             met[0].id if met else None,
             reason=f"too many operations wait for seals: some on {where} were refused (EAGAIN)",
@@ -156,7 +156,7 @@ class Recaller:
 
     def _met(self, seal: Seal, report: Report) -> None:
         if seal.state is State.COURTESY:
-            self.life.step(seal, Step.EXPIRE, "its ttl has passed, and somebody conflicts")
+            self.machine.step(seal, Step.EXPIRE, "its ttl has passed, and somebody conflicts")
         elif report.outcome is not Outcome.HELD or seal.request.conflict is not Conflict.WAIT:
             return
         elif seal.state is State.ORPHANED and seal.deadline is None:
@@ -182,7 +182,9 @@ class Recaller:
         `grace` replaces the seal's own grace (seconds). Does nothing in a state that cannot be
         recalled. Raises OSError when the recall cannot be recorded."""
         if seal.state is State.COURTESY:
-            self.life.step(seal, Step.EXPIRE, f"its ttl has passed, and it is recalled: {reason}")
+            self.machine.step(
+                seal, Step.EXPIRE, f"its ttl has passed, and it is recalled: {reason}"
+            )
             return
         wanted = wanted_of(seal, operation, part)
         if seal.state is State.RECALLED:
@@ -195,7 +197,7 @@ class Recaller:
             seal.ladder.clear()
             self.counters["recalls"] += 1
             self._publish(seal, reason, merged=False)
-            self.life.step(seal, Step.RECALL, reason)
+            self.machine.step(seal, Step.RECALL, reason)
             faults.point("recall:told")
 
     def _merge(
@@ -217,10 +219,10 @@ class Recaller:
             seal.deadline = clock.now() + (grace or 0.0)
             self.fencing.await_deadline(seal)
         if sooner or seal.wanted != before:
-            self.life.tell(seal, operation)
+            self.machine.tell(seal, operation)
 
     def _publish(self, seal: Seal, reason: str, *, merged: bool) -> None:
-        self.life.events.publish(
+        self.machine.events.publish(
             "recall",
             seal.id,
             reason=reason,
@@ -243,7 +245,7 @@ class Recaller:
         overdue = seal.is_overdue  # if it is not, a task waits for the deadline already
         seal.deadline = later
         seal.record_step("progress")
-        self.life.journal.progressed(seal)
+        self.machine.journal.progressed(seal)
         seal.tell_changed()
         if not overdue:
             return
@@ -304,13 +306,13 @@ class Recaller:
             # Only where the next state is LOST: an orphaned seal gets a deadline from a conflict.
             if seal.deadline is None and after(seal.state, Step.DRIFT).to is State.LOST:
                 seal.deadline = clock.now() + seal.request.grace
-            self.life.step(seal, Step.DRIFT, reason)
+            self.machine.step(seal, Step.DRIFT, reason)
 
     def overlaid(self, seal: Seal, reason: str) -> None:
         """An overlay that was mounted over a sealed file after the grant bypasses every enforcer:
         raise an alarm and recall the seal."""
         if may(seal, Step.RECALL):
-            self.life.events.publish("alarm", seal.id, reason=reason)
+            self.machine.events.publish("alarm", seal.id, reason=reason)
             self.recall(seal, reason)
 
     def expire(self) -> None:
@@ -323,9 +325,9 @@ class Recaller:
             courtesy = self.policy.section.courtesy
             if courtesy and may(seal, Step.LAPSE):
                 seal.expires = now + courtesy
-                self.life.step(seal, Step.LAPSE, "its ttl has passed; nobody conflicts")
+                self.machine.step(seal, Step.LAPSE, "its ttl has passed; nobody conflicts")
             elif may(seal, Step.EXPIRE):
-                self.life.step(seal, Step.EXPIRE, "its ttl has passed")
+                self.machine.step(seal, Step.EXPIRE, "its ttl has passed")
 
 
 def wanted_of(seal: Seal, operation: Operation | None, part: ByteRange | None = None) -> ByteRange:

@@ -23,17 +23,17 @@ class Returns:
 
     def __init__(
         self,
-        life: StateMachine,
+        machine: StateMachine,
         host: Host,
         workers: Workers,
         settle: Callable[[Seal, ByteRange | None], Awaitable[bool]],
         unsettle: Callable[[Seal], None],
     ) -> None:
-        self.life, self.host, self.workers = life, host, workers
+        self.machine, self.host, self.workers = machine, host, workers
         self.settle, self.unsettle = settle, unsettle
         self.counters = {"returns": 0, "partial_returns": 0, "forgotten": 0}
 
-    async def remnants(self, seal: Seal, part: ByteRange | None = None) -> list[str]:
+    async def remaining_mappings(self, seal: Seal, part: ByteRange | None = None) -> list[str]:
         """What still maps or references the seal's range (or `part` of it), as text. An empty list
         is the proof that nothing does; it is valid until the caller next awaits anything. Raises
         Refusal and OSError when the proof cannot be made."""
@@ -42,10 +42,10 @@ class Returns:
             question = seal.question(_by_process(kept_by), part)
             if self.host.is_free(question):
                 return []
-            found = await self._processes(seal).run(self.host.remnants, question)
+            found = await self._processes(seal).run(self.host.remaining_mappings, question)
             # A seal that explains a mapping may have ended or shrunk meanwhile: then look again.
             if found or kept_by.items() <= self._kept_by_others(seal).items():
-                return [str(remnant) for remnant in found]
+                return [str(remaining) for remaining in found]
 
     def _kept_by_others(self, seal: Seal) -> dict[Seal, ByteRange]:
         """Other seals of the file that explain what their holders map of this seal's range.
@@ -55,7 +55,7 @@ class Returns:
         pid = seal.process.holder.pid
         return {
             other: other.effective
-            for other in self.life.table.of_file(seal.file)
+            for other in self.machine.table.of_file(seal.file)
             if other is not seal
             and other.state is not State.COURTESY
             and not other.exited.is_set()
@@ -78,9 +78,9 @@ class Returns:
             self.counters["returns"] += 1
             # An orphaned seal has no holder that could return it; it was proven free all the same.
             if may(seal, Step.RETURN):
-                self.life.step(seal, Step.RETURN, reason)
+                self.machine.step(seal, Step.RETURN, reason)
             else:
-                self.life.step(seal, Step.PROVEN, reason or seal.reason)
+                self.machine.step(seal, Step.PROVEN, reason or seal.reason)
 
     async def give_back_part(self, seal: Seal, part: ByteRange) -> None:
         """Return a part, which must be at one end of the seal's range. A block that the part shares
@@ -106,10 +106,10 @@ class Returns:
             raise Refusal("try-later", f"seal {seal.id} is {seal.state} meanwhile", retry_after=0.1)
         self.counters["partial_returns"] += 1
         satisfied = seal.wanted is not None and seal.wanted.clipped(left) is None
-        self.life.shrink(seal, left)
-        self.life.step(seal, Step.SHRINK, f"{part} was returned")
+        self.machine.shrink(seal, left)
+        self.machine.step(seal, Step.SHRINK, f"{part} was returned")
         if satisfied and may(seal, Step.SATISFY):
-            self.life.step(seal, Step.SATISFY, "what was recalled has been returned")
+            self.machine.step(seal, Step.SATISFY, "what was recalled has been returned")
 
     @contextmanager
     def _unsettled_if_refused(self, seal: Seal) -> Iterator[None]:
@@ -124,11 +124,11 @@ class Returns:
     async def forget(self, seal: Seal) -> bool:
         """The holder does not know the seal: end it if nothing is mapped. False while something
         is."""
-        if await self.remnants(seal):
+        if await self.remaining_mappings(seal):
             return False
         if seal.live and may(seal, Step.FORGET):
             self.counters["forgotten"] += 1
-            self.life.step(seal, Step.FORGET, "the holder knows no such seal")
+            self.machine.step(seal, Step.FORGET, "the holder knows no such seal")
         return True
 
     async def downgrade(self, seal: Seal) -> None:
@@ -150,7 +150,7 @@ class Returns:
             )
         if not may(seal, Step.DOWNGRADE):
             raise Refusal("try-later", f"seal {seal.id} is {seal.state}", retry_after=1.0)
-        self.life.downgrade(seal)
+        self.machine.downgrade(seal)
 
     def _processes(self, seal: Seal) -> Pool:
         """The worker pool of proofs. It is separate from those of grants and validations, which may
@@ -159,7 +159,7 @@ class Returns:
         return self.workers.of(("proofs", seal.file.device))
 
     async def _refuse_if_mapped(self, seal: Seal, part: ByteRange | None = None) -> None:
-        left = await self.remnants(seal, part)
+        left = await self.remaining_mappings(seal, part)
         if left and seal.live:
             raise Refusal(
                 "still-mapped", f"seal {seal.id}: {', '.join(left)}", {"mappings": left}, 0.05

@@ -49,7 +49,7 @@ async def validate(grants: Grants, seal: Seal, address: int | None) -> MappingRe
     if not seal.live:
         raise Refusal("no-such-seal", f"seal {seal.id} has ended meanwhile", {"seal": seal.id})
     if states.allowed(seal.state, Step.VALIDATE):
-        grants.life.step(seal, Step.VALIDATE, "the mapping is proven")
+        grants.machine.step(seal, Step.VALIDATE, "the mapping is proven")
     return MappingReport(
         seal=seal.id,
         seqid=seal.seqid,

@@ -140,7 +140,7 @@ def _drift(grants: Grants, recaller: Recaller, seal: Seal, found: _Found, passed
         found=difference.found,
     )
     if not seal.drifted:
-        recaller.life.events.publish("drift", seal.id, drift=drift)
+        recaller.machine.events.publish("drift", seal.id, drift=drift)
         grants.registry.drifted(drift, found.recorded, found.present)
         after = f" after {passed}" if passed else ""
         recaller.lose(seal, f"the map differs at {difference.offset}{after}")
@@ -162,14 +162,16 @@ def evidence(passed: Operation) -> str:
 def _tell_silence(grants: Grants, device: int, left: list[Seal]) -> None:
     if left and device not in grants.silent:
         reason = f"{_named(left[0])} does not answer: {len(left)} seals cannot be audited"
-        grants.life.events.publish("alarm", reason=reason)
+        grants.machine.events.publish("alarm", reason=reason)
     grants.silent.add(device)
 
 
 def _tell_death(grants: Grants, lost: list[Seal]) -> None:
     if lost:
         reason = f"{_named(lost[0])} is shut down or its device is gone: {len(lost)} seals are lost"
-        grants.life.events.publish("alarm", reason=reason, seals=[seal.id for seal in lost[:100]])
+        grants.machine.events.publish(
+            "alarm", reason=reason, seals=[seal.id for seal in lost[:100]]
+        )
 
 
 def _named(seal: Seal) -> str:

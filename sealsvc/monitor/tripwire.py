@@ -82,7 +82,7 @@ class Tripwire:
 
     async def _tell(self, seal: Seal, trip: Trip, what: str) -> None:
         stack = await self.grants.workers.of("symbols", 1).run(trip.symbols)
-        self.grants.life.events.publish(
+        self.grants.machine.events.publish(
             "alarm",
             seal.id,
             reason=f"tripwire: the map of {seal.path} {what}: {trip};"
@@ -90,7 +90,7 @@ class Tripwire:
         )
 
     def _live(self, file: FileId) -> list[Seal]:
-        seals = self.grants.life.table.of_inode(file.device, file.inode)
+        seals = self.grants.machine.table.of_inode(file.device, file.inode)
         return [seal for seal in seals if seal.live and not seal.drifted]
 
     def _watched(self, file: FileId) -> list[Seal]:
@@ -131,7 +131,7 @@ class Tripwire:
             self.grants, self.recaller, seals, f"this was let through: {evidence(passed)}"
         )
         if report.drifted:
-            self.grants.life.events.publish(
+            self.grants.machine.events.publish(
                 "alarm",
                 report.drifted[0].seal,
                 reason=f"tripwire: the map of {report.drifted[0].path} differs after this was let"

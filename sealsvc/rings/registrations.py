@@ -151,7 +151,11 @@ class Rings:
         watch_holder: Callable[[Seal], None],
     ) -> None:
         self.keeper, self.grants, self.policy = keeper, grants, policy
-        self.life, self.table, self.watch_holder = grants.life, grants.life.table, watch_holder
+        self.machine, self.table, self.watch_holder = (
+            grants.machine,
+            grants.machine.table,
+            watch_holder,
+        )
         self.clients: dict[int, RingClient] = {}
 
     # Attaching
@@ -304,7 +308,7 @@ class Rings:
                 continue
             for step in (Step.RETURN, Step.PROVEN):
                 if seal.live and may(seal, step):
-                    self.life.step(seal, step, parent.reason)
+                    self.machine.step(seal, step, parent.reason)
 
     def registration(self, ring: int, file: int) -> Seal | None:
         """The registration with this index in the ring."""
@@ -379,7 +383,7 @@ class Rings:
             if (row.grants, row.returns, row.recalls) != (
                 before.grants, before.returns, before.recalls
             ):  # fmt: skip
-                self.life.events.publish(
+                self.machine.events.publish(
                     "ring",
                     ring=row.ring,
                     grants=row.grants - before.grants,

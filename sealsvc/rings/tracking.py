@@ -136,7 +136,7 @@ class Tracking:
     ) -> None:
         self._copier = copy
         self.rings, self.recaller, self.returns, self.tasks = rings, recaller, returns, tasks
-        self.grants, self.life, self.table = rings.grants, rings.life, rings.table
+        self.grants, self.machine, self.table = rings.grants, rings.machine, rings.table
         self._commands: Counter[int] = Counter()  # under way, by the seal's token
         self._rereading: dict[int, asyncio.Task[None]] = {}  # by the registration's token
 
@@ -164,7 +164,7 @@ class Tracking:
     def _ended(self, ring: int, slot: Slot, word: int) -> None:
         """A seal that was tracked before has ended untracked: publish its end, for the history."""
         state, seqid = state_of(word)
-        self.life.events.publish(
+        self.machine.events.publish(
             "state",
             _id_of(ring, slot.id),
             **{"from": state_of(slot.word)[0], "to": state},
@@ -207,7 +207,7 @@ class Tracking:
             ring, parent.place.file if parent.place else -1, number, parent.token,
             cookie=slot.cookie,
         ), slot, state, seqid)  # fmt: skip
-        self.life.journal.granted(seal)
+        self.machine.journal.granted(seal)
         self.table.add(seal)
         holder = seal.process.holder
         asker = Peer(pid=holder.pid, uid=holder.uid, gid=-1)
@@ -272,7 +272,7 @@ class Tracking:
 
     def _untrack(self, seal: Seal) -> None:
         """Untrack a seal: the journal and the table forget it, and native code serves it."""
-        self.life.journal.forget(seal)
+        self.machine.journal.forget(seal)
         self.table.remove(seal)
         seal.tell_ended()
         self.rings.keeper.untrack(seal)
@@ -324,9 +324,9 @@ class Tracking:
             case lib.SEAL_CMD_PROGRESS:
                 self.recaller.progress(seal)
             case lib.SEAL_CMD_RENEW:
-                self.life.change_terms(seal, ttl=command.ttl / NANO)
+                self.machine.change_terms(seal, ttl=command.ttl / NANO)
                 if may(seal, Step.RENEW):
-                    self.life.step(seal, Step.RENEW, "renewed by its holder")
+                    self.machine.step(seal, Step.RENEW, "renewed by its holder")
 
     # Stale registrations: their map is read again, as a grant reads it
 
@@ -363,7 +363,7 @@ class Tracking:
                 found = await pool.run(self._read_behind_guard, parent)
                 self._refuse_unless_used(parent)
                 parent.map = found
-                self.life.journal.granted(parent)
+                self.machine.journal.granted(parent)
                 self.rings.keeper.revalidate(parent)
             finally:
                 if parent.state in _QUIET:
@@ -404,13 +404,15 @@ class Tracking:
         recalled, pause = False, 0.0
         while parent.live:
             try:
-                left = await self.returns.remnants(parent, part)
+                left = await self.returns.remaining_mappings(parent, part)
             except (Refusal, OSError) as error:
                 left = [str(error)]
             if not left:
                 self.rings.keeper.keeper.clear_unverified(waiter, parent.token)
                 if recalled and may(parent, Step.SATISFY):
-                    self.life.step(parent, Step.SATISFY, "nothing of the range is mapped any more")
+                    self.machine.step(
+                        parent, Step.SATISFY, "nothing of the range is mapped any more"
+                    )
                 return
             pause = next(pauses, min(1.0, pause * 1.5))
             if pause > _PROMPT and not recalled:

@@ -123,8 +123,10 @@ class Daemon:
         self.registry = Registry(
             section, self._registry_fails, self._registry_recovers, self.table.owner_of
         )
-        self.life = StateMachine(self.table, self.events, self.journal, push)
-        self.grants = Grants(host, self.enforcers, policy, self.life, self.workers, self.registry)
+        self.machine = StateMachine(self.table, self.events, self.journal, push)
+        self.grants = Grants(
+            host, self.enforcers, policy, self.machine, self.workers, self.registry
+        )
         self.integrity: Integrity | None = None
         if not host.simulated:
             kept = config.registry_path / "integrity"
@@ -135,10 +137,10 @@ class Daemon:
             self.grants, self.integrity.errors if self.integrity else None, ring_keeper
         )
         returns = Returns(
-            self.life, host, self.workers, self.pi_channels.before(self._settle), self._unsettle
+            self.machine, host, self.workers, self.pi_channels.before(self._settle), self._unsettle
         )
-        self.fencing = Fencing(self.life, returns, self.tasks, config.fence)
-        self.recaller = Recaller(self.life, self.fencing, policy, push)
+        self.fencing = Fencing(self.machine, returns, self.tasks, config.fence)
+        self.recaller = Recaller(self.machine, self.fencing, policy, push)
         self.replies = ReplyCache(
             config.service.idempotency, lambda seal: self.table.get(seal) is not None
         )

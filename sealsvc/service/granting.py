@@ -54,7 +54,7 @@ class Granting:
         metrics: Metrics,
         granted: Callable[[Seal], Awaitable[None]],
     ) -> None:
-        self.grants, self.life, self.table = grants, grants.life, grants.life.table
+        self.grants, self.machine, self.table = grants, grants.machine, grants.machine.table
         self.policy, self.paths, self.foreign = grants.policy, paths, foreign
         self.replies, self.users, self.holders, self.rings = replies, users, holders, rings
         self.metrics, self.tickets, self._granted = metrics, Tickets(), granted
@@ -114,7 +114,7 @@ class Granting:
         assert isinstance(result, SealInfo)
         seal = self.table.get(result.id)
         if seal is None:
-            return Reply(self.life.table.ended(result.id) or result)
+            return Reply(self.machine.table.ended(result.id) or result)
         if request.path is None or request.holder.pid is not None or request.holder.pidfd:
             return Reply(seal.info())
         fd = await self.grants.hand_over_again(seal)

@@ -40,7 +40,12 @@ class Holding:
         visible: Visible,
         metrics: Metrics,
     ) -> None:
-        self.grants, self.life, self.returns, self.recaller = grants, grants.life, returns, recaller
+        self.grants, self.machine, self.returns, self.recaller = (
+            grants,
+            grants.machine,
+            returns,
+            recaller,
+        )
         self.visible, self.metrics = visible, metrics
 
     def answers(self) -> Answers:
@@ -83,10 +88,10 @@ class Holding:
     async def _renew(self, connection: Connection, request: Renew) -> SealInfo:
         seal = self.visible.seal_at(connection.peer, request.seal, request.seqid)
         ttl = seal.request.ttl if request.ttl is None else request.ttl
-        self.life.change_terms(seal, ttl=ttl)
+        self.machine.change_terms(seal, ttl=ttl)
         if states.allowed(seal.state, Step.RENEW):
-            self.life.step(seal, Step.RENEW, "renewed by its holder")
-        self.life.events.publish("renewed", seal.id, ttl=ttl)
+            self.machine.step(seal, Step.RENEW, "renewed by its holder")
+        self.machine.events.publish("renewed", seal.id, ttl=ttl)
         return seal.info()
 
     async def _forgotten(self, connection: Connection, request: Forgotten) -> SealInfo:
@@ -105,5 +110,5 @@ class Holding:
         else:
             seal.client = connection
         if seal.state in (State.RECALLED, State.LOST):
-            self.life.tell(seal)
+            self.machine.tell(seal)
         return seal.info()

@@ -49,7 +49,7 @@ class Looking:
         historian: Historian,
         foreign: ForeignNames,
     ) -> None:
-        self.grants, self.life, self.table = grants, grants.life, grants.life.table
+        self.grants, self.machine, self.table = grants, grants.machine, grants.machine.table
         self.recaller, self.visible, self.historian = recaller, visible, historian
         self.policy, self.registry = grants.policy, grants.registry
         self.foreign = foreign
@@ -72,12 +72,12 @@ class Looking:
 
     async def _past_events(self, connection: Connection, request: PastEvents) -> Result:
         self.policy.operators_only(connection.peer, "watch events")
-        return self.life.events.page(request.since, request.limit, MAX_MESSAGE - 1024)
+        return self.machine.events.page(request.since, request.limit, MAX_MESSAGE - 1024)
 
     async def _show(self, connection: Connection, request: Show) -> SealInfo:
         """A live seal, or one that has ended and is remembered."""
         peer = connection.peer
-        found = self.life.table.ended(request.seal)
+        found = self.machine.table.ended(request.seal)
         if found and (self.policy.is_operator(peer) or found.holder.uid == peer.uid):
             return found
         return self.visible.seal(peer, request.seal).info()

@@ -42,7 +42,7 @@ class MetricsReporter:
             with suppress(KeeperError):
                 rings = self._rings.metrics()
         return MeasuresReport(
-            run=self._granting.life.events.run,
+            run=self._granting.machine.events.run,
             counters={name: dict(counter) for name, counter in metrics.counters.items()}
             | {
                 "limits": dict(self._users.overruns.counts),

@@ -36,7 +36,11 @@ class Periodic:
     ) -> None:
         self._grants, self._recaller, self._enforcers = grants, recaller, enforcers
         self._keeper, self._rings, self._alarms, self._tasks = keeper, rings, alarms, tasks
-        self._life, self._table, self._events = grants.life, grants.life.table, grants.life.events
+        self._life, self._table, self._events = (
+            grants.machine,
+            grants.machine.table,
+            grants.machine.events,
+        )
         self._badblocks = BadBlocks(recaller, self._events, grants.workers)
         self._wall_clock = clock.WallClock()
         self._missed: dict[str, int] = {}  # by enforcer, at the last look

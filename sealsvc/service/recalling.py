@@ -40,7 +40,7 @@ class Recalling:
         visible: Visible,
         foreign: ForeignNames,
     ) -> None:
-        self.table, self.policy, self.recaller = grants.life.table, grants.policy, recaller
+        self.table, self.policy, self.recaller = grants.machine.table, grants.policy, recaller
         self.enforcers, self.visible, self.paths = enforcers, visible, visible.paths
         self.foreign = foreign
 

@@ -49,7 +49,7 @@ class System:
         connections: Callable[[], int],
     ) -> None:
         self.grants, self.returns, self.recaller = grants, returns, recaller
-        self.life, self.table = grants.life, grants.life.table
+        self.machine, self.table = grants.machine, grants.machine.table
         self.policy, self.registry = grants.policy, grants.registry
         self.enforcers, self.kernel, self.connections = enforcers, kernel, connections
         self.started = clock.now()
@@ -116,7 +116,7 @@ class System:
             connections=0,
             counters={},
             registry=RegistryInfo(enabled=self.registry.enabled, lag=0, lost=0, troubles=[]),
-            run=self.life.events.run,
+            run=self.machine.events.run,
         )
         return status if below is not None else self._whole(status)
 

@@ -25,7 +25,7 @@ from sealsvc.linux.host import (
     MappingQuestion,
     Progress,
     ReleaseQuestion,
-    Remnant,
+    RemainingMapping,
     Target,
 )
 from sealsvc.linux.processes import Process
@@ -179,17 +179,17 @@ class SimHost:
     def is_free(self, question: ReleaseQuestion) -> bool:  # noqa: ARG002 (the interface)
         return False
 
-    def remnants(self, question: ReleaseQuestion) -> list[Remnant]:
+    def remaining_mappings(self, question: ReleaseQuestion) -> list[RemainingMapping]:
         q = question
         return [
-            Remnant(part, pid)
+            RemainingMapping(part, pid)
             for pid in self._mappers(q.file)
             for part in q.range.without_all(q.sealed.get(pid, []))
         ]
 
-    def writable_mappings(self, question: ReleaseQuestion) -> list[Remnant]:
+    def writable_mappings(self, question: ReleaseQuestion) -> list[RemainingMapping]:
         """A simulated mapping is writable."""
-        return [r for r in self.remnants(question) if r.pid == question.holder]
+        return [r for r in self.remaining_mappings(question) if r.pid == question.holder]
 
     def has_dax(self, file: str | int) -> bool:  # noqa: ARG002 (the interface)
         """What is required can be had here."""

@@ -12,6 +12,7 @@ import msgspec
 
 from sealsvc.enforce.keeper_messages import GREETS
 from sealsvc.linux.native import lib
+from sealsvc.protocol import fixed
 from sealsvc.protocol.base import (
     DEFAULT_SOCKET,
     MAX_ANSWER_FDS,
@@ -49,7 +50,9 @@ For clients in other languages; from Python and C use [python.md](python.md) and
 ## Transport
 
 * An AF_UNIX socket of type SOCK_SEQPACKET, `{DEFAULT_SOCKET}` by default. One message is one
-  datagram: a JSON object of at most {MAX_MESSAGE} bytes.
+  datagram: a JSON object of at most {MAX_MESSAGE} bytes. libseal sends C structures instead
+  (`native/abi/seal_control.h`; four operations, version {fixed.VERSION}), and is answered so: a
+  connection has the form of its first message. What is pushed is JSON on both.
 * Descriptors travel beside it (SCM_RIGHTS): at most {MAX_FDS} with a request, {MAX_ANSWER_FDS} with
   an answer. The service closes those that a request does not need.
 * A client is the process that connected (SO_PEERCRED, SO_PEERPIDFD).

@@ -17,7 +17,7 @@ import pytest
 from sealsvc.client import Client, Reply
 from sealsvc.core.errors import Refusal
 from sealsvc.core.model import Conflict, Kind, State
-from sealsvc.linux.host import ReleaseQuestion, Remnant
+from sealsvc.linux.host import ReleaseQuestion, RemainingMapping
 from sealsvc.linux.processes import Process
 from sealsvc.protocol.events import Event, Watch
 from sealsvc.protocol.seals import List, Mapped, Recall, RecallProgress, RecallSeals, Return, Show
@@ -246,10 +246,10 @@ def test_what_was_seen_while_the_holder_lived_proves_nothing(play, holder, monke
     monkeypatch.setattr(Process, "signal", lambda *_: True)  # nothing ends by it
 
     async def act(scene: Scene) -> None:
-        remnants = scene.host.remnants
+        remaining_mappings = scene.host.remaining_mappings
 
-        def look(question: ReleaseQuestion) -> list[Remnant]:
-            found = remnants(question)
+        def look(question: ReleaseQuestion) -> list[RemainingMapping]:
+            found = remaining_mappings(question)
             if holder.poll() is None:  # right behind the look it hands its mapping on, and ends
                 scene.host.map(PATH, HEIR)
                 holder.kill()
@@ -257,7 +257,7 @@ def test_what_was_seen_while_the_holder_lived_proves_nothing(play, holder, monke
                 time.sleep(0.1)
             return found
 
-        monkeypatch.setattr(scene.host, "remnants", look)
+        monkeypatch.setattr(scene.host, "remaining_mappings", look)
         reply = await scene.grant(grace=0.05, fence="signal", holder={"pid": holder.pid})
         await scene.call(RecallSeals, seal=reply.seal.id)
         await scene.climbs(reply.seal.id, "signal")

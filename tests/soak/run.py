@@ -69,7 +69,7 @@ class Soak:
         self.numbers = iter(range(10**9))
         self.rss: dict[int, int] = {}
         self.started = 0.0
-        self.life: Counter[str] = Counter()  # the service's counters, when they were last read
+        self.machine: Counter[str] = Counter()  # the service's counters, when they were last read
 
     # Processes
 
@@ -186,7 +186,7 @@ class Soak:
         self.running.ready()
         self.started = time.monotonic()
         self.rss.clear()
-        self.life.clear()
+        self.machine.clear()
 
     def kill_service(self) -> None:
         self.operate(self.note)
@@ -236,9 +236,9 @@ class Soak:
     def note(self, client: Client) -> None:
         """The counters end with the service: what came since they were read last."""
         now = Counter(client.call(Status).result.counters)
-        for name, count in (now - self.life).items():
+        for name, count in (now - self.machine).items():
             self.result.counts[f"the service's {name}"] += count
-        self.life = now
+        self.machine = now
         assert self.running.process
         if not self.rss and time.monotonic() - self.started > 3:
             self.rss = {pid: footprint(pid).rss for pid in self.pids()}

@@ -53,19 +53,21 @@ class Lifecycle:
         self.recalls_any: list[RecallAny] = []
         self.settled: list[ByteRange | None] = []
         self.unsettled: list[Seal] = []
-        self.life = StateMachine(
+        self.machine = StateMachine(
             self.table, self.events, Journal(lambda _: None), lambda _, recall: self._told(recall)
         )
         off = RegistrySection(enabled=False)
         registry = Registry(off, self.failures.append, lambda _: None, self.table.owner_of)
         enforcers = EnforcerSet([self.enforcer])
-        self.grants = Grants(self.host, enforcers, self.policy, self.life, self.workers, registry)
-        self.returns = Returns(
-            self.life, self.host, self.workers, self._settle, self.unsettled.append
+        self.grants = Grants(
+            self.host, enforcers, self.policy, self.machine, self.workers, registry
         )
-        self.fencing = Fencing(self.life, self.returns, self.tasks, fence)
+        self.returns = Returns(
+            self.machine, self.host, self.workers, self._settle, self.unsettled.append
+        )
+        self.fencing = Fencing(self.machine, self.returns, self.tasks, fence)
         self.recaller = Recaller(
-            self.life, self.fencing, self.policy, lambda _, asked: self._asked(asked)
+            self.machine, self.fencing, self.policy, lambda _, asked: self._asked(asked)
         )
         self.enforcer.start(Listener(conflict=lambda report: self.recaller.conflict("sim", report)))
         self.host.create(FILE, SIZE)

@@ -40,10 +40,10 @@ def test_a_mapping_that_another_seal_explains_is_not_counted() -> None:
                     seal = await parts.grant()
                     beside = await parts.grant(holder=other.pid, length=BLOCK)
                     parts.host.map(FILE, other.pid)
-                    left = await parts.returns.remnants(seal, ByteRange(0, 2 * BLOCK))
+                    left = await parts.returns.remaining_mappings(seal, ByteRange(0, 2 * BLOCK))
                     assert len(left) == 1
                     assert f"{BLOCK}" in left[0], "the first block is the other seal's"
-                    assert await parts.returns.remnants(seal, beside.effective) == []
+                    assert await parts.returns.remaining_mappings(seal, beside.effective) == []
                 finally:
                     other.kill()
 

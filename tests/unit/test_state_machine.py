@@ -15,9 +15,9 @@ from tests.support.lifecycle import lifecycle
 def test_each_action_is_carried_out_by_one() -> None:
     async def scene() -> None:
         async with lifecycle() as parts:
-            assert set(parts.life._does) == set(Action)
+            assert set(parts.machine._does) == set(Action)
             with pytest.raises(ValueError, match="carried out already"):
-                parts.life.delegate({Action.KILL: lambda _: None})
+                parts.machine.delegate({Action.KILL: lambda _: None})
 
     asyncio.run(scene())
 
@@ -32,14 +32,14 @@ def test_a_step_that_cannot_be_recorded_did_not_happen(monkeypatch: pytest.Monke
                 raise OSError(28, "No space left on device")
 
             with monkeypatch.context() as broken:
-                broken.setattr(parts.life.journal, "progressed", full)
+                broken.setattr(parts.machine.journal, "progressed", full)
                 with pytest.raises(OSError, match="No space"):
-                    parts.life.step(seal, Step.RETURN)
+                    parts.machine.step(seal, Step.RETURN)
             assert seal.standing == before
             assert not parts.told("state")
             with pytest.raises(KeyError):
-                parts.life.step(seal, Step.PROVEN)
-            parts.life.step(seal, Step.RETURN)
+                parts.machine.step(seal, Step.PROVEN)
+            parts.machine.step(seal, Step.RETURN)
             assert (seal.state, seal.seqid) == (State.RETURNED, before.seqid + 1)
 
     asyncio.run(scene())

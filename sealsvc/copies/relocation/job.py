@@ -131,7 +131,7 @@ class Relocations:
                 f"seal {seal.id} is {seal.state}, not recalled for a relocation: return it",
                 {"seal": seal.id, "state": seal.state},
             )
-        left = await self._returns.remnants(seal)
+        left = await self._returns.remaining_mappings(seal)
         if left and seal.live:
             raise Refusal(
                 "still-mapped", f"seal {seal.id}: {', '.join(left)}", {"mappings": left}, 0.05
@@ -178,11 +178,11 @@ class Relocations:
             await self._begin(record)
         except (Refusal, OSError) as error:
             reason = f"the relocation of {record.path} is given up: {error}"
-            self._grants.life.events.publish("alarm", reason=reason)
+            self._grants.machine.events.publish("alarm", reason=reason)
             await pool.run(self._records.remove, record)
 
     def _seals_of(self, record: Record) -> list[Seal]:
-        found = map(self._grants.life.table.get, record.seals)
+        found = map(self._grants.machine.table.get, record.seals)
         return [seal for seal in found if seal is not None]
 
     # The relocation
@@ -270,7 +270,7 @@ class Relocations:
     ) -> AsyncIterator[None]:
         """No holder uses the map, no seal is granted, and what would conflict with a seal waits."""
         async with self._grants.lock(target.file):
-            seals = [seal for seal in self._grants.life.table.of_file(target.file) if seal.live]
+            seals = [seal for seal in self._grants.machine.table.of_file(target.file) if seal.live]
             _refuse_unmovable(seals, target)
             hold: Hold = await run(_guarded, self._grants.enforcers, target, not seals)
             try:
@@ -343,7 +343,7 @@ class Relocations:
             if found is None or extents.unsuitable(found, seal.effective):
                 self._recaller.lose(seal, f"{reason}, and it has no map that can be sealed")
                 continue
-            self._grants.life.remap(seal, found, reason)
+            self._grants.machine.remap(seal, found, reason)
             self._answer_conflicts(seal)
         faults.point("relocate:remapped")
 
@@ -352,10 +352,10 @@ class Relocations:
         for seal in seals:
             if seal.id in quiet:
                 reason = "the relocation was called off"
-                self._grants.life.remap(seal, seal.map, reason)
+                self._grants.machine.remap(seal, seal.map, reason)
             else:
                 seal.relocating = False
-                self._grants.life.step(seal, Step.SATISFY, f"{record.path} is not relocated")
+                self._grants.machine.step(seal, Step.SATISFY, f"{record.path} is not relocated")
             self._answer_conflicts(seal)
 
     def _answer_conflicts(self, seal: Seal) -> None:

@@ -36,7 +36,7 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class Remnant:
+class RemainingMapping:
     """Something that is left of a hold on a range, or may be."""
 
     range: ByteRange
@@ -181,9 +181,9 @@ class Host(Protocol):
         ...
 
     def mark(self, fd: int, token: int, *, sole: bool) -> Mark:
-        """Make the description of `fd` one that is known again, so that `remnants` can tell whether
-        it is gone. `sole`: nobody else may open the file, so that whatever maps it counts. Raises
-        Refusal (file-in-use)."""
+        """Make the description of `fd` one that is known again, so that remaining_mappings() can
+        tell whether it is gone. `sole`: nobody else may open the file, so that whatever maps it
+        counts. Raises Refusal (file-in-use)."""
         ...
 
     def is_left(self, anchor: int, mark: Mark) -> bool:
@@ -196,13 +196,13 @@ class Host(Protocol):
         blocks."""
         ...
 
-    def remnants(self, question: ReleaseQuestion) -> list[Remnant]:
+    def remaining_mappings(self, question: ReleaseQuestion) -> list[RemainingMapping]:
         """What still maps the range through the marked description, or in the process `holder`, and
         whether its pages are referenced where the kernel does not wait for that. Empty is a proof
         that nothing is left."""
         ...
 
-    def writable_mappings(self, question: ReleaseQuestion) -> list[Remnant]:
+    def writable_mappings(self, question: ReleaseQuestion) -> list[RemainingMapping]:
         """What the process `holder` maps of the range that it can write through, or may."""
         ...
 

@@ -23,7 +23,7 @@ from sealsvc.linux.host import (
     MappingQuestion,
     Progress,
     ReleaseQuestion,
-    Remnant,
+    RemainingMapping,
     Target,
     cow,
     mapped,
@@ -204,10 +204,10 @@ class KernelHost:
     def is_free(self, question: ReleaseQuestion) -> bool:
         return self._releases.is_free(question)
 
-    def remnants(self, question: ReleaseQuestion) -> list[Remnant]:
-        return self._releases.remnants(question)
+    def remaining_mappings(self, question: ReleaseQuestion) -> list[RemainingMapping]:
+        return self._releases.remaining_mappings(question)
 
-    def writable_mappings(self, question: ReleaseQuestion) -> list[Remnant]:
+    def writable_mappings(self, question: ReleaseQuestion) -> list[RemainingMapping]:
         return self._releases.writable_mappings(question)
 
     def has_dax(self, file: str | int) -> bool:

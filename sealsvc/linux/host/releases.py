@@ -17,7 +17,7 @@ import numpy as np
 from sealsvc.core.errors import Refusal
 from sealsvc.core.model import ByteRange, Gap, Kind, Mark
 from sealsvc.linux import native
-from sealsvc.linux.host import UNSEEN_REFERENCES, ReleaseQuestion, Remnant, Target, mapped
+from sealsvc.linux.host import UNSEEN_REFERENCES, ReleaseQuestion, RemainingMapping, Target, mapped
 from sealsvc.linux.host.proofs import Held, Prover
 from sealsvc.linux.native import lib
 
@@ -67,7 +67,7 @@ class Releases:
         # A lease says more than that nobody maps the file: that nobody has it open.
         return q.apart and not self._must_look_at_pages(q) and _is_sole(q.anchor)
 
-    def remnants(self, q: ReleaseQuestion) -> list[Remnant]:
+    def remaining_mappings(self, q: ReleaseQuestion) -> list[RemainingMapping]:
         if self._is_gone(q):
             # The holder may map the file by another description, and so may its children.
             everybody = 0
@@ -82,19 +82,19 @@ class Releases:
             found = list(self._mapped(q, 0))
         return found or self._referenced(q)
 
-    def _held(self, q: ReleaseQuestion) -> list[Remnant] | None:
+    def _held(self, q: ReleaseQuestion) -> list[RemainingMapping] | None:
         """What is mapped by the holder's description, or in the holder; None: it cannot be told."""
         if q.anchor < 0 or not q.mark.file:
             return None
         held = self._held_by_all(q)
         if held is None:
             return None
-        found = list[Remnant]()
+        found = list[RemainingMapping]()
         for pid, maps in held.rows:
             if maps < 0 and (held.unseen or pid == q.holder):
-                found.append(Remnant(q.range, pid, os.strerror(-maps)))
+                found.append(RemainingMapping(q.range, pid, os.strerror(-maps)))
             elif maps > 0 and (maps & lib.SEAL_MAPS_BY_DESCRIPTION or _may_be_of_holder(q, pid)):
-                found += [Remnant(part, pid) for part in self._parts(q, pid)]
+                found += [RemainingMapping(part, pid) for part in self._parts(q, pid)]
         return found
 
     def _held_by_all(self, q: ReleaseQuestion) -> Held | None:
@@ -116,9 +116,11 @@ class Releases:
         parts = [ByteRange(m.offset, m.length) for m in mapped]
         return [left for part in parts for left in part.without_all(own)]
 
-    def writable_mappings(self, q: ReleaseQuestion) -> list[Remnant]:
+    def writable_mappings(self, q: ReleaseQuestion) -> list[RemainingMapping]:
         return [
-            _remnant(m, q) for m in _mappings(q, q.holder) if m.error or (m.shared and m.writable)
+            _remaining_mapping(m, q)
+            for m in _mappings(q, q.holder)
+            if m.error or (m.shared and m.writable)
         ]
 
     def _is_gone(self, q: ReleaseQuestion) -> bool:
@@ -127,13 +129,13 @@ class Releases:
             return False
         return not self.is_left(q.anchor, q.mark)
 
-    def _mapped(self, q: ReleaseQuestion, pid: int) -> Iterator[Remnant]:
+    def _mapped(self, q: ReleaseQuestion, pid: int) -> Iterator[RemainingMapping]:
         """What a process, or all (0), map of the range and have not sealed themselves."""
         for mapping in _mappings(q, pid):
-            left = _remnant(mapping, q)
+            left = _remaining_mapping(mapping, q)
             own = q.sealed.get(mapping.pid, [])
             for part in [left.range] if left.why else left.range.without_all(own):
-                yield Remnant(part, left.pid, left.why)
+                yield RemainingMapping(part, left.pid, left.why)
 
     # References to pages of persistent memory
 
@@ -153,7 +155,7 @@ class Releases:
     def _must_look_at_pages(self, q: ReleaseQuestion) -> bool:
         return not self.prover.waits and (q.anchor < 0 or mapped.has_dax(q.anchor))
 
-    def _referenced(self, q: ReleaseQuestion) -> list[Remnant]:
+    def _referenced(self, q: ReleaseQuestion) -> list[RemainingMapping]:
         """Before v6.15 the kernel frees the blocks of a DAX file while pages of them are referenced
         (get_user_pages: direct I/O under way, pages in a pipe) once nobody maps it, and what those
         read or write then is the next file's."""
@@ -161,13 +163,13 @@ class Releases:
             return []
         base = mapped.base_of(q.anchor, q.file)
         if isinstance(base, str):
-            return [] if q.unseen or q.anchor < 0 else [Remnant(q.range)]
+            return [] if q.unseen or q.anchor < 0 else [RemainingMapping(q.range)]
         for frame, count, offset in _frames(q, base):
             found = self.prover.first_referenced(frame, count)
             if found is None:
-                return [] if q.unseen else [Remnant(q.range)]
+                return [] if q.unseen else [RemainingMapping(q.range)]
             if found >= 0:
-                return [Remnant(ByteRange(offset + (found - frame) * _PAGE, _PAGE))]
+                return [RemainingMapping(ByteRange(offset + (found - frame) * _PAGE, _PAGE))]
         return []
 
 
@@ -217,12 +219,14 @@ def _mappings(q: ReleaseQuestion, pid: int) -> list[native.Mapping]:
         ) from None
 
 
-def _remnant(mapping: native.Mapping, q: ReleaseQuestion) -> Remnant:
+def _remaining_mapping(mapping: native.Mapping, q: ReleaseQuestion) -> RemainingMapping:
     if mapping.error == errno.ETIMEDOUT:
-        return Remnant(q.range, mapping.pid, "it holds its mmap_lock, or is stopped in execve")
+        return RemainingMapping(
+            q.range, mapping.pid, "it holds its mmap_lock, or is stopped in execve"
+        )
     if mapping.error:
-        return Remnant(q.range, mapping.pid, os.strerror(mapping.error))
-    return Remnant(ByteRange(mapping.offset, mapping.length), mapping.pid)
+        return RemainingMapping(q.range, mapping.pid, os.strerror(mapping.error))
+    return RemainingMapping(ByteRange(mapping.offset, mapping.length), mapping.pid)
 
 
 def _frames(q: ReleaseQuestion, base: int) -> Iterator[tuple[int, int, int]]:
