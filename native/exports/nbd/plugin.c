@@ -163,11 +163,32 @@ static unsigned int flags_of(uint32_t flags)
 	       (flags & NBDKIT_FLAG_FAST_ZERO ? EXPORT_FAST : 0);
 }
 
+/* What NBD has no word for is EINVAL to nbdkit (server/protocol.c, nbd_errno), which blames the client. */
+static int word_for(int error)
+{
+	switch (error) {
+	case EPERM:
+	case EROFS:
+	case EIO:
+	case ENOMEM:
+	case EINVAL:
+	case ENOSPC:
+	case EDQUOT:
+	case EFBIG:
+	case EOPNOTSUPP:
+	case EOVERFLOW:
+	case ESHUTDOWN:
+		return error;
+	}
+	nbdkit_error("a request failed, and is answered with EIO: %s (%d)", strerror(error), error);
+	return EIO;
+}
+
 static int answer(int error)
 {
 	if (!error)
 		return 0;
-	nbdkit_set_error(-error);
+	nbdkit_set_error(word_for(-error));
 	return -1;
 }
 
