@@ -45,8 +45,8 @@ def asked(uri: str, call: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-# None: the kernel denies by itself (EPERM). One, for the event: the keeper has none for /proc/TID/stack,
-# and the operation that it knows nothing of is the holder's own conflict (EBUSY).
+# None: the kernel denies by itself (EPERM). One, for the event: the keeper has none for
+# /proc/TID/stack, and the operation that it knows nothing of is the holder's own conflict (EBUSY).
 @pytest.mark.parametrize("left", [0, 1])
 @pytest.mark.parametrize("call", ["h.pwrite(b'x' * 4096, 8192)", "h.pread(4096, 8192)"])
 def test_what_is_refused_is_tried_again_until_it_is_done(

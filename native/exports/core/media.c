@@ -199,7 +199,7 @@ int media_is_refused(int error)
 	case EBUSY:
 	case ETXTBSY: /* the same, of a seal of others that refuses */
 	case EAGAIN:  /* too many wait */
-	case EPERM:   /* the kernel had no descriptor to ask with (fs/notify/fanotify/fanotify_user.c) */
+	case EPERM: /* the kernel had no descriptor to ask with (fs/notify/fanotify/fanotify_user.c) */
 		return 1;
 	}
 	return 0;

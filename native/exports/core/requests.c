@@ -12,7 +12,7 @@
 #define NS_PER_S 1e9
 #define SETTLING_NS 50000
 #define TOLD_AFTER 20 /* tries: a second */
-#define PUNCHES 10    /* tries: what others keep from being discarded is their decision in the end */
+#define PUNCHES 10 /* tries: what others keep from being discarded is their decision in the end */
 
 /* Of a request that came at `begun`; 0: it waits for ever. */
 static uint64_t deadline_of(const struct export_target *target, uint64_t begun)
@@ -115,8 +115,7 @@ static int left(struct export_target *target, struct request *request, int *erro
 	}
 	recall_look(target);
 	media_rest(request->refusals);
-	*error = gate_has_ended(&target->gate) ? -ESHUTDOWN
-					       : export_enter(target, request->flags);
+	*error = gate_has_ended(&target->gate) ? -ESHUTDOWN : export_enter(target, request->flags);
 	return !*error;
 }
 
