@@ -14,6 +14,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 
 from sealsvc.exports.base import Standing
 from sealsvc.exports.protect import protect
@@ -36,7 +37,8 @@ class _Process:
         os.close(start)
 
     def go(self) -> None:
-        os.write(self._start, b"\n")
+        with suppress(BrokenPipeError):  # it has ended, too: its parent will find it so
+            os.write(self._start, b"\n")
         self.close()
 
     def close(self) -> None:
