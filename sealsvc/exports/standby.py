@@ -29,7 +29,9 @@ _SOON = 0.02  # seconds between looks whether the process serves, and the next o
 class _Process:
     """One that serves after go()."""
 
-    def __init__(self, driver: Standing, listening: socket.socket, lock: int, mask: set[int]) -> None:
+    def __init__(
+        self, driver: Standing, listening: socket.socket, lock: int, mask: set[int]
+    ) -> None:
         start, self._start = os.pipe()
         self.pid = os.fork()
         if not self.pid:

@@ -2,7 +2,8 @@
 
 The supervisor is the parent of the export's process and has imported what serving takes: between a
 kill and the next request are a fork and a new seal. It touches no file of the export. When it is
-killed itself, the export goes on without it (but for nbdkit, which ends with its parent: standby.py).
+killed itself, the export goes on without it (but for nbdkit, which ends with its parent:
+standby.py).
 """
 
 from __future__ import annotations
