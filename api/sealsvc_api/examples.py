@@ -182,6 +182,7 @@ EXPORT = ExportInfo(
         bytes={"read": 32768},
         latency={"read": NO_TIMES},
         pauses=NO_TIMES,
+        refusals=0,
     ),
     details={},
 )

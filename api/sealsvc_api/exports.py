@@ -107,6 +107,8 @@ def _families(found: list[ExportInfo]) -> Iterator[Metric]:
          [([info.name], stats.pauses.total / 1e9) for info, stats in served]),
         ("errors", "Requests that failed",
          [([info.name], stats.errors) for info, stats in served]),
+        ("refusals", "Tries that the keeper of the seals refused, and that were made again",
+         [([info.name], stats.refusals) for info, stats in served]),
     ):  # fmt: skip
         family = CounterMetricFamily(f"sealsvc_export_{name}", text, labels=["export"])
         for labels, value in values:

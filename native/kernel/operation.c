@@ -154,6 +154,22 @@ uint64_t seal_operation_judge(const struct seal_event *event, const struct seal_
 	return among;
 }
 
+int seal_operation_is_proven(const struct seal_operation *operation, uint64_t among)
+{
+	return among || (operation->op != SEAL_OP_HIDDEN && operation->op != SEAL_OP_OPEN_HIDDEN &&
+			 operation->op != SEAL_OP_WRITE_UNKNOWN);
+}
+
+int seal_stack_is_same(const struct seal_stack *one, const struct seal_stack *other)
+{
+	if (one->state != other->state || one->count != other->count)
+		return 0;
+	for (unsigned i = 0; i < one->count; i++)
+		if (strcmp(one->frame[i], other->frame[i]) != 0)
+			return 0;
+	return 1;
+}
+
 void seal_operation_narrow(const struct seal_syscall *call, uint64_t among,
 			   struct seal_operation *out)
 {

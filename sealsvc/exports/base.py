@@ -15,6 +15,7 @@ process is told to stop. There are two sorts:
 from __future__ import annotations
 
 import os
+import socket
 from abc import ABC, abstractmethod
 from typing import Annotated, Any, ClassVar
 
@@ -123,6 +124,21 @@ class Served(Driver):
             "SEALSVC_EXPORT_STATS": os.fspath(self.runtime.stats(spec.name)),
             "SEALSVC_SOCKET": spec.socket,
         }
+
+
+class Standing(Served):
+    """With `restart`, another process of the program waits beside the one that serves
+    (sealsvc/exports/standby.py)."""
+
+    @abstractmethod
+    def listen(self) -> socket.socket:
+        """Where clients connect to. OSError or Refusal when it cannot be had."""
+
+    @abstractmethod
+    def standing(self) -> tuple[list[str], dict[str, str]]:
+        """As program(): serves those who connect to the socket that it is given as sd_listen_fds(3)
+        has it, once it has read a byte from the descriptor SEALSVC_EXPORT_START, and ends when
+        there is none."""
 
 
 class Mapped(Driver):

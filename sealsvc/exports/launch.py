@@ -15,10 +15,11 @@ from contextlib import contextmanager, suppress
 import msgspec
 
 from sealsvc.core.errors import Refusal
-from sealsvc.exports.base import Driver, Mapped, Served, Spec
+from sealsvc.exports.base import Driver, Mapped, Served, Spec, Standing
 from sealsvc.exports.drivers import driver_of
 from sealsvc.exports.protect import protect
 from sealsvc.exports.runtime import Record, Runtime, start_time
+from sealsvc.exports.standby import Standbys
 from sealsvc.exports.stats import read_stats
 from sealsvc.exports.supervise import FAILED, supervise
 from sealsvc.exports.timeouts import check_timeouts
@@ -149,6 +150,15 @@ def run(spec: Spec, runtime: Runtime, *, recover: bool = False) -> int:
         return stats is not None and stats.pid == child and stats.seals > 0
 
     ours = os.getpid()
+    driver = prepare(spec, runtime)
+    if isinstance(driver, Standing):
+        runtime.make()
+        with _locked(runtime, spec.name) as lock:
+
+            def begins(child: int) -> None:
+                runtime.write(_record(spec, runtime, child, ours, recover=recover))
+
+            return Standbys(driver, lock, begins, served).serve(recover=recover)
     return supervise(lambda again: _serve(spec, runtime, again, ours), served, recover=recover)
 
 
@@ -156,15 +166,7 @@ def _serve(spec: Spec, runtime: Runtime, recover: bool, supervisor: int) -> int:
     driver = prepare(spec, runtime)
     runtime.make()
     with _locked(runtime, spec.name) as lock:
-        record = Record(
-            spec=spec,
-            pid=os.getpid(),
-            start_time=start_time(os.getpid()),
-            supervisor=supervisor,
-            supervisor_start_time=start_time(supervisor) if supervisor else 0,
-        )
-        if recover and (found := runtime.find(spec.name)) is not None:
-            record = msgspec.structs.replace(record, left=found.left)
+        record = _record(spec, runtime, os.getpid(), supervisor, recover=recover)
         runtime.write(record)
         protect(lock_memory=isinstance(driver, Mapped))
         if isinstance(driver, Served):
@@ -175,6 +177,19 @@ def _serve(spec: Spec, runtime: Runtime, recover: bool, supervisor: int) -> int:
         from sealsvc.exports.holder import hold
 
         return hold(driver, record, recover=recover)
+
+
+def _record(spec: Spec, runtime: Runtime, pid: int, supervisor: int, *, recover: bool) -> Record:
+    """Of an export that the process `pid` serves. What an earlier one left goes on being known."""
+    found = runtime.find(spec.name) if recover else None
+    return Record(
+        spec=spec,
+        pid=pid,
+        start_time=start_time(pid),
+        supervisor=supervisor,
+        supervisor_start_time=start_time(supervisor) if supervisor else 0,
+        left=found.left if found is not None else {},
+    )
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,9 +12,12 @@ from typing import ClassVar
 from urllib.parse import quote
 
 from sealsvc.core.errors import Refusal
-from sealsvc.exports.base import Served
+from sealsvc.exports.base import Standing
 from sealsvc.exports.runtime import Record
 from sealsvc.exports.stats import SERVES, read_stats
+
+_HERE = "127.0.0.1"
+_BACKLOG = 128  # clients that connect again at once, while another process takes over
 
 
 def plugin() -> Path:
@@ -23,7 +27,7 @@ def plugin() -> Path:
     return beside / "sealsvc" / "exports" / "nbdkit-sealsvc-plugin.so"
 
 
-class Nbd(Served):
+class Nbd(Standing):
     type: ClassVar[str] = "nbd"
     summary: ClassVar[str] = "NBD server: any machine, any client, no kernel module"
     options: ClassVar[dict[str, str]] = {
@@ -56,20 +60,32 @@ class Nbd(Served):
     def program(self, recover: bool) -> tuple[list[str], dict[str, str]]:
         if recover:
             self._unlink()
-        options = self.spec.options
-        command = ["nbdkit", "--foreground", "--exportname", self.spec.name]
-        if "listen" in options:
-            command += ["--ipaddr", "127.0.0.1", "--port", options["listen"]]
-        else:
-            command += ["--unix", os.fspath(self._socket)]
-        if "threads" in options:
-            command += ["--threads", options["threads"]]
+        if port := self.spec.options.get("listen"):
+            return self._nbdkit("--ipaddr", _HERE, "--port", port), self.core_environment()
+        return self._nbdkit("--unix", os.fspath(self._socket)), self.core_environment()
+
+    def _nbdkit(self, *listening: str) -> list[str]:
+        command = ["nbdkit", "--foreground", "--exportname", self.spec.name, *listening]
+        if threads := self.spec.options.get("threads"):
+            command += ["--threads", threads]
         if self.spec.read_only:
             command.append("--read-only")
-        return [*command, os.fspath(plugin())], self.core_environment()
+        return [*command, os.fspath(plugin())]
+
+    def listen(self) -> socket.socket:
+        if port := self.spec.options.get("listen"):
+            return socket.create_server((_HERE, int(port)), backlog=_BACKLOG)
+        self._unlink()
+        listening = socket.socket(socket.AF_UNIX)
+        listening.bind(os.fspath(self._socket))
+        listening.listen(_BACKLOG)
+        return listening
+
+    def standing(self) -> tuple[list[str], dict[str, str]]:
+        return self._nbdkit(), self.core_environment()
 
     def ready(self, record: Record) -> str:
-        """nbdkit listens first, and answers when the plugin has its seal."""
+        """The socket is there first, and who connects is answered when the plugin has its seal."""
         stats = read_stats(self.runtime.stats(self.spec.name))
         if stats is None or stats.pid != record.pid or stats.state not in SERVES:
             return ""

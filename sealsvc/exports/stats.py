@@ -16,7 +16,9 @@ BUCKETS = 40
 _MAGIC = 0x315441545350584C
 _HEAD = struct.Struct("=QIIII QQQQ 32s 128s")
 _HISTOGRAM = struct.Struct(f"={3 + BUCKETS}Q")
-SIZE = _HEAD.size + 8 * len(OPS) + (len(OPS) + 1) * _HISTOGRAM.size
+_PAUSES = _HEAD.size + 8 * len(OPS) + len(OPS) * _HISTOGRAM.size
+_REFUSALS = _PAUSES + _HISTOGRAM.size
+SIZE = _REFUSALS + 8
 
 
 class RequestTimes(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,7 +40,8 @@ class RequestTimes(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True):
-    """`paused_for` is seconds (0: it is not paused), `why` says what it waits for."""
+    """`paused_for` is seconds (0: it is not paused), `why` says what it waits for. `refusals` are
+    tries that the keeper of the seals refused, and that were made again."""
 
     state: str
     pid: int
@@ -52,6 +55,7 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     bytes: dict[str, int]
     latency: dict[str, RequestTimes]
     pauses: RequestTimes
+    refusals: int
 
 
 def read_stats(path: Path) -> Stats | None:
@@ -83,6 +87,7 @@ def read_stats(path: Path) -> Stats | None:
         bytes=dict(zip(OPS, amounts, strict=True)),
         latency=dict(zip(OPS, histograms, strict=False)),
         pauses=histograms[-1],
+        refusals=struct.unpack_from("=Q", data, _REFUSALS)[0],
     )
 
 
@@ -138,4 +143,4 @@ class OwnStats:
             self._page, 0, _MAGIC, SIZE, self._state, self._pid, 0, self._size, self._seals, 0,
             self._paused_at, self._seal.encode()[:31], self._why.encode()[:127],
         )  # fmt: skip
-        _HISTOGRAM.pack_into(self._page, SIZE - _HISTOGRAM.size, *self._pauses)
+        _HISTOGRAM.pack_into(self._page, _PAUSES, *self._pauses)

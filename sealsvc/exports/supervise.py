@@ -2,7 +2,8 @@
 
 The supervisor is the parent of the export's process and has imported what serving takes: between a
 kill and the next request are a fork and a new seal. It touches no file of the export. When it is
-killed itself, the export goes on without it (but for nbdkit, which ends with its parent).
+killed itself, the export goes on without it (but for nbdkit, which ends with its parent:
+standby.py).
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from sealsvc.core.errors import Refusal
 from sealsvc.exports.protect import protect
 
 FAILED = 1
-_TOLD = (signal.SIGTERM, signal.SIGINT)
-_AWAITED = {*_TOLD, signal.SIGCHLD}
+TOLD = (signal.SIGTERM, signal.SIGINT)
+AWAITED = {*TOLD, signal.SIGCHLD}
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0
 
 
@@ -28,7 +29,7 @@ def supervise(serve: Callable[[bool], int], served: Callable[[int], bool], *, re
     tells whether the child of this number has ever served: then the next one is started at once,
     else after a pause that grows to 5 s. Ends with an exit status when the child ends with 0, when
     the first one fails before it has served, or at SIGTERM, which the child gets first."""
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, AWAITED)
     protect(lock_memory=True)
     ever, pause = False, 0.0
     while True:
@@ -41,11 +42,16 @@ def supervise(serve: Callable[[bool], int], served: Callable[[int], bool], *, re
         elif not ever and not recover:
             return abs(status)
         else:
-            pause = min(max(_FIRST_PAUSE, pause * 2), _LONGEST_PAUSE)
+            pause = lengthened(pause)
         print(f"process {child} ended with {status}: starting another", file=sys.stderr, flush=True)
-        if _told_within(pause):
+        if told_within(pause):
             return 0
         recover = True
+
+
+def lengthened(pause: float) -> float:
+    """The pause, in seconds, before another process is started after one that never served."""
+    return min(max(_FIRST_PAUSE, pause * 2), _LONGEST_PAUSE)
 
 
 def _started(serve: Callable[[bool], int], recover: bool, mask: set[int]) -> int:
@@ -67,8 +73,8 @@ def _end_of(child: int) -> tuple[int, bool]:
     """Its exit status or minus the signal that ended it, and whether we were told to end."""
     told = False
     while True:
-        number = signal.sigwaitinfo(_AWAITED).si_signo
-        if number in _TOLD:
+        number = signal.sigwaitinfo(AWAITED).si_signo
+        if number in TOLD:
             told = True
             os.kill(child, signal.SIGTERM)  # not reaped yet: the number is still its
         ended, status = os.waitpid(child, os.WNOHANG)
@@ -76,10 +82,11 @@ def _end_of(child: int) -> tuple[int, bool]:
             return os.waitstatus_to_exitcode(status), told
 
 
-def _told_within(seconds: float) -> bool:
+def told_within(seconds: float) -> bool:
+    """Whether a signal tells us to end, before so many seconds are over."""
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:
-        found = signal.sigtimedwait(_TOLD, left)
+        found = signal.sigtimedwait(TOLD, left)
         if found is not None:
             return True
-    return signal.sigtimedwait(_TOLD, 0) is not None
+    return signal.sigtimedwait(TOLD, 0) is not None

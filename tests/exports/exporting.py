@@ -13,9 +13,9 @@ from typing import Any
 
 from sealsvc.exports.runtime import Runtime
 from tests.support.service import ROOT
+from tests.support.waiting import PATIENCE
 
 RELOCATE = ROOT / "tests" / "exports" / "relocate.py"
-PATIENCE = 120.0
 
 
 class Exports:

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.support.waiting import PATIENCE
+
 _PROGRAM = Path(__file__).with_name("block_load.py")
 _DEBIANS = "/usr/bin/python3"  # which has libnbd's bindings
 _LONGEST = 7200.0
-PATIENCE = 240.0
+_ENDS = 2 * PATIENCE  # seconds
 
 
 @contextmanager
@@ -31,7 +33,7 @@ def loaded(node: str, seconds: float = 0.0, slow: str = "") -> Iterator[subproce
         yield process
         if not seconds:
             process.terminate()
-        out, error = process.communicate(timeout=PATIENCE)
+        out, error = process.communicate(timeout=_ENDS)
         assert process.returncode == 0, error
         assert int(out) > 10
     finally:

@@ -47,6 +47,7 @@ int main(void)
     TELL("stats", sizeof(struct export_stats));
     TELL("stats-bytes", offsetof(struct export_stats, bytes));
     TELL("stats-pauses", offsetof(struct export_stats, pauses));
+    TELL("stats-refusals", offsetof(struct export_stats, refusals));
     TELL("stats-state", offsetof(struct export_stats, state));
     fflush(stdout);
     fwrite(&head, sizeof(head), 1, stdout);
@@ -98,7 +99,8 @@ def test_they_are_the_headers(tmp_path: Path) -> None:
         "block-size": loop._BLKSSZGET,
         "stats": stats.SIZE,
         "stats-bytes": stats._HEAD.size,
-        "stats-pauses": stats.SIZE - stats._HISTOGRAM.size,
+        "stats-pauses": stats._PAUSES,
+        "stats-refusals": stats._REFUSALS,
         "stats-state": 12,
     }
 

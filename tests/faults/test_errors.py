@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 import pytest
 
 from sealsvc.client import Client
@@ -87,22 +86,13 @@ def injecting(
 ) -> Iterator[list[int]]:
     """`what` as strace's inject wants it; the value gets the number of calls that failed."""
     assert running.process is not None
-    pid = keeper_of(running) if keeper else running.process.pid
+    pid = running.keeper() if keeper else running.process.pid
     failed: list[int] = []
     injection = Injection(pid, what, running.directory / "strace", path)
     try:
         yield failed
     finally:
         failed.append(injection.done())
-
-
-def keeper_of(running: Running) -> int:
-    path = str(running.directory / "keeper.sock")
-    return next(
-        process.pid
-        for process in psutil.process_iter(["cmdline"])
-        if path in (process.info["cmdline"] or [])
-    )
 
 
 def code_of(call: object, *arguments: object, **fields: object) -> str:

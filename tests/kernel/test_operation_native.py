@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import pytest
 
 from sealsvc.linux.native import ffi, lib
@@ -100,11 +104,47 @@ PLAIN = {
 }
 
 
-def judged(frames: str, is_open: bool) -> tuple[str, int]:
+@contextmanager
+def stack_of(frames: str, state: int = lib.SEAL_TASK_BLOCKED) -> Iterator[Any]:
     names = [ffi.new("char[]", name.encode()) for name in frames.split()]
-    stack = ffi.new("struct seal_stack *", {"state": lib.SEAL_TASK_BLOCKED, "count": len(names)})
+    stack = ffi.new("struct seal_stack *", {"state": state, "count": len(names)})
     for at, name in enumerate(names):
         stack.frame[at] = name
+    yield stack
+
+
+WHOLE = VERIFY + "vfs_write __x64_sys_pwrite64" + ENTRY
+# As seen on 6.18: the task was woken for nothing while its stack was walked.
+CUT = "fanotify_handle_event"
+
+
+def test_what_is_left_of_a_stack_proves_nothing_and_does_not_stay() -> None:
+    assert judged(CUT, False) == ("hidden", 0)
+    with stack_of(CUT) as cut, stack_of(WHOLE) as whole, stack_of(WHOLE) as again:
+        assert not lib.seal_stack_is_same(cut, whole)
+        assert lib.seal_stack_is_same(whole, again)
+    with stack_of(CUT) as cut, stack_of("", lib.SEAL_TASK_RUNNING) as running:
+        assert not lib.seal_stack_is_same(cut, running)
+    with stack_of("vfs_read") as one, stack_of("vfs_write") as other:
+        assert not lib.seal_stack_is_same(one, other)
+
+
+@pytest.mark.parametrize(
+    ("name", "among", "proven"),
+    [("READ", 0, True), ("WRITE", 0, True), ("PUNCH", 0, True), ("HIDDEN", 1, True),
+     ("HIDDEN", 0, False), ("OPEN_HIDDEN", 0, False), ("WRITE_UNKNOWN", 0, False)],
+)  # fmt: skip
+def test_what_may_be_anything_is_not_proven(name: str, among: int, proven: bool) -> None:
+    operation = ffi.new("struct seal_operation *", {"op": getattr(lib, f"SEAL_OP_{name}")})
+    assert bool(lib.seal_operation_is_proven(operation, among)) is proven
+
+
+def judged(frames: str, is_open: bool) -> tuple[str, int]:
+    with stack_of(frames) as stack:
+        return judged_stack(stack, is_open)
+
+
+def judged_stack(stack: Any, is_open: bool) -> tuple[str, int]:
     event = ffi.new("struct seal_event *", {"is_open": is_open, "has_range": not is_open})
     out = ffi.new("struct seal_operation *")
     among = lib.seal_operation_judge(event, stack, out)

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 from sealsvc.runtime.config import ServiceSection
 from sealsvc.service.release import release
 from tests.support.preloaded import Preloaded, Started
@@ -73,6 +75,15 @@ class Running:
     def _answers(self) -> bool:
         with sockets.socket(sockets.AF_UNIX, sockets.SOCK_SEQPACKET) as probe:
             return probe.connect_ex(str(self.socket)) == 0
+
+    def keeper(self) -> int:
+        """The number of its keeper's process."""
+        path = str(self.directory / "keeper.sock")
+        return next(
+            process.pid
+            for process in psutil.process_iter(["cmdline"])
+            if path in (process.info["cmdline"] or [])
+        )
 
     def kill(self) -> None:
         assert self.process is not None

@@ -83,3 +83,13 @@ void gate_end(struct export_gate *gate)
 	pthread_cond_broadcast(&gate->opened);
 	pthread_mutex_unlock(&gate->lock);
 }
+
+int gate_has_ended(struct export_gate *gate)
+{
+	int ended;
+
+	pthread_mutex_lock(&gate->lock);
+	ended = gate->ended != 0;
+	pthread_mutex_unlock(&gate->lock);
+	return ended;
+}

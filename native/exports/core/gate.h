@@ -47,5 +47,6 @@ void gate_close(struct export_gate *gate);
 uint32_t gate_open(struct export_gate *gate);
 /* Nobody waits any more, now or later. */
 void gate_end(struct export_gate *gate);
+int gate_has_ended(struct export_gate *gate);
 
 #endif

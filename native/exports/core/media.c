@@ -1,15 +1,19 @@
 #include "media.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "internal.h"
 #include "memory.h"
 
 #define BOUNCE (1u << 20)
+#define FIRST_REST_NS 500000
+#define DOUBLINGS 7 /* to 64 ms */
 
 static uint64_t down(uint64_t value, uint32_t align)
 {
@@ -169,6 +173,36 @@ int media_compare(struct export_target *target, const void *expected, size_t len
 		free(found);
 	}
 	return error ? error : *at == length ? 0 : -EILSEQ;
+}
+
+int media_punch(struct export_target *target, size_t length, uint64_t offset)
+{
+	if (!fallocate(target->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset,
+		       (off_t)length))
+		return 0;
+	return -errno;
+}
+
+void media_rest(unsigned int n)
+{
+	const struct timespec rest = {.tv_nsec = FIRST_REST_NS << (n < DOUBLINGS ? n : DOUBLINGS)};
+
+	nanosleep(&rest, NULL);
+}
+
+int media_is_refused(int error)
+{
+	switch (-error) {
+	/* gate/reader.c. The holder's own conflict is one that is told EBUSY at once, and an operation is a conflict
+	 * where it was not seen what it does: the machine is too busy to look, or there is no descriptor left
+	 * to look with. */
+	case EBUSY:
+	case ETXTBSY: /* the same, of a seal of others that refuses */
+	case EAGAIN:  /* too many wait */
+	case EPERM: /* the kernel had no descriptor to ask with (fs/notify/fanotify/fanotify_user.c) */
+		return 1;
+	}
+	return 0;
 }
 
 int media_settle(struct export_target *target, size_t length, uint64_t offset)

@@ -1,8 +1,8 @@
 /* What a front asks for: each request passes the gate, checks the seal, and is counted. */
 #include <errno.h>
-#include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <syslog.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -11,12 +11,15 @@
 
 #define NS_PER_S 1e9
 #define SETTLING_NS 50000
+#define TOLD_AFTER 20 /* tries: a second */
+#define PUNCHES 10 /* tries: what others keep from being discarded is their decision in the end */
 
-static uint64_t deadline_of(const struct export_target *target)
+/* Of a request that came at `begun`; 0: it waits for ever. */
+static uint64_t deadline_of(const struct export_target *target, uint64_t begun)
 {
 	if (target->options.patience <= 0)
 		return 0;
-	return export_now(CLOCK_MONOTONIC) + (uint64_t)(target->options.patience * NS_PER_S);
+	return begun + (uint64_t)(target->options.patience * NS_PER_S);
 }
 
 /* The gate is open and the seal is not as we know it: the thread closes the gate, or takes over what
@@ -46,7 +49,7 @@ int export_enter(struct export_target *target, unsigned int flags)
 			return -EAGAIN;
 		}
 		if (!waited++)
-			deadline = deadline_of(target);
+			deadline = deadline_of(target, export_now(CLOCK_MONOTONIC));
 		error = open ? settle(target, deadline) : gate_wait(&target->gate, deadline);
 	}
 	return error == -ETIMEDOUT ? -EIO : error;
@@ -63,6 +66,7 @@ struct request {
 	uint64_t offset;
 	unsigned int flags;
 	uint64_t begun;
+	unsigned int refusals;
 };
 
 static int begin(struct export_target *target, struct request *request)
@@ -91,6 +95,30 @@ static int end(struct export_target *target, const struct request *request, int 
 	return error;
 }
 
+/* Leave, with what the request came to. 1: the kernel refused it on behalf of the service, which is no answer
+ * of the medium, and it has entered again for another try. What is to be recalled can be in between. */
+static int left(struct export_target *target, struct request *request, int *error)
+{
+	uint64_t deadline = deadline_of(target, request->begun);
+	const char *why = strerror(-*error);
+
+	export_leave(target);
+	if (!media_is_refused(*error))
+		return 0;
+	__atomic_fetch_add(&target->stats->refusals, 1, __ATOMIC_RELAXED);
+	if (++request->refusals == TOLD_AFTER)
+		target_say(target, LOG_WARNING, "refused, and tried again: %s", why);
+	if (deadline && export_now(CLOCK_MONOTONIC) > deadline) {
+		target_say(target, LOG_ERR, "refused for longer than a request waits: %s", why);
+		*error = -EIO;
+		return 0;
+	}
+	recall_look(target);
+	media_rest(request->refusals);
+	*error = gate_has_ended(&target->gate) ? -ESHUTDOWN : export_enter(target, request->flags);
+	return !*error;
+}
+
 static void order(struct export_target *target, int alone)
 {
 	if (alone)
@@ -102,75 +130,99 @@ static void order(struct export_target *target, int alone)
 int export_read(struct export_target *target, void *buffer, size_t length, uint64_t offset,
 		unsigned int flags)
 {
-	struct request request = {EXPORT_OP_READ, length, offset, flags, 0};
+	struct request request = {EXPORT_OP_READ, length, offset, flags, 0, 0};
 	int error = begin(target, &request);
 
 	if (!error) {
-		error = media_read(target, buffer, length, offset);
-		export_leave(target);
+		do
+			error = media_read(target, buffer, length, offset);
+		while (left(target, &request, &error));
 	}
 	return end(target, &request, error);
+}
+
+/* Of a write: `stored` is what storing it came to. */
+static int settled(struct export_target *target, const struct request *request, int stored)
+{
+	if (stored || !(request->flags & EXPORT_FUA))
+		return stored;
+	return media_settle(target, request->length, request->offset);
+}
+
+static int write_once(struct export_target *target, const struct request *request,
+		      const void *buffer)
+{
+	int error;
+
+	order(target, media_is_partial(target, request->length, request->offset));
+	error = buffer ? media_write(target, buffer, request->length, request->offset)
+		       : media_zero(target, request->length, request->offset);
+	pthread_rwlock_unlock(&target->order);
+	return settled(target, request, error);
 }
 
 int export_write(struct export_target *target, const void *buffer, size_t length, uint64_t offset,
 		 unsigned int flags)
 {
-	struct request request = {EXPORT_OP_WRITE, length, offset, flags, 0};
+	struct request request = {EXPORT_OP_WRITE, length, offset, flags, 0, 0};
 	int error = begin(target, &request);
 
 	if (!error) {
-		order(target, media_is_partial(target, length, offset));
-		error = media_write(target, buffer, length, offset);
-		pthread_rwlock_unlock(&target->order);
-		if (!error && flags & EXPORT_FUA)
-			error = media_settle(target, length, offset);
-		export_leave(target);
+		do
+			error = write_once(target, &request, buffer);
+		while (left(target, &request, &error));
 	}
 	return end(target, &request, error);
 }
 
 int export_zero(struct export_target *target, size_t length, uint64_t offset, unsigned int flags)
 {
-	struct request request = {EXPORT_OP_ZERO, length, offset, flags, 0};
+	struct request request = {EXPORT_OP_ZERO, length, offset, flags, 0, 0};
 	int error;
 
 	if (flags & EXPORT_FAST && !target->zeroes_fast)
 		return -EOPNOTSUPP;
 	error = begin(target, &request);
 	if (!error) {
-		order(target, media_is_partial(target, length, offset));
-		error = media_zero(target, length, offset);
-		pthread_rwlock_unlock(&target->order);
-		if (!error && flags & EXPORT_FUA)
-			error = media_settle(target, length, offset);
-		export_leave(target);
+		do
+			error = write_once(target, &request, NULL);
+		while (left(target, &request, &error));
 	}
 	return end(target, &request, error);
+}
+
+/* What is refused has written nothing, since it is one call: the next try compares what this one did. */
+static int compare_once(struct export_target *target, const struct request *request,
+			const void *expected, const void *replacement, size_t *at)
+{
+	int error;
+
+	order(target, 1);
+	error = media_compare(target, expected, request->length, request->offset, at);
+	if (!error)
+		error = media_write(target, replacement, request->length, request->offset);
+	pthread_rwlock_unlock(&target->order);
+	return settled(target, request, error);
 }
 
 int export_compare_and_write(struct export_target *target, const void *expected,
 			     const void *replacement, size_t length, uint64_t offset,
 			     unsigned int flags, size_t *at)
 {
-	struct request request = {EXPORT_OP_COMPARE, length, offset, flags, 0};
-	int error = begin(target, &request);
+	struct request request = {EXPORT_OP_COMPARE, length, offset, flags, 0, 0};
+	int error = length > EXPORT_LONGEST_COMPARE ? -EINVAL : begin(target, &request);
 
 	if (!error) {
-		order(target, 1);
-		error = media_compare(target, expected, length, offset, at);
-		if (!error)
-			error = media_write(target, replacement, length, offset);
-		pthread_rwlock_unlock(&target->order);
-		if (!error && flags & EXPORT_FUA)
-			error = media_settle(target, length, offset);
-		export_leave(target);
+		do
+			error = compare_once(target, &request, expected, replacement, at);
+		while (left(target, &request, &error));
 	}
 	return end(target, &request, error);
 }
 
 int export_flush(struct export_target *target, unsigned int flags)
 {
-	struct request request = {EXPORT_OP_FLUSH, 0, 0, flags, 0};
+	struct request request = {EXPORT_OP_FLUSH, 0, 0, flags, 0, 0};
 	int error = begin(target, &request);
 
 	if (!error) {
@@ -184,6 +236,17 @@ int export_flush(struct export_target *target, unsigned int flags)
 	return end(target, &request, error);
 }
 
+static int punch_once(struct export_target *target, size_t length, uint64_t offset)
+{
+	int error = media_punch(target, length, offset);
+
+	for (unsigned int n = 1; n < PUNCHES && media_is_refused(error); n++) {
+		media_rest(n);
+		error = media_punch(target, length, offset);
+	}
+	return error;
+}
+
 /* The blocks go back to the file system and come anew, as zeroes: a change of the sealed map, so that
  * it takes a pause of the whole target. */
 static int punch(struct export_target *target, size_t length, uint64_t offset)
@@ -193,9 +256,8 @@ static int punch(struct export_target *target, size_t length, uint64_t offset)
 	pthread_mutex_lock(&target->turn);
 	recall_pause_begins(target, "a discard");
 	error = recall_give_back(target);
-	if (!error && fallocate(target->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-				(off_t)offset, (off_t)length))
-		error = -errno;
+	if (!error)
+		error = punch_once(target, length, offset);
 	if (error == -ESHUTDOWN || recall_reseal(target)) {
 		pthread_mutex_unlock(&target->turn);
 		return -ESHUTDOWN;
@@ -207,7 +269,7 @@ static int punch(struct export_target *target, size_t length, uint64_t offset)
 
 int export_discard(struct export_target *target, size_t length, uint64_t offset, unsigned int flags)
 {
-	struct request request = {EXPORT_OP_DISCARD, length, offset, flags, 0};
+	struct request request = {EXPORT_OP_DISCARD, length, offset, flags, 0, 0};
 	int error;
 
 	if (!export_discards(target))

@@ -10,12 +10,14 @@
 #include <unistd.h>
 
 #include "internal.h"
+#include "media.h"
 #include "seal_ring.h"
 
 #ifndef MAP_SYNC
 #define MAP_SYNC 0x80000
 #endif
 
+#define MAPS 10 /* tries */
 #define ASK_NS UINT64_C(30000000000)
 #define MAX_GRACE 1e9 /* seconds; the service's own limit is lower */
 
@@ -92,13 +94,19 @@ int target_connect(struct export_target *target)
 static int map(struct export_target *target)
 {
 	int access = PROT_READ | (target->options.read_only ? 0 : PROT_WRITE);
-	void *mapping;
+	void *mapping = MAP_FAILED;
 
 	if (!target->mapped_io)
 		return 0;
 	/* MAP_SYNC: a store is durable once it has left the caches (Documentation/filesystems/dax.rst). */
-	mapping = mmap(NULL, target->size, access,
-		       target->dax ? MAP_SHARED_VALIDATE | MAP_SYNC : MAP_SHARED, target->fd, 0);
+	for (unsigned int n = 0; n < MAPS; n++) {
+		mapping = mmap(NULL, target->size, access,
+			       target->dax ? MAP_SHARED_VALIDATE | MAP_SYNC : MAP_SHARED,
+			       target->fd, 0);
+		if (mapping != MAP_FAILED || !media_is_refused(-errno))
+			break;
+		media_rest(n);
+	}
 	if (mapping == MAP_FAILED)
 		return because(target, -errno, "mapping the file");
 	/* Not what mlockall() means. */

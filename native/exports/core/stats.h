@@ -47,6 +47,8 @@ struct export_stats {
 	uint64_t bytes[EXPORT_OPS];
 	struct export_histogram latency[EXPORT_OPS];
 	struct export_histogram pauses;
+	uint64_t
+		refusals; /* tries that the keeper of the seals refused, and that were made again */
 };
 
 _Static_assert(sizeof(struct export_stats) <= 4096, "one page");

@@ -12,7 +12,8 @@
  * A target is a holder: a client of libseal with one seal over the whole device. When the seal is
  * recalled its own thread closes the gate (requests in flight end, new ones wait), unmaps the file,
  * returns the seal, waits until the conflict is over, seals again on the map that there is then, and
- * opens the gate. No request fails for it.
+ * opens the gate. No request fails for it. Nor does one that the keeper of the seals refuses (it fails closed
+ * where it cannot see what an operation does): that is tried again, for as long as a request waits.
  *
  * Every request checks the seal by one load (seal_valid) after it has passed the gate. Requests may
  * come from any number of threads. They return 0 or -errno: -EIO (media, or the pause was longer than
@@ -110,7 +111,8 @@ int export_discard(struct export_target *target, size_t length, uint64_t offset,
 /* Everything that was written before is durable when it returns 0: fdatasync(2), which on persistent
  * memory is a deep flush of the region too (nvdimm_flush). */
 int export_flush(struct export_target *target, unsigned int flags);
-/* Atomic against every other request of this target. -EILSEQ: it differs, first at byte `*at` of
+#define EXPORT_LONGEST_COMPARE (512u << 10)
+/* Atomic against every other request of this target, of at most EXPORT_LONGEST_COMPARE bytes. -EILSEQ: it differs, first at byte `*at` of
  * `expected`, and nothing was written. */
 int export_compare_and_write(struct export_target *target, const void *expected,
 			     const void *replacement, size_t length, uint64_t offset,

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <syslog.h>
+#include <unistd.h>
 
 #include <nbdkit-plugin.h>
 
@@ -82,11 +83,32 @@ static void *watch_shutdown(void *context)
 	return NULL;
 }
 
+/* A supervisor (sealsvc/exports/standby.py) may have us wait with everything loaded until we are needed. It closes
+ * its end when we are not, or has died. */
+static int wait_for_start(void)
+{
+	const char *text = getenv("SEALSVC_EXPORT_START");
+	char byte;
+	ssize_t n;
+	int fd;
+
+	if (!text)
+		return 0;
+	fd = atoi(text);
+	do
+		n = read(fd, &byte, 1);
+	while (n < 0 && errno == EINTR);
+	close(fd);
+	return n == 1 ? 0 : -1;
+}
+
 static int plugin_after_fork(void)
 {
 	char why[EXPORT_ERROR_ROOM] = "";
 	int error;
 
+	if (wait_for_start())
+		return -1;
 	/* Not before: what a process holds its children do not. */
 	error = export_open(&target, &options, why, sizeof(why));
 	if (error) {
@@ -163,11 +185,32 @@ static unsigned int flags_of(uint32_t flags)
 	       (flags & NBDKIT_FLAG_FAST_ZERO ? EXPORT_FAST : 0);
 }
 
+/* What NBD has no word for is EINVAL to nbdkit (server/protocol.c, nbd_errno), which blames the client. */
+static int word_for(int error)
+{
+	switch (error) {
+	case EPERM:
+	case EROFS:
+	case EIO:
+	case ENOMEM:
+	case EINVAL:
+	case ENOSPC:
+	case EDQUOT:
+	case EFBIG:
+	case EOPNOTSUPP:
+	case EOVERFLOW:
+	case ESHUTDOWN:
+		return error;
+	}
+	nbdkit_error("a request failed, and is answered with EIO: %s (%d)", strerror(error), error);
+	return EIO;
+}
+
 static int answer(int error)
 {
 	if (!error)
 		return 0;
-	nbdkit_set_error(-error);
+	nbdkit_set_error(word_for(-error));
 	return -1;
 }
 

@@ -21,6 +21,12 @@ struct seal_event {
  * these are evidence and would tell more: call seal_operation_narrow then. 0: nothing is to be added. */
 uint64_t seal_operation_judge(const struct seal_event *event, const struct seal_stack *stack,
 			      struct seal_operation *out);
+/* 1: the stack proved what it is, or the registers may. 0: it may be anything of its kind. */
+int seal_operation_is_proven(const struct seal_operation *operation, uint64_t among);
+/* 1: two looks at a task showed the same. A task that ran while its stack was walked shows only a part of it:
+ * the kernel's check against that is racy (__unwind_start, arch/x86/kernel/unwind_orc.c), and each answer to one
+ * task wakes every other that waits for the same fanotify group. */
+int seal_stack_is_same(const struct seal_stack *one, const struct seal_stack *other);
 /* `call` is of the same task, which is still stopped; `among` what seal_operation_judge returned. */
 void seal_operation_narrow(const struct seal_syscall *call, uint64_t among,
 			   struct seal_operation *out);
