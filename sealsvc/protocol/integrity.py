@@ -246,12 +246,15 @@ class PiError(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that was found. `kind`: corrupt (the data is not what was tagged, and nobody can
     have written it), changed (the same, but the file was changed while nobody had sealed it),
     suspect (a writer, or the service, ended in the middle), unreadable, refused (a request of a PI
-    channel: the device, or the service, found its PI wrong; `checker` says who). `field` with
+    channel: the device, or the service, found its PI wrong; `checker` says who), filesystem (the
+    kernel reports an error of the file, `errno`, or of its file system as a whole: then the inode
+    of `file` is 0), unknown (errors of the file system that nobody heard). `more` came with it,
+    `detail` is what is known beyond the fields. `field` with
     `expected` and `found` in hex as they stand in a tag ("": not known); `block` of the attachment,
     its `offset` and `length` in the file, and its `physical` place on the file system's device
     (null: not known). `first_good` and `last_good` are when the stretch around it was last found
     right. `at` is what was being done: attach, grant, return, verify, scrub, copy,
-    relocate, read, write."""
+    relocate, read, write, kernel."""
 
     seq: int
     time: float
@@ -276,6 +279,7 @@ class PiError(msgspec.Struct, frozen=True, kw_only=True):
     errno: int = 0
     more: int = 0
     checker: str = ""
+    detail: str = ""
 
 
 class PiErrorPage(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="pi-error-page"):
