@@ -69,9 +69,6 @@ LISTED = dict.fromkeys(FRESH, "tests/deploy/test_debians.py walks this path") | 
     "OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318 sealsvc-api --principals principals.toml": (
         "tests/api/test_api_traces.py starts it so, with a collector"
     ),
-    "sudo .venv/bin/python -m tests.integrity.soak --minutes 10": (
-        "it takes ten minutes; tests/integrity/test_no_false_alarm.py is the short one"
-    ),
     "sealctl pi attach SEAL --profile t10-dif1-4096": "tests/integrity/test_pi_cli_and_rest.py",
     "sealctl pi verify SEAL; sealctl pi errors --wait 1m": (
         "tests/integrity/test_pi_cli_and_rest.py"
