@@ -38,6 +38,10 @@ def disk() -> Iterator[Path]:
 def held(disk: Path, tmp_path: Path) -> Iterator[tuple[Client, str, PiFile]]:
     """A client, its seal, and the PI channel of that."""
     with mounted(disk, tmp_path / "fs") as point:
+        (point / "before").write_bytes(
+            bytes(8 * MiB)
+        )  # the file lies behind block 1234h: see below
+        os.sync()
         path = point / "file"
         path.write_bytes(os.urandom(MiB))
         with path.open("rb") as file:
@@ -99,13 +103,11 @@ def test_the_disk_names_the_field(
     assert pi.readv(OFFSET, [bytearray(8192)]) == 8192
 
 
-def test_a_medium_that_cannot_be_read_is_told(
-    disk: Path, held: tuple[Client, str, PiFile]
-) -> None:
+def test_a_medium_that_cannot_be_read_is_told(disk: Path, held: tuple[Client, str, PiFile]) -> None:
     client, seal, pi = held
     [extent] = client.call(Extents, seal=seal).result.extents
     place = extent.physical + OFFSET
-    # scsi_debug names the first block of the command; below block 1234h always that one.
+    # scsi_debug names the first block of the command, and never one before block 1234h.
     assert place // 512 > 0x1234
     (PARAMETERS / "medium_error_start").write_text(str(place // 512))
     (PARAMETERS / "medium_error_count").write_text("1")

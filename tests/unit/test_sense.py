@@ -34,7 +34,10 @@ def information(lba: int, valid: int = 0x80) -> bytes:
         (fixed(0x70, 3, 0x11, 0, 0x1234), (MEDIUM, -1)),  # the information is not valid
         (fixed(0xF0, 0xEB, 0x10, 1, 5), (GUARD, 5)),  # filemark and end-of-medium bits beside it
         (descriptor(0x0B, 0x10, 1), (GUARD, -1)),
-        (descriptor(0x0B, 0x10, 1, bytes([2, 6]) + bytes(6), information(1 << 40)), (GUARD, 1 << 40)),
+        (
+            descriptor(0x0B, 0x10, 1, bytes([2, 6]) + bytes(6), information(1 << 40)),
+            (GUARD, 1 << 40),
+        ),
         (descriptor(0x0B, 0x10, 1, information(7, valid=0)), (GUARD, -1)),
         (descriptor(0x0B, 0x10, 1, information(7)[:8]), (GUARD, -1)),
         (fixed(0x7F, 3, 0x11, 0), None),  # vendor specific
