@@ -121,8 +121,8 @@ static int blocks_agree(seal_crc_blocks_call blocks, seal_crc_call table)
 	return 1;
 }
 
-static void choose_blocks(struct seal_crc *crc, int reflected, seal_crc_call table, const char *name,
-			  const char *failed)
+static void choose_blocks(struct seal_crc *crc, int reflected, seal_crc_call table,
+			  const char *name, const char *failed)
 {
 	seal_crc_blocks_call blocks = seal_crc_blocks_of(reflected);
 

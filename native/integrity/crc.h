@@ -24,7 +24,7 @@ static inline int seal_crc_is_block(size_t size)
 struct seal_crc {
 	seal_crc_call add;
 	seal_crc_blocks_call blocks; /* NULL: there is none that is faster */
-	const char *variant; /* which code it is */
+	const char *variant;	     /* which code it is */
 };
 
 /* The choice is made once, by whoever asks first. */

@@ -15,8 +15,8 @@
 #define WIDTH 64u	  /* bytes of a register */
 #define STEP (4u * WIDTH) /* bytes that are folded at once: the least of a block */
 #define TARGET "avx512f,avx512bw,avx512dq,avx512vl,vpclmulqdq,pclmul,gfni,sse4.1"
-#define T10DIF 0xedd1u	    /* 8BB7h, reflected */
-#define CRC32C 0x82f63b78u  /* 1EDC6F41h, reflected */
+#define T10DIF 0xedd1u		/* 8BB7h, reflected */
+#define CRC32C 0x82f63b78u	/* 1EDC6F41h, reflected */
 #define TURN 0x8040201008040201 /* as a matrix: the bits of a byte in reverse order */
 
 /* Moving 128 bits forward: see crc64_fold.c. */
@@ -133,8 +133,8 @@ reduced(const struct powers *powers, __m128i value)
 {
 	const __m128i reduce = _mm_loadl_epi64((const __m128i *)&powers->reduce);
 	const __m128i barrett = _mm_loadu_si128((const __m128i *)&powers->quotient);
-	__m128i rest = _mm_xor_si128(_mm_clmulepi64_si128(value, reduce, 0x00),
-				     _mm_srli_si128(value, 8));
+	__m128i rest =
+		_mm_xor_si128(_mm_clmulepi64_si128(value, reduce, 0x00), _mm_srli_si128(value, 8));
 	__m128i times = _mm_clmulepi64_si128(rest, barrett, 0x00);
 
 	return _mm_xor_si128(rest, _mm_clmulepi64_si128(times, barrett, 0x10));
@@ -146,8 +146,8 @@ __attribute__((target(TARGET))) static void t10dif_blocks(const void *data, size
 	const __m128i turn = _mm_set1_epi64x((long long)TURN);
 
 	for (const uint8_t *at = data; count--; at += size) {
-		__m128i rest = reduced(&of_t10dif,
-				       fold(&of_t10dif, at, size, _mm512_setzero_si512(), 1));
+		__m128i rest =
+			reduced(&of_t10dif, fold(&of_t10dif, at, size, _mm512_setzero_si512(), 1));
 
 		rest = _mm_gf2p8affine_epi64_epi8(rest, turn, 0);
 		*out++ = __builtin_bswap16((uint16_t)_mm_extract_epi16(rest, 4));

@@ -42,8 +42,8 @@ static inline void put_tuples(const struct engine *engine, const struct tuple_va
 
 		seal_sum_blocks(&engine->sum, data + first * size, size, some, sums);
 		for (uint64_t i = 0; i < some; i++, tag += bytes) {
-			struct tuple_words words = tuple_of(&engine->tuple, values, bytes, sums[i],
-							    block + first + i);
+			struct tuple_words words =
+				tuple_of(&engine->tuple, values, bytes, sums[i], block + first + i);
 
 			tuple_store(&words, bytes, tag);
 		}

@@ -9,9 +9,9 @@
 struct seal_sum {
 	enum seal_pi_checksum algorithm;
 	uint64_t value;
-	seal_crc_call add; /* of a CRC */
+	seal_crc_call add;	     /* of a CRC */
 	seal_crc_blocks_call blocks; /* of a CRC; NULL: none */
-	int odd;	   /* RFC 1071: the data so far had an odd number of bytes */
+	int odd;		     /* RFC 1071: the data so far had an odd number of bytes */
 	void *context, *key;
 	const void *hmac_key;
 	size_t hmac_key_length;

@@ -129,8 +129,8 @@ static inline uint64_t good_tuples(const struct engine *engine, const struct tup
 
 		seal_sum_blocks(&engine->sum, data + first * size, size, some, sums);
 		for (uint64_t i = 0; i < some; i++, tag += bytes) {
-			struct tuple_words words = tuple_of(&engine->tuple, values, bytes, sums[i],
-							    block + first + i);
+			struct tuple_words words =
+				tuple_of(&engine->tuple, values, bytes, sums[i], block + first + i);
 
 			if (!tuple_equals(&words, bytes, tag))
 				return first + i;
