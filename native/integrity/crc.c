@@ -7,6 +7,7 @@
 #endif
 
 #define SELF_TEST_BYTES 4201
+#define SELF_TEST_BLOCKS 5
 
 #ifdef SEAL_WITH_ISAL
 /* ISA-L 2.30 leaves the upper halves of the vector registers dirty, after which each SSE instruction
@@ -59,14 +60,20 @@ static struct seal_crc t10dif, crc32c, crc64;
 
 static pthread_once_t chosen = PTHREAD_ONCE_INIT;
 
+static void fill(uint8_t *data, size_t size)
+{
+	uint32_t state = 1;
+
+	for (size_t i = 0; i < size; i++)
+		data[i] = (uint8_t)((state = state * 1664525 + 1013904223) >> 24);
+}
+
 /* Whole, in two parts, from odd addresses, and of nothing. */
 static int agree(seal_crc_call one, seal_crc_call other)
 {
 	static uint8_t data[SELF_TEST_BYTES];
-	uint32_t state = 1;
 
-	for (size_t i = 0; i < sizeof(data); i++)
-		data[i] = (uint8_t)((state = state * 1664525 + 1013904223) >> 24);
+	fill(data, sizeof(data));
 	for (size_t length = 0; length < sizeof(data); length += length < 300 ? 1 : 173) {
 		const uint8_t *at = data + length % 17;
 		size_t half = length / 3, size = length > 17 ? length - 17 : length;
@@ -87,10 +94,46 @@ static struct seal_crc choose(seal_crc_call fast, seal_crc_call table, const cha
 			      const char *failed)
 {
 	if (!fast)
-		return (struct seal_crc){table, "table"};
+		return (struct seal_crc){table, NULL, "table"};
 	if (!agree(fast, table))
-		return (struct seal_crc){table, failed};
-	return (struct seal_crc){fast, name};
+		return (struct seal_crc){table, NULL, failed};
+	return (struct seal_crc){fast, NULL, name};
+}
+
+/* Blocks of each size that the loops differ in, some in a row, from odd addresses. */
+static int blocks_agree(seal_crc_blocks_call blocks, seal_crc_call table)
+{
+	static uint8_t data[SELF_TEST_BYTES];
+	uint64_t found[SELF_TEST_BLOCKS];
+
+	fill(data, sizeof(data));
+	for (size_t size = SEAL_CRC_BLOCK; size <= 4096; size += SEAL_CRC_UNIT) {
+		const uint8_t *at = data + size / SEAL_CRC_UNIT % 9;
+		size_t count = (SELF_TEST_BYTES - 9) / size;
+
+		if (count > SELF_TEST_BLOCKS)
+			count = SELF_TEST_BLOCKS;
+		blocks(at, size, count, found);
+		for (size_t i = 0; i < count; i++)
+			if (found[i] != table(0, at + i * size, size))
+				return 0;
+	}
+	return 1;
+}
+
+static void choose_blocks(struct seal_crc *crc, int reflected, seal_crc_call table,
+			  const char *name, const char *failed)
+{
+	seal_crc_blocks_call blocks = seal_crc_blocks_of(reflected);
+
+	if (!blocks)
+		return;
+	if (blocks_agree(blocks, table)) {
+		crc->blocks = blocks;
+		crc->variant = name;
+	} else {
+		crc->variant = failed;
+	}
 }
 
 static void choose_all(void)
@@ -108,6 +151,12 @@ static void choose_all(void)
 	t10dif = choose(fast16, seal_crc16_t10dif_table, "isa-l",
 			"table (isa-l failed its self-test)");
 	crc32c = choose(fast32, seal_crc32c_table, "isa-l", "table (isa-l failed its self-test)");
+#ifdef SEAL_WITH_ISAL
+	choose_blocks(&t10dif, 0, seal_crc16_t10dif_table, "isa-l; whole blocks: vpclmulqdq",
+		      "isa-l (vpclmulqdq failed its self-test)");
+	choose_blocks(&crc32c, 1, seal_crc32c_table, "isa-l; whole blocks: vpclmulqdq",
+		      "isa-l (vpclmulqdq failed its self-test)");
+#endif
 	crc64 = choose(fast64, seal_crc64_nvme_table, "pclmul",
 		       "table (pclmul failed its self-test)");
 }

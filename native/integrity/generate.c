@@ -35,13 +35,18 @@ static inline void put_tuples(const struct engine *engine, const struct tuple_va
 			      uint64_t count)
 {
 	size_t size = engine->block_bytes;
+	uint64_t sums[TUPLE_BATCH];
 
-	for (uint64_t i = 0; i < count; i++, tag += bytes) {
-		uint64_t checksum = seal_sum_whole(&engine->sum, data + i * size, size);
-		struct tuple_words words =
-			tuple_of(&engine->tuple, values, bytes, checksum, block + i);
+	for (uint64_t first = 0; first < count; first += TUPLE_BATCH) {
+		uint64_t some = count - first < TUPLE_BATCH ? count - first : TUPLE_BATCH;
 
-		tuple_store(&words, bytes, tag);
+		seal_sum_blocks(&engine->sum, data + first * size, size, some, sums);
+		for (uint64_t i = 0; i < some; i++, tag += bytes) {
+			struct tuple_words words =
+				tuple_of(&engine->tuple, values, bytes, sums[i], block + first + i);
+
+			tuple_store(&words, bytes, tag);
+		}
 	}
 }
 

@@ -135,8 +135,10 @@ int seal_sum_open(struct seal_sum *sum, enum seal_pi_checksum algorithm, const v
 	int result = 0;
 
 	*sum = (struct seal_sum){.algorithm = algorithm, .verifying = verifying};
-	if (rows[algorithm].crc)
+	if (rows[algorithm].crc) {
 		sum->add = rows[algorithm].crc()->add;
+		sum->blocks = rows[algorithm].crc()->blocks;
+	}
 	if (seal_sum_is_number(algorithm))
 		return 0;
 	if (algorithm == SEAL_PI_HMAC_SHA256)

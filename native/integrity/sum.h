@@ -9,8 +9,9 @@
 struct seal_sum {
 	enum seal_pi_checksum algorithm;
 	uint64_t value;
-	seal_crc_call add; /* of a CRC */
-	int odd;	   /* RFC 1071: the data so far had an odd number of bytes */
+	seal_crc_call add;	     /* of a CRC */
+	seal_crc_blocks_call blocks; /* of a CRC; NULL: none */
+	int odd;		     /* RFC 1071: the data so far had an odd number of bytes */
 	void *context, *key;
 	const void *hmac_key;
 	size_t hmac_key_length;
@@ -31,6 +32,18 @@ uint64_t seal_sum_ip(const void *data, size_t length);
 static inline uint64_t seal_sum_whole(const struct seal_sum *sum, const void *data, size_t length)
 {
 	return sum->add ? sum->add(0, data, length) : seal_sum_ip(data, length);
+}
+
+/* The same of `count` blocks of `size` bytes in a row. */
+static inline void seal_sum_blocks(const struct seal_sum *sum, const uint8_t *data, size_t size,
+				   size_t count, uint64_t *out)
+{
+	if (sum->blocks && seal_crc_is_block(size)) {
+		sum->blocks(data, size, count, out);
+		return;
+	}
+	for (size_t i = 0; i < count; i++)
+		out[i] = seal_sum_whole(sum, data + i * size, size);
 }
 
 int seal_sum_begin(struct seal_sum *sum);

@@ -7,6 +7,7 @@
 #include "pi.h"
 
 #define TUPLE_WORDS 2
+#define TUPLE_BATCH 32u /* blocks whose checksums are computed before their tuples are made */
 
 /* One field: bits from the end of its word; in the other word it is masked out. */
 struct tuple_field {

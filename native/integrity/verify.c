@@ -122,17 +122,21 @@ static inline uint64_t good_tuples(const struct engine *engine, const struct tup
 				   uint64_t block, uint64_t count)
 {
 	size_t size = engine->block_bytes;
-	uint64_t i;
+	uint64_t sums[TUPLE_BATCH];
 
-	for (i = 0; i < count; i++, tag += bytes) {
-		uint64_t checksum = seal_sum_whole(&engine->sum, data + i * size, size);
-		struct tuple_words words =
-			tuple_of(&engine->tuple, values, bytes, checksum, block + i);
+	for (uint64_t first = 0; first < count; first += TUPLE_BATCH) {
+		uint64_t some = count - first < TUPLE_BATCH ? count - first : TUPLE_BATCH;
 
-		if (!tuple_equals(&words, bytes, tag))
-			break;
+		seal_sum_blocks(&engine->sum, data + first * size, size, some, sums);
+		for (uint64_t i = 0; i < some; i++, tag += bytes) {
+			struct tuple_words words =
+				tuple_of(&engine->tuple, values, bytes, sums[i], block + first + i);
+
+			if (!tuple_equals(&words, bytes, tag))
+				return first + i;
+		}
 	}
-	return i;
+	return count;
 }
 
 /* How many blocks, of `count`, are as they should be up to the first that is not. */

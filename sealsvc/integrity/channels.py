@@ -30,7 +30,7 @@ from sealsvc.enforce.base import Hold, Holds
 from sealsvc.enforce.keeper_messages import KeeperError
 from sealsvc.integrity.block_device import unavailable
 from sealsvc.integrity.errors import ErrorLog
-from sealsvc.integrity.failures import as_error, failure_of
+from sealsvc.integrity.failures import as_error, failure_of, with_sense
 from sealsvc.integrity.opening import Opened, described, open_channel, undo
 from sealsvc.lifecycle.grants import Grants
 from sealsvc.lifecycle.seals import Seal
@@ -275,7 +275,7 @@ class PiChannels:
         while lib.seal_channel_serve(channel.native, report) == lib.SEAL_CHANNEL_FAILED:
             failed = failure_of(report, channel.device.interval)
             if error := told.due(as_error(channel.seal, channel.device, failed)):
-                self._tell(loop, error)
+                self._tell(loop, with_sense(channel.seal, channel.device, error))
         _call(loop, self._ended, channel)
         if error := told.rest():
             self._tell(loop, error)

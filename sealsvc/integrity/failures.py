@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from errno import EILSEQ
 from typing import Any
 
+import msgspec
 from _sealsvc_pi_device import lib
 
+from sealsvc.core import extents
+from sealsvc.core.errors import Refusal
+from sealsvc.core.model import ByteRange
+from sealsvc.integrity import sense
 from sealsvc.lifecycle.seals import Seal
 from sealsvc.protocol.integrity import PiError
 from sealsvc.protocol.pi_device import PiFailure, PiPathInfo
@@ -18,6 +24,8 @@ FIELDS = {
     int(lib.SEAL_FIELD_REFTAG): "reftag",
 }
 _SECTOR = 512
+_PROTECTION = 0x10  # additional sense code (SPC-5 annex D); its qualifiers
+_WRONG = {1: "checksum", 2: "tag", 3: "reftag"}
 CHECKERS = {
     int(lib.SEAL_BY_CLIENT): "client",
     int(lib.SEAL_BY_SERVICE): "service",
@@ -85,6 +93,29 @@ def as_error(seal: Seal, device: PiPathInfo, failed: PiFailure) -> PiError:
         last_good=None,
         errno=failed.errno,
         checker=failed.checker,
+    )
+
+
+def with_sense(seal: Seal, device: PiPathInfo, error: PiError) -> PiError:
+    """The same with what a SCSI disk says about a read that it failed; blocks."""
+    span, found = ByteRange(error.offset, error.length), None
+    if error.at == "read" and error.checker in ("", "device"):
+        with suppress(OSError, Refusal):
+            found = sense.of_file(seal.file.device, seal.map, span)
+    if found is None:
+        return error
+    said, place = found
+    here = extents.clip(seal.map, ByteRange(place.offset, 1))
+    field = _WRONG.get(said.ascq, "") if said.asc == _PROTECTION else ""
+    return msgspec.structs.replace(
+        error,
+        sense=said,
+        checker="device",
+        field=error.field or field,
+        block=place.offset // device.interval,
+        offset=place.offset,
+        length=place.length,
+        physical=int(here[0][1]) if len(here) and place != span else error.physical,
     )
 
 

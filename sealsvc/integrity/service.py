@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from sealsvc.integrity.attachments import Attachments
+from sealsvc.integrity.filesystem_errors import FilesystemErrors
 from sealsvc.integrity.requests import IntegrityRequests
 from sealsvc.integrity.seal_changes import SealChanges
 from sealsvc.lifecycle.grants import Grants
+from sealsvc.lifecycle.seals import Seal
 from sealsvc.runtime.config import IntegritySection
 from sealsvc.runtime.events import EventLog
 from sealsvc.runtime.tasks import Tasks
@@ -30,6 +32,9 @@ class Integrity:
         self.requests = IntegrityRequests(grants, tasks, section, self.attachments)
         self.seals = SealChanges(grants, events, tasks, section, self.attachments)
         self.errors = self.attachments.errors
+        self.filesystems = FilesystemErrors(
+            grants, events, tasks, self.attachments, monitor=section.health_monitor
+        )
 
     async def start(self) -> None:
         """Go on with what an earlier run has left. Blocks that were open when it was killed stay so
@@ -38,6 +43,16 @@ class Integrity:
         await self.requests.load_profiles()
         await self.attachments.load()
         self._events.watch(self.seals.heard)
+        self.filesystems.start()
+
+    async def granted(self, seal: Seal) -> None:
+        """Before the holder has its descriptor."""
+        self.filesystems.watch_soon(seal)
+        await self.seals.granted(seal)
+
+    async def stop(self) -> None:
+        """At the service's end."""
+        await self.filesystems.stop()
 
     def counters(self) -> dict[str, int]:
         """How many errors of each kind were found."""

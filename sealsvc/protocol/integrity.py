@@ -242,16 +242,29 @@ class PiAttachmentList(
     next: str | None = None
 
 
+class PiSense(msgspec.Struct, frozen=True, kw_only=True):
+    """Sense data of a SCSI disk (SPC-5 4.4): sense key, additional sense code and its qualifier.
+    Of protection information: 0Bh with 10h/01h guard, 10h/02h application tag, 10h/03h reference
+    tag."""
+
+    key: int
+    asc: int
+    ascq: int
+
+
 class PiError(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that was found. `kind`: corrupt (the data is not what was tagged, and nobody can
     have written it), changed (the same, but the file was changed while nobody had sealed it),
     suspect (a writer, or the service, ended in the middle), unreadable, refused (a request of a PI
-    channel: the device, or the service, found its PI wrong; `checker` says who). `field` with
+    channel: the device, or the service, found its PI wrong; `checker` says who), filesystem (the
+    kernel reports an error of the file, `errno`, or of its file system as a whole: then the inode
+    of `file` is 0), unknown (errors of the file system that nobody heard). `more` came with it,
+    `detail` is what is known beyond the fields; `sense` is what a SCSI disk says. `field` with
     `expected` and `found` in hex as they stand in a tag ("": not known); `block` of the attachment,
     its `offset` and `length` in the file, and its `physical` place on the file system's device
     (null: not known). `first_good` and `last_good` are when the stretch around it was last found
     right. `at` is what was being done: attach, grant, return, verify, scrub, copy,
-    relocate, read, write."""
+    relocate, read, write, kernel."""
 
     seq: int
     time: float
@@ -276,6 +289,8 @@ class PiError(msgspec.Struct, frozen=True, kw_only=True):
     errno: int = 0
     more: int = 0
     checker: str = ""
+    detail: str = ""
+    sense: PiSense | None = None
 
 
 class PiErrorPage(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="pi-error-page"):

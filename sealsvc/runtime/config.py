@@ -110,6 +110,7 @@ class IntegritySection(Section, frozen=True):
     keys: str = "/etc/sealsvc/keys.d"
     return_seconds: Seconds = 10.0
     scrub_rate: Annotated[int, Meta(ge=0)] = 100 << 20
+    health_monitor: bool = True
 
 
 class Config(Section, frozen=True):

@@ -257,7 +257,7 @@ class Daemon:
 
     async def _granted(self, seal: Seal) -> None:
         if self.integrity and self.tags_served:
-            await self.integrity.seals.granted(seal)
+            await self.integrity.granted(seal)
 
     async def _settle(self, seal: Seal, part: ByteRange | None) -> bool:
         return self.integrity is not None and await self.integrity.seals.returning(seal, part)
@@ -286,6 +286,8 @@ class Daemon:
             stack.push_async_callback(self.jobs.save)
             stack.push_async_callback(self.tasks.stop)
             stack.push_async_callback(self.pi_channels.stop)
+            if self.integrity is not None:
+                stack.push_async_callback(self.integrity.stop)
             self._start_registry()
             await self.jobs.resume()
             self._resume()

@@ -304,6 +304,26 @@ def test_the_tables_agree_with_the_variants_in_use():
     assert engine.variants().keys() == profiles.CHECKSUMS.keys()
 
 
+@pytest.mark.parametrize("algorithm", ["crc16-t10dif", "crc32c"])
+@pytest.mark.parametrize("size", [64, 192, 256, 320, 512, 520, 576, 1024, 4032, 4096, 4160, 8192])
+def test_blocks_in_a_row_are_summed_as_each_by_itself(algorithm, size):
+    """Several at once, where the processor can: from any address, and of any number."""
+    keys = {"granularity": size, "alignment": 0}
+    profile = single(algorithm, **keys)
+    generator = np.random.default_rng(size)
+    for count, start in ((1, 0), (2, 1), (31, 3), (32, 8), (33, 63), (65, 7)):
+        room = bytearray(generator.bytes(start + size * count))
+        data = memoryview(room)[start:]
+        tags = engine.generate(profile, data)
+        blocks = [bytes(data[at : at + size]) for at in range(0, size * count, size)]
+        assert [bytes(tag) for tag in tags] == [OTHERS[algorithm](block) for block in blocks]
+        assert engine.verify(profile, data, tags)[0] == 0
+        bad = int(generator.integers(count))
+        room[start + bad * size + int(generator.integers(size))] ^= 1 << int(generator.integers(8))
+        found, errors = engine.verify(profile, data, tags)
+        assert (found, errors[0].block) == (1, bad)
+
+
 @pytest.mark.parametrize("content", [b"", b"secret", b"-----BEGIN PRIVATE KEY-----\nAAAA\n"])
 def test_what_is_no_key_is_refused(tmp_path, content):
     (tmp_path / "key").write_bytes(content)

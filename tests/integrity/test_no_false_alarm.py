@@ -1,5 +1,6 @@
-"""Writers, partial returns, scrubs, verifications and kills at once: nothing is called corrupt or
-changed. A few seconds; SEALSVC_SOAK=600 makes it ten minutes, SEALSVC_SEED repeats a run."""
+"""Writers, partial returns, recalls, scrubs, verifications and kills at once: nothing is called
+corrupt or changed. A few seconds; `python -m tests.integrity.soak --minutes 10` makes it longer,
+SEALSVC_SEED repeats a run."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import os
 import random
 import threading
 import time
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,7 +26,7 @@ from sealsvc.protocol.integrity import (
     PiTag,
     PiVerify,
 )
-from sealsvc.protocol.seals import List, Reclaim, Return
+from sealsvc.protocol.seals import List, RecallSeals, Reclaim, Return
 from tests.integrity.conftest import BLOCK, MiB
 from tests.support.scratch import mounted
 from tests.support.service import RISKS, Running
@@ -40,6 +42,9 @@ def part_of(generator: random.Random) -> ByteRange:
     return ByteRange(first * BLOCK, generator.randrange(1, 32) * BLOCK)
 
 
+_DONE = {"seals", "recalls", "looks"}
+
+
 class Soak:
     def __init__(self, socket: str, point: Path, until: float) -> None:
         self.socket, self.point, self.until = socket, point, until
@@ -47,7 +52,7 @@ class Soak:
 
     def going(self) -> bool:
         """Until the time is over, and each has come to something."""
-        return time.monotonic() < self.until or not self.counts.keys() >= {"seals", "looks"}
+        return time.monotonic() < self.until or not self.counts.keys() >= _DONE
 
     def count(self, what: str) -> None:
         self.counts[what] = self.counts.get(what, 0) + 1
@@ -69,7 +74,10 @@ class Soak:
                 self.count("writes")
         finally:
             os.close(fd)
-        if generator.random() < 0.3:
+        if generator.random() < 0.2:
+            client.call(RecallSeals, seal=seal)
+            self.count("recalls")
+        elif generator.random() < 0.3:
             half = ByteRange(SIZE // 2, SIZE // 2)
             client.call(Return, seal=seal, range=half)
         client.call(Return, seal=seal)
@@ -125,6 +133,7 @@ def test_nothing_is_called_corrupt_that_is_not(tmp_path: Path) -> None:
                 running.kill()
                 running.start()
                 running.ready()
+                soak.count("kills")
             for thread in threads:
                 thread.join()
             with Client(str(running.socket), timeout=PATIENCE) as client:
@@ -134,8 +143,7 @@ def test_nothing_is_called_corrupt_that_is_not(tmp_path: Path) -> None:
                     page = client.call(PiErrors, after=page.next).result
             kinds = {error.kind for error in found}
             assert kinds <= ({"suspect"} if SECONDS > 30 else set()), (seed, found[:3])
-            assert soak.counts["seals"] > 0
-            assert soak.counts["looks"] > 0
-            print(soak.counts)
+            assert soak.counts.keys() >= _DONE
+            print(dict(sorted(soak.counts.items())), Counter(error.kind for error in found))
         finally:
             running.end()

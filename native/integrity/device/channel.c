@@ -167,7 +167,9 @@ static int wait_for_either(const struct seal_channel *channel)
 
 static int is_told(const struct seal_channel_answer *answer)
 {
-	return answer->status == -EILSEQ || answer->status == -EIO;
+	/* What block/blk-core.c blk_errors makes of a medium and of a target that fails, too. */
+	return answer->status == -EILSEQ || answer->status == -EIO || answer->status == -ENODATA ||
+	       answer->status == -EREMOTEIO;
 }
 
 int seal_channel_serve(struct seal_channel *channel, struct seal_channel_report *report)
