@@ -55,7 +55,7 @@ class FilesystemErrors:
 
     def start(self) -> None:
         """Listen to the file systems of all seals and attachments, soon."""
-        for seal in self._grants.life.table:
+        for seal in self._grants.machine.table:
             self.watch_soon(seal)
         for attachment in self._attachments.sorted():
             device = attachment.store.about.file.device
@@ -89,7 +89,7 @@ class FilesystemErrors:
         """With whatever is sealed there, or has tags, now."""
         if not self._link.start():
             return  # _ask_all() follows
-        for seal in self._grants.life.table:
+        for seal in self._grants.machine.table:
             if seal.live and seal.file.device == device and seal.hold.anchor >= 0:
                 self._witness[device] = seal
                 self._watch(device, _place_of(seal.hold.anchor))
@@ -172,7 +172,7 @@ class FilesystemErrors:
     def _described(self, device: int, found: KernelError, kind: str) -> Iterator[PiError]:
         """One record for each seal and attachment of the file; for what is of none of them, one."""
         file = FileId(device, found.inode, found.generation)
-        seals = [s for s in self._grants.life.table if s.live and _concerns(s, file, found)]
+        seals = [s for s in self._grants.machine.table if s.live and _concerns(s, file, found)]
         attachments = self._attachments.of_file(file, None) if found.inode else []
         for seal in seals:
             yield _record(kind, found, seal.file, seal.path, seal=seal)
