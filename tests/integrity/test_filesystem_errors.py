@@ -6,7 +6,9 @@ from __future__ import annotations
 import errno
 import os
 import re
+import select
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -16,13 +18,13 @@ from pathlib import Path
 import pytest
 
 from sealsvc.client import Client
-from sealsvc.integrity.kernel import fanotify, xfs
+from sealsvc.integrity.kernel import fanotify, wire, xfs
 from sealsvc.integrity.kernel.wire import KernelError
 from sealsvc.protocol.integrity import PiError, PiErrors
 from sealsvc.protocol.seals import Recall, Reclaim
 from tests.integrity.conftest import Ground, attach, give_back, sealed
 from tests.support.scratch import mounted
-from tests.support.service import RISKS, Running
+from tests.support.service import RISKS, ROOT, Running
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.kernel
@@ -283,3 +285,24 @@ def test_events_of_xfs_are_read() -> None:
         KernelError(errno.EIO, length=512, detail="the log device lost sectors 1 to 1"),
         KernelError(errno.EIO, 132, 6, 1, 8192, 4096, detail="direct read"),
     ]
+
+
+def test_a_service_that_is_killed_ends_its_process_without_a_word() -> None:
+    """The service has not read what it was sent: its end is ECONNRESET then, and not an end of
+    file."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    start = "import sys; from sealsvc.integrity.kernel.process import main; main(int(sys.argv[1]))"
+    child = subprocess.Popen(
+        [sys.executable, "-c", start, str(theirs.fileno())],
+        pass_fds=[theirs.fileno()], stderr=subprocess.PIPE, cwd=ROOT,
+    )  # fmt: skip
+    with ours, theirs, child:
+        fd = os.open(__file__, os.O_RDONLY)
+        message = wire.encoded(wire.Watch(os.fstat(fd).st_dev, monitor=False))
+        socket.send_fds(ours, [message], [fd])
+        os.close(fd)
+        assert select.select([ours], [], [], 60)[0], "it has not answered"
+        theirs.close()
+        ours.close()
+        _, said = child.communicate(timeout=60)
+    assert (child.returncode, said) == (0, b"")

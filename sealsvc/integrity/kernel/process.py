@@ -70,7 +70,10 @@ class Listener:
                 due = time.monotonic() + _PAUSE
 
     def _take(self) -> bool:
-        message, fds, _, _ = socket.recv_fds(self._sock, wire.MOST, 1)
+        try:
+            message, fds, _, _ = socket.recv_fds(self._sock, wire.MOST, 1)
+        except ConnectionResetError:  # it was killed before it had read what it was sent
+            return False
         if not message:
             return False
         if fds:
