@@ -23,6 +23,7 @@ Examples:
   sealctl relocate /mnt/a/db --align 2M          # so that huge pages can map it
   sealctl relocate /mnt/a/db --to /mnt/a/fast    # near that directory's inode
   sealctl relocate /mnt/a/db --defrag --grace 2 -o json
+  sealctl relocate /mnt/pmem/db --align 2M --replace     # DAX: holders open it anew
 """
 
 NOT_MOVED = 1
@@ -37,10 +38,22 @@ NOT_MOVED = 1
     "--grace", type=Parsed("DURATION", parse_duration), default=10.0, show_default=True,
     help="Time that holders have to quiesce.",
 )  # fmt: skip
+@click.option(
+    "--replace",
+    is_flag=True,
+    help="By a new file that takes the name: also for DAX. Seals end, and holders open it anew.",
+)
 @shared_options
 @pass_settings
 def relocate(
-    settings: Settings, /, file: str, to: str | None, defrag: bool, align: int | None, grace: float
+    settings: Settings,
+    /,
+    file: str,
+    to: str | None,
+    defrag: bool,
+    align: int | None,
+    grace: float,
+    replace: bool,
 ) -> int:
     """Move the blocks of FILE within its file system, while its holders go on.
 
@@ -49,7 +62,10 @@ def relocate(
     """
     goal = Goal(to=absolute(to) if to else None, defrag=defrag, align=align)
     with settings.connect() as client:
-        job = ask(client, Relocate, JobInfo, path=absolute(file), goal=goal, grace=grace)
+        job = ask(
+            client, Relocate, JobInfo,
+            path=absolute(file), goal=goal, grace=grace, replace=replace,
+        )  # fmt: skip
         job = followed(client, job)
     emit(settings, job.result, lambda console: _print(console, job.result))
     return 0 if job.result.get("moved") else NOT_MOVED

@@ -391,19 +391,23 @@ class Methods:
         goal: relocation.Goal,
         *,
         grace: float = 10.0,
+        replace: bool = False,
         below: list[str] | None = None,
         key: str = "",
     ) -> admin.JobInfo:
         """Move the blocks of the file `path` as `goal` says, for operators. Its seals are recalled
         with `quiesce`; a holder has `grace` seconds to answer with Quiesce or Return, or the
-        relocation is called off. With `below`, the path lies below one of these directories.
-        Answer: JobInfo."""
+        relocation is called off. `replace`: a new file with the same contents and attributes takes
+        the name, which is the only way for DAX files; seals are recalled without `quiesce` and end,
+        nobody else may have the file open, and a new grant gets another descriptor. With `below`,
+        the path lies below one of these directories. Answer: JobInfo."""
         return self._ask(
             relocation.Relocate,
             admin.JobInfo,
             path=path,
             goal=goal,
             grace=grace,
+            replace=replace,
             below=below,
             key=key,
         )
@@ -1095,19 +1099,23 @@ class AsyncMethods:
         goal: relocation.Goal,
         *,
         grace: float = 10.0,
+        replace: bool = False,
         below: list[str] | None = None,
         key: str = "",
     ) -> admin.JobInfo:
         """Move the blocks of the file `path` as `goal` says, for operators. Its seals are recalled
         with `quiesce`; a holder has `grace` seconds to answer with Quiesce or Return, or the
-        relocation is called off. With `below`, the path lies below one of these directories.
-        Answer: JobInfo."""
+        relocation is called off. `replace`: a new file with the same contents and attributes takes
+        the name, which is the only way for DAX files; seals are recalled without `quiesce` and end,
+        nobody else may have the file open, and a new grant gets another descriptor. With `below`,
+        the path lies below one of these directories. Answer: JobInfo."""
         return await self._ask(
             relocation.Relocate,
             admin.JobInfo,
             path=path,
             goal=goal,
             grace=grace,
+            replace=replace,
             below=below,
             key=key,
         )

@@ -82,11 +82,14 @@ class Ends:
 def look(fd: int) -> End:
     """An open regular file, after fsync(2). Raises OSError, and Refusal: `not-a-regular-file`,
     `bad-request` for one that is open to append alone."""
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    st = os.fstat(fd)
+    if not stat.S_ISREG(st.st_mode):
         raise Refusal("not-a-regular-file", "only regular files can be copied", {})
     if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND:
         raise Refusal("bad-request", "a file that is open with O_APPEND takes no offsets", {})
-    os.fsync(fd)
+    # Of a file that was made just now this would write the journal, as the copy's end does again.
+    if st.st_size or st.st_blocks:
+        os.fsync(fd)
     found = filesystem.described(fd, mountinfo.mount_of(fd, mountinfo.own().read()))
     map = _map_of(fd)
     st = os.fstat(fd)

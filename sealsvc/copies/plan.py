@@ -16,7 +16,9 @@ from sealsvc.core.errors import Refusal
 from sealsvc.core.extents import EXTENT_UNWRITTEN, FLAGS, LENGTH, LOGICAL, clip
 from sealsvc.core.model import ByteRange
 
-PROBE = 4 << 20  # bytes that a strategy is measured on
+PROBE = 4 << 20  # bytes that a strategy is measured on, at least
+_PROBE_MOST = 32 << 20
+_PROBED = 4  # of so many bytes, one is copied to measure: the rest by what was found
 ROUNDS = 2
 
 
@@ -245,11 +247,18 @@ def _probes(
             continue
         if not unknown or piece.span.length < needed:
             continue
+        size = _probe_size(piece.span.length, ROUNDS * len(unknown))
         slices = []
         for i, name in enumerate(unknown * ROUNDS):
             others = tuple(n for n in piece.strategies if n != name)
-            part = piece.span.part(i * PROBE, (i + 1) * PROBE)
+            part = piece.span.part(i * size, (i + 1) * size)
             slices.append(Piece(part, False, (name, *others), True, piece.not_taken))
-        rest = piece.span.part(len(slices) * PROBE, piece.span.length)
+        rest = piece.span.part(len(slices) * size, piece.span.length)
         return [*pieces[:at], *slices, replace(piece, span=rest), *pieces[at + 1 :]]
     return pieces
+
+
+def _probe_size(length: int, slices: int) -> int:
+    """The longer the slice, the less it is about how a strategy begins, and the cost of a flush."""
+    share = length // (_PROBED * slices) & -PROBE
+    return max(PROBE, min(_PROBE_MOST, share))

@@ -23,11 +23,15 @@ class Goal(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 class Relocate(Keyed, frozen=True, tag="relocate"):
     """Move the blocks of the file `path` as `goal` says, for operators. Its seals are recalled with
     `quiesce`; a holder has `grace` seconds to answer with Quiesce or Return, or the relocation is
-    called off. With `below`, the path lies below one of these directories. Answer: JobInfo."""
+    called off. `replace`: a new file with the same contents and attributes takes the name, which is
+    the only way for DAX files; seals are recalled without `quiesce` and end, nobody else may have
+    the file open, and a new grant gets another descriptor. With `below`, the path lies below one of
+    these directories. Answer: JobInfo."""
 
     path: Name
     goal: Goal
     grace: Seconds = 10.0
+    replace: bool = False
     below: list[Name] | None = None
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sealsvc.copies import Measured, Options, make_plan, parse_token, run
+from sealsvc.copies import Measured, Options, ends, make_plan, parse_token, plan, run
 from sealsvc.copies.calls import Copied, Span
 from sealsvc.copies.ends import Ends
 from sealsvc.copies.run import LEARNT
@@ -295,3 +295,26 @@ def test_a_rate_that_was_measured_wrongly_is_corrected_by_what_it_leads_to(ext4:
     assert there.read_bytes() == source.read_bytes()
     for path in (source, there):
         path.unlink()
+
+
+def test_a_file_that_was_made_just_now_is_not_written_back_first(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has nothing to be written back; where it has a block or a size, it may have."""
+    flushed = []
+    monkeypatch.setattr(ends.os, "fsync", flushed.append)
+    for name, size in (("new", 0), ("old", 1)):
+        path = place / name
+        path.write_bytes(b"x" * size)
+        with path.open("r+b") as file:
+            ends.look(file.fileno())
+            assert flushed == [file.fileno()] * size
+
+
+@pytest.mark.parametrize(
+    ("length", "slices", "size"),
+    [(24, 4, 4), (256, 4, 16), (256, 6, 8), (1 << 20, 4, 32)],
+)
+def test_long_files_are_measured_on_long_slices(length: int, slices: int, size: int) -> None:
+    """MiB; a quarter of the file at most, but for short ones."""
+    assert plan._probe_size(length * MiB, slices) == size * MiB

@@ -22,6 +22,7 @@ from sealsvc.copies.relocation import dirty
 from sealsvc.copies.relocation.donor import improves, make_donor, runs
 from sealsvc.copies.relocation.moving import Exchange, Moving, Pieces, Progress
 from sealsvc.copies.relocation.record import Phase, Record, Records
+from sealsvc.copies.relocation.replacing import replaced, undo
 from sealsvc.copies.tags import Tags
 from sealsvc.core import extents
 from sealsvc.core.errors import Refusal
@@ -101,6 +102,7 @@ class Relocations:
             goal=goal,
             grace=request.grace,
             principal=request.principal,
+            replace=request.replace,
         )
         return await self._begin(record)
 
@@ -152,7 +154,7 @@ class Relocations:
             log.error("records of relocations cannot be read: %s", error)
             return
         for record in records:
-            if record.phase is Phase.SWAP:
+            if record.phase is Phase.SWAP and not record.replace:
                 for seal in self._seals_of(record):
                     seal.quiesced = True
             self._recaller.fencing.tasks.spawn(
@@ -165,10 +167,14 @@ class Relocations:
         pool = self._grants.workers.of(record.device)
         seals = [seal for seal in self._seals_of(record) if seal.state is State.RECALLED]
         await pool.run(dirty.forget, record.id)
-        if record.phase is Phase.SWAP:
+        if record.phase is Phase.SWAP and not record.replace:
             await self._remap(record, seals, "the relocation was interrupted: read the map again")
         else:
             self._call_off(record, seals, set())
+        if record.replace:
+            await pool.run(undo, record)
+            await pool.run(self._records.remove, record)
+            return
         record.begun += 1
         record.phase, record.seals = Phase.COPY, []
         try:
@@ -203,6 +209,12 @@ class Relocations:
             await run(self._records.write, record)
             stack.callback(self._forget, record)
             faults.point("relocate:recorded")
+            if record.replace:
+                self._jobs.tell(job, step="replacing")
+                parts = (record, self._grants, self._recaller, self._records)
+                if await self._tags(record, job):
+                    raise Refusal("bad-request", f"{record.path} has tags: detach them first")
+                return await replaced(*parts, run, progress, self._call_off)
             opened = await run(_Opened, self._grants, record)
             stack.callback(opened.close)
             if opened.reason:
@@ -410,7 +422,7 @@ def _refuse_immovable(grants: Grants, target: Target, file: FileId) -> None:
         raise Refusal(
             "filesystem-unsupported",
             f"{target.path} is mapped without a page cache (DAX): neither XFS nor ext4 exchanges"
-            " extents of such files; copy it to a new file (sealctl copy) and rename that over it",
+            " extents of such files; `sealctl relocate --replace` gives its name to a new file",
             {"path": target.path},
         )
     if target.filesystem.type == "xfs" and native.fsxattr(target.fd).xflags & 1:

@@ -139,7 +139,7 @@ class Exchange:
                 read = os.preadv(self.target.fd, [part], offset)
                 if read != len(part):
                     raise Refusal("try-later", f"{self.target.path} was truncated meanwhile")
-                _write_all(self.donor, part, offset)
+                write_all(self.donor, part, offset)
                 done += read
                 progress(done, self.target.size)
 
@@ -193,7 +193,8 @@ def _layout(fd: int) -> list[list[int]]:
     return [[span.offset, span.length] for span in extents.spans(native.read_extents(fd, None))]
 
 
-def _write_all(fd: int, data: memoryview, offset: int) -> None:
+def write_all(fd: int, data: memoryview, offset: int) -> None:
+    """Raises OSError."""
     while data:
         written = os.pwrite(fd, data, offset)
         data, offset = data[written:], offset + written

@@ -22,7 +22,8 @@ class Phase(StrEnum):
 
 
 class Record(msgspec.Struct, kw_only=True):
-    """One relocation. `begun` counts how often a service took it up."""
+    """One relocation. `begun` counts how often a service took it up. `replace`: by a new inode,
+    `donor`, which is called `temporary` in the file's directory before it takes the name."""
 
     id: str
     path: str
@@ -34,6 +35,9 @@ class Record(msgspec.Struct, kw_only=True):
     phase: Phase = Phase.COPY
     seals: list[str] = []
     begun: int = 0
+    replace: bool = False
+    temporary: str = ""
+    donor: int = 0
 
 
 class Records:
