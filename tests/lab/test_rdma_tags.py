@@ -32,13 +32,13 @@ from sealsvc.protocol.integrity import (
 from sealsvc.protocol.seals import Extents, List, RecallSeals, SealInfo
 from tests.faults.conftest import serve
 from tests.lab.pmem import mounted_dax
-from tests.lab.test_holders import EXAMPLES, _line, holding, rdma, run, the_seal
-from tests.support.service import Running
-from tests.support.waiting import PATIENCE, until
+from tests.lab.test_holders import EXAMPLES, _line, holding, rdma, the_seal
+from tests.support.service import RISKS, Running
+from tests.support.waiting import until
 
 pytestmark = [
     pytest.mark.lab(cpus=2),
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(1500),
     pytest.mark.usefixtures("rdma"),
 ]
 __all__ = ["rdma"]
@@ -47,6 +47,16 @@ AT, BLOCKS = 3 * BLOCK, 24  # of what RDMA writes
 WRITTEN = ByteRange(AT, BLOCKS * BLOCK)
 TEXT = "tags of what RDMA wrote. " * 4000  # all but the last block, whole
 DEVICE = Path("/dev/pmem0")
+SLOW = 600.0  # seconds: an emulated processor that others share
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Target and initiator of the example."""
+    made = tmp_path_factory.mktemp("rdma")
+    command = ["make", "-C", str(EXAMPLES / "rdma"), f"OUT={made}"]
+    subprocess.run(command, check=True, capture_output=True, timeout=SLOW)
+    return made
 
 
 @pytest.fixture
@@ -57,18 +67,27 @@ def root() -> Iterator[Path]:
 
 @pytest.fixture
 def running(root: Path, tmp_path: Path) -> Iterator[Running]:
-    made = Running(tmp_path, [root])
-    try:
-        yield made
-    finally:
-        made.end()
+    # Without bpf: its programs take long to be loaded there, and change nothing here.
+    made = Running(tmp_path, [root], RISKS + '[enforcers]\nuse = ["fanotify"]\n')
+    yield made
+    made.end()
+
+
+def begin(running: Running, faults: str = "") -> None:
+    """Start the service; with `faults` it takes longer: its code is imported anew."""
+    serve(running, faults) if faults else running.start()
+    until(running.socket.exists, SLOW, "the service's socket")
+    running.ready()
 
 
 class Target:
     """An RDMA target that holds a sealed file with tags; `client` is an operator's."""
 
-    def __init__(self, client: Client, process: subprocess.Popen[str], where: Path) -> None:
-        self.client, self.process, self.where = client, process, where
+    def __init__(
+        self, client: Client, process: subprocess.Popen[str], where: Path, program: Path
+    ) -> None:
+        self.client, self.process = client, process
+        self.initiator = [str(program), str(where), str(AT), TEXT]
         said = [_line(process) for _ in range(3)]
         assert said[1:] == ["registered on demand", "ready"], said
         self.seal: SealInfo = the_seal(client)
@@ -78,11 +97,11 @@ class Target:
         assert isinstance(made, PiAttachment)
         self.attachment = made.id
 
-    def initiator(self) -> list[str]:
-        return [str(self.where.with_name("initiator")), str(self.where), str(AT), TEXT]
-
     def write(self) -> None:
-        assert run(*self.initiator()) == "written\n"
+        done = subprocess.run(
+            self.initiator, capture_output=True, text=True, check=False, timeout=SLOW
+        )
+        assert done.stdout == "written\n", done.stderr
 
     def place(self, offset: int) -> int:
         for extent in self.client.call(Extents, seal=self.seal.id).result.extents:
@@ -108,7 +127,7 @@ class Target:
 
     def give_back(self) -> None:
         self.client.call(RecallSeals, seal=self.seal.id)
-        assert self.process.wait(PATIENCE) == 0
+        assert self.process.wait(SLOW) == 0
         until(lambda: not self.client.call(List).result.seals)
 
     def errors(self) -> list[PiError]:
@@ -116,25 +135,23 @@ class Target:
 
 
 @contextmanager
-def target(running: Running, file: Path, directory: Path) -> Iterator[Target]:
-    run("make", "-C", EXAMPLES / "rdma", f"OUT={directory}")
+def target(running: Running, file: Path, directory: Path, programs: Path) -> Iterator[Target]:
     file.write_bytes(os.urandom(MiB))
     where = directory / "target.sock"
     options = ("--require", "map_sync,populate", "--prepare", "convert", "--")
     with (
-        Client(str(running.socket), timeout=PATIENCE) as client,
-        holding(running, file, *options, directory / "target", where) as process,
+        Client(str(running.socket), timeout=SLOW) as client,
+        holding(running, file, *options, programs / "target", where) as process,
     ):
-        yield Target(client, process, where)
+        yield Target(client, process, where, programs / "initiator")
 
 
 def test_corruption_of_what_rdma_wrote_is_found_at_the_return(
-    running: Running, root: Path, tmp_path: Path
+    running: Running, root: Path, tmp_path: Path, programs: Path
 ) -> None:
-    serve(running)
-    running.ready()
+    begin(running)
     file = root / "region"
-    with target(running, file, tmp_path) as it:
+    with target(running, file, tmp_path, programs) as it:
         it.client.call(PiOpen, seal=it.seal.id, range=WRITTEN)
         it.write()
         it.client.call(PiTag, seal=it.seal.id, range=WRITTEN)
@@ -163,11 +180,10 @@ def tag_of(data: bytes, block: int) -> str:
 
 @pytest.mark.parametrize("moment", ["opened", "writing", "written", "tagging"])
 def test_killed_in_the_middle_of_a_write(
-    running: Running, root: Path, tmp_path: Path, moment: str
+    running: Running, root: Path, tmp_path: Path, programs: Path, moment: str
 ) -> None:
-    serve(running, "integrity:marked=kill" if moment == "tagging" else "")
-    running.ready()
-    with target(running, root / "region", tmp_path) as it:
+    begin(running, "integrity:marked=kill" if moment == "tagging" else "")
+    with target(running, root / "region", tmp_path, programs) as it:
         it.corrupt(200)
         report = it.client.call(PiVerify, attachment=it.attachment, quiet=True).result
         assert report.blocks["corrupt"] == 1
@@ -175,7 +191,7 @@ def test_killed_in_the_middle_of_a_write(
         assert [(error.kind, error.block) for error in before] == [("corrupt", 200)]
         it.client.call(PiOpen, seal=it.seal.id, range=WRITTEN)
         _killed_at(moment, it, running)
-        it.client.reconnect(PATIENCE)
+        it.client.reconnect(SLOW)
         blocks = it.blocks()
         assert blocks.get("open", 0) + blocks["suspect"] == BLOCKS + 1
         assert blocks["clean"] == MiB // BLOCK - BLOCKS - 1
@@ -193,9 +209,9 @@ def test_killed_in_the_middle_of_a_write(
 def _killed_at(moment: str, it: Target, running: Running) -> None:
     """The service is killed there, and another has taken its seals over."""
     if moment == "writing":
-        with subprocess.Popen(it.initiator(), stdout=subprocess.PIPE) as initiator:
+        with subprocess.Popen(it.initiator, stdout=subprocess.PIPE) as initiator:
             running.kill()
-            assert initiator.wait(PATIENCE) == 0
+            assert initiator.wait(SLOW) == 0
     else:
         if moment != "opened":
             it.write()
@@ -203,11 +219,10 @@ def _killed_at(moment: str, it: Target, running: Running) -> None:
             with pytest.raises(Refusal):
                 it.client.call(PiTag, seal=it.seal.id, range=WRITTEN)
             assert running.process is not None
-            assert running.process.wait(PATIENCE) == -signal.SIGKILL
+            assert running.process.wait(SLOW) == -signal.SIGKILL
         else:
             running.kill()
-    serve(running)
-    running.ready()
+    begin(running)
 
 
 def wrong_but_clean(running: Running) -> int:
