@@ -322,7 +322,8 @@ def _print_errors(console: Console, found: list[PiError]) -> None:
         return
     made = Listing(
         "SEQ", "TIME", "KIND", "AT", "BLOCK", "BYTES", "FIELD", "EXPECTED", "FOUND", "PHYSICAL",
-        "LAST GOOD", "PATH", right=["SEQ", "BLOCK"], optional=["LAST GOOD", "PHYSICAL"],
+        "LAST GOOD", "PATH", "DETAIL", right=["SEQ", "BLOCK"],
+        optional=["LAST GOOD", "PHYSICAL", "DETAIL"],
     )  # fmt: skip
     for row in found:
         made.add_row(
@@ -338,6 +339,14 @@ def _print_errors(console: Console, found: list[PiError]) -> None:
             "-" if row.physical is None else str(row.physical),
             "-" if row.last_good is None else moment(row.last_good),
             printable(row.path),
+            _detail(row),
             style="red",
         )
     console.print(made)
+
+
+def _detail(error: PiError) -> str:
+    """What a SCSI disk says as key/code/qualifier, and what the kernel does."""
+    said = error.sense
+    sense = f"sense {said.key:02X}/{said.asc:02X}/{said.ascq:02X}" if said else ""
+    return printable(error.detail or sense) or "-"

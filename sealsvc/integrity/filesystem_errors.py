@@ -54,7 +54,11 @@ class FilesystemErrors:
         self._failed: set[int] = set()  # devices of which it was told that they cannot be
 
     def start(self) -> None:
+        self._link.start()
+
+    async def listen(self) -> None:
         """Listen to the file systems of all seals and attachments, soon."""
+        await self._link.started()
         for seal in self._grants.machine.table:
             self.watch_soon(seal)
         for attachment in self._attachments.sorted():
@@ -87,7 +91,7 @@ class FilesystemErrors:
 
     def _ask(self, device: int) -> None:
         """With whatever is sealed there, or has tags, now."""
-        if not self._link.start():
+        if not self._link.waits:
             return  # _ask_all() follows
         for seal in self._grants.machine.table:
             if seal.live and seal.file.device == device and seal.hold.anchor >= 0:

@@ -40,10 +40,11 @@ class Integrity:
         """Go on with what an earlier run has left. Blocks that were open when it was killed stay so
         only where their seal was taken over: else a writer may have been cut off. Raises
         OSError."""
+        self.filesystems.start()
         await self.requests.load_profiles()
         await self.attachments.load()
         self._events.watch(self.seals.heard)
-        self.filesystems.start()
+        await self.filesystems.listen()
 
     async def granted(self, seal: Seal) -> None:
         """Before the holder has its descriptor."""

@@ -81,7 +81,7 @@ def test_an_error_of_a_file_system_is_told(ext4: Ground) -> None:
     with ext4.client() as client:
         seal, fd = sealed(client, ext4.file("sealed"))
         heard = now(client)
-        until(lambda: tells(client, ext4.point, heard), 60, "the file system is watched")
+        until(lambda: tells(client, ext4.point, heard), 120, "the file system is watched")
         error = told(client, heard)
         assert (error.kind, error.at, error.errno) == ("filesystem", "kernel", errno.EUCLEAN)
         assert (error.file.device, error.file.inode) == (os.stat(ext4.point).st_dev, 0)
@@ -96,7 +96,7 @@ def test_an_error_of_a_file_system_is_told(ext4: Ground) -> None:
     ext4.running.ready()
     with ext4.client() as client:
         heard = now(client)
-        until(lambda: tells(client, ext4.point, heard), 60, "the next service watches")
+        until(lambda: tells(client, ext4.point, heard), 120, "the next service watches")
         assert told(client, heard).kind == "filesystem"
 
 
@@ -115,7 +115,7 @@ def test_an_inode_that_cannot_be_read_is_named(ext4: Ground) -> None:
         block, offset = re.search(r"block (\d+), offset 0x([0-9a-f]+)", said).groups()  # type: ignore[union-attr]
         size = os.statvfs(ext4.point).f_bsize
         ext4.corrupt(int(block) * size + int(offset, 16) + INODE_SIZE - 8, b"\xa5" * 8)
-        until(lambda: is_damaged(path), 60, "the inode is read again")
+        until(lambda: is_damaged(path), 120, "the inode is read again")
         error = told(client, heard)
         assert (error.kind, error.path) == ("filesystem", str(path))
         assert error.attachment == attachment.id
@@ -158,7 +158,7 @@ def test_a_gap_is_told_and_ends(ext4: Ground) -> None:
     with ext4.client() as client:
         seal, fd = sealed(client, ext4.file("sealed"))
         heard = now(client)
-        until(lambda: tells(client, ext4.point, heard), 60, "the file system is watched")
+        until(lambda: tells(client, ext4.point, heard), 120, "the file system is watched")
         [first] = children(ext4.running)
         heard = now(client)
         os.kill(first, signal.SIGKILL)
@@ -169,7 +169,7 @@ def test_a_gap_is_told_and_ends(ext4: Ground) -> None:
         [second] = children(ext4.running)
         assert second != first
         heard = now(client)
-        until(lambda: tells(client, ext4.point, heard), 60, "it is watched again")
+        until(lambda: tells(client, ext4.point, heard), 120, "it is watched again")
         give_back(client, seal, fd)
     ext4.running.stop()
     assert not name_of(second)
@@ -182,29 +182,29 @@ def test_one_that_cannot_end_keeps_nobody(ext4: Ground) -> None:
     with ext4.client() as client:
         seal, fd = sealed(client, path, grace=250)
         heard = now(client)
-        until(lambda: tells(client, ext4.point, heard), 60, "the file system is watched")
+        until(lambda: tells(client, ext4.point, heard), 120, "the file system is watched")
         [first] = children(ext4.running)
         code = "import os, sys; os.truncate(sys.argv[1], 0)"
         with subprocess.Popen([sys.executable, "-c", code, path]) as intruder:
-            next(push for push in client.pushes(60) if isinstance(push, Recall))
+            next(push for push in client.pushes(120) if isinstance(push, Recall))
             heard = now(client)
             os.kill(first, signal.SIGKILL)
             unknown(client, heard)
-            until(lambda: len(children(ext4.running)) == 2, 60, "the second beside the first")
-            until(lambda: is_stuck(first), 60, "the first cannot end")
+            until(lambda: len(children(ext4.running)) == 2, 120, "the second beside the first")
+            until(lambda: is_stuck(first), 120, "the first cannot end")
             heard = now(client)
-            until(lambda: tells(client, ext4.point, heard), 60, "the second hears")
+            until(lambda: tells(client, ext4.point, heard), 120, "the second hears")
             ext4.running.kill()  # waits for its end
             assert intruder.poll() is None
             ext4.running.start()
             ext4.running.ready()
-            client.reconnect(60)
+            client.reconnect(120)
             client.call(Reclaim, seal=seal.id)
             heard = now(client)
-            until(lambda: tells(client, ext4.point, heard), 60, "the third hears")
+            until(lambda: tells(client, ext4.point, heard), 120, "the third hears")
             give_back(client, seal, fd)
-            assert intruder.wait(60) == 0
-    until(lambda: not name_of(first), 60, "the first has ended")
+            assert intruder.wait(120) == 0
+    until(lambda: not name_of(first), 120, "the first has ended")
 
 
 def record(kind: int, body: bytes) -> bytes:

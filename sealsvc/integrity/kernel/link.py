@@ -1,5 +1,5 @@
-"""The process that hears errors of file systems, seen from the service: started when there is
-something to listen to, and started again when it ends.
+"""The process that hears errors of file systems, seen from the service: started, and started again
+when it ends.
 
 Nothing here blocks the event loop. A process that was killed may stay, stuck in the kernel, until
 nobody waits for a seal on its file systems; its socket tells of its end at once (process.raised),
@@ -57,17 +57,24 @@ class Link:
         self._listening: set[int] = set()  # devices
         self._asked: dict[int, asyncio.TimerHandle] = {}
         self._starting = self._closing = False
+        self._spawned_once = asyncio.Event()
         self._gone = asyncio.Event()  # there is no process, and none is started
         self._gone.set()
         self._next: asyncio.TimerHandle | None = None
         self._pause, self._started_at = _FIRST_PAUSE, 0.0
 
-    def start(self) -> bool:
-        """Whether a process waits for requests; else it is started, unless it is already."""
+    def start(self) -> None:
         self._loop = asyncio.get_running_loop()
-        idle = self._sock is None and self._next is None and not self._starting
-        if idle and not self._closing:
-            self._spawn()
+        self._spawn()
+
+    async def started(self) -> None:
+        """When the first process is there, or could not be started: a service that answers has the
+        children that it will have."""
+        await self._spawned_once.wait()
+
+    @property
+    def waits(self) -> bool:
+        """A process waits for requests."""
         return self._sock is not None
 
     def watch(self, device: int, fd: int, *, monitor: bool) -> None:
@@ -120,6 +127,7 @@ class Link:
 
     def _spawned(self, made: subprocess.Popen[bytes] | OSError, sock: socket.socket) -> None:
         self._starting, self._started_at = False, time.monotonic()
+        self._spawned_once.set()
         if isinstance(made, OSError):
             sock.close()
             self._note_gone()
