@@ -14,22 +14,23 @@ from tests.exports.exporting import Exports
 from tests.lab.pmem import mounted_dax
 from tests.support.service import RISKS, serving
 
-_SIZE = 64 << 20
+SIZE = 64 << 20
 _SECONDS = 2
 _GOAL = 1.02  # 0.98 of the device's rate
 
 
-def _sh(*command: object) -> str:
+def sh(*command: object) -> str:
     return subprocess.run(
         [*map(str, command)], capture_output=True, text=True, check=True
     ).stdout  # fmt: skip
 
 
-def _load(node: str, workload: str, offset: int) -> list[float]:
-    """Microseconds for one request."""
-    said = _sh(
-        "fio", "--name=load", f"--filename={node}", "--ioengine=psync", "--direct=1",
-        f"--rw={workload}", "--bs=4k", "--time_based", f"--runtime={_SECONDS}", f"--size={_SIZE}",
+def load(node: str, workload: str, offset: int = 0, depth: int = 1) -> list[float]:
+    """Microseconds for one request of 4 KiB, `depth` at a time."""
+    engine = ["--ioengine=psync"] if depth == 1 else ["--ioengine=libaio", f"--iodepth={depth}"]
+    said = sh(
+        "fio", "--name=load", f"--filename={node}", *engine, "--direct=1", f"--rw={workload}",
+        "--bs=4k", "--time_based", f"--runtime={_SECONDS}", f"--size={SIZE}",
         f"--offset={offset}", "--allow_file_create=0", "--output-format=json",
     )  # fmt: skip
     job = json.loads(said[said.index("{") :])["jobs"][0]
@@ -39,10 +40,10 @@ def _load(node: str, workload: str, offset: int) -> list[float]:
 def export(rounds: int) -> Iterator[Figure]:
     """On dm-linear over persistent memory, as LVM makes it. The file is one extent, and the floor
     is the same bytes of the device beneath."""
-    _sh("modprobe", "dm-mod")
+    sh("modprobe", "dm-mod")
     sectors = int(Path("/sys/block/pmem0/size").read_text()) - 2048
     table = f"0 {sectors} linear /dev/pmem0 2048"
-    _sh("dmsetup", "create", "--noudevsync", "bench", "--table", table)
+    sh("dmsetup", "create", "--noudevsync", "bench", "--table", table)
     with (
         mounted_dax("xfs", device="/dev/mapper/bench") as root,
         tempfile.TemporaryDirectory() as made,
@@ -50,7 +51,7 @@ def export(rounds: int) -> Iterator[Figure]:
     ):
         image = root / "image"
         with image.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, _SIZE)
+            os.posix_fallocate(file.fileno(), 0, SIZE)
         (Path(made) / "exports").mkdir()
         exports = Exports(Path(made) / "exports", socket)
         with exports.serving("dm", "disk", image) as info:
@@ -61,8 +62,8 @@ def export(rounds: int) -> Iterator[Figure]:
                     f"dm-{workload}",
                     "the device beneath",
                     _GOAL,
-                    lambda workload=workload: _load(info["device"], workload, 0),
-                    lambda workload=workload: _load("/dev/pmem0", workload, found[0]["physical"]),
+                    lambda workload=workload: load(info["device"], workload),
+                    lambda workload=workload: load("/dev/pmem0", workload, found[0]["physical"]),
                     rounds,
                 )
-    _sh("dmsetup", "remove", "--noudevsync", "--retry", "bench")
+    sh("dmsetup", "remove", "--noudevsync", "--retry", "bench")

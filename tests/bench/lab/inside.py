@@ -14,6 +14,7 @@ from tests.bench.figures import HEADER, Figure
 from tests.bench.lab.export import export
 from tests.bench.lab.overhead import overhead
 from tests.bench.lab.peer import peer
+from tests.bench.lab.ublk import ublk
 from tests.bench.validation import measure
 from tests.lab.pmem import mounted_dax
 
@@ -38,6 +39,7 @@ BENCHMARKS: dict[str, Callable[[int], Iterator[Figure]]] = {
     "overhead": overhead,
     "validation": validation,
     "export": export,
+    "ublk": ublk,
 }
 
 
