@@ -69,7 +69,7 @@ def interrupted(layers: Layers, strategy: str, victim: str) -> tuple[Result, byt
 
 @pytest.mark.parametrize("victim", ["upper", "lower"])
 @pytest.mark.parametrize(
-    ("kind", "strategy"), [*(("ext4", strategy) for strategy in STRATEGIES), ("xfs", "lower")]
+    ("kind", "strategy"), [(kind, strategy) for kind in ("ext4", "xfs") for strategy in STRATEGIES]
 )
 def test_a_file_system_that_goes_down(
     layers: Layers, kind: str, strategy: str, victim: str

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +11,8 @@ from sealsvc.copies import Options, Result, make_plan, run
 from tests.copies.conftest import opened, pattern
 from tests.copies.stacks import filled
 from tests.copies.test_lower import as_if_sealed
+from tests.lab.copy_devices import mounted_on, nvme_device, scsi_disk, sh
 from tests.lab.pmem import mounted_dax
-from tests.support.waiting import until
 
 pytestmark = [
     pytest.mark.lab(nvme=("mssrl=128,mcl=512,msrc=3",), pmem=512),
@@ -24,26 +20,6 @@ pytestmark = [
 ]
 
 MiB = 1 << 20
-TARGET = Path("/sys/kernel/config/target")
-
-
-def sh(*command: object) -> str:
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{command}: {done.stderr or done.stdout}"
-    return done.stdout
-
-
-@contextmanager
-def mounted_on(device: object, kind: str = "ext4") -> Iterator[Path]:
-    """A new file system on `device`."""
-    arguments = {"ext4": ["-F", "-b", "4096"], "xfs": ["-f"]}[kind]
-    sh(f"mkfs.{kind}", "-q", *arguments, device)
-    with tempfile.TemporaryDirectory(prefix="copies-") as directory:
-        sh("mount", "-t", kind, device, directory)
-        try:
-            yield Path(directory)
-        finally:
-            sh("umount", directory)
 
 
 def refreshed(place: Path, strategy: str) -> None:
@@ -74,43 +50,10 @@ def copied(a: Path, b: Path, strategy: str, **where: Any) -> Result:
     return result
 
 
-def nvme_device() -> Path:
-    sh("modprobe", "nvme")
-    device = Path("/dev/nvme0n1")
-    until(device.exists, what="the namespace")
-    return device
-
-
 def test_nvme_copy_within_a_namespace() -> None:
     """The controller takes 128 blocks in a range, four ranges and 512 blocks in a command."""
     with mounted_on(nvme_device()) as place:
         refreshed(place, "nvme")
-
-
-@contextmanager
-def scsi_disk() -> Iterator[Path]:
-    """A RAM disk of LIO's behind the loopback fabric."""
-    for module in ("target_core_mod", "tcm_loop", "sd_mod", "sg"):
-        sh("modprobe", module)
-    core, port = TARGET / "core/rd_mcp_0/copies", TARGET / "loopback/naa.5001405000000001/tpgt_1"
-    core.mkdir(parents=True)
-    (core / "control").write_text("rd_pages=16384")  # 64 MiB
-    (core / "wwn/vpd_unit_serial").write_text("5ea15ec0-0000-4000-8000-000000000001")
-    (core / "enable").write_text("1")
-    port.mkdir(parents=True)
-    (port / "nexus").write_text("naa.5001405000000002")
-    lun = port / "lun/lun_0"
-    lun.mkdir()
-    (lun / "storage").symlink_to(core)
-    try:
-        until(lambda: bool(list(Path("/sys/block").glob("sd*"))), what="the disk")
-        name = next(Path("/sys/block").glob("sd*")).name
-        until(Path(f"/dev/{name}").exists, what="its node")
-        yield Path(f"/dev/{name}")
-    finally:
-        (lun / "storage").unlink()
-        for directory in (lun, port, port.parent, core, core.parent):
-            directory.rmdir()
 
 
 def test_extended_copy_within_a_logical_unit() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 from sealsvc.copies import calls
 from sealsvc.copies.calls import Copied, Span
 from sealsvc.copies.ends import Ends
@@ -25,4 +27,7 @@ class Dax(ByDescriptors):
         return aligned(span, _PAGE) if is_written(ends.destination, span) else None
 
     def copy(self, ends: Ends, span: Span) -> Copied:
-        return calls.dax(ends.source.fd, ends.destination.fd, span)
+        copied = calls.dax(ends.source.fd, ends.destination.fd, span)
+        # A page that cannot be had, which a load would be told by SIGBUS (madvise(2)).
+        gone = copied.error == errno.EFAULT
+        return Copied(copied.bytes, errno.EIO) if gone else copied
