@@ -139,10 +139,6 @@ def name_of(pid: int) -> str:
         return ""
 
 
-def is_stuck(pid: int) -> bool:
-    return "State:\tD" in Path(f"/proc/{pid}/status").read_text()
-
-
 def unknown(client: Client, after: int) -> PiError:
     """The gap, once it is told."""
     while True:
@@ -175,9 +171,10 @@ def test_a_gap_is_told_and_ends(ext4: Ground) -> None:
     assert not name_of(second)
 
 
-def test_one_that_cannot_end_keeps_nobody(ext4: Ground) -> None:
-    """While somebody waits for a seal on the file system, a process with a fanotify group there
-    cannot end, not even by SIGKILL: another takes its place, and the service's end is not kept."""
+def test_one_that_may_not_be_able_to_end_keeps_nobody(ext4: Ground) -> None:
+    """While somebody waits for a seal on the file system, a process with a fanotify group there may
+    be kept from its end, also by SIGKILL (that depends on which mark the waiter holds): another
+    takes its place, and the service's end is not kept."""
     path = ext4.file("wanted")
     with ext4.client() as client:
         seal, fd = sealed(client, path, grace=250)
@@ -186,24 +183,28 @@ def test_one_that_cannot_end_keeps_nobody(ext4: Ground) -> None:
         [first] = children(ext4.running)
         code = "import os, sys; os.truncate(sys.argv[1], 0)"
         with subprocess.Popen([sys.executable, "-c", code, path]) as intruder:
-            next(push for push in client.pushes(120) if isinstance(push, Recall))
-            heard = now(client)
-            os.kill(first, signal.SIGKILL)
-            unknown(client, heard)
-            until(lambda: len(children(ext4.running)) == 2, 120, "the second beside the first")
-            until(lambda: is_stuck(first), 120, "the first cannot end")
-            heard = now(client)
-            until(lambda: tells(client, ext4.point, heard), 120, "the second hears")
-            ext4.running.kill()  # waits for its end
-            assert intruder.poll() is None
-            ext4.running.start()
-            ext4.running.ready()
-            client.reconnect(120)
-            client.call(Reclaim, seal=seal.id)
-            heard = now(client)
-            until(lambda: tells(client, ext4.point, heard), 120, "the third hears")
-            give_back(client, seal, fd)
-            assert intruder.wait(120) == 0
+            try:
+                next(push for push in client.pushes(120) if isinstance(push, Recall))
+                heard = now(client)
+                os.kill(first, signal.SIGKILL)
+                unknown(client, heard)
+                until(
+                    lambda: set(children(ext4.running)) - {first}, 120, "a second takes its place"
+                )
+                heard = now(client)
+                until(lambda: tells(client, ext4.point, heard), 120, "the second hears")
+                ext4.running.kill()  # waits for its end
+                assert intruder.poll() is None
+                ext4.running.start()
+                ext4.running.ready()
+                client.reconnect(120)
+                client.call(Reclaim, seal=seal.id)
+                heard = now(client)
+                until(lambda: tells(client, ext4.point, heard), 120, "the third hears")
+                give_back(client, seal, fd)
+                assert intruder.wait(120) == 0
+            finally:
+                intruder.kill()
     until(lambda: not name_of(first), 120, "the first has ended")
 
 
