@@ -50,14 +50,17 @@ def scsi_disk(dif: int = 1, *, dix: int = 1, guard: int = 0, sector: int = 512) 
 
 
 def nvme_disk(number: int) -> Path:
-    """Namespace `number` of the machine's NVMe controller, from 1 on."""
+    """Namespace `number` of the machine's NVMe controller, from 1 on. The kernel looks at several
+    at once, so that the numbers in the names of the devices are not those of the namespaces."""
     sh("modprobe", "nvme")
-    path = Path(f"/dev/nvme0n{number}")
     deadline = time.monotonic() + PATIENCE
-    while not path.exists():
-        assert time.monotonic() < deadline, f"{path} does not appear"
+    while True:
+        for found in Path("/sys/block").glob("nvme0n*/nsid"):
+            path = Path("/dev", found.parent.name)
+            if int(found.read_text()) == number and path.exists():
+                return path
+        assert time.monotonic() < deadline, f"namespace {number} does not appear"
         time.sleep(0.05)
-    return path
 
 
 @contextmanager
