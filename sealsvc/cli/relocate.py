@@ -23,7 +23,7 @@ Examples:
   sealctl relocate /mnt/a/db --align 2M          # so that huge pages can map it
   sealctl relocate /mnt/a/db --to /mnt/a/fast    # near that directory's inode
   sealctl relocate /mnt/a/db --defrag --grace 2 -o json
-  sealctl relocate /mnt/pmem/db --align 2M --replace     # DAX: holders open it anew
+  sealctl relocate /mnt/a/db --align 2M --replace        # DAX: holders open it anew
 """
 
 NOT_MOVED = 1
