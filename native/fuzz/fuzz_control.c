@@ -5,7 +5,6 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "abi/seal_control.h"
 #include "internal.h"
 
 #define MESSAGES 4

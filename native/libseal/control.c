@@ -9,7 +9,6 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#include "abi/seal_control.h"
 #include "internal.h"
 
 static int fail(struct seal_client *client, int error, const char *what)

@@ -4,13 +4,14 @@
 
 #include <errno.h>
 
+#include "abi/seal_control.h"
 #include "abi/seal_ring_geometry.h"
 #include "seal.h"
 #include "seal_ring.h"
 
-#define FILES_MAX 256
+#define FILES_MAX SEAL_CONTROL_FILES
 #define MESSAGE_MAX 65536
-#define ID_SIZE 25			   /* 24 hex digits and NUL */
+#define ID_SIZE (SEAL_CONTROL_ID + 1)	   /* with NUL */
 #define CLIENT_SECOND UINT64_C(1000000000) /* ns */
 
 enum descriptor { MEMORY, TABLE, KICK, BELL, DESCRIPTORS };
@@ -66,7 +67,7 @@ struct pi_opening {
 	size_t bytes;
 	const char *profile;
 };
-#define PI_FACTS 6
+#define PI_FACTS SEAL_CONTROL_FACTS
 /* The two descriptors of a PI channel (its socket and its memory), and the fields of struct seal_pi_facts. */
 int control_pi_channel(struct seal_client *client, const struct pi_opening *opening, int fds[2],
 		       uint32_t facts[PI_FACTS]);

@@ -144,10 +144,11 @@ class Connection:
         return self.open and self._is_read
 
     def _received(self, data: bytes, received: Received, flags: int) -> None:
+        is_fixed = fixed.is_fixed(data)
         if self._is_fixed is None:
-            self._is_fixed = fixed.is_fixed(data)
+            self._is_fixed = is_fixed
         try:
-            if fixed.is_fixed(data) is not self._is_fixed:
+            if is_fixed is not self._is_fixed:
                 raise Refusal("bad-request", "this connection has sent messages of the other form")
             request = parse(data, flags, len(received))
             if len(self._requests) >= self._most_requests:

@@ -1,4 +1,4 @@
-"""Decodes datagrams of the control socket to requests, encodes answers, and builds failures."""
+"""Decodes datagrams of the control socket to requests, and builds failures."""
 
 from __future__ import annotations
 

@@ -68,8 +68,8 @@ def _become(driver: Standing, descriptors: tuple[int, int, int], mask: set[int])
 
 
 class Standbys:
-    """`begins(pid)` is called before a process is told to start, `served(pid)` tells whether it has
-    ever served. The lock is inherited by each."""
+    """`begins(pid)` is called before a process starts to serve; `served(pid)` returns whether that
+    process has ever served. Each process inherits the lock."""
 
     def __init__(
         self,

@@ -131,8 +131,7 @@ def parse(data: bytes) -> tuple[PiSense, int] | None:
     told); None: it is no sense data. Fixed and descriptor format."""
     code = data[0] & 0x7F if data else 0
     if code in _FIXED and len(data) >= 14:
-        told = len(data) >= 7 and data[0] & 0x80
-        lba = int.from_bytes(data[3:7], "big") if told else -1
+        lba = int.from_bytes(data[3:7], "big") if data[0] & 0x80 else -1
         return PiSense(key=data[2] & 0x0F, asc=data[12], ascq=data[13]), lba
     if code in _DESCRIPTOR and len(data) >= 8:
         return PiSense(key=data[1] & 0x0F, asc=data[2], ascq=data[3]), _information(data[8:])

@@ -13,11 +13,8 @@ import asyncio
 import itertools
 import logging
 import os
-import signal
 import socket
 import subprocess
-import sys
-import threading
 import time
 import typing
 from collections.abc import Callable
@@ -32,6 +29,7 @@ from sealsvc.registry import wire
 from sealsvc.registry.backlog import Backlog
 from sealsvc.registry.health import Health
 from sealsvc.registry.queries import Queries
+from sealsvc.runtime import children
 from sealsvc.runtime.config import RegistrySection
 from sealsvc.runtime.limits import Asked, FairQueue
 
@@ -40,10 +38,6 @@ P = ParamSpec("P")
 Query = Callable[Concatenate[Queries, P], T]  # a method of Queries, not bound
 
 log = logging.getLogger(__name__)
-
-_START = (
-    "import sys; sys.path[:] = {path!r}; from sealsvc.registry.server import main; main({args})"
-)
 
 _WINDOW = 2048  # entries that are sent and not settled
 _TURN = 1 << 18  # bytes that are sent, or read, before others have their turn
@@ -162,28 +156,15 @@ class Link:
     # The process
 
     def _spawn(self) -> None:
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
         section = msgspec.json.encode(self._section).decode()
         level = logging.getLevelName(logging.getLogger().getEffectiveLevel())
-        args = f"{theirs.fileno()}, {section!r}, {self._run!r}, {level!r}"
-        command = [sys.executable, "-c", _START.format(path=sys.path, args=args)]
-
-        def start() -> None:
-            """In a thread: it waits for the program to be read from its disk."""
-            made: subprocess.Popen[bytes] | OSError
-            try:
-                with theirs:
-                    made = subprocess.Popen(
-                        command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
-                    )
-            except OSError as error:
-                made = error
-            with suppress(RuntimeError):  # the loop is closed: nobody needs it any more
-                self._loop.call_soon_threadsafe(self._spawned, made, ours)
-
         self._ended.clear()
-        threading.Thread(target=start, name="registry-start", daemon=True).start()
+        children.start(
+            "sealsvc.registry.server",
+            (section, self._run, level),
+            socket.SOCK_STREAM,
+            self._spawned,
+        )
 
     def _spawned(self, made: subprocess.Popen[bytes] | OSError, sock: socket.socket) -> None:
         self.restarts += 1
@@ -211,8 +192,7 @@ class Link:
         self._disconnect()
         self._ended.set()
         if not self._closing:
-            by = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
-            self._failed(f"its process {process.pid} ended {by}")
+            self._failed(f"its process {process.pid} ended {children.end_of(status)}")
 
     def _failed(self, why: str) -> None:
         self._health.trouble(_PROCESS, why, self.lost)

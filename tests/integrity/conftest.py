@@ -14,7 +14,7 @@ from sealsvc.client import Client
 from sealsvc.protocol.integrity import PiAttach, PiAttachment, PiReport, PiVerify
 from sealsvc.protocol.seals import Extents, Return, SealInfo
 from tests.support.scratch import mounted
-from tests.support.service import RISKS, Running
+from tests.support.service import RISKS, Running, served
 from tests.support.waiting import PATIENCE
 
 MiB = 1 << 20
@@ -67,13 +67,8 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
         )
         more = RISKS + "[fence]\nsignal_grace = 0.5\n"
         more += f'[integrity]\nkeys = "{directory}/keys"\nprofiles = "{directory}/profiles"\n'
-        running = Running(directory, [point], more)
-        running.start()
-        try:
-            running.ready()
+        with served(Running(directory, [point], more)) as running:
             yield Ground(point, running)
-        finally:
-            running.end()
 
 
 @pytest.fixture

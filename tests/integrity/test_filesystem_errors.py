@@ -24,7 +24,7 @@ from sealsvc.protocol.integrity import PiError, PiErrors
 from sealsvc.protocol.seals import Recall, Reclaim
 from tests.integrity.conftest import Ground, attach, give_back, sealed
 from tests.support.scratch import mounted
-from tests.support.service import RISKS, ROOT, Running
+from tests.support.service import RISKS, ROOT, Running, served
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.kernel
@@ -35,14 +35,11 @@ DAMAGED = (errno.EUCLEAN, errno.EBADMSG)
 @pytest.fixture
 def ext4(tmp_path: Path) -> Iterator[Ground]:
     arguments = ["-I", str(INODE_SIZE), "-O", "metadata_csum"]
-    with mounted("ext4", mkfs_args=arguments, mount_args=["-o", "errors=continue"]) as point:
-        running = Running(tmp_path, [point], RISKS)
-        running.start()
-        try:
-            running.ready()
-            yield Ground(point, running)
-        finally:
-            running.end()
+    with (
+        mounted("ext4", mkfs_args=arguments, mount_args=["-o", "errors=continue"]) as point,
+        served(Running(tmp_path, [point], RISKS)) as running,
+    ):
+        yield Ground(point, running)
 
 
 def trigger(point: Path) -> None:

@@ -100,7 +100,7 @@ class Place:
         self._mounts.close()
 
     def again(self) -> None:
-        """As after a repair of the device: the file systems are mounted anew, and recover."""
+        """Repair the device and mount the file systems again: they recover from their logs."""
         self.down()
         self.device.heal()
         self.up()

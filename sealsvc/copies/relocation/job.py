@@ -20,22 +20,23 @@ from typing import Any, TypeVar
 
 from sealsvc.copies.relocation import dirty
 from sealsvc.copies.relocation.donor import improves, make_donor, runs
+from sealsvc.copies.relocation.holders import Events, guarded, until_done
 from sealsvc.copies.relocation.moving import Exchange, Moving, Pieces, Progress
 from sealsvc.copies.relocation.record import Phase, Record, Records
 from sealsvc.copies.relocation.replacing import replaced, undo
 from sealsvc.copies.tags import Tags
 from sealsvc.core import extents
 from sealsvc.core.errors import Refusal
-from sealsvc.core.model import ByteRange, FileId, Kind, SealTerms, State
+from sealsvc.core.model import FileId, Kind, State
 from sealsvc.core.states import Step
-from sealsvc.enforce.base import Guard, Hold, Verdict
+from sealsvc.enforce.base import Hold
 from sealsvc.enforce.selection import EnforcerSet
 from sealsvc.jobs.jobs import Job, JobRunner
 from sealsvc.lifecycle.grants import Grants
 from sealsvc.lifecycle.policy import Policy
 from sealsvc.lifecycle.recall import Recaller
 from sealsvc.lifecycle.returns import Returns
-from sealsvc.lifecycle.seals import Seal, new_token
+from sealsvc.lifecycle.seals import Seal
 from sealsvc.lifecycle.state_machine import may
 from sealsvc.linux import native
 from sealsvc.linux.host import ExtentMap, Target
@@ -44,7 +45,6 @@ from sealsvc.protocol.admin import JobInfo, JobKind
 from sealsvc.protocol.relocation import Relocate
 from sealsvc.protocol.seals import SealInfo
 from sealsvc.runtime import clock, faults
-from sealsvc.runtime.flag import Flag
 from sealsvc.runtime.limits import leaves_as_many
 
 T = TypeVar("T")
@@ -328,21 +328,11 @@ class Relocations:
                 self._quiet.pop(seal.id, None)
 
     async def _until_quiet(self, record: Record, seals: list[Seal]) -> None:
-        deadline = clock.now() + record.grace
-        for seal in seals:
-            events: list[asyncio.Event | Flag] = [seal.released]
-            if seal.id in self._quiet:
-                events.append(self._quiet[seal.id])
-            while seal.live and not any(event.is_set() for event in events):
-                if clock.now() >= deadline:
-                    holder = seal.process.holder
-                    raise Refusal(
-                        "try-later",
-                        f"process {holder.pid} ({holder.comm}) neither quiesced nor returned seal"
-                        f" {seal.id} within {record.grace:g} s: the relocation is called off",
-                        {"seal": seal.id, "pid": holder.pid},
-                    )
-                await clock.within(deadline, *events)
+        def events_of(seal: Seal) -> Events:
+            quiet = self._quiet.get(seal.id)
+            return [seal.released] if quiet is None else [seal.released, quiet]
+
+        await until_done(record, seals, events_of, "neither quiesced nor returned seal")
 
     async def _remap(self, record: Record, seals: list[Seal], reason: str) -> None:
         """Each seal goes on with the map that its file has now; a range that has no fit map any
@@ -455,19 +445,13 @@ def _refuse_unmovable(seals: list[Seal], target: Target) -> None:
 def _guarded(enforcers: EnforcerSet, target: Target, unsealed: bool) -> Hold:
     """A guard of our own over the whole file: against opens, too, where nobody has it open or
     sealed; else against what changes maps."""
-    whole = ByteRange(0, target.size).rounded(target.filesystem.block_size)
-    for kind in (Kind.EXCLUSIVE, Kind.SHARED) if unsealed else (Kind.SHARED,):
-        chosen, why = enforcers.choose(target.filesystem, SealTerms(kind))
-        if chosen is None:
-            raise Refusal("enforcer-unavailable", "; ".join(why), {"enforcers": why})
-        exclusive = kind is Kind.EXCLUSIVE
-        guard = Guard(new_token(), whole, os.getpid(), exclusive, Verdict.ARMING)
+    if unsealed:
         try:
-            return chosen.hold(target, guard)
+            return guarded(enforcers, target, Kind.EXCLUSIVE)
         except Refusal as refusal:
-            if not exclusive or refusal.code != "file-in-use":
+            if refusal.code != "file-in-use":
                 raise
-    raise AssertionError
+    return guarded(enforcers, target, Kind.SHARED)
 
 
 def _maps_of(grants: Grants, seals: list[Seal]) -> list[ExtentMap | None]:

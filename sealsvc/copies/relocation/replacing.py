@@ -14,16 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from sealsvc.copies.relocation.donor import improves, make_donor, runs
+from sealsvc.copies.relocation.holders import guarded, until_done
 from sealsvc.copies.relocation.moving import Progress, write_all
 from sealsvc.copies.relocation.record import Phase, Record, Records
 from sealsvc.core import extents
 from sealsvc.core.errors import Refusal
-from sealsvc.core.model import ByteRange, Kind, SealTerms, State
-from sealsvc.enforce.base import Guard, Hold, Verdict
+from sealsvc.core.model import Kind, State
+from sealsvc.enforce.base import Hold, Verdict
 from sealsvc.enforce.selection import EnforcerSet
 from sealsvc.lifecycle.grants import Grants
 from sealsvc.lifecycle.recall import Recaller
-from sealsvc.lifecycle.seals import Seal, new_token
+from sealsvc.lifecycle.seals import Seal
 from sealsvc.linux import libc, native
 from sealsvc.linux.host import ExtentMap, Target
 from sealsvc.runtime import clock, faults
@@ -80,18 +81,7 @@ async def _until_over(
     try:
         for seal in seals:
             recaller.recall(seal, REASON, grace=record.grace + _MARGIN)
-        deadline = clock.now() + record.grace
-        for seal in seals:
-            while seal.live:
-                if clock.now() >= deadline:
-                    holder = seal.process.holder
-                    raise Refusal(
-                        "try-later",
-                        f"process {holder.pid} ({holder.comm}) did not return seal {seal.id}"
-                        f" within {record.grace:g} s: the relocation is called off",
-                        {"seal": seal.id, "pid": holder.pid},
-                    )
-                await clock.within(deadline, seal.released)
+        await until_done(record, seals, lambda seal: [seal.released], "did not return seal")
     except BaseException:
         call_off(record, [seal for seal in seals if seal.state is State.RECALLED], set())
         raise
@@ -100,11 +90,7 @@ async def _until_over(
 def _alone(enforcers: EnforcerSet, target: Target) -> Hold:
     """Nobody else has the file open, and who opens or truncates it is refused. Raises Refusal
     `file-in-use` where somebody has."""
-    whole = ByteRange(0, target.size).rounded(target.filesystem.block_size)
-    chosen, why = enforcers.choose(target.filesystem, SealTerms(Kind.EXCLUSIVE))
-    if chosen is None:
-        raise Refusal("enforcer-unavailable", "; ".join(why), {"enforcers": why})
-    hold = chosen.hold(target, Guard(new_token(), whole, os.getpid(), True, Verdict.ARMING))
+    hold = guarded(enforcers, target, Kind.EXCLUSIVE)
     try:
         hold.change(Verdict.REFUSE)
     except BaseException:

@@ -1,9 +1,9 @@
 """The process that hears errors of file systems, seen from the service: started, and started again
 when it ends.
 
-Nothing here blocks the event loop. A process that was killed may stay, stuck in the kernel, until
-nobody waits for a seal on its file systems; its socket tells of its end at once (process.raised),
-and another is started beside it.
+Nothing here blocks the event loop. A process that was killed may remain in the kernel until no
+operation waits for a seal on its file systems. The kernel closes its socket first
+(process.raised), and the service then starts another process beside it.
 """
 
 from __future__ import annotations
@@ -11,27 +11,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 import socket
 import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
 from sealsvc.integrity.kernel import wire
+from sealsvc.runtime import children
 
 log = logging.getLogger(__name__)
 
-_START = (
-    "import sys; sys.path[:] = {path!r};"
-    " from sealsvc.integrity.kernel.process import main; main({fd})"
-)
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 60.0  # seconds before the next is started
 _LASTING = 60.0  # seconds after which a process is not one that ends at once
-_ANSWER = 30.0  # seconds until it is told that a file system is not listened to yet
+_ANSWER = 30.0  # seconds after which an alarm says that a file system is not listened to
 _ENDING = 1.0  # seconds that the service's end waits for it
 _STUCK = 4  # processes that have not ended yet, beside which no other is started
 
@@ -106,24 +100,7 @@ class Link:
     def _spawn(self) -> None:
         self._next, self._starting = None, True
         self._gone.clear()
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
-        command = [sys.executable, "-c", _START.format(path=sys.path, fd=theirs.fileno())]
-
-        def start() -> None:
-            """In a thread: it waits for the program to be read from its disk."""
-            made: subprocess.Popen[bytes] | OSError
-            try:
-                with theirs:
-                    made = subprocess.Popen(
-                        command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
-                    )
-            except OSError as error:
-                made = error
-            with suppress(RuntimeError):  # the loop is closed: nobody needs it any more
-                self._loop.call_soon_threadsafe(self._spawned, made, ours)
-
-        threading.Thread(target=start, name="fserrors-start", daemon=True).start()
+        children.start("sealsvc.integrity.kernel.process", (), socket.SOCK_SEQPACKET, self._spawned)
 
     def _spawned(self, made: subprocess.Popen[bytes] | OSError, sock: socket.socket) -> None:
         self._starting, self._started_at = False, time.monotonic()
@@ -170,7 +147,7 @@ class Link:
         self._loop.remove_reader(pidfd)
         os.close(pidfd)
         status = process.wait()
-        by = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
+        by = children.end_of(status)
         log.info("process %d, which heard errors of file systems, ended %s", process.pid, by)
         self._note_gone()
         if self._sock is None and not self._starting:
