@@ -231,7 +231,7 @@ class Daemon:
             recaller,
             self.enforcers,
             kernel_release(),
-            lambda: len(self.server.connections),
+            lambda: self.users.connections,
         )
         metrics = MetricsReporter(
             self.metrics,

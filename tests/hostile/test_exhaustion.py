@@ -60,6 +60,14 @@ def granted(client: Client, file: Path, **terms: Any) -> str:
     return reply.seal.id
 
 
+def beside(file: Path, number: int) -> Path:
+    """A further file, which goes with the directory."""
+    made = file.with_name(f"{file.name}-{number}")
+    if not made.exists():
+        made.write_bytes(bytes(MiB))
+    return made
+
+
 def grant_apart(running: Running, file: Path) -> None:
     with Client(str(running.socket), timeout=HANG) as client:
         client.call(Return, seal=granted(client, file))
@@ -148,8 +156,8 @@ def test_the_service_is_killed_at_its_limit_of_memory(own: Running, file: Path) 
             seals = [granted(client, file, grace=60)]
             memory.limit(memory.used() + MiB)
             with suppress(Refusal):
-                while len(seals) < 4000:  # each needs memory
-                    seals.append(granted(client, file, grace=60))
+                while len(seals) < 4000:  # each needs memory; of one file, bpf keeps 64
+                    seals.append(granted(client, beside(file, len(seals) // 32), grace=60))
         assert own.process is not None
         assert own.process.wait(HANG) == -signal.SIGKILL
         intruder = cut(file)
@@ -159,7 +167,7 @@ def test_the_service_is_killed_at_its_limit_of_memory(own: Running, file: Path) 
     own.start()
     own.ready()
     with Client(str(own.socket), timeout=HANG) as client:
-        assert client.status().seals["recalled"] >= len(seals), "the last was granted in secret"
+        assert sum(client.status().seals.values()) >= len(seals), "one that was granted is lost"
         for seal in seals:
             client.call(Forgotten, seal=seal)
         for seal in held(client):

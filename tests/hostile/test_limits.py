@@ -33,6 +33,13 @@ def more() -> str:
     )
 
 
+@pytest.fixture(autouse=True)
+def _nobody_else(running: Running) -> None:
+    """The connections of the test before count for their user until the service has closed them."""
+    with Client(str(running.socket), timeout=PATIENCE) as client:
+        until(lambda: client.status().connections == 1)
+
+
 def counted(client: Client) -> dict[str, int]:
     measures = client.call(Measures).result
     assert isinstance(measures, MeasuresReport)

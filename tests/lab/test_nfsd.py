@@ -46,6 +46,8 @@ pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
 
 @pytest.fixture(scope="module")
 def mounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
+    if missing := nfs.missing():
+        pytest.skip(f"not installed: {' '.join(missing)} (nfs-kernel-server, nfs-common)")
     client = tmp_path_factory.mktemp("nfs") / "client"
     with (
         mounted_dax("xfs", reflink=True, options="dax=never") as root,

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+# Programs of Debian's nfs-kernel-server and nfs-common.
+PROGRAMS = ("exportfs", "nfsdcld", "rpc.mountd", "rpc.nfsd", "blkmapd", "mount.nfs4")
+
 _STATE = Path("/var/lib/nfs")
+
+
+def missing() -> list[str]:
+    """The programs that are not installed."""
+    return [name for name in PROGRAMS if shutil.which(name) is None]
 
 
 def _run(*command: str) -> None:
