@@ -17,6 +17,11 @@ static void deliver(void *context, const struct seal_ring_report *report)
 	(void)report;
 }
 
+static void begin(void *context)
+{
+	(void)context;
+}
+
 static int map_of_one(void)
 {
 	const struct seal_map_extent extent = {0, 1 << 20, 64 * BLOCK, 0};
@@ -110,6 +115,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 			seal_rings_tick(rings, UINT64_MAX / 4);
 	}
 	close(channel[1]);
+	seal_rings_hand_over(rings, begin, NULL);
 	seal_rings_replay(rings);
 	seal_ring_unregister(rings, ring, 0, SEAL_REVOKED);
 	munmap(mailbox, all);

@@ -10,6 +10,18 @@
 #include "base/cleanup.h"
 #include "internal.h"
 
+struct receiver {
+	struct outbox *outbox;
+	int socket;
+};
+
+static void receive(void *context)
+{
+	const struct receiver *receiver = context;
+
+	outbox_open(receiver->outbox, receiver->socket);
+}
+
 static int64_t own(struct keeper *keeper, int connection, uint32_t version, int fd)
 {
 	struct ucred peer;
@@ -28,7 +40,7 @@ static int64_t own(struct keeper *keeper, int connection, uint32_t version, int 
 	if (reports < 0)
 		return -errno;
 	keeper->owner = connection;
-	outbox_open(&keeper->outbox, reports);
+	seal_rings_hand_over(keeper->rings, receive, &(struct receiver){&keeper->outbox, reports});
 	if (keeper->gate)
 		seal_gate_exempt(keeper->gate, peer.pid);
 	return 0;

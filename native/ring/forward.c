@@ -4,7 +4,7 @@
 #include "base/cleanup.h"
 #include "internal.h"
 
-static void report(struct seal_rings *rings, struct ring *ring, const struct pending *pending)
+static void report(struct seal_rings *rings, struct ring *ring, struct pending *pending)
 {
 	const struct seal_command *command = &pending->command;
 	struct seal_ring_report report = {
@@ -18,6 +18,7 @@ static void report(struct seal_rings *rings, struct ring *ring, const struct pen
 
 	if (ring_is_about_a_seal(command->op) && command->slot < ring->high)
 		report.seal = ring->slots[command->slot];
+	pending->reported = 1;
 	rings->deliver(rings->context, &report);
 }
 
@@ -38,7 +39,7 @@ static int forward(struct seal_rings *rings, struct ring *ring, uint32_t place,
 		report(rings, ring, pending);
 		/* From here on its state is the service's to change. */
 		if (ring_is_about_a_seal(command->op))
-			ring->slots[command->slot].adopted = 1;
+			ring->slots[command->slot].adopted = ADOPTED;
 		return 0;
 	}
 	return -EAGAIN;
@@ -132,15 +133,34 @@ static void replay(struct seal_rings *rings, struct ring *ring)
 			.slot = i,
 		};
 
-		if (!slot || !slot->adopted)
+		if (!slot || slot->adopted != ADOPTED_BEFORE)
 			continue;
+		slot->adopted = ADOPTED;
 		adopted.file = slot->file;
 		adopted.seal = *slot;
 		rings->deliver(rings->context, &adopted);
 	}
 	for (int i = 0; i < SEAL_RING_PENDING; i++)
-		if (ring->pending[i].handle)
+		if (ring->pending[i].handle && !ring->pending[i].reported)
 			report(rings, ring, &ring->pending[i]);
+}
+
+static void forget_reports(struct ring *ring)
+{
+	for (int i = 0; i < SEAL_RING_PENDING; i++)
+		ring->pending[i].reported = 0;
+	for (uint32_t i = 0; i < ring->high; i++)
+		if (ring->slots[i].adopted)
+			ring->slots[i].adopted = ADOPTED_BEFORE;
+}
+
+void seal_rings_hand_over(struct seal_rings *rings, void (*begin)(void *), void *context)
+{
+	SCOPED_LOCK(rings->lock);
+	for (int i = 0; i < SEAL_RINGS_MAX; i++)
+		if (rings->ring[i])
+			forget_reports(rings->ring[i]);
+	begin(context);
 }
 
 void seal_rings_replay(struct seal_rings *rings)

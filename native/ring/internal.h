@@ -29,8 +29,15 @@ struct lane {
 };
 
 /* A command that the service is to answer. */
+/* What seal_slot.adopted says of a seal that is the service's to change. */
+enum adopted {
+	ADOPTED = 1,	    /* and was reported to it */
+	ADOPTED_BEFORE = 2, /* and was reported to an earlier service */
+};
+
 struct pending {
 	uint64_t handle; /* 0: free */
+	int reported;	 /* to the service that owns the rings now */
 	uint64_t due_ns;
 	uint32_t place; /* of its entry */
 	struct seal_command command;

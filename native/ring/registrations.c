@@ -236,7 +236,7 @@ void ring_recall(struct seal_rings *rings, struct ring *ring, uint32_t number)
 		table_release(ring, number);
 		return;
 	}
-	slot->adopted = 1;
+	slot->adopted = ADOPTED;
 	slot->deadline = ring_now_ns() + file->is.grace;
 	table_step(slot, SEAL_STEP_RECALL);
 	ring->recalls++;

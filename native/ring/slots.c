@@ -28,7 +28,7 @@ int64_t seal_slot_take(struct seal_rings *rings, uint32_t number, const struct s
 		ring->slots[slot].id = terms->id;
 		ring->slots[slot].cookie = terms->cookie;
 		ring->slots[slot].file = SEAL_NO_FILE;
-		ring->slots[slot].adopted = 1;
+		ring->slots[slot].adopted = ADOPTED;
 		set_terms(&ring->slots[slot], terms);
 	}
 	return slot;

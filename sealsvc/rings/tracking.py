@@ -38,6 +38,7 @@ from sealsvc.runtime import clock
 from sealsvc.runtime.tasks import Tasks
 
 _QUIET = (State.GRANTED, State.ACTIVE)
+_REMEMBERED = 8192  # seals that have ended; more reports than these are never unread (outbox.c)
 _UNHEARD = 0.2  # seconds after which a recalled seal is recalled even if no conflict was reported
 _PAUSES = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05)  # seconds before each repetition of a proof
 _PROMPT = 0.002  # seconds that a client which is just returning is given before it is recalled
@@ -78,8 +79,9 @@ class SlotHold(SealObserver):
     """The hold of a tracked seal in a registration. Its slot is its guard; its anchor is that of
     the registration. As the seal's observer it keeps the slot like the seal."""
 
-    def __init__(self, rings: Rings, parent: Seal) -> None:
-        self._rings, self._parent = rings, parent
+    def __init__(self, rings: Rings, parent: Seal, over: Callable[[int], None]) -> None:
+        """`over` is called with the token of a seal that has ended."""
+        self._rings, self._parent, self._over = rings, parent, over
         self._seal: Seal | None = None
         self._front = watchable(parent.hold)
         self.policy = int(lib.SEAL_POLICY_WAIT)
@@ -118,6 +120,8 @@ class SlotHold(SealObserver):
 
     def ended(self, seal: Seal) -> None:
         self._seal = None
+        if not seal.live:
+            self._over(seal.token)
         if self._front is not None:
             self._front.untrack(seal.token)
 
@@ -139,6 +143,9 @@ class Tracking:
         self.grants, self.machine, self.table = rings.grants, rings.machine, rings.table
         self._commands: Counter[int] = Counter()  # under way, by the seal's token
         self._rereading: dict[int, asyncio.Task[None]] = {}  # by the registration's token
+        # Tokens of tracked seals that have ended. What was reported of one before that, and is read
+        # after it, must not bring it to life again.
+        self._over: dict[int, None] = {}
 
     # Reports of the keeper. They come on the event loop, in the order in which things happened.
 
@@ -201,7 +208,7 @@ class Tracking:
         """Track the seal in a slot of the registration `parent`. None when it has ended."""
         found = self.table.of_token(slot.id)
         state, seqid = state_of(slot.word)
-        if found is not None or state not in LIVE:
+        if found is not None or state not in LIVE or slot.id in self._over:
             return found
         seal = self._build(parent, RingPlace(
             ring, parent.place.file if parent.place else -1, number, parent.token,
@@ -239,7 +246,7 @@ class Tracking:
             effective=effective,
             map=extents.clip(parent.map, effective),
             enforcers=parent.enforcers,
-            hold=SlotHold(self.rings, parent),
+            hold=SlotHold(self.rings, parent, self._ended_tracked),
             process=parent.process.share(),
             accepted_risks=parent.accepted_risks,
             client=parent.client,
@@ -267,8 +274,13 @@ class Tracking:
         for seal in seals:
             parent = self.table.of_token(seal.place.parent) if seal.place else None
             if parent is not None:
-                seal.hold = SlotHold(self.rings, parent)
+                seal.hold = SlotHold(self.rings, parent, self._ended_tracked)
                 self._observe(seal)
+
+    def _ended_tracked(self, token: int) -> None:
+        self._over[token] = None
+        if len(self._over) > _REMEMBERED:
+            del self._over[next(iter(self._over))]
 
     def _untrack(self, seal: Seal) -> None:
         """Untrack a seal: the journal and the table forget it, and native code serves it."""

@@ -220,6 +220,7 @@ class Daemon:
         self.canary = Canary(self.enforcers, self.events, self.workers, self.periodic.audit_all)
         self._stop = asyncio.Event()
         self._failure: Refusal | None = None
+        self._reports: dict[Enforcer, int] = {}  # the descriptors to read them from
 
     def _route(self, returns: Returns, copies: CopyJobs) -> None:
         """Fill the router. The handlers of tags are added later, once their store is open."""
@@ -291,6 +292,7 @@ class Daemon:
             self._start_registry()
             await self.jobs.resume()
             self._resume()
+            self._hear_reports()
             faults.point("start:resumed")
             if self.integrity is not None:
                 await self._start_integrity(self.integrity)
@@ -316,10 +318,14 @@ class Daemon:
             log.info("enforcer %s is not available: %s", enforcer.name, reason)
             return
         stack.callback(enforcer.stop)
-        fd = enforcer.start(self._listener(enforcer))
-        loop = asyncio.get_running_loop()
-        loop.add_reader(fd, self._drain, enforcer, fd)
-        stack.callback(loop.remove_reader, fd)
+        fd = self._reports[enforcer] = enforcer.start(self._listener(enforcer))
+        stack.callback(asyncio.get_running_loop().remove_reader, fd)
+
+    def _hear_reports(self) -> None:
+        """Take what the enforcers report, from now on. Not before _resume(): a report of a seal that
+        is not in the table yet would be taken for one of a seal that is over."""
+        for enforcer, fd in self._reports.items():
+            asyncio.get_running_loop().add_reader(fd, self._drain, enforcer, fd)
 
     def _listener(self, enforcer: Enforcer) -> Listener:
         conflict = functools.partial(self.recaller.conflict, enforcer.name)

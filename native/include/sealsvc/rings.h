@@ -156,7 +156,11 @@ int seal_ring_complete(struct seal_rings *rings, uint32_t ring, uint64_t handle,
 /* Tell the client something. 0 or -ENOENT. */
 int seal_ring_tell(struct seal_rings *rings, uint32_t ring, const struct seal_ring_event *event);
 
-/* Everything the service has not seen to is reported once more. */
+/* Another service receives the reports from `begin` on, which is called with the rings' lock held: no
+ * report comes in between. */
+void seal_rings_hand_over(struct seal_rings *rings, void (*begin)(void *context), void *context);
+/* The commands that wait, and the seals that are the service's to change, are reported: each that was
+ * reported to an earlier service only. */
 void seal_rings_replay(struct seal_rings *rings);
 
 /* Since the start, of all rings that there were. */
