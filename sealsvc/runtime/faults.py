@@ -75,6 +75,7 @@ POINTS = (
     # The next service's start
     "start:taken-over",
     "start:journalled",
+    "start:enforced",
     "start:resumed",
     "reclaim:answered",
 )

@@ -284,6 +284,7 @@ class Daemon:
                 stack.callback(self.keeper_watch.stop)
             for enforcer in self.enforcers.enforcers:
                 self._start(enforcer, stack)
+            faults.point("start:enforced")
             stack.push_async_callback(self.jobs.save)
             stack.push_async_callback(self.tasks.stop)
             stack.push_async_callback(self.pi_channels.stop)
@@ -322,8 +323,8 @@ class Daemon:
         stack.callback(asyncio.get_running_loop().remove_reader, fd)
 
     def _hear_reports(self) -> None:
-        """Take what the enforcers report, from now on. Not before _resume(): a report of a seal that
-        is not in the table yet would be taken for one of a seal that is over."""
+        """Take what the enforcers report, from now on. Not before _resume(): a report of a seal
+        that is not in the table yet would be taken for one of a seal that is over."""
         for enforcer, fd in self._reports.items():
             asyncio.get_running_loop().add_reader(fd, self._drain, enforcer, fd)
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -71,6 +72,27 @@ def test_a_conflict_while_the_service_is_dead(
         seal.refresh()
         seal.give_back()
         process.wait(PATIENCE)
+
+
+def test_a_return_while_the_next_service_starts(
+    running: Running, client: RingClient, fd: int, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is reported before the service knows the seal, and is carried out all the same."""
+    seal = client.grant(client.register(fd, grace=200), 0, BLOCK)
+    running.kill()
+    with truncating(file, 0) as process, ThreadPoolExecutor(1) as other:
+        hears(client, lambda n: n.kind == "recall")
+        monkeypatch.setenv("SEALSVC_FAULTS", "start:enforced=sleep:1.5")
+        running.start()
+        assert running.process is not None
+        call = Path(f"/proc/{running.process.pid}/syscall")
+        until(lambda: call.read_text().startswith("230 "))  # clock_nanosleep()
+        seal.refresh()
+        returned = other.submit(seal.give_back)
+        running.ready()
+        returned.result(PATIENCE)
+        process.wait(PATIENCE)
+    assert seal.state is State.RETURNED
 
 
 def test_a_recalled_seal_that_nobody_returns_is_dealt_with_after_the_restart(
