@@ -23,6 +23,7 @@ from tests.service.test_environment import (
     deaths,
     give_back,
     sealed,
+    told_once_of_its_metadata,
     unharmed,
 )
 from tests.service.test_seal_ends import holding, punch, state
@@ -125,10 +126,7 @@ def test_the_device_is_removed(fstype: str, tmp_path: Path) -> None:
             refused = refusal(lambda: client.grant(path=str(file), kind="shared"))
             assert refused.details["errno"] == errno.EROFS
             unharmed(client, seal.id)
-            # The kernel reports its error itself (FAN_FS_ERROR); nothing else is alarming.
-            until(lambda: alarms(str(running.socket)) != [], PATIENCE)
-            [told] = alarms(str(running.socket))
-            assert "reports an error of its metadata" in told
+            told_once_of_its_metadata(str(running.socket))
 
 
 def fragmented(path: Path, blocks: int) -> Path:
