@@ -20,10 +20,10 @@ from tests.lab.pmem import mounted_dax
 from tests.service.test_environment import (
     AUDIT_INTERVAL,
     alarms,
+    alarms_of_others,
     deaths,
     give_back,
     sealed,
-    told_once_of_its_metadata,
     unharmed,
 )
 from tests.service.test_seal_ends import holding, punch, state
@@ -126,7 +126,7 @@ def test_the_device_is_removed(fstype: str, tmp_path: Path) -> None:
             refused = refusal(lambda: client.grant(path=str(file), kind="shared"))
             assert refused.details["errno"] == errno.EROFS
             unharmed(client, seal.id)
-            told_once_of_its_metadata(str(running.socket))
+            assert alarms_of_others(str(running.socket)) == []
 
 
 def fragmented(path: Path, blocks: int) -> Path:
