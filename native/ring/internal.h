@@ -28,13 +28,13 @@ struct lane {
 	uint32_t place[SEAL_RING_PENDING]; /* entries that wait for their answers, in order */
 };
 
-/* A command that the service is to answer. */
 /* What seal_slot.adopted says of a seal that is the service's to change. */
 enum adopted {
 	ADOPTED = 1,	    /* and was reported to it */
 	ADOPTED_BEFORE = 2, /* and was reported to an earlier service */
 };
 
+/* A command that the service is to answer. */
 struct pending {
 	uint64_t handle; /* 0: free */
 	int reported;	 /* to the service that owns the rings now */

@@ -9,7 +9,7 @@ import asyncio
 import errno
 import functools
 import os
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -145,7 +145,7 @@ class Tracking:
         self._rereading: dict[int, asyncio.Task[None]] = {}  # by the registration's token
         # Tokens of tracked seals that have ended. What was reported of one before that, and is read
         # after it, must not bring it to life again.
-        self._over: dict[int, None] = {}
+        self._over: OrderedDict[int, None] = OrderedDict()
 
     # Reports of the keeper. They come on the event loop, in the order in which things happened.
 
@@ -280,7 +280,7 @@ class Tracking:
     def _ended_tracked(self, token: int) -> None:
         self._over[token] = None
         if len(self._over) > _REMEMBERED:
-            del self._over[next(iter(self._over))]
+            self._over.popitem(last=False)
 
     def _untrack(self, seal: Seal) -> None:
         """Untrack a seal: the journal and the table forget it, and native code serves it."""

@@ -123,8 +123,8 @@ def test_the_example_works(socket: str, tmp_path: Path, name: str, line: str) ->
 
 
 def _serving(directory: Path, root: Path) -> list[str]:
-    """The risks are accepted: a browser that another test started sits in a chroot, in a mount
-    namespace of its own, and so the service knows of no file that no overlay is above it."""
+    """The risks are accepted: of a process in a chroot, such as the browser of another test, the
+    service does not see all mounts, so that any file may be below an overlay there."""
     config = directory / "sealsvc.toml"
     config.write_text(f'[policy]\nroots = ["{root}"]\naccept_risks = ["all"]\n')
     return ["--config", str(config)]

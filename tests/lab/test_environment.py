@@ -20,9 +20,9 @@ from tests.lab.pmem import mounted_dax
 from tests.service.test_environment import (
     AUDIT_INTERVAL,
     alarms,
-    alarms_of_others,
     deaths,
     give_back,
+    other_alarms,
     sealed,
     unharmed,
 )
@@ -126,7 +126,7 @@ def test_the_device_is_removed(fstype: str, tmp_path: Path) -> None:
             refused = refusal(lambda: client.grant(path=str(file), kind="shared"))
             assert refused.details["errno"] == errno.EROFS
             unharmed(client, seal.id)
-            assert alarms_of_others(str(running.socket)) == []
+            assert other_alarms(str(running.socket)) == []
 
 
 def fragmented(path: Path, blocks: int) -> Path:

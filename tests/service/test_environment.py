@@ -73,6 +73,12 @@ def deaths(socket: str) -> list[str]:
     return [told for told in alarms(socket) if "is shut down or its device is gone" in told]
 
 
+def other_alarms(socket: str) -> list[str]:
+    """All but those that tell what the kernel reports itself (FAN_FS_ERROR). It reports an error
+    only if the file system was marked before, which happens beside the grant."""
+    return [told for told in alarms(socket) if "reports an error of its metadata" not in told]
+
+
 def make(path: Path, size: int = MiB) -> Path:
     with path.open("wb") as file:
         file.write(os.urandom(size))
@@ -419,13 +425,7 @@ def test_ext4_that_met_an_error_is_read_only(tmp_path: Path) -> None:
         refused = refusal(lambda: client.grant(path=str(file), kind="shared"))
         assert (refused.code, refused.details["errno"]) == ("io-error", errno.EROFS)
         unharmed(client, seal.id)
-        assert alarms_of_others(scene.socket) == []
-
-
-def alarms_of_others(socket: str) -> list[str]:
-    """Without what the kernel reports itself (FAN_FS_ERROR), if it was asked to before the error:
-    it is asked beside the grant."""
-    return [told for told in alarms(socket) if "reports an error of its metadata" not in told]
+        assert other_alarms(scene.socket) == []
 
 
 def test_unmounted_at_once_after_a_recall_of_all(scene: Scene) -> None:
